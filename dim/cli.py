@@ -1,0 +1,153 @@
+"""A job's command line: flags and YAML → one typed configuration → one call → one JSON line on stdout."""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn, TypeVar
+
+from dim import config as configuration
+from dim.errors import GateNotMet, JobFailed, UserError
+
+C = TypeVar("C")
+
+DONE, FAILED, WRONG_USAGE, GATE = 0, 1, 2, 3
+INTERRUPTED = 128 + signal.SIGINT
+
+_METAVARS = {int: "N", float: "F"}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see --help)")
+
+
+def _floats(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers such as 1,0.5") from error
+
+
+def _add_field(parser: Any, field: dataclasses.Field[Any], annotation: Any) -> None:
+    kind, repeated, _, choices = configuration.kind_of(annotation)
+    extra: dict[str, Any] = {"help": field.metadata["help"], "default": argparse.SUPPRESS}
+    if field.default not in (dataclasses.MISSING, None, ()) and kind is not bool:
+        shown = ",".join(map(str, field.default)) if repeated else field.default
+        extra["help"] += f" (default: {str(shown).replace('%', '%%')})"
+    if field.metadata.get("positional"):
+        nargs = None if field.default is dataclasses.MISSING else "?"
+        parser.add_argument(field.name, metavar=field.name.upper(), nargs=nargs, choices=choices, **extra)
+        return
+    flag = configuration.flag_name(field.name)
+    if kind is bool:
+        parser.add_argument(flag, action=argparse.BooleanOptionalAction, **extra)
+    elif repeated and kind is float:
+        parser.add_argument(flag, type=_floats, metavar="F,F,…", **extra)
+    else:
+        metavar = None if choices else field.metadata.get("metavar", _METAVARS.get(kind, "TEXT"))
+        action = "append" if repeated else "store"
+        parser.add_argument(flag, type=kind, choices=choices, metavar=metavar, action=action, **extra)
+
+
+def parser_of(config: type[C], description: str) -> argparse.ArgumentParser:
+    """The argument parser with a flag for each field of the dataclass `config`."""
+    parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    hints = configuration.annotations(config)
+    groups: dict[str, Any] = {}
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        group = field.metadata.get("group")
+        if group and group not in groups:
+            groups[group] = parser.add_argument_group(group)
+        _add_field(groups[group] if group else parser, field, hints[field.name])
+    parser.add_argument("--config", metavar="FILE", help="YAML file of flags; flags given here win over it")
+    parser.add_argument("-v", "--verbose", action="store_true", help="show Ray's and TensorFlow's own messages")
+    return parser
+
+
+def parse(config: type[C], description: str, arguments: Sequence[str]) -> tuple[C, bool]:
+    """The configuration that `arguments` describe, and whether to be verbose. Raises UserError."""
+    known, unknown = parser_of(config, description).parse_known_args(arguments)
+    fields = {field.name: field for field in dataclasses.fields(config)}  # type: ignore[arg-type]
+    if unknown:
+        given = unknown[0].partition("=")[0]
+        names = [name for name, field in fields.items() if not field.metadata.get("positional")]
+        flags = [configuration.flag_name(name) for name in (*names, "config", "verbose", "help")]
+        raise UserError(f"unknown argument {given!r}; {configuration.nearest(given, flags)}")
+    values = vars(known)
+    verbose, path = values.pop("verbose"), values.pop("config")
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    if path:
+        values = configuration.read_yaml(path, config) | values
+    for name, field in fields.items():
+        if name not in values and field.default is dataclasses.MISSING:
+            needed = name.upper() if field.metadata.get("positional") else configuration.flag_name(name)
+            raise UserError(f"{needed} is required (see --help)")
+    return config(**values), verbose
+
+
+@contextlib.contextmanager
+def _terminal(verbose: bool) -> Iterator[None]:
+    """While a job runs, stderr has its own lines, and stdout nothing.
+
+    What Ray's and TensorFlow's C++ write to file descriptor 2 has no logger and no setting, so it goes nowhere.
+    """
+    with contextlib.ExitStack() as stack:
+        own = sys.stderr
+        if not verbose:
+            own = stack.enter_context(open(os.dup(2), "w", encoding="utf-8", errors="replace", buffering=1))
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), 2)
+            stack.callback(os.dup2, own.fileno(), 2)
+        stack.enter_context(contextlib.redirect_stderr(own))
+        stack.enter_context(contextlib.redirect_stdout(own))  # Ray prints there when a worker dies
+        handler = logging.StreamHandler(own)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        logging.getLogger().addHandler(handler)
+        stack.callback(logging.getLogger().removeHandler, handler)
+        logging.getLogger("dim").setLevel(logging.DEBUG if verbose else logging.INFO)
+        yield
+
+
+def main(run: Callable[[C], dict[str, Any]], config: type[C], description: str | None) -> NoReturn:
+    """Runs a job and exits: 0 done, 1 failed, 2 wrong usage or input, 3 a gate was not met, 130 interrupted.
+
+    The last line on stdout is one JSON object: what `run` returned, and `seconds`.
+    """
+    started = time.monotonic()
+    result: dict[str, Any] | None = None
+    status = DONE
+    try:
+        values, verbose = parse(config, description or "", sys.argv[1:])
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` ends a job as Ctrl-C does
+        with _terminal(verbose):
+            try:
+                result = run(values)
+            except SystemExit as ended:  # how Ray Train answers Ctrl-C
+                raise KeyboardInterrupt from ended
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = WRONG_USAGE
+    except JobFailed as error:
+        print(f"failed: {error}", file=sys.stderr)
+        status = FAILED
+    except GateNotMet as error:
+        print(f"gate not met: {error}", file=sys.stderr)
+        result, status = error.result, GATE
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to resume", file=sys.stderr)
+        status = INTERRUPTED
+    except Exception:
+        traceback.print_exc()
+        status = FAILED
+    if result is not None:
+        result["seconds"] = round(time.monotonic() - started, 3)
+        print(json.dumps(result), flush=True)
+    sys.exit(status)

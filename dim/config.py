@@ -1,0 +1,119 @@
+"""Configuration: one frozen dataclass a job, its fields the job's flags and the keys of its YAML file."""
+
+import contextlib
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import field
+from typing import Any
+
+import yaml
+
+from dim import files
+from dim.errors import UserError
+
+
+def option(default: Any = dataclasses.MISSING, help: str = "", **extra: Any) -> Any:
+    """A field of a configuration: its default (none: required), its help line, and
+    `positional=True` for an argument without a flag or `group="…"` for its heading in `--help`.
+    """
+    return field(default=default, metadata={"help": help, **extra})
+
+
+def flag_name(name: str) -> str:
+    """`image_size` → `--image-size`."""
+    return "--" + name.replace("_", "-")
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """A hint that names the known word nearest to `name`, or lists them all."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+
+
+def one_of(name: str, value: str, known: list[str]) -> str:
+    """`value`, if it is one of `known`; else a UserError that names the nearest."""
+    if value not in known:
+        raise UserError(f"unknown {name} {value!r}; {nearest(value, known)}")
+    return value
+
+
+class Kind(typing.NamedTuple):
+    """What a field's annotation means: the type of one value, and its choices if it is a Literal."""
+
+    type: Any
+    repeated: bool
+    optional: bool
+    choices: tuple[Any, ...] | None
+
+
+def kind_of(annotation: Any) -> Kind:
+    """The kind of a field: a plain type, a Literal or a tuple of one of these, each perhaps `| None`."""
+    optional = repeated = False
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        annotation = next(a for a in typing.get_args(annotation) if a is not type(None))
+        optional = True
+    if typing.get_origin(annotation) is tuple:
+        annotation, repeated = typing.get_args(annotation)[0], True
+    if typing.get_origin(annotation) is typing.Literal:
+        choices = typing.get_args(annotation)
+        return Kind(type(choices[0]), repeated, optional, choices)
+    return Kind(annotation, repeated, optional, None)
+
+
+def annotations(config: type[Any]) -> dict[str, Any]:
+    """The resolved annotation of each field of `config`."""
+    return typing.get_type_hints(config)
+
+
+def read_yaml(path: str, config: type[Any]) -> dict[str, Any]:
+    """The fields of `config` that the YAML file at `path` sets, its keys written as flags or as fields (`image-size`,
+    `image_size`).
+
+    Raises UserError where the file cannot be read, is no mapping, or has an unknown key or a value of another type.
+    """
+    try:
+        document = yaml.safe_load(files.read_bytes(path))
+    except OSError as error:
+        raise UserError(f"cannot read the configuration {path!r}: {files.reason(error)}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path!r} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(document, dict):
+        raise UserError(f"{path!r} must hold a mapping of flags to values, not {type(document).__name__}")
+    known = annotations(config)
+    values = {}
+    for key, value in document.items():
+        name = str(key).replace("-", "_")
+        if name not in known:
+            raise UserError(f"unknown key {key!r} in {path!r}; {nearest(name, list(known))}")
+        values[name] = _typed(f"{key} in {path!r}", value, kind_of(known[name]))
+    return values
+
+
+_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+def _typed(name: str, value: Any, kind: Kind) -> Any:
+    """A YAML `value` as a field of this `kind` holds it; raises UserError, naming `name`, where it is of another."""
+    if value is None and kind.optional:
+        return None
+    if kind.repeated:
+        one = kind._replace(repeated=False, optional=False)
+        return tuple(_typed(name, part, one) for part in (value if isinstance(value, list) else [value]))
+    value = _converted(value, kind.type)
+    if type(value) is not kind.type:
+        raise UserError(f"{name} must be {_NAMES[kind.type]}, not {value!r}")
+    if kind.choices and value not in kind.choices:
+        raise UserError(f"{name} must be one of {', '.join(map(str, kind.choices))}, not {value!r}")
+    return value
+
+
+def _converted(value: Any, kind: type) -> Any:
+    # YAML reads an unquoted 7 as a number where an id is meant, and 1e-5 as text.
+    if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError):
+            return float(value)
+    if kind is str and isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    return value

@@ -1,0 +1,189 @@
+"""Photos as the network wants them: any usual format → upright RGB, resized.
+
+Only Pillow and NumPy are needed. Whatever is wrong with a photo comes out as one `DecodeError` that says why.
+"""
+
+import contextlib
+import io
+import threading
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import IO, Literal
+
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+Resize = Literal["squash", "long-side"]
+Box = tuple[float, float, float, float]
+
+MIN_SIDE = 32  # VGG16 halves its input five times
+# Pillow's other formats are no photos, and some of them start other programs.
+_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "PPM")
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class DecodeError(Exception):
+    """A photo that cannot be decoded; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a photo may need at most: `pixels` when decoded, `bytes` in its file."""
+
+    pixels: int = 178_000_000
+    bytes: int = 256 * 2**20
+
+
+LIMITS = Limits()
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """`pixels`: uint8 RGB (H, W, 3). `width`, `height`: of the upright full photo, in pixels."""
+
+    pixels: np.ndarray
+    width: int
+    height: int
+
+
+class _Silence:
+    """Ignores warnings while any thread is inside: between threads, `warnings.catch_warnings` restores wrongly."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._caught = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._caught = warnings.catch_warnings()
+                self._caught.__enter__()
+                warnings.simplefilter("ignore")
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._caught.__exit__(None, None, None)
+
+
+_silence = _Silence()
+
+
+@contextlib.contextmanager
+def _guarded() -> Iterator[None]:
+    # On a broken file, Pillow's plugins warn, and raise exceptions of almost any type.
+    try:
+        with _silence:
+            yield
+    except DecodeError:
+        raise
+    except Exception as error:
+        raise DecodeError(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def decode(content: bytes, size: int, resize: Resize, box: Box | None = None, limits: Limits = LIMITS) -> Decoded:
+    """Decodes the photo whose file holds `content` and resizes it by Pillow's BILINEAR, as `output_size` says.
+
+    EXIF orientation is applied first. `box` (x1, y1, x2, y2), in pixels of the upright photo, is rounded, clipped to
+    the photo and cropped before resizing. Alpha is laid on white, 16-bit grey divided by 257, and of an animation the
+    first frame taken. Raises DecodeError for anything wrong: unknown, broken, truncated, over the limits, empty box.
+    """
+    check_size(len(content), limits)
+    with _guarded():
+        image = _opened(io.BytesIO(content), limits)
+        photo = _upright(_rgb(image), image)
+        region = photo if box is None else _cropped(photo, box)
+        shape = output_size(region.size, photo.size, size, resize)
+        pixels = np.array(region.resize(shape, Image.Resampling.BILINEAR))
+    return Decoded(pixels, photo.width, photo.height)
+
+
+def check_size(size: int, limits: Limits = LIMITS) -> None:
+    """Raises DecodeError where a photo's file of `size` bytes is over the limit."""
+    if size > limits.bytes:
+        raise DecodeError(f"the file has {size:,} bytes; the limit is {limits.bytes:,}")
+
+
+def check_header(file: IO[bytes], limits: Limits = LIMITS) -> None:
+    """Raises DecodeError where the seekable `file` does not open as a photo within `limits`; decodes no pixel."""
+    with _guarded():
+        _opened(file, limits)
+
+
+def output_size(region: tuple[int, int], photo: tuple[int, int], size: int, resize: Resize) -> tuple[int, int]:
+    """(width, height) that `region` of `photo`, both (width, height), is resized to.
+
+    squash: both sides to `size`, so that all photos go through the network together. long-side: by the factor that
+    brings the long side of the *photo* to `size`, never upsampled. No side is left under 32.
+    """
+    if resize == "squash":
+        width, height = size, size
+    else:
+        scale = min(1.0, size / max(photo))
+        width, height = (round(side * scale) for side in region)
+    return max(width, MIN_SIDE), max(height, MIN_SIDE)
+
+
+def _opened(file: IO[bytes], limits: Limits) -> Image.Image:
+    # Pillow refuses what has more than twice this. Ours is the limit that counts, so Pillow's must not be lower.
+    if Image.MAX_IMAGE_PIXELS is not None:
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, limits.pixels // 2 + 1)
+    try:
+        image = Image.open(file, formats=_FORMATS)
+    except UnidentifiedImageError as error:
+        file.seek(0)
+        start = file.read(16)
+        reason = f"no photo in a known format: it begins with {start!r}" if start else "the file is empty"
+        raise DecodeError(reason) from error
+    width, height = image.size
+    if width * height > limits.pixels:
+        raise DecodeError(f"the photo has {width:,} × {height:,} pixels; the limit is {limits.pixels:,}")
+    return image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    image.load()
+    if image.mode == "F":
+        raise DecodeError("floating-point pixels, whose range is not known")
+    if image.mode.startswith("I"):
+        return Image.fromarray(_from_16_bit(np.asarray(image))).convert("RGB")
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
+
+
+def _from_16_bit(grey: np.ndarray) -> np.ndarray:
+    # Pillow's own conversion clips at 255. 65535 / 257 = 255 exactly.
+    if grey.min() < 0 or grey.max() > 65535:
+        raise DecodeError("32-bit pixels, whose range is not known")
+    return ((grey.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def _upright(photo: Image.Image, image: Image.Image) -> Image.Image:
+    try:
+        method = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # a photo with broken EXIF is still a photo
+        method = None
+    return photo if method is None else photo.transpose(method)
+
+
+def _cropped(photo: Image.Image, box: Box) -> Image.Image:
+    x1, y1, x2, y2 = (round(value) for value in box)
+    left, top, right, bottom = max(x1, 0), max(y1, 0), min(x2, photo.width), min(y2, photo.height)
+    if right <= left or bottom <= top:
+        raise DecodeError(f"box {box} holds no pixel of the photo's {photo.width} × {photo.height}")
+    return photo.crop((left, top, right, bottom))

@@ -1,0 +1,93 @@
+"""Writes the manifest and the ground truth of a benchmark as distributed, and what is wrong with its files."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from dim import files
+from dim.config import one_of, option
+from dim.data import manifest, photos
+from dim.data.ground_truth import COLUMNS
+from dim.data.importers import LAYOUTS
+from dim.data.importers.benchmark import Benchmark
+from dim.errors import UserError
+from dim.output import opened
+
+log = logging.getLogger(__name__)
+
+_PROBLEMS = pa.schema([("path", pa.string()), ("problem", pa.string())])
+
+
+@dataclass(frozen=True)
+class ImportConfig:
+    """The flags of import.py."""
+
+    layout: str = option(help=f"which benchmark: {', '.join(LAYOUTS)}", positional=True)
+    source: str = option(help="the folder of the benchmark as distributed", positional=True)
+    out: str = option(help="folder for manifest.parquet, ground_truth.parquet and problems.csv", metavar="DIR")
+
+
+def import_benchmark(config: ImportConfig) -> dict[str, Any]:
+    """Writes `out/manifest.parquet`, `ground_truth.parquet` where labels don't say it, and `problems.csv`.
+
+    Photos that are missing or corrupt keep their rows, so that they count in every list and mean; problems.csv names
+    each. Raises UserError, before anything is written, where the set is not as its layout says or no photo is there.
+    """
+    one_of("layout", config.layout, list(LAYOUTS))
+    benchmark = LAYOUTS[config.layout](config.source)
+    rows = manifest.checked(files.join(config.out, "manifest.parquet"), _manifest(benchmark, config))
+    problems = _problems(benchmark, config)
+    with opened(config.out, "import", config, {"source": config.source}) as output:
+        files.write_table(rows.uri, rows.table)
+        files.write_table(output.path("problems.csv"), problems)
+        _write_grades(output.path("ground_truth.parquet"), benchmark)
+        return output.finish(_result(benchmark, config.layout, problems["problem"].to_pylist()))
+
+
+def _manifest(benchmark: Benchmark, config: ImportConfig) -> pa.Table:
+    rows = benchmark.photos
+    paths = photos.named([files.join(config.source, photo.path) for photo in rows], config.out)
+    columns = {"image_id": [photo.image_id for photo in rows], "path": paths}
+    columns |= {name: [getattr(photo, name) for photo in rows] for name in ("label", "split", "role")}
+    table = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
+    if any(photo.box for photo in rows):
+        boxes = zip(*(photo.box or (None,) * 4 for photo in rows), strict=True)
+        for name, values in zip(manifest.BOX, boxes, strict=True):
+            table = table.append_column(name, pa.array(values, pa.float64()))
+    return table
+
+
+def _write_grades(uri: str, benchmark: Benchmark) -> None:
+    if benchmark.grades:
+        columns = zip(*benchmark.grades, strict=True)
+        files.write_table(uri, pa.table(dict(zip(COLUMNS, columns, strict=True))))
+    else:
+        files.delete(uri)  # of an earlier import into the same folder
+
+
+def _problems(benchmark: Benchmark, config: ImportConfig) -> pa.Table:
+    """path and problem of each photo that is missing or whose header is unsound."""
+    uris = list(dict.fromkeys(files.join(config.source, photo.path) for photo in benchmark.photos))
+    reasons = photos.unreadable(uris, photos.opens)
+    if len(reasons) == len(uris):
+        raise UserError(f"none of the {len(uris)} photos of {config.source!r} is there; the first: {uris[0]}")
+    paths = photos.named([uris[row] for row in reasons], config.out)
+    return pa.table([paths, list(reasons.values())], schema=_PROBLEMS)
+
+
+def _result(benchmark: Benchmark, layout: str, problems: list[str]) -> dict[str, Any]:
+    count = len({photo.path for photo in benchmark.photos})
+    if benchmark.published not in (None, count):
+        log.warning("%s was published with %d photos; here are %d", layout, benchmark.published, count)
+    missing = problems.count(photos.MISSING)
+    return {
+        "layout": layout,
+        "images": len(benchmark.photos),
+        "photos": count,
+        "queries": sum(photo.role != "database" and photo.split != "train" for photo in benchmark.photos),
+        "grades": len(benchmark.grades),
+        "missing": missing,
+        "corrupt": len(problems) - missing,
+    }

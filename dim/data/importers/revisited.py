@@ -1,0 +1,57 @@
+"""ROxford5k and RParis6k (Radenović et al., CVPR 2018): the photos of Oxford5k and Paris6k, and one pickle.
+
+    *.jpg               in any sub-folder
+    gnd_roxford5k.pkl   imlist: names of the database; qimlist: names of the queries;
+                        gnd: for each query bbx (x1, y1, x2, y2) and easy, hard, junk (positions in imlist)
+
+The 70 queries are cropped to their boxes and do not stand in the database.
+"""
+
+from functools import partial
+from typing import Any
+
+from dim import files
+from dim.data.importers.benchmark import Benchmark, Photo, by_stem, listed
+from dim.data.unpickle import unpickle
+from dim.errors import UserError
+
+_GRADES = ("easy", "hard", "junk")
+
+
+def read(source: str, pickle: str) -> Benchmark:
+    """The set in `source`. Raises UserError where the pickle is missing, or is not as described above."""
+    found = by_stem(source, listed(source))
+    uri = files.join(source, pickle)
+    try:
+        images, queries, gnd = _checked(unpickle(uri))
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise UserError(f"{uri!r} is not the ground truth of {pickle}: {error!r}") from error
+    path = {name: found.get(name, f"jpg/{name}.jpg") for name in images + queries}
+    rows = [Photo(name, path[name], role="query", box=box) for name, (box, _) in zip(queries, gnd, strict=True)]
+    rows += [Photo(name, path[name], role="database") for name in images]
+    grades = [
+        (query, images[position], grade)
+        for query, (_, graded) in zip(queries, gnd, strict=True)
+        for grade, positions in graded.items()
+        for position in positions
+    ]
+    return Benchmark(rows, grades)
+
+
+def _checked(document: Any) -> tuple[list[str], list[str], list[tuple[Any, dict[str, list[int]]]]]:
+    """imlist, qimlist, and for each query its box and grade → positions; raises where the types do not fit."""
+    images, queries = ([str(name) for name in document[key]] for key in ("imlist", "qimlist"))
+    gnd = []
+    for entry in document["gnd"]:
+        x1, y1, x2, y2 = map(float, entry["bbx"])
+        graded = {grade: [int(position) for position in entry[grade]] for grade in _GRADES}
+        if any(not 0 <= position < len(images) for positions in graded.values() for position in positions):
+            raise IndexError(f"a position is not in the imlist of {len(images)}")
+        gnd.append(((x1, y1, x2, y2), graded))
+    if len(gnd) != len(queries):
+        raise ValueError(f"{len(queries)} queries but {len(gnd)} entries")
+    return images, queries, gnd
+
+
+roxford5k = partial(read, pickle="gnd_roxford5k.pkl")
+rparis6k = partial(read, pickle="gnd_rparis6k.pkl")

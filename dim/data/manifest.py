@@ -1,0 +1,142 @@
+"""The manifest: one row an image, Parquet or CSV.
+
+Columns: `image_id` (string, unique), `path` (local or any URI that pyarrow.fs reads; relative to the manifest's
+folder), `label` (may be null), `split` (train, val, test or null), optional `role` (query, database, or null for both)
+and `x1, y1, x2, y2` (a query's box in pixels of the upright image). Other columns are kept.
+"""
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dim import files
+from dim.errors import UserError
+
+SPLITS = ("train", "val", "test")
+ROLES = ("query", "database")
+BOX = ("x1", "y1", "x2", "y2")
+_REQUIRED = ("image_id", "path")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A validated manifest; `uri` is where it was read and what messages name."""
+
+    uri: str
+    table: pa.Table
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    @cached_property
+    def image_ids(self) -> np.ndarray:
+        """The ids, object array of str (N,)."""
+        return np.array(self.table["image_id"].to_pylist(), dtype=object)
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """The labels, object array of str or None (N,)."""
+        return np.array(self.table["label"].to_pylist(), dtype=object)
+
+    @cached_property
+    def paths(self) -> list[str]:
+        """Where each photo lies, resolved against the manifest's folder (N)."""
+        folder = files.parent(files.absolute(self.uri))  # a worker may stand in another folder
+        return [files.join(folder, path) for path in self.table["path"].to_pylist()]
+
+    @cached_property
+    def boxes(self) -> list[tuple[float, float, float, float] | None]:
+        """Each row's box (x1, y1, x2, y2) in pixels, None where it has none (N)."""
+        if not all(name in self.table.column_names for name in BOX):
+            return [None] * len(self)
+        columns = zip(*(self.table[name].to_pylist() for name in BOX), strict=True)
+        return [None if None in box else box for box in columns]
+
+    def select(self, split: str | None = None, role: str | None = None) -> "Manifest":
+        """The rows of `split` (None: all) that may act as `role` (None: any). Raises UserError where there are none."""
+        table = self.table
+        if split is not None:
+            table = table.filter(pc.equal(table["split"], split))
+        if role is not None and "role" in table.column_names:
+            table = table.filter(pc.fill_null(pc.equal(table["role"], role), True))
+        if table.num_rows == 0:
+            wanted = " and ".join(f"{k} {v!r}" for k, v in (("split", split), ("role", role)) if v)
+            present = sorted({split or "empty" for split in self.table["split"].unique().to_pylist()})
+            raise UserError(f"{self.uri!r} has no row with {wanted}; its splits are {', '.join(present)}")
+        return replace(self, table=table)
+
+    def splits(self) -> Iterator[str]:
+        """The splits that have rows, in the order train, val, test."""
+        present = set(self.table["split"].unique().to_pylist())
+        return (split for split in SPLITS if split in present)
+
+
+def read(uri: str) -> Manifest:
+    """Reads and checks the manifest at `uri`.
+
+    Raises UserError: no such file, a missing column, an empty or repeated image_id, an empty path, an unknown split or
+    role, an incomplete or empty box, no row at all.
+    """
+    return checked(uri, files.read_table(uri))
+
+
+def checked(uri: str, table: pa.Table) -> Manifest:
+    """`table` as the manifest that stands, or will stand, at `uri`. Raises UserError as `read` does."""
+    for name in _REQUIRED:
+        if name not in table.column_names:
+            raise UserError(f"{uri!r} has no column {name!r}; it has {', '.join(table.column_names) or 'none'}")
+    for name in ("image_id", "path", "label", "split", "role"):
+        if name in table.column_names:
+            table = table.set_column(table.column_names.index(name), name, table[name].cast(pa.string()))
+        elif name != "role":
+            table = table.append_column(name, pa.nulls(table.num_rows, pa.string()))
+    if table.num_rows == 0:
+        raise UserError(f"{uri!r} has no row")
+    for name in _REQUIRED:
+        if (missing := _first(pc.or_kleene(pc.is_null(table[name]), pc.equal(table[name], "")))) is not None:
+            raise UserError(f"{uri!r}: row {missing + 1} has no {name}")
+    counts = table["image_id"].value_counts()
+    repeated = [c["values"].as_py() for c in counts if c["counts"].as_py() > 1] if len(counts) < len(table) else []
+    if repeated:
+        raise UserError(f"{uri!r}: image_id {repeated[0]!r} stands more than once ({len(repeated)} such ids)")
+    for name, allowed in (("split", SPLITS), ("role", ROLES)):
+        if name not in table.column_names:
+            continue
+        unknown = set(table[name].unique().to_pylist()) - {None, *allowed}
+        if unknown:
+            raise UserError(
+                f"{uri!r}: unknown {name} {sorted(unknown)[0]!r}; use {', '.join(allowed)} or leave it empty"
+            )
+    return Manifest(uri, _with_boxes(uri, table))
+
+
+def _with_boxes(uri: str, table: pa.Table) -> pa.Table:
+    present = [name for name in BOX if name in table.column_names]
+    if not present:
+        return table
+    if len(present) < len(BOX):
+        raise UserError(f"{uri!r} has {', '.join(present)} but a box needs x1, y1, x2, y2")
+    for name in BOX:
+        try:
+            values = table[name].cast(pa.float64())
+        except pa.ArrowInvalid as error:
+            raise UserError(f"{uri!r}: column {name} must be numbers: {error}") from error
+        table = table.set_column(table.column_names.index(name), name, values)
+    # So that NaN counts as empty.
+    empty = pc.invert(pc.and_kleene(pc.greater(table["x2"], table["x1"]), pc.greater(table["y2"], table["y1"])))
+    missing = [table[name].is_null() for name in BOX]
+    partial = pc.and_not(functools.reduce(pc.or_, missing), functools.reduce(pc.and_, missing))
+    for wrong, what in ((partial, "an incomplete box"), (empty, "an empty box (x2 ≤ x1 or y2 ≤ y1)")):
+        if (row := _first(wrong)) is not None:
+            raise UserError(f"{uri!r}: image_id {table['image_id'][row].as_py()!r} has {what}")
+    return table
+
+
+def _first(mask: pa.ChunkedArray) -> int | None:
+    rows = np.flatnonzero(pc.fill_null(mask, False).to_numpy())
+    return int(rows[0]) if len(rows) else None

@@ -1,0 +1,76 @@
+"""Photos in a folder, on any storage: which there are, how a manifest names them, which cannot be read."""
+
+import contextlib
+import io
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow.fs as pafs
+
+from dim import files
+from dim.data.decode import DecodeError, check_header, check_size, decode
+
+MISSING = "no such file"
+_AT_ONCE = 1000
+
+log = logging.getLogger(__name__)
+
+
+def listed(folder: str) -> list[str]:
+    """The files below `folder`, at any depth, as sorted paths relative to it. Hidden files and folders are skipped."""
+    filesystem, path = files.locate(folder)
+    found = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
+    names = (info.path[len(path) :].strip("/") for info in found if info.is_file)
+    return sorted(name for name in names if not any(part.startswith(".") for part in name.split("/")))
+
+
+def named(uris: Sequence[str], folder: str) -> list[str]:
+    """How a manifest in `folder` names the photos: relative if below it, else by their full path or URI."""
+    within = f"{_full(folder).rstrip('/')}/"
+    return [_full(uri).removeprefix(within) for uri in uris]
+
+
+def _full(uri: str) -> str:
+    return uri if "://" in uri else files.locate(uri)[1]
+
+
+def unreadable(uris: Sequence[str], check: Callable[[str], None]) -> dict[int, str]:
+    """Position → reason of each photo that fails `check`, which is `decodes` or `opens`; many are tried at once."""
+
+    def reason(uri: str) -> str | None:
+        try:
+            check(uri)
+        except FileNotFoundError:
+            return MISSING
+        except (DecodeError, OSError) as error:
+            return " ".join(str(error).split())
+        return None
+
+    failed: dict[int, str] = {}
+    with ThreadPoolExecutor() as threads:
+        for start in range(0, len(uris), _AT_ONCE):
+            reasons = threads.map(reason, uris[start : start + _AT_ONCE])
+            failed |= {row: why for row, why in enumerate(reasons, start) if why is not None}
+            log.info("checked %s of %s photos", f"{min(start + _AT_ONCE, len(uris)):,}", f"{len(uris):,}")
+    return failed
+
+
+def read(uri: str) -> bytes:
+    """The photo's file. Raises DecodeError, before it is read, where it is over the limit; OSError as storage does."""
+    filesystem, path = files.locate(uri)
+    with filesystem.open_input_file(path) as file:
+        check_size(file.size())
+        return bytes(file.read())
+
+
+def decodes(uri: str) -> None:
+    """Raises DecodeError or OSError unless the photo decodes to its end."""
+    decode(read(uri), 32, "squash")
+
+
+def opens(uri: str) -> None:
+    """Raises DecodeError or OSError unless the photo's header is sound; reads little more than that."""
+    filesystem, path = files.locate(uri)
+    with contextlib.closing(io.BufferedReader(filesystem.open_input_file(path))) as file:
+        check_header(file)

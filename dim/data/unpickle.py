@@ -1,0 +1,53 @@
+"""Pickles of other people, read without running anything that they ask for: only dicts, lists, text and numbers.
+
+A pickle is a program for a small machine. Its danger is in the instructions that fetch a class or function by name.
+Here these are refused, so nothing can be called. (References to objects outside, pickle refuses by itself.)
+"""
+
+import io
+import pickle
+import pickletools
+from typing import Any
+
+from dim import files
+from dim.errors import UserError
+
+_MAX_BYTES = 16 * 2**20
+# A tuple within a tuple and so on overflows the C stack when it is hashed.
+_MAX_TUPLES = 10_000
+
+
+class _BuiltInTypesOnly(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, and only built-in types are allowed")
+
+
+def unpickle(uri: str) -> Any:
+    """The object in the pickle at `uri`, made of dicts, lists, tuples, sets, text, bytes, numbers, booleans and None.
+
+    Raises UserError where the file is missing, too large or corrupt, or asks for anything else, which it names.
+    """
+    try:
+        content = files.read_bytes(uri)
+    except OSError as error:
+        raise UserError(f"cannot read {uri!r}: {' '.join(str(error).split())}") from error
+    if len(content) > _MAX_BYTES:
+        raise UserError(f"{uri!r} has {len(content):,} bytes; the limit for a pickle is {_MAX_BYTES:,}")
+    try:
+        _check_instructions(content)
+        return _BuiltInTypesOnly(io.BytesIO(content)).load()
+    except Exception as error:  # on a corrupt file, the machine fails in almost any way
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{uri!r} is not read as a pickle: {reason}") from error
+
+
+def _check_instructions(content: bytes) -> None:
+    """Refuses what would exhaust memory or the stack before any object is made."""
+    tuples = 0
+    for instruction, argument, _ in pickletools.genops(content):
+        tuples += instruction.name.startswith(("TUPLE", "FROZENSET"))
+        if tuples > _MAX_TUPLES:
+            raise pickle.UnpicklingError(f"it has more than {_MAX_TUPLES:,} tuples")
+        # The memo is a list, made as long as its largest index.
+        if instruction.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > len(content):
+            raise pickle.UnpicklingError(f"its memo index {argument} is larger than the file")

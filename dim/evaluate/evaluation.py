@@ -1,0 +1,100 @@
+"""One evaluation: the queries' descriptors against the database's, under a task's protocol."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from dim.evaluate.database import Database
+from dim.evaluate.metrics import Metric
+from dim.evaluate.protocols import NOT_LISTED, means, measure
+from dim.evaluate.task import Task
+from dim.extract.store import Descriptors
+from dim.search import exact
+from dim.search.database import Exact
+from dim.search.retrieval import Retrieval
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One query's result. `first_rank`, from 1, is that of the first positive, junk left out; `nearest` are labels."""
+
+    query_id: str
+    label: str | None
+    values: dict[str, float | None]
+    levels: dict[str, dict[str, float | None]]
+    n_positives: int
+    first_rank: int | None
+    nearest: list[str | None]
+
+
+def retrieval(task: Task, queries: Descriptors, database: Database) -> Retrieval:
+    """The exact search of `queries` in `database`."""
+    return Retrieval(queries.vectors, Exact(database.parts, exact.places(database.ids(task.database))))
+
+
+def judge(task: Task, queries: Descriptors, database: Database, search: Retrieval) -> Iterator[Judged]:
+    """Yields each query's result by the scores of `search`, in memory for a few queries at a time."""
+    column = np.full(len(task.database), NOT_LISTED)
+    column[database.rows] = np.arange(len(database.rows))
+    labels = np.full(len(database), None, dtype=object)
+    labels[: len(database.rows)] = task.database.labels[database.rows]
+    place = search.database.place
+    known = applicable(task, len(database))
+    for query, row in zip(queries.rows, search.scores(), strict=True):
+        if (leaving := task.leaving(query)) is not None and column[leaving] != NOT_LISTED:
+            row[column[leaving]] = -np.inf
+        positions = _positions(row, {grade: column[rows] for grade, rows in task.relevant(query).items()}, place)
+        ranks, n_pos = task.protocol.level.ranks(positions)
+        yield Judged(
+            query_id=task.queries.image_ids[query],
+            label=task.queries.labels[query],
+            values=measure(known, ranks, n_pos),
+            levels={name: measure(known, *level.ranks(positions)) for name, level in task.protocol.levels.items()},
+            n_positives=n_pos,
+            first_rank=int(ranks[0]) + 1 if len(ranks) else None,
+            nearest=list(labels[exact.best(row, task.protocol.top_k, place)]) if task.protocol.top_k else [],
+        )
+
+
+def _positions(row: np.ndarray, columns: dict[str, np.ndarray], place: np.ndarray) -> dict[str, np.ndarray]:
+    asked = np.concatenate([np.zeros(0, np.int64), *columns.values()])
+    positions = np.full(len(asked), NOT_LISTED)
+    positions[asked != NOT_LISTED] = exact.ranks(row, asked[asked != NOT_LISTED], place)
+    ends = np.cumsum([len(found) for found in columns.values()])
+    return dict(zip(columns, np.split(positions, ends[:-1]), strict=True))
+
+
+def applicable(task: Task, n_database: int) -> dict[str, Metric]:
+    """The protocol's metrics without a recall that is 1 because it takes in the whole list, such as @1000 of 600."""
+    return {
+        name: metric
+        for name, metric in task.protocol.metrics.items()
+        if not name.startswith("recall@") or int(name.removeprefix("recall@")) < n_database
+    }
+
+
+def summary(task: Task, judged: list[Judged], n_database: int) -> dict[str, Any]:
+    """The measures of metrics.json: means over the queries that have a positive, at each level of the protocol."""
+    known = applicable(task, n_database)
+    levels = {name: _means(known, [query.levels[name] for query in judged]) for name in task.protocol.levels}
+    return _means(known, [query.values for query in judged]) | levels
+
+
+def _means(known: dict[str, Metric], queries: list[dict[str, float | None]]) -> dict[str, Any]:
+    return means(known, queries) | {"n_queries": sum(query["map"] is not None for query in queries)}
+
+
+def per_query(judged: list[Judged]) -> pa.Table:
+    """The table of per_query.parquet, a row for each query; `ap` is null where it has no positive."""
+    return pa.table(
+        {
+            "query_id": pa.array([query.query_id for query in judged], pa.string()),
+            "label": pa.array([query.label for query in judged], pa.string()),
+            "ap": pa.array([query.values["map"] for query in judged], pa.float64()),
+            "n_positives": pa.array([query.n_positives for query in judged], pa.int64()),
+            "first_rank": pa.array([query.first_rank for query in judged], pa.int64()),
+        }
+    )

@@ -1,0 +1,45 @@
+"""Where an evaluation's descriptors come from, so that its figure can be set beside another's."""
+
+from typing import Any
+
+from dim import files
+from dim.extract import identity
+from dim.extract.identity import Embedding
+from dim.model import spec, whitening
+from dim.model.spec import Spec
+
+
+def whitenings(folder: str, applied: str | None) -> list[dict[str, Any]]:
+    """Each whitening that the descriptors of `folder` went through, in order: applied `by` what, and `learned_on` what.
+
+    "regions" is that of R-MAC's regions, "model" the network's PCA layer. `applied` is the file that the evaluation
+    itself applies. `learned_on` is None where the model or the file that would say so is no longer what made the
+    descriptors.
+    """
+    embedding = identity.of_folder(folder)
+    inputs = files.read_json(files.join(folder, "run.json"))["inputs"]
+    steps = []
+    if model := _model(inputs.get("model"), embedding):
+        if model.region_whitening and embedding.pooling == "rmac":
+            steps.append({"by": "regions", **model.region_whitening})
+        if model.whitening:
+            steps.append({"by": "model", **model.whitening})
+    if embedding.whitening:
+        steps.append({"by": "extract", **_of_file(inputs.get("whitening"), embedding.whitening)})
+    if applied:
+        steps.append({"by": "evaluate", **_of_file(applied, spec.sha256(applied))})
+    return steps
+
+
+def _model(folder: str | None, embedding: Embedding) -> Spec | None:
+    weights = files.join(folder or "", spec.WEIGHTS_FILE)
+    if not folder or not files.exists(weights) or spec.sha256(weights) != embedding.weights:
+        return None
+    return spec.read(folder)
+
+
+def _of_file(uri: str | None, sha256: str) -> dict[str, Any]:
+    if not uri or not files.exists(uri) or spec.sha256(uri) != sha256:
+        return {"sha256": sha256, "learned_on": None}
+    found = whitening.load(uri)
+    return {"sha256": sha256, "kind": found.kind, "power": found.power, "learned_on": found.learned_on}

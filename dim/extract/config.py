@@ -1,0 +1,78 @@
+"""The settings of an extraction."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dim.config import flag_name, option
+from dim.errors import UserError
+from dim.model import spec
+from dim.model.precision import Precision
+from dim.model.spec import Resize, Source
+
+Split = Literal["train", "val", "test"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extraction:
+    """How photos become descriptors, in every job that takes a model. Raises UserError for a value out of range."""
+
+    weights: str | None = option(
+        None,
+        help="weights of an off-the-shelf network: .npz or .h5, imagenet (a download) or random",
+        metavar="FILE",
+        group="network",
+    )
+    pooling: str | None = option(
+        None, help="mac, spoc, spoc-prior, gem, crow or rmac; of the model if not given", group="network"
+    )
+    preprocessing: Literal["caffe", "unit", "symmetric", "torch"] | None = option(
+        None, help="what the weights expect of the input; of the model if not given", group="network"
+    )
+    image_size: int | None = option(
+        None, help="side, or longest side, in pixels; of the model if not given", group="network"
+    )
+    resize: Resize | None = option(
+        None, help="squash to a square or keep the aspect; of the model if not given", group="network"
+    )
+    scales: tuple[float, ...] = option((1.0,), help="image scales to combine, such as 1,0.7071,0.5", group="network")
+    scales_mean: Literal["mean", "gem"] = option("mean", help="how scales are combined", group="network")
+    precision: Precision = option(
+        "auto", help="bfloat16 where the hardware is made for it, else float32", group="machine"
+    )
+    workers: int | None = option(None, help="network actors; one a GPU, or one a node, if not given", group="machine")
+    gpus_per_worker: float | None = option(None, help="GPUs, or a share of one; 1 where there are any", group="machine")
+    batch_size: int = option(32, help="images a forward pass", group="machine")
+    shard_rows: int = option(1024, help="photos a Parquet file", group="machine")
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "shard_rows", "workers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{flag_name(name)} must be at least 1, not {value}")
+        if not self.scales or not all(0 < scale <= 4 for scale in self.scales):
+            raise UserError(f"--scales must be above 0 and at most 4, not {', '.join(map(str, self.scales))}")
+
+    def source(self, model: str) -> Source:
+        """The network that `model` names, changed as these settings say. Raises UserError as `spec.resolve` does."""
+        changes = ("pooling", "preprocessing", "image_size", "resize")
+        return spec.resolve(model, self.weights, **{name: getattr(self, name) for name in changes})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractConfig(Extraction):
+    """What `jobs/extract.py` does; each field is a flag."""
+
+    manifest: str = option(help="Parquet or CSV of the photos", metavar="FILE", group="input and output")
+    model: str = option(help="model folder, or a name such as vgg16-gem@block5_conv3", group="input and output")
+    out: str = option(
+        help="folder for the descriptors; the same command resumes", metavar="DIR", group="input and output"
+    )
+    split: Split | None = option(None, help="only this split; all rows if not given", group="input and output")
+    whitening: str | None = option(None, help="whitening file to apply", metavar="FILE", group="input and output")
+    root: str | None = option(
+        None, help="refuse photos outside this folder, links resolved", metavar="DIR", group="input and output"
+    )
+    retry_failed: bool = option(False, help="try the rows again that ended in an error", group="input and output")
+    store: Literal["float32", "float16"] = option(
+        "float32", help="type of the stored descriptors", group="input and output"
+    )

@@ -1,0 +1,74 @@
+"""What a descriptor depends on. Two descriptors may be compared only if everything here is equal.
+
+`content` (per row, in the store) says which photo it was; labels and splits are part of neither.
+"""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from dim import files, output
+from dim.errors import UserError
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """The identity of an embedding; `weights` and `whitening` are sha256 of the arrays' files."""
+
+    backbone: str
+    layer: str
+    pooling: str
+    weights: str
+    preprocessing: str
+    image_size: int
+    resize: str
+    scales: tuple[float, ...]
+    scales_mean: str | None
+    whitening: str | None
+    precision: str
+
+    @property
+    def id(self) -> str:
+        """sha256 over all fields, hexadecimal."""
+        return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields and the id, as they stand in run.json."""
+        return {"id": self.id, **dataclasses.asdict(self)}
+
+
+def from_json(document: Any, where: str) -> Embedding:
+    """The embedding that `as_json` wrote. Raises UserError where a field is missing or the id doesn't fit."""
+    try:
+        fields = {field.name: document[field.name] for field in dataclasses.fields(Embedding)}
+        embedding = Embedding(**(fields | {"scales": tuple(fields["scales"])}))
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{where} holds no complete embedding ({error}); make this folder again") from error
+    if embedding.id != document.get("id"):
+        raise UserError(f"{where}: the embedding's fields don't match its id; make this folder again")
+    return embedding
+
+
+def of_folder(folder: str) -> Embedding:
+    """The embedding of the descriptors or the index in `folder`, from its run.json."""
+    record = output.record_of(folder)
+    if record is None:
+        raise UserError(f"{folder!r} is no output folder of dim: it has no {output.RECORD}; make it with extract.py")
+    return from_json(record.get("embedding"), files.join(folder, output.RECORD))
+
+
+def require_equal(one: Embedding, where_one: str, other: Embedding, where_other: str) -> None:
+    """Raises UserError, naming each differing field, unless both embeddings are the same."""
+    if one == other:
+        return
+    differing = [
+        f"{field.name} {getattr(one, field.name)!r} ≠ {getattr(other, field.name)!r}"
+        for field in dataclasses.fields(Embedding)
+        if getattr(one, field.name) != getattr(other, field.name)
+    ]
+    raise UserError(
+        f"{where_one!r} and {where_other!r} were made by different embeddings: {'; '.join(differing)}; "
+        "extract one of them again, or use another output folder"
+    )

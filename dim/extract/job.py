@@ -1,0 +1,158 @@
+"""Extraction: the photos of a manifest → descriptors in a store, resumable, each selected row exactly once."""
+
+import dataclasses
+import logging
+import time
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from dim import cluster, files, output
+from dim.data import manifest as manifests
+from dim.data.manifest import Manifest
+from dim.errors import UserError
+from dim.extract import content, identity, resume, store
+from dim.extract.config import ExtractConfig
+from dim.extract.embedder import Recipe
+from dim.extract.identity import Embedding
+from dim.model import spec, whitening
+
+log = logging.getLogger(__name__)
+SECONDS_BETWEEN_LINES = 5.0
+
+
+def extract(config: ExtractConfig) -> dict[str, Any]:
+    """Extracts what is missing in `config.out` and returns the counts. Raises UserError before anything is written."""
+    selected = manifests.read(config.manifest).select(config.split)
+    source = config.source(config.model)
+    if config.root:
+        content.require_under(config.root, selected)
+    contents = content.of_manifest(selected)
+    with cluster.connected():
+        gpus = cluster.gpus() if config.gpus_per_worker is None else config.gpus_per_worker
+        precision = cluster.precision(config.precision, gpus)
+        whiten_by = config.whitening and files.absolute(config.whitening)
+        recipe = Recipe(source, precision, config.scales, config.scales_mean, whiten_by)
+        embedding = embedding_of(recipe)
+        _require_same(config, embedding)
+        inputs = {"manifest": config.manifest, "model": config.model, "whitening": config.whitening}
+        with output.opened(config.out, "extract", config, inputs, embedding.as_json()) as out:
+            left = resume.pending(config.out, selected.image_ids, contents.contents, config.retry_failed)
+            log.info("%d photos, %d to do", len(selected), len(left))
+            seconds = _run(config, selected, contents.contents, left, recipe)
+            return out.finish(_result(config.out, selected, len(left), seconds))
+
+
+def embedding_of(recipe: Recipe) -> Embedding:
+    """The identity of what `recipe` makes. Raises UserError where its whitening was fitted on another embedding."""
+    known = recipe.source.spec
+    embedding = Embedding(
+        backbone=known.backbone,
+        layer=known.layer,
+        pooling=known.pooling,
+        weights=recipe.source.fingerprint(),
+        preprocessing=known.preprocessing,
+        image_size=known.image_size,
+        resize=known.resize,
+        scales=recipe.scales,
+        scales_mean=recipe.scales_mean if len(recipe.scales) > 1 else None,
+        whitening=None,
+        precision=recipe.precision,
+    )
+    if recipe.whitening is None:
+        return embedding
+    fitted = whitening.load(recipe.whitening).embedding
+    if fitted is not None:
+        before = identity.from_json(fitted, repr(recipe.whitening))
+        identity.require_equal(before, recipe.whitening, embedding, "this extraction")
+    return dataclasses.replace(embedding, whitening=spec.sha256(recipe.whitening))
+
+
+def _require_same(config: ExtractConfig, embedding: Embedding) -> None:
+    record = output.record_of(config.out)
+    if record is None or record["job"] != "extract":
+        return  # output.opened says whose folder it is
+    identity.require_equal(identity.of_folder(config.out), config.out, embedding, config.model)
+    stored = record.get("configuration", {}).get("store")
+    if stored != config.store:
+        raise UserError(f"{config.out!r} stores {stored}, not {config.store}; use another --out")
+
+
+def _run(config: ExtractConfig, selected: Manifest, contents: list[str], left: np.ndarray, recipe: Recipe) -> float:
+    if not len(left):
+        return 0.0
+    from dim.extract import pipeline  # noqa: PLC0415  (nothing to do needs no Ray Data)
+
+    shards = [left[start : start + config.shard_rows] for start in range(0, len(left), config.shard_rows)]
+    names = [store.shard_name([(selected.image_ids[row], contents[row]) for row in shard]) for shard in shards]
+    rows = pa.table(
+        {
+            "image_id": [selected.image_ids[row] for row in left],
+            "path": [selected.paths[row] for row in left],
+            "box": pa.array([selected.boxes[row] for row in left], pa.list_(pa.float64())),
+            "content": [contents[row] for row in left],
+            "shard": [name for name, shard in zip(names, shards, strict=True) for _ in shard],
+        }
+    )
+    waiting = {name: len(shard) for name, shard in zip(names, shards, strict=True)}
+    machine = pipeline.resources(config.workers, config.gpus_per_worker, config.batch_size)
+    progress = _Progress(len(left))
+    open_shards: dict[str, list[pa.Table]] = {}
+    for batch in pipeline.run(rows, recipe, config.store, machine):
+        progress.add(batch)
+        for name in batch["shard"].unique().to_pylist():
+            part = batch.filter(pa.compute.equal(batch["shard"], name)).drop_columns(["shard"])
+            open_shards.setdefault(name, []).append(part)
+            waiting[name] -= part.num_rows
+            if waiting[name] == 0:
+                table = pa.concat_tables(open_shards.pop(name)).sort_by("image_id")
+                store.write_shard(config.out, name, table)
+    return progress.seconds
+
+
+class _Progress:
+    """Says how far the run is, every few seconds."""
+
+    def __init__(self, total: int) -> None:
+        self._total, self._done, self._errors = total, 0, 0
+        self._started = self._said = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._started
+
+    def add(self, batch: pa.Table) -> None:
+        self._done += batch.num_rows
+        self._errors += batch["status"].to_pylist().count(store.ERROR)
+        if time.monotonic() - self._said > SECONDS_BETWEEN_LINES or self._done == self._total:
+            self._said = time.monotonic()
+            rate = self._done / self.seconds
+            left = (self._total - self._done) / rate
+            log.info(
+                "%d of %d photos, %.1f images/s, %d errors, %.0f s left",
+                self._done,
+                self._total,
+                rate,
+                self._errors,
+                left,
+            )
+
+
+def _result(folder: str, selected: Manifest, computed: int, seconds: float) -> dict[str, Any]:
+    statuses: dict[str, str] = {}
+    rows = 0
+    for name in store.shards(folder):
+        table = store.read_shard(folder, name, ["image_id", "status"])
+        statuses.update(zip(table["image_id"].to_pylist(), table["status"].to_pylist(), strict=True))
+        rows += table.num_rows
+    if rows != len(selected) or statuses.keys() != set(selected.image_ids):
+        raise RuntimeError(f"{folder!r} holds {rows} rows of {len(statuses)} images for {len(selected)} selected ones")
+    errors = list(statuses.values()).count(store.ERROR)
+    return {
+        "images": len(selected),
+        "ok": len(selected) - errors,
+        "errors": errors,
+        "computed": computed,
+        "images_per_second": round(computed / seconds, 2) if computed else 0.0,
+    }

@@ -1,0 +1,176 @@
+"""The Ray Data pipeline: photos are read and decoded by CPU tasks and embedded by a pool of network actors.
+
+One row goes out for each row in: a photo that cannot be decoded becomes an error row with its reason.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy, DataContext, Dataset
+
+from dim import cluster, files
+from dim.data import photos
+from dim.data.decode import Decoded, DecodeError, decode
+from dim.errors import JobFailed
+from dim.extract import isolated, store
+from dim.extract.embedder import Embedder, Recipe, set_up_tensorflow
+from dim.model.spec import Resize, Spec
+
+# A decoder waits for storage part of its time. (Were this what an actor takes, Ray Data would fuse the two stages, and
+# they would take turns.)
+DECODER_CPUS = 0.5
+# Of a decoding task; after these, each of its photos is decoded in a process of its own.
+UNGUARDED_TRIES = 2
+NETWORK_TRIES = 5
+
+PIXELS = pa.struct([("data", pa.large_binary()), ("height", pa.int32()), ("width", pa.int32())])
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the network's actors take: how many, and of what each; `batch_size` images a forward pass."""
+
+    workers: int
+    cpus: float
+    gpus: float
+    batch_size: int
+
+
+def resources(workers: int | None, gpus_per_worker: float | None, batch_size: int) -> Resources:
+    """The resources asked for; what is not given follows the cluster: an actor a GPU, or one a node without GPUs."""
+    found = ray.cluster_resources()
+    gpus = gpus_per_worker if gpus_per_worker is not None else (1.0 if found.get("GPU") else 0.0)
+    if gpus > 0:
+        count = workers or max(1, int(found.get("GPU", 1) / gpus))
+    else:
+        count = workers or sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes())
+    share = found["CPU"] / count
+    enough = 1.0 if gpus > 0 else int(share) - 1.0
+    # Nothing would be decoded if actors took all CPUs.
+    cpus = enough if share >= 2 else share / 4
+    return Resources(count, cpus, gpus, batch_size)
+
+
+DECODED = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("content", pa.string()),
+        ("shard", pa.string()),
+        ("pixels", PIXELS),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("status", pa.string()),
+        ("error", pa.string()),
+    ]
+)
+
+
+def _decode(table: pa.Table, size: int, resize: Resize) -> pa.Table:
+    # What has killed its worker again and again is a photo among these, not bad luck.
+    how = isolated.decode if cluster.earlier_attempts() >= UNGUARDED_TRIES else decode
+    return pa.Table.from_pylist([_decode_row(row, how, size, resize) for row in table.to_pylist()], schema=DECODED)
+
+
+def _decode_row(row: dict[str, Any], how: Callable[..., Decoded], size: int, resize: Resize) -> dict[str, Any]:
+    outcome = {name: row[name] for name in ("image_id", "content", "shard")}
+    try:
+        image = how(photos.read(row["path"]), size, resize, row["box"] and tuple(row["box"]))
+    except (DecodeError, OSError) as error:
+        reason = str(error) if isinstance(error, DecodeError) else f"cannot read the file: {files.reason(error)}"
+        return outcome | {"status": store.ERROR, "error": reason}
+    height, width, _ = image.pixels.shape
+    pixels = {"data": image.pixels.tobytes(), "height": height, "width": width}
+    return outcome | {"pixels": pixels, "width": image.width, "height": image.height, "status": store.OK}
+
+
+def set_up_actor() -> None:
+    """Gives TensorFlow what this actor has."""
+    assigned = ray.get_runtime_context().get_assigned_resources()
+    # The CPU left for decoding is mostly idle on a CPU-only node, so the network may use it too.
+    set_up_tensorflow(int(assigned.get("CPU", 1)) + 1)
+
+
+def images(table: pa.Table) -> list[np.ndarray]:
+    """The photos of a table of DECODED that could be decoded, uint8 (H, W, 3)."""
+    present = table["pixels"].filter(pa.compute.is_valid(table["pixels"])).combine_chunks()
+    columns = (present.field(name).to_pylist() for name in ("data", "height", "width"))
+    return [
+        np.frombuffer(data, np.uint8).reshape(height, width, 3) for data, height, width in zip(*columns, strict=True)
+    ]
+
+
+class Network:
+    """The stage that embeds: an actor that holds the network."""
+
+    def __init__(self, recipe: Recipe, dtype: str, batch_size: int) -> None:
+        self._recipe, self._dtype, self._batch_size = recipe, dtype, batch_size
+
+    @cached_property
+    def _embedder(self) -> Embedder:
+        # Not made in __init__: what goes wrong there, Ray hands on as text only.
+        set_up_actor()
+        return Embedder(self._recipe, self._batch_size)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """A table of DECODED → the store's rows, with their `shard`. Raises JobFailed for what kills it always."""
+        if cluster.earlier_attempts() >= NETWORK_TRIES:
+            raise JobFailed(
+                f"the network's process died {NETWORK_TRIES} times over the same photos, as it does where memory is "
+                "short; run the same command with a smaller --batch-size"
+            )
+        return embedded(table, self._embedder.embed(images(table)), self._dtype)
+
+
+def embedded(table: pa.Table, vectors: np.ndarray, dtype: str) -> pa.Table:
+    """The store's rows, with their `shard`, of a table of DECODED, the photos in which have descriptors (n, D)."""
+    schema = store.schema(vectors.shape[1], dtype)
+    ok = table["status"].to_numpy() == store.OK
+    values = np.zeros((len(ok), vectors.shape[1]), dtype)
+    values[ok] = vectors
+    flat = pa.array(values.reshape(-1))
+    column = pa.FixedSizeListArray.from_arrays(flat, values.shape[1], mask=pa.array(~ok))
+    columns = [column if name == "descriptor" else table[name] for name in schema.names]
+    return pa.Table.from_arrays(columns, schema=schema).append_column("shard", table["shard"])
+
+
+def staged(rows: pa.Table, spec: Spec, machine: Resources, stage: type, arguments: tuple[Any, ...]) -> Dataset:
+    """The data set `rows` → decoded → through actors of the class `stage`, made with `arguments`."""
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.raise_original_map_exception = True
+    context.max_consecutive_actor_init_deaths = NETWORK_TRIES - 1
+    if not cluster.verbose():
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    blocks = [rows.slice(start, machine.batch_size) for start in range(0, rows.num_rows, machine.batch_size)]
+    return (
+        ray.data.from_arrow(blocks)
+        .map_batches(
+            _decode,
+            fn_kwargs={"size": spec.image_size, "resize": spec.resize},
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=DECODER_CPUS,
+        )
+        .map_batches(
+            stage,
+            fn_constructor_args=arguments,
+            batch_size=machine.batch_size,
+            batch_format="pyarrow",
+            num_cpus=machine.cpus,
+            num_gpus=machine.gpus,
+            compute=ActorPoolStrategy(size=machine.workers),
+        )
+    )
+
+
+def run(rows: pa.Table, recipe: Recipe, dtype: str, machine: Resources) -> Iterator[pa.Table]:
+    """Streams the store's rows, with their `shard`, for `rows` (image_id, path, box, content, shard) in any order."""
+    dataset = staged(rows, recipe.source.spec, machine, Network, (recipe, dtype, machine.batch_size))
+    yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")

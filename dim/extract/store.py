@@ -1,0 +1,160 @@
+"""The descriptor store: a folder of Parquet shards, each row an image.
+
+Columns: `image_id: string`, `descriptor: fixed_size_list<float32>[D]` (float16 with `--store float16`; null in an error
+row), `status` ("ok" or "error"), `error`, `width`, `height` (of the upright photo, pixels), `content` (which photo it
+was).
+
+A shard `part-<hash>.parquet` is named by the ids and contents that it holds, and is done when its statistics
+`part-<hash>.json` (rows, errors, bytes, sha256) stand beside it. What is half-written is not done.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dim import files
+from dim.data.manifest import Manifest
+from dim.errors import UserError
+from dim.extract.identity import Embedding, of_folder
+
+OK, ERROR = "ok", "error"
+
+
+def schema(dimension: int, dtype: str = "float32") -> pa.Schema:
+    """The store's schema for descriptors of `dimension` values of `dtype`."""
+    value = pa.float16() if dtype == "float16" else pa.float32()
+    return pa.schema(
+        [
+            ("image_id", pa.string()),
+            ("descriptor", pa.list_(value, dimension)),
+            ("status", pa.string()),
+            ("error", pa.string()),
+            ("width", pa.int32()),
+            ("height", pa.int32()),
+            ("content", pa.string()),
+        ]
+    )
+
+
+def shard_name(rows: Sequence[tuple[str, str]]) -> str:
+    """The name of the shard that holds these (image_id, content) rows."""
+    digest = hashlib.sha256("\n".join(f"{image_id}\t{content}" for image_id, content in rows).encode())
+    return f"part-{digest.hexdigest()[:16]}"
+
+
+def write_shard(folder: str, name: str, table: pa.Table) -> None:
+    """Writes one shard and then its statistics, which make it count."""
+    sink = pa.BufferOutputStream()
+    # A dictionary of the descriptors' values, Arrow's default, makes float16 three times as slow to read.
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True, use_dictionary=["status", "error"])
+    content = sink.getvalue().to_pybytes()
+    files.write_bytes(files.join(folder, f"{name}.parquet"), content)
+    statistics = {
+        "rows": table.num_rows,
+        "errors": table["status"].to_pylist().count(ERROR),
+        "bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
+    files.write_json(files.join(folder, f"{name}.json"), statistics)
+
+
+def delete_shard(folder: str, name: str) -> None:
+    """Removes a shard: its statistics first, so that it stops counting before it is gone."""
+    files.delete(files.join(folder, f"{name}.json"))
+    files.delete(files.join(folder, f"{name}.parquet"))
+
+
+def shards(folder: str) -> list[str]:
+    """The names of the finished shards in `folder`, sorted."""
+    present = set(files.names(folder))
+    return sorted(
+        name[: -len(".json")]
+        for name in present
+        if name.startswith("part-") and name.endswith(".json") and name[: -len("json")] + "parquet" in present
+    )
+
+
+def is_whole(folder: str, name: str) -> bool:
+    """Whether the shard's file has the size and checksum of its statistics."""
+    content = files.read_bytes(files.join(folder, f"{name}.parquet"))
+    try:
+        statistics = files.read_json(files.join(folder, f"{name}.json"))
+        expected = (statistics["bytes"], statistics["sha256"])
+    except (UserError, KeyError, TypeError):  # they are damaged themselves
+        return False
+    return expected == (len(content), hashlib.sha256(content).hexdigest())
+
+
+def read_shard(folder: str, name: str, columns: list[str] | None = None) -> pa.Table:
+    """The rows of one shard. Raises UserError where it is damaged."""
+    uri = files.join(folder, f"{name}.parquet")
+    filesystem, path = files.locate(uri)
+    try:
+        with filesystem.open_input_file(path) as file:
+            return pq.read_table(file, columns=columns, page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{uri!r} is damaged ({files.reason(error)}); run the same extract.py again") from error
+
+
+def vectors(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    """A descriptor column without nulls as float32 (N, D)."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if isinstance(array, pa.ChunkedArray):
+        array = array.chunk(0)
+    values: np.ndarray = array.flatten().to_numpy(zero_copy_only=False)
+    return values.reshape(len(array), array.type.list_size).astype(np.float32, copy=False)
+
+
+def blocks(folder: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Streams the ok rows shard by shard: ids (n,) object and descriptors (n, D) float32."""
+    for name in shards(folder):
+        table = read_shard(folder, name, ["image_id", "descriptor", "status"])
+        table = table.filter(pa.compute.equal(table["status"], OK))
+        if table.num_rows:
+            yield np.array(table["image_id"].to_pylist(), dtype=object), vectors(table["descriptor"])
+
+
+@dataclass(frozen=True)
+class Descriptors:
+    """Descriptors in memory: `rows` (n,) are positions in the manifest asked for, `vectors` (n, D) float32."""
+
+    embedding: Embedding
+    rows: np.ndarray
+    vectors: np.ndarray
+
+
+def read(folder: str, manifest: Manifest) -> Descriptors:
+    """The descriptors of the manifest's rows, in the manifest's order; rows that could not be decoded are left out.
+
+    Raises UserError where `folder` holds no descriptors, or lacks a row of the manifest.
+    """
+    embedding = of_folder(folder)
+    position = {image_id: row for row, image_id in enumerate(manifest.image_ids)}
+    seen = np.zeros(len(manifest), dtype=bool)
+    found: list[np.ndarray] = []
+    parts: list[np.ndarray] = []
+    for name in shards(folder):
+        table = read_shard(folder, name, ["image_id", "descriptor", "status"])
+        rows = np.array([position.get(image_id, -1) for image_id in table["image_id"].to_pylist()], dtype=np.int64)
+        seen[rows[rows >= 0]] = True
+        wanted = (rows >= 0) & (table["status"].to_numpy() == OK)
+        if wanted.any():
+            found.append(rows[wanted])
+            parts.append(vectors(table["descriptor"].filter(pa.array(wanted))))
+    if not seen.all():
+        missing = manifest.image_ids[~seen]
+        raise UserError(
+            f"{folder!r} lacks {len(missing)} of the {len(manifest)} images asked for, the first {missing[0]!r}; "
+            f"run extract.py on {manifest.uri!r} with --out {folder}"
+        )
+    if not found:
+        raise UserError(
+            f"{folder!r} has no descriptor: each of its {len(manifest)} rows is an error; see its column 'error'"
+        )
+    rows = np.concatenate(found)
+    order = np.argsort(rows, kind="stable")
+    return Descriptors(embedding, rows[order], np.concatenate(parts)[order])

@@ -1,0 +1,217 @@
+"""Files on any storage that pyarrow.fs reads: local paths, `s3://…`, `gs://…`.
+
+Everything written here is written beside its final name and renamed, so that a reader never sees half a file.
+(An object store shows an object only once it is whole; there, the rename is the store's own.)
+"""
+
+import contextlib
+import functools
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from dim.errors import UserError
+
+TABLE_SUFFIXES = (".parquet", ".csv")
+
+_LOCAL = pafs.LocalFileSystem()
+
+
+def locate(uri: str) -> tuple[pafs.FileSystem, str]:
+    """The filesystem of `uri` and the path within it; a path without a scheme is local and made absolute."""
+    if "://" not in uri:
+        return _LOCAL, os.path.abspath(os.path.expanduser(uri))
+    scheme, _, rest = uri.partition("://")
+    bucket = rest.partition("/")[0]
+    if scheme in ("s3", "gs") and "@" not in bucket and "?" not in rest:
+        return _opened(f"{scheme}://{bucket}")[0], rest  # a name is what it is, spaces and % included
+    return _opened(uri)
+
+
+@functools.lru_cache(maxsize=64)  # to find a bucket takes a question to the store
+def _opened(uri: str) -> tuple[pafs.FileSystem, str]:
+    try:
+        filesystem, path = pafs.FileSystem.from_uri(uri)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"cannot open {uri!r}: {error}; use a local path, s3://… or gs://…") from error
+    return filesystem, path
+
+
+def is_local(uri: str) -> bool:
+    """Whether `uri` lies on this machine's own disks."""
+    return isinstance(locate(uri)[0], pafs.LocalFileSystem)
+
+
+def absolute(uri: str) -> str:
+    """`uri`, a local one made absolute."""
+    return uri if "://" in uri else locate(uri)[1]
+
+
+def join(folder: str, name: str) -> str:
+    """`name` inside `folder`; a `name` that is absolute or a URI stays as it is."""
+    if "://" in name or name.startswith("/") or not folder:
+        return name
+    return f"{folder.rstrip('/')}/{name}"
+
+
+def parent(uri: str) -> str:
+    """The folder that holds `uri`."""
+    return uri.rsplit("/", 1)[0] if "/" in uri else "."
+
+
+def exists(uri: str) -> bool:
+    """Whether a file or folder stands at `uri`."""
+    filesystem, path = locate(uri)
+    return bool(filesystem.get_file_info(path).type != pafs.FileType.NotFound)
+
+
+def is_folder(uri: str) -> bool:
+    """Whether a folder stands at `uri`."""
+    filesystem, path = locate(uri)
+    return bool(filesystem.get_file_info(path).type == pafs.FileType.Directory)
+
+
+def make_folder(uri: str) -> None:
+    """Creates the folder `uri` and its parents. Raises UserError where that cannot be."""
+    filesystem, path = locate(uri)
+    try:
+        filesystem.create_dir(path, recursive=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {uri!r} ({reason(error)}); choose another place") from error
+
+
+def names(folder: str) -> list[str]:
+    """The names of the files directly in `folder`, sorted; empty where there is no folder."""
+    filesystem, path = locate(folder)
+    selector = pafs.FileSelector(path, allow_not_found=True)
+    return sorted(info.base_name for info in filesystem.get_file_info(selector) if info.is_file)
+
+
+def read_bytes(uri: str) -> bytes:
+    """The whole of the file at `uri`."""
+    filesystem, path = locate(uri)
+    with filesystem.open_input_stream(path) as stream:
+        return bytes(stream.read())
+
+
+def write_bytes(uri: str, content: bytes) -> None:
+    """Writes `content` to `uri` at once: whole or not at all."""
+    filesystem, path = locate(uri)
+    if not isinstance(filesystem, pafs.LocalFileSystem):
+        with filesystem.open_output_stream(path) as stream:
+            stream.write(content)
+        return
+    beside = Path(f"{path}.{os.getpid()}.tmp")
+    try:
+        with beside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def reason(error: Exception) -> str:
+    """What is wrong, in one line, without the path that Arrow puts before."""
+    return " ".join(str(error).split()).rpartition("Detail: ")[2] or type(error).__name__
+
+
+def delete(uri: str) -> None:
+    """Deletes the file at `uri`, if there is one."""
+    filesystem, path = locate(uri)
+    if filesystem.get_file_info(path).type != pafs.FileType.NotFound:
+        filesystem.delete_file(path)
+
+
+def read_json(uri: str) -> Any:
+    """The JSON document at `uri`. Raises UserError where it is missing or is not JSON."""
+    try:
+        return json.loads(read_bytes(uri))
+    except FileNotFoundError as error:
+        raise UserError(f"no file {uri!r}") from error
+    except ValueError as error:
+        raise UserError(f"{uri!r} is not JSON: {error}") from error
+
+
+def write_json(uri: str, document: object) -> None:
+    """Writes `document` to `uri` as indented JSON."""
+    write_bytes(uri, (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_table(uri: str) -> pa.Table:
+    """The table at `uri`, Parquet or CSV by its ending; an empty CSV cell is null, every CSV column text.
+
+    Raises UserError where the file is missing, is neither, or cannot be read.
+    """
+    if not uri.endswith(TABLE_SUFFIXES):
+        raise UserError(f"{uri!r} is neither .parquet nor .csv; name the table by one of these endings")
+    filesystem, path = locate(uri)
+    try:
+        with filesystem.open_input_file(path) as file:
+            return pq.read_table(file) if uri.endswith(".parquet") else _read_csv(file)
+    except FileNotFoundError as error:
+        raise UserError(f"no file {uri!r}") from error
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"cannot read the table {uri!r}: {reason(error)}") from error
+
+
+def _read_csv(file: pa.NativeFile) -> pa.Table:
+    # Columns are read as text: "007" is an id, not the number 7. Callers cast the columns that are numbers.
+    header = pacsv.open_csv(file).schema.names
+    file.seek(0)
+    return pacsv.read_csv(
+        file,
+        parse_options=pacsv.ParseOptions(newlines_in_values=True),
+        convert_options=pacsv.ConvertOptions(
+            column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=True, null_values=[""]
+        ),
+    )
+
+
+def write_table(uri: str, table: pa.Table) -> None:
+    """Writes `table` to `uri` as Parquet or CSV by its ending, at once."""
+    sink = pa.BufferOutputStream()
+    if uri.endswith(".csv"):
+        pacsv.write_csv(table, sink)
+    else:
+        pq.write_table(table, sink)
+    write_bytes(uri, sink.getvalue().to_pybytes())
+
+
+@contextlib.contextmanager
+def written(uri: str) -> Iterator[str]:
+    """A path on this machine's disks to write a large file to; once the block is done, the file stands at `uri`."""
+    filesystem, path = locate(uri)
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        beside = Path(f"{path}.{os.getpid()}.tmp")
+        try:
+            yield str(beside)
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            yield f"{folder}/file"
+            pafs.copy_files(f"{folder}/file", path, pafs.LocalFileSystem(), filesystem)
+
+
+@contextlib.contextmanager
+def on_disk(uri: str) -> Iterator[str]:
+    """A path on this machine's disks to read the file at `uri` from."""
+    filesystem, path = locate(uri)
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        yield path
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            pafs.copy_files(path, f"{folder}/file", filesystem, pafs.LocalFileSystem())
+            yield f"{folder}/file"

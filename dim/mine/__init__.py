@@ -1,0 +1,1 @@
+"""Hard triplets: candidates and their ranking, block by block."""

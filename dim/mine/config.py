@@ -1,0 +1,55 @@
+"""What a mining run is told."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dim.config import flag_name, option
+from dim.errors import UserError
+
+StrategyName = Literal["hardest", "distinct", "random"]
+_AT_LEAST = {
+    "top": 1,
+    "positives_per_anchor": 1,
+    "negatives_per_anchor": 1,
+    "candidates_per_pair": 1,
+    "margin": 0,
+    "max_similarity": -1,
+    "seed": 0,
+}
+
+
+@dataclass(frozen=True)
+class Mining:
+    """Which triplets are candidates and which are kept. Raises UserError where a value is out of range."""
+
+    strategy: StrategyName = option(
+        "hardest",
+        help="hardest: the nearest negatives of each anchor; distinct: the same, at most one from each label; "
+        "random: drawn for each ordered pair of labels",
+        group="mining",
+    )
+    margin: float = option(0.1, help="margin of the triplet loss", group="mining")
+    top: int | None = option(None, help="how many triplets to keep; not given: all whose loss is not 0", group="mining")
+    positives_per_anchor: int = option(4, help="the farthest positives of each anchor", group="mining")
+    negatives_per_anchor: int = option(5, help="the nearest negatives of each anchor", group="mining")
+    candidates_per_pair: int = option(70, help="random: draws for each ordered pair of labels", group="mining")
+    max_similarity: float | None = option(
+        None, help="skip negatives with a cosine above this: likely duplicates or wrong labels", group="mining"
+    )
+    seed: int = option(0, help="seed of the random draws", group="mining")
+
+    def __post_init__(self) -> None:
+        for name, least in _AT_LEAST.items():
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                raise UserError(f"{flag_name(name)} must be at least {least}, not {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MineConfig(Mining):
+    """The flags of mine.py."""
+
+    manifest: str = option(help="manifest with the labels", metavar="FILE")
+    descriptors: str = option(help="folder that extract.py wrote", metavar="DIR")
+    out: str = option(help="folder for triplets.parquet", metavar="DIR")
+    split: str = option("train", help="split to mine from")

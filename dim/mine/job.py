@@ -1,0 +1,30 @@
+"""The mining job: descriptors and labels → ranked triplets."""
+
+import logging
+from typing import Any
+
+from dim import files
+from dim.cluster import connected
+from dim.data import manifest
+from dim.extract import store
+from dim.mine.config import MineConfig
+from dim.mine.mining import mine
+from dim.mine.pool import check
+from dim.output import opened
+
+logger = logging.getLogger(__name__)
+
+
+def mine_folder(config: MineConfig) -> dict[str, Any]:
+    """Mines the descriptors of one split and writes `triplets.parquet`; returns the counts and mean distances."""
+    rows = manifest.read(config.manifest).select(config.split)
+    descriptors = store.read(config.descriptors, rows)
+    labels, image_ids = rows.labels[descriptors.rows], rows.image_ids[descriptors.rows]
+    check(descriptors.vectors, labels, image_ids, config, f"split {config.split!r} of {config.manifest!r}")
+    inputs: dict[str, str | None] = {"manifest": config.manifest, "descriptors": config.descriptors}
+    with opened(config.out, "mine", config, inputs, descriptors.embedding.as_json()) as output, connected():
+        triplets = mine(descriptors.vectors, labels, image_ids, config)
+        files.write_table(output.path("triplets.parquet"), triplets.table(image_ids))
+        if not triplets.kept:
+            logger.warning("no triplet is active: every negative is farther than its positive by the margin")
+        return output.finish(triplets.summary())

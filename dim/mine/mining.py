@@ -1,0 +1,72 @@
+"""Mining across the cluster: each strategy's work as Ray tasks, its parts merged as they come in."""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import ray
+
+from dim.mine import hardest, sampling
+from dim.mine.config import Mining
+from dim.mine.pool import BLOCK_ROWS, Pool, check, pool_of
+from dim.mine.triplets import Triplets
+
+
+@dataclasses.dataclass(frozen=True)
+class Strategy:
+    """How triplets are found: `units` of work, the `work` on a range of them, and what makes triplets of its parts."""
+
+    units: Callable[[Pool], int]
+    work: Callable[[Pool, Mining, int, int], Any]
+    finish: Callable[[Pool, Mining, Iterator[Any]], Triplets]
+
+
+_CACHED = 64  # blocks that a task holds at a time; they lie in the memory that all tasks of a machine share
+_HARDEST = Strategy(hardest.units, hardest.work, hardest.finish)
+STRATEGIES = {
+    "hardest": _HARDEST,
+    "distinct": _HARDEST,
+    "random": Strategy(sampling.units, sampling.work, sampling.finish),
+}
+
+
+def mine(
+    vectors: np.ndarray,
+    labels: np.ndarray,
+    image_ids: np.ndarray,
+    settings: Mining,
+    *,
+    block_rows: int = BLOCK_ROWS,
+    num_cpus: float = 1,
+) -> Triplets:
+    """The hardest triplets of a training set, ranked; the same for any `block_rows` and any cluster.
+
+    `vectors` (N, D): float32, rows L2-normalised. `labels` (N,): str or None, which is never used. `image_ids` (N,):
+    unique. `num_cpus` is what each Ray task asks for: 0 where the caller holds all CPUs already. Ray must be connected.
+    Raises UserError where the labels cannot give triplets or a row is not normalised.
+    """
+    check(vectors, labels, image_ids, settings)
+    pool = pool_of(vectors, labels, image_ids, block_rows=block_rows, put=ray.put)
+    strategy = STRATEGIES[settings.strategy]
+    units = strategy.units(pool)
+    tasks = min(units, max(1, int(ray.cluster_resources().get("CPU", 1))))
+    ends = np.linspace(0, units, tasks + 1).astype(int).tolist()
+    task, shared = ray.remote(num_cpus=num_cpus, scheduling_strategy="SPREAD")(_work), ray.put(pool)
+    parts = [task.remote(shared, settings, start, stop) for start, stop in itertools.pairwise(ends)]
+    triplets = strategy.finish(pool, settings, _as_completed(parts))
+    return triplets.at(pool.rows)
+
+
+def _work(pool: Pool, settings: Mining, start: int, stop: int) -> Any:
+    # A block is asked for many times over, and ray.get takes longer than some uses of it.
+    pool = dataclasses.replace(pool, fetch=functools.lru_cache(maxsize=_CACHED)(ray.get))
+    return STRATEGIES[settings.strategy].work(pool, settings, start, stop)
+
+
+def _as_completed(parts: list[Any]) -> Iterator[Any]:
+    while parts:
+        done, parts = ray.wait(parts)
+        yield ray.get(done[0])

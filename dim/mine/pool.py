@@ -1,0 +1,138 @@
+"""The pool that triplets are mined from: labelled rows in blocks, and exact distances between them."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dim.errors import UserError
+from dim.mine.config import Mining
+
+BLOCK_ROWS = 2048  # a block of products fills 16 MiB, and the matrix product runs at its full speed
+_CHUNK = 512  # pairs whose differences fit the cache
+
+
+def check_labels(labels: np.ndarray, settings: Mining, where: str) -> None:
+    """Raises UserError, naming `where`, unless `labels` (N,) can give an anchor, a positive and a negative."""
+    counts = Counter(label for label in labels if label is not None)
+    if len(counts) < 2:
+        raise UserError(f"{where} has {len(counts)} label(s) on {len(labels)} images; a triplet needs images of two")
+    if max(counts.values()) < 2:
+        raise UserError(f"{where}: none of its {len(counts)} labels has two images; an anchor needs a positive")
+    needed = settings.negatives_per_anchor + 1
+    if settings.strategy == "distinct" and len(counts) < needed:
+        raise UserError(
+            f"{where} has {len(counts)} labels, but strategy 'distinct' with {settings.negatives_per_anchor} negatives "
+            f"needs {needed}; lower --negatives-per-anchor or use --strategy hardest"
+        )
+
+
+def check(
+    vectors: np.ndarray, labels: np.ndarray, image_ids: np.ndarray, settings: Mining, where: str = "the training set"
+) -> None:
+    """Raises UserError, naming `where`, unless triplets can be mined from what `mine` takes.
+
+    The labels must give an anchor, a positive and a negative, and the labelled rows must be L2-normalised.
+    """
+    check_labels(labels, settings, where)
+    unequal = ~(_off_unit(vectors) < 0.01) & _labelled(labels)  # so that NaN counts
+    if unequal.any():
+        row = np.flatnonzero(unequal)[0]
+        raise UserError(
+            f"{where}: {unequal.sum()} descriptors are not L2-normalised; the norm of image {image_ids[row]!r} is "
+            f"{np.linalg.norm(vectors[row])}; extract them again"
+        )
+
+
+def _labelled(labels: np.ndarray) -> np.ndarray:
+    return np.array([label is not None for label in labels], dtype=bool)
+
+
+def _off_unit(vectors: np.ndarray) -> np.ndarray:
+    # How far the squared norm of each row is from 1.
+    off: np.ndarray = np.abs(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64) - 1)
+    return off
+
+
+def too_similar(distances: np.ndarray, most: float) -> np.ndarray:
+    """Whether pairs at these distances ‖x − y‖² have a cosine, 1 − ‖x − y‖² / 2, above `most`."""
+    return 1 - distances.astype(np.float64) / 2 > most
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The labelled rows (n), sorted by label and then by image id. Other modules name a row by its place here.
+
+    `rows` (n,): positions in the caller's arrays. `labels` (n,): codes, ascending. `id_ranks` (n,): places in the
+    order of the image ids. `blocks`: float32 (block_rows or fewer, D) each, or what `fetch` turns into them.
+    `tolerance`: how far the float32 product x·y of two rows, as the distance 2 − 2x·y, may lie from `distances`.
+    """
+
+    rows: np.ndarray
+    labels: np.ndarray
+    id_ranks: np.ndarray
+    blocks: Sequence[Any]
+    block_rows: int
+    tolerance: float
+    fetch: Callable[[Any], np.ndarray] = lambda block: block
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def block(self, i: int) -> np.ndarray:
+        """The descriptors of block i."""
+        return self.fetch(self.blocks[i])
+
+    def span(self, i: int) -> slice:
+        """The rows of block i."""
+        return slice(i * self.block_rows, min((i + 1) * self.block_rows, len(self)))
+
+    def distances(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """‖x − y‖² of each pair of rows (P,), float32: summed pair by pair in float64, so the same in any company."""
+        found = np.empty(len(left), dtype=np.float32)
+        for start in range(0, len(left), _CHUNK):
+            chunk = slice(start, start + _CHUNK)
+            difference = self._take(left[chunk]).astype(np.float64)
+            difference -= self._take(right[chunk])
+            found[chunk] = np.square(difference, out=difference).sum(axis=1)
+        return found
+
+    def _take(self, rows: np.ndarray) -> np.ndarray:
+        blocks, places = np.divmod(rows, self.block_rows)
+        first = blocks[0]
+        if (blocks == first).all():
+            return self.block(first)[places]
+        order = np.argsort(blocks, kind="stable")
+        taken = [self.block(i)[places[blocks == i]] for i in np.unique(blocks)]
+        return np.concatenate(taken)[np.argsort(order)]
+
+
+def pool_of(
+    vectors: np.ndarray,
+    labels: np.ndarray,
+    image_ids: np.ndarray,
+    *,
+    block_rows: int = BLOCK_ROWS,
+    put: Callable[[np.ndarray], Any] = lambda block: block,
+) -> Pool:
+    """The pool of `vectors` (N, D), float32 and L2-normalised; rows whose label is None are left out.
+
+    Its blocks are what `put` makes of them.
+    """
+    used = np.flatnonzero(_labelled(labels))
+    codes = np.unique(labels[used], return_inverse=True)[1]
+    ranks = np.argsort(np.argsort(image_ids[used], kind="stable"))
+    order = np.lexsort((ranks, codes))
+    rows = used[order]
+    blocks = [put(vectors[rows[start : start + block_rows]]) for start in range(0, len(rows), block_rows)]
+    tolerance = _tolerance(vectors.shape[1], float(_off_unit(vectors)[used].max()))
+    return Pool(rows, codes[order], ranks[order], blocks, block_rows, tolerance)
+
+
+def _tolerance(dimension: int, worst: float) -> float:
+    # A product of D terms, summed in any order, errs by at most D·u·‖x‖‖y‖ to first order (Higham, Accuracy and
+    # Stability of Numerical Algorithms, eq. 3.5), u = 2⁻²⁴. Then ‖x − y‖² = ‖x‖² + ‖y‖² − 2x·y, with squared norms up
+    # to `worst` from 1. The last term covers the rounding to float32 of distances, at most 4, and of limits.
+    return 2 * worst + 2.1 * dimension * 2.0**-24 + 2.0**-20

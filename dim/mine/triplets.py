@@ -1,0 +1,106 @@
+"""Triplets and their order: hardest first."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class Triplets:
+    """Triplets (T), and how many candidates and active ones (loss > 0) they were kept from.
+
+    `anchors`, `positives`, `negatives`: int64 positions. `distance_ap`, `distance_an`: float32, squared L2.
+    `loss`: float32, max(0, margin + ‖a − p‖² − ‖a − n‖²).
+    """
+
+    anchors: np.ndarray
+    positives: np.ndarray
+    negatives: np.ndarray
+    distance_ap: np.ndarray
+    distance_an: np.ndarray
+    loss: np.ndarray
+    candidates: int
+    active: int
+
+    @property
+    def kept(self) -> int:
+        """How many triplets these are."""
+        return len(self.anchors)
+
+    def take(self, rows: np.ndarray) -> "Triplets":
+        """The triplets at `rows`; the counts stay."""
+        return replace(self, **{name: getattr(self, name)[rows] for name in _COLUMNS})
+
+    def at(self, positions: np.ndarray) -> "Triplets":
+        """The same triplets, each position i replaced by positions[i]."""
+        return replace(self, **{name: positions[getattr(self, name)] for name in _COLUMNS[:3]})
+
+    def table(self, image_ids: np.ndarray) -> pa.Table:
+        """The table of the contract: rank (from 1), the three ids, distance_ap, distance_an, loss."""
+        ids = np.asarray(image_ids, dtype=object)
+        return pa.table(
+            {
+                "rank": pa.array(np.arange(1, self.kept + 1)),
+                "anchor_id": pa.array(ids[self.anchors], pa.string()),
+                "positive_id": pa.array(ids[self.positives], pa.string()),
+                "negative_id": pa.array(ids[self.negatives], pa.string()),
+                "distance_ap": pa.array(self.distance_ap),
+                "distance_an": pa.array(self.distance_an),
+                "loss": pa.array(self.loss),
+            }
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """The counts, and the mean distances of the kept triplets (None where none is kept)."""
+        means = {
+            f"mean_{name}": float(getattr(self, name).mean(dtype=np.float64)) if self.kept else None
+            for name in ("distance_ap", "distance_an")
+        }
+        return {"candidates": self.candidates, "active": self.active, "kept": self.kept, **means}
+
+
+_COLUMNS = ("anchors", "positives", "negatives", "distance_ap", "distance_an", "loss")
+
+
+def active(
+    rows: np.ndarray, distance_ap: np.ndarray, distance_an: np.ndarray, margin: float, candidates: int
+) -> Triplets:
+    """Those of the triplets `rows` (3, T), anchors, positives and negatives, whose loss is greater than 0."""
+    loss = (margin + distance_ap.astype(np.float64) - distance_an).astype(np.float32)
+    hard = loss > 0
+    anchors, positives, negatives = rows[:, hard]
+    return Triplets(
+        anchors, positives, negatives, distance_ap[hard], distance_an[hard], loss[hard], candidates, int(hard.sum())
+    )
+
+
+def ranked(parts: Iterable[Triplets], id_ranks: np.ndarray, top: int | None) -> Triplets:
+    """The `top` hardest (None: all) of all parts, by falling loss, ties by anchor, positive and negative id.
+
+    `id_ranks` (N,) is each position's place in the order of the ids. With `top`, memory holds one part and the best.
+    """
+    held: list[Triplets] = []
+    for part in parts:
+        held.append(part)
+        if top is not None:
+            held = [_hardest(_joined(held), id_ranks, top)]
+    return _hardest(_joined(held), id_ranks, top)
+
+
+def _joined(parts: list[Triplets]) -> Triplets:
+    joined: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _COLUMNS}
+    joined |= {name: sum(getattr(part, name) for part in parts) for name in ("candidates", "active")}
+    return Triplets(**joined)
+
+
+def _hardest(triplets: Triplets, id_ranks: np.ndarray, top: int | None) -> Triplets:
+    if top is not None and triplets.kept > top:
+        # Sorting is dear: first drop what is easier than the top-th, keeping all that tie with it.
+        least = np.partition(triplets.loss, -top)[-top]
+        triplets = triplets.take(np.flatnonzero(triplets.loss >= least))
+    indices = (triplets.negatives, triplets.positives, triplets.anchors)
+    order = np.lexsort((*(id_ranks[index] for index in indices), -triplets.loss))
+    return triplets.take(order[:top])

@@ -1,0 +1,88 @@
+"""The moments of R-MAC's regions over the photos of a manifest, from which their whitening is fitted.
+
+The photos go through the network as in an extraction. Regions are summed where they are made, block by block; only the
+sums come back.
+"""
+
+import functools
+import logging
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from dim.data.manifest import Manifest
+from dim.extract import pipeline, store
+from dim.extract.embedder import Recipe, batches
+from dim.extract.pipeline import Resources
+from dim.model import moments
+from dim.model.moments import Moments
+
+REGIONS_IN_A_BLOCK = 8192
+
+log = logging.getLogger(__name__)
+
+
+def sum_regions(manifest: Manifest, recipe: Recipe, machine: Resources) -> Moments:
+    """The moments of the L2-normalised maxima of all regions of the manifest's photos; unreadable photos have none."""
+    spec = recipe.source.spec
+    nothing = [""] * len(manifest)
+    columns = {"image_id": manifest.image_ids, "path": manifest.paths, "content": nothing, "shard": nothing}
+    rows = pa.table(columns | {"box": pa.array(manifest.boxes, pa.list_(pa.float64()))})
+    dataset = pipeline.staged(rows, spec, machine, _Regions, (recipe, machine.batch_size)).map_batches(
+        _summed,
+        batch_size=REGIONS_IN_A_BLOCK,
+        batch_format="pyarrow",
+        num_cpus=pipeline.DECODER_CPUS,  # as little as a machine of two CPUs has left
+    )
+    blocks = (_moments(row) for row in dataset.iter_rows())
+    none = moments.of(np.zeros((0, spec.channels)))
+    total: Moments = functools.reduce(Moments.merge, blocks, none)
+    log.info("learning from %d regions of %d photos", total.count, len(manifest))
+    return total
+
+
+class _Regions:
+    """The stage that finds regions: an actor that holds the network below its pooling."""
+
+    def __init__(self, recipe: Recipe, batch_size: int) -> None:
+        self._recipe, self._batch_size = recipe, batch_size
+
+    @cached_property
+    def _forward(self) -> Callable[[np.ndarray], Any]:
+        # Not made in __init__, as in `pipeline.Network`.
+        pipeline.set_up_actor()
+        import tensorflow as tf  # noqa: PLC0415
+
+        from dim.model import network  # noqa: PLC0415
+        from dim.model.normalisation import l2_normalise  # noqa: PLC0415
+        from dim.model.regions import region_maxima  # noqa: PLC0415
+
+        source = self._recipe.source
+        maps = network.part(network.load(source, self._recipe.precision), None, source.spec.layer)
+        forward: Callable[[np.ndarray], Any] = tf.function(
+            lambda images: l2_normalise(region_maxima(tf.cast(maps(images, training=False), tf.float32))),
+            input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8)],
+        )
+        return forward
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Decoded photos → a row for each of their regions."""
+        channels = self._recipe.source.spec.channels
+        found = [np.zeros((0, channels), np.float32)]
+        for _, batch in batches(pipeline.images(table), self._batch_size):
+            found.append(self._forward(batch).numpy().reshape(-1, channels))
+        values = pa.array(np.concatenate(found).reshape(-1))
+        return pa.table({"region": pa.FixedSizeListArray.from_arrays(values, channels)})
+
+
+def _summed(table: pa.Table) -> pa.Table:
+    found = moments.of(store.vectors(table["region"]))
+    return pa.table({"count": [found.count], "mean": [found.mean], "scatter": [found.scatter.reshape(-1)]})
+
+
+def _moments(row: dict[str, Any]) -> Moments:
+    mean = np.asarray(row["mean"])
+    return Moments(row["count"], mean, np.asarray(row["scatter"]).reshape(len(mean), len(mean)))

@@ -1,0 +1,255 @@
+"""What a network is, without building it: the off-the-shelf names and `model.json`. Needs no TensorFlow."""
+
+import dataclasses
+import hashlib
+import re
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import h5py
+
+import dim
+from dim import config, files
+from dim.errors import UserError
+
+FORMAT_VERSION = 1
+SPEC_FILE, WEIGHTS_FILE = "model.json", "model.weights.h5"
+SHIPPED_WEIGHTS = Path(dim.__file__).parent / "assets" / "vgg16" / "vgg16_imagenet_notop_fp16.npz"
+
+WORDS = ("random", "imagenet")  # in place of a weights file
+
+Resize = Literal["squash", "long-side"]
+POOLINGS = ("mac", "spoc", "spoc-prior", "gem", "crow", "rmac")
+PREPROCESSINGS = ("caffe", "unit", "symmetric", "torch")
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A convolutional network of keras.applications: the layers that may be pooled, the default first, each with its
+    channels; the layer below its last block (`tail`), above which fine-tuning trains by default; and the file in which
+    its ImageNet weights are distributed.
+    """
+
+    constructor: str
+    layers: dict[str, int]
+    tail: str
+    preprocessing: str
+    imagenet: str
+
+
+BACKBONES = {
+    "vgg16": Backbone(
+        "VGG16",
+        {"block5_conv3": 512, "block5_pool": 512, "block4_conv3": 512, "block4_pool": 512},
+        tail="block4_pool",
+        preprocessing="caffe",
+        imagenet="vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5",
+    ),
+    "vgg19": Backbone(
+        "VGG19",
+        {"block5_conv4": 512, "block5_pool": 512, "block4_conv4": 512, "block4_pool": 512},
+        tail="block4_pool",
+        preprocessing="caffe",
+        imagenet="vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5",
+    ),
+    "resnet50": Backbone(
+        "ResNet50",
+        {"conv5_block3_out": 2048, "conv4_block6_out": 1024},
+        tail="conv4_block6_out",
+        preprocessing="caffe",
+        imagenet="resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5",
+    ),
+    "resnet101": Backbone(
+        "ResNet101",
+        {"conv5_block3_out": 2048, "conv4_block23_out": 1024},
+        tail="conv4_block23_out",
+        preprocessing="caffe",
+        imagenet="resnet101_weights_tf_dim_ordering_tf_kernels_notop.h5",
+    ),
+    "efficientnetv2b0": Backbone(
+        "EfficientNetV2B0",
+        {"top_activation": 1280, "block5e_add": 112},
+        tail="block5e_add",
+        preprocessing="torch",
+        imagenet="efficientnetv2-b0_notop.h5",
+    ),
+    "efficientnetv2s": Backbone(
+        "EfficientNetV2S",
+        {"top_activation": 1280, "block5i_add": 160},
+        tail="block5i_add",
+        preprocessing="symmetric",
+        imagenet="efficientnetv2-s_notop.h5",
+    ),
+    "convnexttiny": Backbone(
+        "ConvNeXtTiny",
+        {"layer_normalization": 768},
+        tail="convnext_tiny_downsampling_block_2",
+        preprocessing="torch",
+        imagenet="convnext_tiny_notop.h5",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Spec:
+    """The network's structure and input.
+
+    `dimension` is the PCA layer's output, None without one; `region_dimension` that of the whitening of R-MAC's
+    regions, None where they are only normalised. `whitening` and `region_whitening` say what these were fitted on
+    ({"kind": …, "power": …, "learned_on": …}).
+    """
+
+    backbone: str = "vgg16"
+    layer: str = "block5_conv3"
+    pooling: str = "gem"
+    preprocessing: str = "caffe"
+    image_size: int = 224
+    resize: Resize = "squash"
+    dimension: int | None = None
+    whitening: dict[str, Any] | None = None
+    region_dimension: int | None = None
+    region_whitening: dict[str, Any] | None = None
+
+    @property
+    def channels(self) -> int:
+        """Channels of the layer that is pooled."""
+        return BACKBONES[self.backbone].layers[self.layer]
+
+    @property
+    def pooled_dimension(self) -> int:
+        """Values of the pooled vector, which the PCA layer takes."""
+        return self.region_dimension or self.channels
+
+    def checked(self, where: str) -> "Spec":
+        """This spec, if all of it is known. Raises UserError naming `where`, the field and the nearest known value."""
+        known = {
+            "backbone": list(BACKBONES),
+            "pooling": list(POOLINGS),
+            "preprocessing": list(PREPROCESSINGS),
+            "resize": ["squash", "long-side"],
+        }
+        for name, values in known.items():
+            config.one_of(f"{name} in {where}", str(getattr(self, name)), values)
+        config.one_of(f"layer in {where}", str(self.layer), list(BACKBONES[self.backbone].layers))
+        self._check_number("image_size", 65536, where)
+        for name, most in (("region_dimension", self.channels), ("dimension", self.pooled_dimension)):
+            if getattr(self, name) is not None:
+                self._check_number(name, most, where)
+        if self.region_dimension is not None and self.pooling != "rmac":
+            raise UserError(f"region_dimension in {where} is for pooling rmac only, not {self.pooling}")
+        for name in ("whitening", "region_whitening"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, dict) and "learned_on" in value):
+                raise UserError(f"{name} in {where} must be an object that has learned_on, not {value!r}")
+        return self
+
+    def _check_number(self, name: str, most: int, where: str) -> None:
+        value = getattr(self, name)
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+            raise UserError(f"{name} in {where} must be a whole number from 1 to {most}, not {value!r}")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A network to load: its spec, its weights (a file, "random" or "imagenet"), and the spec that these were saved
+    with, None where they are the backbone's alone. The two specs differ where a model is changed, such as its pooling.
+    """
+
+    spec: Spec
+    weights: str
+    saved: Spec | None
+
+    def fingerprint(self) -> str:
+        """sha256 of the weights file; for "random" and "imagenet" the word itself."""
+        if self.weights in WORDS:
+            return self.weights
+        return sha256(self.weights)
+
+
+def sha256(uri: str) -> str:
+    """The sha256 of the file at `uri`, hexadecimal."""
+    return hashlib.sha256(files.read_bytes(uri)).hexdigest()
+
+
+def resolve(model: str, weights: str | None = None, **changes: Any) -> Source:
+    """The network that `--model` names: a model folder, or `BACKBONE-POOLING[@LAYER]`, an off-the-shelf network.
+
+    `weights` replaces the weights (a .npz or .h5 file of the backbone, "imagenet", "random"); `changes` that
+    are not None replace fields of the spec. Raises UserError for an unknown name, a broken folder or a missing file.
+    """
+    given = {name: value for name, value in changes.items() if value is not None}
+    saved = read(model) if files.exists(files.join(model, SPEC_FILE)) else None
+    if saved:
+        if weights is not None:
+            raise UserError(
+                f"--weights {weights!r} can't replace those of the model folder {model!r}; drop one of them"
+            )
+        found = files.join(model, WEIGHTS_FILE)
+    else:
+        found = weights or str(SHIPPED_WEIGHTS)
+    if found not in WORDS:
+        found = files.absolute(found)
+    spec = saved or _off_the_shelf(model)
+    if found == str(SHIPPED_WEIGHTS) and spec.backbone != "vgg16":
+        raise UserError(
+            f"no weights are shipped for {spec.backbone!r}; give --weights FILE, or imagenet to download them"
+        )
+    if found not in WORDS:
+        _require_readable(found)
+    changed = dataclasses.replace(spec, **given)
+    if changed.pooling != "rmac":
+        changed = dataclasses.replace(changed, region_dimension=None, region_whitening=None)
+    return Source(changed.checked(f"model {model!r}"), found, saved)
+
+
+def _require_readable(uri: str) -> None:
+    """Raises UserError where the weights file is missing, or is no archive of arrays; what is in it is left unread."""
+    if not files.exists(uri):
+        raise UserError(f"no weights file {uri!r}")
+    if not uri.endswith((".npz", ".h5")):
+        raise UserError(f"weights {uri!r} are neither .npz nor .h5")
+    filesystem, path = files.locate(uri)
+    try:
+        with filesystem.open_input_file(path) as file, (h5py.File if uri.endswith(".h5") else zipfile.ZipFile)(file):
+            pass
+    except Exception as error:  # whatever opening a stranger's file raises, the file is at fault
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"cannot read the weights {uri!r}: {reason}; get them again") from error
+
+
+def _off_the_shelf(name: str) -> Spec:
+    match = re.fullmatch(r"(?P<backbone>[a-z0-9]+)-(?P<pooling>[a-z-]+)(@(?P<layer>\w+))?", name)
+    if not match:
+        raise UserError(
+            f"no model {name!r}: neither a folder with {SPEC_FILE} nor a name such as vgg16-gem@block5_conv3"
+        )
+    backbone = config.one_of("backbone", match["backbone"], list(BACKBONES))
+    pooling = config.one_of("pooling", match["pooling"], list(POOLINGS))
+    known = BACKBONES[backbone]
+    return Spec(backbone, match["layer"] or next(iter(known.layers)), pooling, known.preprocessing)
+
+
+def read(folder: str) -> Spec:
+    """The spec in `folder`/model.json. Raises UserError where it is broken or of a later format."""
+    uri = files.join(folder, SPEC_FILE)
+    document = files.read_json(uri)
+    if not isinstance(document, dict):
+        raise UserError(f"{uri!r} must hold an object; make the model again")
+    version = document.pop("format_version", None)
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"{uri!r} has format version {version!r}, this dim reads {FORMAT_VERSION}; use the dim that made it"
+        )
+    known = {field.name: field.default for field in dataclasses.fields(Spec)}
+    required = {name for name, default in known.items() if default is not None}
+    for fields, what in ((document.keys() - known, "has the unknown"), (required - document.keys(), "lacks the")):
+        if fields:
+            raise UserError(f"{uri!r} {what} field {min(fields)!r}; use the dim that made it")
+    return Spec(**document).checked(repr(uri))
+
+
+def write(spec: Spec, folder: str) -> None:
+    """Writes `folder`/model.json."""
+    files.write_json(files.join(folder, SPEC_FILE), {"format_version": FORMAT_VERSION, **dataclasses.asdict(spec)})

@@ -1,0 +1,158 @@
+"""The sums that a whitening is fitted from, over a folder of descriptors of any size: Ray tasks over its shards.
+
+For learned whitening each image that shares its label is a query once, and the other images of its label are its
+matches with equal weight: the mean over what cirtorch draws, one match for each query. So no pair has to be formed.
+With n queries, n_l of them with label l, and s_l the sum of these, the covariance of the differences is
+
+    S = 1/n Σ_l 1/(n_l − 1) Σ_{i≠j in l} (x_i − x_j)(x_i − x_j)ᵀ = 1/n Σ_l 2/(n_l − 1) (n_l Σ_i x_i x_iᵀ − s_l s_lᵀ).
+
+The sums s_l together are as large as the rows where labels are small. They are added up in parts, a task for each.
+"""
+
+import functools
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+
+from dim.data.manifest import Manifest
+from dim.errors import UserError
+from dim.extract import store
+from dim.model import moments
+from dim.model.moments import Moments
+
+TASKS = 64  # at most; each returns one or two K × K matrices
+LABELS_IN_A_PART = 16384
+UNUSED = -1
+
+log = logging.getLogger(__name__)
+
+
+def sum_moments(folder: str, manifest: Manifest) -> Moments:
+    """The moments of the descriptors of the manifest's rows. Raises UserError where `folder` lacks a row."""
+    decoded = _decoded(folder, manifest)
+    tasks = _by_shards(_moments, folder, manifest, np.where(decoded, 0, UNUSED))
+    total: Moments = functools.reduce(Moments.merge, map(ray.get, tasks))
+    return total
+
+
+def sum_pairs(folder: str, manifest: Manifest) -> tuple[Moments, Moments]:
+    """The moments of the queries, and those of the differences of matching pairs: the covariance S as above, about a
+    mean of zero, and as count the differences that don't follow from others, n less the number of labels.
+
+    Raises UserError where `folder` lacks a row of the manifest, or no label has two descriptors.
+    """
+    labelled = _decoded(folder, manifest) & manifest.table["label"].is_valid().to_numpy()
+    _, codes, counts = np.unique(manifest.labels[labelled].astype(str), return_inverse=True, return_counts=True)
+    if counts.max(initial=0) < 2:
+        raise UserError(
+            f"no label in {manifest.uri!r} has two images among the {len(manifest)} rows asked for; "
+            "learned whitening needs matching pairs, use --kind pca"
+        )
+    label_of = np.full(len(manifest), UNUSED)
+    label_of[labelled] = np.where(counts[codes] > 1, codes, UNUSED)
+
+    tasks = _by_shards(_pair_sums, folder, manifest, label_of, counts, returns=2 + _parts(counts))
+    totals, squares, *parts = zip(*tasks, strict=True)
+    label_squares = [ray.remote(_label_squares).remote(counts, *pieces) for pieces in parts]
+    total = functools.reduce(Moments.merge, map(ray.get, totals))
+    covariance = (sum(map(ray.get, squares)) - sum(map(ray.get, label_squares))) / total.count
+    count = total.count - int((counts > 1).sum())
+    return total, Moments(count, np.zeros_like(total.mean), covariance * count)
+
+
+def _by_shards(
+    task: Callable[..., Any], folder: str, manifest: Manifest, *arguments: np.ndarray, returns: int = 1
+) -> list[Any]:
+    """Starts `task` on groups of the folder's shards, with the manifest's ids and its further `arguments`."""
+    names = store.shards(folder)
+    remote = ray.remote(task).options(num_returns=returns)
+    shared = [ray.put(value) for value in (manifest.table["image_id"].combine_chunks(), *arguments)]
+    return [remote.remote(folder, names[start::TASKS], *shared) for start in range(min(TASKS, len(names)))]
+
+
+def _decoded(folder: str, manifest: Manifest) -> np.ndarray:
+    """Which of the manifest's rows have a descriptor, bool (N,). Raises UserError where `folder` lacks a row."""
+    present, decoded = np.zeros((2, len(manifest)), dtype=bool)
+    for rows, ok in map(ray.get, _by_shards(_states, folder, manifest)):
+        present[rows] = True
+        decoded[rows] = ok
+    if not present.all():
+        missing = manifest.image_ids[~present]
+        raise UserError(
+            f"{folder!r} lacks {len(missing)} of the {len(manifest)} images asked for, the first {missing[0]!r}; "
+            f"run extract.py on {manifest.uri!r} with --out {folder}"
+        )
+    log.info("learning from %d descriptors; %d images have none", decoded.sum(), (~decoded).sum())
+    return decoded
+
+
+def _positions(table: pa.Table, ids: pa.Array) -> np.ndarray:
+    """Where in `ids` the table's rows stand, UNUSED where they don't."""
+    positions: np.ndarray = pc.index_in(table["image_id"], value_set=ids).fill_null(UNUSED).to_numpy()
+    return positions
+
+
+def _states(folder: str, names: list[str], ids: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of these shards that stand in `ids`, as positions there, and whether each has a descriptor."""
+    table = pa.concat_tables(store.read_shard(folder, name, ["image_id", "status"]) for name in names)
+    rows = _positions(table, ids)
+    ok = pc.equal(table["status"], store.OK).to_numpy()
+    return rows[rows != UNUSED], ok[rows != UNUSED]
+
+
+def _blocks(
+    folder: str, names: list[str], ids: pa.Array, label_of: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Shard by shard, the labels (n,) and descriptors (n, K), float64, of the rows whose label is not UNUSED."""
+    for name in names:
+        table = store.read_shard(folder, name, ["image_id", "descriptor"])
+        rows = _positions(table, ids)
+        labels = np.where(rows == UNUSED, UNUSED, label_of[rows])
+        used = labels != UNUSED
+        yield labels[used], store.vectors(table["descriptor"].filter(pa.array(used))).astype(np.float64)
+
+
+def _moments(folder: str, names: list[str], ids: pa.Array, label_of: np.ndarray) -> Moments:
+    blocks = _blocks(folder, names, ids, label_of)
+    return functools.reduce(Moments.merge, (moments.of(vectors) for _, vectors in blocks))
+
+
+def _pair_sums(folder: str, names: list[str], ids: pa.Array, label_of: np.ndarray, counts: np.ndarray) -> list[Any]:
+    """Of these shards: the moments, Σ 2 n_l/(n_l − 1) x xᵀ, and, part by part, labels and the sums of their rows."""
+    totals, squares, found = [], [], []
+    for labels, vectors in _blocks(folder, names, ids, label_of):
+        totals.append(moments.of(vectors))
+        squares.append(_squares(vectors, 2 * counts[labels] / (counts[labels] - 1)))
+        found.append(_sums(labels, vectors))
+    labels, sums = map(np.concatenate, zip(*found, strict=True))
+    part_of = labels // LABELS_IN_A_PART
+    parts = [(labels[part_of == part], sums[part_of == part]) for part in range(_parts(counts))]
+    return [functools.reduce(Moments.merge, totals), sum(squares), *parts]
+
+
+def _parts(counts: np.ndarray) -> int:
+    return -(-len(counts) // LABELS_IN_A_PART)
+
+
+def _label_squares(counts: np.ndarray, *pieces: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """Σ 2/(n_l − 1) s_l s_lᵀ over the labels of one part, from what each group of shards knows of them."""
+    labels, sums = _sums(*map(np.concatenate, zip(*pieces, strict=True)))
+    return _squares(sums, 2 / (counts[labels] - 1))
+
+
+def _sums(labels: np.ndarray, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The labels that occur, (m,), and the sum of the vectors (n, K) of each, (m, K)."""
+    order = np.argsort(labels, kind="stable")
+    present, starts = np.unique(labels[order], return_index=True)
+    return present, np.add.reduceat(vectors[order], starts, axis=0)
+
+
+def _squares(vectors: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Σ weight · x xᵀ over the vectors (n, K): (K, K)."""
+    total: np.ndarray = (vectors * weights[:, None]).T @ vectors
+    return total

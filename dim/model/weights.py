@@ -1,0 +1,99 @@
+"""Weights from files and by download. Only arrays are read: no pickle, no `load_model`."""
+
+import contextlib
+import io
+import math
+import os
+import socket
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from dim import files
+from dim.errors import UserError
+
+DOWNLOAD_SECONDS = 30.0  # without an answer
+NPY_HEADER_BYTES = 4096  # at most
+
+
+def load_into(model: keras.Model, uri: str) -> None:
+    """Sets the weights of `model` from the file at `uri`.
+
+    `.npz` has an array `layer/variable` for each weight, and may have more; `.weights.h5` is what Keras 3 saves, `.h5`
+    what keras.applications distributes, both of a network with the same layers in the same order. Raises UserError
+    where the file cannot be read, doesn't fit, or holds what is no finite number.
+    """
+    if not uri.endswith((".npz", ".h5")):
+        raise UserError(f"weights {uri!r} are neither .npz nor .h5")
+    try:
+        (_load_npz if uri.endswith(".npz") else _load_h5)(model, uri)
+    except Exception as error:  # whatever reading a stranger's file raises, the file is at fault
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(f"cannot load the weights {uri!r} into {model.name!r}: {reason}") from error
+    for variable in model.weights:
+        if not np.isfinite(variable.numpy()).all():
+            raise UserError(f"weights {uri!r}: {variable.path} is not finite throughout")
+
+
+def _load_npz(model: keras.Model, uri: str) -> None:
+    with zipfile.ZipFile(io.BytesIO(files.read_bytes(uri))) as archive:
+        for layer in model.layers:
+            for variable in layer.weights:
+                variable.assign(_array(archive, f"{layer.name}/{variable.name}", tuple(variable.shape)))
+
+
+def _array(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    member = f"{name}.npy"
+    if member not in archive.namelist():
+        raise ValueError(f"it lacks the array {name!r}")
+    # What is larger than any array of this shape is not unpacked to find out.
+    if archive.getinfo(member).file_size > 8 * math.prod(shape) + NPY_HEADER_BYTES:
+        raise ValueError(f"{name!r} is larger than an array of shape {shape}")
+    with archive.open(member) as file:
+        array: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
+    if array.shape != shape or array.dtype.kind != "f":
+        raise ValueError(f"{name!r} has shape {array.shape} and type {array.dtype}, not {shape} and a float type")
+    return array.astype(np.float32)
+
+
+def _load_h5(model: keras.Model, uri: str) -> None:
+    # Keras reads paths only, and tells its formats apart by their endings.
+    with _local_file(".weights.h5" if uri.endswith(".weights.h5") else ".h5") as local:
+        local.write_bytes(files.read_bytes(uri))
+        model.load_weights(str(local))
+
+
+def save(model: keras.Model, uri: str) -> None:
+    """Writes the weights of `model` to `uri`, a `.weights.h5`."""
+    with _local_file(".weights.h5") as local:
+        model.save_weights(str(local))
+        files.write_bytes(uri, local.read_bytes())
+
+
+@contextlib.contextmanager
+def _local_file(ending: str) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder) / f"w{ending}"
+
+
+@contextlib.contextmanager
+def downloading(file: str) -> Iterator[None]:
+    """While keras.applications downloads `file`: doesn't wait for ever, and turns what goes wrong into a UserError that
+    says where to put it.
+    """
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_SECONDS)
+    try:
+        yield
+    except Exception as error:  # Keras raises a bare Exception
+        folder = f"{os.environ.get('KERAS_HOME', '~/.keras')}/models"
+        raise UserError(
+            f"cannot download the ImageNet weights {file!r} ({' '.join(str(error).split())[:300]}); get them elsewhere "
+            f"and put them into {folder} on each machine, or name the file by --weights"
+        ) from error
+    finally:
+        socket.setdefaulttimeout(before)

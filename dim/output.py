@@ -1,0 +1,132 @@
+"""The life of an output folder: one writer at a time, run.json while and after it runs, result.json at its end."""
+
+import contextlib
+import dataclasses
+import datetime
+import fcntl
+import importlib.metadata
+import os
+import platform
+import socket
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import dim
+from dim import files
+from dim.errors import UserError
+
+FORMAT_VERSION = 1
+RECORD, RESULT, LOCK = "run.json", "result.json", ".lock"
+_PACKAGES = ("ray", "tensorflow", "keras", "numpy", "pillow", "pyarrow", "scikit-learn", "faiss-cpu")
+
+
+def _versions() -> dict[str, str]:
+    found = {"dim": dim.__version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+def record_of(folder: str) -> dict[str, Any] | None:
+    """The run.json of `folder`, None where it has none.
+
+    Raises UserError where it is no record of a job, or of a format that this dim doesn't know.
+    """
+    uri = files.join(folder, RECORD)
+    if not files.exists(uri):
+        return None
+    record = files.read_json(uri)
+    if not isinstance(record, dict) or "job" not in record:
+        raise UserError(f"{uri!r} is no record of a job of dim's; name another folder")
+    version = record.get("format_version", FORMAT_VERSION)
+    if version != FORMAT_VERSION:
+        raise UserError(f"{uri!r} has format version {version!r}, this dim reads {FORMAT_VERSION}; use the dim of then")
+    return record
+
+
+@contextlib.contextmanager
+def _lock(folder: str) -> Iterator[None]:
+    # The kernel drops the lock of a process that dies, so a dead writer's is free at once.
+    with open(files.locate(files.join(folder, LOCK))[1], "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise UserError(f"{folder!r} is being written by {file.read().strip()}; wait for it or stop it") from error
+        file.truncate(0)
+        user = os.environ.get("USER", f"user {os.getuid()}")
+        file.write(f"{user}@{socket.gethostname()}, process {os.getpid()}, since {_now()}")
+        file.flush()
+        yield
+
+
+class Output:
+    """An output folder that this process writes; made by `opened`."""
+
+    def __init__(self, folder: str, record: dict[str, Any]) -> None:
+        self.folder = folder
+        self._record = record
+        files.delete(self.path(RESULT))
+        self._write()
+
+    def _write(self) -> None:
+        files.write_json(self.path(RECORD), self._record)
+
+    def path(self, name: str) -> str:
+        """`name` inside the folder."""
+        return files.join(self.folder, name)
+
+    def finish(self, result: dict[str, Any]) -> dict[str, Any]:
+        """Records what was done, in run.json and as result.json, and returns it."""
+        self._record |= {"status": "done", "finished": _now(), "counts": result}
+        files.write_json(self.path(RESULT), result)
+        self._write()
+        return result
+
+
+@contextlib.contextmanager
+def opened(
+    folder: str, job: str, config: Any, inputs: Mapping[str, str | None], embedding: dict[str, Any] | None = None
+) -> Iterator[Output]:
+    """Opens `folder` for writing by `job`, creating it. Check all input first: nothing is written before this.
+
+    Raises UserError where it cannot be written, where another process writes it, or where it belongs to another job.
+    A UserError that comes only now, out of a worker, say, leaves no trace of a folder that was not there before.
+    """
+    before = record_of(folder)
+    if before and before["job"] != job:
+        raise UserError(f"{folder!r} holds the output of {before['job']}.py; choose another --out for {job}.py")
+    with contextlib.ExitStack() as stack:
+        files.make_folder(folder)
+        if files.is_local(folder):
+            stack.enter_context(_lock(folder))
+        record = {
+            "job": job,
+            "format_version": FORMAT_VERSION,
+            "status": "running",
+            "started": _now(),
+            "embedding": embedding,
+            "inputs": dict(inputs),
+            "configuration": dataclasses.asdict(config),
+            "versions": _versions(),
+        }
+        try:
+            yield Output(folder, record)
+        except UserError:
+            if before is None:
+                _forget(folder)
+            raise
+
+
+def _forget(folder: str) -> None:
+    files.delete(files.join(folder, RECORD))
+    if files.is_local(folder):
+        files.delete(files.join(folder, LOCK))
+        with contextlib.suppress(OSError):  # it holds something else
+            Path(files.locate(folder)[1]).rmdir()

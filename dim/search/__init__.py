@@ -1,0 +1,1 @@
+"""Search: exact, by an index, and what is done with a ranked list afterwards."""

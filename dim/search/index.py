@@ -1,0 +1,115 @@
+"""FAISS indexes, by `index_factory` string: made from descriptors block by block, read, and how large they are."""
+
+import contextlib
+import re
+import struct
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+
+from dim.errors import UserError
+from dim.search.approximate import Approximate
+from dim.search.database import Database, of_array
+
+FILE, IDS_FILE = "knn.index", "ids.parquet"
+ROWS_A_LIST = 100  # to train an IVF; FAISS wants 39 or more and uses 256 or fewer
+LEAST_ROWS = 65536  # 256 for each of the 256 codes of a product quantiser
+
+
+@contextlib.contextmanager
+def refusals(what: str) -> Iterator[None]:
+    """Turns FAISS's RuntimeError into a UserError of one line that begins with `what`."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = " ".join(re.split(r"\.(?:cpp|h):\d+: |failed: ", str(error))[-1].split())
+        raise UserError(f"{what}: {reason}") from error
+
+
+def made(factory: str, dimension: int, seed: int) -> Any:
+    """An empty index by inner product. Raises UserError where FAISS has no such index for this dimension."""
+    with refusals(f"--factory {factory!r} is no FAISS index for {dimension} values, such as Flat or IVF1024,PQ64"):
+        index = faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
+    if isinstance(index, faiss.IndexIDMap):
+        raise UserError(f"--factory {factory!r}: leave IDMap out, {IDS_FILE} has the ids")
+    inverted = lists(index)
+    if inverted is not None:
+        inverted.nprobe = round(inverted.nlist**0.5)  # FAISS looks into one list only
+    for part in (inverted, _core(index)):
+        for clustered in (part, getattr(part, "pq", None)):
+            if (clustering := getattr(clustered, "cp", None)) is not None:
+                clustering.seed = seed
+    return index
+
+
+def lists(index: Any) -> Any:
+    """The inverted file within `index`, None where there is none."""
+    inverted = faiss.try_extract_index_ivf(index)
+    return None if inverted is None else faiss.downcast_index(inverted)
+
+
+def _core(index: Any) -> Any:
+    """What `index` is behind a transform of its vectors."""
+    index = faiss.downcast_index(index)
+    return _core(index.index) if isinstance(index, faiss.IndexPreTransform) else index
+
+
+def training_rows(index: Any) -> int:
+    """How many rows to train `index` with, where nothing else is asked."""
+    inverted = lists(index)
+    return max(LEAST_ROWS, ROWS_A_LIST * inverted.nlist if inverted is not None else 0)
+
+
+def size(index: Any, rows: int) -> int:
+    """About how many bytes `index` will need for `rows` rows."""
+    inverted = lists(index)
+    fixed = 4 * inverted.d * inverted.nlist if inverted is not None else 0
+    return fixed + rows * _row_bytes(_core(index))
+
+
+def _row_bytes(index: Any) -> int:
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexRefine):
+        return _row_bytes(index.base_index) + _row_bytes(index.refine_index)
+    if isinstance(index, faiss.IndexHNSW):
+        links = int(index.hnsw.nb_neighbors(0))
+        return _row_bytes(index.storage) + 4 * links + 16  # links of higher levels, where the links start, the level
+    if isinstance(index, faiss.IndexIVF):
+        return int(index.code_size) + 8
+    return int(index.sa_code_size()) if isinstance(index, faiss.IndexFlatCodes) else 4 * index.d
+
+
+def write_flat(path: str, dimension: int, rows: int, blocks: Iterable[np.ndarray]) -> None:
+    """Writes the file of a flat index of `rows` rows from `blocks` (n, D), of which one at a time is in memory.
+
+    It is FAISS's header of an empty index, with the number of rows and of values filled in, and then the values.
+    """
+    header = bytearray(faiss.serialize_index(faiss.IndexFlatIP(dimension)))
+    struct.pack_into("<q", header, 8, rows)
+    struct.pack_into("<q", header, len(header) - 8, rows * dimension)
+    with open(path, "wb") as file:
+        file.write(header)
+        for block in blocks:
+            file.write(np.ascontiguousarray(block, "<f4").data)
+
+
+def read(path: str, place: np.ndarray, parameters: str | None) -> Database:
+    """The index in the file at `path`: a flat one is searched exactly, its vectors mapped to memory.
+
+    `parameters` are FAISS's, such as "nprobe=16". Raises UserError where they are none of this index's, or the file
+    holds no index of as many rows as `place` has.
+    """
+    with refusals(f"{path!r} is no FAISS index; make it again with index.py"):
+        index = faiss.read_index(path, faiss.IO_FLAG_MMAP_IFC)
+    if index.ntotal != len(place):
+        raise UserError(f"{path!r} has {index.ntotal} rows, its {IDS_FILE} {len(place)}; make it again with index.py")
+    if parameters:
+        with refusals(f"--parameters {parameters!r} are none of this index's"):
+            faiss.ParameterSpace().set_index_parameters(index, parameters)
+    if isinstance(index, faiss.IndexFlatIP):
+        offset = Path(path).stat().st_size - 4 * index.ntotal * index.d
+        return of_array(np.memmap(path, "<f4", "r", offset, (index.ntotal, index.d)), place)
+    return Approximate(index, place)

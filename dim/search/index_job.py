@@ -1,0 +1,82 @@
+"""What index.py does: an FAISS index of a folder of descriptors, block by block."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import pyarrow as pa
+
+from dim import files, output
+from dim.errors import UserError
+from dim.search import exact, index, stored
+from dim.search.config import IndexConfig
+from dim.search.database import Exact
+from dim.search.stored import Stored
+
+log = logging.getLogger(__name__)
+
+
+def build(config: IndexConfig) -> dict[str, Any]:
+    """Builds the index that `config` asks for in `config.out`, and returns what it is.
+
+    Raises UserError where the folder holds no descriptors, or FAISS can't make this index of them.
+    """
+    if config.seed < 0 or (config.train_rows is not None and config.train_rows < 1):
+        raise UserError(f"--seed {config.seed} must be 0 or more, --train-rows {config.train_rows} 1 or more")
+    rows = stored.read(config.descriptors, config.whitening)
+    dimension = next(iter(rows)).shape[1]
+    made = index.made(config.factory, dimension, config.seed)
+    estimate = index.size(made, len(rows))
+    log.info(
+        "%s of %d rows of %d values: about %.1f MB, %d bytes a row, to be %s",
+        config.factory,
+        len(rows),
+        dimension,
+        estimate / 1e6,
+        estimate / len(rows),
+        "written straight to disk" if isinstance(made, faiss.IndexFlat) else "held in memory while it is built",
+    )
+    trained_on = _train(made, rows, config)
+    inputs = {"descriptors": config.descriptors, "whitening": config.whitening}
+    with output.opened(config.out, "index", config, inputs, rows.embedding.as_json()) as out:
+        files.write_table(out.path(index.IDS_FILE), pa.table({"image_id": rows.ids}))
+        with files.written(out.path(index.FILE)) as path:
+            _write(made, rows, path, dimension, config.factory)
+            size = Path(path).stat().st_size
+        return out.finish(
+            {
+                "factory": config.factory,
+                "rows": len(rows),
+                "errors": len(rows.errors),
+                "dimension": dimension,
+                "trained_on": trained_on,
+                "bytes": size,
+                "bytes_per_row": round(size / len(rows), 1),
+            }
+        )
+
+
+def _train(made: Any, rows: Stored, config: IndexConfig) -> int:
+    """Trains the index on rows drawn by the seed, whatever the shards that they lie in; returns how many."""
+    if made.is_trained:
+        return 0
+    count = min(len(rows), config.train_rows or index.training_rows(made))
+    log.info("training on %d of %d rows, drawn by seed %d", count, len(rows), config.seed)
+    place = exact.places(rows.ids)
+    drawn = np.sort(np.random.default_rng(config.seed).choice(len(rows), count, replace=False))
+    sample = Exact(rows.parts, place).take(np.argsort(place)[drawn])
+    with index.refusals(f"--factory {config.factory!r} can't be trained on {count} rows"):
+        made.train(sample)
+    return count
+
+
+def _write(made: Any, rows: Stored, path: str, dimension: int, factory: str) -> None:
+    if isinstance(made, faiss.IndexFlat):
+        index.write_flat(path, dimension, len(rows), rows)
+        return
+    with index.refusals(f"--factory {factory!r} takes no rows"):
+        for block in rows:
+            made.add(block)
+    faiss.write_index(made, path)

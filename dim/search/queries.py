@@ -1,0 +1,88 @@
+"""What --queries names: a photo, a folder of photos, a manifest, or a folder of descriptors."""
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+import pyarrow as pa
+
+from dim import files, output
+from dim.data import manifest, photos
+from dim.data.manifest import BOX
+from dim.errors import UserError
+from dim.extract import identity
+from dim.extract.config import ExtractConfig, Extraction
+from dim.extract.identity import Embedding
+from dim.search import exact, stored
+from dim.search.config import SearchConfig
+
+FOLLOWED = ("image_size", "resize", "scales", "scales_mean", "precision")
+
+
+@dataclass(frozen=True)
+class Queries:
+    """Queries that could be read, in the order of their ids: `ids` (Q,) strings, `vectors` (Q, D). `errors` says of
+    each other query why not.
+    """
+
+    ids: pa.Array
+    vectors: np.ndarray
+    errors: dict[str, str]
+
+
+def are_descriptors(path: str) -> bool:
+    """Whether `path` is a folder of descriptors. Raises UserError where there is nothing at all."""
+    if not files.exists(path):
+        raise UserError(f"--queries {path!r}: there is no such file or folder")
+    record = output.record_of(path) if files.is_folder(path) else None
+    return record is not None and record["job"] == "extract"
+
+
+def listed(path: str) -> pa.Table:
+    """The photos that `path` names, as a manifest: image_id, path, and boxes where it is a manifest that has them.
+
+    A photo's id is its name, or its path within the folder. Raises UserError where the folder is empty, or the manifest
+    is broken or has no row that may be a query.
+    """
+    if path.endswith(files.TABLE_SUFFIXES):
+        found = manifest.read(path).select(role="query")
+        boxes = {name: found.table[name] for name in BOX if name in found.table.column_names}
+        return pa.table({"image_id": found.table["image_id"], "path": list(map(files.absolute, found.paths)), **boxes})
+    if files.is_folder(path):
+        names = photos.listed(path)
+        if not names:
+            raise UserError(f"--queries {path!r} is an empty folder; put photos into it")
+        return pa.table({"image_id": names, "path": [files.join(files.absolute(path), name) for name in names]})
+    return pa.table({"image_id": [path.rsplit("/", 1)[-1]], "path": [files.absolute(path)]})
+
+
+def described(folder: str, whitening: str | None, embedding: Embedding, target: str) -> Queries:
+    """The queries whose descriptors are in `folder`, whitened by the file `whitening` unless they are already.
+
+    Raises UserError where they can't be compared with those of `target`, made by `embedding`, or none could be decoded.
+    """
+    rows = stored.read(folder, whitening)
+    identity.require_equal(embedding, target, rows.embedding, folder)
+    order = np.argsort(exact.places(rows.ids))
+    return Queries(rows.ids.take(order), np.concatenate(list(rows))[order], rows.errors)
+
+
+def extraction(config: SearchConfig, embedding: Embedding) -> ExtractConfig:
+    """How the photos that are queries are extracted; what is not given follows the `embedding` of the index.
+
+    Raises UserError where the model or a flag makes another embedding.
+    """
+    from dim.extract.embedder import Recipe  # noqa: PLC0415  (descriptors at hand need no Ray)
+    from dim.extract.job import embedding_of  # noqa: PLC0415
+
+    if config.model is None:
+        raise UserError(f"--queries {config.queries!r} are photos; give --model, the one that made {config.index!r}")
+    how = {field.name: getattr(config, field.name) for field in fields(Extraction)}
+    for name in FOLLOWED:
+        if how[name] == getattr(Extraction(), name) and getattr(embedding, name) is not None:
+            how[name] = getattr(embedding, name)
+    photos = files.join(config.out, "queries.parquet")
+    folder = files.join(config.out, "descriptors")
+    found = ExtractConfig(manifest=photos, model=config.model, out=folder, whitening=config.whitening, **how)
+    recipe = Recipe(found.source(config.model), found.precision, found.scales, found.scales_mean, found.whitening)
+    identity.require_equal(embedding, config.index, embedding_of(recipe), config.model)
+    return found

@@ -1,0 +1,42 @@
+"""What --index names: an index, or a folder of descriptors, which is searched exactly from disk."""
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from dim import files, output
+from dim.errors import UserError
+from dim.extract import identity
+from dim.extract.identity import Embedding
+from dim.search import exact, index, stored
+from dim.search.database import Database, Exact
+
+
+@dataclass(frozen=True)
+class Target:
+    """A database, the id of each of its rows, (N,) strings, and what they were embedded by."""
+
+    database: Database
+    ids: pa.Array
+    embedding: Embedding
+
+
+def read(folder: str, whitening: str | None, parameters: str | None) -> Target:
+    """Reads what is in `folder`. Descriptors that are not whitened yet are whitened by the file `whitening`.
+
+    `parameters` are those of `index.read`. Raises UserError where `folder` holds neither an index nor descriptors, the
+    index is not finished or has none of the parameters, or the whitening doesn't fit.
+    """
+    record = output.record_of(folder)
+    if record is None or record["job"] not in ("index", "extract"):
+        raise UserError(f"--index {folder!r} holds neither an index nor descriptors; make it with index.py")
+    if record["job"] == "extract":
+        if parameters:
+            raise UserError(f"--parameters {parameters!r} are for an index; {folder!r} is a folder of descriptors")
+        rows = stored.read(folder, whitening)
+        return Target(Exact(rows.parts, exact.places(rows.ids)), rows.ids, rows.embedding)
+    if record["status"] != "done":
+        raise UserError(f"the index {folder!r} was never finished; run index.py again")
+    ids = files.read_table(files.join(folder, index.IDS_FILE))["image_id"].combine_chunks()
+    with files.on_disk(files.join(folder, index.FILE)) as path:
+        return Target(index.read(path, exact.places(ids), parameters), ids, identity.of_folder(folder))

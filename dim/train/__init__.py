@@ -1,0 +1,1 @@
+"""Fine-tuning: each epoch the training photos are embedded again, triplets mined, and the network fitted to them."""

@@ -1,0 +1,46 @@
+"""Descriptors and mAP with the current weights: each worker embeds its share of the photos, all get all."""
+
+import numpy as np
+import tensorflow as tf
+
+from dim.train.task import Job
+from dim.train.trainee import Trainee
+from dim.train.trunk import Trunk, by_shape
+from dim.train.validate import mean_average_precision
+
+
+class Inference:
+    """The network of a run at work on its photos, as worker `rank` of `workers`."""
+
+    def __init__(self, trainee: Trainee, trunk: Trunk, job: Job, rank: int, workers: int) -> None:
+        self._trainee, self._trunk, self._photos, self._batch_size = trainee, trunk, job.photos, job.config.batch_size
+        self._rank, self._workers = rank, workers
+
+    def embed(self, rows: np.ndarray, pooled: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """The readable ones of `rows`, ascending, and their descriptors (n, D); with `pooled`, those before the PCA."""
+        size = -(-len(rows) // self._workers)
+        # All workers bring the same number of rows; the row number −1 marks one that is missing or unreadable.
+        marks = np.full(size, -1, np.int64)
+        vectors = np.zeros((size, self._trainee.dimension(pooled)), np.float32)
+        for place, (row, vector) in enumerate(self._own(rows[self._rank :: self._workers], pooled).items()):
+            marks[place], vectors[place] = row, vector
+        if self._workers > 1:
+            marks = self._trainee.strategy.gather(tf.constant(marks), axis=0).numpy()
+            vectors = self._trainee.strategy.gather(tf.constant(vectors), axis=0).numpy()
+        order = np.argsort(marks, kind="stable")[np.count_nonzero(marks < 0) :]
+        return marks[order], vectors[order]
+
+    def _own(self, rows: np.ndarray, pooled: bool) -> dict[int, np.ndarray]:
+        lists = [rows[start : start + self._batch_size].tolist() for start in range(0, len(rows), self._batch_size)]
+        descriptors: dict[int, np.ndarray] = {}
+        for activations in self._trunk.read(lists):
+            for group in by_shape(activations):
+                outputs = self._trainee.describe(np.stack([activations[row] for row in group]), pooled)
+                descriptors |= dict(zip(group, outputs, strict=True))
+        return descriptors
+
+    def map(self, split: str, rows: np.ndarray, vectors: np.ndarray) -> float | None:
+        """The mAP of those of `rows` that are in `split`, by their `vectors`; None where no query has a positive."""
+        chosen = self._photos.splits[rows] == split
+        rows = rows[chosen]
+        return mean_average_precision(vectors[chosen], self._photos.labels[rows], self._photos.image_ids[rows])

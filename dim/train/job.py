@@ -1,0 +1,129 @@
+"""A training run as the driver sees it: check the input, start Ray Train, report what came out."""
+
+import dataclasses
+import hashlib
+import logging
+from pathlib import Path
+from typing import Any
+
+import ray
+
+import dim
+from dim import cluster, files, output
+from dim.data import manifest as manifests
+from dim.data.manifest import Manifest
+from dim.errors import JobFailed, UserError
+from dim.extract import content
+from dim.mine.pool import check_labels
+from dim.model import spec
+from dim.model.spec import Source
+from dim.train import messages
+from dim.train.config import TrainConfig
+from dim.train.photos import Photos
+from dim.train.task import MODEL, SUMMARY, Job, train_worker
+
+log = logging.getLogger(__name__)
+
+DEMO = Path(dim.__file__).parent / "assets" / "demo" / "manifest.csv"
+# What may differ when a run is resumed: how long it goes on, where it stands, and on what it runs.
+FREE = {"epochs", "out", "workers", "gpus_per_worker", "scratch", "scratch_gigabytes"}
+FAILURES = 3
+
+
+def train(config: TrainConfig) -> dict[str, Any]:
+    """Trains, or goes on training, the run in `config.out`. Raises UserError before anything is written."""
+    # Workers stand in other folders.
+    config = dataclasses.replace(
+        config, out=files.absolute(config.out), scratch=config.scratch and files.absolute(config.scratch)
+    )
+    manifest = manifests.read(config.manifest or str(DEMO))
+    changes = ("pooling", "layer", "preprocessing", "image_size", "resize")
+    source = spec.resolve(config.model, config.weights, **{name: getattr(config, name) for name in changes})
+    tail, layer = spec.BACKBONES[source.spec.backbone].tail, source.spec.layer
+    if config.train_layers == "block5" and layer.partition("_")[0] == tail.partition("_")[0]:
+        raise UserError(f"--layer {layer} lies in the frozen part, up to {tail}; use --train-layers pca or all")
+    photos = _photos(manifest, source, config)
+    fit_pca = source.spec.dimension is None
+    if fit_pca:
+        source = _with_pca(source, config, len(photos.rows("train")))
+    _require_same(config)
+    with cluster.connected():
+        gpus = cluster.gpus() if config.gpus_per_worker is None else config.gpus_per_worker
+        chosen = cluster.precision(config.precision, gpus)
+        inputs = {"manifest": manifest.uri, "model": config.model}
+        with output.opened(config.out, "train", config, inputs) as out, messages.listening() as queue:
+            _fit(config, gpus, Job(config, photos, source, chosen, fit_pca, queue))
+            summary = files.read_json(out.path(SUMMARY))
+            if "error" in summary:
+                raise JobFailed(summary["error"])
+            return out.finish(summary | {"model": out.path(MODEL)})
+
+
+def _photos(manifest: Manifest, source: Source, config: TrainConfig) -> Photos:
+    train = manifest.select("train")
+    check_labels(train.labels, config, f"split train of {manifest.uri!r}")
+    contents = content.of_manifest(manifest)
+    return Photos(
+        image_ids=manifest.image_ids,
+        labels=manifest.labels,
+        splits=manifest.table["split"].to_numpy(),
+        paths=manifest.paths,
+        boxes=manifest.boxes,
+        keys=[
+            hashlib.sha256(f"{path}\t{photo}".encode()).hexdigest()[:32]
+            for path, photo in zip(manifest.paths, contents.contents, strict=True)
+        ],
+        image_size=source.spec.image_size,
+        resize=source.spec.resize,
+    )
+
+
+def _with_pca(source: Source, config: TrainConfig, rows: int) -> Source:
+    # The covariance of n descriptors has n − 1 directions at most.
+    pooled = source.spec.pooled_dimension
+    dimension = min(config.dimension, pooled, rows - 1)
+    if dimension < config.dimension:
+        log.info(
+            "the PCA layer has %d dimensions: %d training photos of %d values allow no more", dimension, rows, pooled
+        )
+    learned_on = {"manifest": config.manifest or "demo", "split": "train"}
+    whitening = {"kind": "pca", "power": config.power, "learned_on": learned_on}
+    return dataclasses.replace(source, spec=dataclasses.replace(source.spec, dimension=dimension, whitening=whitening))
+
+
+def _require_same(config: TrainConfig) -> None:
+    record = output.record_of(config.out)
+    if record is None or record["job"] != "train":
+        return  # output.opened says whose folder it is
+    before = record.get("configuration", {})
+    now = dataclasses.asdict(config)
+    for name in now.keys() - FREE:
+        if name in before and before[name] != now[name]:
+            raise UserError(
+                f"{config.out!r} holds a run with {name} {before[name]!r}, not {now[name]!r}; "
+                "give the same flags to resume it, or another --out"
+            )
+
+
+def _fit(config: TrainConfig, gpus: int, job: Job) -> None:
+    # These import TensorFlow, which takes seconds; what is wrong with the input has been said by now.
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig  # noqa: PLC0415
+    from ray.train.tensorflow import TensorflowTrainer  # noqa: PLC0415
+
+    cpus = max(1, int(ray.cluster_resources()["CPU"] // config.workers))
+    trainer = TensorflowTrainer(
+        train_worker,
+        train_loop_config={"job": job},
+        scaling_config=ScalingConfig(
+            num_workers=config.workers,
+            use_gpu=gpus > 0,
+            resources_per_worker={"CPU": cpus} | ({"GPU": gpus} if gpus else {}),
+        ),
+        run_config=RunConfig(
+            name="checkpoints",
+            storage_path=config.out,
+            failure_config=FailureConfig(max_failures=FAILURES),
+            checkpoint_config=CheckpointConfig(num_to_keep=1, checkpoint_score_attribute="score"),
+        ),
+    )
+    trainer.fit()

@@ -1,0 +1,223 @@
+"""The training loop that each Ray Train worker runs: embed → mine → fit → validate → checkpoint, every epoch."""
+
+import dataclasses
+import hashlib
+import logging
+import math
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import ray
+import ray.train
+import tensorflow as tf
+from ray.train import Checkpoint
+from ray.train.collective import broadcast_from_rank_zero
+
+from dim import files
+from dim.errors import JobFailed, UserError
+from dim.extract.embedder import set_up_tensorflow
+from dim.mine.mining import mine
+from dim.mine.triplets import Triplets
+from dim.model import moments, network
+from dim.model.whitening import fit_pca
+from dim.train import checkpoint, messages
+from dim.train.checkpoint import State
+from dim.train.fitting import Fitting, augmented
+from dim.train.history import History
+from dim.train.inference import Inference
+from dim.train.task import MODEL, SUMMARY, Job
+from dim.train.trainee import Trainee
+from dim.train.trunk import Trunk
+from dim.train.trunk_cache import TrunkCache
+
+log = logging.getLogger(__name__)
+
+OPTIMIZERS = {"adam": keras.optimizers.Adam, "sgd": keras.optimizers.SGD}
+
+
+def run(job: Job) -> None:
+    """Runs this worker's part of `job`, from the last checkpoint if there is one."""
+    context = ray.train.get_context()
+    # What worker 0 has to say of the run is what all would say.
+    messages.speak_through(job.queue, logging.INFO if context.get_world_rank() == 0 else logging.WARNING)
+    assigned = ray.get_runtime_context().get_assigned_resources()
+    set_up_tensorflow(max(1, int(assigned.get("CPU", 1))))
+    keras.utils.set_random_seed(job.config.seed)
+    strategy = _strategy(context.get_world_size())
+    worker = Run(job, strategy, context.get_world_rank(), context.get_world_size())
+    try:
+        summary = worker.run()
+    except (JobFailed, UserError) as error:  # another try would end the same way
+        summary = {"error": str(error)}
+    if worker.rank == 0:
+        files.write_json(files.join(job.config.out, SUMMARY), summary)
+
+
+def _strategy(workers: int) -> tf.distribute.Strategy:
+    if workers > 1:
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    return tf.distribute.MirroredStrategy()
+
+
+class Run:
+    """A run as one worker sees it: its network, its photos, and the state that is checkpointed."""
+
+    def __init__(self, job: Job, strategy: tf.distribute.Strategy, rank: int, workers: int) -> None:
+        self.job, self.config, self.photos = job, job.config, job.photos
+        self.strategy, self.rank, self.workers = strategy, rank, workers
+        with strategy.scope():
+            model = network.load(job.source, job.precision)
+            self.trainee = Trainee(strategy, model, job.source.spec, job.config.train_layers, augmented(self.config))
+            self.optimizer = OPTIMIZERS[job.config.optimizer](job.config.learning_rate)
+            self.optimizer.build(self.trainee.variables)
+        trunk = self._trunk()
+        self.inference = Inference(self.trainee, trunk, job, rank, workers)
+        self.fitting = Fitting(job, self.trainee, self.optimizer, trunk, rank)
+        self.history = History(job.config.out) if rank == 0 else None
+
+    def _trunk(self) -> Trunk:
+        source, cut = self.job.source, self.trainee.cut
+        weights = (source.fingerprint(), self.config.seed if source.weights == "random" else None)
+        # The PCA layer and what it was fitted on come after every cut.
+        below = dataclasses.replace(source.spec, dimension=None, whitening=None)
+        fingerprint = repr((weights, below, cut, self.job.precision))
+        limit = int(self.config.scratch_gigabytes * 1e9 / max(1, ray.train.get_context().get_local_world_size()))
+        cache = TrunkCache(self.config.scratch, fingerprint, limit)
+        threads = tf.config.threading.get_intra_op_parallelism_threads()
+        return Trunk(self.photos, cache, self.trainee.trunk, self.config.batch_size, threads)
+
+    def run(self) -> dict[str, Any]:
+        """Trains and returns the summary."""
+        state = self._restored() or self._started()
+        for epoch in range(state.epoch, self.config.epochs):
+            self._epoch(state, epoch)
+        return self._finished(state)
+
+    def _restored(self) -> State | None:
+        found = ray.train.get_checkpoint()
+        if found is None:
+            return None
+        with found.as_directory() as folder:
+            state = checkpoint.read(Path(folder), self.trainee.variables, self.optimizer)
+        log.info("resumed after epoch %d", state.epoch)
+        return state
+
+    def _started(self) -> State:
+        state = State()
+        log.info("computing the frozen layers of %d photos, once", len(self.photos.image_ids))
+        # The head's inputs of all photos are made here; the following passes read them back.
+        rows, vectors = self.inference.embed(np.arange(len(self.photos.image_ids)), pooled=True)
+        state.unreadable = len(self.photos.image_ids) - len(rows)
+        if state.unreadable:
+            log.warning("%d photos could not be read and are left out", state.unreadable)
+        if self.job.fit_pca:
+            state.map_before = self.inference.map(self._judged, rows, vectors)
+            log.info("mAP on split %s: %.4f off the shelf", self._judged, state.map_before or math.nan)
+            self._fit_pca(vectors[np.isin(rows, self.photos.rows("train"))])
+        state.map_fitted = self._map_of(self._judged)
+        if not self.job.fit_pca:
+            state.map_before = state.map_fitted
+        log.info("mAP on split %s: %.4f with the fitted PCA", self._judged, state.map_fitted or math.nan)
+        return state
+
+    def _map_of(self, split: str) -> float | None:
+        return self.inference.map(split, *self.inference.embed(self.photos.rows(split)))
+
+    @property
+    def _judged(self) -> str:
+        return "test" if len(self.photos.rows("test")) else "val"
+
+    def _fit_pca(self, vectors: np.ndarray) -> None:
+        spec = self.job.source.spec
+        whitening = fit_pca(moments.of(vectors), spec.dimension, {"split": "train"}, power=self.config.power)
+        # All workers take rank 0's: the signs and last digits of eigenvectors may differ between machines.
+        kernel, bias = broadcast_from_rank_zero(whitening.as_dense())
+        for variable, value in zip(self.trainee.model.get_layer("pca").weights, (kernel, bias), strict=True):
+            variable.assign(value)
+
+    def _epoch(self, state: State, epoch: int) -> None:
+        clock = _Clock()
+        mined = dict.fromkeys(("candidates", "active", "kept", "mean_distance_ap", "mean_distance_an"))
+        clock.laps |= {"embed_seconds": 0.0, "mine_seconds": 0.0}
+        if epoch % self.config.mine_every == 0 or not len(state.triplets):
+            rows, vectors = self.inference.embed(self.photos.rows("train"))
+            clock.lap("embed")
+            triplets = self._mine(rows, vectors)
+            mined = triplets.summary()
+            state.triplets = rows[np.stack([triplets.anchors, triplets.positives, triplets.negatives], axis=1)]
+            clock.lap("mine")
+        fitted = self.fitting.fit(state.triplets, epoch)
+        clock.lap("fit")
+        val_map = self._map_of("val") if len(self.photos.rows("val")) else None
+        clock.lap("validate")
+        self._require_equal_weights()
+        state.epoch = epoch + 1
+        row = {"epoch": epoch + 1, **fitted, "val_map": val_map, **mined, **clock.laps}
+        state.history.append(row)
+        self._checkpoint(state)
+        log.info(
+            "epoch %d of %d: loss %.4f, %.0f %% of triplets active, val mAP %s, %.0f s",
+            epoch + 1, self.config.epochs, fitted["loss"], 100 * fitted["active_share"],
+            "–" if val_map is None else f"{val_map:.4f}", sum(clock.laps.values()),
+        )  # fmt: skip
+
+    def _mine(self, rows: np.ndarray, vectors: np.ndarray) -> Triplets:
+        triplets = None
+        if self.rank == 0:
+            # The workers hold all CPUs of a small cluster, and wait here: Ray's tasks may use them.
+            labels, image_ids = self.photos.labels[rows], self.photos.image_ids[rows]
+            triplets = mine(vectors, labels, image_ids, self.config, num_cpus=0)
+        found: Triplets = broadcast_from_rank_zero(triplets)
+        return found
+
+    def _require_equal_weights(self) -> None:
+        own = hashlib.sha256(b"".join(variable.numpy().tobytes() for variable in self.trainee.variables)).hexdigest()
+        if own != broadcast_from_rank_zero(own):
+            raise RuntimeError(f"worker {self.rank} no longer holds the weights of worker 0")
+
+    def _checkpoint(self, state: State) -> None:
+        last = state.history[-1]
+        # Without a validation split the last epoch is taken for the best.
+        figures = {"score": last["epoch"] if last["val_map"] is None else last["val_map"], "epoch": state.epoch}
+        if self.history is None:
+            ray.train.report(figures)
+            return
+        self.history.write(state.history)
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint.write(Path(folder), state, self.trainee.variables, self.optimizer)
+            ray.train.report(figures, checkpoint=Checkpoint.from_directory(folder))
+
+    def _finished(self, state: State) -> dict[str, Any]:
+        reported = ray.train.get_all_reported_checkpoints()
+        best = max(reported, key=lambda known: known.metrics["score"])
+        with best.checkpoint.as_directory() as folder:
+            checkpoint.read(Path(folder), self.trainee.variables)
+        map_after = self._map_of(self._judged)
+        if self.rank == 0:
+            network.save(self.trainee.model, self.job.source.spec, files.join(self.config.out, MODEL))
+        return {
+            "map_before": state.map_before,
+            "map_fitted": state.map_fitted,
+            "map_after": map_after,
+            "judged_on": self._judged,
+            "epochs": state.epoch,
+            "best_epoch": best.metrics["epoch"],
+            "unreadable": state.unreadable,
+        }
+
+
+class _Clock:
+    """Times the parts of an epoch."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def lap(self, name: str) -> None:
+        now = time.monotonic()
+        self.laps[f"{name}_seconds"] = round(now - self._last, 3)
+        self._last = now

@@ -1,0 +1,29 @@
+"""What workers have to say, carried to the job's own log through a queue of Ray's."""
+
+import contextlib
+import logging
+import logging.handlers
+from collections.abc import Iterator
+
+from ray.util.queue import Queue
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[Queue]:
+    """A queue whose log records come out of the job's handlers."""
+    queue = Queue(actor_options={"num_cpus": 0})
+    listener = logging.handlers.QueueListener(queue, *logging.getLogger().handlers)
+    listener.start()
+    try:
+        yield queue
+    finally:
+        listener.stop()
+        queue.shutdown()
+
+
+def speak_through(queue: Queue, level: int) -> None:
+    """Sends this process's `dim` log records of at least `level` to `queue`."""
+    logger = logging.getLogger("dim")
+    logger.handlers = [logging.handlers.QueueHandler(queue)]
+    logger.setLevel(level)
+    logger.propagate = False

@@ -1,0 +1,75 @@
+"""The photos of a run as a worker reads them: decoded by threads, ahead of the network."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from PIL import Image
+
+from dim import files
+from dim.data.decode import DecodeError, decode
+from dim.model.spec import Resize
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Photos:
+    """The rows of a run: where each photo lies, its box, its label (None: none), split and id, and a key for
+    what is kept of it.
+    """
+
+    image_ids: np.ndarray
+    labels: np.ndarray
+    splits: np.ndarray
+    paths: list[str]
+    boxes: list[tuple[float, float, float, float] | None]
+    keys: list[str]
+    image_size: int
+    resize: Resize
+
+    def rows(self, split: str) -> np.ndarray:
+        """Positions of the rows of `split`, ascending."""
+        return np.flatnonzero(self.splits == split)
+
+    def decode(self, row: int) -> np.ndarray | None:
+        """The photo at `row`, uint8 RGB (H, W, 3); None where it cannot be read."""
+        try:
+            content = files.read_bytes(self.paths[row])
+            return decode(content, self.image_size, self.resize, self.boxes[row]).pixels
+        except (DecodeError, OSError):
+            return None
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random rotation by up to `rotation` degrees, and a random crop that removes up to `crop` of each side."""
+
+    rotation: float
+    crop: float
+
+    def apply(self, pixels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        """A variant of uint8 RGB `pixels` (H, W, 3), of the same shape."""
+        image = Image.fromarray(pixels)
+        angle = generator.uniform(-self.rotation, self.rotation)
+        image = image.rotate(angle, Image.Resampling.BILINEAR)
+        shares = generator.uniform(0, self.crop, size=2)
+        width, height = (side * (1 - share) for side, share in zip(image.size, shares, strict=True))
+        left, top = generator.uniform(0, image.width - width), generator.uniform(0, image.height - height)
+        box = (left, top, left + width, top + height)
+        return np.asarray(image.resize(image.size, Image.Resampling.BILINEAR, box=box))
+
+
+def fetched_ahead(
+    lists: Iterable[Sequence[int]], fetch: Callable[[int], T], pool: ThreadPoolExecutor
+) -> Iterator[dict[int, T]]:
+    """For each of `lists` of rows, what `fetch` gives; `pool` fetches the next while the caller works on one."""
+    ahead: dict[int, Future[T]] | None = None
+    for rows in lists:
+        now, ahead = ahead, {row: pool.submit(fetch, row) for row in rows}
+        if now is not None:
+            yield {row: future.result() for row, future in now.items()}
+    if ahead is not None:
+        yield {row: future.result() for row, future in ahead.items()}

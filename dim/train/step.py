@@ -1,0 +1,121 @@
+"""One step of gradient descent on a batch of triplets, under any tf.distribute strategy.
+
+The strategy sums the replicas' gradients, so each divides its loss by the size of the *whole* batch.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from dim.model.loss import triplet_loss
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Arrays of any shapes as one: `flat`, all values; `groups` (G, 4), the number and the shape (height, width,
+    channels) of each run of equal shapes; `position` (N,), where each array came to stand.
+    """
+
+    flat: np.ndarray
+    groups: np.ndarray
+    position: np.ndarray
+
+
+def packed(arrays: list[np.ndarray]) -> Packed:
+    """Packs arrays (H, W, C) or (C,), equal shapes together, so that one trace of the step serves all shapes."""
+    shapes: dict[tuple[int, ...], list[int]] = {}
+    for row, array in enumerate(arrays):
+        shapes.setdefault(array.shape, []).append(row)
+    order = [row for rows in shapes.values() for row in rows]
+    groups = [(len(rows), *(1,) * (3 - len(shape)), *shape) for shape, rows in shapes.items()]
+    flat = np.concatenate([arrays[row].reshape(-1) for row in order])
+    return Packed(flat, np.array(groups, np.int32), np.argsort(order).astype(np.int32))
+
+
+def _embed_one_shape(head: keras.Model, flat: tf.Tensor, groups: tf.Tensor) -> tf.Tensor:
+    return head(tf.reshape(flat, _shape(head, groups[0])), training=False)
+
+
+def _embed_each_shape(head: keras.Model, flat: tf.Tensor, groups: tf.Tensor) -> tf.Tensor:
+    count = tf.shape(groups)[0]
+    found = tf.TensorArray(tf.float32, count, infer_shape=False, element_shape=(None, head.output_shape[-1]))
+    start = 0
+    for index in tf.range(count):
+        end = start + tf.reduce_prod(groups[index])
+        values = tf.reshape(flat[start:end], _shape(head, groups[index]))
+        found = found.write(index, head(values, training=False))
+        start = end
+    return found.concat()
+
+
+def _shape(head: keras.Model, group: tf.Tensor) -> tf.Tensor:
+    return group if len(head.input_shape) == 4 else group[::3]
+
+
+class Step:
+    """One step on (each local replica's images, its triplets (3, B) as positions in them, the size of the whole batch).
+
+    `head` maps what is packed to descriptors; `variables` are trained. Layers that behave otherwise in training (batch
+    normalisation) keep their inference behaviour, as is usual in fine-tuning for retrieval. `one_shape`: all images
+    that are ever packed have the same shape, which doubles the speed, as nothing has to be looped over.
+    """
+
+    def __init__(
+        self,
+        strategy: tf.distribute.Strategy,
+        head: keras.Model,
+        variables: list[keras.Variable],
+        optimizer: keras.optimizers.Optimizer,
+        *,
+        margin: float,
+        one_shape: bool,
+    ) -> None:
+        self._strategy, self._head, self._variables, self._optimizer = strategy, head, variables, optimizer
+        self._margin, self._embed = margin, _embed_one_shape if one_shape else _embed_each_shape
+        flat = tf.TensorSpec((None,), tf.uint8 if head.input.dtype == "uint8" else tf.float16)
+        replica = (flat, tf.TensorSpec((None, 4), tf.int32), tf.TensorSpec((3, None), tf.int32))
+        # One trace and no other: a worker that traced anew would wait for all-reduces that the others don't know.
+        signature = ([replica] * local_replicas(strategy), tf.TensorSpec((), tf.float32))
+        self._run = tf.function(self._on_all, input_signature=signature)
+
+    def __call__(self, images: list[Packed], triplets: list[np.ndarray], size: int) -> tuple[float, int]:
+        """Takes the step; returns the mean loss and the number of active triplets, over all replicas of all workers."""
+        parts = [
+            (image.flat, image.groups, image.position[indices]) for image, indices in zip(images, triplets, strict=True)
+        ]
+        loss, active = self._run(
+            [tuple(tf.constant(value) for value in part) for part in parts], tf.constant(float(size))
+        )
+        return float(loss), int(active)
+
+    def _on_all(self, parts: list[Any], size: tf.Tensor) -> Any:
+        results = self._strategy.run(self._on_replica, args=(parts, size))
+        total = tf.distribute.ReduceOp.SUM
+        return tuple(self._strategy.reduce(total, result, axis=None) for result in results)
+
+    def _on_replica(self, parts: list[Any], size: tf.Tensor) -> Any:
+        flat, groups, triplets = parts[local_replica(len(parts))]
+        with tf.GradientTape() as tape:
+            descriptors = self._embed(self._head, flat, groups)
+            anchors, positives, negatives = (tf.gather(descriptors, triplets[side]) for side in range(3))
+            losses = triplet_loss(anchors, positives, negatives, self._margin)
+            loss = tf.reduce_sum(losses) / size
+        gradients = tape.gradient(loss, [variable.value for variable in self._variables])
+        self._optimizer.apply(gradients, self._variables)
+        # What is not a number need not reach the loss: a ReLU makes zero of it.
+        finite = [tf.reduce_all(tf.math.is_finite(variable.value)) for variable in self._variables]
+        loss = tf.where(tf.reduce_all(finite), loss, np.nan)
+        return loss, tf.math.count_nonzero(losses > 0, dtype=tf.int32)
+
+
+def local_replicas(strategy: tf.distribute.Strategy) -> int:
+    """How many of the strategy's replicas are on this worker."""
+    return len(strategy.extended.worker_devices)
+
+
+def local_replica(count: int) -> int:
+    """Inside `strategy.run`: which of this worker's `count` replicas this is."""
+    return int(tf.get_static_value(tf.distribute.get_replica_context().replica_id_in_sync_group)) % count

@@ -1,0 +1,34 @@
+"""What a training worker is handed, and where it begins. The driver needs no TensorFlow for it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from ray.util.queue import Queue
+
+from dim.model.spec import Source
+from dim.train.config import TrainConfig
+from dim.train.photos import Photos
+
+# What the workers leave in the run's folder: the run's figures and the trained model.
+SUMMARY, MODEL = "training.json", "model"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run: `precision` is resolved, and with `fit_pca` the network has no fitted PCA layer yet. Log records go to
+    `queue`.
+    """
+
+    config: TrainConfig
+    photos: Photos
+    source: Source
+    precision: str
+    fit_pca: bool
+    queue: Queue
+
+
+def train_worker(arguments: dict[str, Any]) -> None:
+    """Runs a worker's part of the job `arguments["job"]`."""
+    from dim.train import loop  # noqa: PLC0415  (TensorFlow is for the workers)
+
+    loop.run(arguments["job"])

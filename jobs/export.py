@@ -1,0 +1,27 @@
+r"""Write descriptors, or a network, in a format that other tools read.
+
+    python jobs/export.py --descriptors runs/descriptors --format npy --out runs/npy
+    python jobs/export.py --model vgg16-gem --format keras --out runs/keras
+    ray job submit --working-dir . -- python jobs/export.py --descriptors s3://bucket/descriptors \
+        --format clip-retrieval --out s3://bucket/clip
+
+npy: descriptors.npy and names.txt, line by line the same photos. autofaiss: embeddings/*.parquet, for build_index with
+file_format="parquet", embedding_column_name="embedding" and id_columns=["image_id"]. clip-retrieval: img_emb/*.npy and
+metadata/*.parquet, for `clip-retrieval index --embeddings_folder`. keras: model.keras, which keras.models.load_model
+opens where there is no dim. Photos that could not be decoded are left out.
+"""
+
+from typing import Any
+
+from dim.cli import main
+from dim.search.config import ExportConfig
+
+
+def run(config: ExportConfig) -> dict[str, Any]:
+    from dim.search.export import export
+
+    return export(config)
+
+
+if __name__ == "__main__":
+    main(run, ExportConfig, __doc__)

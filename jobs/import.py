@@ -1,0 +1,26 @@
+"""Turn a benchmark as distributed into a manifest and, where labels don't say it, a ground truth.
+
+    python jobs/import.py oxford5k datasets/oxford5k --out runs/oxford5k
+    ray job submit --working-dir . -- python jobs/import.py roxford5k s3://bucket/roxford5k --out s3://bucket/imported
+
+Each layout is described at the head of its file in dim/data/importers/. The photos stay where they are; missing and
+corrupt ones are listed in problems.csv. Then:
+
+    python jobs/evaluate.py --manifest runs/oxford5k/manifest.parquet --model vgg16-gem --protocol oxford \\
+        --ground-truth runs/oxford5k/ground_truth.parquet --out runs/oxford5k-gem
+"""
+
+from typing import Any
+
+from dim.cli import main
+from dim.data.importers.job import ImportConfig
+
+
+def run(config: ImportConfig) -> dict[str, Any]:
+    from dim.data.importers.job import import_benchmark
+
+    return import_benchmark(config)
+
+
+if __name__ == "__main__":
+    main(run, ImportConfig, __doc__)

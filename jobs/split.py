@@ -1,0 +1,27 @@
+"""Split labelled photos into train, val and test: writes the manifest that all other jobs read.
+
+    python jobs/split.py dim/assets/demo --out runs/demo/manifest.parquet
+    ray job submit --working-dir . -- python jobs/split.py s3://bucket/photos --out s3://bucket/manifest.parquet
+
+By label (the default), val and test hold objects that are not in train: the way to learn how well objects never seen
+are found. Per label, each label has photos in all splits:
+
+    python jobs/split.py photos.csv --out manifest.csv --val-per-label 2 --test-per-label 2
+
+Every photo is decoded once. Those that cannot be are listed with the reason in <manifest>.unreadable.csv.
+"""
+
+from typing import Any
+
+from dim.cli import main
+from dim.data.split import SplitConfig
+
+
+def run(config: SplitConfig) -> dict[str, Any]:
+    from dim.data.split import split
+
+    return split(config)
+
+
+if __name__ == "__main__":
+    main(run, SplitConfig, __doc__)

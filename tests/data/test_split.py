@@ -1,0 +1,244 @@
+import json
+import random
+import subprocess
+import sys
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from dim import files
+from dim.data import manifest
+from dim.data.split import SplitConfig, by_label, per_label, split, unique_ids
+from dim.errors import UserError
+
+LABELS = st.lists(st.sampled_from("abcdefghij"), min_size=1, max_size=60)
+
+
+def ids_of(labels):
+    return [f"{label}/{number}" for number, label in enumerate(labels)]
+
+
+@given(LABELS, st.sampled_from((0, 0.1, 0.2, 0.34, 0.5)), st.sampled_from((0, 0.1, 0.2, 0.34)), st.integers(0, 3))
+def test_by_label_keeps_labels_whole(labels, val, test, seed):
+    distinct = len(set(labels))
+    expected = {
+        "val": max(1, round(val * distinct)) if val else 0,
+        "test": max(1, round(test * distinct)) if test else 0,
+    }
+    if sum(expected.values()) >= distinct:
+        with pytest.raises(UserError, match="too few labels"):
+            by_label(labels, val, test, seed)
+        return
+    labels_of = defaultdict(set)
+    for label, name in zip(labels, by_label(labels, val, test, seed), strict=True):
+        labels_of[name].add(label)
+    assert {name: len(labels_of[name]) for name in expected} == expected
+    assert sum(len(group) for group in labels_of.values()) == distinct
+
+
+@given(LABELS, st.integers(0, 3), st.integers(0, 3), st.integers(0, 3))
+def test_per_label_takes_the_numbers_from_each_label(labels, val, test, seed):
+    splits = per_label(labels, ids_of(labels), val, test, seed)
+    for label in set(labels):
+        taken = [name for other, name in zip(labels, splits, strict=True) if other == label]
+        assert taken.count("test") == min(test, len(taken))
+        assert taken.count("val") == min(val, len(taken) - taken.count("test"))
+
+
+@given(LABELS, st.integers(0, 3), st.randoms(use_true_random=False))
+def test_the_order_of_the_input_does_not_matter(labels, seed, chance):
+    rows = list(zip(labels, ids_of(labels), strict=True))
+    shuffled = rows.copy()
+    chance.shuffle(shuffled)
+
+    def splits(rows):
+        labels, ids = zip(*rows, strict=True)
+        return (
+            dict(zip(labels, by_label(labels, 0, 0, seed), strict=True)),
+            dict(zip(ids, per_label(labels, ids, 1, 1, seed), strict=True)),
+        )
+
+    assert splits(rows) == splits(shuffled)
+
+
+@pytest.mark.parametrize(("seed", "test", "val"), [(0, "abd", "ij"), (1, "bdh", "eg")])
+def test_the_split_of_a_seed_stays_the_same_for_ever(seed, test, val):
+    splits = dict(zip("abcdefghij", by_label("abcdefghij", 0.2, 0.3, seed), strict=True))
+    assert "".join(label for label in splits if splits[label] == "test") == test
+    assert "".join(label for label in splits if splits[label] == "val") == val
+
+
+@given(st.lists(st.sampled_from(["a/1.jpg", "a/1.png", "a/1", "a/1.jpg.png", "b.c/1", "b.c/1.jpg"]), max_size=8))
+def test_ids_are_unique_whatever_the_order(paths):
+    ids = unique_ids(paths)
+    assert len(set(ids)) == len(paths)
+    shuffled = random.Random(0).sample(paths, len(paths))
+    assert sorted(zip(paths, ids, strict=True)) == sorted(zip(shuffled, unique_ids(shuffled), strict=True))
+
+
+def test_ids_are_paths_without_their_ending():
+    assert unique_ids(["a/1.jpg", "b.c/2", "s3://bucket/3.png"]) == ["a/1", "b.c/2", "s3://bucket/3"]
+    assert unique_ids(["a/1.png", "a/1.jpg", "a/1.jpg"]) == ["a/1.png", "a/1", "a/1.jpg"]
+
+
+@pytest.fixture
+def shelf(tmp_path):
+    """Labels A to J with 3 photos each, K with one; one broken photo in A, a hidden file, a file without a label."""
+    for label in "ABCDEFGHIJ":
+        for number in range(3):
+            photo(tmp_path / "shelf" / label / f"{number}.png")
+    photo(tmp_path / "shelf" / "K" / "only.png")
+    photo(tmp_path / "shelf" / "A" / "deep" / "er.png")
+    (tmp_path / "shelf" / "A" / "broken.jpg").write_bytes(b"<html>")
+    (tmp_path / "shelf" / "A" / ".hidden.jpg").write_bytes(b"")
+    (tmp_path / "shelf" / "README.md").write_text("photos")
+    return tmp_path / "shelf"
+
+
+def photo(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (9, 7)).save(path)
+
+
+def ran(images, out, **flags):
+    result = split(SplitConfig(images=str(images), out=str(out), **flags))
+    return result, manifest.read(str(out))
+
+
+@pytest.mark.parametrize("name", ["m.csv", "m.parquet"])
+def test_a_folder_by_label(shelf, tmp_path, name):
+    result, rows = ran(shelf, tmp_path / "out" / name)
+    counts = Counter(rows.table["split"].to_pylist())
+    expected = {"images": 31, "labels": 10, **counts, "unreadable": 1, "left_out": 1}
+    assert result == {"manifest": str(tmp_path / "out" / name), **expected}
+    assert len(set(rows.select("val").labels)) == 1
+    assert len(set(rows.select("test").labels)) == 2
+    assert "A/deep/er" in rows.image_ids
+    assert set(rows.labels) == set("ABCDEFGHIJ")
+    assert all(Path(path).exists() for path in rows.paths)
+    unreadable = files.read_table(str(tmp_path / "out" / "m.unreadable.csv")).to_pylist()
+    assert [row["label"] for row in unreadable] == ["A"]
+    assert unreadable[0]["path"] == str(shelf / "A" / "broken.jpg")
+    assert "<html>" in unreadable[0]["reason"]
+
+
+def test_a_folder_per_label(shelf, tmp_path):
+    result, rows = ran(shelf, tmp_path / "m.csv", val_per_label=1, test_per_label=1, ignore_label=("B", "C"))
+    assert (result["labels"], result["val"], result["test"], result["left_out"]) == (8, 8, 8, 7)
+    counts = Counter(zip(rows.labels, rows.table["split"].to_pylist(), strict=True))
+    assert all(counts[label, "val"] == counts[label, "test"] == 1 for label in set(rows.labels))
+    assert rows.table["path"].to_pylist()[0].startswith("shelf/A/")  # relative to the manifest
+
+
+def test_labels_with_too_few_photos_are_left_out(shelf, tmp_path):
+    assert ran(shelf, tmp_path / "m.csv", min_per_label=1)[0]["labels"] == 11
+    assert ran(shelf, tmp_path / "m.csv", min_per_label=4, val_labels=0, test_labels=0)[0]["labels"] == 1
+    # One photo of each must be left for train, even if a lower number is asked for.
+    assert ran(shelf, tmp_path / "m.csv", test_per_label=3, min_per_label=1)[0]["labels"] == 1
+
+
+def test_same_seed_same_split(shelf, tmp_path):
+    contents = []
+    for seed in (0, 0, 1):
+        ran(shelf, tmp_path / "m.csv", seed=seed)
+        contents.append((tmp_path / "m.csv").read_bytes())
+    assert contents[0] == contents[1] != contents[2]
+
+
+def test_a_table_keeps_its_columns_and_gets_ids(shelf, tmp_path):
+    paths = ["shelf/A/0.png", "shelf/A/1.png", "shelf/B/0.png", "shelf/B/1.png", "shelf/B/none.png", "shelf/C/0.png"]
+    table = pa.table({"path": paths, "label": [*"AABBB", None], "colour": [*"rgbrgb"], "split": ["train"] * 6})
+    files.write_table(str(tmp_path / "photos.csv"), table)
+    result, rows = ran(tmp_path / "photos.csv", tmp_path / "deeper" / "m.csv", test_labels=0.5, val_labels=0)
+    assert (result["images"], result["train"], result["test"], result["unreadable"], result["left_out"]) == (
+        4,
+        2,
+        2,
+        1,
+        1,
+    )
+    assert list(rows.image_ids) == ["shelf/A/0", "shelf/A/1", "shelf/B/0", "shelf/B/1"]
+    assert rows.table["colour"].to_pylist() == [*"rgbr"]
+    assert all(Path(path).exists() for path in rows.paths)
+    assert files.read_table(str(tmp_path / "deeper" / "m.unreadable.csv"))["reason"].to_pylist() == ["no such file"]
+
+
+def test_a_table_keeps_its_ids(shelf, tmp_path):
+    table = pa.table({"image_id": [*"wxyz"], "path": [f"shelf/{p}.png" for p in ("A/0", "A/1", "B/0", "B/1")]})
+    pq.write_table(table.append_column("label", pa.array([1, 1, 2, 2])), tmp_path / "photos.parquet")
+    _, rows = ran(tmp_path / "photos.parquet", tmp_path / "m.csv", val_per_label=1)
+    assert list(rows.image_ids) == [*"wxyz"]
+    assert list(rows.labels) == ["1", "1", "2", "2"]
+
+
+def test_the_demo_set_can_be_split_again(demo, tmp_path):
+    result, rows = ran(demo, tmp_path / "m.parquet")
+    assert (result["images"], result["labels"], result["unreadable"]) == (310, 31, 0)
+    assert (result["val"], result["test"]) == (30, 60)
+    labels = [set(rows.select(name).labels) for name in ("train", "val", "test")]
+    assert not (labels[0] & labels[1] or labels[0] & labels[2] or labels[1] & labels[2])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"images": "nowhere"}, "no folder 'nowhere'"),
+        ({"images": "nowhere.csv"}, "no file 'nowhere.csv'"),
+        ({"images": "empty"}, "no photo in a sub-folder"),
+        ({"images": "flat"}, "no photo in a sub-folder"),
+        ({"images": "broken"}, "none of the 1 photos of 'broken' can be read; the first: the file is empty"),
+        ({"images": "nolabel.csv"}, "has no column 'label'"),
+        ({"images": "nopath.csv"}, "has no column 'path'"),
+        ({"images": "twice.csv"}, "'a' stands more than once"),
+        ({"images": "null.csv"}, "no label left"),
+        ({"out": "m.txt"}, "must end in .parquet or .csv"),
+        ({"images": "nolabel.csv", "out": "nolabel.csv"}, "is the table to split"),
+        ({"val_labels": -0.1}, "--val-labels -0.1"),
+        ({"test_labels": 1.0}, "--test-labels 1.0"),
+        ({"val_labels": 0.5, "test_labels": 0.5}, "sum to 1"),
+        ({"test_labels": 0.95}, "sum to 1.05"),
+        ({"val_labels": 0.5, "test_per_label": 1}, "not both kinds"),
+        ({"test_per_label": -1}, "--test-per-label -1"),
+        ({"min_per_label": -1}, "--min-per-label -1"),
+        ({"min_per_label": 9}, "no label left to split: none has 9 photos"),
+        ({"test_per_label": 9}, "no label left to split: none has 10 photos"),
+        ({"ignore_label": ("Z",)}, "'Z': no photo"),
+        ({"ignore_label": tuple("ABCDEFGHIJK")}, "no label left"),
+        ({"ignore_label": tuple("CDEFGHIJK")}, "too few labels"),
+    ],
+)
+def test_wrong_input_is_one_clear_line_and_nothing_is_written(shelf, tmp_path, monkeypatch, flags, message):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("empty", "flat", "broken/A"):
+        Path(folder).mkdir(parents=True)
+    photo(Path("flat/0.png"))
+    Path("broken/A/0.png").touch()
+    Path("nolabel.csv").write_text("path\nx.jpg\n")
+    Path("nopath.csv").write_text("label\nx\n")
+    Path("twice.csv").write_text("image_id,path,label\na,x.jpg,A\na,y.jpg,A\n")
+    Path("null.csv").write_text("path,label\nx.jpg,\n")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=message) as caught:
+        split(SplitConfig(**({"images": "shelf", "out": "out/m.csv"} | flags)))
+    assert "\n" not in str(caught.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_job(shelf, tmp_path):
+    job = Path(__file__).resolve().parents[2] / "jobs" / "split.py"
+
+    def run(*flags):
+        return subprocess.run([sys.executable, job, *flags], capture_output=True, text=True, cwd=tmp_path, check=False)
+
+    done = run("shelf", "--out", "m.csv", "--ignore-label", "A", "--ignore-label", "B")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["labels"] == 8
+    failed = run("shelf", "--out", "m.csv", "--val-label", "0.1")
+    assert failed.returncode == 2
+    assert failed.stderr == "error: unknown argument '--val-label'; did you mean '--val-labels'?\n"

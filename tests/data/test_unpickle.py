@@ -1,0 +1,149 @@
+import datetime
+import io
+import os
+import pickle
+import random
+import struct
+import subprocess
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+
+from dim.data.unpickle import unpickle
+from dim.errors import UserError
+
+ORDINARY = {
+    "gnd": [{"bbx": [1.5, 2, 3, 4], "easy": [1, 2**40], "hard": [], "junk": [-3]}],
+    "imlist": ["a", "ü", "a"],
+    "rest": (None, True, False, {1, 2}, frozenset({"x"}), b"\0\1", bytearray(b"z"), 10**50, (), ((1,), 2)),
+}
+
+
+@pytest.fixture
+def written(tmp_path):
+    def write(content):
+        path = tmp_path / "gnd.pkl"
+        path.write_bytes(content)
+        return str(path)
+
+    return write
+
+
+@pytest.mark.parametrize("protocol", [4, 5])
+def test_built_in_types_are_read(written, protocol):
+    plain = ORDINARY if protocol == 5 else {**ORDINARY, "rest": ORDINARY["rest"][:6]}
+    assert unpickle(written(pickle.dumps(plain, protocol=protocol))) == plain
+
+
+@pytest.mark.parametrize("protocol", range(4))
+def test_old_protocols_are_read(written, protocol):
+    plain = {key: ORDINARY[key] for key in ("gnd", "imlist")}
+    assert unpickle(written(pickle.dumps(plain, protocol=protocol))) == plain
+
+
+class Calls:
+    """A pickle that calls a function."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_a_call_is_refused_and_not_made(written, tmp_path, protocol):
+    proof = tmp_path / "proof"
+    path = written(pickle.dumps({"imlist": ["a"], "gnd": Calls(os.system, f"touch {proof}")}, protocol=protocol))
+    with pytest.raises(UserError, match=r"gnd\.pkl.*(posix|nt)\.system, and only built-in types") as caught:
+        unpickle(path)
+    assert "\n" not in str(caught.value)
+    assert not proof.exists()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.zeros(3),
+        np.float64(1),
+        OrderedDict(a=1),
+        datetime.date(2020, 1, 1),
+        Calls(eval, "1"),
+        Calls(subprocess.run, ["true"]),
+        Calls(getattr, "", "join"),
+        range(3),
+        len,
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_other_types_are_refused(written, value):
+    with pytest.raises(UserError, match="only built-in types are allowed"):
+        unpickle(written(pickle.dumps(value)))
+
+
+def test_objects_from_outside_are_refused(written):
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, obj):
+            return "id" if obj == "outside" else None
+
+    for protocol in range(6):
+        file = io.BytesIO()
+        Pickler(file, protocol).dump(["outside"])
+        with pytest.raises(UserError, match="persistent"):
+            unpickle(written(file.getvalue()))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b".",
+        b"<html>",
+        b"cos\nsystem\n(S'true'\ntR.",
+        b"(S'true'\nios\nsystem\n.",
+        b"\x80\x02\x82\x01.",  # a class by its number in the registry of extensions
+        b"\x80\x04]\x94r" + struct.pack("<I", 2**32 - 1) + b".",  # a memo of 64 GiB
+        b"\x80\x04\x8e" + struct.pack("<Q", 2**60) + b"x.",  # bytes of 2**60
+        b"\x80\x04\x95" + struct.pack("<Q", 2**60) + b"].",  # a frame of 2**60
+        b"\x80\x02}" + b")" + b"\x85" * 10**6 + b"Ns.",  # a key that is a tuple in a tuple in a tuple …
+        b"\x80\x02" + b"]" * 10**5 + b"a" * 10**5 + b".",
+        b"I" + b"1" * 5000 + b"\n.",
+        b"\x80\x02}]Ns.",  # a list as key
+        b"\x80\x02}}b.",  # the state of a dict
+    ],
+)
+def test_what_is_no_sound_pickle(written, content):
+    with pytest.raises(UserError, match=r"gnd\.pkl"):
+        unpickle(written(content))
+
+
+def test_limits_and_missing_files(written, tmp_path, monkeypatch):
+    monkeypatch.setattr("dim.data.unpickle._MAX_BYTES", 10)
+    with pytest.raises(UserError, match="the limit for a pickle is 10"):
+        unpickle(written(b"x" * 11))
+    for path in (tmp_path / "none.pkl", tmp_path):
+        with pytest.raises(UserError, match="cannot read"):
+            unpickle(str(path))
+
+
+def test_any_corrupt_pickle_is_a_user_error(written):
+    chance = random.Random(0)
+    sources = [pickle.dumps(ORDINARY, protocol=5), pickle.dumps(np.zeros(3)), pickle.dumps(ORDINARY["gnd"], protocol=0)]
+    refused = 0
+    for trial in range(1500):
+        content = bytearray(sources[trial % len(sources)])
+        for _ in range(chance.choice((1, 3, 10))):
+            content[chance.randrange(len(content))] = chance.randrange(256)
+        try:
+            unpickle(written(bytes(content[: chance.choice((len(content), chance.randrange(len(content))))])))
+        except UserError:
+            refused += 1
+    assert refused > 1000
+
+
+@pytest.mark.parametrize(("name", "images"), [("gnd_roxford5k.pkl", 4993), ("gnd_rparis6k.pkl", 6322)])
+def test_the_official_files(shared, name, images):
+    document = unpickle(str(shared(f"oracle/groundtruth/{name}")))
+    assert len(document["imlist"]) == images
+    assert len(document["qimlist"]) == len(document["gnd"]) == 70

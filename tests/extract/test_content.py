@@ -1,0 +1,54 @@
+"""Which photo a row was computed from."""
+
+import os
+
+import pyarrow as pa
+import pytest
+
+from dim.data import manifest as manifests
+from dim.errors import UserError
+from dim.extract import content
+
+
+def contents(folder, **columns):
+    table = pa.table({"image_id": [str(row) for row in range(len(columns["path"]))], **columns})
+    return content.of_manifest(manifests.checked(str(folder / "photos.csv"), table))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"photo")
+    return tmp_path
+
+
+def test_size_time_path_and_box_count_and_nothing_else(folder, tmp_path_factory):
+    first = contents(folder, path=["a.jpg"]).contents
+    assert contents(folder, path=["a.jpg"], label=["x"], split=["val"]).contents == first
+    box = {"x1": [0], "y1": [0], "x2": [5], "y2": [5]}
+    others = [contents(folder, path=["a.jpg"], **box).contents]
+    others.append(contents(folder, path=["./a.jpg"]).contents)
+    os.utime(folder / "a.jpg", ns=(1, 1))
+    others.append(contents(folder, path=["a.jpg"]).contents)
+    (folder / "a.jpg").write_bytes(b"another photo")
+    os.utime(folder / "a.jpg", ns=(1, 1))
+    others.append(contents(folder, path=["a.jpg"]).contents)
+    assert len({first[0], *(found[0] for found in others)}) == 5
+
+
+def test_a_folder_that_moves_with_its_manifest_stays_what_it_was(folder, tmp_path):
+    first = contents(folder, path=["a.jpg"])
+    (tmp_path / "elsewhere").mkdir()
+    (folder / "a.jpg").rename(tmp_path / "elsewhere" / "a.jpg")
+    assert contents(tmp_path / "elsewhere", path=["a.jpg"]) == first
+
+
+def test_photos_on_several_storages_keep_their_order(folder):
+    paths = ["a.jpg", "none.jpg", f"file://{folder}/a.jpg", f"{folder}/a.jpg", "."]
+    found = contents(folder, path=paths)
+    assert found.present == [True, False, True, True, False]
+    assert len(set(found.contents)) == 5
+
+
+def test_not_one_photo_there_is_a_mistake(folder):
+    with pytest.raises(UserError, match=r"none of the 2 photos of .*photos\.csv' exists, the first at '.*/x/a\.jpg'"):
+        contents(folder, path=["x/a.jpg", "x/b.jpg"])

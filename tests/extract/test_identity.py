@@ -1,0 +1,75 @@
+"""What a descriptor depends on: each field counts, and is named where it differs."""
+
+import dataclasses
+import json
+
+import pytest
+
+from dim import files
+from dim.errors import UserError
+from dim.extract import identity
+from dim.extract.identity import Embedding
+
+ONE = Embedding("vgg16", "block5_conv3", "gem", "a" * 64, "caffe", 224, "squash", (1.0,), None, None, "float32")
+OTHER = {
+    "backbone": "vgg19",
+    "layer": "block5_pool",
+    "pooling": "mac",
+    "weights": "b" * 64,
+    "preprocessing": "unit",
+    "image_size": 320,
+    "resize": "long-side",
+    "scales": (1.0, 0.5),
+    "scales_mean": "gem",
+    "whitening": "c" * 64,
+    "precision": "bfloat16",
+}
+
+
+def test_equal_embeddings_are_equal_wherever_they_come_from():
+    found = identity.from_json(json.loads(json.dumps(ONE.as_json())), "run.json")
+    assert found == ONE and found.id == ONE.id
+    identity.require_equal(ONE, "a", found, "b")
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Embedding)])
+def test_each_field_counts_and_is_named(field):
+    other = dataclasses.replace(ONE, **{field: OTHER[field]})
+    assert other.id != ONE.id
+    with pytest.raises(UserError) as error:
+        identity.require_equal(ONE, "here", other, "there")
+    message = str(error.value)
+    assert message.startswith(f"'here' and 'there' were made by different embeddings: {field} ")
+    assert repr(OTHER[field]) in message and "\n" not in message and message.count(";") == 1
+
+
+def test_all_that_differs_is_named():
+    with pytest.raises(UserError) as error:
+        identity.require_equal(ONE, "here", Embedding(**OTHER), "there")
+    assert all(f"{name} " in str(error.value) for name in OTHER)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda record: record["embedding"].pop("layer"), r"holds no complete embedding \('layer'\)"),
+        (lambda record: record["embedding"].update(scales=3), "holds no complete embedding"),
+        (lambda record: record["embedding"].update(layer="x"), "the embedding's fields don't match its id"),
+        (lambda record: record.update(embedding=None), "holds no complete embedding"),
+        (lambda record: record.update(embedding=[]), "holds no complete embedding"),
+    ],
+)
+def test_a_record_that_was_tampered_with(tmp_path, change, message):
+    record = {"job": "extract", "embedding": ONE.as_json()}
+    files.write_json(str(tmp_path / "run.json"), record)
+    assert identity.of_folder(str(tmp_path)) == ONE
+    record = files.read_json(str(tmp_path / "run.json"))
+    change(record)
+    files.write_json(str(tmp_path / "run.json"), record)
+    with pytest.raises(UserError, match=message):
+        identity.of_folder(str(tmp_path))
+
+
+def test_a_folder_that_is_none_of_ours(tmp_path):
+    with pytest.raises(UserError, match=r"is no output folder of dim: it has no run\.json"):
+        identity.of_folder(str(tmp_path))

@@ -1,0 +1,83 @@
+"""Descriptors of the true network: those of an independent implementation, and the same however they are batched."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dim import files
+from dim.data import manifest as manifests
+from dim.data.decode import decode
+from dim.extract import store
+from dim.extract.embedder import Embedder, Recipe
+from dim.model import spec
+
+
+def one_by_one(recipe, paths):
+    """The descriptors of the photos at `paths`, each on its own."""
+    embedder = Embedder(recipe, batch_size=1)
+    known = recipe.source.spec
+    images = [decode(Path(path).read_bytes(), known.image_size, known.resize).pixels for path in paths]
+    return np.concatenate([embedder.embed([image]) for image in images])
+
+
+def test_as_an_independent_implementation(shared):
+    photos = manifests.read(str(shared("data/instances/manifest.csv")))
+    recipe = Recipe(spec.resolve("vgg16-gem@block5_conv3"), "float32")
+    with np.load(shared("oracle/offtheshelf_descriptors.npz")) as arrays:
+        ids, expected = arrays["image_id"], arrays["gem_block5_conv3"]
+    path = dict(zip(photos.image_ids, photos.paths, strict=True))
+    images = [decode(Path(path[image_id]).read_bytes(), 224, "squash").pixels for image_id in ids]
+    found = Embedder(recipe, batch_size=16).embed(images)
+    cosines = (found * expected).sum(axis=1) / np.linalg.norm(expected, axis=1)
+    assert cosines.min() > 0.9999
+
+
+def test_photos_of_several_shapes_as_each_alone(ray_session, demo, tmp_path):
+    from dim.extract.config import ExtractConfig
+    from dim.extract.job import extract
+
+    shapes = itertools.cycle([(224, 224), (224, 150), (120, 200)])
+    table = files.read_table(str(demo / "manifest.csv")).slice(0, 12)
+    paths = [str(tmp_path / f"{row}.png") for row in range(12)]
+    for name, path, (width, height) in zip(table["path"].to_pylist(), paths, shapes, strict=False):
+        Image.open(demo / name).crop((0, 0, width, height)).save(path)
+    Path(paths[7]).write_bytes(b"no photo")
+    files.write_table(str(tmp_path / "photos.csv"), table.set_column(1, "path", [paths]))
+    out = str(tmp_path / "out")
+    extract(
+        ExtractConfig(
+            manifest=str(tmp_path / "photos.csv"),
+            model="vgg16-gem",
+            out=out,
+            image_size=96,
+            resize="long-side",
+            scales=(1.0, 0.5),
+            precision="float32",
+            batch_size=5,
+        )
+    )
+    found = store.read(out, manifests.read(str(tmp_path / "photos.csv")))
+    assert found.rows.tolist() == [row for row in range(12) if row != 7]
+    recipe = Recipe(spec.resolve("vgg16-gem", image_size=96, resize="long-side"), "float32", (1.0, 0.5))
+    expected = one_by_one(recipe, [paths[row] for row in found.rows])
+    np.testing.assert_allclose(found.vectors, expected, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(found.vectors, axis=1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_shapes_are_kept_apart_and_their_order_kept(batch_size):
+    from dim.extract.embedder import batches
+
+    random = np.random.default_rng(0)
+    images = [
+        np.full((32, width, 3), number % 256, np.uint8) for number, width in enumerate(random.choice([32, 40], 20))
+    ]
+    seen = {}
+    for rows, batch in batches(images, batch_size):
+        assert len(rows) == len(batch) <= batch_size
+        seen |= dict(zip(rows, batch, strict=True))
+    assert sorted(seen) == list(range(20))
+    assert all(np.array_equal(seen[row], image) for row, image in enumerate(images))

@@ -1,0 +1,93 @@
+"""What the network's actors take of a cluster, and what of the pipeline is the same for any network."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from dim.errors import JobFailed, UserError
+from dim.extract import pipeline
+from dim.extract.config import ExtractConfig
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """A cluster of nodes with these CPUs, and GPUs."""
+
+    def of(*cpus, gpus=0):
+        monkeypatch.setattr(
+            pipeline.ray, "cluster_resources", lambda: {"CPU": sum(cpus)} | ({"GPU": gpus} if gpus else {})
+        )
+        nodes = [{"Alive": True, "Resources": {"CPU": count}} for count in cpus]
+        monkeypatch.setattr(pipeline.ray, "nodes", lambda: [*nodes, {"Alive": False, "Resources": {"CPU": 64}}])
+
+    return of
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "asked", "expected"),
+    [
+        ((2,), 0, (None, None), (1, 1, 0)),
+        ((16,), 0, (None, None), (1, 15, 0)),
+        ((8, 8, 8), 0, (None, None), (3, 7, 0)),
+        ((0, 8), 0, (None, None), (1, 7, 0)),  # a head node without CPUs
+        ((8,), 0, (2, None), (2, 3, 0)),
+        ((1,), 0, (None, None), (1, 0.25, 0)),
+        ((2,), 0, (2, None), (2, 0.25, 0)),
+        ((3,), 0, (2, None), (2, 0.375, 0)),
+        ((16,), 2, (None, None), (2, 1, 1)),
+        ((16,), 2, (None, 0.5), (4, 1, 0.5)),
+        ((4,), 8, (None, None), (8, 0.125, 1)),
+        ((16,), 2, (1, 0.0), (1, 15, 0)),
+    ],
+)
+def test_resources(cluster, cpus, gpus, asked, expected):
+    cluster(*cpus, gpus=gpus)
+    found = pipeline.resources(*asked, 32)
+    assert (found.workers, found.cpus, found.gpus, found.batch_size) == (*expected, 32)
+    # Ray Data needs CPUs left for decoding, and another number than a decoder's so as not to fuse the two.
+    assert found.workers * found.cpus + pipeline.DECODER_CPUS <= sum(cpus)
+    assert found.cpus != pipeline.DECODER_CPUS
+
+
+def decoded(*statuses):
+    ok = [status == "ok" for status in statuses]
+    pixels = [{"data": bytes(range(12)), "height": 2, "width": 2} if fine else None for fine in ok]
+    rows = [
+        {"image_id": str(row), "content": "c", "shard": "s", "pixels": pixels[row], "status": status}
+        for row, status in enumerate(statuses)
+    ]
+    return pa.Table.from_pylist(rows, schema=pipeline.DECODED)
+
+
+def test_error_rows_pass_the_network_by():
+    table = decoded("error", "ok", "error", "ok")
+    images = pipeline.images(table)
+    assert [image.tolist() for image in images] == [np.arange(12).reshape(2, 2, 3).tolist()] * 2
+    found = pipeline.embedded(table, np.array([[1, 2], [3, 4]], np.float32), "float32")
+    assert found["descriptor"].to_pylist() == [None, [1, 2], None, [3, 4]]
+    assert found["shard"].to_pylist() == ["s"] * 4
+    nothing = pipeline.embedded(decoded("error"), np.zeros((0, 2), np.float32), "float16")
+    assert pipeline.images(decoded("error")) == []
+    assert nothing["descriptor"].type == pa.list_(pa.float16(), 2) and nothing["descriptor"].to_pylist() == [None]
+
+
+def test_a_network_that_has_died_over_and_over_is_given_up(monkeypatch):
+    monkeypatch.setattr(pipeline.cluster, "earlier_attempts", lambda: pipeline.NETWORK_TRIES)
+    with pytest.raises(JobFailed, match="the network's process died 5 times over the same photos"):
+        pipeline.Network(None, "float32", 4)(decoded("ok"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "--batch-size must be at least 1, not 0"),
+        ({"shard_rows": -1}, "--shard-rows must be at least 1, not -1"),
+        ({"workers": 0}, "--workers must be at least 1, not 0"),
+        ({"scales": ()}, "--scales must be above 0"),
+        ({"scales": (1.0, 0.0)}, "--scales must be above 0 and at most 4, not 1.0, 0.0"),
+        ({"scales": (float("nan"),)}, "--scales must be above 0 and at most 4, not nan"),
+    ],
+)
+def test_settings_out_of_range(options, message):
+    with pytest.raises(UserError, match=message):
+        ExtractConfig(manifest="m", model="x", out="o", **options)

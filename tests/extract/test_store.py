@@ -1,0 +1,109 @@
+"""The store: shards that count when whole, and what reads them."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dim import files
+from dim.data import manifest as manifests
+from dim.errors import UserError
+from dim.extract import store
+from dim.extract.identity import Embedding
+
+EMBEDDING = Embedding("vgg16", "block5_conv3", "gem", "0", "caffe", 224, "squash", (1.0,), None, None, "float32")
+
+
+def table_of(vectors, kind="float32"):
+    """image_id → vector, None for an error row."""
+    size = len(next(vector for vector in vectors.values() if vector is not None))
+    columns = {
+        "image_id": list(vectors),
+        "descriptor": pa.array(list(vectors.values()), store.schema(size, kind).field("descriptor").type),
+        "status": ["error" if vector is None else "ok" for vector in vectors.values()],
+        "error": ["broken" if vector is None else None for vector in vectors.values()],
+        **{name: pa.nulls(len(vectors), kind) for name, kind in (("width", pa.int32()), ("height", pa.int32()))},
+        "content": [f"c{name}" for name in vectors],
+    }
+    return pa.table(columns, schema=store.schema(size, kind))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    files.write_json(str(tmp_path / "run.json"), {"job": "extract", "embedding": EMBEDDING.as_json()})
+    store.write_shard(str(tmp_path), "part-b", table_of({"3": [0.0, 1.0], "1": None}))
+    store.write_shard(str(tmp_path), "part-a", table_of({"2": [1.0, 0.0], "0": [0.5, 0.5]}))
+    return str(tmp_path)
+
+
+def manifest_of(*ids):
+    return manifests.checked("photos.csv", pa.table({"image_id": ids, "path": ids}))
+
+
+def test_a_shards_name_is_its_rows():
+    rows = [("a", "1"), ("b", "2")]
+    assert store.shard_name(rows) == store.shard_name(list(rows)) != store.shard_name(rows[::-1])
+    assert len({store.shard_name(rows), store.shard_name(rows[:1]), store.shard_name([("a", "1"), ("b", "3")])}) == 3
+
+
+def test_statistics_stand_beside_the_shard(folder, tmp_path):
+    statistics = files.read_json(f"{folder}/part-b.json")
+    assert statistics["rows"] == 2 and statistics["errors"] == 1
+    assert statistics["bytes"] == (tmp_path / "part-b.parquet").stat().st_size
+    assert store.shards(folder) == ["part-a", "part-b"]
+    assert store.is_whole(folder, "part-a")
+
+
+def test_only_what_is_finished_counts(folder, tmp_path):
+    (tmp_path / "part-a.json").unlink()
+    (tmp_path / "part-c.json").write_text("{}")
+    assert store.shards(folder) == ["part-b"]
+    store.delete_shard(folder, "part-b")
+    store.delete_shard(folder, "part-b")
+    assert store.shards(folder) == []
+
+
+def test_rows_come_in_the_manifests_order_without_errors(folder):
+    found = store.read(folder, manifest_of("0", "1", "2", "3"))
+    assert found.embedding == EMBEDDING
+    assert found.rows.tolist() == [0, 2, 3]
+    np.testing.assert_array_equal(found.vectors, np.array([[0.5, 0.5], [1, 0], [0, 1]], np.float32))
+    assert store.read(folder, manifest_of("3", "0")).vectors.tolist() == [[0, 1], [0.5, 0.5]]
+
+
+def test_blocks_stream_shard_by_shard(folder):
+    blocks = [(ids.tolist(), vectors.tolist()) for ids, vectors in store.blocks(folder)]
+    assert blocks == [(["2", "0"], [[1, 0], [0.5, 0.5]]), (["3"], [[0, 1]])]
+
+
+def test_rows_that_are_missing_or_all_errors(folder):
+    with pytest.raises(UserError, match=r"lacks 2 of the 3 images asked for, the first 'x'; run extract\.py"):
+        store.read(folder, manifest_of("0", "x", "y"))
+    with pytest.raises(UserError, match="each of its 1 rows is an error"):
+        store.read(folder, manifest_of("1"))
+
+
+def test_a_damaged_shard_is_named(folder, tmp_path):
+    path = tmp_path / "part-a.parquet"
+    whole = path.read_bytes()
+    start = pq.ParquetFile(path).metadata.row_group(0).column(1).data_page_offset
+    for damaged in (whole[:-20], whole[: start + 60] + b"\xff" + whole[start + 61 :]):
+        path.write_bytes(damaged)
+        assert not store.is_whole(folder, "part-a")
+        with pytest.raises(UserError, match=r"part-a\.parquet' is damaged .*; run the same extract\.py again") as error:
+            store.read(folder, manifest_of("0"))
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["float32", "float16"])
+def test_vectors_of_any_slice(kind):
+    table = table_of({str(row): [row, row / 3] for row in range(10)}, kind)
+    expected = np.array([[row, row / 3] for row in range(10)], kind).astype(np.float32)
+    for column in (
+        table["descriptor"],
+        pa.chunked_array([table["descriptor"].chunk(0)[:4], table["descriptor"][4:].chunk(0)]),
+    ):
+        np.testing.assert_array_equal(store.vectors(column), expected)
+    np.testing.assert_array_equal(store.vectors(table["descriptor"][3:6]), expected[3:6])
+    np.testing.assert_array_equal(store.vectors(table["descriptor"].filter(pa.array([True, False] * 5))), expected[::2])
+    assert store.vectors(table["descriptor"][:0]).shape == (0, 2)

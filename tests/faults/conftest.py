@@ -1,0 +1,195 @@
+"""A job as a process with its own Ray, watched and killed; only processes of its own session are ever touched."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+HOOKS = Path(__file__).parent / "hooks"
+PHOTOS, SHARD_ROWS = 48, 8
+FLAGS = (
+    *("--model", "vgg16-gem", "--image-size", "64", "--precision", "float32"),
+    *("--batch-size", "4", "--shard-rows", str(SHARD_ROWS)),
+)
+# What each process calls itself.
+NAMES = {
+    "machine": r"",
+    "raylet": r"/raylet/raylet ",
+    "gcs": r"/gcs/gcs_server ",
+    "decoder": r"^ray::MapBatches\(_decode\)|^ray::IDLE",
+    "network": r"^ray::MapWorker\(MapBatches\(Network\)\)",
+    "network at work": r"^ray::MapWorker\(MapBatches\(Network\)\)\.submit",
+}
+
+
+def pytest_addoption(parser):
+    parser.addoption("--all-kills", action="store_true", help="run the whole kill matrix, not only its fast part")
+
+
+class Job:
+    """`jobs/extract.py` in a session of its own."""
+
+    def __init__(self, manifest, out, *flags, decode_seconds=0.0, write_seconds=0.0):
+        self.out = Path(out)
+        environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {
+            "PYTHONPATH": str(HOOKS),
+            "DIM_TEST_DECODE_SECONDS": str(decode_seconds),
+            "DIM_TEST_WRITE_SECONDS": str(write_seconds),
+        }
+        command = [sys.executable, "jobs/extract.py", "--manifest", manifest, "--out", out, *FLAGS, *flags]
+        self.errors = open(f"{out}.stderr", "w+")  # noqa: SIM115
+        self.process = subprocess.Popen(
+            [str(part) for part in command],
+            cwd=REPOSITORY,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            text=True,
+            start_new_session=True,
+        )
+
+    def pids(self, name="machine"):
+        """The job's live processes, all or those that call themselves `name`."""
+        if name == "driver":
+            return [self.process.pid]
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and self._session(entry) == self.process.pid:
+                called = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                if re.search(NAMES[name], called):
+                    found.append(int(entry.name))
+        return sorted(found)
+
+    @staticmethod
+    def _session(entry):
+        try:
+            state, _, _, session = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
+        except OSError:
+            return None
+        return None if state == "Z" else int(session)
+
+    def kill(self, name="machine", number=signal.SIGKILL):
+        """Kills one process of this name, or all of the job's. Returns how many."""
+        pids = self.pids(name) if name == "machine" else self.pids(name)[:1]
+        for pid in pids:
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                pass
+        return len(pids)
+
+    def shards(self):
+        """The finished shards: name → (sha256, time of writing)."""
+        return {
+            path.stem: (json.loads(path.read_text())["sha256"], path.stat().st_mtime_ns)
+            for path in self.out.glob("part-*.json")
+        }
+
+    def until(self, condition, seconds=300):
+        """Waits until the condition holds; False where the job ends before."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if condition():
+                return True
+            if self.process.poll() is not None:
+                return False
+            time.sleep(0.02)
+        raise TimeoutError(self.said())
+
+    def said(self):
+        self.errors.seek(0)
+        return self.errors.read()
+
+    def end(self, seconds=300):
+        """Exit status and the result that it printed, if any; nothing of the job runs on."""
+        try:
+            printed, _ = self.process.communicate(timeout=seconds)
+            limit = time.monotonic() + 30
+            while self.pids() and time.monotonic() < limit:
+                time.sleep(0.1)
+            left = self.pids()
+        finally:
+            self.kill()
+            self.process.wait()
+        assert not left, f"{left} run on"
+        return self.process.returncode, json.loads(printed.splitlines()[-1]) if printed else None
+
+
+@pytest.fixture
+def start():
+    """Starts jobs; none of them outlives the test."""
+    jobs = []
+
+    def begin(*arguments, **options):
+        jobs.append(Job(*arguments, **options))
+        return jobs[-1]
+
+    yield begin
+    for job in jobs:
+        job.kill()
+        job.process.wait()
+        job.process.stdout.close()
+        job.errors.close()
+
+
+@pytest.fixture(scope="session")
+def photos(demo, tmp_path_factory):
+    """A manifest of some demo photos, each copied."""
+    folder = tmp_path_factory.mktemp("photos")
+    lines = (demo / "manifest.csv").read_text().splitlines()
+    for line in lines[1 : PHOTOS + 1]:
+        name = line.split(",")[1]
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copy2(demo / name, folder / name)
+    (folder / "photos.csv").write_text("\n".join(lines[: PHOTOS + 1]) + "\n")
+    return folder / "photos.csv"
+
+
+@pytest.fixture(scope="session")
+def expected(photos):
+    """What an extraction gives, made photo by photo: image_id → descriptor, width, height, content."""
+    from dim.data import manifest as manifests
+    from dim.data.decode import decode
+    from dim.extract import content
+    from dim.extract.embedder import Embedder, Recipe
+    from dim.model import spec
+
+    manifest = manifests.read(str(photos))
+    embedder = Embedder(Recipe(spec.resolve("vgg16-gem", image_size=64), "float32"), batch_size=1)
+    rows = {}
+    contents = content.of_manifest(manifest).contents
+    for image_id, path, known in zip(manifest.image_ids, manifest.paths, contents, strict=True):
+        photo = decode(Path(path).read_bytes(), 64, "squash")
+        rows[image_id] = (embedder.embed([photo.pixels])[0], photo.width, photo.height, known)
+    return rows
+
+
+@pytest.fixture
+def assert_whole(expected):
+    """Asserts that a store has each photo exactly once, as it should be; those in `deadly` as errors."""
+
+    def check(folder, deadly=()):
+        tables = [pq.read_table(path) for path in Path(folder).glob("part-*.parquet")]
+        rows = pa.concat_tables(tables).to_pylist()
+        assert sorted(row["image_id"] for row in rows) == sorted(expected)
+        for row in rows:
+            if row["image_id"] in deadly:
+                assert row["status"] == "error" and row["descriptor"] is None
+                continue
+            vector, *known = expected[row["image_id"]]
+            assert (row["status"], row["error"]) == ("ok", None)
+            assert [row["width"], row["height"], row["content"]] == known
+            np.testing.assert_allclose(row["descriptor"], vector, atol=1e-5)
+
+    return check

@@ -1,0 +1,91 @@
+"""The job and its Ray tasks, from a manifest and descriptors to triplets.parquet."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dim import files
+from dim.errors import UserError
+from dim.extract import store
+from dim.extract.identity import Embedding
+from dim.mine.config import MineConfig, Mining
+from dim.mine.mining import STRATEGIES, mine
+from dim.mine.pool import pool_of
+
+EMBEDDING = Embedding("vgg16", "block5_conv3", "gem", "0", "caffe", 224, "squash", (1.0,), None, None, "float32")
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A manifest of 60 photos, 40 of them in split train, and their descriptors; one photo could not be read."""
+    random = np.random.default_rng(0)
+    vectors = random.standard_normal((60, 16)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    ids = [f"photo {i}" for i in range(60)]
+    labels = [None if i == 7 else f"label {i % 6}" for i in range(60)]
+    splits = ["train" if i < 40 else "test" for i in range(60)]
+    table = pa.table({"image_id": ids, "path": ids, "label": labels, "split": splits})
+    files.write_table(str(tmp_path / "photos.csv"), table)
+    folder = tmp_path / "descriptors"
+    folder.mkdir()
+    files.write_json(str(folder / "run.json"), {"job": "extract", "embedding": EMBEDDING.as_json()})
+    values = [None if i == 3 else row.tolist() for i, row in enumerate(vectors)]
+    columns = {
+        "image_id": ids,
+        "descriptor": values,
+        "status": [store.ERROR if value is None else store.OK for value in values],
+        **{name: [None] * 60 for name in ("error", "width", "height", "content")},
+    }
+    store.write_shard(str(folder), "part-0", pa.table(columns, schema=store.schema(16)))
+    return tmp_path, vectors, np.array(labels, dtype=object), np.array(ids, dtype=object)
+
+
+def config_of(folder, **options):
+    paths = {"manifest": "photos.csv", "descriptors": "descriptors", "out": "triplets"}
+    return MineConfig(**{name: str(folder / path) for name, path in paths.items()}, **options)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_tasks_find_what_one_process_finds(ray_session, photos, strategy):
+    _, *data = photos
+    settings = Mining(strategy=strategy, negatives_per_anchor=2, top=50)
+    pool = pool_of(*data)
+    part = STRATEGIES[strategy].work(pool, settings, 0, STRATEGIES[strategy].units(pool))
+    alone = STRATEGIES[strategy].finish(pool, settings, [part]).at(pool.rows)
+    for block_rows, num_cpus in ((8, 1), (25, 0)):
+        triplets = mine(*data, settings, block_rows=block_rows, num_cpus=num_cpus)
+        assert triplets.table(data[2]).equals(alone.table(data[2]))
+        assert triplets.summary() == alone.summary()
+
+
+def test_job_writes_the_triplets_of_its_split(ray_session, photos):
+    from dim.mine.job import mine_folder
+
+    folder, *data = photos
+    config = config_of(folder, top=100)
+    result = mine_folder(config)
+    rows = np.setdiff1d(np.arange(40), [3])
+    expected = mine(*(values[rows] for values in data), config)
+    assert pq.read_table(folder / "triplets" / "triplets.parquet").equals(expected.table(data[2][rows]))
+    assert result == expected.summary() == json.loads((folder / "triplets" / "result.json").read_text())
+    run = json.loads((folder / "triplets" / "run.json").read_text())
+    assert run["embedding"]["id"] == EMBEDDING.id and run["status"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"strategy": "distinct", "negatives_per_anchor": 6}, "split 'train' of .*photos.csv' has 6 labels"),
+        ({"split": "val"}, "no row with split 'val'"),
+    ],
+)
+def test_wrong_input_is_refused_and_nothing_written(photos, options, message):
+    from dim.mine.job import mine_folder
+
+    folder, *_ = photos
+    with pytest.raises(UserError, match=message):
+        mine_folder(config_of(folder, **options))
+    assert not (folder / "triplets").exists()

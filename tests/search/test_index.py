@@ -1,0 +1,200 @@
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pytest
+
+from dim import files
+from dim.errors import UserError
+from dim.extract import identity, store
+from dim.model import whitening
+from dim.model.whitening import Whitening
+from dim.search import index, target
+from dim.search.config import IndexConfig
+from dim.search.index_job import build
+
+RANDOM = np.random.default_rng(0)
+ROWS = 200
+IDS = [f"p{number:03d}" for number in RANDOM.permutation(ROWS)]
+VECTORS = RANDOM.standard_normal((ROWS, 16)).astype(np.float32)
+JOB = Path(__file__).resolve().parents[2] / "jobs" / "index.py"
+
+
+def built(folder, out, **changes):
+    return build(IndexConfig(descriptors=folder, out=str(out), **changes))
+
+
+def ids_of(out):
+    return files.read_table(str(out / "ids.parquet"))["image_id"].to_pylist()
+
+
+@pytest.fixture
+def folder(write_descriptors):
+    return write_descriptors(IDS, VECTORS, errors=IDS[:2])
+
+
+@pytest.mark.parametrize("factory", ["Flat", "IVF8,Flat", "HNSW16", "SQ8", "PCA16,IVF8,SQ8"])
+def test_faiss_reads_it_and_each_row_has_its_id(folder, tmp_path, factory):
+    result = built(folder, tmp_path / "out", factory=factory)
+    found = faiss.read_index(str(tmp_path / "out" / "knn.index"))
+    assert (found.ntotal, found.metric_type) == (ROWS - 2, faiss.METRIC_INNER_PRODUCT)
+    assert (result["rows"], result["errors"], result["dimension"]) == (ROWS - 2, 2, 16)
+    ids = ids_of(tmp_path / "out")
+    assert sorted(ids) == sorted(IDS[2:])
+    vectors = {
+        id_: vector for block_ids, block in store.blocks(folder) for id_, vector in zip(block_ids, block, strict=True)
+    }
+    _, nearest = found.search(np.array([vectors[image_id] for image_id in ids]), 1)
+    assert nearest[:, 0].tolist() == list(range(ROWS - 2)) or factory == "HNSW16"
+    assert (nearest[:, 0] == np.arange(ROWS - 2)).mean() > 0.95
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["embedding"]["id"] == identity.of_folder(folder).id
+
+
+def test_a_flat_index_is_written_as_faiss_writes_it(folder, tmp_path):
+    built(folder, tmp_path / "out")
+    by_faiss = faiss.IndexFlatIP(16)
+    for _, block in store.blocks(folder):
+        by_faiss.add(block)
+    faiss.write_index(by_faiss, str(tmp_path / "faiss.index"))
+    assert (tmp_path / "out" / "knn.index").read_bytes() == (tmp_path / "faiss.index").read_bytes()
+
+
+@pytest.mark.parametrize("factory", ["IVF8,Flat", "IVF8,PQ4x4", "PQ4x4", "PCA8,IVF4,SQ8"])
+def test_training_draws_rows_by_the_seed_and_says_how_many(folder, tmp_path, factory, caplog):
+    caplog.set_level(logging.INFO)
+    content = []
+    for number, seed in enumerate([7, 7, 8]):
+        result = built(folder, tmp_path / str(number), factory=factory, train_rows=150, seed=seed)
+        assert result["trained_on"] == 150
+        content.append((tmp_path / str(number) / "knn.index").read_bytes())
+    assert content[0] == content[1] != content[2]
+    assert f"training on 150 of {ROWS - 2} rows, drawn by seed 7" in caplog.text
+
+
+def test_the_rows_drawn_do_not_depend_on_the_shards(folder, write_descriptors, tmp_path, monkeypatch):
+    drawn = []
+
+    class Recorder(faiss.IndexPQ):
+        def train(self, sample):
+            drawn.append(sample)
+            super().train(sample)
+
+    monkeypatch.setattr(index, "made", lambda *_: Recorder(16, 4, 4, faiss.METRIC_INNER_PRODUCT))
+    order = RANDOM.permutation(ROWS)
+    other = write_descriptors([IDS[row] for row in order], VECTORS[order], name="other", errors=IDS[:2])
+    for number, name in enumerate((folder, other)):
+        built(name, tmp_path / str(number), train_rows=20)
+    assert np.array_equal(*drawn)
+
+
+@pytest.mark.parametrize(
+    "factory",
+    [
+        "Flat",
+        "IVF32,Flat",
+        "IVF32,PQ8x4",
+        "HNSW32",
+        "HNSW16,SQ8",
+        "SQ8",
+        "PQ8x4",
+        "PCA32,IVF16,SQ8",
+        "IVF16,PQ8x4,RFlat",
+    ],
+)
+def test_the_estimate_is_near_the_size(factory):
+    vectors = np.random.default_rng(1).standard_normal((6_000, 64)).astype(np.float32)
+    made = index.made(factory, 64, 0)
+    estimate = index.size(made, len(vectors))
+    made.train(vectors[:1000])
+    made.add(vectors)
+    assert estimate == pytest.approx(
+        len(faiss.serialize_index(made)), rel=0.12, abs=70_000
+    )  # the codes of a PQ are 65 kB
+
+
+def test_how_much_memory_is_said_before(folder, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    built(folder, tmp_path / "out", factory="HNSW16")
+    assert caplog.messages[0].startswith(f"HNSW16 of {ROWS - 2} rows of 16 values: about 0.0 MB, 208 bytes a row")
+
+
+def test_whitening_is_applied_and_stands_in_the_embedding(folder, tmp_path):
+    embedding = identity.of_folder(folder).as_json()
+    projection = np.random.default_rng(3).standard_normal((5, 16))
+    Whitening(np.full(16, 0.1), projection, np.ones(16), 0.25, "pca", {}, embedding).save(f"{tmp_path}/w.npz")
+    result = built(folder, tmp_path / "out", whitening=f"{tmp_path}/w.npz")
+    assert result["dimension"] == 5
+    found = target.read(str(tmp_path / "out"), None, None)
+    assert found.embedding.whitening is not None
+    row = ids_of(tmp_path / "out").index(IDS[5])
+    unit = VECTORS[5:6] / np.linalg.norm(VECTORS[5])
+    expected = whitening.load(f"{tmp_path}/w.npz").apply(unit)
+    np.testing.assert_allclose(found.database.take(np.array([row])), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"factory": "Nonsense"}, "'Nonsense' is no FAISS index for 16 values.*could not parse index string"),
+        ({"factory": "PQ7"}, "'PQ7' is no FAISS index for 16 values.*should be a multiple"),
+        ({"factory": ""}, "'' is no FAISS index"),
+        ({"factory": "IDMap,Flat"}, "leave IDMap out"),
+        ({"factory": "IVF1000,Flat"}, "'IVF1000,Flat' can't be trained on 198 rows: Number of training points"),
+        ({"factory": "IVF8,Flat", "train_rows": 4}, "can't be trained on 4 rows"),
+        ({"train_rows": 0}, "--train-rows 0"),
+        ({"seed": -1}, "--seed -1"),
+        ({"descriptors": "nowhere"}, "'nowhere' is no output folder of dim"),
+        ({"whitening": "nowhere.npz"}, "no whitening file 'nowhere.npz'"),
+    ],
+)
+def test_what_can_not_be_is_one_line_and_nothing_is_written(folder, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message) as error:
+        build(IndexConfig(**{"descriptors": folder, "out": str(tmp_path / "out")} | changes))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_photos_of_which_none_could_be_decoded(write_descriptors, tmp_path):
+    folder = write_descriptors(IDS[:3], VECTORS[:3], errors=IDS[:3])
+    with pytest.raises(UserError, match=r"none of the 3 photos of .* could be decoded, such as"):
+        built(folder, tmp_path / "out")
+
+
+def test_a_build_that_dies_leaves_no_half_of_an_index(folder, tmp_path, monkeypatch):
+    built(folder, tmp_path / "out")
+    before = (tmp_path / "out" / "knn.index").read_bytes()
+
+    def dying(_, path):
+        Path(path).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(faiss, "write_index", dying)
+    with pytest.raises(KeyboardInterrupt):
+        built(folder, tmp_path / "out", factory="SQ8")
+    assert (tmp_path / "out" / "knn.index").read_bytes() == before
+    assert not list((tmp_path / "out").glob("*.tmp"))
+    with pytest.raises(UserError, match=r"was never finished; run index.py again"):
+        target.read(str(tmp_path / "out"), None, None)
+
+
+def test_a_file_that_is_no_index_or_another_one(folder, tmp_path):
+    built(folder, tmp_path / "out")
+    (tmp_path / "out" / "knn.index").write_bytes(b"nonsense")
+    with pytest.raises(UserError, match=r"is no FAISS index; make it again with index.py"):
+        target.read(str(tmp_path / "out"), None, None)
+    faiss.write_index(faiss.IndexFlatIP(16), str(tmp_path / "out" / "knn.index"))
+    with pytest.raises(UserError, match=r"has 0 rows, its ids.parquet 198; make it again"):
+        target.read(str(tmp_path / "out"), None, None)
+
+
+def test_a_bad_factory_ends_the_job_in_status_2_with_one_line(folder, tmp_path):
+    command = [sys.executable, JOB, "--descriptors", folder, "--out", str(tmp_path / "out"), "--factory", "Nonsense"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: --factory 'Nonsense' is no FAISS index for 16 values")
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,176 @@
+"""Flags → configuration; the life of a job's process: its last line, its exit status, what stays off the terminal."""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from dim.cli import main, parse
+from dim.config import option
+from dim.errors import GateNotMet, JobFailed, UserError
+
+JOBS = sorted((Path(__file__).resolve().parents[1] / "jobs").glob("*.py"))
+
+
+@dataclass(frozen=True)
+class Config:
+    source: str = option(help="where from", positional=True)
+    out: str = option(help="where to, 100% of it", metavar="DIR", group="output")
+    image_size: int | None = option(None, help="side", group="network")
+    scales: tuple[float, ...] = option((1.0,), help="scales", group="network")
+    resize: Literal["squash", "long-side"] = option("squash", help="how", group="network")
+    ignore_label: tuple[str, ...] = option((), help="leave out", metavar="L")
+    retry: bool = option(False, help="again")
+
+    def __post_init__(self):
+        if self.image_size == 0:
+            raise UserError("--image-size must be at least 1, not 0")
+
+
+def parsed(*arguments):
+    return parse(Config, "What it does.", arguments)[0]
+
+
+def test_flags():
+    assert parsed("in", "--out", "o") == Config("in", "o")
+    assert parsed(
+        *("in", "--out=o", "--image-size", "320", "--scales", "1,0.7", "--resize", "long-side"),
+        *("--ignore-label", "a", "--ignore-label", "b", "--retry"),
+    ) == Config("in", "o", 320, (1.0, 0.7), "long-side", ("a", "b"), True)
+    assert parse(Config, "", ["in", "--out", "o", "-v"])[1]
+
+
+def test_flags_win_over_yaml_and_yaml_over_defaults(tmp_path):
+    path = tmp_path / "flags.yaml"
+    path.write_text("source: there\nout: o\nimage-size: 100\nresize: long-side\nretry: true\n")
+    assert parsed("here", "--config", str(path), "--image-size", "200", "--no-retry") == Config(
+        "here", "o", 200, resize="long-side"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["in"], r"--out is required \(see --help\)"),
+        (["--out", "o"], "the following arguments are required: SOURCE"),
+        (["in", "--out", "o", "--image-sise", "3"], r"unknown argument '--image-sise'; did you mean '--image-size'\?"),
+        (["in", "--out", "o", "--imagesize=3"], r"unknown argument '--imagesize'; did you mean '--image-size'\?"),
+        (["in", "--out", "o", "--image", "3"], r"unknown argument '--image'; did you mean '--image-size'\?"),
+        (["in", "--out", "o", "--zzz"], "unknown argument '--zzz'; known: --out, "),
+        (["in", "--out", "o", "extra"], "unknown argument 'extra'"),
+        (["in", "--out", "o", "--image-size", "big"], "--image-size: invalid int value: 'big'"),
+        (["in", "--out", "o", "--scales", "1,x"], "--scales: '1,x' is not a list of numbers such as 1,0.5"),
+        (["in", "--out", "o", "--resize", "stretch"], "--resize: invalid choice: 'stretch' .*squash"),
+        (["in", "--out", "o", "--image-size", "0"], "--image-size must be at least 1, not 0"),
+        (["in", "--out"], "--out: expected one argument"),
+        (["in", "--out", "o", "--config", "none.yaml"], "cannot read the configuration 'none.yaml'"),
+    ],
+)
+def test_wrong_flags_are_named_in_one_line(arguments, message):
+    with pytest.raises(UserError, match=message) as error:
+        parsed(*arguments)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("job", JOBS, ids=lambda job: job.stem)
+def test_help_is_quick_and_opens_with_the_commands(job):
+    before = os.times().children_user
+    done = subprocess.run([sys.executable, job, "--help"], capture_output=True, text=True, check=True)
+    assert os.times().children_user - before < 1.0
+    assert f"python jobs/{job.name} " in done.stdout or f"python jobs/{job.name}\n" in done.stdout
+    assert f"ray job submit --working-dir . -- python jobs/{job.name} " in done.stdout
+    assert done.stderr == ""
+
+
+@pytest.fixture
+def ended(monkeypatch, capfd):
+    """Runs a job in this process: (exit status, stdout, stderr)."""
+    monkeypatch.setattr(sys, "argv", ["job.py", "in", "--out", "o"])
+    handlers = list(logging.getLogger().handlers)
+
+    def run(job, *flags):
+        sys.argv += flags
+        with pytest.raises(SystemExit) as exit:
+            main(job, Config, "What it does.")
+        assert logging.getLogger().handlers == handlers
+        return exit.value.code, *capfd.readouterr()
+
+    return run
+
+
+def test_the_last_line_is_the_result(ended):
+    status, out, err = ended(lambda config: {"source": config.source, "ok": 3})
+    result = json.loads(out)
+    assert status == 0 and err == ""
+    assert result.pop("seconds") >= 0
+    assert result == {"source": "in", "ok": 3}
+
+
+def fail(error):
+    def job(config):
+        raise error
+
+    return job
+
+
+@pytest.mark.parametrize(
+    ("error", "expected", "said"),
+    [
+        (UserError("no file 'x'"), 2, "error: no file 'x'\n"),
+        (JobFailed("it diverged"), 1, "failed: it diverged\n"),
+        (KeyboardInterrupt(), 130, "interrupted; run the same command again to resume\n"),
+        (SystemExit(0), 130, "interrupted; run the same command again to resume\n"),
+    ],
+)
+def test_how_a_job_ends(ended, error, expected, said):
+    assert ended(fail(error)) == (expected, "", said)
+
+
+def test_a_bug_ends_in_its_traceback(ended):
+    status, out, err = ended(fail(ZeroDivisionError("division by zero")))
+    assert (status, out) == (1, "")
+    assert err.startswith("Traceback") and err.endswith("ZeroDivisionError: division by zero\n")
+
+
+def test_a_gate_that_is_not_met_still_prints_the_result(ended):
+    status, out, err = ended(fail(GateNotMet("mAP fell", {"map": 0.5})))
+    assert (status, err) == (3, "gate not met: mAP fell\n")
+    assert json.loads(out)["map"] == 0.5
+
+
+def test_sigterm_ends_a_job_as_ctrl_c_does(ended):
+    def job(config):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+
+    assert ended(job) == (130, "", "interrupted; run the same command again to resume\n")
+
+
+def noisy(config):
+    logging.getLogger("dim.something").info("3 photos")
+    logging.getLogger("dim.something").debug("a detail")
+    logging.getLogger("some.library").info("hello")
+    print("a worker died")
+    os.write(2, b"C++ has something to say\n")
+    return {}
+
+
+def test_the_terminal_is_the_jobs_own(ended):
+    status, out, err = ended(noisy)
+    assert status == 0 and list(json.loads(out)) == ["seconds"]
+    assert [line.partition(" ")[2] for line in err.splitlines()] == ["3 photos", "worker died"]
+
+
+def test_verbose_shows_everything_on_stderr(ended):
+    _, out, err = ended(noisy, "--verbose")
+    assert list(json.loads(out)) == ["seconds"]
+    for said in ("3 photos", "a detail", "a worker died", "C++ has something to say"):
+        assert said in err

@@ -1,0 +1,98 @@
+"""Fields, their kinds, and YAML files of them."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import pytest
+
+from dim.config import Kind, flag_name, kind_of, nearest, one_of, option, read_yaml
+from dim.errors import UserError
+
+
+@dataclass(frozen=True)
+class Config:
+    manifest: str = option(help="photos")
+    image_size: int | None = option(None)
+    scales: tuple[float, ...] = option((1.0,))
+    resize: Literal["squash", "long-side"] | None = option(None)
+    ignore_label: tuple[str, ...] = option(())
+    margin: float = option(0.1)
+    retry: bool = option(False)
+
+
+@pytest.fixture
+def read(tmp_path):
+    def of(text):
+        (tmp_path / "flags.yaml").write_text(text, encoding="utf-8")
+        return read_yaml(str(tmp_path / "flags.yaml"), Config)
+
+    return of
+
+
+def test_kinds():
+    assert kind_of(int) == Kind(int, False, False, None)
+    assert kind_of(float | None) == Kind(float, False, True, None)
+    assert kind_of(tuple[str, ...]) == Kind(str, True, False, None)
+    assert kind_of(Literal["a", "b"] | None) == Kind(str, False, True, ("a", "b"))
+
+
+def test_the_nearest_name_or_all():
+    assert nearest("imagesize", ["image_size", "resize"]) == "did you mean 'image_size'?"
+    assert nearest("zzz", ["a", "b"]) == "known: a, b"
+    assert one_of("pooling", "gem", ["gem"]) == "gem"
+    with pytest.raises(UserError, match=r"^unknown pooling 'gen'; did you mean 'gem'\?$"):
+        one_of("pooling", "gen", ["mac", "gem"])
+    assert flag_name("image_size") == "--image-size"
+
+
+def test_yaml_takes_flags_and_fields_and_lists(read):
+    values = read(
+        "image-size: 320\nscales: [1, 0.5]\nignore_label: [7, b]\nmargin: 1e-5\nretry: true\nresize: squash\n"
+    )
+    assert values == {
+        "image_size": 320,
+        "scales": (1.0, 0.5),
+        "ignore_label": ("7", "b"),  # YAML reads a number where an id is meant
+        "margin": 1e-5,  # YAML reads 1e-5 as text
+        "retry": True,
+        "resize": "squash",
+    }
+    assert read("image_size: null\nscales: 2\nmanifest: 2024\n") == {
+        "image_size": None,
+        "scales": (2.0,),
+        "manifest": "2024",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("imagesize: 3", r"unknown key 'imagesize' in '.*flags.yaml'; did you mean 'image_size'\?"),
+        ("image-size: big", "image-size in '.*' must be a whole number, not 'big'"),
+        ("image-size: 2.5", "must be a whole number, not 2.5"),
+        ("image-size: true", "must be a whole number, not True"),
+        ("margin: wide", "must be a number, not 'wide'"),
+        ("margin: null", "must be a number, not None"),
+        ("margin: true", "must be a number, not True"),
+        ("retry: maybe", "must be true or false, not 'maybe'"),
+        ("retry: 1", "must be true or false, not 1"),
+        ("scales: [1, x]", "scales in .* must be a number, not 'x'"),
+        ("resize: stretch", "must be one of squash, long-side, not 'stretch'"),
+        ("manifest: [a]", r"must be text, not \['a'\]"),
+        ("- a\n- b", "must hold a mapping of flags to values, not list"),
+        ("", "must hold a mapping of flags to values, not NoneType"),
+        ("a: [", "is not YAML: .*"),
+        ("\0", "is not YAML"),
+    ],
+)
+def test_yaml_that_is_wrong_is_named_in_one_line(read, text, message):
+    with pytest.raises(UserError, match=message) as error:
+        read(text)
+    assert "\n" not in str(error.value)
+
+
+def test_yaml_that_cannot_be_read(tmp_path):
+    with pytest.raises(UserError, match=r"cannot read the configuration .*none\.yaml"):
+        read_yaml(str(tmp_path / "none.yaml"), Config)
+    with pytest.raises(UserError, match="cannot read the configuration"):
+        read_yaml(str(tmp_path), Config)

@@ -1,0 +1,344 @@
+"""Mistakes: exit status 2, one line on stderr that names the value and what to do, and nothing written."""
+
+import json
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from dim import files
+from dim.extract import store
+from dim.extract.identity import Embedding
+from dim.model.whitening import Whitening
+
+JOBS = Path(__file__).resolve().parents[1] / "jobs"
+IDS = [f"{label}{number}" for label in "abcd" for number in range(3)]
+SPLITS = ["train"] * 6 + ["test"] * 6
+EMBEDDING = Embedding("vgg16", "block5_conv3", "gem", "random", "caffe", 32, "squash", (1.0,), None, None, "float32")
+
+
+def write_descriptors(folder, embedding=EMBEDDING, ids=IDS):
+    folder.mkdir()
+    files.write_json(str(folder / "run.json"), {"job": "extract", "embedding": embedding.as_json()})
+    vectors = np.random.default_rng(0).standard_normal((len(ids), 8))
+    columns = {
+        "image_id": ids,
+        "descriptor": (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32).tolist(),
+        "status": [store.OK] * len(ids),
+        **{name: [None] * len(ids) for name in ("error", "width", "height", "content")},
+    }
+    store.write_shard(str(folder), "part-0", pa.table(columns, schema=store.schema(8)))
+
+
+def write_whitening(path, embedding):
+    eye, ones = np.eye(8), np.ones(8)
+    about = {"manifest": "photos.csv", "split": "train", "rows": 12}
+    Whitening(ones * 0, eye, ones, 0.25, "pca", about, embedding.as_json()).save(str(path))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with photos, descriptors and an index as they should be, and with all that mistakes name."""
+    place = tmp_path_factory.mktemp("mistakes")
+    (place / "photos").mkdir()
+    for row, image_id in enumerate(IDS):
+        colours = np.random.default_rng(row).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(colours).save(place / "photos" / f"{image_id}.png")
+    good = {
+        "image_id": IDS,
+        "path": [f"photos/{image_id}.png" for image_id in IDS],
+        "label": [image_id[0] for image_id in IDS],
+        "split": SPLITS,
+    }
+    manifests = {
+        "photos": {},
+        "twice": {"image_id": [*IDS[:-1], "a0"]},
+        "no-path": {"path": None},
+        "no-label": {"label": None},
+        "dev": {"split": ["dev", *SPLITS[1:]]},
+        "gone": {"path": [f"elsewhere/{image_id}.png" for image_id in IDS]},
+        "singles": {"label": [f"label {row}" for row in range(12)]},
+        "one-label": {"label": ["a"] * 12},
+        "more": {"image_id": [f"new {row}" for row in range(12)]},
+    }
+    for name, changes in manifests.items():
+        columns = {column: values for column, values in (good | changes).items() if values is not None}
+        files.write_table(str(place / f"{name}.csv"), pa.table(columns))
+    (place / "broken.parquet").write_bytes(b"PAR1 no more")
+    (place / "photos.txt").write_text("a0")
+    (place / "empty").mkdir()
+    shutil.copytree(place / "photos", place / "set")
+    (place / "set" / "a0.png").rename(place / "set" / "100000.jpg")
+
+    write_descriptors(place / "descriptors")
+    for name, record in (
+        ("audited", {"job": "audit"}),
+        ("broken-record", None),
+        ("list-record", []),
+        ("trained", {"job": "train", "configuration": {"epochs": 1, "margin": 0.3}}),
+    ):
+        (place / name).mkdir()
+        (place / name / "run.json").write_text('{"job": "extr' if record is None else json.dumps(record))
+
+    random = np.random.default_rng(0).bytes(4000)
+    for name in ("broken.npz", "broken.weights.h5"):
+        (place / name).write_bytes(random)
+    np.savez(place / "other.npz", **{"conv/kernel": np.zeros(3)})
+    (place / "model").mkdir()
+    (place / "model" / "model.json").write_text('{"format_version": 1, "backbone": "vgg17"}')
+    (place / "later-model").mkdir()
+    (place / "later-model" / "model.json").write_text('{"format_version": 99}')
+    write_whitening(place / "whitening.npz", EMBEDDING)
+    write_whitening(
+        place / "other-whitening.npz", Embedding("vgg16", "block5_pool", "mac", *list(vars(EMBEDDING).values())[3:])
+    )
+    (place / "typo.yaml").write_text("imagesize: 32\n")
+    (place / "type.yaml").write_text("manifest: [1, 2]\n")
+    (place / "list.yaml").write_text("- manifest\n")
+    (place / "metrics.json").write_text('{"protocol": "oxford", "map": 0.5}')
+    (place / "grades.csv").write_text("query_id,image_id,grade\na0,a1,good\na0,nothing,ok\n")
+    (place / "out.csv").write_text("in the way")
+    return place
+
+
+MODEL = "--model vgg16-gem --weights random --image-size 32 --precision float32"
+# What is right about each job; a mistake's flags come after and win.
+RIGHT = {
+    "split": "photos --out new/manifest.csv",
+    "import": "holidays set --out new",
+    "extract": f"--manifest photos.csv {MODEL} --out new",
+    "whiten": "--manifest photos.csv --descriptors descriptors --out new/whitening.npz",
+    "mine": "--manifest photos.csv --descriptors descriptors --out new",
+    "train": "--manifest photos.csv --out new --weights random --image-size 32 --precision float32",
+    "index": "--descriptors descriptors --out new",
+    "search": "--index descriptors --queries descriptors --out new",
+    "evaluate": "--manifest photos.csv --descriptors descriptors --out new",
+    "export": "--descriptors descriptors --format npy --out new",
+}
+TAKES_MANIFEST = ("extract", "whiten", "mine", "train", "evaluate")
+TAKES_SPLIT = ("extract", "whiten", "mine", "evaluate")
+TAKES_DESCRIPTORS = ("whiten", "mine", "index", "evaluate", "export")
+TAKES_MODEL = ("extract", "train")
+WRITES_FOLDER = ("import", "extract", "mine", "train", "index", "search", "evaluate", "export")
+
+OF_MANIFESTS = {
+    "--manifest none.csv": "no file '.*none.csv'",
+    "--manifest twice.csv": r"image_id 'a0' stands more than once",
+    "--manifest no-path.csv": "no column 'path'; it has image_id, label, split",
+    "--manifest dev.csv": "unknown split 'dev'; use train, val, test",
+    "--manifest broken.parquet": "cannot read the table '.*broken.parquet'",
+    "--manifest photos.txt": "photos.txt' is neither .parquet nor .csv",
+}
+OF_SPLITS = {"--split val": "photos.csv' has no row with split 'val'.*; its splits are test, train"}
+OF_DESCRIPTORS = {
+    "--descriptors none": "none' is no output folder of dim: it has no run.json; make it with extract.py",
+    "--descriptors broken-record": "broken-record/run.json' is not JSON",
+    "--descriptors list-record": "list-record/run.json' is no record of a job",
+    "--descriptors audited": "holds no complete embedding",
+}
+OF_MODELS = {
+    "--model vgg17-gem": "unknown backbone 'vgg17'; did you mean 'vgg1[69]'",
+    "--model vgg16-gen": "unknown pooling 'gen'; did you mean 'gem'",
+    "--model vgg16-gem@block5_conv9": "unknown layer .* 'block5_conv9'; did you mean 'block5_conv3'",
+    "--model nothing": "no model 'nothing': neither a folder with model.json nor a name such as vgg16-gem",
+    "--model model": "model.json' lacks the field 'image_size'",
+    "--model later-model": "has format version 99, this dim reads 1",
+    "--weights none.npz": "no weights file '.*none.npz'",
+    "--weights broken.npz": "cannot read the weights '.*broken.npz'",
+    "--weights broken.weights.h5": "cannot read the weights '.*broken.weights.h5'",
+    "--weights photos.txt": "weights '.*photos.txt' are neither .npz nor .h5",
+    "--image-size 0": "image_size .* must be a whole number from 1 to .*, not 0",
+    "--image-size big": "--image-size: invalid int value: 'big'",
+    "--resize stretch": "--resize: invalid choice: 'stretch'",
+    "--precision float8": "--precision: invalid choice: 'float8'",
+    "--workers 0": "--workers must be at least 1, not 0",
+    "--batch-size 0": "--batch-size must be at least 1, not 0",
+    "--manifest gone.csv": "none of the 12 photos of '.*gone.csv' exists, the first at '.*elsewhere/a0.png'",
+}
+OF_OUTPUTS = {
+    "--out audited": r"holds the output of audit\.py; choose another --out",
+    "--out broken-record": "broken-record/run.json' is not JSON",
+    "--out out.csv": "cannot make the folder '.*out.csv'",
+}
+OF_LABELS = {
+    "--manifest singles.csv": "none of its 6 labels has two images; an anchor needs a positive",
+    "--manifest one-label.csv": "a triplet needs images of two",
+}
+OF_ALL = {
+    "--mainfest x": "unknown argument '--mainfest'; ",
+    "--config none.yaml": "cannot read the configuration 'none.yaml'",
+    "--config list.yaml": "must hold a mapping of flags to values, not list",
+    "--config typo.yaml": "unknown key 'imagesize' in 'typo.yaml'; ",
+}
+OF_ONE = {
+    "split": {
+        "none": "no folder 'none'; name a folder with one sub-folder per label, or a .parquet or .csv table",
+        "no-label.csv": "has no column 'label'; it has image_id, path, split",
+        "gone.csv": "none of the 12 photos of 'gone.csv' can be read",
+        "photos.csv --ignore-label z": "--ignore-label 'z': no photo of 'photos.csv' has this label",
+        "photos.csv --test-labels 0.99": "--val-labels and --test-labels sum to 1.09; leave some for train",
+        "photos.csv --out out.csv/new.csv": "cannot make the folder '.*out.csv'",
+        "photos.csv --out new/manifest.txt": "manifest.txt'.*\\.csv",
+    },
+    "import": {
+        "oxford6k empty": "unknown layout 'oxford6k'; did you mean '.*oxford5k'",
+        "oxford5k none": "none",
+        "oxford5k empty": "empty",
+    },
+    "extract": {
+        "--config type.yaml": r"manifest in 'type.yaml' must be text, not \[1, 2\]",
+        "--split dev": "--split: invalid choice: 'dev'",
+        "--scales 1,x": "--scales: '1,x' is not a list of numbers",
+        "--scales 0": "--scales must be above 0 and at most 4, not 0.0",
+        "--shard-rows 0": "--shard-rows must be at least 1, not 0",
+        "--whitening none.npz": "no whitening file '.*none.npz'; make it with whiten.py",
+        "--whitening broken.npz": "broken.npz' is no whitening file",
+        "--whitening other-whitening.npz": "different embeddings: layer 'block5_pool' ≠ 'block5_conv3'; pooling 'mac'",
+        "--root empty": "image_id 'a0' of .* is at .*, outside --root 'empty'",
+        "--out descriptors --image-size 64": "different embeddings: image_size 32 ≠ 64",
+        "--out trained": r"holds the output of train\.py",
+    },
+    "whiten": {
+        "--dimension 9": "allow a whitening to 1 to 5 dimensions, .*, not to 9",
+        "--power 2": "--power 2.0: it is from 0 to 1",
+        "--kind learned --manifest singles.csv": "has two",
+        "--manifest more.csv": "lacks 6 of the 6 images asked for, the first 'new 0'",
+        "--out empty": "--out 'empty' is a folder; name a file in it",
+        "--out out.csv/new.npz": "cannot make the folder '.*out.csv'",
+    },
+    "mine": {
+        "--manifest more.csv": r"lacks 6 of the 6 images asked for, the first 'new 0'; run extract\.py",
+        "--margin -1": "--margin must be at least 0, not -1.0",
+        "--strategy hard": "--strategy: invalid choice: 'hard'",
+        "--strategy distinct": "lower --negatives-per-anchor or use --strategy hardest",
+    },
+    "train": {
+        "--epochs 0": "--epochs must be at least 1, not 0",
+        "--layer block5_conv9": "unknown layer .* 'block5_conv9'",
+        "--batch-size 1 --workers 2": "--batch-size 1 gives 2 workers less than a triplet each",
+        "--out trained": "trained' holds a run with margin 0.3, not 0.1",
+        "--out list-record": "list-record/run.json' is no record of a job",
+    },
+    "index": {
+        "--factory Flta": "--factory 'Flta'",
+        "--whitening other-whitening.npz": "different embeddings: layer 'block5_pool' ≠ 'block5_conv3'; pooling 'mac'",
+        "--whitening broken.npz": "broken.npz' is no whitening file",
+    },
+    "search": {
+        "--index none": "--index 'none' holds neither an index nor descriptors; make it with index.py",
+        "--index audited": "--index 'audited' holds neither an index nor descriptors",
+        "--queries none": "--queries 'none': there is no such file or folder",
+        "--queries photos": "--queries 'photos' are photos; give --model",
+        "--queries photos --model vgg16-mac --weights random": "different embeddings: pooling 'gem' ≠ 'mac'",
+        "--queries gone.csv --model vgg16-gem --weights random": "none of the 12 photos of .* exists",
+        "--top 0": "--top must be at least 1, not 0",
+    },
+    "evaluate": {
+        "--descriptors a --descriptors b --descriptors c": "give --descriptors DIR or --model X once, or twice",
+        "--manifest singles.csv": "has a positive in the database; nothing to measure",
+        "--manifest more.csv": "lacks 12 of the 12 images asked for, the first 'new 0'",
+        "--protocol oxford": "--protocol oxford needs --ground-truth FILE",
+        "--protocol oxford --ground-truth none.csv": "no file '.*none.csv'",
+        "--protocol oxford --ground-truth grades.csv": "nothing",
+        "--query-split test": "--query-split and --database-split together",
+        "--baseline none.json": "no file '.*none.json'",
+        "--baseline metrics.json": "metrics.json' is of protocol 'oxford', not 'labels'",
+        "--whitening other-whitening.npz": "different embeddings: layer 'block5_pool' ≠ 'block5_conv3'; pooling 'mac'",
+    },
+    "export": {
+        "--format keras": "--format keras is made from --model",
+        "--format nyp": "--format: invalid choice: 'nyp'",
+    },
+}
+MISTAKES = [
+    (job, flags, said)
+    for jobs, mistakes in (
+        (RIGHT, OF_ALL),
+        (TAKES_MANIFEST, OF_MANIFESTS),
+        (TAKES_SPLIT, OF_SPLITS),
+        (TAKES_DESCRIPTORS, OF_DESCRIPTORS),
+        (TAKES_MODEL, OF_MODELS),
+        (WRITES_FOLDER, OF_OUTPUTS),
+        (("mine", "train"), OF_LABELS),
+        *(((job,), mistakes) for job, mistakes in OF_ONE.items()),
+    )
+    for job in jobs
+    for flags, said in mistakes.items()
+]
+
+
+def test_each_job_has_its_mistakes():
+    assert {path.stem for path in JOBS.glob("*.py")} == set(RIGHT)
+
+
+def tree(folder):
+    return {
+        str(path.relative_to(folder)): None if path.is_dir() else (path.stat().st_mtime_ns, path.read_bytes())
+        for path in folder.rglob("*")
+        if path.name != ".lock"
+    }
+
+
+def arguments(job, flags):
+    right, given = RIGHT[job].split(), flags.split()
+    positionals = {"split": 1, "import": 2}.get(job, 0)
+    if positionals and not given[0].startswith("--"):
+        right = right[positionals:]
+    for name in {part for part in given if part.startswith("--")} & set(right):
+        place = right.index(name)
+        del right[place : place + 2]
+    return [*right, *given]
+
+
+@pytest.fixture
+def fails(monkeypatch, capfd, place, ray_session):
+    """Runs a job as its program does: the one line that it ends with."""
+    monkeypatch.chdir(place)
+
+    def run(job, flags):
+        monkeypatch.setattr(sys, "argv", [f"{job}.py", *arguments(job, flags)])
+        before = tree(place)
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(JOBS / f"{job}.py"), run_name="__main__")
+        out, err = capfd.readouterr()
+        assert end.value.code == 2, err
+        said = [line for line in err.splitlines() if not re.match(r"\d\d:\d\d:\d\d ", line)]  # but for progress
+        assert out == "" and len(said) == 1 and said[0].startswith("error: "), err
+        assert tree(place) == before, "something was written"
+        return said[0]
+
+    return run
+
+
+@pytest.mark.parametrize(("job", "flags", "said"), MISTAKES, ids=[f"{job} {flags}" for job, flags, _ in MISTAKES])
+def test_mistake(fails, job, flags, said):
+    assert re.search(said, fails(job, flags)), said
+
+
+@pytest.mark.parametrize(
+    ("job", "flags", "said"),
+    [
+        ("extract", "--mainfest x", "error: unknown argument '--mainfest'; did you mean '--manifest'?"),
+        ("train", "--manifest none.csv", "error: no file 'none.csv'"),
+        (
+            "whiten",
+            "--descriptors none",
+            "none' is no output folder of dim: it has no run.json; make it with extract.py",
+        ),
+    ],
+)
+def test_mistake_of_a_process(place, job, flags, said):
+    before = tree(place)
+    command = [sys.executable, str(JOBS / f"{job}.py"), *arguments(job, flags)]
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ") and done.stderr.endswith(f"{said}\n") and done.stderr.count("\n") == 1
+    assert tree(place) == before

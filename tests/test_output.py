@@ -1,0 +1,130 @@
+"""Output folders: run.json and result.json, one writer, one job, no trace of a mistake."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from dim import output
+from dim.errors import UserError
+
+
+@dataclass(frozen=True)
+class Config:
+    size: int = 3
+
+
+def open_as(job, folder, **extra):
+    return output.opened(str(folder), job, Config(), {"manifest": "m.csv"}, **extra)
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def test_the_life_of_a_folder(tmp_path):
+    folder = tmp_path / "new" / "out"
+    with open_as("extract", folder, embedding={"id": "x"}) as out:
+        record = read(folder / "run.json")
+        assert record["status"] == "running" and record["started"]
+        assert record.items() >= {"job": "extract", "format_version": 1, "embedding": {"id": "x"}}.items()
+        assert record["inputs"] == {"manifest": "m.csv"} and record["configuration"] == {"size": 3}
+        assert {"dim", "python", "ray", "tensorflow", "numpy"} <= record["versions"].keys()
+        assert out.path("a") == f"{folder}/a"
+        assert not (folder / "result.json").exists()
+        assert out.finish({"images": 7}) == {"images": 7}
+    record = output.record_of(str(folder))
+    assert record is not None and record["status"] == "done" and record["finished"]
+    assert record["counts"] == read(folder / "result.json") == {"images": 7}
+
+
+def test_a_result_is_not_left_from_the_run_before(tmp_path):
+    with open_as("extract", tmp_path / "out") as out:
+        out.finish({})
+    with pytest.raises(ZeroDivisionError), open_as("extract", tmp_path / "out"):
+        raise ZeroDivisionError
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".lock", "run.json"]
+
+
+def test_one_folder_one_job(tmp_path):
+    with open_as("extract", tmp_path / "out"):
+        pass
+    with pytest.raises(UserError, match=r"holds the output of extract\.py; choose another --out for mine\.py"):
+        open_as("mine", tmp_path / "out").__enter__()
+
+
+def test_a_second_writer_is_refused_and_told_who_the_first_is(tmp_path):
+    first = open_as("extract", tmp_path / "out")
+    with first, pytest.raises(UserError, match=rf"is being written by .+@\S+, process {os.getpid()}, since 2") as error:
+        open_as("extract", tmp_path / "out").__enter__()
+    assert "\n" not in str(error.value)
+    with open_as("extract", tmp_path / "out"):
+        pass
+
+
+def test_a_dead_writers_lock_is_taken_over(tmp_path):
+    program = f"""
+import os, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import test_output
+with test_output.open_as("extract", {str(tmp_path / "out")!r}):
+    print("writing", flush=True)
+    sys.stdin.read()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as writer:
+        assert writer.stdout.readline() == "writing\n"
+        with pytest.raises(UserError, match=f"process {writer.pid}"):
+            open_as("extract", tmp_path / "out").__enter__()
+        writer.kill()
+    with open_as("extract", tmp_path / "out"):
+        pass
+
+
+def test_a_mistake_that_shows_late_leaves_no_trace(tmp_path):
+    with pytest.raises(UserError), open_as("extract", tmp_path / "out"):
+        raise UserError("the weights are of another network")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_mistake_deletes_nothing_but_its_own(tmp_path):
+    with pytest.raises(UserError), open_as("extract", tmp_path / "out") as out:
+        (tmp_path / "out" / "part").write_text("computed")
+        raise UserError("late")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["part"]
+    with open_as("extract", tmp_path / "out") as out:
+        out.finish({})
+    with pytest.raises(UserError), open_as("extract", tmp_path / "out"):
+        raise UserError("late")
+    assert (tmp_path / "out" / "run.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "is no record of a job"),
+        ("{}", "is no record of a job"),
+        ('{"job": "extract", "format_version": 9}', "has format version 9, this dim reads 1"),
+    ],
+)
+def test_a_record_that_is_none(tmp_path, content, message):
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+        output.record_of(str(tmp_path))
+    with pytest.raises(UserError, match=message):
+        open_as("extract", tmp_path).__enter__()
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    for out in ("file", "file/out"):
+        with pytest.raises(UserError, match=f"cannot make the folder '.*{out}'"):
+            open_as("extract", tmp_path / out).__enter__()
+    assert output.record_of(str(tmp_path / "none")) is None

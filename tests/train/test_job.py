@@ -1,0 +1,70 @@
+"""A run resumed is the run undisturbed; and what the model folder holds is what was measured."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import dim.model
+from dim.data import manifest
+from dim.data.decode import decode
+from dim.errors import JobFailed, UserError
+from dim.train.config import TrainConfig
+from dim.train.job import DEMO, train
+from dim.train.validate import mean_average_precision
+
+# Random variants too must be the same when a run is resumed.
+SMALL = {"image_size": 64, "precision": "float32", "dimension": 32, "top": 64, "batch_size": 16, "rotation": 10.0}
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("scratch"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(ray_session, tmp_path_factory, scratch):
+    out = tmp_path_factory.mktemp("whole") / "run"
+    return train(TrainConfig(out=str(out), scratch=scratch, epochs=2, **SMALL)), out
+
+
+def test_model_folder_gives_the_map_that_was_reported(undisturbed):
+    result, _ = undisturbed
+    model = dim.model.load(result["model"])
+    photos = manifest.read(str(DEMO)).select("test")
+    images = [decode(Path(path).read_bytes(), 64, "squash").pixels for path in photos.paths]
+    vectors = np.asarray(model(np.stack(images)))
+    found = mean_average_precision(vectors, photos.labels, photos.image_ids)
+    assert found == pytest.approx(result["map_after"], abs=2e-3)
+
+
+def test_more_epochs_go_on_from_the_last(undisturbed, scratch, tmp_path):
+    result, whole = undisturbed
+    out = tmp_path / "run"
+    train(TrainConfig(out=str(out), scratch=scratch, epochs=1, **SMALL))
+    resumed = train(TrainConfig(out=str(out), scratch=scratch, epochs=2, **SMALL))
+    assert resumed["epochs"] == 2
+    for name in ("map_before", "map_fitted", "map_after"):
+        assert resumed[name] == pytest.approx(result[name], abs=1e-3)
+    assert (out / "history.csv").read_text().count("\n") == (whole / "history.csv").read_text().count("\n") == 3
+
+
+def test_another_setting_is_refused_for_the_same_folder(undisturbed, tmp_path):
+    _, out = undisturbed
+    copy = tmp_path / "run"
+    shutil.copytree(out, copy)
+    with pytest.raises(UserError, match=r"margin 0\.1, not 0\.2"):
+        train(TrainConfig(out=str(copy), epochs=2, **SMALL, margin=0.2))
+
+
+def test_a_loss_that_is_no_number_stops_with_step_and_ids(ray_session, scratch, tmp_path):
+    settings = SMALL | {"rotation": 0.0, "learning_rate": 1e38, "optimizer": "sgd"}
+    with pytest.raises(JobFailed, match=r"step \d+ of epoch 1.*triplets are \[\['.*--learning-rate"):
+        train(TrainConfig(out=str(tmp_path / "run"), scratch=scratch, epochs=1, **settings))
+
+
+@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"batch_size": 0}, {"power": 2.0}, {"workers": 9, "batch_size": 8}])
+def test_settings_out_of_range_are_refused(wrong):
+    with pytest.raises(UserError, match="--"):
+        TrainConfig(**wrong)

@@ -1,0 +1,39 @@
+"""The cache of frozen activations: what is kept comes back, whole or not at all, within its limit."""
+
+import numpy as np
+
+from dim.train.trunk_cache import TrunkCache
+
+ACTIVATIONS = np.arange(600, dtype=np.float16).reshape(10, 10, 6)
+
+
+def test_what_is_kept_comes_back_in_another_process_too(tmp_path):
+    TrunkCache(str(tmp_path), "trunk", 10**6).put("ab12", ACTIVATIONS)
+    np.testing.assert_array_equal(TrunkCache(str(tmp_path), "trunk", 10**6).get("ab12"), ACTIVATIONS)
+    assert TrunkCache(str(tmp_path), "another trunk", 10**6).get("ab12") is None
+    assert TrunkCache(str(tmp_path), "trunk", 10**6).get("cd34") is None
+
+
+def test_what_exceeds_the_limit_is_not_kept(tmp_path):
+    cache = TrunkCache(str(tmp_path), "trunk", 2 * ACTIVATIONS.nbytes)
+    for key in ("aa1", "bb2", "cc3"):
+        cache.put(key, ACTIVATIONS)
+    assert [cache.get(key) is not None for key in ("aa1", "bb2", "cc3")] == [True, True, False]
+
+
+def test_trunks_used_longest_ago_make_room(tmp_path):
+    for trunk in ("old", "new"):
+        TrunkCache(str(tmp_path), trunk, 10**6).put("aa1", ACTIVATIONS)
+    TrunkCache(str(tmp_path), "current", int(1.5 * ACTIVATIONS.nbytes))
+    kept = [TrunkCache(str(tmp_path), trunk, 10**6).get("aa1") is not None for trunk in ("old", "new")]
+    assert kept == [False, True]
+
+
+def test_a_file_cut_short_counts_as_missing(tmp_path):
+    cache = TrunkCache(str(tmp_path), "trunk", 10**6)
+    cache.put("aa1", ACTIVATIONS)
+    (path,) = tmp_path.rglob("*.npy")
+    path.write_bytes(path.read_bytes()[:700])
+    assert cache.get("aa1") is None
+    cache.put("aa1", ACTIVATIONS)
+    np.testing.assert_array_equal(cache.get("aa1"), ACTIVATIONS)

@@ -1,0 +1,74 @@
+"""Two workers train as one does: whole runs on the demo photos, on the session's Ray."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from dim.train.config import TrainConfig
+from dim.train.job import train
+
+# Five steps of plain gradient descent, so that a difference in an update stays as it is.
+FIVE_STEPS = {"optimizer": "sgd", "learning_rate": 0.01, "epochs": 1, "top": 40, "batch_size": 8}
+SMALL = {"image_size": 64, "precision": "float32", "dimension": 32}
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("scratch"))
+
+
+def weights(run):
+    """The trained weights in the run's last checkpoint."""
+    with np.load(sorted(run.glob("checkpoints/*/arrays.npz"))[-1]) as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+@pytest.fixture(scope="module")
+def runs(ray_session, tmp_path_factory, scratch):
+    """The same five steps by one worker and by two; the results and the folders."""
+    found = {}
+    for workers in (1, 2):
+        out = tmp_path_factory.mktemp(f"by{workers}")
+        result = train(TrainConfig(out=str(out), workers=workers, scratch=scratch, **FIVE_STEPS, **SMALL))
+        found[workers] = (result, out)
+    return found
+
+
+def started(scratch, ray_session, tmp_path_factory):
+    """The weights before the first step: those of a run whose steps change nothing."""
+    out = tmp_path_factory.mktemp("start")
+    train(TrainConfig(out=str(out), scratch=scratch, **(FIVE_STEPS | {"learning_rate": 0.0}), **SMALL))
+    return weights(out)
+
+
+def test_updates_of_two_workers_equal_those_of_one(runs, ray_session, tmp_path_factory, scratch):
+    before = started(scratch, ray_session, tmp_path_factory)
+    # That both workers hold the same weights after the steps, the loop itself demands.
+    one, two = (weights(out) for _, out in runs.values())
+    names = [name for name in before if name.startswith("weight/")]
+    assert names
+    for name in names:
+        update, other = one[name] - before[name], two[name] - before[name]
+        assert np.linalg.norm(update) > 0
+        assert np.linalg.norm(other - update) <= 1e-3 * np.linalg.norm(update) + np.spacing(
+            np.linalg.norm(before[name])
+        )
+
+
+def test_two_workers_report_the_figures_of_one(runs):
+    (one, _), (two, _) = runs.values()
+    for name in ("map_before", "map_fitted", "map_after"):
+        assert two[name] == pytest.approx(one[name], abs=1e-4)
+
+
+def test_a_run_leaves_what_it_promises(runs):
+    result, out = runs[2]
+    assert json.loads((out / "result.json").read_text())["best_epoch"] == result["best_epoch"] == 1
+    with (out / "history.csv").open() as file:
+        (epoch,) = csv.DictReader(file)
+    assert (epoch["steps"], epoch["kept"]) == ("5", "40")
+    assert 0 < float(epoch["active_share"]) <= 1
+    assert list((out / "tensorboard").iterdir())
+    assert {path.name for path in (out / "model").iterdir()} == {"model.json", "model.weights.h5"}
