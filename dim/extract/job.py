@@ -16,6 +16,7 @@ from dim.extract import content, identity, resume, store
 from dim.extract.config import ExtractConfig
 from dim.extract.embedder import Recipe
 from dim.extract.identity import Embedding
+from dim.extract.writer import Writer
 from dim.model import spec, whitening
 
 log = logging.getLogger(__name__)
@@ -99,15 +100,15 @@ def _run(config: ExtractConfig, selected: Manifest, contents: list[str], left: n
     machine = pipeline.resources(config.workers, config.gpus_per_worker, config.batch_size)
     progress = _Progress(len(left))
     open_shards: dict[str, list[pa.Table]] = {}
-    for batch in pipeline.run(rows, recipe, config.store, machine):
-        progress.add(batch)
-        for name in batch["shard"].unique().to_pylist():
-            part = batch.filter(pa.compute.equal(batch["shard"], name)).drop_columns(["shard"])
-            open_shards.setdefault(name, []).append(part)
-            waiting[name] -= part.num_rows
-            if waiting[name] == 0:
-                table = pa.concat_tables(open_shards.pop(name)).sort_by("image_id")
-                store.write_shard(config.out, name, table)
+    with Writer(config.out) as writer:
+        for batch in pipeline.run(rows, recipe, config.store, machine):
+            progress.add(batch)
+            for name in batch["shard"].unique().to_pylist():
+                part = batch.filter(pa.compute.equal(batch["shard"], name)).drop_columns(["shard"])
+                open_shards.setdefault(name, []).append(part)
+                waiting[name] -= part.num_rows
+                if waiting[name] == 0:
+                    writer.write(name, pa.concat_tables(open_shards.pop(name)))
     return progress.seconds
 
 
