@@ -38,6 +38,8 @@ def _floats(text: str) -> tuple[float, ...]:
 
 def _add_field(parser: Any, field: dataclasses.Field[Any], annotation: Any) -> None:
     kind, repeated, _, choices = configuration.kind_of(annotation)
+    if dataclasses.is_dataclass(kind):
+        return  # too much for a flag: it stands in the YAML file
     extra: dict[str, Any] = {"help": field.metadata["help"], "default": argparse.SUPPRESS}
     if field.default not in (dataclasses.MISSING, None, ()) and kind is not bool:
         shown = ",".join(map(str, field.default)) if repeated else field.default
@@ -86,11 +88,20 @@ def parse(config: type[C], description: str, arguments: Sequence[str]) -> tuple[
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     if path:
         values = configuration.read_yaml(path, config) | values
+    hints = configuration.annotations(config)
     for name, field in fields.items():
         if name not in values and field.default is dataclasses.MISSING:
-            needed = name.upper() if field.metadata.get("positional") else configuration.flag_name(name)
-            raise UserError(f"{needed} is required (see --help)")
+            raise UserError(f"{_called(field, hints[name])} is required (see --help)")
     return config(**values), verbose
+
+
+def _called(field: dataclasses.Field[Any], annotation: Any) -> str:
+    """How a user writes this field."""
+    if field.metadata.get("positional"):
+        return field.name.upper()
+    if dataclasses.is_dataclass(configuration.kind_of(annotation).type):
+        return f"the key {field.name!r} in the file of --config"
+    return configuration.flag_name(field.name)
 
 
 @contextlib.contextmanager

@@ -81,14 +81,30 @@ def read_yaml(path: str, config: type[Any]) -> dict[str, Any]:
         raise UserError(f"{path!r} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(document, dict):
         raise UserError(f"{path!r} must hold a mapping of flags to values, not {type(document).__name__}")
+    return _fields(document, config, repr(path))
+
+
+def _fields(document: dict[Any, Any], config: type[Any], where: str) -> dict[str, Any]:
+    """The fields of the dataclass `config` that the mapping `document` sets; `where` it stands."""
     known = annotations(config)
     values = {}
     for key, value in document.items():
         name = str(key).replace("-", "_")
         if name not in known:
-            raise UserError(f"unknown key {key!r} in {path!r}; {nearest(name, list(known))}")
-        values[name] = _typed(f"{key} in {path!r}", value, kind_of(known[name]))
+            raise UserError(f"unknown key {key!r} in {where}; {nearest(name, list(known))}")
+        values[name] = _typed(f"{key} in {where}", value, kind_of(known[name]))
     return values
+
+
+def _made(name: str, value: Any, config: Any) -> Any:
+    """The dataclass `config` from the mapping `value`; raises UserError, naming `name`, for a key that is missing."""
+    if not isinstance(value, dict):
+        raise UserError(f"{name} must hold mappings, not {value!r}")
+    values = _fields(value, config, name)
+    for known in dataclasses.fields(config):
+        if known.name not in values and known.default is dataclasses.MISSING:
+            raise UserError(f"{name}: {known.name.replace('_', '-')} is required, as in {known.metadata['help']!r}")
+    return config(**values)
 
 
 _NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
@@ -101,6 +117,8 @@ def _typed(name: str, value: Any, kind: Kind) -> Any:
     if kind.repeated:
         one = kind._replace(repeated=False, optional=False)
         return tuple(_typed(name, part, one) for part in (value if isinstance(value, list) else [value]))
+    if dataclasses.is_dataclass(kind.type):
+        return _made(name, value, kind.type)
     value = _converted(value, kind.type)
     if type(value) is not kind.type:
         raise UserError(f"{name} must be {_NAMES[kind.type]}, not {value!r}")

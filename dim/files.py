@@ -95,6 +95,13 @@ def names(folder: str) -> list[str]:
     return sorted(info.base_name for info in filesystem.get_file_info(selector) if info.is_file)
 
 
+def folders(folder: str) -> list[str]:
+    """The names of the folders directly in `folder`, sorted; empty where there is no folder."""
+    filesystem, path = locate(folder)
+    found = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    return sorted(info.base_name for info in found if info.type == pafs.FileType.Directory)
+
+
 def read_bytes(uri: str) -> bytes:
     """The whole of the file at `uri`."""
     filesystem, path = locate(uri)
@@ -131,6 +138,19 @@ def delete(uri: str) -> None:
     filesystem, path = locate(uri)
     if filesystem.get_file_info(path).type != pafs.FileType.NotFound:
         filesystem.delete_file(path)
+
+
+def delete_folder(uri: str) -> None:
+    """Deletes the folder `uri` with all that is in it."""
+    filesystem, path = locate(uri)
+    filesystem.delete_dir(path)
+
+
+def copy_folder(source: str, target: str) -> None:
+    """Copies the files directly in the folder `source` into the folder `target`, which is made."""
+    make_folder(target)
+    for name in names(source):
+        write_bytes(join(target, name), read_bytes(join(source, name)))
 
 
 def read_json(uri: str) -> Any:

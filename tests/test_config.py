@@ -96,3 +96,34 @@ def test_yaml_that_cannot_be_read(tmp_path):
         read_yaml(str(tmp_path / "none.yaml"), Config)
     with pytest.raises(UserError, match="cannot read the configuration"):
         read_yaml(str(tmp_path), Config)
+
+
+@dataclass(frozen=True)
+class Part:
+    name: str = option(help="how it is called")
+    least: float | None = option(None, help="a bound")
+
+
+@dataclass(frozen=True)
+class Whole:
+    parts: tuple[Part, ...] = option(help="its parts")
+
+
+def test_a_list_of_mappings_becomes_dataclasses(tmp_path):
+    (tmp_path / "whole.yaml").write_text("parts:\n  - name: one\n    least: 1\n  - {name: two}\n")
+    found = read_yaml(str(tmp_path / "whole.yaml"), Whole)
+    assert found == {"parts": (Part("one", 1.0), Part("two"))}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("parts: [{nam: one}]", "unknown key 'nam' in parts in .*did you mean 'name'"),
+        ("parts: [{least: 1}]", "parts in .*: name is required, as in 'how it is called'"),
+        ("parts: [one]", "parts in .* must hold mappings, not 'one'"),
+    ],
+)
+def test_a_wrong_part_is_named(tmp_path, text, said):
+    (tmp_path / "whole.yaml").write_text(text)
+    with pytest.raises(UserError, match=said):
+        read_yaml(str(tmp_path / "whole.yaml"), Whole)

@@ -18,6 +18,7 @@ from dim.extract.embedder import Recipe
 from dim.extract.identity import Embedding
 from dim.extract.writer import Writer
 from dim.model import spec, whitening
+from dim.model.spec import Source
 
 log = logging.getLogger(__name__)
 SECONDS_BETWEEN_LINES = 5.0
@@ -31,10 +32,7 @@ def extract(config: ExtractConfig) -> dict[str, Any]:
         content.require_under(config.root, selected)
     contents = content.of_manifest(selected)
     with cluster.connected():
-        gpus = cluster.gpus() if config.gpus_per_worker is None else config.gpus_per_worker
-        precision = cluster.precision(config.precision, gpus)
-        whiten_by = config.whitening and files.absolute(config.whitening)
-        recipe = Recipe(source, precision, config.scales, config.scales_mean, whiten_by)
+        recipe = recipe_of(config, source)
         embedding = embedding_of(recipe)
         _require_same(config, embedding)
         inputs = {"manifest": config.manifest, "model": config.model, "whitening": config.whitening}
@@ -43,6 +41,14 @@ def extract(config: ExtractConfig) -> dict[str, Any]:
             log.info("%d photos, %d to do", len(selected), len(left))
             seconds = _run(config, selected, contents.contents, left, recipe)
             return out.finish(_result(config.out, selected, len(left), seconds))
+
+
+def recipe_of(config: ExtractConfig, source: Source) -> Recipe:
+    """How `config` makes descriptors by the network `source`, on the Ray that is connected."""
+    gpus = cluster.gpus() if config.gpus_per_worker is None else config.gpus_per_worker
+    precision = cluster.precision(config.precision, gpus)
+    whiten_by = config.whitening and files.absolute(config.whitening)
+    return Recipe(source, precision, config.scales, config.scales_mean, whiten_by)
 
 
 def embedding_of(recipe: Recipe) -> Embedding:

@@ -1,0 +1,77 @@
+"""What is kept from night to night of one manifest under one embedding: its descriptors and their index."""
+
+import hashlib
+import logging
+from dataclasses import dataclass, fields
+from pathlib import PurePosixPath
+from typing import Any
+
+from dim import files, output
+from dim.extract import job as extraction
+from dim.extract import store
+from dim.extract.config import ExtractConfig, Extraction
+from dim.extract.identity import Embedding
+from dim.nightly.config import NightlyConfig
+from dim.search import index_job
+from dim.search.config import IndexConfig
+
+log = logging.getLogger(__name__)
+
+MADE_OF = "index_made_of.json"
+
+
+@dataclass(frozen=True)
+class Collection:
+    """A manifest's descriptors and index in `folder`; `rows` is a sha256 that changes with them."""
+
+    folder: str
+    embedding: Embedding
+    rows: str
+    counts: dict[str, Any]
+
+    @property
+    def descriptors(self) -> str:
+        """The folder of the descriptors."""
+        return files.join(self.folder, "descriptors")
+
+    @property
+    def index(self) -> str:
+        """The folder of the index."""
+        return files.join(self.folder, "index")
+
+
+def home(out: str, manifest: str) -> str:
+    """The folder of all that is kept of `manifest`, one folder an embedding."""
+    key = hashlib.sha256(files.absolute(manifest).encode()).hexdigest()[:8]
+    return files.join(out, f"collections/{PurePosixPath(manifest).stem}-{key}")
+
+
+def refreshed(config: NightlyConfig, model: str, manifest: str) -> Collection:
+    """Extracts what is new or changed in `manifest` and, if anything is, builds the index again. Needs a Ray."""
+    how = {field.name: getattr(config, field.name) for field in fields(Extraction)}
+    wanted = ExtractConfig(manifest=manifest, model=model, whitening=config.whitening, out="", **how)
+    embedding = extraction.embedding_of(extraction.recipe_of(wanted, wanted.source(model)))
+    folder = files.join(home(config.out, manifest), embedding.id[:16])
+    counts = extraction.extract(ExtractConfig(**(vars(wanted) | {"out": files.join(folder, "descriptors")})))
+    names = "\n".join(store.shards(files.join(folder, "descriptors")))
+    found = Collection(folder, embedding, hashlib.sha256(names.encode()).hexdigest(), counts)
+    _index(found, config.factory)
+    return found
+
+
+def _index(found: Collection, factory: str) -> None:
+    note = files.join(found.folder, MADE_OF)
+    made_of = {"rows": found.rows, "factory": factory}
+    if files.exists(note) and files.read_json(note) == made_of and files.exists(files.join(found.index, output.RESULT)):
+        log.info("the index of %s stays as it is", found.descriptors)
+        return
+    index_job.build(IndexConfig(descriptors=found.descriptors, out=found.index, factory=factory))
+    files.write_json(note, made_of)
+
+
+def forget_others(out: str, manifest: str, kept: set[str]) -> None:
+    """Deletes the collections of `manifest` whose folders are not in `kept`: those of embeddings long refused."""
+    folder = home(out, manifest)
+    for name in files.folders(folder):
+        if files.join(folder, name) not in kept:
+            files.delete_folder(files.join(folder, name))

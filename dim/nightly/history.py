@@ -1,0 +1,83 @@
+"""The history of all nights: `history.csv`, a row for each night and evaluation, also for nights that were missed."""
+
+import dataclasses
+import datetime
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from dim import files
+
+FILE = "history.csv"
+ACCEPTED, REFUSED, MISSED = "accepted", "refused", "missed"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A night's figure. `difference`, `low`, `high` and `p_value` are of its comparison with the night `baseline`;
+    `images`, `computed` and `errors` are counts of the whole manifest; `reason` says why it was refused.
+    """
+
+    date: str
+    evaluation: str
+    status: str
+    map: float | None = None
+    queries: int | None = None
+    baseline: str | None = None
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p_value: float | None = None
+    images: int | None = None
+    computed: int | None = None
+    errors: int | None = None
+    model: str | None = None
+    embedding: str | None = None
+    collection: str | None = None
+    reason: str | None = None
+
+
+class History:
+    """The rows in the folder `out`, by date; written whole."""
+
+    def __init__(self, out: str) -> None:
+        self._uri = files.join(out, FILE)
+        self._rows: list[dict[str, Any]] = []
+        if files.exists(self._uri):
+            self._rows = files.read_table(self._uri).to_pylist()
+
+    @property
+    def last(self) -> str | None:
+        """The date of the last night."""
+        return max((row["date"] for row in self._rows), default=None)
+
+    def baseline(self, evaluation: str, date: str) -> dict[str, Any] | None:
+        """The row of the last night before `date` in which `evaluation` was accepted, its values as text."""
+        accepted = (
+            row
+            for row in self._rows
+            if row["evaluation"] == evaluation and row["status"] == ACCEPTED and row["date"] < date
+        )
+        return max(accepted, key=lambda row: str(row["date"]), default=None)
+
+    def put(self, date: str, rows: Iterable[Row]) -> None:
+        """Writes the rows of the night `date` in place of any that it had, and those of nights missed before it."""
+        new = [dataclasses.asdict(row) for row in rows]
+        before = max((row["date"] for row in self._rows if row["date"] < date), default=None)
+        for missed in _between(before, date) if before else ():
+            new += [dataclasses.asdict(Row(missed, row["evaluation"], MISSED)) for row in new if row["date"] == date]
+        self._rows = [row for row in self._rows if row["date"] != date] + new
+        self._rows.sort(key=lambda row: (str(row["date"]), str(row["evaluation"])))
+        columns = {field.name: [_text(row.get(field.name)) for row in self._rows] for field in dataclasses.fields(Row)}
+        files.write_table(self._uri, pa.table({name: pa.array(cells, pa.string()) for name, cells in columns.items()}))
+
+
+def _between(first: str, last: str) -> list[str]:
+    start, end = datetime.date.fromisoformat(first), datetime.date.fromisoformat(last)
+    return [(start + datetime.timedelta(days)).isoformat() for days in range(1, (end - start).days)]
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)

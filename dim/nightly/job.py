@@ -1,0 +1,164 @@
+"""A night: refresh the collections, measure, compare with the last accepted night, and record, once for each date."""
+
+import dataclasses
+import datetime
+import hashlib
+import json
+import logging
+from typing import Any
+
+from dim import cluster, files, output
+from dim.errors import GateNotMet, UserError
+from dim.evaluate.config import EvaluateConfig
+from dim.evaluate.job import evaluate
+from dim.model import spec
+from dim.nightly import collection, gate
+from dim.nightly.collection import Collection
+from dim.nightly.config import Measurement, NightlyConfig
+from dim.nightly.gate import Comparison
+from dim.nightly.history import ACCEPTED, REFUSED, History, Row
+
+log = logging.getLogger(__name__)
+
+NIGHT = "night.json"
+LATEST = "9999-12-31"
+_GATES = ("name", "min_map", "max_drop", "significance")
+
+
+def nightly(config: NightlyConfig) -> dict[str, Any]:
+    """Runs the night that `config` describes, or returns what it came to if it was run before.
+
+    Raises GateNotMet, once all is written, where the night is refused: the baseline stays as it was.
+    """
+    date = _date(config.date)
+    model = _model(config.model)
+    inputs = {"model": model} | {f"manifest of {known.name}": known.manifest for known in config.evaluations}
+    with output.opened(config.out, "nightly", config, inputs) as out:
+        past = History(config.out)
+        record = out.path(f"nights/{date}/{NIGHT}")
+        if files.exists(record):
+            log.info("the night %s has been run", date)
+            night: dict[str, Any] = files.read_json(record)
+        else:
+            if past.last and date < past.last:
+                raise UserError(
+                    f"--date {date} is before {past.last}, the last night of {config.out!r}; use a later one"
+                )
+            with cluster.connected():
+                night = _run(config, date, model, past)
+        if config.accept:
+            night["accepted"] = True
+        _record(config, night, past, record)
+        out.finish(night)
+    if not night["accepted"]:
+        raise GateNotMet("; ".join(night["unmet"]), night)
+    return night
+
+
+def _date(wanted: str | None) -> str:
+    if wanted is None:
+        return datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+    try:
+        return datetime.date.fromisoformat(wanted).isoformat()
+    except ValueError as error:
+        raise UserError(f"--date {wanted!r} is no date such as 2030-01-31") from error
+
+
+def _model(name: str) -> str:
+    """`name`, or the model of the training run in the folder of that name."""
+    record = output.record_of(name)
+    if record is None or record["job"] != "train":
+        return name
+    trained = files.join(name, "model")
+    if not files.exists(files.join(trained, spec.SPEC_FILE)):
+        raise UserError(f"the training run in {name!r} has not finished; finish it, or name another model")
+    return trained
+
+
+def _run(config: NightlyConfig, date: str, model: str, past: History) -> dict[str, Any]:
+    """The record of a new night."""
+    manifests = dict.fromkeys(known.manifest for known in config.evaluations)
+    collections = {manifest: collection.refreshed(config, model, manifest) for manifest in manifests}
+    unmet: list[str] = []
+    figures = {}
+    for measurement in config.evaluations:
+        found = collections[measurement.manifest]
+        folder, key = files.join(config.out, f"nights/{date}/{measurement.name}"), _key(measurement, found)
+        if not _carried(config.out, past.last, measurement.name, key, folder):
+            _evaluate(measurement, found, folder)
+        value = files.read_json(files.join(folder, "metrics.json"))["map"]
+        comparison = _compared(config.out, past, measurement.name, date)
+        unmet += gate.unmet(measurement, value, comparison)
+        figures[measurement.name] = _figure(value, comparison, found) | {"key": key}
+    counts = {
+        name: sum(found.counts[name] for found in collections.values()) for name in ("images", "computed", "errors")
+    }
+    return {
+        "date": date,
+        "model": model,
+        "accepted": not unmet,
+        "unmet": unmet,
+        "previous": past.last,
+        **counts,
+        "evaluations": figures,
+    }
+
+
+def _key(measurement: Measurement, found: Collection) -> str:
+    """A sha256 of all that an evaluation depends on."""
+    asked = {name: value for name, value in dataclasses.asdict(measurement).items() if name not in _GATES}
+    tables = [spec.sha256(uri) for uri in (measurement.manifest, measurement.ground_truth) if uri]
+    known = [found.embedding.id, found.rows, asked, tables]
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+
+
+def _carried(out: str, last: str | None, name: str, key: str, folder: str) -> bool:
+    """Whether the night `last` measured the same, whose evaluation then stands in `folder`, too."""
+    record = files.join(out, f"nights/{last}/{NIGHT}")
+    if last is None or not files.exists(record):
+        return False
+    if files.read_json(record)["evaluations"].get(name, {}).get("key") != key:
+        return False
+    log.info("%s: nothing has changed since %s", name, last)
+    files.copy_folder(files.join(out, f"nights/{last}/{name}"), folder)
+    return True
+
+
+def _evaluate(measurement: Measurement, found: Collection, folder: str) -> None:
+    asked = {name: value for name, value in vars(measurement).items() if name not in _GATES}
+    evaluate(EvaluateConfig(descriptors=(found.descriptors,), out=folder, **asked))
+
+
+def _compared(out: str, past: History, name: str, date: str) -> Comparison | None:
+    """The night `date` against its baseline, None where it has none."""
+    baseline = past.baseline(name, date)
+    if baseline is None:
+        return None
+    before, after = (files.join(out, f"nights/{night}/{name}") for night in (baseline["date"], date))
+    return gate.compare(baseline["date"], before, after)
+
+
+def _figure(value: float, comparison: Comparison | None, found: Collection) -> dict[str, Any]:
+    figure: dict[str, Any] = {"map": value, "embedding": found.embedding.id, "collection": found.folder, **found.counts}
+    if comparison is not None:
+        figure |= {"baseline": comparison.baseline, "queries": comparison.queries}
+        figure |= dataclasses.asdict(comparison.change) if comparison.change else {}
+    return figure
+
+
+def _record(config: NightlyConfig, night: dict[str, Any], past: History, uri: str) -> None:
+    """Writes the history and, last, the record that ends the night; then lets go of what no night needs."""
+    status = ACCEPTED if night["accepted"] else REFUSED
+    columns = {field.name for field in dataclasses.fields(Row)}
+    rows = []
+    for name, figure in night["evaluations"].items():
+        known = {key: value for key, value in figure.items() if key in columns}
+        reason = "; ".join(text for text in night["unmet"] if text.startswith(f"{name}: ")) or None
+        rows.append(Row(night["date"], name, status, **known, model=night["model"], reason=reason))
+    past.put(night["date"], rows)
+    files.write_json(uri, night)
+    kept = {figure["collection"] for figure in night["evaluations"].values()}
+    baselines = (past.baseline(measurement.name, LATEST) for measurement in config.evaluations)
+    kept |= {str(row["collection"]) for row in baselines if row}
+    for measurement in config.evaluations:
+        collection.forget_others(config.out, measurement.manifest, kept)

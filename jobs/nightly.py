@@ -1,0 +1,29 @@
+r"""Measure the network on the photos as they are tonight, and refuse a night that is worse than the last good one.
+
+    python jobs/nightly.py --config cluster/nightly.yaml
+    ray job submit --working-dir . -- python jobs/nightly.py --config cluster/nightly.yaml
+
+Only photos that are new or changed are extracted; then come index, evaluation, and the comparison with the last
+accepted night by a paired bootstrap over queries. A night that meets its gates becomes the next baseline; one that
+doesn't ends in exit status 3 and leaves the baseline as it was. history.csv has a row for each night and evaluation,
+nights/DATE/NAME/ its metrics, queries and report. A date that was run already is not run again; --accept takes it for
+the baseline after all. cluster/nightly.yaml is an example of the file; in cron (for Kubernetes, see cluster/kubernetes):
+
+    0 2 * * *  RAY_API_SERVER_ADDRESS=http://127.0.0.1:8265 ray job submit --working-dir /srv/dim -- \
+        python jobs/nightly.py --config cluster/nightly.yaml
+"""
+
+from typing import Any
+
+from dim.cli import main
+from dim.nightly.config import NightlyConfig
+
+
+def run(config: NightlyConfig) -> dict[str, Any]:
+    from dim.nightly.job import nightly
+
+    return nightly(config)
+
+
+if __name__ == "__main__":
+    main(run, NightlyConfig, __doc__)

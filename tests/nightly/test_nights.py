@@ -1,0 +1,148 @@
+"""Nights that follow each other: only what is new is computed, what is worse is refused, each date counts once."""
+
+import pytest
+
+from dim import files
+from dim.errors import GateNotMet, UserError
+
+WORSE = "vgg16-mac"
+
+
+def history(tmp_path):
+    return files.read_table(str(tmp_path / "nightly" / "history.csv")).to_pylist()
+
+
+def statuses(tmp_path):
+    return [(row["date"], row["status"]) for row in history(tmp_path)]
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_new_photos_then_an_unchanged_night_then_a_worse_model(night, photos, embedded, tmp_path):
+    first = night("2030-01-01")
+    assert (first["accepted"], first["images"], first["computed"]) == (True, 48, 48)
+    assert sorted(embedded()) == sorted(row["image_id"] for row in photos.rows)
+
+    photos.add(12, 5)
+    second = night("2030-01-02")
+    assert (second["accepted"], second["images"], second["computed"]) == (True, 53, 5)
+    assert sorted(embedded()) == [row["image_id"] for row in photos.rows[-5:]]
+    figure = second["evaluations"]["shelf"]
+    assert (figure["baseline"], figure["queries"]) == ("2030-01-01", 48)
+
+    collection = tmp_path / "nightly" / "collections"
+    before = {path: path.stat().st_mtime_ns for path in collection.rglob("knn.index")}
+    third = night("2030-01-03")
+    assert (third["accepted"], third["computed"], embedded()) == (True, 0, [])
+    assert third["evaluations"]["shelf"]["difference"] == 0
+    assert {path: path.stat().st_mtime_ns for path in collection.rglob("knn.index")} == before
+
+    with pytest.raises(GateNotMet, match=r"shelf: mAP fell by 0\.\d+ .* which is no chance") as refused:
+        night("2030-01-04", model=WORSE)
+    assert refused.value.result["accepted"] is False
+    back = night("2030-01-05")
+    assert (back["accepted"], back["computed"], back["evaluations"]["shelf"]["baseline"]) == (True, 0, "2030-01-03")
+    assert [status for _, status in statuses(tmp_path)] == ["accepted", "accepted", "accepted", "refused", "accepted"]
+    # What the refused model made is let go of once the next night is done.
+    assert len(list(collection.glob("*/*"))) == 1
+
+
+def test_a_night_leaves_metrics_queries_and_report_and_an_index_that_search_reads(night, embedded, tmp_path):
+    done = night("2030-01-01")
+    folder = tmp_path / "nightly" / "nights" / "2030-01-01" / "shelf"
+    assert files.read_json(str(folder / "metrics.json"))["map"] == done["evaluations"]["shelf"]["map"]
+    assert (folder / "per_query.parquet").exists()
+    (row,) = history(tmp_path)
+    assert float(row["map"]) == done["evaluations"]["shelf"]["map"]
+    assert files.read_json(f"{row['collection']}/index/run.json")["status"] == "done"
+
+
+def test_the_same_date_twice_is_one_night(night, photos, embedded, tmp_path):
+    once = night("2030-01-01")
+    before = contents(tmp_path / "nightly" / "nights"), history(tmp_path)
+    embedded()
+    photos.add(20, 3)
+    assert night("2030-01-01") == once
+    assert (contents(tmp_path / "nightly" / "nights"), history(tmp_path)) == before
+    assert embedded() == []
+
+
+def test_a_refused_date_stays_refused_until_a_person_accepts_it(night, embedded, tmp_path):
+    night("2030-01-01")
+    for _ in range(2):
+        with pytest.raises(GateNotMet):
+            night("2030-01-02", model=WORSE)
+    assert night("2030-01-02", model=WORSE, accept=True)["accepted"]
+    assert statuses(tmp_path) == [("2030-01-01", "accepted"), ("2030-01-02", "accepted")]
+    assert history(tmp_path)[1]["reason"].startswith("shelf: mAP fell by")
+    assert night("2030-01-03", model=WORSE)["evaluations"]["shelf"]["baseline"] == "2030-01-02"
+
+
+def test_after_missed_nights_what_was_added_since_counts_once_and_the_gap_shows(night, photos, embedded, tmp_path):
+    night("2030-01-01")
+    embedded()
+    photos.add(20, 2)
+    photos.add(21, 3)
+    done = night("2030-01-04")
+    assert done["computed"] == 5
+    assert sorted(embedded()) == sorted(row["image_id"] for row in photos.rows[-5:])
+    assert statuses(tmp_path) == [
+        ("2030-01-01", "accepted"),
+        ("2030-01-02", "missed"),
+        ("2030-01-03", "missed"),
+        ("2030-01-04", "accepted"),
+    ]
+    assert history(tmp_path)[1]["map"] is None
+    assert night("2030-01-05")["computed"] == 0
+
+
+def test_a_night_that_died_before_its_end_is_run_again_against_the_same_baseline(night, embedded, tmp_path):
+    night("2030-01-01")
+    once = night("2030-01-02")
+    (tmp_path / "nightly" / "nights" / "2030-01-02" / "night.json").unlink()
+    again = night("2030-01-02")
+    assert again["accepted"]
+    assert again["evaluations"]["shelf"]["baseline"] == once["evaluations"]["shelf"]["baseline"] == "2030-01-01"
+    assert statuses(tmp_path) == [("2030-01-01", "accepted"), ("2030-01-02", "accepted")]
+
+
+@pytest.mark.parametrize(
+    ("gates", "said"),
+    [
+        ({"min_map": 1.1, "significance": 0.0}, r"^shelf: mAP 0\.\d+ is below min-map 1\.1$"),
+        ({"max_drop": 0.01, "significance": 0.0}, r"^shelf: mAP fell by .* more than max-drop 0\.01$"),
+        ({"significance": 0.01}, r"^shelf: mAP fell by .* significance 0\.01; 95 % interval"),
+    ],
+)
+def test_each_gate_refuses_by_itself(night, embedded, gates, said):
+    night("2030-01-01")
+    with pytest.raises(GateNotMet, match=said):
+        night("2030-01-02", model=WORSE, gates=gates)
+
+
+def test_a_worse_night_passes_where_no_gate_is_set(night, embedded):
+    night("2030-01-01")
+    assert night("2030-01-02", model=WORSE, gates={"significance": 0.0})["accepted"]
+
+
+def test_a_model_may_be_the_folder_of_a_training_run(night, embedded, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    files.write_json(str(run / "run.json"), {"job": "train"})
+    with pytest.raises(UserError, match="has not finished"):
+        night("2030-01-01", model=str(run))
+    assert not (tmp_path / "nightly").exists()
+
+
+@pytest.mark.parametrize("date", ["tonight", "2030-02-30"])
+def test_a_date_that_is_none_is_refused(night, date):
+    with pytest.raises(UserError, match="is no date such as"):
+        night(date)
+
+
+def test_a_date_before_the_last_night_is_refused(night, embedded):
+    night("2030-01-02")
+    with pytest.raises(UserError, match=r"2030-01-01 is before 2030-01-02, the last night of"):
+        night("2030-01-01")
