@@ -29,7 +29,7 @@ def whiten(config: WhitenConfig) -> dict[str, Any]:
     chosen = manifests.read(config.manifest).select(config.split)
     if config.model is not None:
         return _into_model(config, config.source(config.model), chosen)
-    return _into_file(config, files.absolute(str(config.descriptors)), chosen)
+    return _into_file(config, str(config.descriptors), chosen)
 
 
 def _into_file(config: WhitenConfig, folder: str, chosen: Manifest) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def _into_file(config: WhitenConfig, folder: str, chosen: Manifest) -> dict[str,
         raise UserError(f"--out {config.out!r} is a folder; name a file in it, such as whitening.npz")
     embedding = identity.of_folder(folder).as_json()
     with cluster.connected():
-        whitening = _of_descriptors(config, folder, chosen, embedding)
+        whitening = _of_descriptors(config, files.absolute(folder), chosen, embedding)  # tasks stand in other folders
     files.make_folder(files.parent(config.out))
     whitening.save(config.out)
     return _summary(whitening) | {"whitening": config.out}

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from PIL import Image
@@ -129,7 +130,7 @@ def test_what_can_not_be_is_refused_and_nothing_written(photos, tmp_path, change
 )
 def test_models_that_are_whitened_already(photos, tmp_path, changes, flags, message):
     spec.write(spec.Spec(**changes), str(tmp_path))
-    (tmp_path / "model.weights.h5").write_bytes(b"")
+    h5py.File(tmp_path / "model.weights.h5", "w").close()
     with pytest.raises(UserError, match=message):
         whiten(config(photos, tmp_path / "out", model=str(tmp_path), **flags))
 
@@ -145,7 +146,7 @@ def test_an_evaluation_says_what_regions_were_whitened_on(tmp_path):
     layer = {**about, "power": 0.25}
     saved = spec.Spec(pooling="rmac", region_dimension=16, region_whitening=about, dimension=8, whitening=layer)
     spec.write(saved, str(tmp_path))
-    (tmp_path / "model.weights.h5").write_bytes(b"weights")
+    h5py.File(tmp_path / "model.weights.h5", "w").close()
     for pooling, expected in (("rmac", [{"by": "regions", **about}]), ("gem", [])):
         recipe = Recipe(spec.resolve(str(tmp_path), pooling=pooling), "float32")
         record = {"job": "extract", "inputs": {"model": str(tmp_path)}, "embedding": embedding_of(recipe).as_json()}

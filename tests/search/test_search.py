@@ -116,8 +116,10 @@ def test_methods_after_a_search_of_a_flat_index(indexed, asked, answered, name):
     unit = [(v / np.linalg.norm(v, axis=1, keepdims=True)).astype(np.float32) for v in (QUERIES, VECTORS)]
     found, _ = applied(Retrieval(unit[0], of_array(unit[1], np.argsort(np.argsort(IDS)))), [name], 5)
     for query, (rows, scores) in zip(QUERY_IDS, found.best(60), strict=True):
-        assert [image_id for image_id, _ in lists[query]] == [IDS[row] for row in rows]
-        np.testing.assert_allclose([score for _, score in lists[query]], scores, rtol=1e-6)
+        assert lists[query] == sorted(lists[query], key=lambda pair: (-pair[1], pair[0]))
+        expected = dict(zip((IDS[row] for row in rows), scores, strict=True))
+        # Photo by photo: scores that tie but for the last bit stand in an order that differs between processors.
+        assert dict(lists[query]) == pytest.approx(expected, rel=1e-6, abs=1e-6)
     (step,) = result["expansion"]
     assert (step["method"], step["neighbours"]) == (name, 5)
     assert step["seconds"] > 0
