@@ -7,7 +7,7 @@ Only photos that are new or changed are extracted; then come index, evaluation, 
 accepted night by a paired bootstrap over queries. A night that meets its gates becomes the next baseline; one that
 doesn't ends in exit status 3 and leaves the baseline as it was. history.csv has a row for each night and evaluation,
 nights/DATE/NAME/ its metrics, queries and report. A date that was run already is not run again; --accept takes it for
-the baseline after all. cluster/nightly.yaml is an example of the file; in cron (for Kubernetes, see cluster/kubernetes):
+the baseline after all. cluster/nightly.yaml is an example of the file. In cron (for Kubernetes: cluster/kubernetes/):
 
     0 2 * * *  RAY_API_SERVER_ADDRESS=http://127.0.0.1:8265 ray job submit --working-dir /srv/dim -- \
         python jobs/nightly.py --config cluster/nightly.yaml
