@@ -14,9 +14,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from dim import config as configuration
+from dim import progress
 from dim.errors import GateNotMet, JobFailed, UserError
 
 C = TypeVar("C")
+
+log = logging.getLogger(__name__)
 
 DONE, FAILED, WRONG_USAGE, GATE = 0, 1, 2, 3
 INTERRUPTED = 128 + signal.SIGINT
@@ -119,12 +122,24 @@ def _terminal(verbose: bool) -> Iterator[None]:
             stack.callback(os.dup2, own.fileno(), 2)
         stack.enter_context(contextlib.redirect_stderr(own))
         stack.enter_context(contextlib.redirect_stdout(own))  # Ray prints there when a worker dies
-        handler = logging.StreamHandler(own)
+        handler = progress.Handler(own)
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
         logging.getLogger().addHandler(handler)
+        stack.callback(handler.close)
         stack.callback(logging.getLogger().removeHandler, handler)
         logging.getLogger("dim").setLevel(logging.DEBUG if verbose else logging.INFO)
         yield
+
+
+def _announcement(values: Any, description: str) -> str:
+    """What the job does, by the first line of its description, and the settings that are not at their defaults."""
+    said = []
+    for field in dataclasses.fields(values):
+        value = getattr(values, field.name)
+        if value != field.default:
+            flag = "" if field.metadata.get("positional") else f"{configuration.flag_name(field.name)} "
+            said.append(f"{flag}{','.join(map(str, value)) if isinstance(value, tuple) else value}")
+    return f"{description.partition(chr(10))[0].rstrip('.:')}: {' '.join(said) or 'the defaults'}"
 
 
 def main(run: Callable[[C], dict[str, Any]], config: type[C], description: str | None) -> NoReturn:
@@ -139,6 +154,7 @@ def main(run: Callable[[C], dict[str, Any]], config: type[C], description: str |
         values, verbose = parse(config, description or "", sys.argv[1:])
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` ends a job as Ctrl-C does
         with _terminal(verbose):
+            log.info("%s", _announcement(values, description or ""))
             try:
                 result = run(values)
             except SystemExit as ended:  # how Ray Train answers Ctrl-C

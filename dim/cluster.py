@@ -14,6 +14,8 @@ from ray.exceptions import RayTaskError
 from dim.errors import JobFailed, UserError
 from dim.model import precision as precisions
 
+log = logging.getLogger(__name__)
+
 
 @contextlib.contextmanager
 def connected() -> Iterator[None]:
@@ -36,6 +38,7 @@ def _started() -> Iterator[None]:
     # An address of "local" starts an own Ray; without it, ray.init would join any Ray that runs on this machine.
     address = os.environ.get("RAY_ADDRESS", "local")
     _require_answer(address)
+    log.info("%s", "starting Ray" if address == "local" else f"connecting to Ray at {address}")
     ray.init(
         address=address,
         include_dashboard=False if address == "local" else None,

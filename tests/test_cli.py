@@ -101,7 +101,10 @@ def ended(monkeypatch, capfd):
         with pytest.raises(SystemExit) as exit:
             main(job, Config, "What it does.")
         assert logging.getLogger().handlers == handlers
-        return exit.value.code, *capfd.readouterr()
+        out, err = capfd.readouterr()
+        begun, _, rest = err.partition("\n")
+        assert begun.partition(" ")[2] == "What it does: in --out o"
+        return exit.value.code, out, rest
 
     return run
 

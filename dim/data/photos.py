@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,11 +9,10 @@ import pyarrow.fs as pafs
 
 from dim import files
 from dim.data.decode import DecodeError, check_header, check_size, decode
+from dim.progress import Progress
 
 MISSING = "no such file"
 _AT_ONCE = 1000
-
-log = logging.getLogger(__name__)
 
 
 def listed(folder: str) -> list[str]:
@@ -48,11 +46,13 @@ def unreadable(uris: Sequence[str], check: Callable[[str], None]) -> dict[int, s
         return None
 
     failed: dict[int, str] = {}
+    progress = Progress("checking", len(uris), errors=True)
     with ThreadPoolExecutor() as threads:
         for start in range(0, len(uris), _AT_ONCE):
-            reasons = threads.map(reason, uris[start : start + _AT_ONCE])
-            failed |= {row: why for row, why in enumerate(reasons, start) if why is not None}
-            log.info("checked %s of %s photos", f"{min(start + _AT_ONCE, len(uris)):,}", f"{len(uris):,}")
+            for row, why in enumerate(threads.map(reason, uris[start : start + _AT_ONCE]), start):
+                progress.add(1, errors=why is not None)
+                if why is not None:
+                    failed[row] = why
     return failed
 
 

@@ -12,6 +12,7 @@ from dim.evaluate.metrics import Metric
 from dim.evaluate.protocols import NOT_LISTED, means, measure
 from dim.evaluate.task import Task
 from dim.extract.store import Descriptors
+from dim.progress import Progress
 from dim.search import exact
 from dim.search.database import Exact
 from dim.search.retrieval import Retrieval
@@ -43,7 +44,9 @@ def judge(task: Task, queries: Descriptors, database: Database, search: Retrieva
     labels[: len(database.rows)] = task.database.labels[database.rows]
     place = search.database.place
     known = applicable(task, len(database))
+    progress = Progress("evaluating", len(queries.rows), "queries")
     for query, row in zip(queries.rows, search.scores(), strict=True):
+        progress.add()
         if (leaving := task.leaving(query)) is not None and column[leaving] != NOT_LISTED:
             row[column[leaving]] = -np.inf
         positions = _positions(row, {grade: column[rows] for grade, rows in task.relevant(query).items()}, place)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import time
 from typing import Any
 
 import numpy as np
@@ -19,9 +18,9 @@ from dim.extract.identity import Embedding
 from dim.extract.writer import Writer
 from dim.model import spec, whitening
 from dim.model.spec import Source
+from dim.progress import Progress
 
 log = logging.getLogger(__name__)
-SECONDS_BETWEEN_LINES = 5.0
 
 
 def extract(config: ExtractConfig) -> dict[str, Any]:
@@ -104,11 +103,12 @@ def _run(config: ExtractConfig, selected: Manifest, contents: list[str], left: n
     )
     waiting = {name: len(shard) for name, shard in zip(names, shards, strict=True)}
     machine = pipeline.resources(config.workers, config.gpus_per_worker, config.batch_size)
-    progress = _Progress(len(left))
+    log.info("starting %d network actor%s", machine.workers, "" if machine.workers == 1 else "s")
+    progress = Progress("extracting", len(left), errors=True)
     open_shards: dict[str, list[pa.Table]] = {}
     with Writer(config.out) as writer:
         for batch in pipeline.run(rows, recipe, config.store, machine):
-            progress.add(batch)
+            progress.add(batch.num_rows, batch["status"].to_pylist().count(store.ERROR))
             for name in batch["shard"].unique().to_pylist():
                 part = batch.filter(pa.compute.equal(batch["shard"], name)).drop_columns(["shard"])
                 open_shards.setdefault(name, []).append(part)
@@ -116,34 +116,6 @@ def _run(config: ExtractConfig, selected: Manifest, contents: list[str], left: n
                 if waiting[name] == 0:
                     writer.write(name, pa.concat_tables(open_shards.pop(name)))
     return progress.seconds
-
-
-class _Progress:
-    """Says how far the run is, every few seconds."""
-
-    def __init__(self, total: int) -> None:
-        self._total, self._done, self._errors = total, 0, 0
-        self._started = self._said = time.monotonic()
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self._started
-
-    def add(self, batch: pa.Table) -> None:
-        self._done += batch.num_rows
-        self._errors += batch["status"].to_pylist().count(store.ERROR)
-        if time.monotonic() - self._said > SECONDS_BETWEEN_LINES or self._done == self._total:
-            self._said = time.monotonic()
-            rate = self._done / self.seconds
-            left = (self._total - self._done) / rate
-            log.info(
-                "%d of %d photos, %.1f images/s, %d errors, %.0f s left",
-                self._done,
-                self._total,
-                rate,
-                self._errors,
-                left,
-            )
 
 
 def _result(folder: str, selected: Manifest, computed: int, seconds: float) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from dim.mine import hardest, sampling
 from dim.mine.config import Mining
 from dim.mine.pool import BLOCK_ROWS, Pool, check, pool_of
 from dim.mine.triplets import Triplets
+from dim.progress import Progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +68,8 @@ def _work(pool: Pool, settings: Mining, start: int, stop: int) -> Any:
 
 
 def _as_completed(parts: list[Any]) -> Iterator[Any]:
+    progress = Progress("mining", len(parts), "parts")
     while parts:
         done, parts = ray.wait(parts)
         yield ray.get(done[0])
+        progress.add()

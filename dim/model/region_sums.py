@@ -37,6 +37,7 @@ def sum_regions(manifest: Manifest, recipe: Recipe, machine: Resources) -> Momen
         batch_format="pyarrow",
         num_cpus=pipeline.DECODER_CPUS,  # as little as a machine of two CPUs has left
     )
+    log.info("summing the regions of %d photos", len(manifest))
     blocks = (_moments(row) for row in dataset.iter_rows())
     none = moments.of(np.zeros((0, spec.channels)))
     total: Moments = functools.reduce(Moments.merge, blocks, none)

@@ -24,6 +24,7 @@ from dim.errors import UserError
 from dim.extract import store
 from dim.model import moments
 from dim.model.moments import Moments
+from dim.progress import told
 
 TASKS = 64  # at most; each returns one or two K × K matrices
 LABELS_IN_A_PART = 16384
@@ -36,7 +37,8 @@ def sum_moments(folder: str, manifest: Manifest) -> Moments:
     """The moments of the descriptors of the manifest's rows. Raises UserError where `folder` lacks a row."""
     decoded = _decoded(folder, manifest)
     tasks = _by_shards(_moments, folder, manifest, np.where(decoded, 0, UNUSED))
-    total: Moments = functools.reduce(Moments.merge, map(ray.get, tasks))
+    parts = told(tasks, lambda _: 1, "summing", len(tasks), "parts")
+    total: Moments = functools.reduce(Moments.merge, map(ray.get, parts))
     return total
 
 

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from dim import files, output
 from dim.errors import UserError
 from dim.output import Output
+from dim.progress import told
 from dim.search import stored
 from dim.search.config import ExportConfig, ExportFormat
 from dim.search.stored import Stored
@@ -55,7 +56,7 @@ def _descriptors(config: ExportConfig, folder: str) -> dict[str, Any]:
 def npy(rows: Stored, out: Output) -> int:
     """`descriptors.npy`, float32 (N, D), and `names.txt`, the image_id of each row on a line of its own."""
     with files.written(out.path("descriptors.npy")) as path, open(path, "wb") as file:
-        for number, block in enumerate(rows):
+        for number, block in enumerate(told(rows, len, "exporting", len(rows), "rows")):
             if number == 0:
                 header = {"descr": "<f4", "fortran_order": False, "shape": (len(rows), block.shape[1])}
                 np.lib.format.write_array_header_1_0(file, header)
@@ -106,7 +107,7 @@ def _parts(rows: Stored, out: Output, kinds: dict[str, Callable[[pa.Array, np.nd
     for pattern in kinds:
         files.make_folder(files.parent(out.path(pattern)))
     number = start = 0
-    for number, block in enumerate(rows, start=1):
+    for number, block in enumerate(told(rows, len, "exporting", len(rows), "rows"), start=1):
         for pattern, content in kinds.items():
             files.write_bytes(out.path(pattern.format(number)), content(rows.ids.slice(start, len(block)), block))
         start += len(block)

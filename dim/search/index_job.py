@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from dim import files, output
 from dim.errors import UserError
+from dim.progress import told
 from dim.search import exact, index, stored
 from dim.search.config import IndexConfig
 from dim.search.database import Exact
@@ -73,10 +74,11 @@ def _train(made: Any, rows: Stored, config: IndexConfig) -> int:
 
 
 def _write(made: Any, rows: Stored, path: str, dimension: int, factory: str) -> None:
+    blocks = told(rows, len, "indexing", len(rows), "rows")
     if isinstance(made, faiss.IndexFlat):
-        index.write_flat(path, dimension, len(rows), rows)
+        index.write_flat(path, dimension, len(rows), blocks)
         return
     with index.refusals(f"--factory {factory!r} takes no rows"):
-        for block in rows:
+        for block in blocks:
             made.add(block)
     faiss.write_index(made, path)

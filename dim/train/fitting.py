@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from dim.errors import JobFailed
+from dim.progress import Progress
 from dim.train import batches
 from dim.train.batches import Share
 from dim.train.config import TrainConfig
@@ -47,6 +48,7 @@ class Fitting:
         plan = list(batches.epoch(triplets, self._config.batch_size, self._replicas, generator))
         own = [shares[self._own] for shares in plan]
         losses, active = [], 0
+        progress = Progress(f"fitting epoch {epoch + 1}", sum(map(_size, plan)), "triplets")
         for number, (shares, mine, found) in enumerate(zip(plan, own, self._inputs(own, epoch), strict=True)):
             images = [packed([self._readable(found, row) for row in share.rows.tolist()]) for share in mine]
             loss, hard = self._step(images, [share.indices for share in mine], _size(shares))
@@ -54,6 +56,7 @@ class Fitting:
                 raise JobFailed(self._diverged(shares[0], epoch, number))
             losses.append(loss)
             active += hard
+            progress.add(_size(shares))
         seen = sum(map(_size, plan))
         distinct = sum(len(share.rows) for shares in plan for share in shares)
         return {

@@ -3,6 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
+from dim.progress import Progress
 from dim.train.task import Job
 from dim.train.trainee import Trainee
 from dim.train.trunk import Trunk, by_shape
@@ -33,10 +34,12 @@ class Inference:
     def _own(self, rows: np.ndarray, pooled: bool) -> dict[int, np.ndarray]:
         lists = [rows[start : start + self._batch_size].tolist() for start in range(0, len(rows), self._batch_size)]
         descriptors: dict[int, np.ndarray] = {}
-        for activations in self._trunk.read(lists):
+        progress = Progress("embedding", len(rows), errors=True)
+        for asked, activations in zip(lists, self._trunk.read(lists), strict=True):
             for group in by_shape(activations):
                 outputs = self._trainee.describe(np.stack([activations[row] for row in group]), pooled)
                 descriptors |= dict(zip(group, outputs, strict=True))
+            progress.add(len(asked), errors=len(asked) - len(activations))
         return descriptors
 
     def map(self, split: str, rows: np.ndarray, vectors: np.ndarray) -> float | None:

@@ -110,6 +110,7 @@ def _fit(config: TrainConfig, gpus: int, job: Job) -> None:
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig  # noqa: PLC0415
     from ray.train.tensorflow import TensorflowTrainer  # noqa: PLC0415
 
+    log.info("starting %d training worker%s", config.workers, "" if config.workers == 1 else "s")
     cpus = max(1, int(ray.cluster_resources()["CPU"] // config.workers))
     trainer = TensorflowTrainer(
         train_worker,

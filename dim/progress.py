@@ -1,0 +1,118 @@
+"""How far a job is: a line that is written over on a terminal, a line every few seconds elsewhere.
+
+A stage tells its progress by log records, so that they travel from a worker as all it has to say does; what becomes of
+them, the job's own handler decides. Such a record has the attribute `finished`.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import TextIO, TypeVar
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_RECORDS = 0.2
+SECONDS_BETWEEN_LINES = 5.0  # where they stay
+_ERASED = "\r\x1b[K"
+
+
+class Progress:
+    """A stage of `total` units of work: "embedding: 320 of 1,687 images, 13.1 images/s, 1 error, 1 min 44 s left".
+
+    `errors`: a unit may end in an error; they are told then, also while there is none.
+    """
+
+    def __init__(self, stage: str, total: int, unit: str = "images", *, errors: bool = False) -> None:
+        self._stage, self._total, self._unit = stage, total, unit
+        self._done, self._errors = 0, 0 if errors else None
+        self._started = time.monotonic()
+        self._told = 0.0
+        self._first: tuple[float, int] | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Since the stage began."""
+        return time.monotonic() - self._started
+
+    def add(self, count: int = 1, errors: int = 0) -> None:
+        """Counts `count` more units as done, `errors` of which ended in an error."""
+        now = time.monotonic()
+        self._done += count
+        if self._errors is not None:
+            self._errors += errors
+        finished = self._done >= self._total
+        if finished or now - self._told >= SECONDS_BETWEEN_RECORDS:
+            self._told = now
+            log.info("%s: %s", self._stage, ", ".join(self._parts(now)), extra={"finished": finished})
+        # What came before the first units is start-up, and says nothing of the time left.
+        self._first = self._first or (now, self._done)
+
+    def _parts(self, now: float) -> list[str]:
+        parts = [f"{self._done:,} of {self._total:,} {self._unit}"]
+        if self._errors is not None:
+            parts.append(f"{self._errors:,} error{'' if self._errors == 1 else 's'}")
+        since, before = (self._started, 0) if self._done >= self._total else self._first or (now, self._done)
+        if now > since and self._done > before:
+            rate = (self._done - before) / (now - since)
+            left = max(0, self._total - self._done) / rate
+            parts += [f"{rate:,.1f} {self._unit}/s", f"{duration(left)} left" if left else duration(now - since)]
+        return parts
+
+
+def told(parts: Iterable[T], size: Callable[[T], int], stage: str, total: int, unit: str = "images") -> Iterator[T]:
+    """`parts`, whose sizes sum to `total`, the progress told as each has been used."""
+    progress = Progress(stage, total, unit)
+    for part in parts:
+        yield part
+        progress.add(size(part))
+
+
+def duration(seconds: float) -> str:
+    """`seconds` as a person says it: "48 s", "3 min 20 s", "2 h 5 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+class Handler(logging.StreamHandler):  # type: ignore[type-arg]
+    """Writes log records to `stream`: on a terminal, a line of progress is written over by the next."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._live = stream.isatty() and os.environ.get("TERM") != "dumb"
+        self._standing = ""  # the line of progress on the terminal, whose end is not written
+        self._written = 0.0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes `record`, unless it is progress that comes too soon after what was written last."""
+        finished = getattr(record, "finished", None)
+        if self._live:
+            self._write_over(self.format(record), finished)
+        elif finished is not False or time.monotonic() - self._written >= SECONDS_BETWEEN_LINES:
+            self._written = time.monotonic()
+            super().emit(record)
+
+    def _write_over(self, line: str, finished: bool | None) -> None:
+        if finished is None:
+            written = f"{line}\n{self._standing}"
+        else:
+            columns = os.get_terminal_size(self.stream.fileno()).columns or 80
+            line = line[: columns - 1]  # a longer one would wrap, and stay
+            self._standing = "" if finished else line
+            written = f"{line}\n" if finished else line
+        self.stream.write(_ERASED + written)
+        self.flush()
+
+    def close(self) -> None:
+        """Ends the line of progress that stands, so that what comes next has its own."""
+        if self._standing:
+            self._standing = ""
+            self.stream.write("\n")
+            self.flush()
+        super().close()

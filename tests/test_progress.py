@@ -1,0 +1,163 @@
+"""Progress: what it says, on a terminal (a pty) and elsewhere, and how a job's own looks there."""
+
+import json
+import logging
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dim import progress
+from dim.progress import Handler, Progress, duration, told
+
+JOBS = Path(__file__).resolve().parents[1] / "jobs"
+ERASED = "\r\x1b[K"
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that only moves when told to."""
+    now = [1000.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+
+    def wait(seconds):
+        now[0] += seconds
+
+    return wait
+
+
+@pytest.fixture
+def say():
+    """Attaches a handler for `stream` to the root logger."""
+    logging.getLogger("dim").setLevel(logging.INFO)
+    handlers = []
+
+    def to(stream):
+        handlers.append(Handler(stream))
+        logging.getLogger().addHandler(handlers[0])
+        return handlers[0]
+
+    yield to
+    logging.getLogger().removeHandler(handlers[0])
+
+
+@pytest.fixture
+def terminal():
+    """A pseudo-terminal: the stream to write to, and what was written, all of it or up to a word."""
+    ours, theirs = pty.openpty()
+
+    def screen(word=None):
+        shown = b""
+        while word.encode() not in shown if word else select.select([ours], [], [], 0.2)[0]:
+            shown += os.read(ours, 1000)
+        return shown.decode().replace("\r\n", "\n")
+
+    with open(theirs, "w", encoding="utf-8") as stream:
+        yield stream, screen
+    os.close(ours)
+
+
+def test_what_a_line_says(clock, caplog):
+    caplog.set_level(logging.INFO, "dim")
+    stage = Progress("extracting", 1000, errors=True)
+    clock(30)  # the network is loaded
+    stage.add(32)
+    clock(2)
+    stage.add(64, errors=1)
+    clock(0.1)
+    stage.add(1)  # too soon to say
+    clock(29.9)
+    stage.add(903, errors=2)
+    assert caplog.messages == [
+        "extracting: 32 of 1,000 images, 0 errors",  # a rate would be that of the start-up
+        "extracting: 96 of 1,000 images, 1 error, 32.0 images/s, 28 s left",
+        "extracting: 1,000 of 1,000 images, 3 errors, 16.1 images/s, 1 min 2 s",
+    ]
+    assert stage.seconds == 62
+
+
+def test_parts_are_counted_once_they_have_been_used(clock, caplog):
+    caplog.set_level(logging.INFO, "dim")
+    for _ in told([[1, 2], [3]], len, "indexing", 3, "rows"):
+        clock(1)
+    assert caplog.messages == ["indexing: 2 of 3 rows", "indexing: 3 of 3 rows, 1.5 rows/s, 2 s"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min 0 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")]
+)
+def test_durations(seconds, said):
+    assert duration(seconds) == said
+
+
+def test_lines_come_every_few_seconds_where_there_is_no_terminal(tmp_path, clock, say):
+    with open(tmp_path / "log", "w", encoding="utf-8") as stream:
+        say(stream)
+        logging.getLogger("dim.job").info("100 photos")
+        stage = Progress("embedding", 100)
+        for _ in range(100):
+            clock(0.5)
+            stage.add()
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert lines[0] == "100 photos"
+    assert lines[1] == "embedding: 10 of 100 images, 2.0 images/s, 45 s left"
+    assert lines[-1] == "embedding: 100 of 100 images, 2.0 images/s, 50 s"
+    assert len(lines) == 11
+
+
+def test_one_line_is_written_over_on_a_terminal(terminal, clock, say):
+    stream, screen = terminal
+    handler = say(stream)
+    stage = Progress("embedding", 3)
+    stage.add()
+    logging.getLogger("dim.job").warning("a photo is broken")
+    clock(1)
+    stage.add()
+    clock(1)
+    stage.add()
+    logging.getLogger("dim.job").info("done")
+    assert screen().split(ERASED) == [
+        "",
+        "embedding: 1 of 3 images",
+        "a photo is broken\nembedding: 1 of 3 images",
+        "embedding: 2 of 3 images, 1.0 images/s, 1 s left",
+        "embedding: 3 of 3 images, 1.5 images/s, 2 s\n",
+        "done\n",
+    ]
+    Progress("embedding", 3).add()
+    handler.close()
+    assert screen() == f"{ERASED}embedding: 1 of 3 images\n"  # what comes next has a line of its own
+
+
+def test_a_long_line_is_cut_to_the_terminal(terminal, say):
+    stream, screen = terminal
+    say(stream)
+    Progress("x" * 500, 3).add()
+    assert len(screen()) == len(ERASED) + 79  # a terminal that doesn't know its width
+
+
+def test_a_job_on_a_terminal(terminal, demo, tmp_path):
+    stream, screen = terminal
+    command = [sys.executable, JOBS / "split.py", demo, "--out", tmp_path / "manifest.csv"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=stream, text=True, check=True)
+    shown = screen()
+    assert re.match(r"\r\x1b\[K\d\d:\d\d:\d\d Split labelled photos into train, val and test.*: /", shown)
+    assert re.search(r"checking: 310 of 310 images, 0 errors, [\d,.]+ images/s, \d+ s\n", shown)
+    assert json.loads(done.stdout.splitlines()[-1])["images"] == 310
+
+
+def test_ctrl_c_says_how_to_resume(terminal, demo):
+    stream, screen = terminal
+    command = [sys.executable, JOBS / "split.py", demo, "--out", "/dev/null/manifest.csv"]
+    job = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stream, text=True)
+    screen("Split")
+    job.send_signal(signal.SIGINT)
+    out, _ = job.communicate(timeout=60)
+    assert (job.returncode, out) == (130, "")
+    assert screen().endswith("interrupted; run the same command again to resume\n")
