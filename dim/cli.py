@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from dim import config as configuration
-from dim import progress
+from dim import progress, storage
 from dim.errors import GateNotMet, JobFailed, UserError
 
 C = TypeVar("C")
@@ -95,6 +95,9 @@ def parse(config: type[C], description: str, arguments: Sequence[str]) -> tuple[
     for name, field in fields.items():
         if name not in values and field.default is dataclasses.MISSING:
             raise UserError(f"{_called(field, hints[name])} is required (see --help)")
+    for value in values.values():
+        for text in value if isinstance(value, tuple) else (value,):
+            storage.require_no_secret(str(text))
     return config(**values), verbose
 
 
@@ -160,7 +163,7 @@ def main(run: Callable[[C], dict[str, Any]], config: type[C], description: str |
             except SystemExit as ended:  # how Ray Train answers Ctrl-C
                 raise KeyboardInterrupt from ended
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {storage.redacted(str(error))}", file=sys.stderr)
         status = WRONG_USAGE
     except JobFailed as error:
         print(f"failed: {error}", file=sys.stderr)

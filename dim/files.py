@@ -2,14 +2,15 @@
 
 Everything written here is written beside its final name and renamed, so that a reader never sees half a file.
 (An object store shows an object only once it is whole; there, the rename is the store's own.)
+What a store fails to do is tried again, as `dim.storage` says.
 """
 
 import contextlib
-import functools
+import errno
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,31 +19,13 @@ import pyarrow.csv as pacsv
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from dim.errors import UserError
+from dim import storage
+from dim.errors import JobFailed, UserError
+from dim.storage import patient
 
 TABLE_SUFFIXES = (".parquet", ".csv")
 
-_LOCAL = pafs.LocalFileSystem()
-
-
-def locate(uri: str) -> tuple[pafs.FileSystem, str]:
-    """The filesystem of `uri` and the path within it; a path without a scheme is local and made absolute."""
-    if "://" not in uri:
-        return _LOCAL, os.path.abspath(os.path.expanduser(uri))
-    scheme, _, rest = uri.partition("://")
-    bucket = rest.partition("/")[0]
-    if scheme in ("s3", "gs") and "@" not in bucket and "?" not in rest:
-        return _opened(f"{scheme}://{bucket}")[0], rest  # a name is what it is, spaces and % included
-    return _opened(uri)
-
-
-@functools.lru_cache(maxsize=64)  # to find a bucket takes a question to the store
-def _opened(uri: str) -> tuple[pafs.FileSystem, str]:
-    try:
-        filesystem, path = pafs.FileSystem.from_uri(uri)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"cannot open {uri!r}: {error}; use a local path, s3://… or gs://…") from error
-    return filesystem, path
+locate = storage.locate
 
 
 def is_local(uri: str) -> bool:
@@ -67,27 +50,45 @@ def parent(uri: str) -> str:
     return uri.rsplit("/", 1)[0] if "/" in uri else "."
 
 
+@patient
 def exists(uri: str) -> bool:
     """Whether a file or folder stands at `uri`."""
     filesystem, path = locate(uri)
     return bool(filesystem.get_file_info(path).type != pafs.FileType.NotFound)
 
 
+@patient
 def is_folder(uri: str) -> bool:
     """Whether a folder stands at `uri`."""
     filesystem, path = locate(uri)
     return bool(filesystem.get_file_info(path).type == pafs.FileType.Directory)
 
 
+def infos(uris: Sequence[str]) -> list[pafs.FileInfo]:
+    """Type, size and modification time of what stands at each of `uris`."""
+    groups: dict[int, tuple[pafs.FileSystem, list[int], list[str]]] = {}
+    for row, uri in enumerate(uris):
+        filesystem, path = locate(uri)
+        _, rows, paths = groups.setdefault(id(filesystem), (filesystem, [], []))
+        rows.append(row)
+        paths.append(path)
+    found: dict[int, pafs.FileInfo] = {}
+    for filesystem, rows, paths in groups.values():
+        # All at once: an object store answers many questions at a time.
+        found |= zip(rows, patient(filesystem.get_file_info)(paths), strict=True)
+    return [found[row] for row in range(len(uris))]
+
+
 def make_folder(uri: str) -> None:
     """Creates the folder `uri` and its parents. Raises UserError where that cannot be."""
     filesystem, path = locate(uri)
     try:
-        filesystem.create_dir(path, recursive=True)
+        patient(filesystem.create_dir)(path, recursive=True)
     except OSError as error:
         raise UserError(f"cannot make the folder {uri!r} ({reason(error)}); choose another place") from error
 
 
+@patient
 def names(folder: str) -> list[str]:
     """The names of the files directly in `folder`, sorted; empty where there is no folder."""
     filesystem, path = locate(folder)
@@ -95,6 +96,7 @@ def names(folder: str) -> list[str]:
     return sorted(info.base_name for info in filesystem.get_file_info(selector) if info.is_file)
 
 
+@patient
 def folders(folder: str) -> list[str]:
     """The names of the folders directly in `folder`, sorted; empty where there is no folder."""
     filesystem, path = locate(folder)
@@ -102,6 +104,7 @@ def folders(folder: str) -> list[str]:
     return sorted(info.base_name for info in found if info.type == pafs.FileType.Directory)
 
 
+@patient
 def read_bytes(uri: str) -> bytes:
     """The whole of the file at `uri`."""
     filesystem, path = locate(uri)
@@ -110,7 +113,13 @@ def read_bytes(uri: str) -> bytes:
 
 
 def write_bytes(uri: str, content: bytes) -> None:
-    """Writes `content` to `uri` at once: whole or not at all."""
+    """Writes `content` to `uri` at once: whole or not at all. Raises JobFailed where it can't, as on a full disk."""
+    with _writing(uri):
+        _write(uri, content)
+
+
+@patient
+def _write(uri: str, content: bytes) -> None:
     filesystem, path = locate(uri)
     if not isinstance(filesystem, pafs.LocalFileSystem):
         with filesystem.open_output_stream(path) as stream:
@@ -128,11 +137,21 @@ def write_bytes(uri: str, content: bytes) -> None:
         raise
 
 
+@contextlib.contextmanager
+def _writing(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        first = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "mend that"
+        raise JobFailed(f"cannot write {uri!r} ({reason(error)}); {first} and run the same command again") from error
+
+
 def reason(error: Exception) -> str:
     """What is wrong, in one line, without the path that Arrow puts before."""
     return " ".join(str(error).split()).rpartition("Detail: ")[2] or type(error).__name__
 
 
+@patient
 def delete(uri: str) -> None:
     """Deletes the file at `uri`, if there is one."""
     filesystem, path = locate(uri)
@@ -175,22 +194,28 @@ def read_table(uri: str) -> pa.Table:
     """
     if not uri.endswith(TABLE_SUFFIXES):
         raise UserError(f"{uri!r} is neither .parquet nor .csv; name the table by one of these endings")
-    filesystem, path = locate(uri)
     try:
-        with filesystem.open_input_file(path) as file:
-            return pq.read_table(file) if uri.endswith(".parquet") else _read_csv(file)
+        return read_parquet(uri) if uri.endswith(".parquet") else _read_csv(uri)
     except FileNotFoundError as error:
         raise UserError(f"no file {uri!r}") from error
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"cannot read the table {uri!r}: {reason(error)}") from error
 
 
-def _read_csv(file: pa.NativeFile) -> pa.Table:
+@patient
+def read_parquet(uri: str, columns: list[str] | None = None) -> pa.Table:
+    """The table at `uri`, or some of its columns. Raises OSError or an Arrow error where it is missing or damaged."""
+    filesystem, path = locate(uri)
+    with filesystem.open_input_file(path) as file:
+        return pq.read_table(file, columns=columns, page_checksum_verification=True)
+
+
+def _read_csv(uri: str) -> pa.Table:
+    content = pa.py_buffer(read_bytes(uri))
     # Columns are read as text: "007" is an id, not the number 7. Callers cast the columns that are numbers.
-    header = pacsv.open_csv(file).schema.names
-    file.seek(0)
+    header = pacsv.open_csv(pa.BufferReader(content)).schema.names
     return pacsv.read_csv(
-        file,
+        pa.BufferReader(content),
         parse_options=pacsv.ParseOptions(newlines_in_values=True),
         convert_options=pacsv.ConvertOptions(
             column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=True, null_values=[""]
@@ -212,17 +237,18 @@ def write_table(uri: str, table: pa.Table) -> None:
 def written(uri: str) -> Iterator[str]:
     """A path on this machine's disks to write a large file to; once the block is done, the file stands at `uri`."""
     filesystem, path = locate(uri)
-    if isinstance(filesystem, pafs.LocalFileSystem):
-        beside = Path(f"{path}.{os.getpid()}.tmp")
-        try:
-            yield str(beside)
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            yield f"{folder}/file"
-            pafs.copy_files(f"{folder}/file", path, pafs.LocalFileSystem(), filesystem)
+    with _writing(uri):
+        if isinstance(filesystem, pafs.LocalFileSystem):
+            beside = Path(f"{path}.{os.getpid()}.tmp")
+            try:
+                yield str(beside)
+                beside.replace(path)
+            finally:
+                beside.unlink(missing_ok=True)
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                yield f"{folder}/file"
+                patient(pafs.copy_files)(f"{folder}/file", path, pafs.LocalFileSystem(), filesystem)
 
 
 @contextlib.contextmanager
@@ -233,5 +259,5 @@ def on_disk(uri: str) -> Iterator[str]:
         yield path
     else:
         with tempfile.TemporaryDirectory() as folder:
-            pafs.copy_files(path, f"{folder}/file", filesystem, pafs.LocalFileSystem())
+            patient(pafs.copy_files)(path, f"{folder}/file", filesystem, pafs.LocalFileSystem())
             yield f"{folder}/file"

@@ -2,7 +2,14 @@
 and folders of descriptors made by hand.
 """
 
+import json
 import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +21,19 @@ import pytest
 from dim import files, output
 from dim.extract import store
 from dim.extract.identity import Embedding
+
+# An object store for whoever asks for it by the fixture `s3`. Its address stands in the environment before any Ray
+# starts, so that its workers know it too.
+with socket.socket() as _free:
+    _free.bind(("127.0.0.1", 0))
+    S3_PORT = _free.getsockname()[1]
+os.environ |= {
+    "AWS_ENDPOINT_URL": f"http://127.0.0.1:{S3_PORT}",
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "secret-of-the-test",
+    "AWS_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("DIM_SHARED", REPOSITORY.parent / "shared"))
@@ -45,6 +65,57 @@ def ray_session() -> Iterator[None]:
     ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     yield
     ray.shutdown()
+
+
+class S3:
+    """The S3 server of tests/s3_server.py, which `faults` tells how to fail."""
+
+    def __init__(self):
+        server = REPOSITORY / "tests" / "s3_server.py"
+        self._process = subprocess.Popen([sys.executable, server, "--port", str(S3_PORT)])
+        end = time.monotonic() + 60
+        while not self._answers():
+            assert self._process.poll() is None and time.monotonic() < end, "the S3 server did not start"
+            time.sleep(0.1)
+
+    def _answers(self):
+        try:
+            return self.faults() is not None
+        except urllib.error.URLError:
+            return False
+
+    def faults(self, **rates):
+        """From now on requests fail at these `rates` (failing, slow, stuck; seed), at none without them.
+
+        Returns what was counted since the call before.
+        """
+        request = urllib.request.Request(f"{os.environ['AWS_ENDPOINT_URL']}/faults", json.dumps(rates).encode())
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.load(answer)
+
+    def bucket(self, name):
+        """A new bucket; its URI."""
+        request = urllib.request.Request(f"{os.environ['AWS_ENDPOINT_URL']}/{name}", method="PUT")
+        urllib.request.urlopen(request, timeout=30).close()
+        return f"s3://{name}"
+
+    def end(self):
+        self._process.kill()
+        self._process.wait()
+
+
+@pytest.fixture(scope="session")
+def _s3() -> Iterator[S3]:
+    server = S3()
+    yield server
+    server.end()
+
+
+@pytest.fixture
+def s3(_s3) -> Iterator[S3]:
+    """An S3 server on loopback, which fails at no request until the test says so."""
+    yield _s3
+    _s3.faults()
 
 
 @dataclass(frozen=True)

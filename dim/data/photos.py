@@ -10,11 +10,13 @@ import pyarrow.fs as pafs
 from dim import files
 from dim.data.decode import DecodeError, check_header, check_size, decode
 from dim.progress import Progress
+from dim.storage import patient
 
 MISSING = "no such file"
 _AT_ONCE = 1000
 
 
+@patient
 def listed(folder: str) -> list[str]:
     """The files below `folder`, at any depth, as sorted paths relative to it. Hidden files and folders are skipped."""
     filesystem, path = files.locate(folder)
@@ -56,6 +58,7 @@ def unreadable(uris: Sequence[str], check: Callable[[str], None]) -> dict[int, s
     return failed
 
 
+@patient
 def read(uri: str) -> bytes:
     """The photo's file. Raises DecodeError, before it is read, where it is over the limit; OSError as storage does."""
     filesystem, path = files.locate(uri)
@@ -69,6 +72,7 @@ def decodes(uri: str) -> None:
     decode(read(uri), 32, "squash")
 
 
+@patient
 def opens(uri: str) -> None:
     """Raises DecodeError or OSError unless the photo's header is sound; reads little more than that."""
     filesystem, path = files.locate(uri)

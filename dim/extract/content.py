@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow.fs as pafs
@@ -26,7 +25,7 @@ def of_manifest(manifest: Manifest) -> Contents:
     Raises UserError where none of the photos exists: a wrong folder, not bad luck.
     """
     contents, present = [], []
-    rows = zip(_looked_at(manifest.paths), manifest.table["path"].to_pylist(), manifest.boxes, strict=True)
+    rows = zip(files.infos(manifest.paths), manifest.table["path"].to_pylist(), manifest.boxes, strict=True)
     for info, path, box in rows:
         present.append(info.type == pafs.FileType.File)
         # The path as the manifest writes it: moving a folder with its manifest changes nothing.
@@ -38,20 +37,6 @@ def of_manifest(manifest: Manifest) -> Contents:
             "paths are relative to the manifest's folder"
         )
     return Contents(contents, present)
-
-
-def _looked_at(uris: Sequence[str]) -> list[pafs.FileInfo]:
-    groups: dict[int, tuple[pafs.FileSystem, list[int], list[str]]] = {}
-    for row, uri in enumerate(uris):
-        filesystem, path = files.locate(uri)
-        _, rows, paths = groups.setdefault(id(filesystem), (filesystem, [], []))
-        rows.append(row)
-        paths.append(path)
-    found: dict[int, pafs.FileInfo] = {}
-    for filesystem, rows, paths in groups.values():
-        # All at once: an object store answers many questions at a time.
-        found |= zip(rows, filesystem.get_file_info(paths), strict=True)
-    return [found[row] for row in range(len(uris))]
 
 
 def require_under(root: str, manifest: Manifest) -> None:

@@ -92,10 +92,8 @@ def is_whole(folder: str, name: str) -> bool:
 def read_shard(folder: str, name: str, columns: list[str] | None = None) -> pa.Table:
     """The rows of one shard. Raises UserError where it is damaged."""
     uri = files.join(folder, f"{name}.parquet")
-    filesystem, path = files.locate(uri)
     try:
-        with filesystem.open_input_file(path) as file:
-            return pq.read_table(file, columns=columns, page_checksum_verification=True)
+        return files.read_parquet(uri, columns)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{uri!r} is damaged ({files.reason(error)}); run the same extract.py again") from error
 

@@ -112,6 +112,7 @@ def _fit(config: TrainConfig, gpus: int, job: Job) -> None:
 
     log.info("starting %d training worker%s", config.workers, "" if config.workers == 1 else "s")
     cpus = max(1, int(ray.cluster_resources()["CPU"] // config.workers))
+    filesystem, path = files.locate(config.out)
     trainer = TensorflowTrainer(
         train_worker,
         train_loop_config={"job": job},
@@ -122,7 +123,8 @@ def _fit(config: TrainConfig, gpus: int, job: Job) -> None:
         ),
         run_config=RunConfig(
             name="checkpoints",
-            storage_path=config.out,
+            storage_path=path,
+            storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=FAILURES),
             checkpoint_config=CheckpointConfig(num_to_keep=1, checkpoint_score_attribute="score"),
         ),

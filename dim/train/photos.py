@@ -8,7 +8,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
-from dim import files
+from dim.data import photos
 from dim.data.decode import DecodeError, decode
 from dim.model.spec import Resize
 
@@ -37,7 +37,7 @@ class Photos:
     def decode(self, row: int) -> np.ndarray | None:
         """The photo at `row`, uint8 RGB (H, W, 3); None where it cannot be read."""
         try:
-            content = files.read_bytes(self.paths[row])
+            content = photos.read(self.paths[row])
             return decode(content, self.image_size, self.resize, self.boxes[row]).pixels
         except (DecodeError, OSError):
             return None

@@ -1,0 +1,116 @@
+"""Which storage a URI names, and how patiently it is asked: everything else goes through `dim.files`.
+
+Credentials, region and endpoint come from the environment or the machine's role, as for any AWS or Google tool
+(AWS_ACCESS_KEY_ID, AWS_PROFILE, AWS_ENDPOINT_URL, GOOGLE_APPLICATION_CREDENTIALS …), never from a URI: URIs end in logs
+and in run.json.
+"""
+
+import functools
+import os
+import random
+import re
+import time
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from dim.errors import UserError
+
+# The SDK makes a failed request again at once. What goes on failing, or what it doesn't see as passing (an error longer
+# than the small object that was asked for), `patient` tries again after a wait, doubled each time: 15 s in all.
+RETRIES, TRIES, FIRST_WAIT = 3, 5, 1.0
+CONNECT_SECONDS, SILENT_SECONDS = 5.0, 10.0  # a connection from which no byte comes for as long is given up
+GOOGLE_SECONDS = 60  # in all, over its library's retries
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_LOCAL = pafs.LocalFileSystem()
+# What Arrow writes into its messages; such errors of stores have no number.
+_PASSING = re.compile("NETWORK_CONNECTION|INTERNAL|SLOW_DOWN|THROTTL|UNAVAILABLE|DEADLINE_EXCEEDED|HTTP status 5")
+_PARAMETERS = re.compile(r"\?(access_key|secret_key|endpoint_override|region|scheme|retry_limit_seconds)=")
+
+
+class _S3(pafs.S3FileSystem):  # type: ignore[misc]
+    """S3 as this machine's environment has it. In another process it is made anew, from what that one's has:
+    pyarrow itself would forget how patient it was.
+    """
+
+    def __init__(self, bucket: str) -> None:
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        super().__init__(
+            endpoint_override=endpoint,
+            region=None if endpoint else pafs.resolve_s3_region(bucket),
+            # Of the SDK's strategies, the newer one gives up early: it has a quota of retries.
+            retry_strategy=pafs.AwsDefaultS3RetryStrategy(max_attempts=RETRIES),
+            connect_timeout=CONNECT_SECONDS,
+            request_timeout=SILENT_SECONDS,
+            allow_delayed_open=True,  # a small object is one request
+        )
+        self._bucket = bucket
+
+    def __reduce__(self) -> tuple[type["_S3"], tuple[str]]:
+        return _S3, (self._bucket,)
+
+
+def locate(uri: str) -> tuple[pafs.FileSystem, str]:
+    """The filesystem of `uri` and the path within it; a path without a scheme is local and made absolute.
+
+    Raises UserError for a storage that is unknown or can't be reached, and for credentials in the URI.
+    """
+    if "://" not in uri:
+        return _LOCAL, os.path.abspath(os.path.expanduser(uri))
+    require_no_secret(uri)
+    scheme, _, rest = uri.partition("://")
+    if scheme not in ("s3", "gs"):
+        return _opened(uri)
+    if _PARAMETERS.search(rest):
+        raise UserError(f"{uri!r} has parameters; set AWS_ENDPOINT_URL and AWS_REGION in the environment instead")
+    return _opened(f"{scheme}://{rest.partition('/')[0]}")[0], rest  # a name is what it is, spaces and % included
+
+
+@functools.lru_cache(maxsize=64)  # to find a bucket takes a question to the store
+def _opened(uri: str) -> tuple[pafs.FileSystem, str]:
+    try:
+        if uri.startswith("s3://"):
+            return _S3(uri.removeprefix("s3://")), uri.removeprefix("s3://")
+        wait = f"?retry_limit_seconds={GOOGLE_SECONDS}" if uri.startswith("gs://") else ""
+        filesystem, path = pafs.FileSystem.from_uri(uri + wait)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"cannot open {uri!r}: {error}; use a local path, s3://… or gs://…") from error
+    return filesystem, path
+
+
+def require_no_secret(uri: str) -> None:
+    """Raises UserError, without repeating it, where `uri` has a password or secret key in it."""
+    if uri != redacted(uri):
+        raise UserError(
+            f"{redacted(uri)!r} has credentials in it, which end in logs; give them by the environment "
+            "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or the machine's role)"
+        )
+
+
+def redacted(text: str) -> str:
+    """`text` without the credentials of URIs in it."""
+    # A number before a slash is a port.
+    text = re.sub(r"(\w://)[^\s/@'\"]*:(?!\d+/)[^\s@'\"]*@", r"\1…@", text)
+    return re.sub(r"([?&](?:access_key|secret_key|sas_token|sig)=)[^\s&'\"…]+", r"\1…", text)
+
+
+def patient(call: Callable[P, T]) -> Callable[P, T]:
+    """`call`, which must be repeatable, made again where a store fails it in a way that may pass."""
+
+    @functools.wraps(call)
+    def again(*arguments: P.args, **named: P.kwargs) -> T:
+        for trial in range(TRIES - 1):
+            try:
+                return call(*arguments, **named)
+            except OSError as error:
+                if not _PASSING.search(str(error)):
+                    raise
+                time.sleep(FIRST_WAIT * 2**trial * random.uniform(0.5, 1.5))  # not all workers at once
+        return call(*arguments, **named)
+
+    return again

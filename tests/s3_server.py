@@ -1,0 +1,105 @@
+"""An S3 server on loopback (moto's), that fails and dawdles as it is told: `python tests/s3_server.py --port N`.
+
+Of all requests, the share `failing` ends in an error (500 before the work is done, 503, or a connection that is cut
+after it), and the share `slow` is answered late; `stuck` ones are never answered. Which, follows from `seed` and the
+request alone, so that it is the same in each run, whatever the order in which requests arrive.
+"""
+
+import argparse
+import hashlib
+import json
+import socket
+import threading
+import time
+from collections import Counter
+
+from moto.server import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import WSGIRequestHandler, make_server
+
+SLOW_SECONDS, STUCK_SECONDS = 1.0, 600.0
+CONTROL = "/faults"  # no name of a bucket is that short, except in requests of ours
+
+
+class Faults:
+    """Between the network and the server."""
+
+    def __init__(self, application, **rates):
+        self._application, self._lock = application, threading.Lock()
+        self.set(rates)
+
+    def set(self, rates):
+        with self._lock:
+            self._rates = {"failing": 0.0, "slow": 0.0, "stuck": 0.0, "seed": 0} | rates
+            self._seen, self.counts = Counter(), Counter()
+
+    def __call__(self, environ, start_response):
+        if environ["PATH_INFO"] == CONTROL:
+            return self._control(environ, start_response)
+        chance, kind = self._drawn(environ)
+        failing, slow, stuck = (self._rates[name] for name in ("failing", "slow", "stuck"))
+        if chance < failing:
+            return self._fail(kind, environ, start_response)
+        if chance < failing + slow:
+            self._count("slow")
+            time.sleep(SLOW_SECONDS)
+        elif chance < failing + slow + stuck:
+            self._count("stuck")
+            time.sleep(STUCK_SECONDS)
+        return self._application(environ, start_response)
+
+    def _drawn(self, environ):
+        """Two numbers from 0 to 1 for this request, by what it asks for and how often that has been asked."""
+        names = sorted(part.partition("=")[0] for part in environ["QUERY_STRING"].split("&"))
+        request = f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']} {names} {environ.get('HTTP_RANGE')}"
+        with self._lock:
+            self._seen[request] += 1
+            self.counts["requests"] += 1
+            text = f"{self._rates['seed']} {request} {self._seen[request]}"
+        digest = hashlib.sha256(text.encode()).digest()
+        return int.from_bytes(digest[:8]) / 2**64, digest[8] / 256
+
+    def _fail(self, kind, environ, start_response):
+        if kind < 2 / 3:
+            status, code = ("500 Internal Server Error", "InternalError") if kind < 1 / 3 else ("503 ", "SlowDown")
+            self._count(code)
+            start_response(status, [("Content-Type", "application/xml"), ("Connection", "close")])
+            return [f"<Error><Code>{code}</Code><Message>on purpose</Message></Error>".encode()]
+        self._count("cut")
+        for _ in self._application(environ, lambda *_: None):  # done, but nobody hears of it
+            pass
+        environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+        raise ConnectionError("cut on purpose")
+
+    def _count(self, what):
+        with self._lock:
+            self.counts[what] += 1
+
+    def _control(self, environ, start_response):
+        counts = dict(self.counts)
+        self.set(json.loads(environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0)) or "{}"))
+        start_response("200 OK", [("Content-Type", "application/json")])
+        return [json.dumps(counts).encode()]
+
+
+class _Quiet(WSGIRequestHandler):
+    protocol_version = "HTTP/1.1"  # so that connections are kept, as those of a real store
+
+    def log(self, *_):
+        pass
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, required=True)
+    for rate in ("failing", "slow", "stuck"):
+        parser.add_argument(f"--{rate}", type=float, default=0.0)
+    parser.add_argument("--seed", type=int, default=0)
+    rates = vars(parser.parse_args())
+    host, port = rates.pop("host"), rates.pop("port")
+    application = Faults(DomainDispatcherApplication(create_backend_app), **rates)
+    make_server(host, port, application, threaded=True, request_handler=_Quiet).serve_forever()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""Object stores: what a URI names, and requests that fail, dawdle or are never answered."""
+
+import os
+import pickle
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pytest
+
+from dim import files, storage
+from dim.errors import UserError
+
+
+@pytest.fixture
+def bucket(s3, request):
+    return s3.bucket(request.node.originalname.replace("_", "-")[:60])
+
+
+def test_what_is_written_to_a_store_is_read(bucket):
+    uri = files.join(bucket, "50 % off/ü?.json")
+    assert not files.exists(uri) and files.names(f"{bucket}/50 % off") == []
+    files.make_folder(f"{bucket}/50 % off")
+    files.write_json(uri, {"a": 1})
+    assert files.exists(uri) and files.read_json(uri) == {"a": 1}
+    assert files.is_folder(f"{bucket}/50 % off") and files.names(f"{bucket}/50 % off") == ["ü?.json"]
+    found, missing = files.infos([uri, f"{bucket}/none"])
+    assert found.size > 0 and found.mtime_ns > 0 and missing.type == pafs.FileType.NotFound
+    files.write_table(f"{bucket}/t.parquet", pa.table({"x": [1, 2]}))
+    assert files.read_table(f"{bucket}/t.parquet")["x"].to_pylist() == [1, 2]
+    with files.written(f"{bucket}/large") as path, open(path, "wb") as file:
+        file.write(os.urandom(1 << 20) * 12)  # in parts
+    with files.on_disk(f"{bucket}/large") as path:
+        assert Path(path).stat().st_size == 12 << 20
+    files.delete(uri)
+    files.delete(uri)
+    assert not files.exists(uri)
+    with pytest.raises(UserError, match="no file"):
+        files.read_json(uri)
+
+
+def test_nothing_is_lost_where_a_third_of_the_requests_fails(s3, bucket):
+    sizes = [10, *range(1000, 1049)]  # the first is shorter than what a store says of an error
+    s3.faults(failing=0.3, seed=1)
+    for number in range(50):
+        files.write_bytes(f"{bucket}/{number}", b"x" * sizes[number])
+    assert len(files.names(bucket)) == 50
+    assert [info.size for info in files.infos([f"{bucket}/{number}" for number in range(50)])] == sizes
+    assert [len(files.read_bytes(f"{bucket}/{number}")) for number in range(50)] == sizes
+    counts = s3.faults()
+    assert all(counts[kind] > 5 for kind in ("InternalError", "SlowDown", "cut"))
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Gives up what is silent for a second, and soon for good."""
+    for name, value in {"SILENT_SECONDS": 1.0, "RETRIES": 1, "TRIES": 2}.items():
+        monkeypatch.setattr(storage, name, value)
+    storage._opened.cache_clear()
+    yield
+    storage._opened.cache_clear()
+
+
+def test_a_stuck_request_is_made_again(s3, bucket, impatient):
+    files.write_bytes(f"{bucket}/a", b"whole")
+    s3.faults(stuck=0.3, seed=3)
+    for _ in range(4):
+        assert files.read_bytes(f"{bucket}/a") == b"whole"
+    assert s3.faults()["stuck"] > 0
+
+
+def test_a_store_that_never_answers_is_given_up(s3, bucket, impatient):
+    files.write_bytes(f"{bucket}/a", b"whole")
+    s3.faults(stuck=1)
+    with pytest.raises(OSError, match="Timeout was reached"):
+        files.read_bytes(f"{bucket}/a")
+    assert s3.faults()["stuck"] == 4
+
+
+def test_in_another_process_it_is_as_patient(s3, bucket):
+    filesystem, _ = files.locate(bucket)
+    s3.faults(failing=0.5, seed=2)
+    again = pickle.loads(pickle.dumps(filesystem))
+    name = bucket.removeprefix("s3://")
+    for number in range(20):
+        with again.open_output_stream(f"{name}/{number}") as stream:
+            stream.write(b"x")
+    assert s3.faults()["requests"] > 25
+    assert b"secret-of-the-test" not in pickle.dumps(filesystem)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://AKIA:hush@bucket/a.csv",
+        "s3://AKIA:hu/hush+@bucket/a.csv",
+        "abfs://account:hush@container/a.csv",
+        "s3://bucket/a.csv?access_key=AKIA&secret_key=hush",
+    ],
+)
+def test_credentials_in_a_uri_are_refused_and_not_repeated(uri):
+    with pytest.raises(UserError, match="has credentials in it") as error:
+        files.read_bytes(uri)
+    assert "hush" not in str(error.value) and "AKIA" not in str(error.value)
+
+
+def test_what_looks_like_credentials_and_is_none():
+    for uri in ("s3://bucket/a:b@c.jpg", "hdfs://host:8020/x@y", "abfs://container@account.dfs/x", "mail me@a.b: x"):
+        assert storage.redacted(uri) == uri
+
+
+def test_parameters_in_a_uri_are_refused_with_what_to_set():
+    with pytest.raises(UserError, match="AWS_ENDPOINT_URL"):
+        files.locate("s3://bucket/a?endpoint_override=localhost:9000")
