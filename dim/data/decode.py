@@ -18,6 +18,9 @@ Resize = Literal["squash", "long-side"]
 Box = tuple[float, float, float, float]
 
 MIN_SIDE = 32  # VGG16 halves its input five times
+# A JPEG decoded at a fraction of its size must stay this much larger than the output: at 3, one photo in 200 lost more
+# than 0.002 of its descriptor's cosine, at 4 none lost 0.0002.
+SCALED_MARGIN = 4
 # Pillow's other formats are no photos, and some of them start other programs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "PPM")
 
@@ -30,6 +33,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = (5, 6, 7, 8)
 
 
 class DecodeError(Exception):
@@ -94,21 +98,33 @@ def _guarded() -> Iterator[None]:
         raise DecodeError(" ".join(str(error).split()) or type(error).__name__) from error
 
 
-def decode(content: bytes, size: int, resize: Resize, box: Box | None = None, limits: Limits = LIMITS) -> Decoded:
+def decode(
+    content: bytes, size: int, resize: Resize, box: Box | None = None, *, scaled: bool = False, limits: Limits = LIMITS
+) -> Decoded:
     """Decodes the photo whose file holds `content` and resizes it by Pillow's BILINEAR, as `output_size` says.
 
     EXIF orientation is applied first. `box` (x1, y1, x2, y2), in pixels of the upright photo, is rounded, clipped to
     the photo and cropped before resizing. Alpha is laid on white, 16-bit grey divided by 257, and of an animation the
-    first frame taken. Raises DecodeError for anything wrong: unknown, broken, truncated, over the limits, empty box.
+    first frame taken. `scaled`: a JPEG without a box is decoded at a half, a quarter or an eighth of its size, where
+    that is still `SCALED_MARGIN` times the output.
+
+    Raises DecodeError for anything wrong: unknown, broken, truncated, over the limits, empty box.
     """
     check_size(len(content), limits)
     with _guarded():
         image = _opened(io.BytesIO(content), limits)
-        photo = _upright(_rgb(image), image)
+        full = image.size
+        if scaled and box is None:
+            width, height = output_size(full, full, size, resize)
+            image.draft(None, (SCALED_MARGIN * width, SCALED_MARGIN * height))  # other formats than JPEG ignore it
+        photo, orientation = _rgb(image), _orientation(image)
+        if orientation in _UPRIGHT:
+            photo = photo.transpose(_UPRIGHT[orientation])
+            full = full[::-1] if orientation in _SIDEWAYS else full
         region = photo if box is None else _cropped(photo, box)
-        shape = output_size(region.size, photo.size, size, resize)
+        shape = output_size(full if box is None else region.size, full, size, resize)
         pixels = np.array(region.resize(shape, Image.Resampling.BILINEAR))
-    return Decoded(pixels, photo.width, photo.height)
+    return Decoded(pixels, *full)
 
 
 def check_size(size: int, limits: Limits = LIMITS) -> None:
@@ -173,12 +189,12 @@ def _from_16_bit(grey: np.ndarray) -> np.ndarray:
     return ((grey.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
-def _upright(photo: Image.Image, image: Image.Image) -> Image.Image:
+def _orientation(image: Image.Image) -> int:
     try:
-        method = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        orientation: int = image.getexif().get(ExifTags.Base.Orientation, 1)
+        return orientation if orientation in _UPRIGHT else 1
     except Exception:  # a photo with broken EXIF is still a photo
-        method = None
-    return photo if method is None else photo.transpose(method)
+        return 1
 
 
 def _cropped(photo: Image.Image, box: Box) -> Image.Image:

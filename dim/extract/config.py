@@ -36,6 +36,12 @@ class Extraction:
     )
     scales: tuple[float, ...] = option((1.0,), help="image scales to combine, such as 1,0.7071,0.5", group="network")
     scales_mean: Literal["mean", "gem"] = option("mean", help="how scales are combined", group="network")
+    scaled_decode: bool = option(
+        False,
+        help="decode large JPEGs at a fraction of their size: several times as fast, descriptors within a cosine of "
+        "0.999; they are another embedding",
+        group="network",
+    )
     precision: Precision = option(
         "auto", help="bfloat16 where the hardware is made for it, else float32", group="machine"
     )

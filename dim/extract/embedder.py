@@ -11,13 +11,16 @@ from dim.model.spec import Source
 
 @dataclass(frozen=True)
 class Recipe:
-    """How images become descriptors: the network, its precision, the scales and the whitening file."""
+    """How images become descriptors: the network, its precision, the scales, the whitening file, and whether JPEGs may
+    be decoded at a fraction of their size.
+    """
 
     source: Source
     precision: str
     scales: tuple[float, ...] = (1.0,)
     scales_mean: str = "mean"
     whitening: str | None = None
+    scaled_decode: bool = False
 
 
 def set_up_tensorflow(threads: int) -> None:
@@ -66,7 +69,7 @@ class Embedder:
             return np.zeros((0, self.dimension), np.float32)
         parts, order = [], []
         for rows, batch in batches(images, self._batch_size):
-            parts.append(self._forward(batch).numpy())
+            parts.append(self._forward(batch))  # a GPU computes it while the next is stacked
             order.extend(rows)
-        descriptors = np.concatenate(parts)[np.argsort(order)]
+        descriptors = np.concatenate([part.numpy() for part in parts])[np.argsort(order)]
         return self._whitening.apply(descriptors) if self._whitening else descriptors

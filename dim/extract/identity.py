@@ -28,6 +28,7 @@ class Embedding:
     scales_mean: str | None
     whitening: str | None
     precision: str
+    scaled_decode: bool = False
 
     @property
     def id(self) -> str:

@@ -47,7 +47,7 @@ def recipe_of(config: ExtractConfig, source: Source) -> Recipe:
     gpus = cluster.gpus() if config.gpus_per_worker is None else config.gpus_per_worker
     precision = cluster.precision(config.precision, gpus)
     whiten_by = config.whitening and files.absolute(config.whitening)
-    return Recipe(source, precision, config.scales, config.scales_mean, whiten_by)
+    return Recipe(source, precision, config.scales, config.scales_mean, whiten_by, config.scaled_decode)
 
 
 def embedding_of(recipe: Recipe) -> Embedding:
@@ -65,6 +65,7 @@ def embedding_of(recipe: Recipe) -> Embedding:
         scales_mean=recipe.scales_mean if len(recipe.scales) > 1 else None,
         whitening=None,
         precision=recipe.precision,
+        scaled_decode=recipe.scaled_decode,
     )
     if recipe.whitening is None:
         return embedding

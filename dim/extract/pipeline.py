@@ -5,8 +5,8 @@ One row goes out for each row in: a photo that cannot be decoded becomes an erro
 
 import logging
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,9 @@ DECODER_CPUS = 0.5
 # Of a decoding task; after these, each of its photos is decoded in a process of its own.
 UNGUARDED_TRIES = 2
 NETWORK_TRIES = 5
+# What an actor takes at a time, where it finds batches of one shape in it, or feeds a GPU.
+WINDOW_BATCHES = 8
+WINDOW_BYTES = 2**28
 
 PIXELS = pa.struct([("data", pa.large_binary()), ("height", pa.int32()), ("width", pa.int32())])
 
@@ -71,16 +74,19 @@ DECODED = pa.schema(
 )
 
 
-def _decode(table: pa.Table, size: int, resize: Resize) -> pa.Table:
+def _decode(table: pa.Table, size: int, resize: Resize, scaled: bool) -> pa.Table:
     # What has killed its worker again and again is a photo among these, not bad luck.
     how = isolated.decode if cluster.earlier_attempts() >= UNGUARDED_TRIES else decode
-    return pa.Table.from_pylist([_decode_row(row, how, size, resize) for row in table.to_pylist()], schema=DECODED)
+    rows = [_decode_row(row, how, size, resize, scaled) for row in table.to_pylist()]
+    return pa.Table.from_pylist(rows, schema=DECODED)
 
 
-def _decode_row(row: dict[str, Any], how: Callable[..., Decoded], size: int, resize: Resize) -> dict[str, Any]:
+def _decode_row(
+    row: dict[str, Any], how: Callable[..., Decoded], size: int, resize: Resize, scaled: bool
+) -> dict[str, Any]:
     outcome = {name: row[name] for name in ("image_id", "content", "shard")}
     try:
-        image = how(photos.read(row["path"]), size, resize, row["box"] and tuple(row["box"]))
+        image = how(photos.read(row["path"]), size, resize, row["box"] and tuple(row["box"]), scaled=scaled)
     except (DecodeError, OSError) as error:
         reason = str(error) if isinstance(error, DecodeError) else f"cannot read the file: {files.reason(error)}"
         return outcome | {"status": store.ERROR, "error": reason}
@@ -109,13 +115,9 @@ class Network:
     """The stage that embeds: an actor that holds the network."""
 
     def __init__(self, recipe: Recipe, dtype: str, batch_size: int) -> None:
-        self._recipe, self._dtype, self._batch_size = recipe, dtype, batch_size
-
-    @cached_property
-    def _embedder(self) -> Embedder:
-        # Not made in __init__: what goes wrong there, Ray hands on as text only.
-        set_up_actor()
-        return Embedder(self._recipe, self._batch_size)
+        self._dtype = dtype
+        # Made while the first photos are decoded, and not here: what goes wrong here, Ray hands on as text only.
+        self._embedder = ThreadPoolExecutor(1).submit(_embedder, recipe, batch_size)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """A table of DECODED → the store's rows, with their `shard`. Raises JobFailed for what kills it always."""
@@ -124,7 +126,12 @@ class Network:
                 f"the network's process died {NETWORK_TRIES} times over the same photos, as it does where memory is "
                 "short; run the same command with a smaller --batch-size"
             )
-        return embedded(table, self._embedder.embed(images(table)), self._dtype)
+        return embedded(table, self._embedder.result().embed(images(table)), self._dtype)
+
+
+def _embedder(recipe: Recipe, batch_size: int) -> Embedder:
+    set_up_actor()
+    return Embedder(recipe, batch_size)
 
 
 def embedded(table: pa.Table, vectors: np.ndarray, dtype: str) -> pa.Table:
@@ -139,8 +146,17 @@ def embedded(table: pa.Table, vectors: np.ndarray, dtype: str) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=schema).append_column("shard", table["shard"])
 
 
-def staged(rows: pa.Table, spec: Spec, machine: Resources, stage: type, arguments: tuple[Any, ...]) -> Dataset:
-    """The data set `rows` → decoded → through actors of the class `stage`, made with `arguments`."""
+def _window(spec: Spec, machine: Resources) -> int:
+    """How many photos an actor takes at a time."""
+    if spec.resize == "squash" and machine.gpus == 0:
+        return machine.batch_size  # all are of one shape, and a CPU has nothing to wait for
+    fitting = WINDOW_BYTES // (3 * spec.image_size**2)
+    return max(machine.batch_size, min(WINDOW_BATCHES * machine.batch_size, fitting))
+
+
+def staged(rows: pa.Table, recipe: Recipe, machine: Resources, stage: type, arguments: tuple[Any, ...]) -> Dataset:
+    """The data set `rows` → decoded for `recipe` → through actors of the class `stage`, made with `arguments`."""
+    spec = recipe.source.spec
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -153,7 +169,7 @@ def staged(rows: pa.Table, spec: Spec, machine: Resources, stage: type, argument
         ray.data.from_arrow(blocks)
         .map_batches(
             _decode,
-            fn_kwargs={"size": spec.image_size, "resize": spec.resize},
+            fn_kwargs={"size": spec.image_size, "resize": spec.resize, "scaled": recipe.scaled_decode},
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=DECODER_CPUS,
@@ -161,7 +177,7 @@ def staged(rows: pa.Table, spec: Spec, machine: Resources, stage: type, argument
         .map_batches(
             stage,
             fn_constructor_args=arguments,
-            batch_size=machine.batch_size,
+            batch_size=_window(spec, machine),
             batch_format="pyarrow",
             num_cpus=machine.cpus,
             num_gpus=machine.gpus,
@@ -172,5 +188,5 @@ def staged(rows: pa.Table, spec: Spec, machine: Resources, stage: type, argument
 
 def run(rows: pa.Table, recipe: Recipe, dtype: str, machine: Resources) -> Iterator[pa.Table]:
     """Streams the store's rows, with their `shard`, for `rows` (image_id, path, box, content, shard) in any order."""
-    dataset = staged(rows, recipe.source.spec, machine, Network, (recipe, dtype, machine.batch_size))
+    dataset = staged(rows, recipe, machine, Network, (recipe, dtype, machine.batch_size))
     yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")

@@ -31,7 +31,7 @@ def sum_regions(manifest: Manifest, recipe: Recipe, machine: Resources) -> Momen
     nothing = [""] * len(manifest)
     columns = {"image_id": manifest.image_ids, "path": manifest.paths, "content": nothing, "shard": nothing}
     rows = pa.table(columns | {"box": pa.array(manifest.boxes, pa.list_(pa.float64()))})
-    dataset = pipeline.staged(rows, spec, machine, _Regions, (recipe, machine.batch_size)).map_batches(
+    dataset = pipeline.staged(rows, recipe, machine, _Regions, (recipe, machine.batch_size)).map_batches(
         _summed,
         batch_size=REGIONS_IN_A_BLOCK,
         batch_format="pyarrow",

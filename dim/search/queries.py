@@ -15,7 +15,7 @@ from dim.extract.identity import Embedding
 from dim.search import exact, stored
 from dim.search.config import SearchConfig
 
-FOLLOWED = ("image_size", "resize", "scales", "scales_mean", "precision")
+FOLLOWED = ("image_size", "resize", "scales", "scales_mean", "precision", "scaled_decode")
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,13 @@ def extraction(config: SearchConfig, embedding: Embedding) -> ExtractConfig:
     photos = files.join(config.out, "queries.parquet")
     folder = files.join(config.out, "descriptors")
     found = ExtractConfig(manifest=photos, model=config.model, out=folder, whitening=config.whitening, **how)
-    recipe = Recipe(found.source(config.model), found.precision, found.scales, found.scales_mean, found.whitening)
+    recipe = Recipe(
+        found.source(config.model),
+        found.precision,
+        found.scales,
+        found.scales_mean,
+        found.whitening,
+        found.scaled_decode,
+    )
     identity.require_equal(embedding, config.index, embedding_of(recipe), config.model)
     return found

@@ -196,6 +196,44 @@ def test_squash_is_pillow_bilinear_of_the_whole_photo(demo):
     np.testing.assert_array_equal(decode(path.read_bytes(), 96, "squash").pixels, expected)
 
 
+def smooth(width, height):
+    """A photo without detail, which any way of making it smaller leaves the same."""
+    x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
+    return (255 * np.stack([x, y, (x + y) / 2], axis=2)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize(("resize", "decoded"), [("squash", [401, 601]), ("long-side", [201, 301])])
+def test_a_large_jpeg_may_be_decoded_at_a_fraction_of_its_size(monkeypatch, orientation, resize, decoded):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    content = encoded(smooth(1201, 801), "JPEG", exif=exif, quality=95)
+    expected = decode(content, 64, resize)
+    sizes = []
+    monkeypatch.setattr(Image.Image, "resize", lambda image, *a, plain=Image.Image.resize: seen(image, sizes, plain, a))
+    found = decode(content, 64, resize, scaled=True)
+    assert (found.width, found.height) == (expected.width, expected.height)
+    assert found.pixels.shape == expected.pixels.shape
+    assert np.abs(found.pixels.astype(int) - expected.pixels).max() <= 3
+    # The short side, 801, is 3 times 4 · 64: a half. With the long side at 64 it goes to 43, and is 4 times 4 · 43.
+    assert sorted(sizes[0]) == decoded
+
+
+def seen(image, sizes, plain, arguments):
+    sizes.append(image.size)
+    return plain(image, *arguments)
+
+
+def test_what_is_no_large_jpeg_or_has_a_box_is_decoded_in_full():
+    for content, box in (
+        (encoded(smooth(600, 600), "PNG"), None),
+        (encoded(smooth(300, 300), "JPEG"), None),
+        (encoded(smooth(600, 600), "JPEG"), (10, 10, 590, 590)),
+    ):
+        found, expected = (decode(content, 64, "squash", box, scaled=scaled) for scaled in (True, False))
+        np.testing.assert_array_equal(found.pixels, expected.pixels)
+
+
 def test_box_is_of_the_upright_photo_rounded_and_clipped():
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6

@@ -23,6 +23,7 @@ OTHER = {
     "scales_mean": "gem",
     "whitening": "c" * 64,
     "precision": "bfloat16",
+    "scaled_decode": True,
 }
 
 

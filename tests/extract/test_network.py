@@ -1,10 +1,12 @@
 """Descriptors of the true network: those of an independent implementation, and the same however they are batched."""
 
+import io
 import itertools
 from pathlib import Path
 
 import numpy as np
 import pytest
+import sklearn.datasets
 from PIL import Image
 
 from dim import files
@@ -65,6 +67,25 @@ def test_photos_of_several_shapes_as_each_alone(ray_session, demo, tmp_path):
     expected = one_by_one(recipe, [paths[row] for row in found.rows])
     np.testing.assert_allclose(found.vectors, expected, atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(found.vectors, axis=1), 1, atol=1e-5)
+
+
+def larger(path):
+    """The photo at `path` at three times its size, as a JPEG."""
+    photo = Image.open(path)
+    file = io.BytesIO()
+    photo.resize((3 * photo.width, 3 * photo.height), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+def test_photos_decoded_at_a_fraction_of_their_size_keep_their_descriptors(demo):
+    recipe = Recipe(spec.resolve("vgg16-gem", image_size=48), "float32")
+    photos = [path.read_bytes() for path in sorted(Path(sklearn.datasets.__file__).parent.glob("images/*.jpg"))]
+    assert len(photos) == 2  # of 640 × 427 pixels
+    photos += [larger(path) for path in sorted(demo.glob("*/00.jpg"))]
+    images = {scaled: [decode(photo, 48, "squash", scaled=scaled).pixels for photo in photos] for scaled in (0, 1)}
+    assert all((full != fraction).any() for full, fraction in zip(*images.values(), strict=True))
+    full, fraction = (Embedder(recipe, batch_size=16).embed(batch) for batch in images.values())
+    assert (full * fraction).sum(axis=1).min() > 0.999
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])

@@ -72,6 +72,7 @@ def test_error_rows_pass_the_network_by():
 
 
 def test_a_network_that_has_died_over_and_over_is_given_up(monkeypatch):
+    monkeypatch.setattr(pipeline, "_embedder", lambda *_: None)
     monkeypatch.setattr(pipeline.cluster, "earlier_attempts", lambda: pipeline.NETWORK_TRIES)
     with pytest.raises(JobFailed, match="the network's process died 5 times over the same photos"):
         pipeline.Network(None, "float32", 4)(decoded("ok"))
