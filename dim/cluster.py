@@ -6,13 +6,19 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import ray
 from ray.exceptions import RayTaskError
 
+import dim
 from dim.errors import JobFailed, UserError
 from dim.model import precision as precisions
+
+# What a head node says of itself: how many GPUs there would be if the autoscaler had started all that it may.
+# Ray can't be asked for it.
+AUTOSCALED_GPUS = "autoscaled_gpus"
 
 log = logging.getLogger(__name__)
 
@@ -69,18 +75,67 @@ def verbose() -> bool:
     return logging.getLogger("dim").isEnabledFor(logging.DEBUG)
 
 
+def all_gpus() -> float:
+    """The GPUs that the cluster has, or may have once it has grown."""
+    found = ray.cluster_resources()
+    return float(max(found.get("GPU", 0), found.get(AUTOSCALED_GPUS, 0)))
+
+
 def gpus() -> int:
     """GPUs that a worker gets if nothing else is asked for: one, where the cluster has any."""
-    return int(ray.cluster_resources().get("GPU", 0) > 0)
+    return int(all_gpus() > 0)
+
+
+def nodes() -> list[dict[str, float]]:
+    """The resources of each live node."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def cpus_each(workers: int, gpus: float) -> int:
+    """The most CPUs that each of `workers`, with this many `gpus`, can have so that all find room on the nodes."""
+
+    def room(cpus: int) -> float:
+        by_cpu = (node.get("CPU", 0) // cpus for node in nodes())
+        by_gpu = (node.get("GPU", 0) // gpus if gpus else workers for node in nodes())
+        return sum(map(min, by_cpu, by_gpu))
+
+    most = int(max(node.get("CPU", 0) for node in nodes()))
+    return next((cpus for cpus in range(most, 1, -1) if room(cpus) >= workers), 1)
 
 
 def precision(wanted: str, gpus: float) -> str:
     """`wanted`, or for "auto" what suits the machine that workers with this many `gpus` get."""
     if wanted != "auto":
         return wanted
-    # Asked there: the driver may sit on a head node of another kind.
-    best = ray.remote(precisions.best).options(num_cpus=0, num_gpus=gpus)
+    # Asked there, for the driver may sit on a head node of another kind. A trace of a CPU keeps it off a head without.
+    best = ray.remote(precisions.best).options(num_cpus=0 if gpus else 0.001, num_gpus=gpus)
     return str(ray.get(best.remote(gpus > 0)))
+
+
+def require_shared(paths: Iterable[str], written: bool = False) -> None:
+    """Raises UserError for a path on the disk of one machine where the cluster has several.
+
+    What a job brings along, its working directory and dim itself, each machine has; but nothing is to be `written`
+    there. A `file:///…` is taken at its word: that all of them mount it.
+    """
+    count = len(nodes())
+    if count < 2:
+        return
+    brought = () if written else _brought()
+    for path in paths:
+        if "://" in path or os.path.abspath(path).startswith(brought):
+            continue
+        raise UserError(
+            f"{path!r} is on the disk of one machine, and this cluster has {count}; use s3://… or gs://…, or file:///… "
+            "for a folder that each of them mounts"
+        )
+
+
+def _brought() -> tuple[str, ...]:
+    folders = [Path(dim.__file__).parent]
+    if ray.get_runtime_context().runtime_env.get("working_dir"):
+        folders.append(Path.cwd())
+    return tuple(f"{folder}{os.sep}" for folder in folders)
 
 
 def earlier_attempts() -> int:

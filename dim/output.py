@@ -96,9 +96,11 @@ def opened(
 ) -> Iterator[Output]:
     """Opens `folder` for writing by `job`, creating it. Check all input first: nothing is written before this.
 
-    Raises UserError where it cannot be written, where another process writes it, or where it belongs to another job.
+    Raises UserError where it cannot be written, where another process writes it, where it belongs to another job, or
+    where it or an input is on one machine's disk and the job on a cluster of several.
     A UserError that comes only now, out of a worker, say, leaves no trace of a folder that was not there before.
     """
+    _require_shared(folder, inputs)
     before = record_of(folder)
     if before and before["job"] != job:
         raise UserError(f"{folder!r} holds the output of {before['job']}.py; choose another --out for {job}.py")
@@ -122,6 +124,16 @@ def opened(
             if before is None:
                 _forget(folder)
             raise
+
+
+def _require_shared(folder: str, inputs: Mapping[str, str | None]) -> None:
+    if "RAY_ADDRESS" not in os.environ:
+        return  # a job's own Ray is on this machine
+    from dim import cluster  # noqa: PLC0415  (the jobs that need no Ray do without it elsewhere)
+
+    with cluster.connected():
+        cluster.require_shared([folder], written=True)
+        cluster.require_shared(uri for uri in inputs.values() if uri and Path(uri).exists())
 
 
 def _forget(folder: str) -> None:

@@ -31,6 +31,7 @@ def extract(config: ExtractConfig) -> dict[str, Any]:
         content.require_under(config.root, selected)
     contents = content.of_manifest(selected)
     with cluster.connected():
+        cluster.require_shared(selected.paths)
         recipe = recipe_of(config, source)
         embedding = embedding_of(recipe)
         _require_same(config, embedding)

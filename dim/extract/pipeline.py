@@ -46,18 +46,27 @@ class Resources:
 
 
 def resources(workers: int | None, gpus_per_worker: float | None, batch_size: int) -> Resources:
-    """The resources asked for; what is not given follows the cluster: an actor a GPU, or one a node without GPUs."""
-    found = ray.cluster_resources()
-    gpus = gpus_per_worker if gpus_per_worker is not None else (1.0 if found.get("GPU") else 0.0)
+    """The resources asked for; what is not given follows the cluster, also as it will be once the autoscaler has
+    started what it may: an actor a GPU; without GPUs, one for each node, and more on nodes of several times the CPUs.
+    """
+    available = cluster.all_gpus()
+    gpus = gpus_per_worker if gpus_per_worker is not None else float(available > 0)
     if gpus > 0:
-        count = workers or max(1, int(found.get("GPU", 1) / gpus))
-    else:
-        count = workers or sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes())
-    share = found["CPU"] / count
-    enough = 1.0 if gpus > 0 else int(share) - 1.0
+        # A CPU feeds the GPU, the others decode.
+        return Resources(workers or max(1, int(available / gpus)), _feeding(gpus), gpus, batch_size)
+    sizes = [node["CPU"] for node in cluster.nodes() if node.get("CPU", 0) > 0] or [1.0]
+    # On a node that is a multiple of the smallest, as many actors: all CPUs have work.
+    count = workers or sum(int(size // min(sizes)) for size in sizes)
+    share = min(*sizes, sum(sizes) / count)
     # Nothing would be decoded if actors took all CPUs.
-    cpus = enough if share >= 2 else share / 4
+    cpus = int(share) - 1.0 if share >= 2 else share / 4
     return Resources(count, cpus, gpus, batch_size)
+
+
+def _feeding(gpus: float) -> float:
+    """The CPUs of an actor with this many `gpus`: one, or less where its share of a node is less than two."""
+    shares = [node["CPU"] * gpus / node["GPU"] for node in cluster.nodes() if node.get("GPU")]
+    return 1.0 if min(shares, default=2) >= 2 else min(shares) / 4
 
 
 DECODED = pa.schema(

@@ -6,8 +6,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import ray
-
 import dim
 from dim import cluster, files, output
 from dim.data import manifest as manifests
@@ -48,6 +46,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         source = _with_pca(source, config, len(photos.rows("train")))
     _require_same(config)
     with cluster.connected():
+        cluster.require_shared(photos.paths)
         gpus = cluster.gpus() if config.gpus_per_worker is None else config.gpus_per_worker
         chosen = cluster.precision(config.precision, gpus)
         inputs = {"manifest": manifest.uri, "model": config.model}
@@ -111,7 +110,7 @@ def _fit(config: TrainConfig, gpus: int, job: Job) -> None:
     from ray.train.tensorflow import TensorflowTrainer  # noqa: PLC0415
 
     log.info("starting %d training worker%s", config.workers, "" if config.workers == 1 else "s")
-    cpus = max(1, int(ray.cluster_resources()["CPU"] // config.workers))
+    cpus = cluster.cpus_each(config.workers, gpus)
     filesystem, path = files.locate(config.out)
     trainer = TensorflowTrainer(
         train_worker,

@@ -17,7 +17,7 @@ def cluster(monkeypatch):
         monkeypatch.setattr(
             pipeline.ray, "cluster_resources", lambda: {"CPU": sum(cpus)} | ({"GPU": gpus} if gpus else {})
         )
-        nodes = [{"Alive": True, "Resources": {"CPU": count}} for count in cpus]
+        nodes = [{"Alive": True, "Resources": {"CPU": count} | ({"GPU": gpus} if gpus else {})} for count in cpus]
         monkeypatch.setattr(pipeline.ray, "nodes", lambda: [*nodes, {"Alive": False, "Resources": {"CPU": 64}}])
 
     return of
@@ -30,6 +30,7 @@ def cluster(monkeypatch):
         ((16,), 0, (None, None), (1, 15, 0)),
         ((8, 8, 8), 0, (None, None), (3, 7, 0)),
         ((0, 8), 0, (None, None), (1, 7, 0)),  # a head node without CPUs
+        ((2, 8), 0, (None, None), (5, 1, 0)),  # one on the small node, four on the large
         ((8,), 0, (2, None), (2, 3, 0)),
         ((1,), 0, (None, None), (1, 0.25, 0)),
         ((2,), 0, (2, None), (2, 0.25, 0)),

@@ -1,0 +1,96 @@
+"""What jobs take of a cluster, and which paths they refuse there; the clusters are made up."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import dim
+from dim import cluster, files
+from dim.errors import UserError
+
+SEVERAL = ({"CPU": 2}, {"CPU": 8}, {"CPU": 8, "GPU": 1})
+
+
+@pytest.fixture
+def made_up(monkeypatch):
+    """A cluster of nodes with these resources, to which the job was submitted with a working directory, or without."""
+
+    def of(*nodes, working_dir=None):
+        total = {name: sum(node.get(name, 0) for node in nodes) for node in nodes for name in node}
+        monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: total)
+        monkeypatch.setattr(cluster.ray, "nodes", lambda: [{"Alive": True, "Resources": node} for node in nodes])
+        environment = {"working_dir": working_dir} if working_dir else {}
+        context = SimpleNamespace(runtime_env=environment)
+        monkeypatch.setattr(cluster.ray, "get_runtime_context", lambda: context)
+
+    return of
+
+
+@pytest.mark.parametrize(
+    ("nodes", "workers", "gpus", "expected"),
+    [
+        (({"CPU": 2},), 1, 0, 2),
+        (({"CPU": 2},), 2, 0, 1),
+        (({"CPU": 2}, {"CPU": 2}, {"CPU": 2}), 2, 0, 2),  # each on a node of its own
+        (({"CPU": 0}, {"CPU": 8}, {"CPU": 8}), 4, 0, 4),
+        (({"CPU": 2}, {"CPU": 16}), 2, 0, 8),  # not 9, for which there is room once
+        (({"CPU": 64}, {"CPU": 8, "GPU": 1}, {"CPU": 8, "GPU": 1}), 2, 1, 8),
+        (({"CPU": 0, cluster.AUTOSCALED_GPUS: 8},), 4, 1, 1),  # nothing is there yet
+    ],
+)
+def test_workers_get_the_cpus_for_which_there_is_room(made_up, nodes, workers, gpus, expected):
+    made_up(*nodes)
+    assert cluster.cpus_each(workers, gpus) == expected
+
+
+def test_gpus_that_the_autoscaler_may_start_count(made_up):
+    made_up({"CPU": 0, cluster.AUTOSCALED_GPUS: 8})
+    assert (cluster.gpus(), cluster.all_gpus()) == (1, 8)
+    made_up({"CPU": 4})
+    assert (cluster.gpus(), cluster.all_gpus()) == (0, 0)
+
+
+@pytest.mark.parametrize("path", ["/data/1.jpg", "runs/x", "~/photos"])
+def test_one_machines_disk_is_refused_where_there_are_several(made_up, path):
+    made_up(*SEVERAL)
+    with pytest.raises(UserError, match=r"on the disk of one machine, and this cluster has 3; use s3://… or gs://…"):
+        cluster.require_shared(["s3://bucket/0.jpg", path])
+
+
+def test_one_node_may_use_its_disk(made_up):
+    made_up({"CPU": 8})
+    cluster.require_shared(["/data/1.jpg"], written=True)
+
+
+def test_stores_shared_folders_and_what_the_job_brings_along_are_taken(made_up, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    made_up(*SEVERAL, working_dir="gcs://_ray_pkg.zip")
+    shipped = str(Path(dim.__file__).parent / "assets" / "demo" / "manifest.csv")
+    cluster.require_shared(["s3://bucket/1.jpg", "file:///mnt/1.jpg", "photos.csv", str(tmp_path / "1.jpg"), shipped])
+    with pytest.raises(UserError, match="'runs/x' is on the disk of one machine"):
+        cluster.require_shared(["runs/x"], written=True)
+    made_up(*SEVERAL)
+    with pytest.raises(UserError, match=r"'photos\.csv' is on"):
+        cluster.require_shared(["photos.csv"])
+
+
+def test_an_output_of_a_submitted_job_is_refused_before_anything_is_written(made_up, monkeypatch, tmp_path):
+    from dim import output
+    from dim.nightly.config import Measurement
+
+    made_up(*SEVERAL)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: True)
+    config = Measurement(name="any", manifest="any")
+    with (
+        pytest.raises(UserError, match="on the disk of one machine"),
+        output.opened(str(tmp_path / "x"), "x", config, {}),
+    ):
+        pass
+    manifest = tmp_path / "photos.csv"
+    manifest.write_text("")
+    inputs = {"manifest": str(manifest), "model": "vgg16-gem"}
+    monkeypatch.setattr(files, "make_folder", lambda _: pytest.fail("written"))
+    with pytest.raises(UserError, match=r"photos\.csv' is on the disk"), output.opened("s3://b/x", "x", config, inputs):
+        pass
