@@ -53,11 +53,13 @@ class TrainConfig(Mining):
     batch_size: int = option(32, help="triplets a step, over all workers", group="fitting")
     learning_rate: float = option(1e-5, help="of Adam", group="fitting")
     optimizer: Literal["adam", "sgd"] = option("adam", help="Adam, or plain gradient descent", group="fitting")
-    rotation: float = option(
-        0.0, help="largest random rotation, degrees; needs the whole network at each step", group="fitting"
-    )
-    crop: float = option(
-        0.0, help="largest share of each side that a random crop removes; as --rotation", group="fitting"
+    rotation: float = option(0.0, help="largest random rotation, degrees", group="fitting")
+    crop: float = option(0.0, help="largest share of each side that a random crop removes", group="fitting")
+    variants: int = option(
+        0,
+        help="random variants of each photo, drawn once, whose frozen layers are computed once; 0: a new one each "
+        "epoch, which takes the whole network at each step",
+        group="fitting",
     )
     top: int | None = option(1600, help="triplets an epoch, the hardest", group="mining")
     mine_every: int = option(1, help="epochs between minings", group="mining")
@@ -78,7 +80,15 @@ class TrainConfig(Mining):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        least = {"dimension": 1, "epochs": 1, "batch_size": 1, "mine_every": 1, "workers": 1, "learning_rate": 0}
+        least = {
+            "dimension": 1,
+            "epochs": 1,
+            "batch_size": 1,
+            "mine_every": 1,
+            "workers": 1,
+            "learning_rate": 0,
+            "variants": 0,
+        }
         for name, value in least.items():
             if not getattr(self, name) >= value:
                 raise UserError(f"{flag_name(name)} must be at least {value}, not {getattr(self, name)}")

@@ -11,15 +11,19 @@ from dim.progress import Progress
 from dim.train import batches
 from dim.train.batches import Share
 from dim.train.config import TrainConfig
-from dim.train.photos import Augmentation
+from dim.train.photos import Augmentation, Variants
 from dim.train.step import Step, local_replicas, packed
 from dim.train.task import Job
 from dim.train.trainee import Trainee
 from dim.train.trunk import Trunk
 
 
-def augmented(config: TrainConfig) -> bool:
-    """Whether random variants of the photos are fitted."""
+def from_pixels(config: TrainConfig) -> bool:
+    """Whether each step begins with pixels: those of random variants that no other epoch has."""
+    return _augmented(config) and not config.variants
+
+
+def _augmented(config: TrainConfig) -> bool:
     return config.rotation > 0 or config.crop > 0
 
 
@@ -68,10 +72,12 @@ class Fitting:
 
     def _inputs(self, own: list[list[Share]], epoch: int) -> Any:
         lists = [np.unique(np.concatenate([share.rows for share in shares])).tolist() for shares in own]
-        if not augmented(self._config):
+        if not _augmented(self._config):
             return self._trunk.read(lists)
         augmentation = Augmentation(self._config.rotation, self._config.crop)
-        return self._trunk.variants(lists, augmentation, (self._config.seed, epoch))
+        if from_pixels(self._config):
+            return self._trunk.new_variants(lists, augmentation, (self._config.seed, epoch))
+        return self._trunk.read(lists, Variants(augmentation, self._config.variants, self._config.seed), epoch)
 
     def _readable(self, found: dict[int, np.ndarray], row: int) -> np.ndarray:
         if row not in found:

@@ -26,7 +26,7 @@ from dim.model import moments, network
 from dim.model.whitening import fit_pca
 from dim.train import checkpoint, messages
 from dim.train.checkpoint import State
-from dim.train.fitting import Fitting, augmented
+from dim.train.fitting import Fitting, from_pixels
 from dim.train.history import History
 from dim.train.inference import Inference
 from dim.train.task import MODEL, SUMMARY, Job
@@ -71,7 +71,7 @@ class Run:
         self.strategy, self.rank, self.workers = strategy, rank, workers
         with strategy.scope():
             model = network.load(job.source, job.precision)
-            self.trainee = Trainee(strategy, model, job.source.spec, job.config.train_layers, augmented(self.config))
+            self.trainee = Trainee(strategy, model, job.source.spec, job.config.train_layers, from_pixels(self.config))
             self.optimizer = OPTIMIZERS[job.config.optimizer](job.config.learning_rate)
             self.optimizer.build(self.trainee.variables)
         trunk = self._trunk()

@@ -1,5 +1,6 @@
 """The photos of a run as a worker reads them: decoded by threads, ahead of the network."""
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -60,6 +61,24 @@ class Augmentation:
         left, top = generator.uniform(0, image.width - width), generator.uniform(0, image.height - height)
         box = (left, top, left + width, top + height)
         return np.asarray(image.resize(image.size, Image.Resampling.BILINEAR, box=box))
+
+
+@dataclass(frozen=True)
+class Variants:
+    """`count` random variants of each photo, the same in every epoch, so that what is frozen of them can be kept."""
+
+    augmentation: Augmentation
+    count: int
+    seed: int
+
+    def key(self, photo: str, epoch: int) -> str:
+        """What the variant that `epoch` has of the photo with the key `photo` is kept under."""
+        number = np.random.default_rng([self.seed, epoch, int(photo, 16)]).integers(self.count)
+        return hashlib.sha256(f"{photo} {self.augmentation} {self.seed} {number}".encode()).hexdigest()[:32]
+
+    def apply(self, pixels: np.ndarray, key: str) -> np.ndarray:
+        """The variant of `pixels` (H, W, 3) that is kept under `key`."""
+        return self.augmentation.apply(pixels, np.random.default_rng(int(key, 16)))
 
 
 def fetched_ahead(

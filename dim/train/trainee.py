@@ -40,13 +40,13 @@ class Trainee:
     """The network, its cut, and how its parts are run."""
 
     def __init__(
-        self, strategy: tf.distribute.Strategy, model: keras.Model, spec: Spec, layers: str, augmented: bool
+        self, strategy: tf.distribute.Strategy, model: keras.Model, spec: Spec, layers: str, from_pixels: bool
     ) -> None:
         self.strategy, self.model = strategy, model
         self.cut = CUTS[layers](spec)
         self.head = network.part(model, self.cut, None)
-        # Random variants of a photo have no activations in common: they are fitted from their pixels.
-        self.fitted = model if augmented else self.head
+        # New variants of a photo have no activations in common with any before: they are fitted from their pixels.
+        self.fitted = model if from_pixels else self.head
         self.variables: list[keras.Variable] = self.head.trainable_variables
         trunk = network.part(model, None, self.cut) if self.cut else None
         self.trunk = Forward(strategy, trunk, tf.float16) if trunk else None

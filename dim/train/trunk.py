@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from dim.train.photos import Augmentation, Photos, fetched_ahead
+from dim.train.photos import Augmentation, Photos, Variants, fetched_ahead
 from dim.train.trainee import Forward
 from dim.train.trunk_cache import TrunkCache
 
@@ -19,17 +19,33 @@ class Trunk:
         self._photos, self._cache, self._forward, self._batch_size = photos, cache, forward, batch_size
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="photos")
 
-    def read(self, lists: Iterable[Sequence[int]]) -> Iterator[dict[int, np.ndarray]]:
-        """For each of `lists` of rows: the activations, float16 or uint8 pixels, of those that are readable."""
-        for fetched in fetched_ahead(lists, self._fetch, self._pool):
+    def read(
+        self, lists: Iterable[Sequence[int]], variants: Variants | None = None, epoch: int = 0
+    ) -> Iterator[dict[int, np.ndarray]]:
+        """For each of `lists` of rows: the activations, float16 or uint8 pixels, of those that are readable; with
+        `variants`, those of the variant that `epoch` has of each.
+        """
+
+        def key(row: int) -> str:
+            photo = self._photos.keys[row]
+            return variants.key(photo, epoch) if variants else photo
+
+        def fetch(row: int) -> tuple[np.ndarray | None, bool]:
+            kept = self._cache.get(key(row))
+            if kept is not None:
+                return np.array(kept), True
+            pixels = self._photos.decode(row)
+            return (variants.apply(pixels, key(row)) if variants and pixels is not None else pixels), False
+
+        for fetched in fetched_ahead(lists, fetch, self._pool):
             found = {row: array for row, (array, kept) in fetched.items() if kept and array is not None}
             pixels = {row: array for row, (array, kept) in fetched.items() if not kept and array is not None}
             for row, activations in self._computed(pixels):
-                self._cache.put(self._photos.keys[row], activations)
+                self._cache.put(key(row), activations)
                 found[row] = activations
             yield found
 
-    def variants(
+    def new_variants(
         self, lists: Iterable[Sequence[int]], augmentation: Augmentation, seed: Sequence[int]
     ) -> Iterator[dict[int, np.ndarray]]:
         """For each of `lists` of rows: a random variant of each readable photo, uint8 (H, W, 3).
@@ -43,10 +59,6 @@ class Trunk:
 
         for fetched in fetched_ahead(lists, variant, self._pool):
             yield {row: pixels for row, pixels in fetched.items() if pixels is not None}
-
-    def _fetch(self, row: int) -> tuple[np.ndarray | None, bool]:
-        kept = self._cache.get(self._photos.keys[row])
-        return (self._photos.decode(row), False) if kept is None else (np.array(kept), True)
 
     def _computed(self, pixels: dict[int, np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
         if self._forward is None:

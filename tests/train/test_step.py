@@ -21,7 +21,7 @@ def trainee(layers="block5"):
     keras.utils.set_random_seed(7)
     strategy = tf.distribute.MirroredStrategy(["/cpu:0"])
     with strategy.scope():
-        return Trainee(strategy, network.build(SPEC), SPEC, layers, augmented=False), strategy
+        return Trainee(strategy, network.build(SPEC), SPEC, layers, from_pixels=False), strategy
 
 
 def activations(shapes):
