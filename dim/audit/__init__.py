@@ -1,0 +1,1 @@
+"""Likely label errors and duplicates, from descriptors and labels."""

@@ -1,0 +1,46 @@
+"""What audit.py does: descriptors and labels → a ranked list of suspects, as tables and as a page with their photos."""
+
+import logging
+from typing import Any
+
+from dim import files, output
+from dim.audit import page
+from dim.audit.config import AuditConfig
+from dim.audit.suspects import KINDS, Photos, suspects, table
+from dim.data import manifest as manifests
+from dim.extract import store
+from dim.mine.config import Mining
+from dim.mine.pool import check
+from dim.pages.photos import Photo
+from dim.search import stored
+
+log = logging.getLogger(__name__)
+
+
+def audit(config: AuditConfig) -> dict[str, Any]:
+    """Writes suspects.parquet, suspects.csv and report.html, and returns the counts.
+
+    Raises UserError before anything is written: where the labels have nothing to hold against each other, the folder
+    lacks a row, or the whitening doesn't fit.
+    """
+    chosen = manifests.read(config.manifest).select(config.split)
+    descriptors = store.read(config.descriptors, chosen)
+    embedding, vectors = descriptors.embedding, descriptors.vectors
+    if config.whitening and not embedding.whitening:
+        embedding, whitening = stored.whitened(config.whitening, embedding, config.descriptors)
+        vectors = whitening.apply(vectors)
+    rows = descriptors.rows
+    photos = Photos(vectors, chosen.image_ids[rows], chosen.labels[rows], chosen.table["split"].to_numpy()[rows])
+    check(vectors, photos.labels, photos.ids, Mining(), repr(config.manifest))
+    inputs = {name: getattr(config, name) for name in ("manifest", "descriptors", "whitening")}
+    with output.opened(config.out, "audit", config, inputs, embedding.as_json()) as out:
+        found = suspects(photos, config.least_score, config.duplicates)
+        listed = table(photos, found)
+        for name in ("suspects.parquet", "suspects.csv"):
+            files.write_table(out.path(name), listed)
+        kinds = [one.kind for one in found]
+        counts = {kind: kinds.count(kind) for kind in KINDS}
+        log.info("suspected: %d of a wrong label, %d duplicates, %d far from their label", *counts.values())
+        where = [Photo(chosen.paths[row], chosen.boxes[row]) for row in rows]
+        page.write(out.path("report.html"), config, photos, where, found)
+        return out.finish({"images": len(rows), "errors": len(chosen) - len(rows), **counts})

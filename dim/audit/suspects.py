@@ -1,0 +1,120 @@
+"""Who is suspected, and of what.
+
+- `label`: another label claims the photo, and more than its own does (`evidence`); `other` is its nearest photo there.
+- `duplicate`: two photos all but the same, under two labels or in two splits; the score is their cosine.
+- `far`: the photo resembles none of its own label more than two photos drawn at random resemble each other; the score
+  is by how much less, in the scale of `evidence`; `other` is the nearest photo of its label.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from dim.audit.evidence import crowding, evidence
+from dim.progress import told
+from dim.search import exact, neighbours
+from dim.search.database import of_array
+
+LABEL, DUPLICATE, FAR = KINDS = ("label", "duplicate", "far")
+NEAREST = 10
+SCHEMA = pa.schema(
+    [
+        ("kind", pa.string()),
+        ("rank", pa.int64()),
+        ("score", pa.float64()),
+        ("image_id", pa.string()),
+        ("label", pa.string()),
+        ("split", pa.string()),
+        ("other_id", pa.string()),
+        ("other_label", pa.string()),
+        ("other_split", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Photos:
+    """What is audited: L2-normalised `vectors` float32 (n, D); ids, labels and splits, object arrays (n,), the labels
+    and splits of str or None.
+    """
+
+    vectors: np.ndarray
+    ids: np.ndarray
+    labels: np.ndarray
+    splits: np.ndarray
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A photo (its row), what it is suspected of, by what score, and the other photo (its row) that speaks for it."""
+
+    row: int
+    kind: str
+    score: float
+    other: int
+
+
+def suspects(photos: Photos, least_score: float, duplicates: float) -> list[Suspect]:
+    """All suspects, kind by kind in the order of `KINDS`, the highest score first, ties by id.
+
+    There must be two labels, and one of them must have two photos.
+    """
+    place = exact.places(photos.ids)
+    blocks = neighbours.blocks_of_others(of_array(photos.vectors, place), min(NEAREST, len(photos.ids) - 1))
+    steps = told(blocks, lambda block: len(block[0]), "comparing", len(photos.ids))
+    _, rows, scores = map(np.concatenate, zip(*steps, strict=True))
+    found = [*_duplicates(photos, rows, scores, duplicates), *_of_labels(photos, crowding(scores), least_score)]
+    return sorted(found, key=lambda one: (KINDS.index(one.kind), -one.score, place[one.row]))
+
+
+def _duplicates(photos: Photos, rows: np.ndarray, scores: np.ndarray, least: float) -> Iterator[Suspect]:
+    pairs = {tuple(sorted((int(row), int(rows[row, place])))) for row, place in np.argwhere(scores >= least)}
+    for one, other in pairs:
+        differ = (photos.labels[one], photos.splits[one]) != (photos.labels[other], photos.splits[other])
+        if differ:
+            yield Suspect(one, DUPLICATE, float(photos.vectors[one] @ photos.vectors[other]), other)
+
+
+def _of_labels(photos: Photos, crowded: np.ndarray, least: float) -> Iterator[Suspect]:
+    used = np.flatnonzero([label is not None for label in photos.labels])
+    _, codes = np.unique(photos.labels[used].astype(str), return_inverse=True)
+    found = evidence(photos.vectors[used], codes, crowded[used])
+    order = np.argsort(codes, kind="stable")
+    members = np.split(used[order], np.searchsorted(codes[order], np.arange(1, codes.max() + 1)))
+    claims = (found.score >= least) & (found.other > 0)
+    for row, label, score, claimed, other_label in zip(
+        used.tolist(), codes, found.score, claims, found.other_label, strict=True
+    ):
+        if len(members[label]) < 2:
+            continue  # nothing speaks for it, and nothing against it
+        if claimed:
+            _, other = _nearest(photos, crowded, row, members[other_label])
+            yield Suspect(row, LABEL, float(score), other)
+            continue
+        likeness, other = _nearest(photos, crowded, row, members[label][members[label] != row])
+        if likeness < found.any_pair:
+            yield Suspect(row, FAR, (found.any_pair - likeness) / found.scale, other)
+
+
+def _nearest(photos: Photos, crowded: np.ndarray, row: int, others: np.ndarray) -> tuple[float, int]:
+    """The largest c of the photo in `row` and one of the rows `others`, and which."""
+    likeness = 2 * (photos.vectors[others] @ photos.vectors[row]) - crowded[others] - crowded[row]
+    best = int(likeness.argmax())
+    return float(likeness[best]), int(others[best])
+
+
+def table(photos: Photos, found: list[Suspect]) -> pa.Table:
+    """The suspects as a table with the columns of `SCHEMA`; `rank` is from 1 in each kind."""
+    ranks = dict.fromkeys(KINDS, 0)
+    rows: list[dict[str, Any]] = []
+    for one in found:
+        ranks[one.kind] += 1
+        row = {"rank": ranks[one.kind], "kind": one.kind, "score": round(one.score, 6)}
+        for prefix, photo in (("", one.row), ("other_", one.other)):
+            row |= {f"{prefix}label": photos.labels[photo], f"{prefix}split": photos.splits[photo]}
+            row["other_id" if prefix else "image_id"] = photos.ids[photo]
+        rows.append(row)
+    return pa.Table.from_pylist(rows, schema=SCHEMA)

@@ -1,0 +1,85 @@
+"""The audit of a set in which what is wrong is known: the list, its files, and its page."""
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from dim.audit.config import AuditConfig
+from dim.audit.job import audit
+from dim.audit.suspects import SCHEMA
+from dim.errors import UserError
+
+LABELS, EACH = 12, 4
+IDS = [f"label {label:02d}/{number}" for label in range(LABELS) for number in range(EACH)]
+
+
+@pytest.fixture
+def place(tmp_path, write_manifest, write_descriptors):
+    """Photos of twelve labels, of which 05/1 is labelled 09, 03/2 resembles nothing, 07/0 has a twin in 08 and another
+    in split train, and one has no label.
+    """
+    generator = np.random.default_rng(0)
+    labels = np.repeat(np.arange(LABELS), EACH)
+    vectors = generator.standard_normal((LABELS, 32))[labels] + 0.5 * generator.standard_normal((len(labels), 32))
+    names = [f"label {label:02d}" for label in labels]
+    splits = ["test"] * len(IDS)
+    names[IDS.index("label 05/1")] = "label 09"
+    names[IDS.index("label 11/3")] = None
+    vectors[IDS.index("label 03/2")] = -vectors[IDS.index("label 03/1")]
+    vectors[IDS.index("label 08/0")] = vectors[IDS.index("label 07/0")]
+    vectors[IDS.index("label 07/3")] = vectors[IDS.index("label 07/2")] + 0.01
+    splits[IDS.index("label 07/3")] = "train"
+    (tmp_path / "photos").mkdir()
+    for number in range(len(IDS)):
+        colours = generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(colours).save(tmp_path / "photos" / f"{number}.png")
+    paths = [f"photos/{number}.png" for number in range(len(IDS))]
+    manifest = write_manifest(image_id=IDS, label=names, split=splits, path=paths)
+    folder = write_descriptors(IDS, vectors, errors=["label 01/0"])
+    return AuditConfig(manifest=manifest, descriptors=folder, out=str(tmp_path / "out"))
+
+
+def test_what_is_wrong_is_listed(place, tmp_path):
+    result = audit(place)
+    assert result == {"images": 47, "errors": 1, "label": 2, "duplicate": 2, "far": 1}
+    table = pq.read_table(tmp_path / "out" / "suspects.parquet")
+    assert table.schema.equals(SCHEMA)
+    found = {(row["kind"], row["image_id"]): row for row in table.to_pylist()}
+    wrong = found["label", "label 05/1"]
+    assert (wrong["label"], wrong["other_label"]) == ("label 09", "label 05")
+    assert wrong["score"] > 0.3
+    assert found["duplicate", "label 07/0"]["other_id"] == "label 08/0"
+    leak = found["duplicate", "label 07/2"]
+    assert (leak["other_id"], leak["split"], leak["other_split"]) == ("label 07/3", "test", "train")
+    assert ("far", "label 03/2") in found
+    frame = pd.read_csv(tmp_path / "out" / "suspects.csv")
+    assert frame["image_id"].tolist() == table["image_id"].to_pylist()
+    for _, those in frame.groupby("kind"):
+        assert those["rank"].tolist() == list(range(1, len(those) + 1))
+        assert those["score"].is_monotonic_decreasing
+
+
+def test_the_page_shows_them(place, tmp_path):
+    audit(place)
+    page = (tmp_path / "out" / "report.html").read_text()
+    for said in ("Likely label errors", "label 05/1", "claims it", "All but the same", "Far from their label"):
+        assert said in page
+    assert "could not be read" not in page
+
+
+def test_a_set_without_faults_has_an_empty_list(write_manifest, write_descriptors, tmp_path):
+    vectors = np.eye(8)[np.repeat(np.arange(8), 3)] + 0.01 * np.random.default_rng(0).standard_normal((24, 8))
+    ids = [f"{number}" for number in range(24)]
+    manifest = write_manifest(image_id=ids, label=[str(row // 3) for row in range(24)])
+    folder = write_descriptors(ids, vectors)
+    result = audit(AuditConfig(manifest=manifest, descriptors=folder, out=str(tmp_path / "out")))
+    assert (result["label"], result["duplicate"], result["far"]) == (0, 0, 0)
+    assert pq.read_table(tmp_path / "out" / "suspects.parquet").num_rows == 0
+
+
+def test_settings_out_of_range_are_refused():
+    for name in ("least_score", "duplicates"):
+        with pytest.raises(UserError, match="must be above 0 and at most 1, not 0"):
+            AuditConfig(manifest="m", descriptors="d", out="o", **{name: 0})

@@ -1,0 +1,102 @@
+"""How much of what is wrong the list of audit.py finds: labels of photos are made wrong on purpose, seed by seed.
+
+    python tests/benchmarks/audit.py --photos $DIM_BENCH --out runs/audit-benchmark
+
+The folder of photos has a manifest.csv. 3 % of all photos get wrong labels in two ways: exchanged (each gets the label
+of another of them: every label keeps its number of photos, and of two photos of a label, one of which is wrong, nobody
+can say which) and moved (each gets a label drawn from all). The descriptors are those of vgg16-gem, as they are and
+whitened by a PCA that is fitted without labels; --descriptors takes others. Prints one JSON line: for each way and
+descriptor the means over five seeds of the precision and recall of the list (kind label), with its default
+--least-score and with 0.2; of the average precision of all scores; of the share of listed photos whose label has
+somebody wrong in it, as the photos shown beside them tell; and what is listed with the labels as they are.
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+from dim.audit.config import AuditConfig
+from dim.audit.suspects import LABEL, Photos, suspects
+from dim.data import manifest as manifests
+from dim.extract import store
+from dim.extract.config import ExtractConfig
+from dim.extract.job import extract
+from dim.model import moments
+from dim.model.whitening import fit_pca
+
+SHARE, SEEDS = 0.03, range(100, 105)
+DUPLICATES = 1.0  # are not what is measured
+LEAST = {"default": AuditConfig(manifest="", descriptors="", out="").least_score, "0.2": 0.2}
+
+
+def exchanged(labels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Labels of which 3 % went round among their photos."""
+    while True:
+        chosen = generator.choice(len(labels), round(SHARE * len(labels)), replace=False)
+        wrong = labels.copy()
+        wrong[chosen] = labels[np.roll(chosen, 1)]
+        if (wrong[chosen] != labels[chosen]).all():
+            return wrong
+
+
+def moved(labels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Labels of which 3 % were drawn from all labels."""
+    wrong, names = labels.copy(), np.unique(labels)
+    for row in generator.choice(len(labels), round(SHARE * len(labels)), replace=False):
+        wrong[row] = generator.choice(names[names != labels[row]])
+    return wrong
+
+
+def figures(photos: Photos, labels: np.ndarray) -> dict[str, float]:
+    """What is found among `photos`, whose labels should be `labels`."""
+    wrong = photos.labels != labels
+    found = [one for one in suspects(photos, 1e-9, DUPLICATES) if one.kind == LABEL]
+    hits = wrong[[one.row for one in found]]
+    measured = {"average_precision": float((np.cumsum(hits) / np.arange(1, len(hits) + 1) * hits).sum() / wrong.sum())}
+    for name, least in LEAST.items():
+        listed = [one.row for one in found if one.score >= least]
+        touched = np.isin(photos.labels[listed], photos.labels[wrong])
+        measured |= {
+            f"listed_{name}": len(listed),
+            f"precision_{name}": float(wrong[listed].mean()),
+            f"recall_{name}": float(wrong[listed].sum() / wrong.sum()),
+            f"label_precision_{name}": float(touched.mean()),
+        }
+    return measured
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", default=os.environ.get("DIM_BENCH"), required="DIM_BENCH" not in os.environ)
+    parser.add_argument("--descriptors", help="a folder that extract.py made of them")
+    parser.add_argument("--out", default="runs/audit-benchmark")
+    arguments = parser.parse_args()
+    manifest = str(Path(arguments.photos) / "manifest.csv")
+    folder = arguments.descriptors or f"{arguments.out}/descriptors"
+    if not arguments.descriptors:
+        extract(ExtractConfig(manifest=manifest, model="vgg16-gem", out=folder))
+    rows = manifests.read(manifest)
+    descriptors = store.read(folder, rows)
+    labels, ids = rows.labels[descriptors.rows], rows.image_ids[descriptors.rows]
+    splits = np.full(len(ids), None, dtype=object)
+    whitening = fit_pca(moments.of(descriptors.vectors), None, {"manifest": manifest, "rows": len(ids)}, power=0.25)
+    results = {}
+    for name, vectors in (("plain", descriptors.vectors), ("whitened", whitening.apply(descriptors.vectors))):
+        clean = suspects(Photos(vectors, ids, labels, splits), LEAST["default"], DUPLICATES)
+        results[f"{name} as they are"] = {"listed_default": sum(one.kind == LABEL for one in clean)}
+        for way in (exchanged, moved):
+            each = [
+                figures(Photos(vectors, ids, way(labels, np.random.default_rng(seed)), splits), labels)
+                for seed in SEEDS
+            ]
+            results[f"{name} {way.__name__}"] = {
+                figure: round(float(np.mean([one[figure] for one in each])), 4) for figure in each[0]
+            }
+    print(json.dumps({"photos": len(ids), "wrong": round(SHARE * len(ids)), "seeds": len(SEEDS), **results}))
+
+
+if __name__ == "__main__":
+    main()
