@@ -7,8 +7,8 @@ r"""Measure how well descriptors find the photos that show the same object.
 With --model the descriptors are made first; given twice, two models (or two folders of descriptors) are compared.
 Protocols: labels (a query's positives share its label), holidays and ukbench go by labels; oxford, revisited and gldv2
 by --ground-truth. The output is metrics.json, per_query.parquet and, for labels, classification_report.json; of two,
-compared.parquet has the difference for each query. With --baseline, a fall in mAP by more than --max-drop ends in exit
-status 3.
+compared.parquet has the difference for each query. report.html shows all that, with photos, and map.html the photos by
+likeness: open them in a browser. With --baseline, a fall in mAP by more than --max-drop ends in exit status 3.
 """
 
 from typing import Any

@@ -22,6 +22,9 @@ class EvaluateConfig(AfterSearch, Extraction):
     model: tuple[str, ...] = option(
         (), help="extract with this model first; a second one is compared", metavar="X", group="input and output"
     )
+    report: bool = option(
+        True, help="write report.html and map.html, for which photos are read", group="input and output"
+    )
     whitening: str | None = option(
         None, help="whitening file to apply to all descriptors", metavar="FILE", group="input and output"
     )

@@ -12,23 +12,52 @@ from dim.evaluate.metrics import Metric
 from dim.evaluate.protocols import NOT_LISTED, means, measure
 from dim.evaluate.task import Task
 from dim.extract.store import Descriptors
+from dim.pages.parts import Verdict
 from dim.progress import Progress
 from dim.search import exact
 from dim.search.database import Exact
 from dim.search.retrieval import Retrieval
 
+LISTED = 10  # photos of each list that are kept, for people to look at
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A photo that heads a query's list: its column in the database, its label, and what the protocol says of it."""
+
+    column: int
+    label: str | None
+    score: float
+    verdict: Verdict
+
 
 @dataclass(frozen=True)
 class Judged:
-    """One query's result. `first_rank`, from 1, is that of the first positive, junk left out; `nearest` are labels."""
+    """One query's result. `ranks` are those of its positives, 0-based, ascending, junk left out; `first_rank`, from 1,
+    is the first of them; `hits` head its list, junk and all.
+    """
 
     query_id: str
     label: str | None
     values: dict[str, float | None]
     levels: dict[str, dict[str, float | None]]
     n_positives: int
-    first_rank: int | None
-    nearest: list[str | None]
+    ranks: np.ndarray
+    hits: list[Hit]
+
+    @property
+    def ap(self) -> float | None:
+        """The query's average precision; None where it has no positive."""
+        return self.values["map"]
+
+    @property
+    def first_rank(self) -> int | None:
+        """The rank of the first positive that is listed."""
+        return int(self.ranks[0]) + 1 if len(self.ranks) else None
+
+    def nearest(self, count: int) -> list[str | None]:
+        """The labels of the first `count` photos of the list."""
+        return [hit.label for hit in self.hits[:count]]
 
 
 def retrieval(task: Task, queries: Descriptors, database: Database) -> Retrieval:
@@ -49,7 +78,8 @@ def judge(task: Task, queries: Descriptors, database: Database, search: Retrieva
         progress.add()
         if (leaving := task.leaving(query)) is not None and column[leaving] != NOT_LISTED:
             row[column[leaving]] = -np.inf
-        positions = _positions(row, {grade: column[rows] for grade, rows in task.relevant(query).items()}, place)
+        relevant = {grade: column[rows] for grade, rows in task.relevant(query).items()}
+        positions = _positions(row, relevant, place)
         ranks, n_pos = task.protocol.level.ranks(positions)
         yield Judged(
             query_id=task.queries.image_ids[query],
@@ -57,9 +87,15 @@ def judge(task: Task, queries: Descriptors, database: Database, search: Retrieva
             values=measure(known, ranks, n_pos),
             levels={name: measure(known, *level.ranks(positions)) for name, level in task.protocol.levels.items()},
             n_positives=n_pos,
-            first_rank=int(ranks[0]) + 1 if len(ranks) else None,
-            nearest=list(labels[exact.best(row, task.protocol.top_k, place)]) if task.protocol.top_k else [],
+            ranks=ranks,
+            hits=_hits(row, exact.best(row, LISTED, place), labels, task.protocol.level.verdicts(relevant)),
         )
+
+
+def _hits(row: np.ndarray, columns: np.ndarray, labels: np.ndarray, verdicts: dict[int, Verdict]) -> list[Hit]:
+    return [
+        Hit(column, labels[column], float(row[column]), verdicts.get(column, "wrong")) for column in columns.tolist()
+    ]
 
 
 def _positions(row: np.ndarray, columns: dict[str, np.ndarray], place: np.ndarray) -> dict[str, np.ndarray]:
@@ -96,7 +132,7 @@ def per_query(judged: list[Judged]) -> pa.Table:
         {
             "query_id": pa.array([query.query_id for query in judged], pa.string()),
             "label": pa.array([query.label for query in judged], pa.string()),
-            "ap": pa.array([query.values["map"] for query in judged], pa.float64()),
+            "ap": pa.array([query.ap for query in judged], pa.float64()),
             "n_positives": pa.array([query.n_positives for query in judged], pa.int64()),
             "first_rank": pa.array([query.first_rank for query in judged], pa.int64()),
         }

@@ -3,15 +3,14 @@
 import logging
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from dim import files, output
 from dim.errors import GateNotMet, UserError
-from dim.evaluate import classification, evaluation, result, sources
+from dim.evaluate import classification, comparison, evaluation, report, result, sources
 from dim.evaluate.config import EvaluateConfig
-from dim.evaluate.evaluation import Judged
-from dim.evaluate.task import task_of
+from dim.evaluate.report import Measured
+from dim.evaluate.sources import Source
+from dim.evaluate.task import Task, task_of
+from dim.output import Output
 from dim.search import methods
 
 log = logging.getLogger(__name__)
@@ -25,28 +24,12 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     methods.check(config.expansion, config.neighbours)
     task = task_of(config)
     baseline = _baseline(config)
-    measured = sources.read(config, task)
+    read = sources.read(config, task)
     inputs = {"manifest": config.manifest, "ground_truth": config.ground_truth, "whitening": config.whitening}
-    inputs |= {f"descriptors_{number}": source.folder for number, source in enumerate(measured, start=1)}
-    with output.opened(config.out, "evaluate", config, inputs, measured[0].embedding.as_json()) as out:
-        judged, each = [], []
-        for source in measured:
-            search = evaluation.retrieval(task, source.queries, source.database)
-            search, steps = methods.applied(search, config.expansion, config.neighbours)
-            judged.append(list(evaluation.judge(task, source.queries, source.database, search)))
-            each.append(result.metrics(config, task, source, judged[-1], steps))
-        for source, found in zip(measured, each, strict=True):
-            for line in (source.name, *result.lines(found)):
-                log.info("%s", line)
-        files.write_table(out.path("per_query.parquet"), evaluation.per_query(judged[0]))
-        if task.protocol.top_k:
-            report = classification.reports(*result.classified(judged[0]))
-            files.write_json(out.path("classification_report.json"), report)
-        metrics = dict(each[0])
-        if len(measured) == 2:
-            files.write_table(out.path("compared.parquet"), _differences(*judged))
-            metrics["compared"] = [{"source": s.name, **found} for s, found in zip(measured, each, strict=True)]
-        files.write_json(out.path("metrics.json"), metrics)
+    inputs |= {f"descriptors_{number}": source.folder for number, source in enumerate(read, start=1)}
+    with output.opened(config.out, "evaluate", config, inputs, read[0].embedding.as_json()) as out:
+        measured = [_measured(config, task, source) for source in read]
+        metrics = _written(config, task, measured, out)
         out.finish(metrics)
     if baseline is not None and (drop := baseline - metrics["map"]) > config.max_drop:
         raise GateNotMet(
@@ -54,6 +37,43 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             f"which is more than --max-drop {config.max_drop}",
             metrics,
         )
+    return metrics
+
+
+def _measured(config: EvaluateConfig, task: Task, source: Source) -> Measured:
+    search = evaluation.retrieval(task, source.queries, source.database)
+    search, steps = methods.applied(search, config.expansion, config.neighbours)
+    judged = list(evaluation.judge(task, source.queries, source.database, search))
+    found = result.metrics(config, task, source, judged, steps)
+    for line in (source.name, *result.lines(found)):
+        log.info("%s", line)
+    return Measured(source, judged, found)
+
+
+def _written(config: EvaluateConfig, task: Task, measured: list[Measured], out: Output) -> dict[str, Any]:
+    """Writes all files of an evaluation and returns what is in metrics.json."""
+    first, metrics = measured[0], dict(measured[0].metrics)
+    tables = [evaluation.per_query(one.judged) for one in measured]
+    files.write_table(out.path("per_query.parquet"), tables[0])
+    if task.protocol.top_k:
+        reports = classification.reports(*result.classified(first.judged, task.protocol.top_k))
+        files.write_json(out.path("classification_report.json"), reports)
+    comparisons = []
+    if len(measured) == 2:
+        between = comparison.compared(measured[0].source.name, tables[0], measured[1].source.name, tables[1])
+        files.write_table(out.path("compared.parquet"), between.table)
+        metrics["compared"] = [{"source": one.source.name, **one.metrics} for one in measured]
+        metrics["difference"] = between.as_json()
+        comparisons.append(between)
+    if config.baseline and (before := comparison.beside(config.baseline)):
+        against = comparison.compared(config.baseline, before, first.source.name, tables[0])
+        metrics["against_baseline"] = against.as_json()
+        comparisons.append(against)
+    for compared in comparisons:
+        log.info("%s", compared.line())
+    files.write_json(out.path("metrics.json"), metrics)
+    if config.report:
+        report.write(config, task, measured, comparisons, out)
     return metrics
 
 
@@ -69,11 +89,3 @@ def _baseline(config: EvaluateConfig) -> float | None:
     if found.get("protocol") != config.protocol:
         raise UserError(f"{config.baseline!r} is of protocol {found.get('protocol')!r}, not {config.protocol!r}")
     return float(found["map"])
-
-
-def _differences(one: list[Judged], other: list[Judged]) -> pa.Table:
-    """The queries that both could read: the AP of each, and the second's less the first's, largest gain first."""
-    tables = [evaluation.per_query(judged).select(["query_id", "label", "ap"]) for judged in (one, other)]
-    joined = tables[0].join(tables[1].drop_columns(["label"]), "query_id", join_type="inner", right_suffix="_other")
-    joined = joined.append_column("difference", pc.subtract(joined["ap_other"], joined["ap"]))
-    return joined.sort_by([("difference", "descending"), ("query_id", "ascending")])

@@ -10,6 +10,7 @@ import numpy as np
 from dim.evaluate import metrics
 from dim.evaluate.config import ProtocolName
 from dim.evaluate.metrics import Metric
+from dim.pages.parts import Verdict
 
 NOT_LISTED = -1
 
@@ -33,6 +34,14 @@ class Level:
         )
         listed = np.sort(positive[positive != NOT_LISTED])
         return metrics.without_junk(listed, np.sort(junk[junk != NOT_LISTED])), len(positive)
+
+    def verdicts(self, rows: Mapping[str, np.ndarray]) -> dict[int, Verdict]:
+        """The verdict on each of `rows[grade]`; any other row is wrong."""
+        judged: dict[int, Verdict] = {}
+        for verdict, grades in (("junk", self.junk), ("right", self.positive)):
+            for grade in grades:
+                judged |= dict.fromkeys(rows.get(grade, np.zeros(0)).tolist(), verdict)
+        return judged
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ def metrics(
     columns = len(source.database)
     result = {"protocol": config.protocol} | evaluation.summary(task, judged, columns)
     if task.protocol.top_k:
-        result["top_k_accuracy"] = classification.top_k_accuracy(*classified(judged))
+        result["top_k_accuracy"] = classification.top_k_accuracy(*classified(judged, task.protocol.top_k))
     return result | {
         "n_database": columns,
         "n_distractors": columns - len(source.database.rows),
@@ -35,9 +35,9 @@ def metrics(
     }
 
 
-def classified(judged: list[Judged]) -> tuple[list[str], list[list[str | None]]]:
-    """The label of each query that has a positive, and those of its nearest photos."""
-    kept = [(query.label, query.nearest) for query in judged if query.label and query.n_positives]
+def classified(judged: list[Judged], top_k: int) -> tuple[list[str], list[list[str | None]]]:
+    """The label of each query that has a positive, and those of its `top_k` nearest photos."""
+    kept = [(query.label, query.nearest(top_k)) for query in judged if query.label and query.n_positives]
     return [label for label, _ in kept], [nearest for _, nearest in kept]
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from dim.pages.html import Html, element
 
-WIDTH, HEIGHT = 520, 300
-LEFT, RIGHT, TOP, FLOOR = 52, 14, 14, HEIGHT - 46
+WIDTH, HEIGHT = 360, 230
+LEFT, RIGHT, TOP, FLOOR = 48, 12, 8, HEIGHT - 40
 _DASHES = ("none", "7 4", "2 3", "9 3 2 3")  # lines differ by more than their colour
 
 
@@ -69,10 +69,10 @@ class _Frame:
             yield element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=up, y2=up, class_="grid")
             yield element("text", format(tick, self.y.form), x=LEFT - 8, y=up + 4, class_="tick end")
         for tick in self.x.ticks:
-            yield element("text", format(tick, self.x.form), x=self.left(tick), y=FLOOR + 18, class_="tick middle")
+            yield element("text", format(tick, self.x.form), x=self.left(tick), y=FLOOR + 16, class_="tick middle")
         middle = (TOP + FLOOR) / 2
-        yield element("text", self.x.title, x=(LEFT + WIDTH - RIGHT) / 2, y=HEIGHT - 8, class_="title middle")
-        yield element("text", self.y.title, x=13, y=middle, class_="title middle", transform=f"rotate(-90 13 {middle})")
+        yield element("text", self.x.title, x=(LEFT + WIDTH - RIGHT) / 2, y=HEIGHT - 6, class_="title middle")
+        yield element("text", self.y.title, x=11, y=middle, class_="title middle", transform=f"rotate(-90 11 {middle})")
 
 
 @dataclass(frozen=True)

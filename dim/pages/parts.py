@@ -14,13 +14,10 @@ _MARKS: dict[Verdict, str] = {"right": "✓", "wrong": "✗", "junk": "–"}
 
 @dataclass(frozen=True)
 class Card:
-    """A photo in a strip: its id, its label where that is known, a `note` such as its score, and whether it is right.
-
-    `photo` None leaves the picture out.
-    """
+    """A photo: its id, its label where that is known, a `note` such as its score, and whether it is right."""
 
     image_id: str
-    photo: Photo | None = None
+    photo: Photo
     label: str | None = None
     note: str = ""
     verdict: Verdict | None = None
@@ -38,14 +35,24 @@ def strip(photos: Photos, cards: Iterable[Card], first: Card | None = None) -> H
 
 
 def _figure(photos: Photos, card: Card) -> Html:
-    picture = photos.picture(card.photo, card.described()) if card.photo else None
-    mark = element("b", _MARKS[card.verdict], class_="mark", title=card.verdict) if card.verdict else None
+    picture = photos.picture(card.photo, card.described())
+    mark = element("b", _MARKS[card.verdict], class_="mark") if card.verdict else None
     lines = (
         element("span", card.note, class_="score") if card.note else None,
-        element("span", name(card.label), class_="label", title=card.label) if card.label else None,
-        element("span", name(card.image_id), class_="id", title=card.image_id),
+        element("span", name(card.label), class_="label") if card.label else None,
+        element("span", name(card.image_id), class_="id"),
     )
-    return element("figure", picture, mark, element("figcaption", lines), class_=f"card {card.verdict or 'plain'}")
+    return element("figure", picture, mark, element("figcaption", lines), class_=f"card {card.verdict or ''}".strip())
+
+
+def listing(cards: Iterable[Card]) -> Html:
+    """Cards in words, where there is no room for their photos."""
+    return element("ol", [element("li", _words(card), class_=card.verdict) for card in cards], class_="listing")
+
+
+def _words(card: Card) -> tuple[Child, ...]:
+    mark = element("b", _MARKS[card.verdict]) if card.verdict else None
+    return mark, f" {card.note} ", name(card.label) if card.label else None, " ", element("i", card.image_id)
 
 
 def legend() -> Html:

@@ -1,0 +1,73 @@
+"""Two evaluations held against each other, query by query."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dim import files
+from dim.errors import UserError
+from dim.evaluate import bootstrap
+from dim.evaluate.bootstrap import Interval
+
+COLUMNS = ["query_id", "label", "ap"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The run `after` against the run `before`. `table`: query_id, label, ap (before), ap_other (after), difference,
+    largest gain first, of the queries that both could read; `change` is that of the mean AP, None without any.
+    """
+
+    before: str
+    after: str
+    table: pa.Table
+    change: Interval | None
+
+    @property
+    def judged(self) -> list[dict[str, Any]]:
+        """The rows of the queries that have an AP in both."""
+        return list(self.table.filter(pc.is_valid(self.table["difference"])).to_pylist())
+
+    def as_json(self) -> dict[str, Any] | None:
+        """The change in mAP, as it stands in metrics.json."""
+        return None if self.change is None else {"before": self.before, "after": self.after, **vars(self.change)}
+
+    def line(self) -> str:
+        """What the terminal says."""
+        if self.change is None:
+            return f"{self.after} and {self.before} have no query in common"
+        found = self.change
+        return (
+            f"{self.after} against {self.before}: mAP {found.difference:+.4f} on {len(self.judged)} queries, "
+            f"95 % interval {found.low:+.4f} to {found.high:+.4f}, p {found.p_value:.4f}"
+        )
+
+
+def compared(before: str, one: pa.Table, after: str, other: pa.Table) -> Comparison:
+    """Compares two tables as `per_query.parquet` has them; `before` and `after` are what the runs are called."""
+    tables = one.select(COLUMNS), other.select(["query_id", "ap"])
+    joined = tables[0].join(tables[1], "query_id", join_type="inner", right_suffix="_other")
+    joined = joined.append_column("difference", pc.subtract(joined["ap_other"], joined["ap"]))
+    joined = joined.sort_by([("difference", "descending"), ("query_id", "ascending")])
+    both = Comparison(before, after, joined, None)
+    if not both.judged:
+        return both
+    aps = (np.array([row[column] for row in both.judged]) for column in ("ap", "ap_other"))
+    return replace(both, change=bootstrap.paired(*aps))
+
+
+def beside(metrics: str) -> pa.Table | None:
+    """The per_query.parquet beside the metrics.json at `metrics`; None where there is none.
+
+    Raises UserError where it is not that of an evaluation.
+    """
+    uri = files.join(files.parent(metrics), "per_query.parquet")
+    if not files.exists(uri):
+        return None
+    table = files.read_table(uri)
+    if missing := {*COLUMNS} - {*table.column_names}:
+        raise UserError(f"{uri!r} has no column {min(missing)!r}; name the metrics.json of an evaluation by --baseline")
+    return table
