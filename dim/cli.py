@@ -11,10 +11,11 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from dim import config as configuration
-from dim import progress, storage
+from dim import logs, progress, storage
 from dim.errors import GateNotMet, JobFailed, UserError
 
 C = TypeVar("C")
@@ -126,7 +127,7 @@ def _terminal(verbose: bool) -> Iterator[None]:
         stack.enter_context(contextlib.redirect_stderr(own))
         stack.enter_context(contextlib.redirect_stdout(own))  # Ray prints there when a worker dies
         handler = progress.Handler(own)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        logs.set_up(handler, Path(sys.argv[0]).stem)
         logging.getLogger().addHandler(handler)
         stack.callback(handler.close)
         stack.callback(logging.getLogger().removeHandler, handler)

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TextIO, TypeVar
 
+from dim import metrics
+
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
@@ -43,10 +45,13 @@ class Progress:
         self._done += count
         if self._errors is not None:
             self._errors += errors
+        metrics.tell(self._stage, count, errors, self._total - self._done)
         finished = self._done >= self._total
         if finished or now - self._told >= SECONDS_BETWEEN_RECORDS:
             self._told = now
-            log.info("%s: %s", self._stage, ", ".join(self._parts(now)), extra={"finished": finished})
+            counts = {"stage": self._stage, "done": self._done, "total": self._total, "errors": self._errors or 0}
+            extra = {"finished": finished, **counts}
+            log.info("%s: %s", self._stage, ", ".join(self._parts(now)), extra=extra)
         # What came before the first units is start-up, and says nothing of the time left.
         self._first = self._first or (now, self._done)
 

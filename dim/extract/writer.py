@@ -1,5 +1,6 @@
 """Writes shards in a thread, so that nothing waits for the disk or the store but a queue that is full."""
 
+import logging
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
@@ -7,6 +8,8 @@ from types import TracebackType
 import pyarrow as pa
 
 from dim.extract import store
+
+log = logging.getLogger(__name__)
 
 AHEAD = 4  # shards that wait to be written, or are being written
 
@@ -40,6 +43,7 @@ class Writer:
     def _write(self, name: str, table: pa.Table) -> None:
         if self._failed is None:
             store.write_shard(self._folder, name, table.sort_by("image_id"))
+            log.info("wrote shard %s of %d rows", name, table.num_rows, extra={"shard": name})
 
     def _done(self, written: Future[None]) -> None:
         self._failed = self._failed or written.exception()

@@ -42,8 +42,9 @@ OPTIMIZERS = {"adam": keras.optimizers.Adam, "sgd": keras.optimizers.SGD}
 def run(job: Job) -> None:
     """Runs this worker's part of `job`, from the last checkpoint if there is one."""
     context = ray.train.get_context()
+    rank = context.get_world_rank()
     # What worker 0 has to say of the run is what all would say.
-    messages.speak_through(job.queue, logging.INFO if context.get_world_rank() == 0 else logging.WARNING)
+    messages.speak_through(job.queue, logging.INFO if rank == 0 else logging.WARNING, rank)
     assigned = ray.get_runtime_context().get_assigned_resources()
     set_up_tensorflow(max(1, int(assigned.get("CPU", 1))))
     keras.utils.set_random_seed(job.config.seed)

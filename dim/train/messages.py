@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import logging.handlers
+import platform
 from collections.abc import Iterator
 
 from ray.util.queue import Queue
@@ -21,9 +22,15 @@ def listening() -> Iterator[Queue]:
         queue.shutdown()
 
 
-def speak_through(queue: Queue, level: int) -> None:
-    """Sends this process's `dim` log records of at least `level` to `queue`."""
+def speak_through(queue: Queue, level: int, worker: int) -> None:
+    """Sends this process's `dim` log records of at least `level` to `queue`, as those of `worker` on this node."""
+
+    def signed(record: logging.LogRecord) -> bool:
+        record.node, record.worker = platform.node(), worker
+        return True
+
     logger = logging.getLogger("dim")
     logger.handlers = [logging.handlers.QueueHandler(queue)]
+    logger.handlers[0].addFilter(signed)
     logger.setLevel(level)
     logger.propagate = False

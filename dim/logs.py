@@ -1,0 +1,48 @@
+"""Log records as a person reads them, or, where the environment has DIM_LOG=json, as a machine does."""
+
+import datetime
+import json
+import logging
+import os
+import platform
+from typing import Any
+
+# What a record may say beside its message.
+DETAILS = ("node", "worker", "shard", "stage", "done", "total", "errors")
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time, level, job, submission (Ray's id of it, if it was submitted), node and message,
+    and those of `DETAILS` that the record has.
+    """
+
+    def __init__(self, job: str) -> None:
+        super().__init__()
+        self._job = {"job": job} | ({"submission": submission} if (submission := _submission()) else {})
+
+    def format(self, record: logging.LogRecord) -> str:
+        """`record` as one line."""
+        time = datetime.datetime.fromtimestamp(record.created, datetime.timezone.utc)
+        said: dict[str, Any] = {"time": time.isoformat(timespec="milliseconds"), "level": record.levelname}
+        said |= self._job | {"node": platform.node(), "message": record.getMessage()}
+        said |= {name: getattr(record, name) for name in DETAILS if hasattr(record, name)}
+        if record.exc_info:
+            said["exception"] = self.formatException(record.exc_info)
+        return json.dumps(said, ensure_ascii=False)
+
+
+def _submission() -> str | None:
+    try:
+        known = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))["metadata"]["job_submission_id"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return str(known)
+
+
+def set_up(handler: logging.Handler, job: str) -> None:
+    """Makes `handler` write the records of `job` as DIM_LOG says."""
+    if os.environ.get("DIM_LOG") == "json":
+        handler.setFormatter(JsonFormatter(job))
+        return
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    handler.addFilter(lambda record: not hasattr(record, "shard"))  # one a shard is too much for a person
