@@ -36,6 +36,16 @@ class Mining:
     max_similarity: float | None = option(
         None, help="skip negatives with a cosine above this: likely duplicates or wrong labels", group="mining"
     )
+    candidates: str | None = option(
+        None,
+        help="FAISS index that proposes negatives, such as PCA128,HNSW32, for more than some 100,000 photos; exact "
+        "distances rank what it proposes; all pairs if not given",
+        metavar="FACTORY",
+        group="mining",
+    )
+    candidate_parameters: str | None = option(
+        None, help="its search parameters, such as efSearch=64 or nprobe=32", metavar="TEXT", group="mining"
+    )
     seed: int = option(0, help="seed of the random draws", group="mining")
 
     def __post_init__(self) -> None:
@@ -43,6 +53,10 @@ class Mining:
             value = getattr(self, name)
             if value is not None and not value >= least:
                 raise UserError(f"{flag_name(name)} must be at least {least}, not {value}")
+        if self.candidates and self.strategy == "random":
+            raise UserError("--candidates proposes the nearest negatives; --strategy random draws them, so drop one")
+        if self.candidate_parameters and not self.candidates:
+            raise UserError("--candidate-parameters are those of an index; give --candidates FACTORY")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ def units(pool: Pool) -> int:
 
 def work(pool: Pool, settings: Mining, start: int, stop: int) -> Found:
     """The positives and negatives that the pairs of blocks `start` to `stop` offer."""
-    found = _nothing(settings)
+    found = nothing(settings)
     firsts, seconds = np.triu_indices(len(pool.blocks))
     for i, j in zip(firsts[start:stop].tolist(), seconds[start:stop].tolist(), strict=True):
         _screen_pair(pool, settings, i, j, found)
@@ -31,14 +31,15 @@ def work(pool: Pool, settings: Mining, start: int, stop: int) -> Found:
 
 def finish(pool: Pool, settings: Mining, parts: Iterable[Found]) -> Triplets:
     """The triplets from what each part of the work found."""
-    positives, negatives = _nothing(settings)
+    positives, negatives = nothing(settings)
     for other_positives, other_negatives in parts:
         positives.merge(pool, other_positives)
         negatives.merge(pool, other_negatives)
     return ranked(_crossed(pool, settings, positives, negatives), pool.id_ranks, settings.top)
 
 
-def _nothing(settings: Mining) -> Found:
+def nothing(settings: Mining) -> Found:
+    """No positives and no negatives yet."""
     return (
         Partners(settings.positives_per_anchor, sign=-1),
         Partners(settings.negatives_per_anchor, sign=1, one_per_label=settings.strategy == "distinct"),
@@ -48,17 +49,25 @@ def _nothing(settings: Mining) -> Found:
 def _screen_pair(pool: Pool, settings: Mining, i: int, j: int, found: Found) -> None:
     positives, negatives = found
     similarity = pool.block(i) @ pool.block(j).T
-    labels, others = pool.labels[pool.span(i)], pool.labels[pool.span(j)]
-    if labels[-1] >= others[0]:  # labels ascend, so that only then the blocks share one
-        same = labels[:, None] == others
-        mates = np.where(same, -similarity, -np.inf)
-        if i == j:
-            np.fill_diagonal(mates, -np.inf)
-        _screen_both(pool, i, j, mates, positives)
+    if pool.labels[pool.span(i)][-1] >= pool.labels[pool.span(j)][0]:  # labels ascend, so that only then they share one
+        same = screen_positives(pool, i, j, similarity, positives)
         similarity[same] = -np.inf
     if settings.max_similarity is not None:
         _drop_similar(pool, i, j, similarity, settings.max_similarity)
     _screen_both(pool, i, j, similarity, negatives)
+
+
+def screen_positives(pool: Pool, i: int, j: int, similarity: np.ndarray, positives: Partners) -> np.ndarray:
+    """Offers the pairs of one label in blocks i and j to each other; returns which these are, bool (rows of i, of j).
+
+    `similarity` (rows of i, of j): the float32 products.
+    """
+    same: np.ndarray = pool.labels[pool.span(i)][:, None] == pool.labels[pool.span(j)]
+    mates = np.where(same, -similarity, -np.inf)
+    if i == j:
+        np.fill_diagonal(mates, -np.inf)
+    _screen_both(pool, i, j, mates, positives)
+    return same
 
 
 def _screen_both(pool: Pool, i: int, j: int, score: np.ndarray, partners: Partners) -> None:

@@ -8,7 +8,7 @@ from dim.cluster import connected
 from dim.data import manifest
 from dim.extract import store
 from dim.mine.config import MineConfig
-from dim.mine.mining import mine
+from dim.mine.mining import check_candidates, mine
 from dim.mine.pool import check
 from dim.output import opened
 
@@ -21,6 +21,7 @@ def mine_folder(config: MineConfig) -> dict[str, Any]:
     descriptors = store.read(config.descriptors, rows)
     labels, image_ids = rows.labels[descriptors.rows], rows.image_ids[descriptors.rows]
     check(descriptors.vectors, labels, image_ids, config, f"split {config.split!r} of {config.manifest!r}")
+    check_candidates(config, descriptors.vectors.shape[1])
     inputs: dict[str, str | None] = {"manifest": config.manifest, "descriptors": config.descriptors}
     with opened(config.out, "mine", config, inputs, descriptors.embedding.as_json()) as output, connected():
         triplets = mine(descriptors.vectors, labels, image_ids, config)

@@ -43,7 +43,8 @@ def mine(
     block_rows: int = BLOCK_ROWS,
     num_cpus: float = 1,
 ) -> Triplets:
-    """The hardest triplets of a training set, ranked; the same for any `block_rows` and any cluster.
+    """The hardest triplets of a training set, ranked; without `settings.candidates` the same for any `block_rows` and
+    any cluster.
 
     `vectors` (N, D): float32, rows L2-normalised. `labels` (N,): str or None, which is never used. `image_ids` (N,):
     unique. `num_cpus` is what each Ray task asks for: 0 where the caller holds all CPUs already. Ray must be connected.
@@ -51,7 +52,9 @@ def mine(
     """
     check(vectors, labels, image_ids, settings)
     pool = pool_of(vectors, labels, image_ids, block_rows=block_rows, put=ray.put)
-    strategy = STRATEGIES[settings.strategy]
+    if settings.candidates:
+        pool = dataclasses.replace(pool, index=_built(pool, settings, num_cpus))
+    strategy = _strategy(settings)
     units = strategy.units(pool)
     tasks = min(units, max(1, int(ray.cluster_resources().get("CPU", 1))))
     ends = np.linspace(0, units, tasks + 1).astype(int).tolist()
@@ -61,10 +64,44 @@ def mine(
     return triplets.at(pool.rows)
 
 
+def check_candidates(settings: Mining, dimension: int) -> None:
+    """Raises UserError where the index that is to propose negatives can't be made for descriptors of `dimension`."""
+    if settings.candidates:
+        from dim.mine import indexed  # noqa: PLC0415  (FAISS, which mining needs for this only)
+
+        indexed.empty_index(settings, dimension)
+
+
+def _strategy(settings: Mining) -> Strategy:
+    if settings.candidates:
+        from dim.mine import indexed  # noqa: PLC0415  (as above)
+
+        return Strategy(indexed.units, indexed.work, hardest.finish)
+    return STRATEGIES[settings.strategy]
+
+
+def _built(pool: Pool, settings: Mining, num_cpus: float) -> Any:
+    """A reference to the index that proposes negatives, which one task builds with all CPUs of its node."""
+    cpus = max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
+    task = ray.remote(num_cpus=cpus if num_cpus else 0)(_build)
+    reference = task.remote(ray.put(pool), settings, max(1, cpus))
+    ray.wait([reference], fetch_local=False)  # or the tasks that wait for it would take the CPUs that it needs
+    return reference
+
+
+def _build(pool: Pool, settings: Mining, threads: int) -> np.ndarray:
+    from dim.mine import indexed  # noqa: PLC0415  (as above)
+
+    return indexed.build(_at_hand(pool), settings, threads)
+
+
 def _work(pool: Pool, settings: Mining, start: int, stop: int) -> Any:
+    return _strategy(settings).work(_at_hand(pool), settings, start, stop)
+
+
+def _at_hand(pool: Pool) -> Pool:
     # A block is asked for many times over, and ray.get takes longer than some uses of it.
-    pool = dataclasses.replace(pool, fetch=functools.lru_cache(maxsize=_CACHED)(ray.get))
-    return STRATEGIES[settings.strategy].work(pool, settings, start, stop)
+    return dataclasses.replace(pool, fetch=functools.lru_cache(maxsize=_CACHED)(ray.get))
 
 
 def _as_completed(parts: list[Any]) -> Iterator[Any]:

@@ -68,6 +68,7 @@ class Pool:
     `rows` (n,): positions in the caller's arrays. `labels` (n,): codes, ascending. `id_ranks` (n,): places in the
     order of the image ids. `blocks`: float32 (block_rows or fewer, D) each, or what `fetch` turns into them.
     `tolerance`: how far the float32 product x·y of two rows, as the distance 2 − 2x·y, may lie from `distances`.
+    `index`: what `fetch` turns into the bytes of the index that proposes negatives, if there is one.
     """
 
     rows: np.ndarray
@@ -77,6 +78,7 @@ class Pool:
     block_rows: int
     tolerance: float
     fetch: Callable[[Any], np.ndarray] = lambda block: block
+    index: Any = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -94,12 +96,13 @@ class Pool:
         found = np.empty(len(left), dtype=np.float32)
         for start in range(0, len(left), _CHUNK):
             chunk = slice(start, start + _CHUNK)
-            difference = self._take(left[chunk]).astype(np.float64)
-            difference -= self._take(right[chunk])
+            difference = self.take(left[chunk]).astype(np.float64)
+            difference -= self.take(right[chunk])
             found[chunk] = np.square(difference, out=difference).sum(axis=1)
         return found
 
-    def _take(self, rows: np.ndarray) -> np.ndarray:
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """The descriptors of `rows` (R,), float32 (R, D)."""
         blocks, places = np.divmod(rows, self.block_rows)
         first = blocks[0]
         if (blocks == first).all():

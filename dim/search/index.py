@@ -29,12 +29,14 @@ def refusals(what: str) -> Iterator[None]:
         raise UserError(f"{what}: {reason}") from error
 
 
-def made(factory: str, dimension: int, seed: int) -> Any:
-    """An empty index by inner product. Raises UserError where FAISS has no such index for this dimension."""
-    with refusals(f"--factory {factory!r} is no FAISS index for {dimension} values, such as Flat or IVF1024,PQ64"):
+def made(factory: str, dimension: int, seed: int, flag: str = "--factory") -> Any:
+    """An empty index by inner product. Raises UserError, naming the `flag` of the factory string, where FAISS has no
+    such index for this dimension.
+    """
+    with refusals(f"{flag} {factory!r} is no FAISS index for {dimension} values, such as Flat or IVF1024,PQ64"):
         index = faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
     if isinstance(index, faiss.IndexIDMap):
-        raise UserError(f"--factory {factory!r}: leave IDMap out, {IDS_FILE} has the ids")
+        raise UserError(f"{flag} {factory!r}: leave IDMap out, {IDS_FILE} has the ids")
     inverted = lists(index)
     if inverted is not None:
         inverted.nprobe = round(inverted.nlist**0.5)  # FAISS looks into one list only

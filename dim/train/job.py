@@ -12,6 +12,7 @@ from dim.data import manifest as manifests
 from dim.data.manifest import Manifest
 from dim.errors import JobFailed, UserError
 from dim.extract import content
+from dim.mine.mining import check_candidates
 from dim.mine.pool import check_labels
 from dim.model import spec
 from dim.model.spec import Source
@@ -44,6 +45,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     fit_pca = source.spec.dimension is None
     if fit_pca:
         source = _with_pca(source, config, len(photos.rows("train")))
+    check_candidates(config, source.spec.dimension or source.spec.pooled_dimension)
     _require_same(config)
     with cluster.connected():
         cluster.require_shared(photos.paths)

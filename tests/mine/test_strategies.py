@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dim.errors import UserError
+from dim.mine import indexed
 from dim.mine.config import Mining
-from dim.mine.mining import STRATEGIES
+from dim.mine.mining import STRATEGIES, Strategy, check_candidates
 from dim.mine.pool import check, pool_of
 
 
@@ -18,6 +19,9 @@ def mined(data, options, block_rows, tasks):
     """The triplets as `mine` finds them, but in this process."""
     pool = pool_of(*data, block_rows=block_rows)
     strategy = STRATEGIES[options.strategy]
+    if options.candidates:
+        pool = dataclasses.replace(pool, index=indexed.build(pool, options, 1))
+        strategy = Strategy(indexed.units, indexed.work, strategy.finish)
     ends = np.linspace(0, strategy.units(pool), tasks + 1).astype(int)
     parts = [strategy.work(pool, options, a, b) for a, b in itertools.pairwise(ends) if a < b]
     return strategy.finish(pool, options, reversed(parts)).at(pool.rows)
@@ -108,6 +112,39 @@ def test_hardest_equals_a_naive_loop(name, options, block_rows, tasks):
     triplets = mined(data, options, block_rows, tasks)
     assert (triplets.candidates, triplets.active, triplets.kept) == (len(candidates), len(ranked), len(kept))
     assert rows_of(triplets, data[2]) == kept
+
+
+@pytest.mark.parametrize("name", ["plain", "two large labels", "many small labels", "six images"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        Mining(candidates="Flat"),
+        Mining(candidates="IVF2,Flat", candidate_parameters="nprobe=2", top=37, margin=0.3, max_similarity=0.9),
+        Mining(candidates="Flat", strategy="distinct", negatives_per_anchor=1),
+    ],
+    ids=str,
+)
+def test_with_an_index_that_finds_all_it_is_the_same(name, options):
+    data = DATA[name]
+    expected = rows_of(
+        mined(data, dataclasses.replace(options, candidates=None, candidate_parameters=None), 32, 1), data[2]
+    )
+    for block_rows, tasks in ((7, 5), (32, 2), (1000, 1)):
+        assert rows_of(mined(data, options, block_rows, tasks), data[2]) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"candidates": "HNWS32"}, "--candidates 'HNWS32' is no FAISS index for 8 values"),
+        ({"candidates": "HNSW32", "candidate_parameters": "nprobe=3"}, "--candidate-parameters 'nprobe=3' are none"),
+        ({"candidate_parameters": "nprobe=3"}, "give --candidates FACTORY"),
+        ({"candidates": "HNSW32", "strategy": "random"}, "--strategy random draws them"),
+    ],
+)
+def test_an_index_that_cannot_be_is_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        check_candidates(Mining(**options), 8)
 
 
 @pytest.mark.parametrize("strategy", ["hardest", "distinct"])

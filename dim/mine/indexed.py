@@ -1,0 +1,99 @@
+"""The hardest triplets of a large training set: an FAISS index proposes each anchor's negatives.
+
+All pairs are too many from some 100,000 descriptors on. Positives are still found among all, and exact distances rank
+what the index proposes; what it doesn't find is missing. (It may be another in each run: FAISS builds an HNSW index
+with threads.)
+"""
+
+from typing import Any
+
+import faiss
+import numpy as np
+
+from dim.mine.config import Mining
+from dim.mine.hardest import Found, nothing, screen_positives
+from dim.mine.partners import Partners
+from dim.mine.pool import Pool, too_similar
+from dim.search import index as indexes
+
+PROPOSED = 8  # for each negative that is wanted; beside these, as many as the anchor's label has images
+MOST_PROPOSED = 2048
+_PAIRS = 8192  # scored at once
+
+
+def empty_index(settings: Mining, dimension: int) -> Any:
+    """The index that is to propose. Raises UserError where FAISS has none by this name, or none of these parameters."""
+    made = indexes.made(str(settings.candidates), dimension, settings.seed, flag="--candidates")
+    if settings.candidate_parameters:
+        with indexes.refusals(f"--candidate-parameters {settings.candidate_parameters!r} are none of this index's"):
+            faiss.ParameterSpace().set_index_parameters(made, settings.candidate_parameters)
+    return made
+
+
+def build(pool: Pool, settings: Mining, threads: int) -> np.ndarray:
+    """The index of all rows of the pool, as bytes: uint8 (bytes,)."""
+    faiss.omp_set_num_threads(threads)
+    made = empty_index(settings, pool.block(0).shape[1])
+    if not made.is_trained:
+        count = min(len(pool), indexes.training_rows(made))
+        drawn = np.random.default_rng(settings.seed).choice(len(pool), count, replace=False)
+        with indexes.refusals(f"--candidates {settings.candidates!r} can't be trained on {count} rows"):
+            made.train(pool.take(np.sort(drawn)))
+    for i in range(len(pool.blocks)):
+        made.add(pool.block(i))
+    serialised: np.ndarray = faiss.serialize_index(made)
+    return serialised
+
+
+def units(pool: Pool) -> int:
+    """How many blocks there are."""
+    return len(pool.blocks)
+
+
+def work(pool: Pool, settings: Mining, start: int, stop: int) -> Found:
+    """The positives and negatives of the blocks `start` to `stop`."""
+    faiss.omp_set_num_threads(1)  # there are as many tasks as CPUs
+    index = faiss.deserialize_index(pool.fetch(pool.index))
+    positives, negatives = nothing(settings)
+    for i in range(start, stop):
+        for j in _sharing_labels(pool, i):
+            screen_positives(pool, i, j, pool.block(i) @ pool.block(j).T, positives)
+        _offer_proposed(pool, settings, index, i, negatives)
+    return positives, negatives
+
+
+def _sharing_labels(pool: Pool, i: int) -> list[int]:
+    """The blocks from i on that have a label in common with block i; labels ascend."""
+    last = pool.labels[pool.span(i)][-1]
+    return [j for j in range(i, len(pool.blocks)) if pool.labels[pool.span(j).start] <= last]
+
+
+def _offer_proposed(pool: Pool, settings: Mining, index: Any, i: int, negatives: Partners) -> None:
+    labels, first = pool.labels[pool.span(i)], pool.span(i).start
+    starts, ends = (np.searchsorted(pool.labels, labels, side) for side in ("left", "right"))
+    mates = int((ends - starts).max())
+    count = min(len(pool), MOST_PROPOSED, PROPOSED * settings.negatives_per_anchor + mates)
+    _, proposed = index.search(pool.block(i), count)
+    rows, places = np.nonzero((proposed >= 0) & (pool.labels[proposed] != labels[:, None]))
+    partners = proposed[rows, places]
+    if settings.max_similarity is None and not negatives.one_per_label:
+        score = np.full(proposed.shape, -np.inf, np.float32)
+        score[rows, places] = _products(pool, rows + first, partners)
+        # As |distance − (2 − 2xᵀy)| ≤ tolerance, only these can be among the nearest.
+        limit = np.partition(score, -min(negatives.count, count), axis=1)[:, -min(negatives.count, count)]
+        near = score[rows, places] >= limit[rows] - np.float32(pool.tolerance)
+        rows, partners = rows[near], partners[near]
+    distances = pool.distances(rows + first, partners)
+    if settings.max_similarity is not None:
+        fit = ~too_similar(distances, settings.max_similarity)
+        rows, partners, distances = rows[fit], partners[fit], distances[fit]
+    negatives.offer(pool, i, rows, partners, distances)
+
+
+def _products(pool: Pool, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """The float32 product of each pair of rows (P,)."""
+    found = np.empty(len(left), np.float32)
+    for start in range(0, len(left), _PAIRS):
+        pairs = slice(start, start + _PAIRS)
+        found[pairs] = np.einsum("ij,ij->i", pool.take(left[pairs]), pool.take(right[pairs]))
+    return found
