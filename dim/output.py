@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import dim
-from dim import files
+from dim import files, lease
 from dim.errors import UserError
 
 FORMAT_VERSION = 1
@@ -60,10 +60,14 @@ def _lock(folder: str) -> Iterator[None]:
             file.seek(0)
             raise UserError(f"{folder!r} is being written by {file.read().strip()}; wait for it or stop it") from error
         file.truncate(0)
-        user = os.environ.get("USER", f"user {os.getuid()}")
-        file.write(f"{user}@{socket.gethostname()}, process {os.getpid()}, since {_now()}")
+        file.write(_holder())
         file.flush()
         yield
+
+
+def _holder() -> str:
+    user = os.environ.get("USER", f"user {os.getuid()}")
+    return f"{user}@{socket.gethostname()}, process {os.getpid()}, since {_now()}"
 
 
 class Output:
@@ -106,8 +110,7 @@ def opened(
         raise UserError(f"{folder!r} holds the output of {before['job']}.py; choose another --out for {job}.py")
     with contextlib.ExitStack() as stack:
         files.make_folder(folder)
-        if files.is_local(folder):
-            stack.enter_context(_lock(folder))
+        stack.enter_context(_lock(folder) if files.is_local(folder) else lease.held(folder, _holder()))
         record = {
             "job": job,
             "format_version": FORMAT_VERSION,

@@ -25,16 +25,16 @@ def epoch(
 ) -> Iterator[list[Share]]:
     """The epoch's batches, each as the shares of all `replicas`, from `triplets` (T, 3) of rows.
 
-    Anchors come in random order, an anchor's triplets together. What doesn't fill a batch is left out, so that all
-    replicas take the same steps with equal shares; with fewer triplets than one batch, that one is smaller.
+    Anchors come in random order, an anchor's triplets together. What doesn't fill a batch is left out; with fewer
+    triplets than one batch, that one is smaller. The batches are the same for any number of replicas, and each has a
+    share in all of them: where they are fewer than that, there is none.
     """
     order = generator.permutation(triplets[:, 0].max(initial=-1) + 1)[triplets[:, 0]]
     ordered = triplets[np.argsort(order, kind="stable")]
     size = min(batch_size, len(ordered))
-    size -= size % replicas
-    starts = np.arange(len(ordered) // size if size else 0) * size
+    starts = np.arange(len(ordered) // size if size >= replicas else 0) * size
     for start in generator.permutation(starts):
-        parts = np.split(ordered[start : start + size], replicas)
+        parts = np.array_split(ordered[start : start + size], replicas)
         yield [_share(part) for part in parts]
 
 

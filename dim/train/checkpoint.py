@@ -1,16 +1,27 @@
-"""Checkpoints: the trained weights, the optimizer and the state of the run, as arrays and JSON; no pickle."""
+"""Checkpoints: the trained weights, the optimizer and the state of the run, as arrays and JSON; no pickle.
+
+A checkpoint is `epoch-0003.npz` and, written after it, `epoch-0003.json`: the state, and size and sha256 of the arrays.
+It counts when both stand and fit each other, so what a death tore is skipped for the one before. (Ray Train writes its
+own list of checkpoints in place: a death while it is written leaves a run that can't be resumed.)
+"""
 
 import dataclasses
-import json
-import zipfile
+import hashlib
+import io
+import logging
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
-ARRAYS, STATE = "arrays.npz", "state.json"
+from dim import files
+from dim.errors import UserError
+
+log = logging.getLogger(__name__)
+
+FOLDER = "checkpoints"  # within the run's
 
 
 @dataclass
@@ -31,29 +42,77 @@ class State:
         """All but the triplets, which are kept with the arrays."""
         return {name: value for name, value in dataclasses.asdict(self).items() if name != "triplets"}
 
+    def best_first(self) -> list[int]:
+        """The epochs done, by mAP on split val; without that, or where it is equal, the later one is the better."""
 
-def write(folder: Path, state: State, variables: list[keras.Variable], optimizer: keras.optimizers.Optimizer) -> None:
-    """Writes a checkpoint into `folder`."""
+        def score(row: dict[str, Any]) -> tuple[float, int]:
+            return (0.0 if row["val_map"] is None else row["val_map"]), row["epoch"]
+
+        return [row["epoch"] for row in sorted(self.history, key=score, reverse=True)]
+
+
+def write(folder: str, state: State, variables: list[keras.Variable], optimizer: keras.optimizers.Optimizer) -> None:
+    """Writes the checkpoint of `state` into `folder`."""
     named = {f"weight/{index}": variable.numpy() for index, variable in enumerate(variables)}
     named |= {f"optimizer/{index}": variable.numpy() for index, variable in enumerate(optimizer.variables)}
-    np.savez(folder / ARRAYS, triplets=state.triplets, **named)
-    (folder / STATE).write_text(json.dumps(state.as_json()), encoding="utf-8")
+    stream = io.BytesIO()
+    np.savez(stream, triplets=state.triplets, **named)
+    content = stream.getvalue()
+    files.make_folder(folder)
+    files.write_bytes(_path(folder, state.epoch, "npz"), content)
+    files.write_json(_path(folder, state.epoch, "json"), {"state": state.as_json(), **_statistics(content)})
 
 
-def read(folder: Path, variables: list[keras.Variable], optimizer: keras.optimizers.Optimizer | None = None) -> State:
-    """Restores the weights, and the optimizer if given, and returns the state.
+def read(
+    folder: str, epoch: int, variables: list[keras.Variable], optimizer: keras.optimizers.Optimizer | None = None
+) -> State:
+    """Restores the weights, and the optimizer if given, and returns the state; `epoch` is one of `whole`."""
+    with np.load(io.BytesIO(files.read_bytes(_path(folder, epoch, "npz"))), allow_pickle=False) as arrays:
+        _assign(variables, arrays, "weight")
+        if optimizer is not None:
+            _assign(optimizer.variables, arrays, "optimizer")
+        triplets = arrays["triplets"]
+    return State(**files.read_json(_path(folder, epoch, "json"))["state"], triplets=triplets)
 
-    Raises ValueError where the checkpoint is torn or of another network.
-    """
+
+def whole(folder: str, epochs: Iterable[int]) -> int | None:
+    """The first of `epochs` whose checkpoint is whole, None where there is none; says which it skips."""
+    for epoch in epochs:
+        if _is_whole(folder, epoch):
+            return epoch
+        log.warning("the checkpoint of epoch %d is damaged; the one before is used", epoch)
+    return None
+
+
+def newest_first(folder: str) -> list[int]:
+    """The epochs of which `folder` has a checkpoint, whole or not."""
+    found = [name for name in files.names(folder) if name.startswith("epoch-") and name.endswith(".json")]
+    return sorted((int(name[len("epoch-") : -len(".json")]) for name in found), reverse=True)
+
+
+def keep(folder: str, epochs: Collection[int]) -> None:
+    """Deletes all other checkpoints, and what deaths left."""
+    kept = {_path("", epoch, ending) for epoch in epochs for ending in ("npz", "json")}
+    for name in files.names(folder):  # the .json of a checkpoint stands before its .npz, so it stops counting first
+        if name.startswith("epoch-") and name not in kept:
+            files.delete(files.join(folder, name))
+
+
+def _path(folder: str, epoch: int, ending: str) -> str:
+    return files.join(folder, f"epoch-{epoch:04d}.{ending}")
+
+
+def _statistics(content: bytes) -> dict[str, Any]:
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def _is_whole(folder: str, epoch: int) -> bool:
     try:
-        with np.load(folder / ARRAYS, allow_pickle=False) as arrays:
-            _assign(variables, arrays, "weight")
-            if optimizer is not None:
-                _assign(optimizer.variables, arrays, "optimizer")
-            triplets = arrays["triplets"]
-        return State(**json.loads((folder / STATE).read_text(encoding="utf-8")), triplets=triplets)
-    except (OSError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"the checkpoint in {folder} is not whole: {error}") from error
+        known = files.read_json(_path(folder, epoch, "json"))
+        content = files.read_bytes(_path(folder, epoch, "npz"))
+        return bool(known.items() >= _statistics(content).items())
+    except (UserError, OSError, AttributeError):  # one of the two is missing or damaged itself
+        return False
 
 
 def _assign(variables: list[keras.Variable], arrays: Any, kind: str) -> None:

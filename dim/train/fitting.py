@@ -5,7 +5,9 @@ from typing import Any
 
 import keras
 import numpy as np
+import pyarrow as pa
 
+from dim import files
 from dim.errors import JobFailed
 from dim.progress import Progress
 from dim.train import batches
@@ -16,6 +18,9 @@ from dim.train.step import Step, local_replicas, packed
 from dim.train.task import Job
 from dim.train.trainee import Trainee
 from dim.train.trunk import Trunk
+
+DIVERGED = "diverged.csv"  # within the run's folder: the triplets of the step whose loss was not a number
+COLUMNS = ("anchor_id", "positive_id", "negative_id")
 
 
 def from_pixels(config: TrainConfig) -> bool:
@@ -57,7 +62,7 @@ class Fitting:
             images = [packed([self._readable(found, row) for row in share.rows.tolist()]) for share in mine]
             loss, hard = self._step(images, [share.indices for share in mine], _size(shares))
             if not math.isfinite(loss):
-                raise JobFailed(self._diverged(shares[0], epoch, number))
+                raise JobFailed(self._diverged(shares, epoch, number))
             losses.append(loss)
             active += hard
             progress.add(_size(shares))
@@ -84,11 +89,15 @@ class Fitting:
             raise RuntimeError(f"photo {self._photos.image_ids[row]!r} was readable when it was mined and no longer is")
         return found[row]
 
-    def _diverged(self, share: Share, epoch: int, number: int) -> str:
-        ids = self._photos.image_ids[share.rows[share.indices[:, :3]]].T.tolist()
+    def _diverged(self, shares: list[Share], epoch: int, number: int) -> str:
+        ids = np.concatenate([self._photos.image_ids[share.rows[share.indices]] for share in shares], axis=1)
+        where = files.join(self._config.out, DIVERGED)
+        if self._own.start == 0:  # worker 0 writes for all
+            files.write_table(where, pa.table(dict(zip(COLUMNS, ids.tolist(), strict=True))))
         return (
-            f"the loss is not a number at step {number + 1} of epoch {epoch + 1}, whose first triplets are {ids}; "
-            "lower --learning-rate, or try --precision float32"
+            f"the loss is not a number at step {number + 1} of epoch {epoch + 1}; its {ids.shape[1]} triplets are in "
+            f"{where!r}, the first of them {ids[:, 0].tolist()}; lower --learning-rate, or try --precision float32, "
+            "with another --out"
         )
 
 

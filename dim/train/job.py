@@ -3,8 +3,11 @@
 import dataclasses
 import hashlib
 import logging
+import tempfile
 from pathlib import Path
 from typing import Any
+
+from ray.exceptions import RayActorError
 
 import dim
 from dim import cluster, files, output
@@ -108,26 +111,36 @@ def _require_same(config: TrainConfig) -> None:
 
 def _fit(config: TrainConfig, gpus: int, job: Job) -> None:
     # These import TensorFlow, which takes seconds; what is wrong with the input has been said by now.
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig  # noqa: PLC0415
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError  # noqa: PLC0415
     from ray.train.tensorflow import TensorflowTrainer  # noqa: PLC0415
 
     log.info("starting %d training worker%s", config.workers, "" if config.workers == 1 else "s")
     cpus = cluster.cpus_each(config.workers, gpus)
-    filesystem, path = files.locate(config.out)
-    trainer = TensorflowTrainer(
-        train_worker,
-        train_loop_config={"job": job},
-        scaling_config=ScalingConfig(
-            num_workers=config.workers,
-            use_gpu=gpus > 0,
-            resources_per_worker={"CPU": cpus} | ({"GPU": gpus} if gpus else {}),
-        ),
-        run_config=RunConfig(
-            name="checkpoints",
-            storage_path=path,
-            storage_filesystem=filesystem,
-            failure_config=FailureConfig(max_failures=FAILURES),
-            checkpoint_config=CheckpointConfig(num_to_keep=1, checkpoint_score_attribute="score"),
-        ),
-    )
-    trainer.fit()
+    with tempfile.TemporaryDirectory() as folder:  # Ray Train wants one; checkpoints are in the run's
+        trainer = TensorflowTrainer(
+            train_worker,
+            train_loop_config={"job": job},
+            scaling_config=ScalingConfig(
+                # Elastic: after a loss, as many workers go on as the cluster still has room for.
+                num_workers=(1, config.workers) if config.workers > 1 else 1,
+                use_gpu=gpus > 0,
+                resources_per_worker={"CPU": cpus} | ({"GPU": gpus} if gpus else {}),
+            ),
+            run_config=RunConfig(storage_path=folder, failure_config=FailureConfig(max_failures=FAILURES)),
+        )
+        try:
+            trainer.fit()
+        except (TrainingFailedError, RayActorError) as error:
+            log.debug("Ray Train's account of it:", exc_info=True)
+            raise JobFailed(f"{_failure(error)}; run the same command again to go on") from error
+
+
+def _failure(error: Exception) -> str:
+    """What ended a training that Ray Train could not save, in one line."""
+    failures = getattr(error, "worker_failures", None)
+    if not failures:
+        return f"Ray Train failed: {files.reason(error)}"
+    rank, reason = next(iter(failures.items()))
+    if isinstance(reason, RayActorError):
+        return f"training workers died {FAILURES + 1} times over, as they do where memory is short"
+    return f"training worker {rank} failed {FAILURES + 1} times over, the last time with: {files.reason(reason)}"

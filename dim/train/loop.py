@@ -4,9 +4,7 @@ import dataclasses
 import hashlib
 import logging
 import math
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -14,7 +12,6 @@ import numpy as np
 import ray
 import ray.train
 import tensorflow as tf
-from ray.train import Checkpoint
 from ray.train.collective import broadcast_from_rank_zero
 
 from dim import files
@@ -70,6 +67,7 @@ class Run:
     def __init__(self, job: Job, strategy: tf.distribute.Strategy, rank: int, workers: int) -> None:
         self.job, self.config, self.photos = job, job.config, job.photos
         self.strategy, self.rank, self.workers = strategy, rank, workers
+        self.checkpoints = files.join(job.config.out, checkpoint.FOLDER)
         with strategy.scope():
             model = network.load(job.source, job.precision)
             self.trainee = Trainee(strategy, model, job.source.spec, job.config.train_layers, from_pixels(self.config))
@@ -99,13 +97,19 @@ class Run:
         return self._finished(state)
 
     def _restored(self) -> State | None:
-        found = ray.train.get_checkpoint()
-        if found is None:
+        epoch = self._whole(checkpoint.newest_first(self.checkpoints))
+        if epoch is None:
             return None
-        with found.as_directory() as folder:
-            state = checkpoint.read(Path(folder), self.trainee.variables, self.optimizer)
+        state = checkpoint.read(self.checkpoints, epoch, self.trainee.variables, self.optimizer)
         log.info("resumed after epoch %d", state.epoch)
         return state
+
+    def _whole(self, epochs: list[int]) -> int | None:
+        # Worker 0 decides for all: what one of several finds on a storage, another may not.
+        found: int | None = broadcast_from_rank_zero(
+            checkpoint.whole(self.checkpoints, epochs) if self.rank == 0 else None
+        )
+        return found
 
     def _started(self) -> State:
         state = State()
@@ -181,22 +185,17 @@ class Run:
             raise RuntimeError(f"worker {self.rank} no longer holds the weights of worker 0")
 
     def _checkpoint(self, state: State) -> None:
-        last = state.history[-1]
-        # Without a validation split the last epoch is taken for the best.
-        figures = {"score": last["epoch"] if last["val_map"] is None else last["val_map"], "epoch": state.epoch}
         if self.history is None:
-            ray.train.report(figures)
             return
         self.history.write(state.history)
-        with tempfile.TemporaryDirectory() as folder:
-            checkpoint.write(Path(folder), state, self.trainee.variables, self.optimizer)
-            ray.train.report(figures, checkpoint=Checkpoint.from_directory(folder))
+        checkpoint.write(self.checkpoints, state, self.trainee.variables, self.optimizer)
+        checkpoint.keep(self.checkpoints, {state.best_first()[0], state.epoch, state.epoch - 1})
 
     def _finished(self, state: State) -> dict[str, Any]:
-        reported = ray.train.get_all_reported_checkpoints()
-        best = max(reported, key=lambda known: known.metrics["score"])
-        with best.checkpoint.as_directory() as folder:
-            checkpoint.read(Path(folder), self.trainee.variables)
+        best = self._whole(state.best_first())
+        if best is None:
+            raise JobFailed(f"no checkpoint in {self.checkpoints!r} is whole any more; run the same command again")
+        checkpoint.read(self.checkpoints, best, self.trainee.variables)
         map_after = self._map_of(self._judged)
         if self.rank == 0:
             network.save(self.trainee.model, self.job.source.spec, files.join(self.config.out, MODEL))
@@ -206,7 +205,8 @@ class Run:
             "map_after": map_after,
             "judged_on": self._judged,
             "epochs": state.epoch,
-            "best_epoch": best.metrics["epoch"],
+            "best_epoch": best,
+            "workers": self.workers,
             "unreadable": state.unreadable,
         }
 

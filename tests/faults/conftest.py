@@ -1,5 +1,6 @@
 """A job as a process with its own Ray, watched and killed; only processes of its own session are ever touched."""
 
+import contextlib
 import json
 import os
 import re
@@ -17,8 +18,9 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 HOOKS = Path(__file__).parent / "hooks"
+SECONDS = 900  # until a job is given up, on a machine that others load
 PHOTOS, SHARD_ROWS = 48, 8
-FLAGS = (
+EXTRACT = (
     *("--model", "vgg16-gem", "--image-size", "64", "--precision", "float32"),
     *("--batch-size", "4", "--shard-rows", str(SHARD_ROWS)),
 )
@@ -30,6 +32,8 @@ NAMES = {
     "decoder": r"^ray::MapBatches\(_decode\)|^ray::IDLE",
     "network": r"^ray::MapWorker\(MapBatches\(Network\)\)",
     "network at work": r"^ray::MapWorker\(MapBatches\(Network\)\)\.submit",
+    "controller": r"^ray::TrainController",
+    "worker": r"^ray::RayTrainWorker",
 }
 
 
@@ -37,17 +41,30 @@ def pytest_addoption(parser):
     parser.addoption("--all-kills", action="store_true", help="run the whole kill matrix, not only its fast part")
 
 
-class Job:
-    """`jobs/extract.py` in a session of its own."""
+def pytest_configure(config):
+    config.addinivalue_line("markers", "all_kills: takes long, and runs only with --all-kills")
 
-    def __init__(self, manifest, out, *flags, decode_seconds=0.0, write_seconds=0.0):
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--all-kills", default=False):
+        for item in items:
+            if item.get_closest_marker("all_kills"):
+                item.add_marker(pytest.mark.skip(reason="needs --all-kills"))
+
+
+class Job:
+    """A job in a session of its own, on its own Ray or on that at `address`."""
+
+    def __init__(self, name, out, *flags, decode_seconds=0.0, write_seconds=0.0, address=None):
         self.out = Path(out)
         environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {
-            "PYTHONPATH": str(HOOKS),
+            "PYTHONPATH": os.pathsep.join(map(str, (HOOKS, REPOSITORY))),
             "DIM_TEST_DECODE_SECONDS": str(decode_seconds),
             "DIM_TEST_WRITE_SECONDS": str(write_seconds),
         }
-        command = [sys.executable, "jobs/extract.py", "--manifest", manifest, "--out", out, *FLAGS, *flags]
+        if address:
+            environment["RAY_ADDRESS"] = address
+        command = [sys.executable, f"jobs/{name}.py", "--out", out, *flags]
         self.errors = open(f"{out}.stderr", "w+")  # noqa: SIM115
         self.process = subprocess.Popen(
             [str(part) for part in command],
@@ -96,7 +113,11 @@ class Job:
             for path in self.out.glob("part-*.json")
         }
 
-    def until(self, condition, seconds=300):
+    def epochs(self):
+        """The epochs whose checkpoint is written."""
+        return sorted(int(path.stem.removeprefix("epoch-")) for path in self.out.glob("checkpoints/epoch-*.json"))
+
+    def until(self, condition, seconds=SECONDS):
         """Waits until the condition holds; False where the job ends before."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -111,7 +132,7 @@ class Job:
         self.errors.seek(0)
         return self.errors.read()
 
-    def end(self, seconds=300):
+    def end(self, seconds=SECONDS):
         """Exit status and the result that it printed, if any; nothing of the job runs on."""
         try:
             printed, _ = self.process.communicate(timeout=seconds)
@@ -126,21 +147,51 @@ class Job:
         return self.process.returncode, json.loads(printed.splitlines()[-1]) if printed else None
 
 
-@pytest.fixture
-def start():
-    """Starts jobs; none of them outlives the test."""
-    jobs = []
+@contextlib.contextmanager
+def jobs():
+    """Starts jobs; none of them outlives the block."""
+    started = []
 
     def begin(*arguments, **options):
-        jobs.append(Job(*arguments, **options))
-        return jobs[-1]
+        started.append(Job(*arguments, **options))
+        return started[-1]
 
-    yield begin
-    for job in jobs:
-        job.kill()
-        job.process.wait()
-        job.process.stdout.close()
-        job.errors.close()
+    try:
+        yield begin
+    finally:
+        for job in started:
+            job.kill()
+            job.process.wait()
+            job.process.stdout.close()
+            job.errors.close()
+
+
+@pytest.fixture
+def start():
+    """Starts jobs that end with the test."""
+    with jobs() as begin:
+        yield begin
+
+
+@pytest.fixture(scope="session")
+def start_once():
+    """Starts jobs whose outcome several tests look at."""
+    with jobs() as begin:
+        yield begin
+
+
+@pytest.fixture
+def out(tmp_path):
+    """Where a job writes."""
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def extract(start):
+    """Starts an extraction of a manifest."""
+    return lambda manifest, out, *flags, **options: start(
+        "extract", out, "--manifest", manifest, *EXTRACT, *flags, **options
+    )
 
 
 @pytest.fixture(scope="session")

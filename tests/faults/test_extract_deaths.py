@@ -22,9 +22,9 @@ def poisoned(photos, tmp_path_factory):
     return folder / "photos.csv", [rows[row].split(",")[0] for row in DEADLY]
 
 
-def test_photos_that_kill_become_errors_and_a_killed_network_nothing(start, poisoned, assert_whole, tmp_path):
+def test_photos_that_kill_become_errors_and_a_killed_network_nothing(extract, poisoned, assert_whole, tmp_path):
     manifest, deadly = poisoned
-    job = start(manifest, tmp_path / "out")
+    job = extract(manifest, tmp_path / "out")
     assert job.until(lambda: job.shards() and job.kill("network")), job.said()
     status, result = job.end()
     assert status == 0, job.said()
@@ -36,18 +36,17 @@ def test_photos_that_kill_become_errors_and_a_killed_network_nothing(start, pois
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_told_to_end(start, photos, tmp_path, number):
-    job = start(photos, tmp_path / "out", decode_seconds=0.4)
+def test_told_to_end(extract, photos, tmp_path, number):
+    job = extract(photos, tmp_path / "out", decode_seconds=0.4)
     assert job.until(lambda: job.pids("network")), job.said()
     assert job.kill("driver", number)
     assert job.end() == (130, None)
     assert job.said().splitlines()[-1] == "interrupted; run the same command again to resume"
 
 
-def test_a_network_that_always_dies_ends_the_job_in_one_line(request, start, photos, tmp_path):
-    if not request.config.getoption("--all-kills", default=False):
-        pytest.skip("needs --all-kills")
-    job = start(photos, tmp_path / "out", "--batch-size", "48")
+@pytest.mark.all_kills
+def test_a_network_that_always_dies_ends_the_job_in_one_line(extract, photos, tmp_path):
+    job = extract(photos, tmp_path / "out", "--batch-size", "48")
     while job.process.poll() is None:
         job.kill("network at work")
         time.sleep(0.2)

@@ -17,23 +17,25 @@ MOMENTS = {
     "end": lambda job: len(job.shards()) == 6,
 }
 FAST = [("machine", "middle")]
+KILLS = [
+    pytest.param(kill, id="-".join(kill), marks=() if kill in FAST else pytest.mark.all_kills)
+    for kill in itertools.product(VICTIMS, MOMENTS)
+]
 ALL = {"images": 48, "ok": 48, "errors": 0}
 
 
-@pytest.mark.parametrize("kill", list(itertools.product(VICTIMS, MOMENTS)), ids="-".join)
-def test_killed(request, start, photos, assert_whole, kill):
-    if kill not in FAST and not request.config.getoption("--all-kills", default=False):
-        pytest.skip("needs --all-kills")
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("kill", KILLS)
+def test_killed(extract, photos, assert_whole, out, kill):
     victim, moment = kill
-    out = request.getfixturevalue("tmp_path") / "out"
-    job = start(photos, out, decode_seconds=0.4, write_seconds=0.5)
+    job = extract(photos, out, decode_seconds=0.4, write_seconds=0.5)
     assert job.until(lambda: MOMENTS[moment](job) and job.pids(victim)), job.said()
     assert job.kill(victim)
     status, result = job.end()
     if victim not in CARRIED_ON:
         assert status != 0
         finished = job.shards()
-        again = start(photos, out)
+        again = extract(photos, out)
         status, result = again.end()
         assert again.shards().items() >= finished.items(), "a finished shard was written again"
         assert result["computed"] == 48 - 8 * len(finished)

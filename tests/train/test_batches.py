@@ -1,4 +1,6 @@
-"""Batches hold the triplets that they are made of, in equal shares, each distinct image once."""
+"""Batches hold the triplets that they are made of, whatever the shares, each distinct image once."""
+
+import itertools
 
 import numpy as np
 from hypothesis import given
@@ -14,18 +16,26 @@ def made(triplets, batch_size, replicas, seed=0):
     return list(batches.epoch(array, batch_size, replicas, np.random.default_rng(seed)))
 
 
-@given(TRIPLETS, st.integers(1, 4), st.integers(1, 8))
-def test_batches_hold_the_triplets_once_each(triplets, replicas, per_replica):
-    found = made(triplets, replicas * per_replica, replicas)
-    sizes = {share.indices.shape[1] for batch in found for share in batch}
-    assert len(sizes) <= 1  # all replicas take the same steps with equal shares
+def told(found):
+    """The triplets of each batch."""
+    return [[tuple(t) for share in batch for t in share.rows[share.indices].T.tolist()] for batch in found]
+
+
+@given(TRIPLETS, st.integers(1, 4), st.integers(4, 32))
+def test_batches_hold_the_triplets_once_each(triplets, replicas, batch_size):
+    found = made(triplets, batch_size, replicas)
     assert all(len(batch) == replicas for batch in found)
-    told = [tuple(t) for batch in found for share in batch for t in share.rows[share.indices].T.tolist()]
+    assert all(share.indices.shape[1] > 0 for batch in found for share in batch)
     left = list(triplets)
-    for triplet in told:
+    for triplet in itertools.chain.from_iterable(told(found)):
         left.remove(triplet)
-    size = min(replicas * per_replica, len(triplets) - len(triplets) % replicas)
-    assert len(left) == (len(triplets) % size if size else len(triplets))
+    size = min(batch_size, len(triplets))
+    assert len(left) == (len(triplets) % size if size >= replicas else len(triplets))
+
+
+@given(TRIPLETS.filter(lambda triplets: len(triplets) >= 4), st.integers(2, 4), st.integers(4, 32))
+def test_batches_are_the_same_for_any_number_of_replicas(triplets, replicas, batch_size):
+    assert told(made(triplets, batch_size, replicas)) == told(made(triplets, batch_size, 1))
 
 
 @given(TRIPLETS)

@@ -21,7 +21,7 @@ def scratch(tmp_path_factory):
 
 def weights(run):
     """The trained weights in the run's last checkpoint."""
-    with np.load(sorted(run.glob("checkpoints/*/arrays.npz"))[-1]) as arrays:
+    with np.load(sorted(run.glob("checkpoints/*.npz"))[-1]) as arrays:
         return {name: arrays[name] for name in arrays.files}
 
 
@@ -65,6 +65,7 @@ def test_two_workers_report_the_figures_of_one(runs):
 
 def test_a_run_leaves_what_it_promises(runs):
     result, out = runs[2]
+    assert result["workers"] == 2
     assert json.loads((out / "result.json").read_text())["best_epoch"] == result["best_epoch"] == 1
     with (out / "history.csv").open() as file:
         (epoch,) = csv.DictReader(file)

@@ -1,0 +1,130 @@
+"""One writer at a time on an object store: here a folder that passes for one, and one of S3's protocol."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pyarrow.fs as pafs
+import pytest
+
+from dim import files, lease
+from dim.errors import JobFailed, UserError
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """A folder that `s3://bucket` names."""
+    local, store = files.locate, pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
+    monkeypatch.setattr(files, "locate", lambda uri: (store, uri[5:]) if uri.startswith("s3://") else local(uri))
+    (tmp_path / "bucket").mkdir()
+    return tmp_path / "bucket"
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(lease, "SECONDS", 2.0)
+    monkeypatch.setattr(lease, "RENEWED", 0.2)
+
+
+def leases(bucket):
+    return [path for path in bucket.iterdir() if path.name.startswith(lease.PREFIX)]
+
+
+def hold(holder="one"):
+    return lease.held("s3://bucket", holder)
+
+
+def test_a_second_writer_is_refused_and_told_who_the_first_is(bucket):
+    with hold("ann@here, process 7"):
+        with pytest.raises(UserError, match="'s3://bucket' is being written by ann@here, process 7; wait for it"):
+            hold().__enter__()
+        assert len(leases(bucket)) == 1
+    assert not leases(bucket)
+    with hold():
+        pass
+
+
+def test_a_lease_is_renewed_as_long_as_its_holder_lives(bucket, quick):
+    with hold():
+        time.sleep(3)
+        with pytest.raises(UserError):
+            hold().__enter__()
+
+
+def test_a_dead_writers_lease_is_taken_over(bucket):
+    dead = bucket / f"{lease.PREFIX}dead"
+    dead.write_text('{"holder": "bob"}')
+    with pytest.raises(UserError, match="by bob"):
+        hold().__enter__()
+    os.utime(dead, (time.time() - lease.SECONDS - 1,) * 2)
+    with hold():
+        assert dead not in leases(bucket)
+
+
+def test_a_writer_taken_for_dead_stops(bucket, quick):
+    with pytest.raises(JobFailed, match="could not renew its lease on 's3://bucket' in time"), hold():
+        leases(bucket)[0].unlink()
+        time.sleep(60)
+
+
+def test_a_store_that_no_longer_answers_stops_the_writer(bucket, quick, monkeypatch):
+    def unanswered(*_):
+        raise OSError("no route")
+
+    with pytest.raises(JobFailed, match="could not renew"), hold(), monkeypatch.context() as patch:
+        patch.setattr(files, "write_bytes", unanswered)
+        time.sleep(60)
+
+
+def test_of_many_that_come_at_once_never_two_write(bucket):
+    gate, inside, most, wrote = threading.Barrier(8), set(), [], []
+
+    def write(number):
+        gate.wait()
+        try:
+            with hold(str(number)):
+                inside.add(number)
+                most.append(len(inside))
+                time.sleep(0.05)
+                inside.remove(number)
+                wrote.append(number)
+        except UserError as error:
+            assert "is being written by" in str(error)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(most) <= {1} and not leases(bucket)
+
+
+def test_a_job_that_was_killed_is_taken_over_on_s3(s3, monkeypatch):
+    folder = s3.bucket("lease")
+    program = f"""
+import sys
+from dim import lease
+lease.SECONDS, lease.RENEWED = 4.0, 0.5
+with lease.held({folder!r}, "the first"):
+    print("writing", flush=True)
+    sys.stdin.read()
+"""
+    monkeypatch.setattr(lease, "SECONDS", 4.0)
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        cwd=Path(__file__).parents[1],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as writer:
+        assert writer.stdout.readline() == "writing\n"
+        time.sleep(6)  # it lives on
+        with pytest.raises(UserError, match="by the first"):
+            lease.held(folder, "the second").__enter__()
+        writer.kill()
+    time.sleep(6)
+    with lease.held(folder, "the second"):
+        assert len(files.names(folder)) == 1

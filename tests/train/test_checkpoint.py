@@ -1,0 +1,88 @@
+"""A checkpoint is read as it was written, or, where a death or a disk damaged it, not at all."""
+
+import keras
+import numpy as np
+import pytest
+
+from dim.train import checkpoint
+from dim.train.checkpoint import State
+
+
+def trained(epoch):
+    """Variables and an optimizer after `epoch` steps, and the state of then."""
+    keras.utils.set_random_seed(3)
+    variables = [keras.Variable(np.ones(shape, np.float32)) for shape in ((3, 2), (2,))]
+    optimizer = keras.optimizers.Adam(0.1)
+    optimizer.build(variables)
+    for step in range(epoch):
+        optimizer.apply([np.full(variable.shape, step + 1.0, np.float32) for variable in variables], variables)
+    history = [{"epoch": number, "val_map": {1: 0.4, 2: 0.6}.get(number, 0.5)} for number in range(1, epoch + 1)]
+    state = State(epoch=epoch, map_before=0.25, history=history, triplets=np.arange(6).reshape(2, 3) + epoch)
+    return variables, optimizer, state
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """The checkpoints of three epochs."""
+    for epoch in (1, 2, 3):
+        variables, optimizer, state = trained(epoch)
+        checkpoint.write(str(tmp_path / "checkpoints"), state, variables, optimizer)
+    return tmp_path / "checkpoints"
+
+
+def values(variables):
+    return [variable.numpy() for variable in variables]
+
+
+def test_what_is_read_is_what_was_written(folder):
+    variables, optimizer, expected = trained(2)
+    found, other, _ = trained(0)
+    state = checkpoint.read(str(folder), 2, found, other)
+    np.testing.assert_array_equal(state.triplets, expected.triplets)
+    assert state.as_json() == expected.as_json()
+    for one, two in ((variables, found), (optimizer.variables, other.variables)):
+        assert all(map(np.array_equal, values(one), values(two)))
+
+
+DAMAGE = {
+    "cut": ("npz", lambda content: content[:-7]),
+    "empty": ("npz", lambda _: b""),
+    "a bit flipped": ("npz", lambda content: content[:300] + bytes([content[300] ^ 1]) + content[301:]),
+    "arrays gone": ("npz", None),
+    "state cut": ("json", lambda content: content[:40]),
+    "no state": ("json", lambda _: b"[]"),
+    "not even text": ("json", lambda _: b"\xff\0"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_checkpoint_is_skipped_for_the_one_before(folder, name):
+    ending, change = DAMAGE[name]
+    epochs = checkpoint.newest_first(str(folder))
+    assert epochs == [3, 2, 1]
+    for epoch, left in ((3, 2), (2, 1), (1, None)):
+        assert checkpoint.whole(str(folder), epochs) == epoch
+        path = folder / f"epoch-000{epoch}.{ending}"
+        path.write_bytes(change(path.read_bytes())) if change else path.unlink()
+        assert checkpoint.whole(str(folder), epochs) == left
+
+
+def test_a_death_before_the_state_leaves_no_checkpoint(folder):
+    (folder / "epoch-0003.json").unlink()
+    assert checkpoint.newest_first(str(folder)) == [2, 1]
+    assert checkpoint.newest_first(str(folder / "none")) == []
+
+
+def test_the_last_two_and_the_best_are_kept(folder):
+    (folder / "epoch-0003.npz.77.tmp").write_bytes(b"half")
+    (folder / "epoch-0004.npz").write_bytes(b"its state never came")
+    checkpoint.keep(str(folder), {2, 3})
+    assert sorted(path.name for path in folder.iterdir()) == [
+        f"epoch-000{epoch}.{ending}" for epoch in (2, 3) for ending in ("json", "npz")
+    ]
+
+
+def test_the_best_epoch_is_that_of_the_highest_map_and_without_one_the_last():
+    assert trained(3)[2].best_first() == [2, 3, 1]
+    rows = [{"epoch": epoch, "val_map": None} for epoch in (1, 2, 3)]
+    assert State(history=rows).best_first() == [3, 2, 1]
