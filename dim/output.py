@@ -18,6 +18,7 @@ from dim.errors import UserError
 
 FORMAT_VERSION = 1
 RECORD, RESULT, LOCK = "run.json", "result.json", ".lock"
+RUNNING, DONE = "running", "done"  # the status in run.json
 _PACKAGES = ("ray", "tensorflow", "keras", "numpy", "pillow", "pyarrow", "scikit-learn", "faiss-cpu")
 
 
@@ -88,7 +89,7 @@ class Output:
 
     def finish(self, result: dict[str, Any]) -> dict[str, Any]:
         """Records what was done, in run.json and as result.json, and returns it."""
-        self._record |= {"status": "done", "finished": _now(), "counts": result}
+        self._record |= {"status": DONE, "finished": _now(), "counts": result}
         files.write_json(self.path(RESULT), result)
         self._write()
         return result
@@ -114,7 +115,7 @@ def opened(
         record = {
             "job": job,
             "format_version": FORMAT_VERSION,
-            "status": "running",
+            "status": RUNNING,
             "started": _now(),
             "embedding": embedding,
             "inputs": dict(inputs),

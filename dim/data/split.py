@@ -19,6 +19,7 @@ from dim import files
 from dim.config import option
 from dim.data import manifest, photos
 from dim.errors import UserError
+from dim.rows import require_once
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ def split(config: SplitConfig) -> dict[str, Any]:
     files.make_folder(folder)
     files.write_table(f"{config.out.rpartition('.')[0]}.unreadable.csv", _named(unreadable, folder))
     files.write_table(config.out, result.table)
+    require_once(image_ids, manifest.read(config.out).image_ids, repr(config.out))
     counts = Counter(splits)
     return {
         "manifest": config.out,

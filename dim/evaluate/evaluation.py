@@ -14,6 +14,7 @@ from dim.evaluate.task import Task
 from dim.extract.store import Descriptors
 from dim.pages.parts import Verdict
 from dim.progress import Progress
+from dim.rows import require_once
 from dim.search import exact
 from dim.search.database import Exact
 from dim.search.retrieval import Retrieval
@@ -96,6 +97,15 @@ def _hits(row: np.ndarray, columns: np.ndarray, labels: np.ndarray, verdicts: di
     return [
         Hit(column, labels[column], float(row[column]), verdicts.get(column, "wrong")) for column in columns.tolist()
     ]
+
+
+def require_rows(task: Task, queries: Descriptors, database: Database, judged: list[Judged]) -> None:
+    """Raises RuntimeError unless each query and each row of the database is there once, or could not be decoded."""
+    for rows, decoded, given in (
+        (task.queries, queries.rows, [query.query_id for query in judged]),
+        (task.database, database.rows, task.database.image_ids[database.rows]),
+    ):
+        require_once(rows.image_ids, [*given, *np.delete(rows.image_ids, decoded)], repr(rows.uri))
 
 
 def _positions(row: np.ndarray, columns: dict[str, np.ndarray], place: np.ndarray) -> dict[str, np.ndarray]:

@@ -44,6 +44,7 @@ def _measured(config: EvaluateConfig, task: Task, source: Source) -> Measured:
     search = evaluation.retrieval(task, source.queries, source.database)
     search, steps = methods.applied(search, config.expansion, config.neighbours)
     judged = list(evaluation.judge(task, source.queries, source.database, search))
+    evaluation.require_rows(task, source.queries, source.database, judged)
     found = result.metrics(config, task, source, judged, steps)
     for line in (source.name, *result.lines(found)):
         log.info("%s", line)

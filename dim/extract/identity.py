@@ -53,10 +53,20 @@ def from_json(document: Any, where: str) -> Embedding:
 
 
 def of_folder(folder: str) -> Embedding:
-    """The embedding of the descriptors or the index in `folder`, from its run.json."""
+    """The embedding of the descriptors or the index in `folder`, from its run.json.
+
+    Raises UserError where it has none, and where the job that writes the folder has not ended.
+    """
     record = output.record_of(folder)
     if record is None:
         raise UserError(f"{folder!r} is no output folder of dim: it has no {output.RECORD}; make it with extract.py")
+    if record.get("status") == output.RUNNING:
+        raise UserError(f"{folder!r} was never finished; run {record['job']}.py again")
+    return of_record(record, folder)
+
+
+def of_record(record: dict[str, Any], folder: str) -> Embedding:
+    """The embedding in `record`, the run.json of `folder`."""
     return from_json(record.get("embedding"), files.join(folder, output.RECORD))
 
 

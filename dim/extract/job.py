@@ -19,6 +19,7 @@ from dim.extract.writer import Writer
 from dim.model import spec, whitening
 from dim.model.spec import Source
 from dim.progress import Progress
+from dim.rows import require_once
 
 log = logging.getLogger(__name__)
 
@@ -37,9 +38,9 @@ def extract(config: ExtractConfig) -> dict[str, Any]:
         _require_same(config, embedding)
         inputs = {"manifest": config.manifest, "model": config.model, "whitening": config.whitening}
         with output.opened(config.out, "extract", config, inputs, embedding.as_json()) as out:
-            left = resume.pending(config.out, selected.image_ids, contents.contents, config.retry_failed)
+            left = resume.pending(config.out, embedding, selected.image_ids, contents.contents, config.retry_failed)
             log.info("%d photos, %d to do", len(selected), len(left))
-            seconds = _run(config, selected, contents.contents, left, recipe)
+            seconds = _run(config, selected, contents.contents, left, recipe, embedding=embedding)
             return out.finish(_result(config.out, selected, len(left), seconds))
 
 
@@ -81,13 +82,21 @@ def _require_same(config: ExtractConfig, embedding: Embedding) -> None:
     record = output.record_of(config.out)
     if record is None or record["job"] != "extract":
         return  # output.opened says whose folder it is
-    identity.require_equal(identity.of_folder(config.out), config.out, embedding, config.model)
+    identity.require_equal(identity.of_record(record, config.out), config.out, embedding, config.model)
     stored = record.get("configuration", {}).get("store")
     if stored != config.store:
         raise UserError(f"{config.out!r} stores {stored}, not {config.store}; use another --out")
 
 
-def _run(config: ExtractConfig, selected: Manifest, contents: list[str], left: np.ndarray, recipe: Recipe) -> float:
+def _run(
+    config: ExtractConfig,
+    selected: Manifest,
+    contents: list[str],
+    left: np.ndarray,
+    recipe: Recipe,
+    *,
+    embedding: Embedding,
+) -> float:
     if not len(left):
         return 0.0
     from dim.extract import pipeline  # noqa: PLC0415  (nothing to do needs no Ray Data)
@@ -108,7 +117,7 @@ def _run(config: ExtractConfig, selected: Manifest, contents: list[str], left: n
     log.info("starting %d network actor%s", machine.workers, "" if machine.workers == 1 else "s")
     progress = Progress("extracting", len(left), errors=True)
     open_shards: dict[str, list[pa.Table]] = {}
-    with Writer(config.out) as writer:
+    with Writer(config.out, embedding) as writer:
         for batch in pipeline.run(rows, recipe, config.store, machine):
             progress.add(batch.num_rows, batch["status"].to_pylist().count(store.ERROR))
             for name in batch["shard"].unique().to_pylist():
@@ -121,15 +130,13 @@ def _run(config: ExtractConfig, selected: Manifest, contents: list[str], left: n
 
 
 def _result(folder: str, selected: Manifest, computed: int, seconds: float) -> dict[str, Any]:
-    statuses: dict[str, str] = {}
-    rows = 0
+    image_ids: list[str] = []
+    errors = 0
     for name in store.shards(folder):
         table = store.read_shard(folder, name, ["image_id", "status"])
-        statuses.update(zip(table["image_id"].to_pylist(), table["status"].to_pylist(), strict=True))
-        rows += table.num_rows
-    if rows != len(selected) or statuses.keys() != set(selected.image_ids):
-        raise RuntimeError(f"{folder!r} holds {rows} rows of {len(statuses)} images for {len(selected)} selected ones")
-    errors = list(statuses.values()).count(store.ERROR)
+        image_ids += table["image_id"].to_pylist()
+        errors += table["status"].to_pylist().count(store.ERROR)
+    require_once(selected.image_ids, image_ids, repr(folder))
     return {
         "images": len(selected),
         "ok": len(selected) - errors,

@@ -7,15 +7,18 @@ import pyarrow as pa
 
 from dim import files
 from dim.extract import store
+from dim.extract.identity import Embedding
 
 log = logging.getLogger(__name__)
 
 
-def pending(folder: str, image_ids: np.ndarray, contents: list[str], retry_failed: bool) -> np.ndarray:
+def pending(
+    folder: str, embedding: Embedding, image_ids: np.ndarray, contents: list[str], retry_failed: bool
+) -> np.ndarray:
     """Positions (ascending) of the rows to compute, after shards with rows that no longer count have been rewritten.
 
     A row counts if it is selected, its photo is unchanged, its shard is whole, and no shard before holds it.
-    With `retry_failed`, error rows don't count.
+    With `retry_failed`, error rows don't count. Raises UserError for a shard that another than `embedding` made.
     """
     position = {key: row for row, key in enumerate(zip(image_ids, contents, strict=True))}
     done = np.zeros(len(image_ids), dtype=bool)
@@ -28,7 +31,7 @@ def pending(folder: str, image_ids: np.ndarray, contents: list[str], retry_faile
             log.warning("shard %s is damaged; its rows are computed again", name)
             store.delete_shard(folder, name)
             continue
-        table = store.read_shard(folder, name, ["image_id", "content", "status"])
+        table = store.read_shard(folder, name, ["image_id", "content", "status"], embedding)
         keys = zip(table["image_id"].to_pylist(), table["content"].to_pylist(), strict=True)
         rows = np.array([position.get(key, -1) for key in keys], dtype=np.int64)
         counts = rows >= 0

@@ -5,10 +5,12 @@ row), `status` ("ok" or "error"), `error`, `width`, `height` (of the upright pho
 was).
 
 A shard `part-<hash>.parquet` is named by the ids and contents that it holds, and is done when its statistics
-`part-<hash>.json` (rows, errors, bytes, sha256) stand beside it. What is half-written is not done.
+`part-<hash>.json` (rows, errors, bytes, sha256) stand beside it. What is half-written is not done. Its Parquet metadata
+says which embedding made it, so that a shard that was copied from elsewhere is refused.
 """
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -19,9 +21,10 @@ import pyarrow.parquet as pq
 from dim import files
 from dim.data.manifest import Manifest
 from dim.errors import UserError
-from dim.extract.identity import Embedding, of_folder
+from dim.extract.identity import Embedding, from_json, of_folder, require_equal
 
 OK, ERROR = "ok", "error"
+EMBEDDING = b"embedding"  # in a shard's metadata
 
 
 def schema(dimension: int, dtype: str = "float32") -> pa.Schema:
@@ -44,6 +47,11 @@ def shard_name(rows: Sequence[tuple[str, str]]) -> str:
     """The name of the shard that holds these (image_id, content) rows."""
     digest = hashlib.sha256("\n".join(f"{image_id}\t{content}" for image_id, content in rows).encode())
     return f"part-{digest.hexdigest()[:16]}"
+
+
+def marked(table: pa.Table, embedding: Embedding) -> pa.Table:
+    """`table`, whose file will say that `embedding` made it."""
+    return table.replace_schema_metadata({EMBEDDING: json.dumps(embedding.as_json())})
 
 
 def write_shard(folder: str, name: str, table: pa.Table) -> None:
@@ -89,13 +97,18 @@ def is_whole(folder: str, name: str) -> bool:
     return expected == (len(content), hashlib.sha256(content).hexdigest())
 
 
-def read_shard(folder: str, name: str, columns: list[str] | None = None) -> pa.Table:
-    """The rows of one shard. Raises UserError where it is damaged."""
+def read_shard(
+    folder: str, name: str, columns: list[str] | None = None, embedding: Embedding | None = None
+) -> pa.Table:
+    """The rows of one shard. Raises UserError where it is damaged, or says that another than `embedding` made it."""
     uri = files.join(folder, f"{name}.parquet")
     try:
-        return files.read_parquet(uri, columns)
+        table = files.read_parquet(uri, columns)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{uri!r} is damaged ({files.reason(error)}); run the same extract.py again") from error
+    if embedding is not None and (mark := (table.schema.metadata or {}).get(EMBEDDING)):
+        require_equal(from_json(json.loads(mark), uri), uri, embedding, folder)
+    return table
 
 
 def vectors(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
@@ -136,7 +149,7 @@ def read(folder: str, manifest: Manifest) -> Descriptors:
     found: list[np.ndarray] = []
     parts: list[np.ndarray] = []
     for name in shards(folder):
-        table = read_shard(folder, name, ["image_id", "descriptor", "status"])
+        table = read_shard(folder, name, ["image_id", "descriptor", "status"], embedding)
         rows = np.array([position.get(image_id, -1) for image_id in table["image_id"].to_pylist()], dtype=np.int64)
         seen[rows[rows >= 0]] = True
         wanted = (rows >= 0) & (table["status"].to_numpy() == OK)

@@ -8,6 +8,7 @@ from types import TracebackType
 import pyarrow as pa
 
 from dim.extract import store
+from dim.extract.identity import Embedding
 
 log = logging.getLogger(__name__)
 
@@ -15,13 +16,13 @@ AHEAD = 4  # shards that wait to be written, or are being written
 
 
 class Writer:
-    """Writes to `folder`, at most `AHEAD` shards behind; what went wrong there is raised by the next call.
+    """Writes to `folder`, at most `AHEAD` shards behind, what `embedding` made; a failure is raised by the next call.
 
     A context: its end waits for all that is left, also where the block ended in an error, as what was computed counts.
     """
 
-    def __init__(self, folder: str) -> None:
-        self._folder = folder
+    def __init__(self, folder: str, embedding: Embedding) -> None:
+        self._folder, self._embedding = folder, embedding
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="writer")
         self._room = threading.BoundedSemaphore(AHEAD)
         self._failed: BaseException | None = None
@@ -42,7 +43,7 @@ class Writer:
 
     def _write(self, name: str, table: pa.Table) -> None:
         if self._failed is None:
-            store.write_shard(self._folder, name, table.sort_by("image_id"))
+            store.write_shard(self._folder, name, store.marked(table.sort_by("image_id"), self._embedding))
             log.info("wrote shard %s of %d rows", name, table.num_rows, extra={"shard": name})
 
     def _done(self, written: Future[None]) -> None:

@@ -3,6 +3,8 @@
 import logging
 from typing import Any
 
+import numpy as np
+
 from dim import files
 from dim.cluster import connected
 from dim.data import manifest
@@ -11,6 +13,7 @@ from dim.mine.config import MineConfig
 from dim.mine.mining import check_candidates, mine
 from dim.mine.pool import check
 from dim.output import opened
+from dim.rows import require_once
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +23,9 @@ def mine_folder(config: MineConfig) -> dict[str, Any]:
     rows = manifest.read(config.manifest).select(config.split)
     descriptors = store.read(config.descriptors, rows)
     labels, image_ids = rows.labels[descriptors.rows], rows.image_ids[descriptors.rows]
-    check(descriptors.vectors, labels, image_ids, config, f"split {config.split!r} of {config.manifest!r}")
+    where = f"split {config.split!r} of {config.manifest!r}"
+    require_once(rows.image_ids, [*image_ids, *np.delete(rows.image_ids, descriptors.rows)], config.descriptors)
+    check(descriptors.vectors, labels, image_ids, config, where)
     check_candidates(config, descriptors.vectors.shape[1])
     inputs: dict[str, str | None] = {"manifest": config.manifest, "descriptors": config.descriptors}
     with opened(config.out, "mine", config, inputs, descriptors.embedding.as_json()) as output, connected():

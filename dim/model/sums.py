@@ -21,7 +21,7 @@ import ray
 
 from dim.data.manifest import Manifest
 from dim.errors import UserError
-from dim.extract import store
+from dim.extract import identity, store
 from dim.model import moments
 from dim.model.moments import Moments
 from dim.progress import told
@@ -39,7 +39,13 @@ def sum_moments(folder: str, manifest: Manifest) -> Moments:
     tasks = _by_shards(_moments, folder, manifest, np.where(decoded, 0, UNUSED))
     parts = told(tasks, lambda _: 1, "summing", len(tasks), "parts")
     total: Moments = functools.reduce(Moments.merge, map(ray.get, parts))
+    _require_all(total, decoded, folder)
     return total
+
+
+def _require_all(total: Moments, used: np.ndarray, folder: str) -> None:
+    if total.count != used.sum():
+        raise RuntimeError(f"{folder!r}: {total.count} descriptors were summed, not {used.sum()}")
 
 
 def sum_pairs(folder: str, manifest: Manifest) -> tuple[Moments, Moments]:
@@ -62,6 +68,7 @@ def sum_pairs(folder: str, manifest: Manifest) -> tuple[Moments, Moments]:
     totals, squares, *parts = zip(*tasks, strict=True)
     label_squares = [ray.remote(_label_squares).remote(counts, *pieces) for pieces in parts]
     total = functools.reduce(Moments.merge, map(ray.get, totals))
+    _require_all(total, label_of != UNUSED, folder)
     covariance = (sum(map(ray.get, squares)) - sum(map(ray.get, label_squares))) / total.count
     count = total.count - int((counts > 1).sum())
     return total, Moments(count, np.zeros_like(total.mean), covariance * count)
@@ -101,7 +108,8 @@ def _positions(table: pa.Table, ids: pa.Array) -> np.ndarray:
 
 def _states(folder: str, names: list[str], ids: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     """The rows of these shards that stand in `ids`, as positions there, and whether each has a descriptor."""
-    table = pa.concat_tables(store.read_shard(folder, name, ["image_id", "status"]) for name in names)
+    embedding = identity.of_folder(folder)
+    table = pa.concat_tables(store.read_shard(folder, name, ["image_id", "status"], embedding) for name in names)
     rows = _positions(table, ids)
     ok = pc.equal(table["status"], store.OK).to_numpy()
     return rows[rows != UNUSED], ok[rows != UNUSED]

@@ -55,12 +55,15 @@ def _descriptors(config: ExportConfig, folder: str) -> dict[str, Any]:
 
 def npy(rows: Stored, out: Output) -> int:
     """`descriptors.npy`, float32 (N, D), and `names.txt`, the image_id of each row on a line of its own."""
+    written = 0
     with files.written(out.path("descriptors.npy")) as path, open(path, "wb") as file:
         for number, block in enumerate(told(rows, len, "exporting", len(rows), "rows")):
             if number == 0:
                 header = {"descr": "<f4", "fortran_order": False, "shape": (len(rows), block.shape[1])}
                 np.lib.format.write_array_header_1_0(file, header)
             file.write(block.data)
+            written += len(block)
+    _require_all(rows, written)
     files.write_bytes(out.path("names.txt"), "".join(f"{name}\n" for name in rows.ids.to_pylist()).encode())
     return 2
 
@@ -111,12 +114,18 @@ def _parts(rows: Stored, out: Output, kinds: dict[str, Callable[[pa.Array, np.nd
         for pattern, content in kinds.items():
             files.write_bytes(out.path(pattern.format(number)), content(rows.ids.slice(start, len(block)), block))
         start += len(block)
+    _require_all(rows, start)
     for pattern in kinds:  # the tools read whole folders, so what a larger export left must go
         left = number + 1
         while files.exists(out.path(pattern.format(left))):
             files.delete(out.path(pattern.format(left)))
             left += 1
     return number * len(kinds)
+
+
+def _require_all(rows: Stored, written: int) -> None:
+    if written != len(rows):
+        raise RuntimeError(f"{written} rows of {rows.folder!r} were written, not {len(rows)}")
 
 
 def _parquet(columns: dict[str, pa.Array]) -> bytes:

@@ -88,6 +88,7 @@ def write_flat(path: str, dimension: int, rows: int, blocks: Iterable[np.ndarray
     """Writes the file of a flat index of `rows` rows from `blocks` (n, D), of which one at a time is in memory.
 
     It is FAISS's header of an empty index, with the number of rows and of values filled in, and then the values.
+    Raises RuntimeError where the blocks don't have these rows.
     """
     header = bytearray(faiss.serialize_index(faiss.IndexFlatIP(dimension)))
     struct.pack_into("<q", header, 8, rows)
@@ -96,6 +97,9 @@ def write_flat(path: str, dimension: int, rows: int, blocks: Iterable[np.ndarray
         file.write(header)
         for block in blocks:
             file.write(np.ascontiguousarray(block, "<f4").data)
+            rows -= len(block)
+    if rows:
+        raise RuntimeError(f"the blocks of this index have {-rows:+d} rows of what was announced")
 
 
 def read(path: str, place: np.ndarray, parameters: str | None) -> Database:

@@ -81,4 +81,6 @@ def _write(made: Any, rows: Stored, path: str, dimension: int, factory: str) -> 
     with index.refusals(f"--factory {factory!r} takes no rows"):
         for block in blocks:
             made.add(block)
+    if made.ntotal != len(rows):
+        raise RuntimeError(f"the index has {made.ntotal} rows, not {len(rows)}")
     faiss.write_index(made, path)

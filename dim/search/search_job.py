@@ -11,6 +11,7 @@ from dim import files, output
 from dim.data import manifest
 from dim.errors import UserError
 from dim.extract import content
+from dim.rows import require_once
 from dim.search import methods, queries, target
 from dim.search.config import SearchConfig
 from dim.search.database import Exact
@@ -45,6 +46,7 @@ def search(config: SearchConfig) -> dict[str, Any]:
         files.write_table(extraction.manifest, photos)
         extract(extraction)
         asked = queries.described(extraction.out, None, found.embedding, config.index)
+        require_once(photos["image_id"].to_pylist(), [*asked.ids.to_pylist(), *asked.errors], repr(config.queries))
         return _answer(config, asked, found, out)
 
 

@@ -43,9 +43,10 @@ def read(folder: str, file: str | None = None, only: Collection[str] | None = No
     """The descriptors in `folder`, or `only` those with these ids, whitened by `file` unless they are whitened already.
 
     The vectors are left on disk. Raises UserError where `folder` holds no descriptors, or none that could be decoded,
-    or `file` doesn't fit them.
+    or an image twice, or `file` doesn't fit them.
     """
-    embedding, whitening = identity.of_folder(folder), None
+    embedding = made_by = identity.of_folder(folder)
+    whitening = None
     if file and not embedding.whitening:
         embedding, whitening = whitened(file, embedding, folder)
     ids: list[pa.ChunkedArray] = []
@@ -53,11 +54,11 @@ def read(folder: str, file: str | None = None, only: Collection[str] | None = No
     parts: list[Part] = []
     start = 0
     for name in store.shards(folder):
-        table = store.read_shard(folder, name, ["image_id", "status", "error"])
+        table = store.read_shard(folder, name, ["image_id", "status", "error"], made_by)
         asked = pc.is_in(table["image_id"], pa.array(only, pa.string())) if only is not None else pa.scalar(True)
         kept = pc.and_(pc.equal(table["status"], store.OK), asked)
-        failed = table.filter(pc.and_(pc.not_equal(table["status"], store.OK), asked))
-        errors |= zip(failed["image_id"].to_pylist(), failed["error"].to_pylist(), strict=True)
+        broken = table.filter(pc.and_(pc.not_equal(table["status"], store.OK), asked))
+        errors |= zip(broken["image_id"].to_pylist(), broken["error"].to_pylist(), strict=True)
         if size := pc.sum(kept).as_py():
             load = partial(_load, folder, name, kept if size < len(kept) else None, whitening)
             parts.append(Part(start, size, load))
@@ -65,7 +66,11 @@ def read(folder: str, file: str | None = None, only: Collection[str] | None = No
             start += size
     if not parts:
         raise UserError(_nothing(folder, errors))
-    return Stored(folder, pa.chunked_array(chunk for part in ids for chunk in part.chunks), errors, embedding, parts)
+    found = pa.chunked_array(chunk for part in ids for chunk in part.chunks)
+    failed = pa.array(list(errors), pa.string())
+    if pc.count_distinct(found).as_py() < len(found) or pc.any(pc.is_in(found, failed)).as_py():
+        raise UserError(f"{folder!r} has an image more than once; run the same extract.py again")
+    return Stored(folder, found, errors, embedding, parts)
 
 
 def _nothing(folder: str, errors: dict[str, str]) -> str:

@@ -35,8 +35,7 @@ def read(folder: str, whitening: str | None, parameters: str | None) -> Target:
             raise UserError(f"--parameters {parameters!r} are for an index; {folder!r} is a folder of descriptors")
         rows = stored.read(folder, whitening)
         return Target(Exact(rows.parts, exact.places(rows.ids)), rows.ids, rows.embedding)
-    if record["status"] != "done":
-        raise UserError(f"the index {folder!r} was never finished; run index.py again")
+    embedding = identity.of_folder(folder)
     ids = files.read_table(files.join(folder, index.IDS_FILE))["image_id"].combine_chunks()
     with files.on_disk(files.join(folder, index.FILE)) as path:
-        return Target(index.read(path, exact.places(ids), parameters), ids, identity.of_folder(folder))
+        return Target(index.read(path, exact.places(ids), parameters), ids, embedding)

@@ -29,6 +29,8 @@ class Inference:
             marks = self._trainee.strategy.gather(tf.constant(marks), axis=0).numpy()
             vectors = self._trainee.strategy.gather(tf.constant(vectors), axis=0).numpy()
         order = np.argsort(marks, kind="stable")[np.count_nonzero(marks < 0) :]
+        if not (np.diff(marks[order]) > 0).all() or not np.isin(marks[order], rows).all():
+            raise RuntimeError("the workers brought a row twice, or one that was not asked for")
         return marks[order], vectors[order]
 
     def _own(self, rows: np.ndarray, pooled: bool) -> dict[int, np.ndarray]:

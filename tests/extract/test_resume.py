@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dim.extract import store
+from dim.extract.identity import Embedding
 from dim.extract.resume import pending
 
 ROWS = 8
 SCHEMA = store.schema(2)
+EMBEDDING = Embedding("vgg16", "block5_conv3", "gem", "0", "caffe", 224, "squash", (1.0,), None, None, "float32")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -78,7 +80,7 @@ def test_what_is_left_and_what_is_kept_are_all_rows_once(tmp_path_factory, shard
 
     # The photos 0 to 7 are asked for, each in version 1.
     ids = np.array([f"image {number}" for number in range(ROWS)], dtype=object)
-    left = pending(str(folder), ids, ["version 1"] * ROWS, retry)
+    left = pending(str(folder), EMBEDDING, ids, ["version 1"] * ROWS, retry)
     kept = held(folder)
     assert set(kept) <= good
     assert sorted([*ids[left], *(image_id for image_id, _, _ in kept)]) == sorted(ids)
@@ -86,7 +88,7 @@ def test_what_is_left_and_what_is_kept_are_all_rows_once(tmp_path_factory, shard
     expected = {number for number, *_ in good_rows(good, retry)}
     assert {image_id for image_id, _, _ in kept} == expected
     # A second look finds the same, and nothing half-written is left.
-    assert pending(str(folder), ids, ["version 1"] * ROWS, retry).tolist() == left.tolist()
+    assert pending(str(folder), EMBEDDING, ids, ["version 1"] * ROWS, retry).tolist() == left.tolist()
     assert sorted(path.stem for path in folder.glob("*.parquet")) == store.shards(str(folder))
 
 
@@ -103,5 +105,5 @@ def test_a_death_between_the_new_shard_and_the_old_leaves_no_row_twice(tmp_path,
     write(tmp_path, rows)
     write(tmp_path, [row for row in rows if row[1]])
     ids = np.array(["image 0", "image 1", "image 2"], dtype=object)
-    assert pending(str(tmp_path), ids, ["version 1"] * 3, False).tolist() == [gone]
+    assert pending(str(tmp_path), EMBEDDING, ids, ["version 1"] * 3, False).tolist() == [gone]
     assert sorted(held(tmp_path)) == [(f"image {n}", "version 1", "ok") for n in range(3) if n != gone]

@@ -6,7 +6,10 @@ import pyarrow as pa
 import pytest
 
 from dim.extract import store
+from dim.extract.identity import Embedding
 from dim.extract.writer import AHEAD, Writer
+
+EMBEDDING = Embedding("vgg16", "block5_conv3", "gem", "0", "caffe", 224, "squash", (1.0,), None, None, "float32")
 
 
 def rows(*ids):
@@ -15,7 +18,7 @@ def rows(*ids):
 
 
 def test_all_shards_are_there_when_the_block_ends(tmp_path):
-    with Writer(str(tmp_path)) as writer:
+    with Writer(str(tmp_path), EMBEDDING) as writer:
         for number in range(3 * AHEAD):
             writer.write(f"part-{number:02d}", rows("b", "a"))
     assert len(store.shards(str(tmp_path))) == 3 * AHEAD
@@ -23,7 +26,7 @@ def test_all_shards_are_there_when_the_block_ends(tmp_path):
 
 
 def test_what_was_computed_is_written_though_the_block_ends_in_an_error(tmp_path):
-    with pytest.raises(KeyboardInterrupt), Writer(str(tmp_path)) as writer:
+    with pytest.raises(KeyboardInterrupt), Writer(str(tmp_path), EMBEDDING) as writer:
         writer.write("part-00", rows("a"))
         raise KeyboardInterrupt
     assert store.shards(str(tmp_path)) == ["part-00"]
@@ -32,7 +35,7 @@ def test_what_was_computed_is_written_though_the_block_ends_in_an_error(tmp_path
 def test_nothing_waits_for_the_disk_until_the_queue_is_full(tmp_path, monkeypatch):
     disk = threading.Event()
     monkeypatch.setattr(store, "write_shard", lambda *_: disk.wait())
-    with Writer(str(tmp_path)) as writer:
+    with Writer(str(tmp_path), EMBEDDING) as writer:
         for number in range(AHEAD):
             writer.write(f"part-{number}", rows("a"))
         one_more = threading.Thread(target=writer.write, args=("part-more", rows("a")))
@@ -51,9 +54,9 @@ def test_a_disk_that_fails_is_said_by_the_next_call_and_nothing_more_is_written(
         raise OSError("no space left")
 
     monkeypatch.setattr(store, "write_shard", full)
-    with pytest.raises(OSError, match="no space left"), Writer(str(tmp_path)) as writer:
+    with pytest.raises(OSError, match="no space left"), Writer(str(tmp_path), EMBEDDING) as writer:
         for number in range(3 * AHEAD):
             writer.write(f"part-{number:02d}", rows("a"))
     assert tried == ["part-00"]
-    with pytest.raises(OSError, match="no space left"), Writer(str(tmp_path)) as writer:
+    with pytest.raises(OSError, match="no space left"), Writer(str(tmp_path), EMBEDDING) as writer:
         writer.write("part-last", rows("a"))

@@ -14,6 +14,7 @@ from dim.data.importers import LAYOUTS
 from dim.data.importers.benchmark import Benchmark
 from dim.errors import UserError
 from dim.output import opened
+from dim.rows import require_once
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ def import_benchmark(config: ImportConfig) -> dict[str, Any]:
     problems = _problems(benchmark, config)
     with opened(config.out, "import", config, {"source": config.source}) as output:
         files.write_table(rows.uri, rows.table)
+        require_once([photo.image_id for photo in benchmark.photos], manifest.read(rows.uri).image_ids, repr(rows.uri))
         files.write_table(output.path("problems.csv"), problems)
         _write_grades(output.path("ground_truth.parquet"), benchmark)
         return output.finish(_result(benchmark, config.layout, problems["problem"].to_pylist()))
