@@ -172,7 +172,8 @@ def write_descriptors(tmp_path):
                     for image_id, vector in zip(part, vectors[start : start + 3], strict=True)
                 ]
                 table = pa.Table.from_pylist(rows, schema=store.schema(vectors.shape[1]))
-                store.write_shard(folder, store.shard_name([(image_id, "") for image_id in part]), table)
+                name = store.shard_name([(image_id, "") for image_id in part])
+                store.write_shard(folder, name, store.marked(table, embedding(**changes)))
             out.finish({})
         return folder
 

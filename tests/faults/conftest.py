@@ -53,7 +53,7 @@ class Job:
             "DIM_TEST_WRITE_SECONDS": str(write_seconds),
         }
         if address:
-            environment["RAY_ADDRESS"] = address
+            environment |= {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "disabled"}
         command = [sys.executable, f"jobs/{name}.py", "--out", out, *flags]
         self.errors = open(f"{out}.stderr", "w+")  # noqa: SIM115
         self.process = subprocess.Popen(
@@ -64,6 +64,8 @@ class Job:
             stderr=self.errors,
             text=True,
             start_new_session=True,
+            # What a shell starts in the background ignores Ctrl-C, and so would its children.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
         )
 
     def pids(self, name="machine"):
@@ -126,7 +128,7 @@ class Job:
         """Exit status and the result that it printed, if any; nothing of the job runs on."""
         try:
             printed, _ = self.process.communicate(timeout=seconds)
-            limit = time.monotonic() + 30
+            limit = time.monotonic() + 180  # on a loaded machine, some of Ray's processes are still starting
             while self.pids() and time.monotonic() < limit:
                 time.sleep(0.1)
             left = self.pids()

@@ -27,6 +27,7 @@ def test_a_loss_that_is_no_number_ends_the_job_with_step_ids_and_advice(train, o
 def nodes():
     """Two nodes of one CPU each, the head and another, on a port of their own."""
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment["RAY_AUTH_MODE"] = "disabled"
     port = 20_000 + os.getpid() % 10_000
     places = (["--head", f"--port={port}", "--include-dashboard=false"], [f"--address=127.0.0.1:{port}"])
     started = []
