@@ -1,8 +1,22 @@
 """What is lost, doubled or foreign is named; and each job looks for it before it says that it is done."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 
+from dim.errors import UserError
+from dim.evaluate.config import EvaluateConfig
+from dim.evaluate.job import evaluate
+from dim.mine.config import MineConfig
+from dim.mine.job import mine_folder
+from dim.model.whiten_config import WhitenConfig
+from dim.model.whiten_job import whiten
 from dim.rows import require_once
+from dim.search.config import ExportConfig, IndexConfig, SearchConfig
+from dim.search.export import export
+from dim.search.index_job import build
+from dim.search.search_job import search
 
 
 def test_each_once_in_any_order():
@@ -23,3 +37,27 @@ def test_each_once_in_any_order():
 def test_what_is_wrong_is_named(given, said):
     with pytest.raises(RuntimeError, match=f"^the rows of 'out' are not the 2 asked for: {said}$"):
         require_once(["a", "b"], given, "'out'")
+
+
+IDS = [f"photo {number}" for number in range(6)]
+JOBS = {
+    "evaluate": lambda made: evaluate(EvaluateConfig(manifest=made.manifest, descriptors=(made.twice,), out=made.out)),
+    "mine": lambda made: mine_folder(MineConfig(manifest=made.manifest, descriptors=made.twice, out=made.out)),
+    "whiten": lambda made: whiten(WhitenConfig(manifest=made.manifest, descriptors=made.twice, out=made.out)),
+    "index": lambda made: build(IndexConfig(descriptors=made.twice, out=made.out)),
+    "search": lambda made: search(SearchConfig(index=made.twice, queries=made.twice, out=made.out)),
+    "export": lambda made: export(ExportConfig(descriptors=made.twice, out=made.out, format="npy")),
+}
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_a_row_that_stands_twice_ends_a_job(ray_session, write_manifest, write_descriptors, tmp_path, job):
+    vectors = np.random.default_rng(0).standard_normal((7, 4))
+    made = SimpleNamespace(
+        manifest=write_manifest(image_id=IDS, label=["a", "b"] * 3, split=["train"] * 6),
+        twice=write_descriptors([*IDS, IDS[2]], vectors),
+        out=str(tmp_path / "out"),
+    )
+    with pytest.raises((RuntimeError, UserError), match=r"more than once|7 descriptors were summed, not 6"):
+        JOBS[job](made)
+    assert not (tmp_path / "out" / "result.json").exists()

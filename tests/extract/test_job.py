@@ -216,6 +216,17 @@ def test_photos_outside_the_root_are_refused(ten, run, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.parametrize("changed", [lambda rows: rows.slice(1), lambda rows: rows.take([0, *range(len(rows))])])
+def test_a_row_that_the_pipeline_loses_or_doubles_ends_the_job(ten, run, tmp_path, monkeypatch, changed):
+    from dim.extract import pipeline
+
+    whole = pipeline.run
+    monkeypatch.setattr(pipeline, "run", lambda *arguments: map(changed, whole(*arguments)))
+    with pytest.raises(RuntimeError, match="are not the 10 asked for: 10 lost, such as '0'"):
+        run(ten, batch_size=16, shard_rows=16)
+    assert not (tmp_path / "out" / "result.json").exists()
+
+
 def test_a_mistake_of_the_network_ends_in_one_line_and_no_trace(ten, run, tmp_path, monkeypatch):
     from dim.extract import pipeline
 

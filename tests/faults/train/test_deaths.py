@@ -23,6 +23,21 @@ def test_a_loss_that_is_no_number_ends_the_job_with_step_ids_and_advice(train, o
     assert str(list(rows[0].values())) in last
 
 
+@pytest.mark.all_kills
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_told_to_end_it_goes_on_when_told_again(train, assert_same, out, number):
+    job = train(out, write_seconds=0.3)
+    assert job.until(lambda: job.epochs() == [1]), job.said()
+    assert job.kill("driver", number)
+    assert job.end() == (130, None)
+    assert job.said().splitlines()[-1] == "interrupted; run the same command again to resume"
+    job = train(out)
+    status, result = job.end()
+    assert status == 0 and "resumed after epoch" in job.said()
+    assert_same(result, out)
+
+
 @pytest.fixture
 def nodes():
     """Two nodes of one CPU each, the head and another, on a port of their own."""
