@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 
 from dim import files
+from dim.audit.config import AuditConfig
+from dim.audit.job import audit
 from dim.errors import UserError
 from dim.evaluate.config import EvaluateConfig
 from dim.evaluate.job import evaluate
@@ -90,6 +92,10 @@ JOBS = {
     "search, whitened": lambda m: search(SearchConfig(index=m.one, queries=m.one, whitening=m.whitening, out=m.out)),
     "index": lambda m: build(IndexConfig(descriptors=m.both, out=m.out)),
     "index, whitened": lambda m: build(IndexConfig(descriptors=m.one, whitening=m.whitening, out=m.out)),
+    "audit": lambda m: audit(AuditConfig(manifest=m.manifest, descriptors=m.both, out=m.out)),
+    "audit, whitened": lambda m: audit(
+        AuditConfig(manifest=m.manifest, descriptors=m.one, whitening=m.whitening, out=m.out)
+    ),
     "mine": lambda m: mine_folder(MineConfig(manifest=m.manifest, descriptors=m.both, out=m.out)),
     "whiten, pca": lambda m: whiten(WhitenConfig(manifest=m.manifest, descriptors=m.both, out=m.out)),
     "whiten, learned": lambda m: whiten(

@@ -5,6 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from dim.audit.config import AuditConfig
+from dim.audit.job import audit
 from dim.errors import UserError
 from dim.evaluate.config import EvaluateConfig
 from dim.evaluate.job import evaluate
@@ -42,6 +44,7 @@ def test_what_is_wrong_is_named(given, said):
 IDS = [f"photo {number}" for number in range(6)]
 JOBS = {
     "evaluate": lambda made: evaluate(EvaluateConfig(manifest=made.manifest, descriptors=(made.twice,), out=made.out)),
+    "audit": lambda made: audit(AuditConfig(manifest=made.manifest, descriptors=made.twice, out=made.out)),
     "mine": lambda made: mine_folder(MineConfig(manifest=made.manifest, descriptors=made.twice, out=made.out)),
     "whiten": lambda made: whiten(WhitenConfig(manifest=made.manifest, descriptors=made.twice, out=made.out)),
     "index": lambda made: build(IndexConfig(descriptors=made.twice, out=made.out)),

@@ -141,23 +141,26 @@ class Descriptors:
 def read(folder: str, manifest: Manifest) -> Descriptors:
     """The descriptors of the manifest's rows, in the manifest's order; rows that could not be decoded are left out.
 
-    Raises UserError where `folder` holds no descriptors, or lacks a row of the manifest.
+    Raises UserError where `folder` holds no descriptors, or has not each row of the manifest once.
     """
     embedding = of_folder(folder)
     position = {image_id: row for row, image_id in enumerate(manifest.image_ids)}
-    seen = np.zeros(len(manifest), dtype=bool)
+    times = np.zeros(len(manifest), dtype=np.int64)
     found: list[np.ndarray] = []
     parts: list[np.ndarray] = []
     for name in shards(folder):
         table = read_shard(folder, name, ["image_id", "descriptor", "status"], embedding)
         rows = np.array([position.get(image_id, -1) for image_id in table["image_id"].to_pylist()], dtype=np.int64)
-        seen[rows[rows >= 0]] = True
+        times += np.bincount(rows[rows >= 0], minlength=len(manifest))
         wanted = (rows >= 0) & (table["status"].to_numpy() == OK)
         if wanted.any():
             found.append(rows[wanted])
             parts.append(vectors(table["descriptor"].filter(pa.array(wanted))))
-    if not seen.all():
-        missing = manifest.image_ids[~seen]
+    if (times > 1).any():
+        raise UserError(
+            f"{folder!r} has {manifest.image_ids[times > 1][0]!r} more than once; run the same extract.py again"
+        )
+    if (missing := manifest.image_ids[times == 0]).size:
         raise UserError(
             f"{folder!r} lacks {len(missing)} of the {len(manifest)} images asked for, the first {missing[0]!r}; "
             f"run extract.py on {manifest.uri!r} with --out {folder}"

@@ -3,8 +3,6 @@
 import logging
 from typing import Any
 
-import numpy as np
-
 from dim import files
 from dim.cluster import connected
 from dim.data import manifest
@@ -13,7 +11,6 @@ from dim.mine.config import MineConfig
 from dim.mine.mining import check_candidates, mine
 from dim.mine.pool import check
 from dim.output import opened
-from dim.rows import require_once
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +21,6 @@ def mine_folder(config: MineConfig) -> dict[str, Any]:
     descriptors = store.read(config.descriptors, rows)
     labels, image_ids = rows.labels[descriptors.rows], rows.image_ids[descriptors.rows]
     where = f"split {config.split!r} of {config.manifest!r}"
-    require_once(rows.image_ids, [*image_ids, *np.delete(rows.image_ids, descriptors.rows)], config.descriptors)
     check(descriptors.vectors, labels, image_ids, config, where)
     check_candidates(config, descriptors.vectors.shape[1])
     inputs: dict[str, str | None] = {"manifest": config.manifest, "descriptors": config.descriptors}
