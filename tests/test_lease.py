@@ -5,13 +5,19 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.fs as pafs
 import pytest
 
-from dim import files, lease
+from dim import files, lease, output
 from dim.errors import JobFailed, UserError
+
+
+@dataclass(frozen=True)
+class Config:
+    size: int = 3
 
 
 @pytest.fixture
@@ -77,6 +83,17 @@ def test_a_store_that_no_longer_answers_stops_the_writer(bucket, quick, monkeypa
     with pytest.raises(JobFailed, match="could not renew"), hold(), monkeypatch.context() as patch:
         patch.setattr(files, "write_bytes", unanswered)
         time.sleep(60)
+
+
+def test_an_output_on_a_store_has_one_writer(bucket):
+    def opened():
+        return output.opened("s3://bucket/out", "extract", Config(), {})
+
+    with opened() as out:
+        with pytest.raises(UserError, match=rf"'s3://bucket/out' is being written by .*, process {os.getpid()}, since"):
+            opened().__enter__()
+        out.finish({})
+    assert sorted(path.name for path in (bucket / "out").iterdir()) == ["result.json", "run.json"]
 
 
 def test_of_many_that_come_at_once_never_two_write(bucket):

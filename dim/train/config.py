@@ -66,7 +66,9 @@ class TrainConfig(Mining):
     precision: Literal["auto", "float32", "bfloat16"] = option(
         "auto", help="bfloat16 where the hardware is made for it, else float32", group="machine"
     )
-    workers: int = option(1, help="training processes", group="machine")
+    workers: int = option(
+        1, help="training processes; after a loss, as many go on as there is room for", group="machine"
+    )
     gpus_per_worker: int | None = option(None, help="GPUs of each; 1 where there are any", group="machine")
     scratch: str | None = option(
         None,
