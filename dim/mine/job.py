@@ -20,8 +20,7 @@ def mine_folder(config: MineConfig) -> dict[str, Any]:
     rows = manifest.read(config.manifest).select(config.split)
     descriptors = store.read(config.descriptors, rows)
     labels, image_ids = rows.labels[descriptors.rows], rows.image_ids[descriptors.rows]
-    where = f"split {config.split!r} of {config.manifest!r}"
-    check(descriptors.vectors, labels, image_ids, config, where)
+    check(descriptors.vectors, labels, image_ids, config, f"split {config.split!r} of {config.manifest!r}")
     check_candidates(config, descriptors.vectors.shape[1])
     inputs: dict[str, str | None] = {"manifest": config.manifest, "descriptors": config.descriptors}
     with opened(config.out, "mine", config, inputs, descriptors.embedding.as_json()) as output, connected():
