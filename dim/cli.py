@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from dim import config as configuration
-from dim import logs, progress, storage
+from dim import credentials, logs, progress
 from dim.errors import GateNotMet, JobFailed, UserError
 
 C = TypeVar("C")
@@ -98,7 +98,7 @@ def parse(config: type[C], description: str, arguments: Sequence[str]) -> tuple[
             raise UserError(f"{_called(field, hints[name])} is required (see --help)")
     for value in values.values():
         for text in value if isinstance(value, tuple) else (value,):
-            storage.require_no_secret(str(text))
+            credentials.require_no_secret(str(text))
     return config(**values), verbose
 
 
@@ -140,9 +140,11 @@ def _announcement(values: Any, description: str) -> str:
     said = []
     for field in dataclasses.fields(values):
         value = getattr(values, field.name)
-        if value != field.default:
-            flag = "" if field.metadata.get("positional") else f"{configuration.flag_name(field.name)} "
-            said.append(f"{flag}{','.join(map(str, value)) if isinstance(value, tuple) else value}")
+        parts = value if isinstance(value, tuple) else (value,)
+        if value == field.default or any(map(dataclasses.is_dataclass, parts)):
+            continue
+        flag = "" if field.metadata.get("positional") else f"{configuration.flag_name(field.name)} "
+        said.append(flag + ",".join(map(str, parts)))
     return f"{description.partition(chr(10))[0].rstrip('.:')}: {' '.join(said) or 'the defaults'}"
 
 
@@ -164,7 +166,7 @@ def main(run: Callable[[C], dict[str, Any]], config: type[C], description: str |
             except SystemExit as ended:  # how Ray Train answers Ctrl-C
                 raise KeyboardInterrupt from ended
     except UserError as error:
-        print(f"error: {storage.redacted(str(error))}", file=sys.stderr)
+        print(f"error: {credentials.redacted(str(error))}", file=sys.stderr)
         status = WRONG_USAGE
     except JobFailed as error:
         print(f"failed: {error}", file=sys.stderr)

@@ -8,9 +8,6 @@ import typing
 from dataclasses import field
 from typing import Any
 
-import yaml
-
-from dim import files
 from dim.errors import UserError
 
 
@@ -73,6 +70,10 @@ def read_yaml(path: str, config: type[Any]) -> dict[str, Any]:
 
     Raises UserError where the file cannot be read, is no mapping, or has an unknown key or a value of another type.
     """
+    import yaml  # noqa: PLC0415  (this and Arrow take longer than all else that --help needs)
+
+    from dim import files  # noqa: PLC0415
+
     try:
         document = yaml.safe_load(files.read_bytes(path))
     except OSError as error:

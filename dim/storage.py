@@ -16,6 +16,7 @@ from typing import ParamSpec, TypeVar
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from dim.credentials import require_no_secret
 from dim.errors import UserError
 
 # The SDK makes a failed request again at once. What goes on failing, or what it doesn't see as passing (an error longer
@@ -81,22 +82,6 @@ def _opened(uri: str) -> tuple[pafs.FileSystem, str]:
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"cannot open {uri!r}: {error}; use a local path, s3://… or gs://…") from error
     return filesystem, path
-
-
-def require_no_secret(uri: str) -> None:
-    """Raises UserError, without repeating it, where `uri` has a password or secret key in it."""
-    if uri != redacted(uri):
-        raise UserError(
-            f"{redacted(uri)!r} has credentials in it, which end in logs; give them by the environment "
-            "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or the machine's role)"
-        )
-
-
-def redacted(text: str) -> str:
-    """`text` without the credentials of URIs in it."""
-    # A number before a slash is a port.
-    text = re.sub(r"(\w://)[^\s/@'\"]*:(?!\d+/)[^\s@'\"]*@", r"\1…@", text)
-    return re.sub(r"([?&](?:access_key|secret_key|sas_token|sig)=)[^\s&'\"…]+", r"\1…", text)
 
 
 def patient(call: Callable[P, T]) -> Callable[P, T]:

@@ -1,14 +1,17 @@
 r"""Write descriptors, or a network, in a format that other tools read.
 
     python jobs/export.py --descriptors runs/descriptors --format npy --out runs/npy
-    python jobs/export.py --model vgg16-gem --format keras --out runs/keras
+    python jobs/export.py --model vgg16-gem --format onnx --out runs/onnx
     ray job submit --working-dir . -- python jobs/export.py --descriptors s3://bucket/descriptors \
         --format clip-retrieval --out s3://bucket/clip
 
 npy: descriptors.npy and names.txt, line by line the same photos. autofaiss: embeddings/*.parquet, for build_index with
 file_format="parquet", embedding_column_name="embedding" and id_columns=["image_id"]. clip-retrieval: img_emb/*.npy and
-metadata/*.parquet, for `clip-retrieval index --embeddings_folder`. keras: model.keras, which keras.models.load_model
-opens where there is no dim. Photos that could not be decoded are left out.
+metadata/*.parquet, for `clip-retrieval index --embeddings_folder`. Photos that could not be decoded are left out.
+
+keras: model.keras, which keras.models.load_model opens where there is no dim. onnx: model.onnx, for ONNX Runtime; of
+VGG, ResNet and EfficientNetV2, with the extra `pip install ".[export]"`. Both take uint8 RGB (N, H, W, 3) and return
+descriptors as extract.py makes them in float32.
 """
 
 from typing import Any

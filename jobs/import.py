@@ -13,7 +13,7 @@ corrupt ones are listed in problems.csv. Then:
 from typing import Any
 
 from dim.cli import main
-from dim.data.importers.job import ImportConfig
+from dim.data.importers.config import ImportConfig
 
 
 def run(config: ImportConfig) -> dict[str, Any]:

@@ -14,7 +14,7 @@ Every photo is decoded once. Those that cannot be are listed with the reason in 
 from typing import Any
 
 from dim.cli import main
-from dim.data.split import SplitConfig
+from dim.data.split_config import SplitConfig
 
 
 def run(config: SplitConfig) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def place(tmp_path_factory):
 
     write_descriptors(place / "descriptors")
     for name, record in (
-        ("audited", {"job": "audit"}),
+        ("foreign", {"job": "elsewhere"}),
         ("broken-record", None),
         ("list-record", []),
         ("trained", {"job": "train", "configuration": {"epochs": 1, "margin": 0.3}}),
@@ -103,6 +103,15 @@ def place(tmp_path_factory):
     (place / "typo.yaml").write_text("imagesize: 32\n")
     (place / "type.yaml").write_text("manifest: [1, 2]\n")
     (place / "list.yaml").write_text("- manifest\n")
+    network = "model: vgg16-gem\nweights: random\nimage-size: 32\nprecision: float32\n"
+    for name, evaluations in (
+        ("nightly", "[{name: test, manifest: photos.csv, split: test}]"),
+        ("no-evaluations", "[]"),
+        ("typo-evaluations", "[{name: test, manifets: photos.csv}]"),
+        ("lost-evaluations", "[{name: test, manifest: none.csv}]"),
+        ("twin-evaluations", "[{name: test, manifest: photos.csv}, {name: test, manifest: photos.csv}]"),
+    ):
+        (place / f"{name}.yaml").write_text(f"{network}evaluations: {evaluations}\n")
     (place / "metrics.json").write_text('{"protocol": "oxford", "map": 0.5}')
     (place / "grades.csv").write_text("query_id,image_id,grade\na0,a1,good\na0,nothing,ok\n")
     (place / "out.csv").write_text("in the way")
@@ -122,12 +131,14 @@ RIGHT = {
     "search": "--index descriptors --queries descriptors --out new",
     "evaluate": "--manifest photos.csv --descriptors descriptors --out new",
     "export": "--descriptors descriptors --format npy --out new",
+    "audit": "--manifest photos.csv --descriptors descriptors --out new",
+    "nightly": "--config nightly.yaml --out new",
 }
-TAKES_MANIFEST = ("extract", "whiten", "mine", "train", "evaluate")
-TAKES_SPLIT = ("extract", "whiten", "mine", "evaluate")
-TAKES_DESCRIPTORS = ("whiten", "mine", "index", "evaluate", "export")
+TAKES_MANIFEST = ("extract", "whiten", "mine", "train", "evaluate", "audit")
+TAKES_SPLIT = ("extract", "whiten", "mine", "evaluate", "audit")
+TAKES_DESCRIPTORS = ("whiten", "mine", "index", "evaluate", "export", "audit")
 TAKES_MODEL = ("extract", "train")
-WRITES_FOLDER = ("import", "extract", "mine", "train", "index", "search", "evaluate", "export")
+WRITES_FOLDER = ("import", "extract", "mine", "train", "index", "search", "evaluate", "export", "audit")
 
 OF_MANIFESTS = {
     "--manifest none.csv": "no file '.*none.csv'",
@@ -142,7 +153,7 @@ OF_DESCRIPTORS = {
     "--descriptors none": "none' is no output folder of dim: it has no run.json; make it with extract.py",
     "--descriptors broken-record": "broken-record/run.json' is not JSON",
     "--descriptors list-record": "list-record/run.json' is no record of a job",
-    "--descriptors audited": "holds no complete embedding",
+    "--descriptors foreign": "holds no complete embedding",
 }
 OF_MODELS = {
     "--model vgg17-gem": "unknown backbone 'vgg17'; did you mean 'vgg1[69]'",
@@ -164,7 +175,7 @@ OF_MODELS = {
     "--manifest gone.csv": "none of the 12 photos of '.*gone.csv' exists, the first at '.*elsewhere/a0.png'",
 }
 OF_OUTPUTS = {
-    "--out audited": r"holds the output of audit\.py; choose another --out",
+    "--out foreign": r"holds the output of elsewhere\.py; choose another --out",
     "--out broken-record": "broken-record/run.json' is not JSON",
     "--out out.csv": "cannot make the folder '.*out.csv'",
 }
@@ -234,7 +245,7 @@ OF_ONE = {
     },
     "search": {
         "--index none": "--index 'none' holds neither an index nor descriptors; make it with index.py",
-        "--index audited": "--index 'audited' holds neither an index nor descriptors",
+        "--index foreign": "--index 'foreign' holds neither an index nor descriptors",
         "--queries none": "--queries 'none': there is no such file or folder",
         "--queries photos": "--queries 'photos' are photos; give --model",
         "--queries photos --model vgg16-mac --weights random": "different embeddings: pooling 'gem' ≠ 'mac'",
@@ -252,6 +263,22 @@ OF_ONE = {
         "--baseline none.json": "no file '.*none.json'",
         "--baseline metrics.json": "metrics.json' is of protocol 'oxford', not 'labels'",
         "--whitening other-whitening.npz": "different embeddings: layer 'block5_pool' ≠ 'block5_conv3'; pooling 'mac'",
+    },
+    "audit": {
+        "--manifest more.csv": r"lacks 12 of the 12 images asked for, the first 'new 0'; run extract\.py",
+        "--manifest no-label.csv": "has 0 label\\(s\\) on 12 images",
+        "--manifest singles.csv": "none of its 12 labels has two images",
+        "--least-score 0": "--least-score must be above 0 and at most 1, not 0.0",
+        "--duplicates 2": "--duplicates must be above 0 and at most 1, not 2.0",
+        "--whitening other-whitening.npz": "different embeddings: layer 'block5_pool' ≠ 'block5_conv3'; pooling 'mac'",
+    },
+    "nightly": {
+        "--config no-evaluations.yaml": "evaluations is empty; name at least one, with its manifest",
+        "--config typo-evaluations.yaml": "unknown key 'manifets' in .*; did you mean 'manifest'",
+        "--config lost-evaluations.yaml": "no file '.*none.csv'",
+        "--config twin-evaluations.yaml": "evaluations: 'test' must be a file's name, and stand once",
+        "--date tomorrow": "--date 'tomorrow'",
+        "--model vgg16-gen": "unknown pooling 'gen'; did you mean 'gem'",
     },
     "export": {
         "--format keras": "--format keras is made from --model",

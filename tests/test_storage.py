@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pytest
 
-from dim import files, storage
+from dim import credentials, files, storage
 from dim.errors import UserError
 
 
@@ -106,7 +106,7 @@ def test_credentials_in_a_uri_are_refused_and_not_repeated(uri):
 
 def test_what_looks_like_credentials_and_is_none():
     for uri in ("s3://bucket/a:b@c.jpg", "hdfs://host:8020/x@y", "abfs://container@account.dfs/x", "mail me@a.b: x"):
-        assert storage.redacted(uri) == uri
+        assert credentials.redacted(uri) == uri
 
 
 def test_parameters_in_a_uri_are_refused_with_what_to_set():

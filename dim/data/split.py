@@ -10,38 +10,17 @@ import itertools
 import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
 from dim import files
-from dim.config import option
 from dim.data import manifest, photos
+from dim.data.split_config import SplitConfig
 from dim.errors import UserError
 from dim.rows import require_once
 
 log = logging.getLogger(__name__)
-
-_BY_LABEL = "by label: whole labels to val and test (the default)"
-_PER_LABEL = "per label: some photos of each label to val and test"
-
-
-@dataclass(frozen=True)
-class SplitConfig:
-    """The flags of split.py."""
-
-    images: str = option(help="a folder with one sub-folder per label, or a table with path and label", positional=True)
-    out: str = option(help="the manifest to write, .parquet or .csv", metavar="M")
-    val_labels: float | None = option(None, "share of the labels that go to val (default: 0.1)", group=_BY_LABEL)
-    test_labels: float | None = option(None, "share of the labels that go to test (default: 0.2)", group=_BY_LABEL)
-    val_per_label: int | None = option(None, "photos of each label that go to val (default: 0)", group=_PER_LABEL)
-    test_per_label: int | None = option(None, "photos of each label that go to test (default: 0)", group=_PER_LABEL)
-    min_per_label: int | None = option(
-        None, "leave out labels with fewer photos (default: 2; per label, one more than go to val and test)"
-    )
-    ignore_label: tuple[str, ...] = option((), "leave out this label; may be given more than once", metavar="L")
-    seed: int = option(0, "which labels or photos go where")
 
 
 def split(config: SplitConfig) -> dict[str, Any]:

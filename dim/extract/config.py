@@ -1,13 +1,16 @@
 """The settings of an extraction."""
 
+import typing
 from dataclasses import dataclass
 from typing import Literal
 
 from dim.config import flag_name, option
 from dim.errors import UserError
-from dim.model import spec
 from dim.model.precision import Precision
-from dim.model.spec import Resize, Source
+from dim.model.vocabulary import Resize
+
+if typing.TYPE_CHECKING:
+    from dim.model.spec import Source
 
 Split = Literal["train", "val", "test"]
 
@@ -58,8 +61,10 @@ class Extraction:
         if not self.scales or not all(0 < scale <= 4 for scale in self.scales):
             raise UserError(f"--scales must be above 0 and at most 4, not {', '.join(map(str, self.scales))}")
 
-    def source(self, model: str) -> Source:
+    def source(self, model: str) -> "Source":
         """The network that `model` names, changed as these settings say. Raises UserError as `spec.resolve` does."""
+        from dim.model import spec  # noqa: PLC0415  (--help needs none)
+
         changes = ("pooling", "preprocessing", "image_size", "resize")
         return spec.resolve(model, self.weights, **{name: getattr(self, name) for name in changes})
 

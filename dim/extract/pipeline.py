@@ -20,7 +20,8 @@ from dim.data.decode import Decoded, DecodeError, decode
 from dim.errors import JobFailed
 from dim.extract import isolated, store
 from dim.extract.embedder import Embedder, Recipe, set_up_tensorflow
-from dim.model.spec import Resize, Spec
+from dim.model.spec import Spec
+from dim.model.vocabulary import Resize
 
 # A decoder waits for storage part of its time. (Were this what an actor takes, Ray Data would fuse the two stages, and
 # they would take turns.)

@@ -4,6 +4,7 @@ Level l has regions of side ⌊2w / (l + 1)⌋, with w the map's shorter side: l
 longer side as many more as bring the overlap of neighbours on level 1 closest to 40 %.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,15 @@ def _starts(length: Any, short: Any, side: Any, level: int, xp: Any) -> Any:
     excess = length - short
     more = xp.sum(5 * (2 * STEPS + 1) * excess > 6 * STEPS * (STEPS + 1) * short)
     return xp.arange(level + more) * (length - side) // xp.maximum(level + more - 1, 1)
+
+
+def regions(height: int, width: int, levels: int = 3) -> Iterator[tuple[int, int, int]]:
+    """The regions of a map (top, left, side), in the order of `region_maxima`."""
+    short = min(height, width)
+    for level in range(1, levels + 1):
+        if side := 2 * short // (level + 1):
+            down, across = (_starts(length, short, side, level, np).tolist() for length in (height, width))
+            yield from ((top, left, side) for top in down for left in across)
 
 
 def region_maxima(maps: Any, levels: int = 3) -> Any:

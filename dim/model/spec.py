@@ -6,13 +6,14 @@ import re
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import h5py
 
 import dim
 from dim import config, files
 from dim.errors import UserError
+from dim.model.vocabulary import Resize
 
 FORMAT_VERSION = 1
 SPEC_FILE, WEIGHTS_FILE = "model.json", "model.weights.h5"
@@ -20,7 +21,6 @@ SHIPPED_WEIGHTS = Path(dim.__file__).parent / "assets" / "vgg16" / "vgg16_imagen
 
 WORDS = ("random", "imagenet")  # in place of a weights file
 
-Resize = Literal["squash", "long-side"]
 POOLINGS = ("mac", "spoc", "spoc-prior", "gem", "crow", "rmac")
 PREPROCESSINGS = ("caffe", "unit", "symmetric", "torch")
 

@@ -6,7 +6,7 @@ from typing import Literal
 from dim.config import flag_name, option
 from dim.errors import UserError
 from dim.extract.config import Extraction, Split
-from dim.model.whitening import POWER
+from dim.model.vocabulary import POWER
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,8 +16,9 @@ from dim.extract.embedder import Recipe
 from dim.model.moments import Moments
 from dim.model.spec import SPEC_FILE, Source, Spec
 from dim.model.sums import sum_moments, sum_pairs
+from dim.model.vocabulary import POWER
 from dim.model.whiten_config import WhitenConfig
-from dim.model.whitening import POWER, Whitening, fit_learned, fit_pca
+from dim.model.whitening import Whitening, fit_learned, fit_pca
 
 
 def whiten(config: WhitenConfig) -> dict[str, Any]:

@@ -15,8 +15,8 @@ import numpy as np
 from dim import files
 from dim.errors import UserError
 from dim.model.moments import Moments
+from dim.model.vocabulary import POWER
 
-POWER = 0.25
 SMALLEST_EIGENVALUE = 1e-3  # of the largest
 
 Kind = Literal["pca", "learned"]

@@ -5,10 +5,10 @@ from typing import Literal
 
 from dim.config import option
 from dim.extract.config import Extraction
-from dim.model.spec import Resize
+from dim.model.vocabulary import Resize
 
 Expansion = Literal["aqe", "alpha-qe", "dba", "k-reciprocal", "diffusion"]
-ExportFormat = Literal["npy", "autofaiss", "clip-retrieval", "keras"]
+ExportFormat = Literal["npy", "autofaiss", "clip-retrieval", "keras", "onnx"]
 
 _EXPANSION = (
     "what to do after the search; given again, the next follows. "
@@ -82,7 +82,7 @@ class ExportConfig:
 
     format: ExportFormat = option(
         help="of descriptors: npy (descriptors.npy, names.txt), autofaiss (embeddings/*.parquet), clip-retrieval "
-        "(img_emb/*.npy, metadata/*.parquet); of a model: keras (model.keras)"
+        "(img_emb/*.npy, metadata/*.parquet); of a model: keras (model.keras), onnx (model.onnx)"
     )
     out: str = option(help="folder for the exported files", metavar="DIR")
     descriptors: str | None = option(None, help="folder that extract.py made", metavar="DIR")

@@ -1,7 +1,9 @@
 """What export.py does: descriptors, or the network, in the formats that other tools read."""
 
+import importlib.util
 import io
 import tempfile
+import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,9 @@ from dim.search import stored
 from dim.search.config import ExportConfig, ExportFormat
 from dim.search.stored import Stored
 
+if typing.TYPE_CHECKING:
+    from dim.model.spec import Source
+
 
 def export(config: ExportConfig) -> dict[str, Any]:
     """Writes what `config` names to `config.out` and returns the counts.
@@ -25,7 +30,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
     Raises UserError where the format is not for this, the folder holds no descriptors, or an id can't be written.
     """
     given = {"model": config.model, "descriptors": config.descriptors}
-    wanted = "model" if config.format == "keras" else "descriptors"
+    wanted = "model" if config.format in NETWORKS else "descriptors"
     if given.pop(wanted) is None or any(given.values()):
         raise UserError(f"--format {config.format} is made from --{wanted}; give it, and nothing else to export")
     return _network(config) if config.model else _descriptors(config, str(config.descriptors))
@@ -33,15 +38,35 @@ def export(config: ExportConfig) -> dict[str, Any]:
 
 def _network(config: ExportConfig) -> dict[str, Any]:
     from dim.model import spec  # noqa: PLC0415  (descriptors need no TensorFlow)
-    from dim.model.portable import portable  # noqa: PLC0415
 
     source = spec.resolve(str(config.model), config.weights, image_size=config.image_size, resize=config.resize)
-    model = portable(source)
+    content, dimension = NETWORKS[config.format](source)
     with output.opened(config.out, "export", config, {"model": config.model}) as out:
-        with tempfile.TemporaryDirectory() as folder:  # Keras knows the format by the ending
-            model.save(f"{folder}/model.keras")
-            files.write_bytes(out.path("model.keras"), Path(f"{folder}/model.keras").read_bytes())
-        return out.finish({"dimension": model.output_shape[-1], "files": 1})
+        files.write_bytes(out.path(f"model.{config.format}"), content)
+        return out.finish({"dimension": dimension, "files": 1})
+
+
+def _keras(source: "Source") -> tuple[bytes, int]:
+    """The `.keras` file of the network of `source`, and how many values its descriptors have."""
+    from dim.model.portable import portable  # noqa: PLC0415
+
+    model = portable(source)
+    with tempfile.TemporaryDirectory() as folder:  # Keras knows the format by the ending
+        model.save(f"{folder}/model.keras")
+        return Path(f"{folder}/model.keras").read_bytes(), model.output_shape[-1]
+
+
+def _onnx(source: "Source") -> tuple[bytes, int]:
+    """The ONNX file of the network of `source`, and how many values its descriptors have."""
+    if importlib.util.find_spec("onnx") is None:
+        raise UserError('--format onnx needs the package onnx; install the extra: pip install ".[export]"')
+    from dim.model.onnx_graph import model_of  # noqa: PLC0415
+
+    model = model_of(source)
+    return model.SerializeToString(), model.graph.output[0].type.tensor_type.shape.dim[-1].dim_value
+
+
+NETWORKS: dict[str, Callable[["Source"], tuple[bytes, int]]] = {"keras": _keras, "onnx": _onnx}
 
 
 def _descriptors(config: ExportConfig, folder: str) -> dict[str, Any]:

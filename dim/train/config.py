@@ -6,7 +6,7 @@ from typing import Literal
 from dim.config import flag_name, option
 from dim.errors import UserError
 from dim.mine.config import Mining
-from dim.model.spec import Resize
+from dim.model.vocabulary import Resize
 
 TrainLayers = Literal["pca", "block5", "all"]
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from dim.data import photos
 from dim.data.decode import DecodeError, decode
-from dim.model.spec import Resize
+from dim.model.vocabulary import Resize
 
 T = TypeVar("T")
 

@@ -14,7 +14,8 @@ from PIL import Image
 
 from dim import files
 from dim.data import manifest
-from dim.data.split import SplitConfig, by_label, per_label, split, unique_ids
+from dim.data.split import by_label, per_label, split, unique_ids
+from dim.data.split_config import SplitConfig
 from dim.errors import UserError
 
 LABELS = st.lists(st.sampled_from("abcdefghij"), min_size=1, max_size=60)

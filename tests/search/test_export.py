@@ -134,6 +134,7 @@ def test_what_can_not_be_exported(write_descriptors, tmp_path):
         ({"format": "npy"}, "--format npy is made from --descriptors"),
         ({"format": "keras", "descriptors": folder}, "--format keras is made from --model"),
         ({"format": "keras", "model": "vgg16-gem", "descriptors": folder}, "--format keras is made from --model"),
+        ({"format": "onnx", "descriptors": folder}, "--format onnx is made from --model"),
         ({"format": "npy", "descriptors": "nowhere"}, "'nowhere' is no output folder of dim"),
         (
             {"format": "keras", "model": "vgg16-rmac", "resize": "long-side"},

@@ -1,17 +1,18 @@
 """Writes the manifest and the ground truth of a benchmark as distributed, and what is wrong with its files."""
 
+import importlib
 import logging
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
 from dim import files
-from dim.config import one_of, option
+from dim.config import one_of
 from dim.data import manifest, photos
 from dim.data.ground_truth import COLUMNS
 from dim.data.importers import LAYOUTS
 from dim.data.importers.benchmark import Benchmark
+from dim.data.importers.config import ImportConfig
 from dim.errors import UserError
 from dim.output import opened
 from dim.rows import require_once
@@ -21,15 +22,6 @@ log = logging.getLogger(__name__)
 _PROBLEMS = pa.schema([("path", pa.string()), ("problem", pa.string())])
 
 
-@dataclass(frozen=True)
-class ImportConfig:
-    """The flags of import.py."""
-
-    layout: str = option(help=f"which benchmark: {', '.join(LAYOUTS)}", positional=True)
-    source: str = option(help="the folder of the benchmark as distributed", positional=True)
-    out: str = option(help="folder for manifest.parquet, ground_truth.parquet and problems.csv", metavar="DIR")
-
-
 def import_benchmark(config: ImportConfig) -> dict[str, Any]:
     """Writes `out/manifest.parquet`, `ground_truth.parquet` where labels don't say it, and `problems.csv`.
 
@@ -37,7 +29,8 @@ def import_benchmark(config: ImportConfig) -> dict[str, Any]:
     each. Raises UserError, before anything is written, where the set is not as its layout says or no photo is there.
     """
     one_of("layout", config.layout, list(LAYOUTS))
-    benchmark = LAYOUTS[config.layout](config.source)
+    importer = importlib.import_module(f"dim.data.importers.{LAYOUTS[config.layout]}")
+    benchmark: Benchmark = getattr(importer, config.layout)(config.source)
     rows = manifest.checked(files.join(config.out, "manifest.parquet"), _manifest(benchmark, config))
     problems = _problems(benchmark, config)
     with opened(config.out, "import", config, {"source": config.source}) as output:

@@ -1,0 +1,15 @@
+"""The settings of an import."""
+
+from dataclasses import dataclass
+
+from dim.config import option
+from dim.data.importers import LAYOUTS
+
+
+@dataclass(frozen=True)
+class ImportConfig:
+    """The flags of import.py."""
+
+    layout: str = option(help=f"which benchmark: {', '.join(LAYOUTS)}", positional=True)
+    source: str = option(help="the folder of the benchmark as distributed", positional=True)
+    out: str = option(help="folder for manifest.parquet, ground_truth.parquet and problems.csv", metavar="DIR")

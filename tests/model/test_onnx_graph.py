@@ -1,0 +1,88 @@
+"""The ONNX graph gives what the Keras network gives, for every pooling and each kind of backbone."""
+
+import keras
+import numpy as np
+import pytest
+
+from dim.errors import UserError
+from dim.model import network
+from dim.model.spec import BACKBONES, Source, Spec
+
+onnxruntime = pytest.importorskip("onnxruntime")
+
+
+def trained(spec):
+    """The network of `spec`, its head's weights as none of them begins, and its batch statistics as after training."""
+    generator = np.random.default_rng(0)
+    model = network.build(spec)
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.set_weights([generator.uniform(0.5, 1.5, weight.shape) for weight in layer.get_weights()])
+    for name in {"pca", "pooling"} & {layer.name for layer in model.layers}:
+        weights = model.get_layer(name).get_weights()
+        model.get_layer(name).set_weights([np.asarray(w) + 0.1 * generator.standard_normal(w.shape) for w in weights])
+    return model
+
+
+@pytest.fixture
+def both(monkeypatch):
+    """The descriptors of images by Keras and by ONNX Runtime."""
+    from dim.model import onnx_graph
+
+    def run(spec, images):
+        model = trained(spec)
+        monkeypatch.setattr(onnx_graph.network, "load", lambda _: model)
+        made = onnx_graph.model_of(Source(spec, "random", None)).SerializeToString()
+        session = onnxruntime.InferenceSession(made, providers=["CPUExecutionProvider"])
+        expected = model(images, training=False).numpy()
+        keras.backend.clear_session()
+        return session.run(["descriptors"], {"images": images})[0], expected
+
+    return run
+
+
+def images(height, width):
+    return np.random.default_rng(1).integers(0, 256, (2, height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        Spec(pooling="gem", image_size=64, dimension=16),
+        Spec(pooling="mac", image_size=64, layer="block5_pool", preprocessing="unit"),
+        Spec(pooling="spoc", image_size=64, layer="block4_conv3"),
+        Spec(pooling="spoc-prior", image_size=80),
+        Spec(pooling="crow", image_size=64),
+        Spec(pooling="rmac", image_size=112, region_dimension=8, dimension=4),
+        Spec(pooling="rmac", image_size=64),
+        *(
+            Spec(backbone=name, layer=next(iter(BACKBONES[name].layers)), preprocessing=BACKBONES[name].preprocessing,
+                 image_size=64)
+            for name in ("vgg19", "resnet50", "efficientnetv2b0")
+        ),
+    ],
+    ids=lambda spec: f"{spec.backbone}-{spec.pooling}@{spec.layer}",
+)  # fmt: skip
+def test_descriptors_are_equal(both, spec):
+    found, expected = both(spec, images(spec.image_size, spec.image_size))
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("pooling", ["gem", "mac", "spoc", "crow"])
+def test_photos_of_any_size(both, pooling):
+    found, expected = both(Spec(pooling=pooling, resize="long-side"), images(48, 80))
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (Spec(backbone="convnexttiny", layer="layer_normalization"), "convnexttiny is not exported to ONNX: its layer"),
+        (Spec(pooling="rmac", resize="long-side"), "pooling rmac is exported for one size of photos"),
+    ],
+)
+def test_what_can_not_be_exported(spec, message):
+    from dim.model import onnx_graph
+
+    with pytest.raises(UserError, match=message):
+        onnx_graph.model_of(Source(spec, "random", None))
