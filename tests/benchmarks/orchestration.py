@@ -1,0 +1,97 @@
+"""How much of many accelerators' time the pipeline of extract.py loses, on one machine, with accelerators that wait.
+
+    python tests/benchmarks/orchestration.py
+
+The network is replaced by a stage that waits as long as an accelerator would, 64 images in 1.0 s, and needs no CPU; Ray
+is told of as many GPUs as there are such actors. Photos are 32 × 32 JPEGs, read and decoded as always. Prints one JSON
+line; `efficiency` is the share of the actors' time in which they have images, between the moment at which all have
+begun and that at which the first has nothing more to do.
+"""
+
+import argparse
+import io
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+from PIL import Image
+
+from dim.extract import pipeline
+from dim.extract.embedder import Recipe
+from dim.model import spec
+
+IMAGES_A_SECOND = 64
+SIDE = 32
+CPUS = 3  # that Ray is told of, so that as many photos are decoded at a time as on a small node
+FILES = 256
+
+
+class Accelerator:
+    """Waits, and says from when to when."""
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        images = pipeline.images(table)
+        started = time.time()
+        time.sleep(len(images) / IMAGES_A_SECOND)
+        return pa.table({"actor": [os.getpid()], "start": [started], "end": [time.time()], "images": [len(images)]})
+
+
+def photos(folder: Path, count: int) -> pa.Table:
+    """Rows for the pipeline: `count` photos, in `FILES` files."""
+    random = np.random.default_rng(0)
+    paths = []
+    for number in range(FILES):
+        file = io.BytesIO()
+        Image.fromarray(random.integers(0, 256, (SIDE, SIDE, 3), np.uint8)).save(file, "JPEG")
+        paths.append(str(folder / f"{number}.jpg"))
+        Path(paths[-1]).write_bytes(file.getvalue())
+    return pa.table(
+        {
+            "image_id": [str(row) for row in range(count)],
+            "path": [paths[row % FILES] for row in range(count)],
+            "box": pa.nulls(count, pa.list_(pa.float64())),
+            "content": [""] * count,
+            "shard": [""] * count,
+        }
+    )
+
+
+def measured(actors: int, calls: int, folder: Path) -> dict[str, Any]:
+    """The efficiency of so many actors, each of which gets about so many windows of images."""
+    ray.init(address="local", num_cpus=CPUS, num_gpus=actors, include_dashboard=False, logging_level="ERROR")
+    recipe = Recipe(spec.resolve("vgg16-gem", "random", image_size=SIDE), "float32")
+    machine = pipeline.resources(None, None, IMAGES_A_SECOND)
+    rows = photos(folder, actors * calls * pipeline.WINDOW_BATCHES * IMAGES_A_SECOND)
+    dataset = pipeline.staged(rows, recipe, machine, Accelerator, ())
+    log = pa.concat_tables(dataset.iter_batches(batch_size=None, batch_format="pyarrow")).to_pandas()
+    ray.shutdown()
+    by_actor = log.groupby("actor")
+    begin, end = by_actor["start"].min().max(), by_actor["end"].max().min()
+    busy = (log["end"].clip(begin, end) - log["start"].clip(begin, end)).sum()
+    return {
+        "actors": log["actor"].nunique(),
+        "images": int(log["images"].sum()),
+        "seconds": round(end - begin, 1),
+        "images_per_second": round(busy * IMAGES_A_SECOND / (end - begin), 1),
+        "efficiency": round(busy / (end - begin) / actors, 3),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--actors", default="1,4,8,16")
+    parser.add_argument("--calls", type=int, default=5, help="windows of images for each actor, of 8 s each")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        runs = [measured(int(actors), arguments.calls, Path(folder)) for actors in arguments.actors.split(",")]
+    print(json.dumps({"cpus": os.cpu_count(), "images_per_second_of_an_actor": IMAGES_A_SECOND, "runs": runs}))
+
+
+if __name__ == "__main__":
+    main()
