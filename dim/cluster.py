@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import socket
+import tempfile
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import ray
 from ray.exceptions import RayTaskError
 
 import dim
+from dim import scratch
 from dim.errors import JobFailed, UserError
 from dim.model import precision as precisions
 
@@ -45,18 +47,37 @@ def _started() -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS", "local")
     _require_answer(address)
     log.info("%s", "starting Ray" if address == "local" else f"connecting to Ray at {address}")
-    ray.init(
-        address=address,
-        include_dashboard=False if address == "local" else None,
-        log_to_driver=verbose(),
-        logging_level=logging.INFO if verbose() else logging.CRITICAL,
-    )
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)  # Ray's own would end the job with a status that says nothing
-    try:
+    with contextlib.ExitStack() as stack:
+        own = (
+            {"include_dashboard": False, "_temp_dir": stack.enter_context(_own_folder())} if address == "local" else {}
+        )
+        ray.init(
+            address=address,
+            log_to_driver=verbose(),
+            logging_level=logging.INFO if verbose() else logging.CRITICAL,
+            **own,
+        )
+        stack.callback(ray.shutdown)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray's own would end the job with a status that says nothing
         yield
-    finally:
-        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _own_folder() -> Iterator[str]:
+    """A folder for an own Ray's logs and sockets, and one for what its processes leave in TMPDIR, while it runs."""
+    # The paths of sockets must be short, so Ray's folder is not in TMPDIR.
+    with (
+        scratch.folder(os.environ.get("RAY_TMPDIR", "/tmp")) as own,
+        scratch.folder(tempfile.gettempdir()) as temporary,
+    ):
+        before = dict(os.environ)
+        os.environ |= {"DIM_SCRATCH": str(scratch.kept()), "TMPDIR": temporary}
+        try:
+            yield own
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
 
 
 def _require_answer(address: str) -> None:

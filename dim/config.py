@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import difflib
+import reprlib
 import types
 import typing
 from dataclasses import field
@@ -78,7 +79,7 @@ def read_yaml(path: str, config: type[Any]) -> dict[str, Any]:
         document = yaml.safe_load(files.read_bytes(path))
     except OSError as error:
         raise UserError(f"cannot read the configuration {path!r}: {files.reason(error)}") from error
-    except yaml.YAMLError as error:
+    except Exception as error:  # whatever reading a stranger's file raises, the file is at fault
         raise UserError(f"{path!r} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(document, dict):
         raise UserError(f"{path!r} must hold a mapping of flags to values, not {type(document).__name__}")
@@ -100,7 +101,7 @@ def _fields(document: dict[Any, Any], config: type[Any], where: str) -> dict[str
 def _made(name: str, value: Any, config: Any) -> Any:
     """The dataclass `config` from the mapping `value`; raises UserError, naming `name`, for a key that is missing."""
     if not isinstance(value, dict):
-        raise UserError(f"{name} must hold mappings, not {value!r}")
+        raise UserError(f"{name} must hold mappings, not {reprlib.repr(value)}")
     values = _fields(value, config, name)
     for known in dataclasses.fields(config):
         if known.name not in values and known.default is dataclasses.MISSING:
@@ -122,7 +123,8 @@ def _typed(name: str, value: Any, kind: Kind) -> Any:
         return _made(name, value, kind.type)
     value = _converted(value, kind.type)
     if type(value) is not kind.type:
-        raise UserError(f"{name} must be {_NAMES[kind.type]}, not {value!r}")
+        # YAML's aliases can make a few lines unfold to more than memory holds.
+        raise UserError(f"{name} must be {_NAMES[kind.type]}, not {reprlib.repr(value)}")
     if kind.choices and value not in kind.choices:
         raise UserError(f"{name} must be one of {', '.join(map(str, kind.choices))}, not {value!r}")
     return value
@@ -131,7 +133,7 @@ def _typed(name: str, value: Any, kind: Kind) -> Any:
 def _converted(value: Any, kind: type) -> Any:
     # YAML reads an unquoted 7 as a number where an id is meant, and 1e-5 as text.
     if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, OverflowError):
             return float(value)
     if kind is str and isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)

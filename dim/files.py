@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from dim import storage
 from dim.errors import JobFailed, UserError
 from dim.storage import patient
 
+# A table may be this many times as large as its file: no real one is, but one made to fill the memory may be.
+MOST_UNFOLDED = 1000
 TABLE_SUFFIXES = (".parquet", ".csv")
 
 locate = storage.locate
@@ -75,8 +78,19 @@ def infos(uris: Sequence[str]) -> list[pafs.FileInfo]:
     found: dict[int, pafs.FileInfo] = {}
     for filesystem, rows, paths in groups.values():
         # All at once: an object store answers many questions at a time.
-        found |= zip(rows, patient(filesystem.get_file_info)(paths), strict=True)
+        found |= zip(rows, _infos(filesystem, paths), strict=True)
     return [found[row] for row in range(len(uris))]
+
+
+def _infos(filesystem: pafs.FileSystem, paths: list[str]) -> list[pafs.FileInfo]:
+    try:
+        return list(patient(filesystem.get_file_info)(paths))
+    except OSError:
+        if not isinstance(filesystem, pafs.LocalFileSystem):
+            raise
+        if len(paths) == 1:  # a name that is too long, say
+            return [pafs.FileInfo(paths[0], pafs.FileType.NotFound)]
+        return [info for path in paths for info in _infos(filesystem, [path])]
 
 
 def make_folder(uri: str) -> None:
@@ -178,7 +192,7 @@ def read_json(uri: str) -> Any:
         return json.loads(read_bytes(uri))
     except FileNotFoundError as error:
         raise UserError(f"no file {uri!r}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{uri!r} is not JSON: {error}") from error
 
 
@@ -195,11 +209,17 @@ def read_table(uri: str) -> pa.Table:
     if not uri.endswith(TABLE_SUFFIXES):
         raise UserError(f"{uri!r} is neither .parquet nor .csv; name the table by one of these endings")
     try:
-        return read_parquet(uri) if uri.endswith(".parquet") else _read_csv(uri)
+        table = read_parquet(uri) if uri.endswith(".parquet") else _read_csv(uri)
+        table.validate(full=True)
+        if repeated := [name for name, count in Counter(table.column_names).items() if count > 1]:
+            raise ValueError(f"it has the column {repeated[0]!r} twice")
     except FileNotFoundError as error:
         raise UserError(f"no file {uri!r}") from error
-    except (pa.ArrowInvalid, OSError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # whatever reading a stranger's file raises, the file is at fault
         raise UserError(f"cannot read the table {uri!r}: {reason(error)}") from error
+    return table
 
 
 @patient
@@ -207,6 +227,10 @@ def read_parquet(uri: str, columns: list[str] | None = None) -> pa.Table:
     """The table at `uri`, or some of its columns. Raises OSError or an Arrow error where it is missing or damaged."""
     filesystem, path = locate(uri)
     with filesystem.open_input_file(path) as file:
+        size, about = file.size(), pq.read_metadata(file)
+        claimed = sum(about.row_group(number).total_byte_size for number in range(about.num_row_groups))
+        if max(claimed, about.num_rows) > MOST_UNFOLDED * size:
+            raise pa.ArrowInvalid(f"it claims {about.num_rows:,} rows and {claimed:,} bytes, in a file of {size:,}")
         return pq.read_table(file, columns=columns, page_checksum_verification=True)
 
 

@@ -6,10 +6,9 @@ for nor against.
 
 from dataclasses import dataclass
 
-import pyarrow as pa
-
 from dim import files
 from dim.config import nearest
+from dim.data import manifest as manifests
 from dim.data.manifest import Manifest
 from dim.errors import UserError
 
@@ -45,7 +44,7 @@ def read(uri: str, manifest: Manifest) -> GroundTruth:
     known = set(manifest.image_ids)
     seen: set[tuple[str, str]] = set()
     images: dict[str, dict[str, list[str]]] = {}
-    rows = zip(*(table[name].cast(pa.string()).to_pylist() for name in COLUMNS), strict=True)
+    rows = zip(*(manifests.text(uri, table, name).to_pylist() for name in COLUMNS), strict=True)
     for number, (query, image, grade) in enumerate(rows, start=1):
         if grade not in GRADES:
             raise UserError(f"{uri!r}: row {number} has the grade {grade!r}; {nearest(str(grade), list(GRADES))}")

@@ -92,18 +92,12 @@ def checked(uri: str, table: pa.Table) -> Manifest:
             raise UserError(f"{uri!r} has no column {name!r}; it has {', '.join(table.column_names) or 'none'}")
     for name in ("image_id", "path", "label", "split", "role"):
         if name in table.column_names:
-            table = table.set_column(table.column_names.index(name), name, table[name].cast(pa.string()))
+            table = table.set_column(table.column_names.index(name), name, text(uri, table, name))
         elif name != "role":
             table = table.append_column(name, pa.nulls(table.num_rows, pa.string()))
     if table.num_rows == 0:
         raise UserError(f"{uri!r} has no row")
-    for name in _REQUIRED:
-        if (missing := _first(pc.or_kleene(pc.is_null(table[name]), pc.equal(table[name], "")))) is not None:
-            raise UserError(f"{uri!r}: row {missing + 1} has no {name}")
-    counts = table["image_id"].value_counts()
-    repeated = [c["values"].as_py() for c in counts if c["counts"].as_py() > 1] if len(counts) < len(table) else []
-    if repeated:
-        raise UserError(f"{uri!r}: image_id {repeated[0]!r} stands more than once ({len(repeated)} such ids)")
+    _require_ids(uri, table)
     for name, allowed in (("split", SPLITS), ("role", ROLES)):
         if name not in table.column_names:
             continue
@@ -115,6 +109,26 @@ def checked(uri: str, table: pa.Table) -> Manifest:
     return Manifest(uri, _with_boxes(uri, table))
 
 
+def _require_ids(uri: str, table: pa.Table) -> None:
+    for name in _REQUIRED:
+        if (missing := _first(pc.or_kleene(pc.is_null(table[name]), pc.equal(table[name], "")))) is not None:
+            raise UserError(f"{uri!r}: row {missing + 1} has no {name}")
+        if (broken := _first(pc.match_substring(table[name], "\0"))) is not None:
+            raise UserError(f"{uri!r}: row {broken + 1} has a NUL in its {name}")
+    counts = table["image_id"].value_counts()
+    repeated = [c["values"].as_py() for c in counts if c["counts"].as_py() > 1] if len(counts) < len(table) else []
+    if repeated:
+        raise UserError(f"{uri!r}: image_id {repeated[0]!r} stands more than once ({len(repeated)} such ids)")
+
+
+def text(uri: str, table: pa.Table, name: str) -> pa.ChunkedArray:
+    """The column `name` of the table at `uri`, as strings. Raises UserError where it can't be that."""
+    try:
+        return table[name].cast(pa.string())
+    except pa.ArrowException as error:
+        raise UserError(f"{uri!r}: column {name} must be text: {files.reason(error)}") from error
+
+
 def _with_boxes(uri: str, table: pa.Table) -> pa.Table:
     present = [name for name in BOX if name in table.column_names]
     if not present:
@@ -124,8 +138,8 @@ def _with_boxes(uri: str, table: pa.Table) -> pa.Table:
     for name in BOX:
         try:
             values = table[name].cast(pa.float64())
-        except pa.ArrowInvalid as error:
-            raise UserError(f"{uri!r}: column {name} must be numbers: {error}") from error
+        except pa.ArrowException as error:
+            raise UserError(f"{uri!r}: column {name} must be numbers: {files.reason(error)}") from error
         table = table.set_column(table.column_names.index(name), name, values)
     # So that NaN counts as empty.
     empty = pc.invert(pc.and_kleene(pc.greater(table["x2"], table["x1"]), pc.greater(table["y2"], table["y1"])))

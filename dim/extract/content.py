@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import posixpath
 from dataclasses import dataclass
 
 import pyarrow.fs as pafs
@@ -41,7 +42,13 @@ def of_manifest(manifest: Manifest) -> Contents:
 
 def require_under(root: str, manifest: Manifest) -> None:
     """Raises UserError unless each photo lies under the folder `root`, links and `..` resolved."""
-    top = os.path.realpath(root) + os.sep
+    top = f"{_resolved(root).rstrip('/')}/"
     for image_id, uri in zip(manifest.image_ids, manifest.paths, strict=True):
-        if not files.is_local(uri) or not os.path.realpath(uri).startswith(top):
+        if not _resolved(uri).startswith(top):
             raise UserError(f"image_id {image_id!r} of {manifest.uri!r} is at {uri!r}, outside --root {root!r}")
+
+
+def _resolved(uri: str) -> str:
+    if files.is_local(uri):
+        return os.path.realpath(files.locate(uri)[1])
+    return posixpath.normpath(uri.replace("://", ":/")).replace(":/", "://", 1)  # stores know no links

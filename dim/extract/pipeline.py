@@ -16,7 +16,7 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from dim import cluster, files
 from dim.data import photos
-from dim.data.decode import Decoded, DecodeError, decode
+from dim.data.decode import Decoded, DecodeError
 from dim.errors import JobFailed
 from dim.extract import isolated, store
 from dim.extract.embedder import Embedder, Recipe, set_up_tensorflow
@@ -86,7 +86,7 @@ DECODED = pa.schema(
 
 def _decode(table: pa.Table, size: int, resize: Resize, scaled: bool) -> pa.Table:
     # What has killed its worker again and again is a photo among these, not bad luck.
-    how = isolated.decode if cluster.earlier_attempts() >= UNGUARDED_TRIES else decode
+    how = isolated.decode if cluster.earlier_attempts() >= UNGUARDED_TRIES else isolated.watched
     rows = [_decode_row(row, how, size, resize, scaled) for row in table.to_pylist()]
     return pa.Table.from_pylist(rows, schema=DECODED)
 

@@ -10,17 +10,18 @@ import contextlib
 import hashlib
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
+
+from dim import scratch
 
 
 class TrunkCache:
     """The cache of one trunk. What would go beyond `limit` bytes, over all trunks, is not kept."""
 
     def __init__(self, folder: str | None, fingerprint: str, limit: int) -> None:
-        root = Path(folder or os.environ.get("DIM_SCRATCH") or Path(tempfile.gettempdir()) / f"dim-{os.getuid()}")
+        root = Path(folder) if folder else scratch.kept()
         self._folder = root / "trunk" / hashlib.sha256(fingerprint.encode()).hexdigest()[:32]
         self._folder.mkdir(parents=True, exist_ok=True)
         os.utime(self._folder)

@@ -1,6 +1,8 @@
 """Decoding in a process of its own gives what decoding here gives, and survives what kills it."""
 
 import io
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +44,27 @@ def test_a_photo_that_kills_is_an_error(monkeypatch, photo, name):
     deadly = photo + b"dies by " + name.encode()
     with pytest.raises(DecodeError, match=rf"its decoding killed the process \({name}, 3 times of 3\)"):
         isolated.decode(deadly, 32, "squash")
+
+
+def test_a_photo_that_takes_for_ever_is_an_error(monkeypatch, photo):
+    monkeypatch.syspath_prepend(HOOKS)
+    monkeypatch.setenv("DIM_TEST_DECODE_SECONDS", "600")
+    monkeypatch.setattr(isolated, "SECONDS", 3.0)
+    with pytest.raises(DecodeError, match="took longer than 3 s"):
+        isolated.decode(photo, 32, "squash")
+
+
+def test_here_it_ends_the_process(photo):
+    program = """if True:
+        import sys, time
+        from dim.extract import isolated
+        isolated.SECONDS = 0.5
+        isolated.decode_here = lambda content: time.sleep(len(content))
+        isolated.watched(b"")  # in time
+        isolated.watched(bytes(600))
+    """
+    child = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=120, check=False)
+    assert child.returncode == 1 and b"Timeout" in child.stderr
 
 
 def test_a_process_that_cannot_start_is_no_fault_of_the_photo(monkeypatch, photo):
