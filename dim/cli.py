@@ -166,13 +166,13 @@ def main(run: Callable[[C], dict[str, Any]], config: type[C], description: str |
             except SystemExit as ended:  # how Ray Train answers Ctrl-C
                 raise KeyboardInterrupt from ended
     except UserError as error:
-        print(f"error: {credentials.redacted(str(error))}", file=sys.stderr)
+        print(f"error: {logs.plain(str(error))}", file=sys.stderr)
         status = WRONG_USAGE
     except JobFailed as error:
-        print(f"failed: {error}", file=sys.stderr)
+        print(f"failed: {logs.plain(str(error))}", file=sys.stderr)
         status = FAILED
     except GateNotMet as error:
-        print(f"gate not met: {error}", file=sys.stderr)
+        print(f"gate not met: {logs.plain(str(error))}", file=sys.stderr)
         result, status = error.result, GATE
     except KeyboardInterrupt:
         print("interrupted; run the same command again to resume", file=sys.stderr)

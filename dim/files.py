@@ -24,8 +24,8 @@ from dim import storage
 from dim.errors import JobFailed, UserError
 from dim.storage import patient
 
-# A table may be this many times as large as its file: no real one is, but one made to fill the memory may be.
-MOST_UNFOLDED = 1000
+# For each byte of its file, a table may have so many bytes and rows: no real one has, but one made to fill the memory.
+MOST_UNFOLDED, MOST_ROWS = 1000, 20
 TABLE_SUFFIXES = (".parquet", ".csv")
 
 locate = storage.locate
@@ -65,6 +65,14 @@ def is_folder(uri: str) -> bool:
     """Whether a folder stands at `uri`."""
     filesystem, path = locate(uri)
     return bool(filesystem.get_file_info(path).type == pafs.FileType.Directory)
+
+
+def path_of(info: pafs.FileInfo) -> str:
+    """The path of what a folder holds. Raises UserError where it is no UTF-8: nothing could be opened by it."""
+    try:
+        return str(info.path)
+    except UnicodeDecodeError as error:
+        raise UserError(f"the file name {error.object!r} is no UTF-8; rename it") from error
 
 
 def infos(uris: Sequence[str]) -> list[pafs.FileInfo]:
@@ -107,7 +115,7 @@ def names(folder: str) -> list[str]:
     """The names of the files directly in `folder`, sorted; empty where there is no folder."""
     filesystem, path = locate(folder)
     selector = pafs.FileSelector(path, allow_not_found=True)
-    return sorted(info.base_name for info in filesystem.get_file_info(selector) if info.is_file)
+    return sorted(path_of(info).rpartition("/")[2] for info in filesystem.get_file_info(selector) if info.is_file)
 
 
 @patient
@@ -115,7 +123,7 @@ def folders(folder: str) -> list[str]:
     """The names of the folders directly in `folder`, sorted; empty where there is no folder."""
     filesystem, path = locate(folder)
     found = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
-    return sorted(info.base_name for info in found if info.type == pafs.FileType.Directory)
+    return sorted(path_of(info).rpartition("/")[2] for info in found if info.type == pafs.FileType.Directory)
 
 
 @patient
@@ -229,7 +237,7 @@ def read_parquet(uri: str, columns: list[str] | None = None) -> pa.Table:
     with filesystem.open_input_file(path) as file:
         size, about = file.size(), pq.read_metadata(file)
         claimed = sum(about.row_group(number).total_byte_size for number in range(about.num_row_groups))
-        if max(claimed, about.num_rows) > MOST_UNFOLDED * size:
+        if claimed > MOST_UNFOLDED * size or about.num_rows > MOST_ROWS * size:
             raise pa.ArrowInvalid(f"it claims {about.num_rows:,} rows and {claimed:,} bytes, in a file of {size:,}")
         return pq.read_table(file, columns=columns, page_checksum_verification=True)
 

@@ -5,7 +5,10 @@ import json
 import logging
 import os
 import platform
+import re
 from typing import Any
+
+from dim import credentials
 
 # What a record may say beside its message.
 DETAILS = ("node", "worker", "shard", "stage", "done", "total", "errors")
@@ -31,6 +34,21 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(said, ensure_ascii=False)
 
 
+class PlainFormatter(logging.Formatter):
+    """Text for a terminal, whatever the names of files and labels hold."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """The line of `record`."""
+        return plain(super().formatMessage(record))
+
+
+def plain(text: str) -> str:
+    """`text` as one line that can't steer a terminal or pass for another, without the credentials of URIs."""
+    # Control characters, and those that turn the direction of writing.
+    marks = "[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]"
+    return re.sub(marks, lambda found: found[0].encode("unicode_escape").decode(), credentials.redacted(text))
+
+
 def _submission() -> str | None:
     try:
         known = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))["metadata"]["job_submission_id"]
@@ -44,5 +62,5 @@ def set_up(handler: logging.Handler, job: str) -> None:
     if os.environ.get("DIM_LOG") == "json":
         handler.setFormatter(JsonFormatter(job))
         return
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    handler.setFormatter(PlainFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
     handler.addFilter(lambda record: not hasattr(record, "shard"))  # one a shard is too much for a person

@@ -21,7 +21,7 @@ def listed(folder: str) -> list[str]:
     """The files below `folder`, at any depth, as sorted paths relative to it. Hidden files and folders are skipped."""
     filesystem, path = files.locate(folder)
     found = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
-    names = (info.path[len(path) :].strip("/") for info in found if info.is_file)
+    names = (files.path_of(info)[len(path) :].strip("/") for info in found if info.is_file)
     return sorted(name for name in names if not any(part.startswith(".") for part in name.split("/")))
 
 

@@ -19,6 +19,9 @@ Split = Literal["train", "val", "test"]
 class Extraction:
     """How photos become descriptors, in every job that takes a model. Raises UserError for a value out of range."""
 
+    root: str | None = option(
+        None, help="refuse photos outside this folder, links resolved", metavar="DIR", group="input and output"
+    )
     weights: str | None = option(
         None,
         help="weights of an off-the-shelf network: .npz or .h5, imagenet (a download) or random",
@@ -80,9 +83,6 @@ class ExtractConfig(Extraction):
     )
     split: Split | None = option(None, help="only this split; all rows if not given", group="input and output")
     whitening: str | None = option(None, help="whitening file to apply", metavar="FILE", group="input and output")
-    root: str | None = option(
-        None, help="refuse photos outside this folder, links resolved", metavar="DIR", group="input and output"
-    )
     retry_failed: bool = option(False, help="try the rows again that ended in an error", group="input and output")
     store: Literal["float32", "float16"] = option(
         "float32", help="type of the stored descriptors", group="input and output"

@@ -10,7 +10,6 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import h5py
 import keras
 import numpy as np
 
@@ -65,24 +64,7 @@ def _load_h5(model: keras.Model, uri: str) -> None:
     # Keras reads paths only, and tells its formats apart by their endings.
     with _local_file(".weights.h5" if uri.endswith(".weights.h5") else ".h5") as local:
         local.write_bytes(files.read_bytes(uri))
-        with h5py.File(local) as file:
-            _require_plain_arrays(file, most=8 * max(math.prod(variable.shape) for variable in model.weights))
         model.load_weights(str(local))
-
-
-def _require_plain_arrays(group: h5py.Group, most: int) -> None:
-    """Raises ValueError where the group leads into other files, or holds what unfolds to more than `most` bytes."""
-    for name in group:
-        link = group.get(name, getlink=True)
-        if not isinstance(link, h5py.HardLink):
-            raise ValueError(f"{name!r} is a link to something else")
-        item = group[name]
-        if isinstance(item, h5py.Group):
-            _require_plain_arrays(item, most)
-        elif item.external or item.is_virtual:
-            raise ValueError(f"the data of {name!r} lie in another file")
-        elif item.nbytes > most:
-            raise ValueError(f"{name!r} claims {item.nbytes:,} bytes, more than any weight of this network has")
 
 
 def save(model: keras.Model, uri: str) -> None:

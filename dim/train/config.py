@@ -24,6 +24,9 @@ class TrainConfig(Mining):
     out: str = option(
         "runs/demo", help="folder of the run; the same command resumes", metavar="DIR", group="input and output"
     )
+    root: str | None = option(
+        None, help="refuse photos outside this folder, links resolved", metavar="DIR", group="input and output"
+    )
     model: str = option("vgg16-gem", help="model folder, or a name such as vgg16-gem@block5_conv3", group="network")
     weights: str | None = option(
         None,

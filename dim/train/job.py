@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 DEMO = Path(dim.__file__).parent / "assets" / "demo" / "manifest.csv"
 # What may differ when a run is resumed: how long it goes on, where it stands, and on what it runs.
-FREE = {"epochs", "out", "workers", "gpus_per_worker", "scratch", "scratch_gigabytes"}
+FREE = {"root", "epochs", "out", "workers", "gpus_per_worker", "scratch", "scratch_gigabytes"}
 FAILURES = 3
 
 
@@ -39,6 +39,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
         config, out=files.absolute(config.out), scratch=config.scratch and files.absolute(config.scratch)
     )
     manifest = manifests.read(config.manifest or str(DEMO))
+    if config.root:
+        content.require_under(config.root, manifest)
     changes = ("pooling", "layer", "preprocessing", "image_size", "resize")
     source = spec.resolve(config.model, config.weights, **{name: getattr(config, name) for name in changes})
     tail, layer = spec.BACKBONES[source.spec.backbone].tail, source.spec.layer

@@ -1,0 +1,342 @@
+"""Whatever a stranger may hand in is refused in one line or does nothing, and needs little memory to be found out.
+
+What tests/fuzz/run.py found has its cases here, too.
+"""
+
+import ast
+import io
+import json
+import logging
+import os
+import pickle
+import struct
+import subprocess
+import sys
+import textwrap
+import zipfile
+import zlib
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dim import files, logs
+from dim.config import read_yaml
+from dim.data import ground_truth, manifest, photos
+from dim.data.decode import DecodeError, decode
+from dim.data.importers import LAYOUTS
+from dim.errors import UserError
+from dim.extract import content
+from dim.extract.config import ExtractConfig
+from dim.model import spec, whitening
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+class Calls:
+    """Unpickled, it leaves a file named `proof`."""
+
+    def __init__(self, proof):
+        self._proof = proof
+
+    def __reduce__(self):
+        return os.mkdir, (str(self._proof),)
+
+
+def refused(call, *arguments, match=None):
+    with pytest.raises(UserError, match=match) as error:
+        call(*arguments)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 2000
+
+
+# Things that run.
+
+
+@pytest.mark.parametrize("layout", ["roxford5k", "rparis6k"])
+def test_a_pickle_that_calls(tmp_path, layout):
+    (tmp_path / "a.jpg").touch()
+    proof = tmp_path / "proof"
+    (tmp_path / f"gnd_{layout}.pkl").write_bytes(pickle.dumps({"imlist": ["a"], "gnd": Calls(proof)}))
+    refused(LAYOUTS[layout], str(tmp_path), match="only built-in types are allowed")
+    assert not proof.exists()
+
+
+@pytest.mark.parametrize(
+    "read", [whitening.load, lambda uri: spec.resolve("vgg16-gem", uri)], ids=["whitening", "weights"]
+)
+def test_an_npz_with_objects(tmp_path, read):
+    proof, path = tmp_path / "proof", tmp_path / "a.npz"
+    np.savez(path, mean=np.array([Calls(proof)], dtype=object), **{"block1_conv1/kernel": np.array([Calls(proof)])})
+    if read is whitening.load:
+        refused(read, str(path), match="is no whitening file .*allow_pickle=False")
+    else:
+        from dim.model import network
+
+        refused(network.load, read(str(path)), "float32", match="cannot load the weights")
+    assert not proof.exists()
+
+
+@pytest.fixture(scope="module")
+def lambdas(tmp_path_factory):
+    """A network with a Lambda layer that makes a folder, as .keras, as .h5, and the folder."""
+    import keras
+
+    folder = tmp_path_factory.mktemp("lambda")
+    proof = folder / "proof"
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Lambda(lambda x: x), keras.layers.Dense(2)])
+    code = keras.saving.serialize_keras_object(lambda x: __import__("os").mkdir("proof") or x)
+    for ending in ("keras", "h5"):
+        model.save(folder / f"a.{ending}")
+    with zipfile.ZipFile(folder / "a.keras") as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    config = json.loads(parts["config.json"])
+    config["config"]["layers"][1]["config"]["function"] = code
+    with zipfile.ZipFile(folder / "a.keras", "w") as archive:
+        for name, part in parts.items():
+            archive.writestr(name, json.dumps(config) if name == "config.json" else part)
+    with h5py.File(folder / "a.h5", "a") as file:
+        file.attrs["model_config"] = json.dumps(config)
+    return folder, proof
+
+
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+def test_networks_with_a_lambda(lambdas, monkeypatch):
+    folder, proof = lambdas
+    monkeypatch.chdir(folder)
+    from dim.model import network
+
+    refused(spec.resolve, "vgg16-gem", str(folder / "a.keras"), match="neither .npz nor .h5")
+    refused(spec.resolve, str(folder / "a.keras"), match="no model")
+    refused(network.load, spec.resolve("vgg16-gem", str(folder / "a.h5")), "float32", match="cannot load the weights")
+    assert not proof.exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "model: !!python/object/apply:os.mkdir [proof]",
+        "model: !!python/name:os.mkdir",
+        "!!python/object/new:os.mkdir [proof]",
+        "model: !unknown x",
+        "model: 2020-13-45",
+        "batch-size: " + "9" * 5000,
+        "scales: " + "9" * 400,
+        "scales: [.inf, 1e999, " + "9" * 400 + "]",
+        "[" * 3000,
+        "\0",
+        "model: [\udc80",
+    ],
+)
+def test_yaml(tmp_path, text, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.yaml").write_bytes(text.encode(errors="surrogateescape"))
+    refused(lambda: ExtractConfig(manifest="", out="", **({"model": ""} | read_yaml("a.yaml", ExtractConfig))))
+    assert not (tmp_path / "proof").exists()
+
+
+def test_yaml_that_unfolds(tmp_path):
+    nested = "model: &a0 [x]\n" + "\n".join(
+        f"{key}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]"
+        for i, key in enumerate(["out", "root", "manifest", "weights", "pooling", "split", "store", "whitening"], 1)
+    )
+    (tmp_path / "a.yaml").write_text(nested)
+    refused(read_yaml, str(tmp_path / "a.yaml"), ExtractConfig, match="must be text")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        '{"format_version": 1, "image_size": 1e999}',
+        '{"format_version": ' + "1" * 5000 + "}",
+        "\udc80",
+        "null",
+    ],
+)
+def test_model_json(tmp_path, text):
+    (tmp_path / "model.json").write_bytes(text.encode(errors="surrogateescape"))
+    refused(spec.read, str(tmp_path))
+
+
+def test_nothing_in_the_source_runs_what_it_reads():
+    """The calls that run what they are given stand nowhere, save the restricted unpickler."""
+    banned = {"eval", "exec", "load_model", "unsafe_load", "full_load", "extractall", "extract_all", "model_from_json"}
+    for path in [*REPOSITORY.glob("dim/**/*.py"), *REPOSITORY.glob("jobs/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                assert called.rpartition(".")[2] not in banned, f"{path} calls {called}"
+                assert called not in ("yaml.load", "pickle.load", "pickle.loads", "joblib.load"), (
+                    f"{path} calls {called}"
+                )
+                assert not any(
+                    word.arg == "allow_pickle" and ast.unparse(word.value) != "False" for word in node.keywords
+                ), path
+                assert called != "np.load" or any(word.arg == "allow_pickle" for word in node.keywords), path
+
+
+# Paths that lead elsewhere.
+
+
+def test_paths_outside_the_root(tmp_path, write_manifest):
+    (tmp_path / "root" / "in").mkdir(parents=True)
+    (tmp_path / "rooted").mkdir()
+    for name in ("root/in/a.jpg", "rooted/b.jpg", "c.jpg"):
+        (tmp_path / name).touch()
+    (tmp_path / "root" / "link.jpg").symlink_to(tmp_path / "c.jpg")
+    (tmp_path / "root" / "folder").symlink_to(tmp_path)
+    (tmp_path / "root" / "inner.jpg").symlink_to(tmp_path / "root" / "in" / "a.jpg")
+
+    def check(path, root=f"{tmp_path}/root"):
+        content.require_under(root, manifest.read(write_manifest(image_id=["a"], path=[path])))
+
+    for inside in ("root/in/a.jpg", "root/in/../in/a.jpg", "root/inner.jpg", f"file://{tmp_path}/root/in/a.jpg"):
+        check(inside)
+        check(inside, "/")
+    outside = ["c.jpg", "root/../c.jpg", "root/link.jpg", "root/folder/c.jpg", "rooted/b.jpg", "/etc/passwd", "root"]
+    outside += ["file:///etc/passwd", f"file://{tmp_path}/root/../c.jpg", "s3://bucket/a.jpg"]
+    for path in outside:
+        refused(check, path, match="outside --root")
+
+
+def test_paths_outside_a_root_in_a_store(write_manifest, s3):
+    bucket = s3.bucket("hostile")
+    for path, inside in {"a/b.jpg": True, "a/../a/b.jpg": True, "a/../../b.jpg": False, "ab/c.jpg": False}.items():
+        rows = manifest.read(write_manifest(image_id=["a"], path=[f"{bucket}/{path}"]))
+        if inside:
+            content.require_under(f"{bucket}/a", rows)
+        else:
+            refused(content.require_under, f"{bucket}/a", rows, match="outside --root")
+
+
+# Names.
+
+
+def test_names_cannot_steer_a_terminal_or_forge_a_line():
+    handler = logging.StreamHandler(io.StringIO())
+    logs.set_up(handler, "test")
+    name = "a\x1b[2J\r12:00:00 all is well\n\u202egpj.exe s3://AKIA:hush@bucket/<script>"
+    handler.emit(logging.makeLogRecord({"msg": "%s", "args": (name,)}))
+    said = handler.stream.getvalue()
+    assert said.endswith("a\\x1b[2J\\r12:00:00 all is well\\n\\u202egpj.exe s3://…@bucket/<script>\n")
+
+
+def test_names_that_are_no_text(tmp_path):
+    for name in (b"a\xff.jpg", b"b.jpg"):
+        Path(os.fsdecode(bytes(tmp_path) + b"/" + name)).touch()
+    refused(photos.listed, str(tmp_path), match="is no UTF-8; rename it")
+    refused(files.names, str(tmp_path), match="is no UTF-8; rename it")
+    for layout in ("holidays", "ukbench", "oxford5k"):
+        refused(LAYOUTS[layout], str(tmp_path), match="is no UTF-8; rename it")
+
+
+def test_a_path_that_cannot_be_is_one_error_not_the_end(tmp_path, write_manifest):
+    (tmp_path / "a.jpg").touch()
+    rows = manifest.read(write_manifest(image_id=["a", "b"], path=["a.jpg", "x" * 300]))
+    assert content.of_manifest(rows).present == [True, False]
+    refused(manifest.read, write_manifest(image_id=["a"], path=["a\0.jpg"]), match="row 1 has a NUL in its path")
+
+
+# Tables.
+
+
+def parquet(table, **options):
+    file = io.BytesIO()
+    pq.write_table(table, file, **options)
+    return file.getvalue()
+
+
+NESTED = pa.array([{"a": [1]}])
+TABLES = {
+    "binary.parquet": parquet(pa.table({"image_id": [b"\xff"], "path": [b"\xfe"]})),
+    "nested.parquet": parquet(pa.table({"image_id": NESTED, "path": ["a"]})),
+    "box.parquet": parquet(pa.table({"image_id": ["a"], "path": ["a"], **dict.fromkeys(manifest.BOX, NESTED)})),
+    "twice.parquet": parquet(pa.table([["a"], ["b"], ["c"]], names=["image_id", "path", "path"])),
+    "twice.csv": b"image_id,path,image_id\na,b,c\n",
+    "name.csv": b"im\xa1age_id,path\na,b",
+    "cell.csv": b"image_id,path\na,\xff",
+    "utf8.parquet": parquet(pa.table({"image_id": ["abcdefgh"], "path": ["p"]}), compression="none").replace(
+        b"abcdefgh", b"abcdef\xff\xff"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_of_the_wrong_kind(tmp_path, name, write_manifest):
+    (tmp_path / name).write_bytes(TABLES[name])
+    refused(manifest.read, str(tmp_path / name))
+    known = manifest.read(write_manifest(image_id=["a"]))
+    refused(ground_truth.read, str(tmp_path / name), known)
+
+
+# Ten gigabytes claimed by a few bytes. Each is read in a process that may not take so much.
+
+
+def png(width, height):
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b"")
+    )
+
+
+def tiff(width, height):
+    tags = {256: width, 257: height, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: height, 279: 2**32 - 1}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<I", 8) + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+@pytest.mark.parametrize("photo", [png(100_000, 100_000), tiff(100_000, 100_000), png(2**31 - 1, 2**31 - 1)])
+def test_a_photo_that_claims_much(photo):
+    with pytest.raises(DecodeError, match=r"the limit is|no photo|pixels"):
+        decode(photo, 32, "squash")
+
+
+def test_a_parquet_file_that_unfolds(tmp_path, limited):
+    rows = 20_000_000  # of one value
+    column = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int8)), ["a"])
+    (tmp_path / "a.parquet").write_bytes(parquet(pa.table({"image_id": column, "path": column}), row_group_size=rows))
+    assert (tmp_path / "a.parquet").stat().st_size < 100_000
+    limited(tmp_path / "a.parquet", "manifest.read", "rows and .* bytes, in a file of")
+
+
+def test_arrays_that_claim_much(tmp_path, limited):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive, archive.open("mean.npy", "w") as file:
+        np.lib.format.write_array_header_2_0(file, {"descr": "<f8", "fortran_order": False, "shape": (10**10,)})
+    limited(tmp_path / "a.npz", "whitening.load", "is no whitening file")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("block1_conv1/kernel", (10**5, 10**5), "f8", chunks=(1000, 1000), compression="gzip")
+    limited(tmp_path / "a.h5", "lambda uri: network.load(spec.resolve('vgg16-gem', uri), 'float32')", "cannot load")
+
+
+@pytest.fixture
+def limited():
+    """Asserts that a call on a file is refused with a message, and takes less than 1 GB beyond what was there."""
+
+    def check(path, call, message):
+        program = textwrap.dedent(f"""
+            import re, resource
+            from dim.data import manifest
+            from dim.errors import UserError
+            from dim.model import spec, whitening
+            if "network" in {call!r}:
+                from dim.model import network
+                network.load(spec.resolve("vgg16-gem", "random"), "float32")
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            try:
+                ({call})({str(path)!r})
+            except UserError as error:
+                assert re.search({message!r}, str(error)), error
+                grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+                assert grown < 1e6, grown
+                print("refused")
+        """)
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+        assert done.stdout == "refused\n", done.stderr
+
+    return check
