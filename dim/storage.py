@@ -34,28 +34,6 @@ _PASSING = re.compile("NETWORK_CONNECTION|INTERNAL|SLOW_DOWN|THROTTL|UNAVAILABLE
 _PARAMETERS = re.compile(r"\?(access_key|secret_key|endpoint_override|region|scheme|retry_limit_seconds)=")
 
 
-class _S3(pafs.S3FileSystem):  # type: ignore[misc]
-    """S3 as this machine's environment has it. In another process it is made anew, from what that one's has:
-    pyarrow itself would forget how patient it was.
-    """
-
-    def __init__(self, bucket: str) -> None:
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        super().__init__(
-            endpoint_override=endpoint,
-            region=None if endpoint else pafs.resolve_s3_region(bucket),
-            # Of the SDK's strategies, the newer one gives up early: it has a quota of retries.
-            retry_strategy=pafs.AwsDefaultS3RetryStrategy(max_attempts=RETRIES),
-            connect_timeout=CONNECT_SECONDS,
-            request_timeout=SILENT_SECONDS,
-            allow_delayed_open=True,  # a small object is one request
-        )
-        self._bucket = bucket
-
-    def __reduce__(self) -> tuple[type["_S3"], tuple[str]]:
-        return _S3, (self._bucket,)
-
-
 def locate(uri: str) -> tuple[pafs.FileSystem, str]:
     """The filesystem of `uri` and the path within it; a path without a scheme is local and made absolute.
 
@@ -76,12 +54,26 @@ def locate(uri: str) -> tuple[pafs.FileSystem, str]:
 def _opened(uri: str) -> tuple[pafs.FileSystem, str]:
     try:
         if uri.startswith("s3://"):
-            return _S3(uri.removeprefix("s3://")), uri.removeprefix("s3://")
+            bucket = uri.removeprefix("s3://")
+            return _s3(bucket), bucket
         wait = f"?retry_limit_seconds={GOOGLE_SECONDS}" if uri.startswith("gs://") else ""
         filesystem, path = pafs.FileSystem.from_uri(uri + wait)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"cannot open {uri!r}: {error}; use a local path, s3://… or gs://…") from error
     return filesystem, path
+
+
+def _s3(bucket: str) -> pafs.S3FileSystem:
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    return pafs.S3FileSystem(
+        endpoint_override=endpoint,
+        region=None if endpoint else pafs.resolve_s3_region(bucket),
+        # Of the SDK's strategies, the newer one gives up early: it has a quota of retries.
+        retry_strategy=pafs.AwsDefaultS3RetryStrategy(max_attempts=RETRIES),
+        connect_timeout=CONNECT_SECONDS,
+        request_timeout=SILENT_SECONDS,
+        allow_delayed_open=True,  # a small object is one request
+    )
 
 
 def patient(call: Callable[P, T]) -> Callable[P, T]:

@@ -1,7 +1,6 @@
 """Object stores: what a URI names, and requests that fail, dawdle or are never answered."""
 
 import os
-import pickle
 from pathlib import Path
 
 import pyarrow as pa
@@ -75,18 +74,6 @@ def test_a_store_that_never_answers_is_given_up(s3, bucket, impatient):
     with pytest.raises(OSError, match="Timeout was reached"):
         files.read_bytes(f"{bucket}/a")
     assert s3.faults()["stuck"] == 4
-
-
-def test_in_another_process_it_is_as_patient(s3, bucket):
-    filesystem, _ = files.locate(bucket)
-    s3.faults(failing=0.5, seed=2)
-    again = pickle.loads(pickle.dumps(filesystem))
-    name = bucket.removeprefix("s3://")
-    for number in range(20):
-        with again.open_output_stream(f"{name}/{number}") as stream:
-            stream.write(b"x")
-    assert s3.faults()["requests"] > 25
-    assert b"secret-of-the-test" not in pickle.dumps(filesystem)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Coverage-guided fuzzing of whatever reads a stranger's file: nothing but a UserError may come out of it.
 
     pip install -e '.[fuzz]'
-    python tests/fuzz/run.py manifest-csv --seconds 120
+    python tests/fuzz/run.py [TARGET …] --seconds 120
 
 Ends with status 0 if nothing was found. What was found is kept in --found and run again by naming it as --input; once
 mended, it becomes a case of tests/test_hostile.py.
@@ -10,6 +10,7 @@ mended, it becomes a case of tests/test_hostile.py.
 import argparse
 import io
 import json
+import os
 import pickle
 import shutil
 import sys
@@ -158,14 +159,9 @@ TARGETS = {
 }
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("target", choices=TARGETS)
-    parser.add_argument("--seconds", type=int, default=120)
-    parser.add_argument("--found", type=Path, default=Path(tempfile.gettempdir()) / "dim-fuzz-found")
-    parser.add_argument("--input", type=Path, help="run this input only")
-    arguments = parser.parse_args()
-    target, seeds = TARGETS[arguments.target]
+def fuzz(name, seconds, found):
+    """Fuzzes one target; does not return."""
+    target, seeds = TARGETS[name]
 
     def one(content):
         try:
@@ -173,17 +169,35 @@ def main():
         except UserError as error:
             assert "\n" not in str(error), f"more than one line: {error}"
 
-    if arguments.input:
-        return one(arguments.input.read_bytes())
-    corpus = FOLDER / "corpus"
+    corpus = FOLDER / f"corpus-{name}"
     corpus.mkdir()
     for number, seed in enumerate(seeds):
         (corpus / str(number)).write_bytes(seed)
-    arguments.found.mkdir(exist_ok=True)
-    limits = [f"-max_total_time={arguments.seconds}", "-rss_limit_mb=4096", "-timeout=60", "-max_len=8192"]
-    atheris.Setup([sys.argv[0], *limits, f"-artifact_prefix={arguments.found}/{arguments.target}-", str(corpus)], one)
+    limits = [f"-max_total_time={seconds}", "-rss_limit_mb=4096", "-timeout=60", "-max_len=8192"]
+    atheris.Setup([sys.argv[0], *limits, f"-artifact_prefix={found}/{name}-", str(corpus)], one)
     atheris.Fuzz()
-    return None
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("targets", nargs="*", choices=[*TARGETS, []], help="all if none is named")
+    parser.add_argument("--seconds", type=int, default=120, help="for each")
+    parser.add_argument("--found", type=Path, default=Path(tempfile.gettempdir()) / "dim-fuzz-found")
+    parser.add_argument("--input", type=Path, help="run this input only")
+    arguments = parser.parse_args()
+    if arguments.input:
+        TARGETS[arguments.targets[0]][0](arguments.input.read_bytes())
+        return
+    arguments.found.mkdir(exist_ok=True)
+    failed = []
+    for name in arguments.targets or TARGETS:
+        if (child := os.fork()) == 0:  # libFuzzer ends its process
+            fuzz(name, arguments.seconds, arguments.found)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        print(f"{name}: {'nothing found' if status == 0 else f'ended with {status}'}", flush=True)
+        failed += [name] if status else []
+    shutil.rmtree(FOLDER)
+    sys.exit(bool(failed))
 
 
 if __name__ == "__main__":
