@@ -9,6 +9,7 @@ above what they were; no growth: none.
 """
 
 import argparse
+import gc
 import json
 import os
 import shutil
@@ -23,6 +24,8 @@ from dim import cluster, files
 from dim.extract.config import ExtractConfig
 from dim.extract.job import extract
 from dim.train.job import DEMO
+
+SETTLE_SECONDS = 10.0  # in which ended workers are gone
 
 
 def processes() -> list[Path]:
@@ -48,6 +51,8 @@ def kilobytes(process: Path, names: tuple[str, ...]) -> Iterator[int]:
 
 def used(folders: list[str]) -> dict[str, int]:
     """What Ray and the driver have now."""
+    gc.collect()
+    time.sleep(SETTLE_SECONDS)
     found = {"processes": 0, "handles": 0, "memory": 0, "shared_memory": 0}
     for process in processes():
         try:
@@ -66,7 +71,6 @@ def used(folders: list[str]) -> dict[str, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=30)
-    parser.add_argument("--settle", type=float, default=10.0, help="seconds to wait before looking")
     arguments = parser.parse_args()
     seen = []
     with tempfile.TemporaryDirectory() as out, cluster.connected():
@@ -82,7 +86,6 @@ def main() -> None:
             assert done["ok"] == done["images"] and files.names(f"{out}/{number}")
             shutil.rmtree(f"{out}/{number}")
             if number + 1 in (max(1, arguments.jobs // 3), arguments.jobs):
-                time.sleep(arguments.settle)
                 seen.append(used(folders))
         seconds = time.monotonic() - started
     first, last = seen[0], seen[-1]
