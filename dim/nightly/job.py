@@ -5,22 +5,24 @@ import datetime
 import hashlib
 import json
 import logging
+import math
 from typing import Any
 
 from dim import cluster, files, output
 from dim.errors import GateNotMet, UserError
+from dim.evaluate import comparison
+from dim.evaluate.comparison import Comparison
 from dim.evaluate.config import EvaluateConfig
 from dim.evaluate.job import evaluate
 from dim.model import spec
 from dim.nightly import collection, gate
 from dim.nightly.collection import Collection
 from dim.nightly.config import Measurement, NightlyConfig
-from dim.nightly.gate import Comparison
 from dim.nightly.history import ACCEPTED, REFUSED, History, Row
 
 log = logging.getLogger(__name__)
 
-NIGHT = "night.json"
+NIGHT, METRICS = "night.json", "metrics.json"
 LATEST = "9999-12-31"
 _GATES = ("name", "min_map", "max_drop", "significance")
 
@@ -84,12 +86,13 @@ def _run(config: NightlyConfig, date: str, model: str, past: History) -> dict[st
     for measurement in config.evaluations:
         found = collections[measurement.manifest]
         folder, key = files.join(config.out, f"nights/{date}/{measurement.name}"), _key(measurement, found)
+        baseline = _baseline(config.out, past, measurement.name, date)
         if not _carried(config.out, past.last, measurement.name, key, folder):
-            _evaluate(measurement, found, folder)
-        value = files.read_json(files.join(folder, "metrics.json"))["map"]
-        comparison = _compared(config.out, past, measurement.name, date)
-        unmet += gate.unmet(measurement, value, comparison)
-        figures[measurement.name] = _figure(value, comparison, found) | {"key": key}
+            _evaluate(measurement, found, folder, baseline and baseline[1])
+        value = files.read_json(files.join(folder, METRICS))["map"]
+        against = _compared(date, folder, baseline) if baseline else None
+        unmet += gate.unmet(measurement, value, against)
+        figures[measurement.name] = _figure(value, against, found) | {"key": key}
     counts = {
         name: sum(found.counts[name] for found in collections.values()) for name in ("images", "computed", "errors")
     }
@@ -124,25 +127,31 @@ def _carried(out: str, last: str | None, name: str, key: str, folder: str) -> bo
     return True
 
 
-def _evaluate(measurement: Measurement, found: Collection, folder: str) -> None:
+def _baseline(out: str, past: History, name: str, date: str) -> tuple[str, str] | None:
+    """The last accepted night before `date` and the folder of its evaluation `name`; None where there is none."""
+    row = past.baseline(name, date)
+    return (row["date"], files.join(out, f"nights/{row['date']}/{name}")) if row else None
+
+
+def _evaluate(measurement: Measurement, found: Collection, folder: str, baseline: str | None) -> None:
+    """Evaluates into `folder`; the report compares with the evaluation in the folder `baseline`."""
     asked = {name: value for name, value in vars(measurement).items() if name not in _GATES}
-    evaluate(EvaluateConfig(descriptors=(found.descriptors,), out=folder, **asked))
+    beside = files.join(baseline, METRICS) if baseline else None
+    most = math.inf if baseline else 0.0  # the gates are held elsewhere
+    evaluate(EvaluateConfig(descriptors=(found.descriptors,), out=folder, baseline=beside, max_drop=most, **asked))
 
 
-def _compared(out: str, past: History, name: str, date: str) -> Comparison | None:
-    """The night `date` against its baseline, None where it has none."""
-    baseline = past.baseline(name, date)
-    if baseline is None:
-        return None
-    before, after = (files.join(out, f"nights/{night}/{name}") for night in (baseline["date"], date))
-    return gate.compare(baseline["date"], before, after)
+def _compared(date: str, folder: str, baseline: tuple[str, str]) -> Comparison:
+    """The evaluation of the night `date` in `folder` against that of `baseline`, a night and its folder."""
+    tables = (files.read_table(files.join(where, "per_query.parquet")) for where in (baseline[1], folder))
+    return comparison.compared(baseline[0], next(tables), date, next(tables))
 
 
-def _figure(value: float, comparison: Comparison | None, found: Collection) -> dict[str, Any]:
+def _figure(value: float, against: Comparison | None, found: Collection) -> dict[str, Any]:
     figure: dict[str, Any] = {"map": value, "embedding": found.embedding.id, "collection": found.folder, **found.counts}
-    if comparison is not None:
-        figure |= {"baseline": comparison.baseline, "queries": comparison.queries}
-        figure |= dataclasses.asdict(comparison.change) if comparison.change else {}
+    if against is not None:
+        figure |= {"baseline": against.before, "queries": len(against.judged)}
+        figure |= dataclasses.asdict(against.change) if against.change else {}
     return figure
 
 

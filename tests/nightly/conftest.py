@@ -1,12 +1,14 @@
-"""Nights over small photos of a few labels, embedded by a stand-in for the network, which costs no TensorFlow."""
+"""Nights over small photos of a few labels, embedded by a stand-in for Ray and the network, which costs neither."""
+
+import contextlib
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
 
-from dim import files
-from dim.extract import pipeline
+from dim import cluster, files
+from dim.extract import pipeline, store
 from dim.nightly.config import Measurement, NightlyConfig
 
 GOOD, WORSE = "vgg16-gem", "vgg16-mac"
@@ -39,30 +41,34 @@ def photos(tmp_path):
 
 
 @pytest.fixture
-def embedded(monkeypatch, ray_session, tmp_path):
+def embedded(monkeypatch):
     """A network that tells labels apart, or, where it pools by `mac`, hardly does. Gives the ids that went through."""
-    seen = tmp_path / "embedded.txt"
-    seen.touch()
+    seen = []
 
-    class StandIn:
-        def __init__(self, recipe, dtype, _):
-            self.dtype, self.worse = dtype, recipe.source.spec.pooling == "mac"
+    def run(rows, recipe, dtype, _):
+        for row in rows.to_pylist():
+            seen.append(row["image_id"])
+            pixels = np.asarray(Image.open(row["path"]), np.float32)
+            vector = pixels.mean(axis=0).reshape(-1) - pixels.mean()
+            if recipe.source.spec.pooling == "mac":
+                vector += np.random.default_rng(len(seen)).normal(0, 300, vector.shape)
+            known = {
+                "descriptor": (vector / np.linalg.norm(vector)).tolist(),
+                "status": store.OK,
+                "width": 32,
+                "height": 32,
+            }
+            table = pa.Table.from_pylist([row | known], schema=store.schema(len(vector), dtype))
+            yield table.append_column("shard", pa.array([row["shard"]]))
 
-        def __call__(self, table):
-            with seen.open("a") as file:
-                file.writelines(f"{image_id}\n" for image_id in table["image_id"].to_pylist())
-            vectors = np.array([image.astype(np.float32).mean(axis=0).reshape(-1) for image in pipeline.images(table)])
-            vectors -= vectors.mean()
-            if self.worse:
-                vectors += np.random.default_rng(0).normal(0, 60, vectors.shape)
-            vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-            return pipeline.embedded(table, vectors.astype(np.float32), self.dtype)
-
-    monkeypatch.setattr(pipeline, "Network", StandIn)
+    monkeypatch.setattr(pipeline, "run", run)
+    monkeypatch.setattr(pipeline, "resources", lambda *_: pipeline.Resources(1, 1, 0, 32))
+    monkeypatch.setattr(cluster, "connected", contextlib.nullcontext)
+    monkeypatch.setattr(cluster, "nodes", lambda: [{"CPU": 2}])
 
     def since_last():
-        ids = seen.read_text().split()
-        seen.write_text("")
+        ids = list(seen)
+        seen.clear()
         return ids
 
     return since_last
@@ -76,7 +82,8 @@ def night(photos, tmp_path):
         from dim.nightly.job import nightly
 
         measured = Measurement(name="shelf", manifest=photos.manifest, split="test", **(gates or {}))
-        defaults = {"model": GOOD, "weights": "random", "precision": "float32", "image_size": 32, "shard_rows": 16}
+        defaults = {"model": GOOD, "weights": "random", "precision": "float32", "image_size": 32}
+        defaults |= {"gpus_per_worker": 0, "shard_rows": 16}
         settings = {"out": str(tmp_path / "nightly"), "date": date, "evaluations": (measured,)} | defaults | options
         return nightly(NightlyConfig(**settings))
 

@@ -54,6 +54,7 @@ def test_a_night_leaves_metrics_queries_and_report_and_an_index_that_search_read
     folder = tmp_path / "nightly" / "nights" / "2030-01-01" / "shelf"
     assert files.read_json(str(folder / "metrics.json"))["map"] == done["evaluations"]["shelf"]["map"]
     assert (folder / "per_query.parquet").exists()
+    assert (folder / "report.html").exists()
     (row,) = history(tmp_path)
     assert float(row["map"]) == done["evaluations"]["shelf"]["map"]
     assert files.read_json(f"{row['collection']}/index/run.json")["status"] == "done"
