@@ -53,7 +53,9 @@ class Extraction:
     )
     workers: int | None = option(None, help="network actors; one a GPU, or one a node, if not given", group="machine")
     gpus_per_worker: float | None = option(None, help="GPUs, or a share of one; 1 where there are any", group="machine")
-    batch_size: int = option(32, help="images a forward pass", group="machine")
+    batch_size: int | None = option(
+        None, help="images a forward pass; 32, on a GPU as many up to 256 as its memory holds", group="machine"
+    )
     shard_rows: int = option(1024, help="photos a Parquet file", group="machine")
 
     def __post_init__(self) -> None:

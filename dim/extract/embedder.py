@@ -1,12 +1,16 @@
 """The network at work: uint8 images in, descriptors out."""
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from dim.model.spec import Source
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,24 @@ class Embedder:
             return np.zeros((0, self.dimension), np.float32)
         parts, order = [], []
         for rows, batch in batches(images, self._batch_size):
-            parts.append(self._forward(batch))  # a GPU computes it while the next is stacked
+            parts.extend(self._fitting(batch))  # a GPU computes it while the next is stacked
             order.extend(rows)
         descriptors = np.concatenate([part.numpy() for part in parts])[np.argsort(order)]
         return self._whitening.apply(descriptors) if self._whitening else descriptors
+
+    def _fitting(self, batch: np.ndarray) -> list[Any]:
+        """The descriptors of `batch` (N, H, W, 3), in parts that the memory holds; their size is kept for what follows.
+
+        Raises TensorFlow's ResourceExhaustedError where it doesn't hold one image.
+        """
+        import tensorflow as tf  # noqa: PLC0415
+
+        try:
+            return [self._forward(batch)]
+        except tf.errors.ResourceExhaustedError:
+            if len(batch) == 1:
+                raise
+        half = -(-len(batch) // 2)
+        self._batch_size = min(self._batch_size, half)
+        log.info("memory holds no %d images at once; going on with %d", len(batch), self._batch_size)
+        return self._fitting(batch[:half]) + self._fitting(batch[half:])

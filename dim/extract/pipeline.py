@@ -33,6 +33,9 @@ NETWORK_TRIES = 5
 WINDOW_BATCHES = 8
 WINDOW_BYTES = 2**28
 
+# Images a forward pass. A CPU gains nothing by more; a GPU that hasn't the memory is given less (`Embedder`).
+CPU_BATCH, GPU_BATCH = 32, 256
+
 PIXELS = pa.struct([("data", pa.large_binary()), ("height", pa.int32()), ("width", pa.int32())])
 
 
@@ -46,7 +49,7 @@ class Resources:
     batch_size: int
 
 
-def resources(workers: int | None, gpus_per_worker: float | None, batch_size: int) -> Resources:
+def resources(workers: int | None, gpus_per_worker: float | None, batch_size: int | None) -> Resources:
     """The resources asked for; what is not given follows the cluster, also as it will be once the autoscaler has
     started what it may: an actor a GPU; without GPUs, one for each node, and more on nodes of several times the CPUs.
     """
@@ -54,14 +57,14 @@ def resources(workers: int | None, gpus_per_worker: float | None, batch_size: in
     gpus = gpus_per_worker if gpus_per_worker is not None else float(available > 0)
     if gpus > 0:
         # A CPU feeds the GPU, the others decode.
-        return Resources(workers or max(1, int(available / gpus)), _feeding(gpus), gpus, batch_size)
+        return Resources(workers or max(1, int(available / gpus)), _feeding(gpus), gpus, batch_size or GPU_BATCH)
     sizes = [node["CPU"] for node in cluster.nodes() if node.get("CPU", 0) > 0] or [1.0]
     # On a node that is a multiple of the smallest, as many actors: all CPUs have work.
     count = workers or sum(int(size // min(sizes)) for size in sizes)
     share = min(*sizes, sum(sizes) / count)
     # Nothing would be decoded if actors took all CPUs.
     cpus = int(share) - 1.0 if share >= 2 else share / 4
-    return Resources(count, cpus, gpus, batch_size)
+    return Resources(count, cpus, gpus, batch_size or CPU_BATCH)
 
 
 def _feeding(gpus: float) -> float:

@@ -56,9 +56,12 @@ def run(job: Job) -> None:
 
 
 def _strategy(workers: int) -> tf.distribute.Strategy:
-    if workers > 1:
-        return tf.distribute.MultiWorkerMirroredStrategy()
-    return tf.distribute.MirroredStrategy()
+    if workers == 1:
+        return tf.distribute.MirroredStrategy()
+    how = tf.distribute.experimental.CommunicationImplementation
+    chosen = how.NCCL if tf.config.list_physical_devices("GPU") else how.AUTO
+    options = tf.distribute.experimental.CommunicationOptions(implementation=chosen)
+    return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
 
 
 class Run:
