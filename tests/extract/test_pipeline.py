@@ -72,6 +72,21 @@ def test_error_rows_pass_the_network_by():
     assert nothing["descriptor"].type == pa.list_(pa.float16(), 2) and nothing["descriptor"].to_pylist() == [None]
 
 
+@pytest.mark.parametrize(("start", "stop"), [(0, 6), (1, 4), (3, 4), (2, 2)])
+def test_photos_are_found_in_any_part_of_a_table(start, stop):
+    sizes = [(1, 2), None, (3, 4), None, (2, 2), (5, 1)]
+    photos = [size and np.full((*size, 3), row, np.uint8) for row, size in enumerate(sizes)]
+    rows = [
+        {} if photo is None else {"pixels": {"data": photo.tobytes(), "height": len(photo), "width": photo.shape[1]}}
+        for photo in photos
+    ]
+    table = pa.Table.from_pylist(rows, schema=pipeline.DECODED)
+    found = pipeline.images(pa.concat_tables([table.slice(start, stop - start), table]))
+    expected = [photo for photo in photos[start:stop] + photos if photo is not None]
+    assert len(found) == len(expected)
+    assert all(np.array_equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
 def test_a_network_that_has_died_over_and_over_is_given_up(monkeypatch):
     monkeypatch.setattr(pipeline, "_embedder", lambda *_: None)
     monkeypatch.setattr(pipeline.cluster, "earlier_attempts", lambda: pipeline.NETWORK_TRIES)
