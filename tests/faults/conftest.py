@@ -14,6 +14,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 HOOKS = Path(__file__).parent / "hooks"
+STARTS = 5
 SECONDS = 900  # until a job is given up, on a machine that others load
 # What each process calls itself.
 NAMES = {
@@ -55,6 +56,7 @@ class Job:
         if address:
             environment |= {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "disabled"}
         command = [sys.executable, f"jobs/{name}.py", "--out", out, *flags]
+        self.began = time.time()
         self.errors = open(f"{out}.stderr", "w+")  # noqa: SIM115
         self.process = subprocess.Popen(
             [str(part) for part in command],
@@ -109,6 +111,15 @@ class Job:
         """The epochs whose checkpoint is written."""
         return sorted(int(path.stem.removeprefix("epoch-")) for path in self.out.glob("checkpoints/epoch-*.json"))
 
+    def begins(self):
+        """Waits until the job writes; False where Ray gave up its own start, for which it allows 30 s, as it may when
+        the machine is loaded.
+        """
+        record = self.out / "run.json"
+        if self.until(lambda: record.exists() and record.stat().st_mtime > self.began):
+            return True
+        return "timed out during startup" not in self.said()
+
     def until(self, condition, seconds=SECONDS):
         """Waits until the condition holds; False where the job ends before."""
         end = time.monotonic() + seconds
@@ -145,7 +156,10 @@ def jobs():
     started = []
 
     def begin(*arguments, **options):
-        started.append(Job(*arguments, **options))
+        for _ in range(STARTS):
+            started.append(Job(*arguments, **options))
+            if started[-1].begins():
+                break
         return started[-1]
 
     try:
