@@ -46,6 +46,7 @@ OTHER = {
     "scales_mean": "gem",
     "whitening": "2" * 64,
     "precision": "bfloat16",
+    "scaled_decode": True,
 }
 IDS = [f"photo {number}" for number in range(6)]
 VECTORS = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
