@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -11,9 +12,13 @@ from PIL import Image
 
 from dim.data import photos
 from dim.data.decode import DecodeError, decode
+from dim.errors import JobFailed
 from dim.model.vocabulary import Resize
 
 T = TypeVar("T")
+
+# A store is given up after about three minutes, and no photo within the limits takes one to decode.
+STUCK_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
@@ -84,11 +89,27 @@ class Variants:
 def fetched_ahead(
     lists: Iterable[Sequence[int]], fetch: Callable[[int], T], pool: ThreadPoolExecutor
 ) -> Iterator[dict[int, T]]:
-    """For each of `lists` of rows, what `fetch` gives; `pool` fetches the next while the caller works on one."""
+    """For each of `lists` of rows, what `fetch` gives; `pool` fetches the next while the caller works on one.
+
+    Raises JobFailed where one takes longer than STUCK_SECONDS.
+    """
     ahead: dict[int, Future[T]] | None = None
     for rows in lists:
         now, ahead = ahead, {row: pool.submit(fetch, row) for row in rows}
         if now is not None:
-            yield {row: future.result() for row, future in now.items()}
+            yield _arrived(now)
     if ahead is not None:
-        yield {row: future.result() for row, future in ahead.items()}
+        yield _arrived(ahead)
+
+
+def _arrived(fetched: dict[int, Future[T]]) -> dict[int, T]:
+    found = {}
+    for row, future in fetched.items():
+        try:
+            found[row] = future.result(timeout=STUCK_SECONDS)
+        except FutureTimeout as error:
+            raise JobFailed(
+                f"row {row + 1} of the manifest took longer than {STUCK_SECONDS:.0f} s to read and decode; extract.py "
+                "says which photos are stuck: take them out"
+            ) from error
+    return found

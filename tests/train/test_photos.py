@@ -1,9 +1,12 @@
 """Random variants of a photo, and photos decoded ahead in their order."""
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pytest
 
+from dim.errors import JobFailed
 from dim.train.photos import Augmentation, Photos, fetched_ahead
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
@@ -43,3 +46,12 @@ def test_photos_come_decoded_in_order_with_the_unreadable_marked(demo, tmp_path)
     assert [list(window) for window in windows] == [[0, 1, 2], [3, 4, 5], [6]]
     assert [row for window in windows for row, pixels in window.items() if pixels is None] == [3]
     np.testing.assert_array_equal(windows[1][5], photos.decode(5))
+
+
+def test_a_photo_that_is_stuck_ends_the_run(monkeypatch):
+    monkeypatch.setattr("dim.train.photos.STUCK_SECONDS", 0.2)
+    free = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        with pytest.raises(JobFailed, match=r"row 8 of the manifest took longer than 0 s.*take them out"):
+            list(fetched_ahead([[7]], lambda _: free.wait(), pool))
+        free.set()
