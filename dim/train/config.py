@@ -27,6 +27,12 @@ class TrainConfig(Mining):
     root: str | None = option(
         None, help="refuse photos outside this folder, links resolved", metavar="DIR", group="input and output"
     )
+    mlflow: str | None = option(
+        None,
+        help="log to MLflow, too: where it keeps its runs, such as http://host:5000 (experiment dim)",
+        metavar="URI",
+        group="input and output",
+    )
     model: str = option("vgg16-gem", help="model folder, or a name such as vgg16-gem@block5_conv3", group="network")
     weights: str | None = option(
         None,

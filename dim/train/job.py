@@ -19,7 +19,7 @@ from dim.mine.mining import check_candidates
 from dim.mine.pool import check_labels
 from dim.model import spec
 from dim.model.spec import Source
-from dim.train import messages
+from dim.train import messages, tracking
 from dim.train.config import TrainConfig
 from dim.train.photos import Photos
 from dim.train.task import MODEL, SUMMARY, Job, train_worker
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 DEMO = Path(dim.__file__).parent / "assets" / "demo" / "manifest.csv"
 # What may differ when a run is resumed: how long it goes on, where it stands, and on what it runs.
-FREE = {"root", "epochs", "out", "workers", "gpus_per_worker", "scratch", "scratch_gigabytes"}
+FREE = {"root", "epochs", "out", "mlflow", "workers", "gpus_per_worker", "scratch", "scratch_gigabytes"}
 FAILURES = 3
 
 
@@ -52,16 +52,21 @@ def train(config: TrainConfig) -> dict[str, Any]:
         source = _with_pca(source, config, len(photos.rows("train")))
     check_candidates(config, source.spec.dimension or source.spec.pooled_dimension)
     _require_same(config)
+    if config.mlflow:
+        tracking.require_mlflow()
     with cluster.connected():
         cluster.require_shared(photos.paths)
         gpus = cluster.gpus() if config.gpus_per_worker is None else config.gpus_per_worker
         chosen = cluster.precision(config.precision, gpus)
         inputs = {"manifest": manifest.uri, "model": config.model}
         with output.opened(config.out, "train", config, inputs) as out, messages.listening() as queue:
-            _fit(config, gpus, Job(config, photos, source, chosen, fit_pca, queue))
+            run = tracking.begun(config.mlflow, config) if config.mlflow else None
+            _fit(config, gpus, Job(config, photos, source, chosen, fit_pca, queue, run))
             summary = files.read_json(out.path(SUMMARY))
             if "error" in summary:
                 raise JobFailed(summary["error"])
+            if run:
+                run.finished(summary)
             return out.finish(summary | {"model": out.path(MODEL)})
 
 

@@ -79,7 +79,7 @@ class Run:
         trunk = self._trunk()
         self.inference = Inference(self.trainee, trunk, job, rank, workers)
         self.fitting = Fitting(job, self.trainee, self.optimizer, trunk, rank)
-        self.history = History(job.config.out) if rank == 0 else None
+        self.history = History(job.config.out, job.tracking) if rank == 0 else None
 
     def _trunk(self) -> Trunk:
         source, cut = self.job.source, self.trainee.cut

@@ -8,6 +8,7 @@ from ray.util.queue import Queue
 from dim.model.spec import Source
 from dim.train.config import TrainConfig
 from dim.train.photos import Photos
+from dim.train.tracking import Tracking
 
 # What the workers leave in the run's folder: the run's figures and the trained model.
 SUMMARY, MODEL = "training.json", "model"
@@ -16,7 +17,7 @@ SUMMARY, MODEL = "training.json", "model"
 @dataclass(frozen=True)
 class Job:
     """A run: `precision` is resolved, and with `fit_pca` the network has no fitted PCA layer yet. Log records go to
-    `queue`.
+    `queue`, each epoch's figures to MLflow's `tracking` where there is one.
     """
 
     config: TrainConfig
@@ -25,6 +26,7 @@ class Job:
     precision: str
     fit_pca: bool
     queue: Queue
+    tracking: Tracking | None
 
 
 def train_worker(arguments: dict[str, Any]) -> None:
