@@ -84,7 +84,7 @@ def main() -> None:
         queries = next(blocks(QUERIES * PHOTOS_OF_A_LABEL, seed=1))[1][:QUERIES].astype(np.float32)
         context = multiprocessing.get_context("spawn")
         here, there = context.Pipe()
-        process = context.Process(target=serve, args=(folder, queries, there))
+        process = context.Process(target=serve, args=(folder, queries, there), daemon=True)
         process.start()
         for _ in range(arguments.pairs):
             with peak_of(process.pid, every=0.1) as seen:

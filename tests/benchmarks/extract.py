@@ -144,7 +144,7 @@ def main() -> None:
     here, there = context.Pipe()
     with tempfile.TemporaryDirectory() as folder:
         paths = repeated(arguments.manifest, arguments.photos, f"{folder}/photos.csv")
-        process = context.Process(target=serve, args=(paths, best(False), there))
+        process = context.Process(target=serve, args=(paths, best(False), there), daemon=True)
         process.start()
         here.recv()
         windows, run = Windows(here, arguments.pairs, arguments.batches), pipeline.run
