@@ -235,11 +235,12 @@ def read_parquet(uri: str, columns: list[str] | None = None) -> pa.Table:
     """The table at `uri`, or some of its columns. Raises OSError or an Arrow error where it is missing or damaged."""
     filesystem, path = locate(uri)
     with filesystem.open_input_file(path) as file:
-        size, about = file.size(), pq.read_metadata(file)
+        found = pq.ParquetFile(file, page_checksum_verification=True)
+        size, about = file.size(), found.metadata
         claimed = sum(about.row_group(number).total_byte_size for number in range(about.num_row_groups))
         if claimed > MOST_UNFOLDED * size or about.num_rows > MOST_ROWS * size:
             raise pa.ArrowInvalid(f"it claims {about.num_rows:,} rows and {claimed:,} bytes, in a file of {size:,}")
-        return pq.read_table(file, columns=columns, page_checksum_verification=True)
+        return found.read(columns)
 
 
 def _read_csv(uri: str) -> pa.Table:

@@ -8,6 +8,7 @@ mended, it becomes a case of tests/test_hostile.py.
 """
 
 import argparse
+import importlib
 import io
 import json
 import os
@@ -27,11 +28,17 @@ with atheris.instrument_imports(include=["dim", "pickletools", "json", "yaml", "
     from dim.config import read_yaml
     from dim.data import ground_truth, manifest
     from dim.data.importers import LAYOUTS
-    from dim.data.importers.job import ImportConfig, _manifest
+    from dim.data.importers.config import ImportConfig
+    from dim.data.importers.job import _manifest
     from dim.data.unpickle import unpickle
     from dim.errors import UserError
     from dim.extract.config import ExtractConfig
     from dim.model import spec, whitening
+
+    IMPORTERS = {
+        layout: getattr(importlib.import_module(f"dim.data.importers.{module}"), layout)
+        for layout, module in LAYOUTS.items()
+    }
 
 FOLDER = Path(tempfile.mkdtemp(prefix="dim-fuzz-"))
 BETWEEN = b"\n\xff\n"  # the files of a layout, in one input
@@ -92,7 +99,7 @@ def _names(layout):
 
 def _import(layout, folder):
     config = ImportConfig(layout=layout, source=str(folder), out=str(folder))
-    manifest.checked("manifest.parquet", _manifest(LAYOUTS[layout](config.source), config))
+    manifest.checked("manifest.parquet", _manifest(IMPORTERS[layout](config.source), config))
 
 
 def _parquet(columns):
