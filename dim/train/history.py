@@ -9,6 +9,7 @@ from typing import Any
 from tensorboardX import SummaryWriter
 
 from dim import files
+from dim.train.task import HISTORY
 from dim.train.tracking import Tracking
 
 
@@ -27,7 +28,7 @@ class History:
         writer = csv.DictWriter(sheet, fieldnames=list(epochs[-1]))
         writer.writeheader()
         writer.writerows(epochs)
-        files.write_bytes(files.join(self._run, "history.csv"), sheet.getvalue().encode())
+        files.write_bytes(files.join(self._run, HISTORY), sheet.getvalue().encode())
         for name, value in epochs[-1].items():
             if value is not None and name != "epoch":
                 self._writer.add_scalar(name, value, epochs[-1]["epoch"])

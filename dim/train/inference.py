@@ -1,13 +1,14 @@
 """Descriptors and mAP with the current weights: each worker embeds its share of the photos, all get all."""
 
 import numpy as np
+import pyarrow as pa
 import tensorflow as tf
 
 from dim.progress import Progress
 from dim.train.task import Job
 from dim.train.trainee import Trainee
 from dim.train.trunk import Trunk, by_shape
-from dim.train.validate import mean_average_precision
+from dim.train.validate import mean_average_precision, rankings
 
 
 class Inference:
@@ -46,6 +47,13 @@ class Inference:
 
     def map(self, split: str, rows: np.ndarray, vectors: np.ndarray) -> float | None:
         """The mAP of those of `rows` that are in `split`, by their `vectors`; None where no query has a positive."""
+        return mean_average_precision(*self._of(split, rows, vectors))
+
+    def rankings(self, split: str, rows: np.ndarray, vectors: np.ndarray) -> pa.Table:
+        """What each of those of `rows` that are in `split` finds among them; see `validate.rankings`."""
+        return rankings(*self._of(split, rows, vectors))
+
+    def _of(self, split: str, rows: np.ndarray, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         chosen = self._photos.splits[rows] == split
         rows = rows[chosen]
-        return mean_average_precision(vectors[chosen], self._photos.labels[rows], self._photos.image_ids[rows])
+        return vectors[chosen], self._photos.labels[rows], self._photos.image_ids[rows]

@@ -19,7 +19,7 @@ from dim.mine.mining import check_candidates
 from dim.mine.pool import check_labels
 from dim.model import spec
 from dim.model.spec import Source
-from dim.train import messages, tracking
+from dim.train import messages, report, tracking
 from dim.train.config import TrainConfig
 from dim.train.photos import Photos
 from dim.train.task import MODEL, SUMMARY, Job, train_worker
@@ -65,6 +65,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             summary = files.read_json(out.path(SUMMARY))
             if "error" in summary:
                 raise JobFailed(summary["error"])
+            report.write(config, photos, summary, out)
             if run:
                 run.finished(summary)
             return out.finish(summary | {"model": out.path(MODEL)})

@@ -16,12 +16,13 @@ from ray.train.collective import broadcast_from_rank_zero
 
 from dim import files
 from dim.errors import JobFailed, UserError
+from dim.evaluate import metrics
 from dim.extract.embedder import set_up_tensorflow
 from dim.mine.mining import mine
 from dim.mine.triplets import Triplets
 from dim.model import moments, network
 from dim.model.whitening import fit_pca
-from dim.train import checkpoint, messages
+from dim.train import checkpoint, examples, messages
 from dim.train.checkpoint import State
 from dim.train.fitting import Fitting, from_pixels
 from dim.train.history import History
@@ -123,17 +124,25 @@ class Run:
         if state.unreadable:
             log.warning("%d photos could not be read and are left out", state.unreadable)
         if self.job.fit_pca:
-            state.map_before = self.inference.map(self._judged, rows, vectors)
+            state.map_before = self._judge(examples.BEFORE, rows, vectors)
             log.info("mAP on split %s: %.4f off the shelf", self._judged, state.map_before or math.nan)
             self._fit_pca(vectors[np.isin(rows, self.photos.rows("train"))])
-        state.map_fitted = self._map_of(self._judged)
-        if not self.job.fit_pca:
-            state.map_before = state.map_fitted
+            state.map_fitted = self._map_of(self._judged)
+        else:
+            state.map_before = self._judge(examples.BEFORE, *self.inference.embed(self.photos.rows(self._judged)))
+            state.map_fitted = state.map_before
         log.info("mAP on split %s: %.4f with the fitted PCA", self._judged, state.map_fitted or math.nan)
         return state
 
     def _map_of(self, split: str) -> float | None:
         return self.inference.map(split, *self.inference.embed(self.photos.rows(split)))
+
+    def _judge(self, moment: str, rows: np.ndarray, vectors: np.ndarray) -> float | None:
+        """The mAP of the judged split; what its queries find is kept for the report."""
+        found = self.inference.rankings(self._judged, rows, vectors)
+        if self.rank == 0:
+            examples.keep_found(self.config.out, moment, found)
+        return metrics.mean(found["ap"].to_pylist())
 
     @property
     def _judged(self) -> str:
@@ -154,7 +163,7 @@ class Run:
         if epoch % self.config.mine_every == 0 or not len(state.triplets):
             rows, vectors = self.inference.embed(self.photos.rows("train"))
             clock.lap("embed")
-            triplets = self._mine(rows, vectors)
+            triplets = self._mine(rows, vectors, epoch)
             mined = triplets.summary()
             state.triplets = rows[np.stack([triplets.anchors, triplets.positives, triplets.negatives], axis=1)]
             clock.lap("mine")
@@ -173,12 +182,13 @@ class Run:
             "–" if val_map is None else f"{val_map:.4f}", sum(clock.laps.values()),
         )  # fmt: skip
 
-    def _mine(self, rows: np.ndarray, vectors: np.ndarray) -> Triplets:
+    def _mine(self, rows: np.ndarray, vectors: np.ndarray, epoch: int) -> Triplets:
         triplets = None
         if self.rank == 0:
             # The workers hold all CPUs of a small cluster, and wait here: Ray's tasks may use them.
             labels, image_ids = self.photos.labels[rows], self.photos.image_ids[rows]
             triplets = mine(vectors, labels, image_ids, self.config, num_cpus=0)
+            examples.keep_hardest(self.config.out, epoch + 1, triplets, image_ids)
         found: Triplets = broadcast_from_rank_zero(triplets)
         return found
 
@@ -199,7 +209,7 @@ class Run:
         if best is None:
             raise JobFailed(f"no checkpoint in {self.checkpoints!r} is whole any more; run the same command again")
         checkpoint.read(self.checkpoints, best, self.trainee.variables)
-        map_after = self._map_of(self._judged)
+        map_after = self._judge(examples.AFTER, *self.inference.embed(self.photos.rows(self._judged)))
         if self.rank == 0:
             network.save(self.trainee.model, self.job.source.spec, files.join(self.config.out, MODEL))
         return {

@@ -10,8 +10,8 @@ from dim.train.config import TrainConfig
 from dim.train.photos import Photos
 from dim.train.tracking import Tracking
 
-# What the workers leave in the run's folder: the run's figures and the trained model.
-SUMMARY, MODEL = "training.json", "model"
+# What the workers leave in the run's folder: its figures, those of each epoch, and the trained model.
+SUMMARY, HISTORY, MODEL = "training.json", "history.csv", "model"
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """A run resumed is the run undisturbed; and what the model folder holds is what was measured."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -7,9 +8,11 @@ import numpy as np
 import pytest
 
 import dim.model
+from dim import files
 from dim.data import manifest
 from dim.data.decode import decode
 from dim.errors import JobFailed, UserError
+from dim.evaluate import metrics
 from dim.train.config import TrainConfig
 from dim.train.job import DEMO, train
 from dim.train.validate import mean_average_precision
@@ -37,6 +40,18 @@ def test_model_folder_gives_the_map_that_was_reported(undisturbed):
     vectors = np.asarray(model(np.stack(images)))
     found = mean_average_precision(vectors, photos.labels, photos.image_ids)
     assert found == pytest.approx(result["map_after"], abs=2e-3)
+
+
+def test_the_report_shows_the_epochs_and_what_is_found_before_and_after(undisturbed):
+    result, out = undisturbed
+    text = (out / "report.html").read_text()
+    for figure in ("map_before", "map_fitted", "map_after"):
+        assert f"<strong>{result[figure]:.4f}</strong>" in text
+    assert [int(epoch) for epoch in re.findall(r"<h3>Epoch (\d+)</h3>", text)] == [1, 2]
+    assert "Found better</h2>" in text
+    before, after = (files.read_table(str(out / f"found_{moment}.parquet")) for moment in ("before", "after"))
+    assert metrics.mean(before["ap"].to_pylist()) == pytest.approx(result["map_before"])
+    assert metrics.mean(after["ap"].to_pylist()) == pytest.approx(result["map_after"])
 
 
 def test_more_epochs_go_on_from_the_last(undisturbed, scratch, tmp_path):

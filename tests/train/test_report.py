@@ -1,0 +1,126 @@
+"""The report of a training run, from what its workers leave."""
+
+import csv
+import re
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+import pytest
+from PIL import Image
+
+from dim.evaluate import metrics
+from dim.mine.triplets import active
+from dim.train import examples, report, validate
+from dim.train.config import TrainConfig
+from dim.train.photos import Photos
+
+LABELS = np.array(["a", "a", "<b>", "<b>", "c", "c", None, "d"], dtype=object)
+IDS = np.array([f"photo {number}" for number in range(8)], dtype=object)
+SUMMARY = {"map_before": 0.25, "map_fitted": None, "map_after": 0.75, "judged_on": "test", "epochs": 3, "best_epoch": 2}
+EPOCH = {"loss": 0.1, "active_share": 0.5, "candidates": 90, "kept": 9}
+TIMES = {f"{part}_seconds": 1.5 for part in ("embed", "mine", "fit", "validate")}
+
+
+def unit(*shape, seed=0):
+    vectors = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    for number, image_id in enumerate(IDS):
+        Image.new("RGB", (60, 40), (number * 30, 80, 0)).save(tmp_path / f"{image_id}.png")
+    paths = [str(tmp_path / f"{image_id}.png") for image_id in IDS]
+    return Photos(IDS, LABELS, np.array(["test"] * 8), paths, [None] * 8, [""] * 8, 224, "squash")
+
+
+@pytest.fixture
+def run(tmp_path):
+    """The folder of a run of three epochs; in the second nothing was mined."""
+
+    class Out:
+        folder = tmp_path / "run"
+
+        def path(self, name):
+            return str(self.folder / name)
+
+    Out.folder.mkdir()
+    with open(Out.folder / "history.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, ["epoch", *EPOCH, "val_map", *TIMES])
+        writer.writeheader()
+        writer.writerows(
+            {"epoch": epoch, **EPOCH, "val_map": None if epoch == 1 else 0.3, **TIMES} for epoch in (1, 2, 3)
+        )
+    return Out()
+
+
+def mined(count):
+    rows = np.array([(n % 2, 1 - n % 2, 2 + n % 6) for n in range(count)]).T
+    near = np.linspace(0.9, 0.2, count, dtype=np.float32)
+    return active(rows, near, np.full(count, 0.1, np.float32), 0.1, 200)
+
+
+def test_rankings_have_the_ap_of_each_query_and_what_heads_its_list():
+    vectors = unit(8, 4)
+    found = validate.rankings(vectors, LABELS, IDS)
+    assert metrics.mean(found["ap"].to_pylist()) == validate.mean_average_precision(vectors, LABELS, IDS)
+    assert found["ap"].null_count == 2  # one without a label, one alone with its own
+    for query, row in enumerate(found.to_pylist()):
+        others = [other for other in range(8) if other != query]
+        nearest = sorted(others, key=lambda other: -(vectors[query].astype(float) @ vectors[other]))
+        assert row["query_id"] == IDS[query]
+        assert row["found"] == IDS[nearest].tolist()
+        assert row["scores"] == pytest.approx([float(vectors[query] @ vectors[other]) for other in nearest], abs=1e-5)
+
+
+def test_the_hardest_triplets_of_each_epoch_are_kept(run):
+    for epoch, count in ((1, 150), (3, 2)):
+        examples.keep_hardest(str(run.folder), epoch, mined(count), IDS)
+    found = examples.hardest(str(run.folder))
+    assert list(found) == [1, 3]
+    assert [table.num_rows for table in found.values()] == [examples.KEPT, 2]
+    assert found[1]["rank"].to_pylist() == list(range(1, 101))
+    assert pc.max(found[1]["loss"]).as_py() == found[1]["loss"][0].as_py()
+
+
+def test_the_page_shows_curves_triplets_and_what_changed(run, photos):
+    folder = str(run.folder)
+    before, after = unit(8, 4, seed=1), unit(8, 4, seed=2)
+    examples.keep_found(folder, examples.BEFORE, validate.rankings(before, LABELS, IDS))
+    examples.keep_found(folder, examples.AFTER, validate.rankings(after, LABELS, IDS))
+    for epoch in (1, 3):
+        examples.keep_hardest(folder, epoch, mined(9), IDS)
+    report.write(TrainConfig(out=folder), photos, SUMMARY, run)
+    text = (run.folder / "report.html").read_text()
+    assert text.count("data:image/") == 8
+    for figure in ("0.2500", "0.7500", "none"):
+        assert f"<strong>{figure}</strong>" in text
+    for title in ("Loss", "Active triplets", "Validation", "Time"):
+        assert f"<figcaption>{title}</figcaption>" in text
+    triplets = text[text.index("Hardest triplets</h2>") :]
+    assert re.findall(r"<h3>Epoch (\d)</h3>", triplets) == ["1", "3"]
+    assert len(re.findall('<li class="first">', triplets)) == 4  # two anchors an epoch
+    pairs = zip(*(validate.rankings(v, LABELS, IDS)["ap"].to_pylist() for v in (before, after)), strict=True)
+    expected = sorted(f"{old:.3f} → {new:.3f}" for old, new in pairs if None not in (old, new) and old != new)
+    assert sorted(re.findall(r"AP ([\d.]+ → [\d.]+)", text)) == expected
+    assert "<b>" not in text.replace("<b>Before", "").replace('<b class="mark">', "")
+
+
+def test_a_run_that_kept_nothing_to_look_at_still_has_its_curves(run, photos):
+    report.write(TrainConfig(out=str(run.folder)), photos, SUMMARY, run)
+    assert "<figcaption>Loss</figcaption>" in (run.folder / "report.html").read_text()
+
+
+def test_many_epochs_are_spread_over_the_run():
+    assert report._spread(range(5), 20) == [0, 1, 2, 3, 4]
+    found = report._spread(range(300), 20)
+    assert (len(found), found[0], found[-1]) == (20, 0, 299)
+
+
+def test_the_driver_needs_no_tensorflow():
+    import subprocess
+    import sys
+
+    code = "import sys, dim.train.report; sys.exit('tensorflow' in sys.modules or 'keras' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, cwd=Path(__file__).parents[2]).returncode == 0
