@@ -7,8 +7,8 @@ r"""Find the photos of an index that are nearest to each query.
 Queries are a photo, a folder of photos, a manifest or a folder of descriptors; --index may also be a folder of
 descriptors, which is searched exactly, streamed from disk. What is not given of --image-size, --resize, --scales and
 --precision is as it was for the index. The output is ranked.parquet: query_id, rank (from 1), image_id, score (cosine,
-or what k-reciprocal or diffusion put in its place). A query that can't be read is named in the result; others are
-answered.
+or what k-reciprocal or diffusion put in its place). report.html shows the photos found, map.html where the queries lie
+among all: open them in a browser. A query that can't be read is named in the result; others are answered.
 """
 
 from typing import Any

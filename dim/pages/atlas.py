@@ -53,10 +53,11 @@ def page(job: str, of: str, cards: Sequence[Card], whole: int, vectors: np.ndarr
 
     Those that have a note are framed.
     """
-    drawn_from = (
-        f"{len(cards):,} photos drawn at random from the {whole:,}" if len(cards) < whole else f"the {whole:,} photos"
-    )
-    made = Page(job, "Map of the set", [f"{drawn_from} of ", name(of)], scripts=("atlas.js",))
+    noted = sum(bool(card.note) for card in cards)
+    shown = len(cards) - noted
+    count = f"{shown:,} photos, drawn at random from the {whole:,}" if shown < whole else f"the {whole:,} photos"
+    summary = [count, " of ", name(of), f"; framed: {noted}" if noted else None]
+    made = Page(job, "Map of the set", summary, scripts=("atlas.js",))
     side = round(0.85 * (WIDTH * HEIGHT / len(cards)) ** 0.5)
     side = min(side, HEIGHT // 5)
     spots = [_spot(made.photos, card, place, side) for card, place in zip(cards, projected(vectors), strict=True)]

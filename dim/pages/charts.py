@@ -45,6 +45,12 @@ def axis(title: str, values: Iterable[float], form: str = "g", zero: bool = True
     return Axis(title, ticks[0], ticks[-1], ticks, form)
 
 
+def numbers(title: str, last: int) -> Axis:
+    """An axis of whole numbers from 1 to `last`."""
+    step = -(-max(1, last - 1) // 6)
+    return Axis(title, 1, max(2, last), range(1, max(2, last) + 1, step))
+
+
 def shares(title: str) -> Axis:
     """An axis from 0 to 1."""
     return Axis(title, 0, 1, (0, 0.2, 0.4, 0.6, 0.8, 1))

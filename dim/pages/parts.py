@@ -55,14 +55,14 @@ def _words(card: Card) -> tuple[Child, ...]:
     return mark, f" {card.note} ", name(card.label) if card.label else None, " ", element("i", card.image_id)
 
 
-def legend() -> Html:
-    """What frames and marks mean."""
-    meanings = {"right": "shows the same", "wrong": "does not", "junk": "junk, not counted"}
-    marks = [
+def legend(*verdicts: Verdict) -> Html:
+    """What frames and marks mean; of all `verdicts` where none is named."""
+    meanings: dict[Verdict, str] = {"right": "shows the same", "wrong": "does not", "junk": "junk, not counted"}
+    items = [
         element("li", element("b", _MARKS[verdict], class_="mark"), meanings[verdict], class_=verdict)
-        for verdict in _MARKS
+        for verdict in verdicts or meanings
     ]
-    return element("ul", marks, class_="legend")
+    return element("ul", items, class_="legend")
 
 
 def figures(values: Mapping[str, tuple[str, Child]]) -> Html:

@@ -14,6 +14,7 @@ from dim.data import photos as stored
 from dim.data.decode import Box, DecodeError, decode
 from dim.errors import UserError
 from dim.pages.html import Html, element
+from dim.progress import Progress
 
 # Longest side in pixels and JPEG quality, from best to smallest: the first at which all photos fit is taken.
 SIZES = ((224, 80), (176, 75), (144, 70), (112, 65), (88, 60), (64, 50))
@@ -59,8 +60,14 @@ class Photos:
 
     def unreadable(self) -> dict[str, str]:
         """The path of each photo that could not be read, and why not. Waits until all are read."""
-        found = {photo.path or "": future.result() for photo, future in self._found.items()}
-        return {path: reason for path, reason in found.items() if isinstance(reason, str) and path}
+        reasons: dict[str, str] = {}
+        progress = Progress("reading photos for the page", len(self._found), "photos", errors=True)
+        for photo, future in self._found.items():
+            found = future.result()
+            progress.add(errors=isinstance(found, str))
+            if isinstance(found, str) and photo.path:
+                reasons[photo.path] = found
+        return reasons
 
     def symbols(self, limit: int) -> Html:
         """All photos as SVG symbols, of `limit` characters or less if the smallest size allows it."""
@@ -80,7 +87,7 @@ def _thumbnail(photo: Photo) -> Image.Image | str:
     try:
         content = stored.read(photo.path)
         # A box is scaled as its photo is, which may leave little of a small one: it is cut out at full size.
-        found = decode(content, largest if photo.box is None else _FULL, "long-side", photo.box)
+        found = decode(content, largest if photo.box is None else _FULL, "long-side", photo.box, scaled=True)
     except FileNotFoundError:
         return stored.MISSING
     except (DecodeError, OSError, UserError) as error:

@@ -64,6 +64,9 @@ class SearchConfig(AfterSearch, Extraction):
         group="input and output",
     )
     out: str = option(help="folder for ranked.parquet", metavar="DIR", group="input and output")
+    report: bool = option(
+        True, help="write report.html and map.html, for which photos are read", group="input and output"
+    )
     model: str | None = option(
         None, help="what made the index; not needed for descriptors", metavar="X", group="input and output"
     )

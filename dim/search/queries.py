@@ -16,6 +16,7 @@ from dim.search import exact, stored
 from dim.search.config import SearchConfig
 
 FOLLOWED = ("image_size", "resize", "scales", "scales_mean", "precision", "scaled_decode")
+QUERIES_FILE = "queries.parquet"  # the photos that are queries, as a manifest in the output
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def extraction(config: SearchConfig, embedding: Embedding) -> ExtractConfig:
     for name in FOLLOWED:
         if how[name] == getattr(Extraction(), name) and getattr(embedding, name) is not None:
             how[name] = getattr(embedding, name)
-    photos = files.join(config.out, "queries.parquet")
+    photos = files.join(config.out, QUERIES_FILE)
     folder = files.join(config.out, "descriptors")
     found = ExtractConfig(manifest=photos, model=config.model, out=folder, whitening=config.whitening, **how)
     recipe = Recipe(

@@ -12,7 +12,7 @@ from dim.data import manifest
 from dim.errors import UserError
 from dim.extract import content
 from dim.rows import require_once
-from dim.search import methods, queries, target
+from dim.search import methods, queries, report, target
 from dim.search.config import SearchConfig
 from dim.search.database import Exact
 from dim.search.queries import Queries
@@ -25,7 +25,7 @@ SHOWN_ERRORS = 100  # in the result
 
 
 def search(config: SearchConfig) -> dict[str, Any]:
-    """Searches as `config` says, writes `ranked.parquet` in `config.out`, and returns the counts.
+    """Searches as `config` says, writes `ranked.parquet` and pages into `config.out`, and returns the counts.
 
     Raises UserError where flags, queries and index don't fit each other, or no query could be read.
     """
@@ -68,6 +68,8 @@ def _answer(config: SearchConfig, asked: Queries, found: Target, out: output.Out
         log.warning("%s: %s", query, reason)
     for line in _lines(ranked):
         log.info("%s", line)
+    if config.report:
+        report.write(config, asked, found, ranked, out)
     return out.finish(
         {
             "queries": len(asked.ids) + len(asked.errors),

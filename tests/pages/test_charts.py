@@ -22,6 +22,13 @@ def test_ticks_are_round_and_take_in_all_values(values, zero, ticks):
     assert charts.axis("x", values, zero=zero).ticks == pytest.approx(ticks)
 
 
+@pytest.mark.parametrize(
+    ("last", "ticks"), [(1, [1, 2]), (3, [1, 2, 3]), (7, list(range(1, 8))), (20, [1, 5, 9, 13, 17])]
+)
+def test_whole_numbers_have_whole_ticks(last, ticks):
+    assert list(charts.numbers("epoch", last).ticks) == ticks
+
+
 def test_bars_are_as_high_as_their_counts():
     chart = charts.bars("AP", charts.shares("AP"), [0, 0.5, 1], [Bars("<a>", [2, 4]), Bars("b", [0, 1])])
     heights = [float(height) for height in re.findall(r'<rect class="bar[^>]* height="([\d.]+)"', chart)]
