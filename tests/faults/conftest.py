@@ -47,7 +47,7 @@ class Job:
     """A job in a session of its own, on its own Ray or on that at `address`."""
 
     def __init__(self, name, out, *flags, decode_seconds=0.0, write_seconds=0.0, address=None):
-        self.out = Path(out)
+        self.out = Path(str(out).removeprefix("file://"))
         environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {
             "PYTHONPATH": os.pathsep.join(map(str, (HOOKS, REPOSITORY))),
             "DIM_TEST_DECODE_SECONDS": str(decode_seconds),
@@ -57,7 +57,7 @@ class Job:
             environment |= {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "disabled"}
         command = [sys.executable, f"jobs/{name}.py", "--out", out, *flags]
         self.began = time.time()
-        self.errors = open(f"{out}.stderr", "w+")  # noqa: SIM115
+        self.errors = open(f"{self.out}.stderr", "w+")  # noqa: SIM115
         self.process = subprocess.Popen(
             [str(part) for part in command],
             cwd=REPOSITORY,

@@ -68,7 +68,7 @@ def end(node):
 @pytest.mark.timeout(3000)
 def test_a_lost_node_leaves_fewer_workers_and_the_same_batches(train, nodes, assert_same, out):
     address, _, other = nodes
-    job = train(out, "--workers", "2", address=address)
+    job = train(f"file://{out}", "--workers", "2", address=address)  # as what all nodes mount
     assert job.until(lambda: job.epochs() == [1]), job.said()
     end(other)
     status, result = job.end()
