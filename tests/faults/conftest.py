@@ -77,9 +77,10 @@ class Job:
         found = []
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit() and self._session(entry) == self.process.pid:
-                called = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-                if re.search(NAMES[name], called):
-                    found.append(int(entry.name))
+                with contextlib.suppress(OSError):  # it ends just now
+                    called = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                    if re.search(NAMES[name], called):
+                        found.append(int(entry.name))
         return sorted(found)
 
     @staticmethod

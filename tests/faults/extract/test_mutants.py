@@ -108,7 +108,7 @@ def test_each_mutant_is_a_row(extract, mutated, out, capsys):
     status, result = job.end()
     assert status == 0, job.said()
     rows = pa.concat_tables(pq.read_table(path) for path in out.glob("part-*.parquet")).to_pylist()
-    assert Counter(row["image_id"] for row in rows) == Counter(kinds)
+    assert Counter(row["image_id"] for row in rows) == Counter(list(kinds))
     assert all(bool(row["error"]) == (row["status"] == "error") == (row["descriptor"] is None) for row in rows)
     errors = Counter(kinds[row["image_id"]] for row in rows if row["error"])
     killed = sum("killed the process" in (row["error"] or "") for row in rows)
