@@ -51,13 +51,19 @@ def _started() -> Iterator[None]:
         own = (
             {"include_dashboard": False, "_temp_dir": stack.enter_context(_own_folder())} if address == "local" else {}
         )
-        ray.init(
-            address=address,
-            log_to_driver=verbose(),
-            logging_level=logging.INFO if verbose() else logging.CRITICAL,
-            **own,
-        )
         stack.callback(ray.shutdown)
+        try:
+            ray.init(
+                address=address,
+                log_to_driver=verbose(),
+                logging_level=logging.INFO if verbose() else logging.CRITICAL,
+                **own,
+            )
+        except Exception as error:  # Ray has no class of its own for this
+            reason = " ".join(str(error).split()).rstrip(".")
+            raise JobFailed(
+                f"Ray did not start: {reason}; where the machine has much else to do, run the same command again later"
+            ) from error
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # Ray's own would end the job with a status that says nothing
         yield

@@ -7,7 +7,7 @@ import pytest
 
 import dim
 from dim import cluster, files
-from dim.errors import UserError
+from dim.errors import JobFailed, UserError
 
 SEVERAL = ({"CPU": 2}, {"CPU": 8}, {"CPU": 8, "GPU": 1})
 
@@ -94,3 +94,19 @@ def test_an_output_of_a_submitted_job_is_refused_before_anything_is_written(made
     monkeypatch.setattr(files, "make_folder", lambda _: pytest.fail("written"))
     with pytest.raises(UserError, match=r"photos\.csv' is on the disk"), output.opened("s3://b/x", "x", config, inputs):
         pass
+
+
+def test_a_ray_that_does_not_start_is_said_in_one_line(monkeypatch):
+    def overloaded(**options):
+        raise Exception("The current node timed out during startup. This could\nhappen because it is overloaded.")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster.ray, "init", overloaded)
+    monkeypatch.setattr(cluster.ray, "shutdown", lambda: None)
+    with pytest.raises(
+        JobFailed, match="Ray did not start: .*could happen .*; where .* run the same command"
+    ) as failed:
+        with cluster.connected():
+            pass
+    assert "\n" not in str(failed.value)
