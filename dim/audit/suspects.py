@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 
 from dim.audit.evidence import crowding, evidence
-from dim.progress import told
 from dim.search import exact, neighbours
 from dim.search.database import of_array
 
@@ -64,8 +63,7 @@ def suspects(photos: Photos, least_score: float, duplicates: float) -> list[Susp
     """
     place = exact.places(photos.ids)
     blocks = neighbours.blocks_of_others(of_array(photos.vectors, place), min(NEAREST, len(photos.ids) - 1))
-    steps = told(blocks, lambda block: len(block[0]), "comparing", len(photos.ids))
-    _, rows, scores = map(np.concatenate, zip(*steps, strict=True))
+    _, rows, scores = map(np.concatenate, zip(*blocks, strict=True))
     found = [*_duplicates(photos, rows, scores, duplicates), *_of_labels(photos, crowding(scores), least_score)]
     return sorted(found, key=lambda one: (KINDS.index(one.kind), -one.score, place[one.row]))
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from dim.progress import Progress
 from dim.search.database import Database
 from dim.search.nearest import QUERIES
 
@@ -13,6 +14,7 @@ def blocks_of_others(database: Database, k: int) -> Iterator[tuple[np.ndarray, n
 
     Where the database has fewer others, or its index finds fewer, a row is −1 and its score −inf.
     """
+    progress = Progress("finding neighbours", len(database.place))
     for start in range(0, len(database.place), QUERIES):
         own = np.arange(start, min(start + QUERIES, len(database.place)))
         vectors = database.take(own)
@@ -20,6 +22,7 @@ def blocks_of_others(database: Database, k: int) -> Iterator[tuple[np.ndarray, n
         other = rows != own[:, None]
         other[other.all(axis=1), -1] = False  # more rows than k are equal to this one, which didn't find itself
         yield vectors, rows[other].reshape(len(own), k), scores[other].reshape(len(own), k)
+        progress.add(len(own))
 
 
 def others(database: Database, k: int) -> tuple[np.ndarray, np.ndarray]:

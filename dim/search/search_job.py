@@ -59,6 +59,7 @@ def _answer(config: SearchConfig, asked: Queries, found: Target, out: output.Out
     top = min(config.top, len(found.ids))
     if top < config.top:
         log.warning("--top %d is more than the database has; the lists have all %d photos", config.top, top)
+    log.info("searching %d photos for %d queries", len(found.ids), len(asked.ids))
     retrieval = Retrieval(asked.vectors, found.database)
     retrieval, steps = methods.applied(retrieval, config.expansion, config.neighbours)
     rows, scores = zip(*retrieval.best(top), strict=True)
