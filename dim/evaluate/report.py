@@ -12,6 +12,7 @@ from dim.evaluate.config import EvaluateConfig
 from dim.evaluate.evaluation import Judged
 from dim.evaluate.gallery import Gallery
 from dim.evaluate.headline import figures, settings
+from dim.evaluate.protocols import PROTOCOLS
 from dim.evaluate.sources import Source
 from dim.evaluate.task import Task
 from dim.output import Output
@@ -72,12 +73,13 @@ def _page(
         title = "Against the baseline" if comparison.before == config.baseline else "Compared"
         shown = [side for side in sides if side.name in (comparison.before, comparison.after)]
         made.section(title, *_compared(made, comparison, shown))
+    legend = parts.legend() if PROTOCOLS[config.protocol].graded else parts.legend("right", "wrong")
     left = PICTURED - CONFUSED - 2 * CHANGED * len(comparisons)
     pictured = set()
     for title, queries in gallery.groups(ranked, left // 3).items():
         pictured |= {query.query_id for query in queries}
         strips = [_ranking(made, sides[0], query) for query in queries]
-        made.section(f"{title} queries".capitalize(), parts.legend(), strips, note=_NOTES[title])
+        made.section(f"{title} queries".capitalize(), legend, strips, note=_NOTES[title])
     _confused(made, sides[0], first.judged)
     made.section("All queries", *_table(made, sides[0], pictured, comparisons))
     return made
