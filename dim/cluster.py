@@ -77,13 +77,16 @@ def _own_folder() -> Iterator[str]:
         scratch.folder(os.environ.get("RAY_TMPDIR", "/tmp")) as own,
         scratch.folder(tempfile.gettempdir()) as temporary,
     ):
-        before = dict(os.environ)
-        os.environ |= {"DIM_SCRATCH": str(scratch.kept()), "TMPDIR": temporary}
+        changed = {"DIM_SCRATCH": str(scratch.kept()), "TMPDIR": temporary}
+        before = {name: os.environ.get(name) for name in changed}
+        os.environ |= changed  # Ray's processes inherit it
         try:
             yield own
         finally:
-            os.environ.clear()
-            os.environ.update(before)
+            for name, value in before.items():
+                os.environ.pop(name)
+                if value is not None:
+                    os.environ[name] = value
 
 
 def _require_answer(address: str) -> None:
