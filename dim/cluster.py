@@ -9,6 +9,7 @@ import tempfile
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.exceptions import RayTaskError
@@ -48,9 +49,9 @@ def _started() -> Iterator[None]:
     _require_answer(address)
     log.info("%s", "starting Ray" if address == "local" else f"connecting to Ray at {address}")
     with contextlib.ExitStack() as stack:
-        own = (
-            {"include_dashboard": False, "_temp_dir": stack.enter_context(_own_folder())} if address == "local" else {}
-        )
+        own: dict[str, Any] = {}
+        if address == "local":
+            own = {"include_dashboard": False, "_temp_dir": stack.enter_context(_own_folder())}
         stack.callback(ray.shutdown)
         try:
             ray.init(
