@@ -54,14 +54,13 @@ FEATURES = 24  # photos of a measured part
 class Ours:
     """The parts of a run on the photos of split train, as `dim.train.loop.Run` puts them together."""
 
-    def __init__(self, manifest: str, folder: str, precision: str, gigabytes: float = 50.0) -> None:
-        config = TrainConfig(manifest=manifest, top=TRIPLETS, batch_size=BATCH, margin=MARGIN, scratch=folder)
-        read = manifests.read(manifest).select("train")
-        source = spec.resolve(config.model)
+    def __init__(self, config: TrainConfig, precision: str, gigabytes: float = 50.0) -> None:
+        read = manifests.read(str(config.manifest)).select("train")
+        source = spec.resolve(config.model, image_size=config.image_size)
         photos = _photos(read, source, config)
         self.config, self.source = config, _with_pca(source, config, len(photos.image_ids))
         self.photos, self.rows = photos, np.arange(len(photos.image_ids))
-        job = Job(config, photos, self.source, precision, True, None)  # type: ignore[arg-type]
+        job = Job(config, photos, self.source, precision, True, None, None)  # type: ignore[arg-type]
         strategy = tf.distribute.MirroredStrategy(["/cpu:0"])
         with strategy.scope():
             keras.utils.set_random_seed(0)
@@ -69,7 +68,7 @@ class Ours:
             self.trainee = Trainee(strategy, model, self.source.spec, "block5", False)
             self.optimizer = keras.optimizers.Adam(config.learning_rate)
             self.optimizer.build(self.trainee.variables)
-        cache = TrunkCache(folder, f"{precision} {gigabytes}", int(gigabytes * 1e9))
+        cache = TrunkCache(config.scratch, f"{precision} {gigabytes}", int(gigabytes * 1e9))
         trunk = Trunk(photos, cache, self.trainee.trunk, BATCH, os.cpu_count() or 1)
         self.inference = Inference(self.trainee, trunk, job, 0, 1)
         self.fitting = Fitting(job, self.trainee, self.optimizer, trunk, 0)
@@ -137,16 +136,16 @@ def not_shared(triplets: np.ndarray) -> Share:
     return Share(triplets.T.reshape(-1), np.arange(triplets.size).reshape(3, -1))
 
 
-def without(ours: Ours, triplets: np.ndarray, manifest: str, folder: str, epoch: dict[str, float]) -> dict[str, Any]:
+def without(ours: Ours, triplets: np.ndarray, epoch: dict[str, float]) -> dict[str, Any]:
     """The seconds of our epoch with each measure switched off."""
     some, share = ours.rows[: 4 * BATCH], len(ours.rows) / (4 * BATCH)
-    none_kept = Ours(manifest, folder, best(False), gigabytes=0.0)
+    none_kept = Ours(ours.config, best(False), gigabytes=0.0)
     none_kept.trace()
     embed = seconds_of(lambda: none_kept.inference.embed(some)) * share
     found = {"cache": embed + epoch["mine"] + none_kept.steps_seconds(triplets)}
     with mock.patch.object(batches, "_share", not_shared):
         found["sharing"] = epoch["embed"] + epoch["mine"] + ours.steps_seconds(triplets)
-    plain = Ours(manifest, folder, "float32")
+    plain = Ours(ours.config, "float32")
     plain.inference.embed(np.union1d(np.unique(triplets[: PART * BATCH]), some))
     plain.trace()
     embed = seconds_of(lambda: plain.inference.embed(some)) * share
@@ -182,9 +181,9 @@ def ranked_by_row(vectors: np.ndarray, photos: Photos) -> pd.DataFrame:
     return table.sort_values("loss", ascending=False).head(TRIPLETS)
 
 
-def prototype_model() -> tuple[keras.Model, keras.Model]:
-    """The prototype's network for one image, and its three branches, which share it."""
-    inner = keras.Input((224, 224, 3))
+def prototype_model(size: int) -> keras.Model:
+    """The prototype's network for three images: branches that share their weights."""
+    inner = keras.Input((size, size, 3))
     whole = keras.applications.VGG16(include_top=False, weights=None, input_tensor=inner)
     for layer in whole.layers:
         layer.trainable = layer.name.startswith("block5")
@@ -192,10 +191,10 @@ def prototype_model() -> tuple[keras.Model, keras.Model]:
     x = keras.layers.UnitNormalization()(x)
     x = keras.layers.UnitNormalization()(keras.layers.Dense(512, kernel_initializer="identity")(x))
     one = keras.Model(inner, x)
-    images = [keras.Input((224, 224, 3)) for _ in range(3)]
+    images = [keras.Input((size, size, 3)) for _ in range(3)]
     three = keras.Model(images, keras.layers.Concatenate()([one(image) for image in images]))
     three.compile(optimizer=keras.optimizers.Adam(1e-5), loss=prototype_loss)
-    return one, three
+    return three
 
 
 def prototype_loss(_: Any, y: Any) -> Any:
@@ -208,7 +207,7 @@ def prototype_loss(_: Any, y: Any) -> Any:
 
 def prototype(photos: Photos, count: int) -> dict[str, Any]:
     """The seconds of an epoch of the prototype: a part of each, and what that makes for the whole."""
-    _, three = prototype_model()
+    three = prototype_model(photos.image_size)
     images = [photos.decode(row) for row in range(FEATURES)]
     batch = np.stack([image for image in images if image is not None]).astype(np.float32) / 255
     predict = tf.function(lambda image: three([image, image, image], training=False))
@@ -234,11 +233,20 @@ def prototype(photos: Photos, count: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--manifest", default=str(DEMO))
+    parser.add_argument("--image-size", type=int, default=224)
     arguments = parser.parse_args()
     set_up_tensorflow(os.cpu_count() or 1)
     ray.init(address="local", include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     with tempfile.TemporaryDirectory() as folder:
-        ours = Ours(arguments.manifest, folder, best(False))
+        config = TrainConfig(
+            manifest=arguments.manifest,
+            image_size=arguments.image_size,
+            top=TRIPLETS,
+            batch_size=BATCH,
+            margin=MARGIN,
+            scratch=folder,
+        )
+        ours = Ours(config, best(False))
         fill = ours.fill(ours.rows)
         start = ours.weights()
         ours.trace()
@@ -246,12 +254,12 @@ def main() -> None:
         epoch, triplets = laps(ours)
         ours.restore(start)
         kept = ours.losses(triplets)
-        again = Ours(arguments.manifest, folder, best(False), gigabytes=0.0)
+        again = Ours(config, best(False), gigabytes=0.0)
         again.restore(start)
         computed = again.losses(triplets)
         difference = max(abs(a - b) / max(abs(a), 1e-9) for a, b in zip(kept, computed, strict=True))
         ours.restore(start)
-        off = without(ours, triplets, arguments.manifest, folder, epoch)
+        off = without(ours, triplets, epoch)
         theirs = prototype(ours.photos, len(ours.rows))
     ray.shutdown()
     result = {
