@@ -40,7 +40,7 @@ class TrunkCache:
         if activations.nbytes > self._left:
             return
         path = self._path(key)
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)  # another run may have made room by removing this trunk
         beside = path.with_suffix(f".{os.getpid()}.tmp")
         try:
             with beside.open("wb") as file:

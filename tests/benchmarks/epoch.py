@@ -68,7 +68,7 @@ class Ours:
             self.trainee = Trainee(strategy, model, self.source.spec, "block5", False)
             self.optimizer = keras.optimizers.Adam(config.learning_rate)
             self.optimizer.build(self.trainee.variables)
-        cache = TrunkCache(config.scratch, f"{precision} {gigabytes}", int(gigabytes * 1e9))
+        cache = TrunkCache(f"{config.scratch}/{gigabytes}", precision, int(gigabytes * 1e9))
         trunk = Trunk(photos, cache, self.trainee.trunk, BATCH, os.cpu_count() or 1)
         self.inference = Inference(self.trainee, trunk, job, 0, 1)
         self.fitting = Fitting(job, self.trainee, self.optimizer, trunk, 0)

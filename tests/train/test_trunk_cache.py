@@ -37,3 +37,12 @@ def test_a_file_cut_short_counts_as_missing(tmp_path):
     assert cache.get("aa1") is None
     cache.put("aa1", ACTIVATIONS)
     np.testing.assert_array_equal(cache.get("aa1"), ACTIVATIONS)
+
+
+def test_a_trunk_that_another_run_removed_is_begun_anew(tmp_path):
+    cache = TrunkCache(str(tmp_path), "trunk", 10**6)
+    cache.put("aa1", ACTIVATIONS)
+    TrunkCache(str(tmp_path), "another run's", 0)
+    assert cache.get("aa1") is None
+    cache.put("aa1", ACTIVATIONS)
+    np.testing.assert_array_equal(cache.get("aa1"), ACTIVATIONS)
