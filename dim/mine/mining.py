@@ -83,16 +83,17 @@ def _strategy(settings: Mining) -> Strategy:
 def _built(pool: Pool, settings: Mining, num_cpus: float) -> Any:
     """A reference to the index that proposes negatives, which one task builds with all CPUs of its node."""
     cpus = max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
-    task = ray.remote(num_cpus=cpus if num_cpus else 0)(_build)
-    reference = task.remote(ray.put(pool), settings, max(1, cpus))
-    ray.wait([reference], fetch_local=False)  # or the tasks that wait for it would take the CPUs that it needs
+    task = ray.remote(num_cpus=cpus if num_cpus else 0, num_returns=2)(_build)
+    reference, size = task.remote(ray.put(pool), settings, max(1, cpus))
+    ray.get(size)  # what goes wrong is said here, and the tasks that need the index don't take the CPUs that build it
     return reference
 
 
-def _build(pool: Pool, settings: Mining, threads: int) -> np.ndarray:
+def _build(pool: Pool, settings: Mining, threads: int) -> tuple[np.ndarray, int]:
     from dim.mine import indexed  # noqa: PLC0415  (as above)
 
-    return indexed.build(_at_hand(pool), settings, threads)
+    serialised = indexed.build(_at_hand(pool), settings, threads)
+    return serialised, serialised.nbytes
 
 
 def _work(pool: Pool, settings: Mining, start: int, stop: int) -> Any:
