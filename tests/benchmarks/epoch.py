@@ -193,7 +193,7 @@ def prototype_model(size: int) -> keras.Model:
     one = keras.Model(inner, x)
     images = [keras.Input((size, size, 3)) for _ in range(3)]
     three = keras.Model(images, keras.layers.Concatenate()([one(image) for image in images]))
-    three.compile(optimizer=keras.optimizers.Adam(1e-5), loss=prototype_loss)
+    three.compile(optimizer=keras.optimizers.Adam(1e-5), loss=prototype_loss, jit_compile=False)  # XLA is slower
     return three
 
 
