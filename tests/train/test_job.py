@@ -75,8 +75,10 @@ def test_another_setting_is_refused_for_the_same_folder(undisturbed, tmp_path):
 
 def test_a_loss_that_is_no_number_stops_with_step_and_ids(ray_session, scratch, tmp_path):
     settings = SMALL | {"rotation": 0.0, "learning_rate": 1e38, "optimizer": "sgd"}
-    with pytest.raises(JobFailed, match=r"step \d+ of epoch 1.*triplets are \[\['.*--learning-rate"):
+    with pytest.raises(JobFailed, match=r"step \d+ of epoch 1; its 16 triplets are in .*\['.*--learning-rate"):
         train(TrainConfig(out=str(tmp_path / "run"), scratch=scratch, epochs=1, **settings))
+    diverged = files.read_table(str(tmp_path / "run" / "diverged.csv"))
+    assert (diverged.num_rows, diverged.column_names) == (16, ["anchor_id", "positive_id", "negative_id"])
 
 
 @pytest.mark.parametrize("wrong", [{"epochs": 0}, {"batch_size": 0}, {"power": 2.0}, {"workers": 9, "batch_size": 8}])
