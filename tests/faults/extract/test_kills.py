@@ -33,7 +33,7 @@ def test_killed(extract, photos, assert_whole, out, kill):
     assert job.kill(victim)
     status, result = job.end()
     if victim not in CARRIED_ON:
-        assert status != 0
+        assert status != 0 or moment == "end"  # all that remains then may need none of Ray's processes
         finished = job.shards()
         again = extract(photos, out)
         status, result = again.end()
