@@ -112,9 +112,9 @@ def all_gpus() -> float:
     return float(max(found.get("GPU", 0), found.get(AUTOSCALED_GPUS, 0)))
 
 
-def gpus() -> int:
-    """GPUs that a worker gets if nothing else is asked for: one, where the cluster has any."""
-    return int(all_gpus() > 0)
+def gpus(wanted: float | None) -> float:
+    """GPUs that a worker gets: as many as are `wanted`; if nothing is asked for, one, where the cluster has any."""
+    return float(all_gpus() > 0) if wanted is None else wanted
 
 
 def nodes() -> list[dict[str, float]]:

@@ -46,9 +46,9 @@ def test_workers_get_the_cpus_for_which_there_is_room(made_up, nodes, workers, g
 
 def test_gpus_that_the_autoscaler_may_start_count(made_up):
     made_up({"CPU": 0, cluster.AUTOSCALED_GPUS: 8})
-    assert (cluster.gpus(), cluster.all_gpus()) == (1, 8)
+    assert (cluster.gpus(None), cluster.gpus(0.5), cluster.all_gpus()) == (1, 0.5, 8)
     made_up({"CPU": 4})
-    assert (cluster.gpus(), cluster.all_gpus()) == (0, 0)
+    assert (cluster.gpus(None), cluster.all_gpus()) == (0, 0)
 
 
 @pytest.mark.parametrize("path", ["/data/1.jpg", "runs/x", "~/photos"])

@@ -46,7 +46,7 @@ def extract(config: ExtractConfig) -> dict[str, Any]:
 
 def recipe_of(config: ExtractConfig, source: Source) -> Recipe:
     """How `config` makes descriptors by the network `source`, on the Ray that is connected."""
-    gpus = cluster.gpus() if config.gpus_per_worker is None else config.gpus_per_worker
+    gpus = cluster.gpus(config.gpus_per_worker)
     precision = cluster.precision(config.precision, gpus)
     whiten_by = config.whitening and files.absolute(config.whitening)
     return Recipe(source, precision, config.scales, config.scales_mean, whiten_by, config.scaled_decode)

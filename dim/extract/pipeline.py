@@ -53,11 +53,11 @@ def resources(workers: int | None, gpus_per_worker: float | None, batch_size: in
     """The resources asked for; what is not given follows the cluster, also as it will be once the autoscaler has
     started what it may: an actor a GPU; without GPUs, one for each node, and more on nodes of several times the CPUs.
     """
-    available = cluster.all_gpus()
-    gpus = gpus_per_worker if gpus_per_worker is not None else float(available > 0)
+    gpus = cluster.gpus(gpus_per_worker)
     if gpus > 0:
         # A CPU feeds the GPU, the others decode.
-        return Resources(workers or max(1, int(available / gpus)), _feeding(gpus), gpus, batch_size or GPU_BATCH)
+        count = workers or max(1, int(cluster.all_gpus() / gpus))
+        return Resources(count, _feeding(gpus), gpus, batch_size or GPU_BATCH)
     sizes = [node["CPU"] for node in cluster.nodes() if node.get("CPU", 0) > 0] or [1.0]
     # On a node that is a multiple of the smallest, as many actors: all CPUs have work.
     count = workers or sum(int(size // min(sizes)) for size in sizes)

@@ -90,7 +90,7 @@ def _of_regions(config: WhitenConfig, source: Source, chosen: Manifest) -> White
     from dim.extract import pipeline  # noqa: PLC0415  (as above)
     from dim.model.region_sums import sum_regions  # noqa: PLC0415
 
-    gpus = cluster.gpus() if config.gpus_per_worker is None else config.gpus_per_worker
+    gpus = cluster.gpus(config.gpus_per_worker)
     precision = cluster.precision(config.precision, gpus)
     recipe = Recipe(source, precision, scaled_decode=config.scaled_decode)
     machine = pipeline.resources(config.workers, config.gpus_per_worker, config.batch_size)

@@ -56,7 +56,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         tracking.require_mlflow()
     with cluster.connected():
         cluster.require_shared(photos.paths)
-        gpus = cluster.gpus() if config.gpus_per_worker is None else config.gpus_per_worker
+        gpus = cluster.gpus(config.gpus_per_worker)
         chosen = cluster.precision(config.precision, gpus)
         inputs = {"manifest": manifest.uri, "model": config.model}
         with output.opened(config.out, "train", config, inputs) as out, messages.listening() as queue:
@@ -117,7 +117,7 @@ def _require_same(config: TrainConfig) -> None:
             )
 
 
-def _fit(config: TrainConfig, gpus: int, job: Job) -> None:
+def _fit(config: TrainConfig, gpus: float, job: Job) -> None:
     # These import TensorFlow, which takes seconds; what is wrong with the input has been said by now.
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError  # noqa: PLC0415
     from ray.train.tensorflow import TensorflowTrainer  # noqa: PLC0415
