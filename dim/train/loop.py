@@ -1,6 +1,5 @@
 """The training loop that each Ray Train worker runs: embed → mine → fit → validate → checkpoint, every epoch."""
 
-import dataclasses
 import hashlib
 import logging
 import math
@@ -85,9 +84,11 @@ class Run:
     def _trunk(self) -> Trunk:
         source, cut = self.job.source, self.trainee.cut
         weights = (source.fingerprint(), self.config.seed if source.weights == "random" else None)
-        # The PCA layer and what it was fitted on come after every cut.
-        below = dataclasses.replace(source.spec, dimension=None, whitening=None)
-        fingerprint = repr((weights, below, cut, self.job.precision))
+        spec = source.spec
+        below = (spec.backbone, spec.preprocessing, spec.image_size, spec.resize)
+        # The other cut lies below the layer that is pooled.
+        pooled = (spec.layer, spec.pooling, spec.region_dimension) if cut == "l2" else None
+        fingerprint = repr((weights, below, pooled, cut, self.job.precision))
         limit = int(self.config.scratch_gigabytes * 1e9 / max(1, ray.train.get_context().get_local_world_size()))
         cache = TrunkCache(self.config.scratch, fingerprint, limit)
         threads = tf.config.threading.get_intra_op_parallelism_threads()
