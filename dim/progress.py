@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TextIO, TypeVar
 
-from dim import metrics
+from dim import telemetry
 
 T = TypeVar("T")
 
@@ -45,7 +45,7 @@ class Progress:
         self._done += count
         if self._errors is not None:
             self._errors += errors
-        metrics.tell(self._stage, count, errors, self._total - self._done)
+        telemetry.tell(self._stage, count, errors, self._total - self._done)
         finished = self._done >= self._total
         if finished or now - self._told >= SECONDS_BETWEEN_RECORDS:
             self._told = now

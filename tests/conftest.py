@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from dim import files, output
+from dim import output, tables
 from dim.extract import store
 from dim.extract.identity import Embedding
 
@@ -145,7 +145,7 @@ def write_manifest(tmp_path):
     def write(name="photos.csv", **columns):
         rows = len(columns["image_id"])
         columns = {"path": [f"{image_id}.jpg" for image_id in columns["image_id"]], "split": ["test"] * rows, **columns}
-        files.write_table(str(tmp_path / name), pa.table(columns))
+        tables.write(str(tmp_path / name), pa.table(columns))
         return str(tmp_path / name)
 
     return write

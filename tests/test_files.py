@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pytest
 
-from dim import files, storage
+from dim import files, storage, tables
 from dim.errors import JobFailed, UserError
 
 
@@ -76,8 +76,8 @@ def test_json_that_is_missing_or_none(tmp_path):
 def test_tables(tmp_path, ending):
     uri = str(tmp_path / f"t{ending}")
     table = pa.table({"id": ["007", "a,b", 'say "hi"\nthere'], "label": [None, "", "NA"], "x": [1.5, None, 2.0]})
-    files.write_table(uri, table)
-    found = files.read_table(uri)
+    tables.write(uri, table)
+    found = tables.read(uri)
     assert found["id"].to_pylist() == table["id"].to_pylist()
     if ending == ".parquet":
         assert found.equals(table)
@@ -103,7 +103,7 @@ def test_a_table_that_cannot_be_read_is_named_in_one_line(tmp_path, name, conten
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message) as error:
-        files.read_table(uri)
+        tables.read(uri)
     assert repr(uri) in str(error.value) and "\n" not in str(error.value)
 
 

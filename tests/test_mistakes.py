@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from dim import files
+from dim import files, tables
 from dim.extract import store
 from dim.extract.identity import Embedding
 from dim.model.whitening import Whitening
@@ -71,7 +71,7 @@ def place(tmp_path_factory):
     }
     for name, changes in manifests.items():
         columns = {column: values for column, values in (good | changes).items() if values is not None}
-        files.write_table(str(place / f"{name}.csv"), pa.table(columns))
+        tables.write(str(place / f"{name}.csv"), pa.table(columns))
     (place / "broken.parquet").write_bytes(b"PAR1 no more")
     (place / "photos.txt").write_text("a0")
     (place / "empty").mkdir()

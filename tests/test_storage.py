@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pytest
 
-from dim import credentials, files, storage
+from dim import credentials, files, storage, tables
 from dim.errors import UserError
 
 
@@ -25,8 +25,8 @@ def test_what_is_written_to_a_store_is_read(bucket):
     assert files.is_folder(f"{bucket}/50 % off") and files.names(f"{bucket}/50 % off") == ["ü?.json"]
     found, missing = files.infos([uri, f"{bucket}/none"])
     assert found.size > 0 and found.mtime_ns > 0 and missing.type == pafs.FileType.NotFound
-    files.write_table(f"{bucket}/t.parquet", pa.table({"x": [1, 2]}))
-    assert files.read_table(f"{bucket}/t.parquet")["x"].to_pylist() == [1, 2]
+    tables.write(f"{bucket}/t.parquet", pa.table({"x": [1, 2]}))
+    assert tables.read(f"{bucket}/t.parquet")["x"].to_pylist() == [1, 2]
     with files.written(f"{bucket}/large") as path, open(path, "wb") as file:
         file.write(os.urandom(1 << 20) * 12)  # in parts
     with files.on_disk(f"{bucket}/large") as path:

@@ -3,7 +3,7 @@
 import logging
 from typing import Any
 
-from dim import files, output
+from dim import output, tables
 from dim.audit import page
 from dim.audit.config import AuditConfig
 from dim.audit.suspects import KINDS, Photos, suspects, table
@@ -37,7 +37,7 @@ def audit(config: AuditConfig) -> dict[str, Any]:
         found = suspects(photos, config.least_score, config.duplicates)
         listed = table(photos, found)
         for name in ("suspects.parquet", "suspects.csv"):
-            files.write_table(out.path(name), listed)
+            tables.write(out.path(name), listed)
         kinds = [one.kind for one in found]
         counts = {kind: kinds.count(kind) for kind in KINDS}
         log.info("suspected: %d of a wrong label, %d duplicates, %d far from their label", *counts.values())

@@ -6,7 +6,7 @@ for nor against.
 
 from dataclasses import dataclass
 
-from dim import files
+from dim import tables
 from dim.config import nearest
 from dim.data import manifest as manifests
 from dim.data.manifest import Manifest
@@ -35,7 +35,7 @@ def read(uri: str, manifest: Manifest) -> GroundTruth:
     Raises UserError: no such file, a missing column, an empty cell, no row, an unknown grade, an id that is not in the
     manifest, an image graded twice for a query.
     """
-    table = files.read_table(uri)
+    table = tables.read(uri)
     for name in COLUMNS:
         if name not in table.column_names:
             raise UserError(f"{uri!r} has no column {name!r}; it has {', '.join(table.column_names) or 'none'}")

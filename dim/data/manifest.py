@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dim import files
+from dim import files, tables
 from dim.errors import UserError
 
 SPLITS = ("train", "val", "test")
@@ -82,7 +82,7 @@ def read(uri: str) -> Manifest:
     Raises UserError: no such file, a missing column, an empty or repeated image_id, an empty path, an unknown split or
     role, an incomplete or empty box, no row at all.
     """
-    return checked(uri, files.read_table(uri))
+    return checked(uri, tables.read(uri))
 
 
 def checked(uri: str, table: pa.Table) -> Manifest:

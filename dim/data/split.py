@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from dim import files
+from dim import files, tables
 from dim.data import manifest, photos
 from dim.data.split_config import SplitConfig
 from dim.errors import UserError
@@ -42,8 +42,8 @@ def split(config: SplitConfig) -> dict[str, Any]:
     folder = files.parent(config.out)
     result = manifest.checked(config.out, _named(kept, folder).append_column("split", pa.array(splits, pa.string())))
     files.make_folder(folder)
-    files.write_table(f"{config.out.rpartition('.')[0]}.unreadable.csv", _named(unreadable, folder))
-    files.write_table(config.out, result.table)
+    tables.write(f"{config.out.rpartition('.')[0]}.unreadable.csv", _named(unreadable, folder))
+    tables.write(config.out, result.table)
     require_once(image_ids, manifest.read(config.out).image_ids, repr(config.out))
     counts = Counter(splits)
     return {
@@ -108,7 +108,7 @@ def _shares(config: SplitConfig) -> tuple[float, float]:
 
 
 def _check(config: SplitConfig) -> None:
-    if not config.out.endswith(files.TABLE_SUFFIXES):
+    if not config.out.endswith(tables.SUFFIXES):
         raise UserError(f"--out {config.out!r} must end in .parquet or .csv")
     if config.out == config.images:
         raise UserError(f"--out {config.out!r} is the table to split; choose another")
@@ -143,9 +143,9 @@ def _from_folder(folder: str) -> pa.Table:
 
 
 def _from_table(uri: str) -> pa.Table:
-    if not uri.endswith(files.TABLE_SUFFIXES):
+    if not uri.endswith(tables.SUFFIXES):
         raise UserError(f"no folder {uri!r}; name a folder with one sub-folder per label, or a .parquet or .csv table")
-    table = files.read_table(uri)
+    table = tables.read(uri)
     for name in ("path", "label"):
         if name not in table.column_names:
             raise UserError(f"{uri!r} has no column {name!r}; it has {', '.join(table.column_names) or 'none'}")

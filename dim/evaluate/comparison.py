@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dim import files
+from dim import files, tables
 from dim.errors import UserError
 from dim.evaluate import bootstrap
 from dim.evaluate.bootstrap import Interval
@@ -67,7 +67,7 @@ def beside(metrics: str) -> pa.Table | None:
     uri = files.join(files.parent(metrics), "per_query.parquet")
     if not files.exists(uri):
         return None
-    table = files.read_table(uri)
+    table = tables.read(uri)
     if missing := {*COLUMNS} - {*table.column_names}:
         raise UserError(f"{uri!r} has no column {min(missing)!r}; name the metrics.json of an evaluation by --baseline")
     return table

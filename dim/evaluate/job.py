@@ -3,7 +3,7 @@
 import logging
 from typing import Any
 
-from dim import files, output
+from dim import files, output, tables
 from dim.errors import GateNotMet, UserError
 from dim.evaluate import classification, comparison, evaluation, report, result, sources
 from dim.evaluate.config import EvaluateConfig
@@ -54,20 +54,20 @@ def _measured(config: EvaluateConfig, task: Task, source: Source) -> Measured:
 def _written(config: EvaluateConfig, task: Task, measured: list[Measured], out: Output) -> dict[str, Any]:
     """Writes all files of an evaluation and returns what is in metrics.json."""
     first, metrics = measured[0], dict(measured[0].metrics)
-    tables = [evaluation.per_query(one.judged) for one in measured]
-    files.write_table(out.path("per_query.parquet"), tables[0])
+    per_query = [evaluation.per_query(one.judged) for one in measured]
+    tables.write(out.path("per_query.parquet"), per_query[0])
     if task.protocol.top_k:
         reports = classification.reports(*result.classified(first.judged, task.protocol.top_k))
         files.write_json(out.path("classification_report.json"), reports)
     comparisons = []
     if len(measured) == 2:
-        between = comparison.compared(measured[0].source.name, tables[0], measured[1].source.name, tables[1])
-        files.write_table(out.path("compared.parquet"), between.table)
+        between = comparison.compared(measured[0].source.name, per_query[0], measured[1].source.name, per_query[1])
+        tables.write(out.path("compared.parquet"), between.table)
         metrics["compared"] = [{"source": one.source.name, **one.metrics} for one in measured]
         metrics["difference"] = between.as_json()
         comparisons.append(between)
     if config.baseline and (before := comparison.beside(config.baseline)):
-        against = comparison.compared(config.baseline, before, first.source.name, tables[0])
+        against = comparison.compared(config.baseline, before, first.source.name, per_query[0])
         metrics["against_baseline"] = against.as_json()
         comparisons.append(against)
     for compared in comparisons:

@@ -3,7 +3,7 @@
 import logging
 from typing import Any
 
-from dim import files
+from dim import tables
 from dim.cluster import connected
 from dim.data import manifest
 from dim.extract import store
@@ -25,7 +25,7 @@ def mine_folder(config: MineConfig) -> dict[str, Any]:
     inputs: dict[str, str | None] = {"manifest": config.manifest, "descriptors": config.descriptors}
     with opened(config.out, "mine", config, inputs, descriptors.embedding.as_json()) as output, connected():
         triplets = mine(descriptors.vectors, labels, image_ids, config)
-        files.write_table(output.path("triplets.parquet"), triplets.table(image_ids))
+        tables.write(output.path("triplets.parquet"), triplets.table(image_ids))
         if not triplets.kept:
             logger.warning("no triplet is active: every negative is farther than its positive by the margin")
         return output.finish(triplets.summary())

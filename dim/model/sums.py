@@ -90,12 +90,7 @@ def _decoded(folder: str, manifest: Manifest) -> np.ndarray:
     for rows, ok in map(ray.get, _by_shards(_states, folder, manifest)):
         present[rows] = True
         decoded[rows] = ok
-    if not present.all():
-        missing = manifest.image_ids[~present]
-        raise UserError(
-            f"{folder!r} lacks {len(missing)} of the {len(manifest)} images asked for, the first {missing[0]!r}; "
-            f"run extract.py on {manifest.uri!r} with --out {folder}"
-        )
+    store.require_present(present, folder, manifest)
     log.info("learning from %d descriptors; %d images have none", decoded.sum(), (~decoded).sum())
     return decoded
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from dim import files
+from dim import files, tables
 
 FILE = "history.csv"
 ACCEPTED, REFUSED, MISSED = "accepted", "refused", "missed"
@@ -46,7 +46,7 @@ class History:
         self._uri = files.join(out, FILE)
         self._rows: list[dict[str, Any]] = []
         if files.exists(self._uri):
-            self._rows = files.read_table(self._uri).to_pylist()
+            self._rows = tables.read(self._uri).to_pylist()
 
     @property
     def last(self) -> str | None:
@@ -71,7 +71,7 @@ class History:
         self._rows = [row for row in self._rows if row["date"] != date] + new
         self._rows.sort(key=lambda row: (str(row["date"]), str(row["evaluation"])))
         columns = {field.name: [_text(row.get(field.name)) for row in self._rows] for field in dataclasses.fields(Row)}
-        files.write_table(self._uri, pa.table({name: pa.array(cells, pa.string()) for name, cells in columns.items()}))
+        tables.write(self._uri, pa.table({name: pa.array(cells, pa.string()) for name, cells in columns.items()}))
 
 
 def _between(first: str, last: str) -> list[str]:

@@ -8,7 +8,7 @@ import logging
 import math
 from typing import Any
 
-from dim import cluster, files, output
+from dim import cluster, files, output, tables
 from dim.errors import GateNotMet, UserError
 from dim.evaluate import comparison
 from dim.evaluate.comparison import Comparison
@@ -143,7 +143,7 @@ def _evaluate(measurement: Measurement, found: Collection, folder: str, baseline
 
 def _compared(date: str, folder: str, baseline: tuple[str, str]) -> Comparison:
     """The evaluation of the night `date` in `folder` against that of `baseline`, a night and its folder."""
-    tables = (files.read_table(files.join(where, "per_query.parquet")) for where in (baseline[1], folder))
+    tables = (tables.read(files.join(where, "per_query.parquet")) for where in (baseline[1], folder))
     return comparison.compared(baseline[0], next(tables), date, next(tables))
 
 

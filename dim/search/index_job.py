@@ -8,7 +8,7 @@ import faiss
 import numpy as np
 import pyarrow as pa
 
-from dim import files, output
+from dim import files, output, tables
 from dim.errors import UserError
 from dim.progress import told
 from dim.search import exact, index, stored
@@ -42,7 +42,7 @@ def build(config: IndexConfig) -> dict[str, Any]:
     trained_on = _train(made, rows, config)
     inputs = {"descriptors": config.descriptors, "whitening": config.whitening}
     with output.opened(config.out, "index", config, inputs, rows.embedding.as_json()) as out:
-        files.write_table(out.path(index.IDS_FILE), pa.table({"image_id": rows.ids}))
+        tables.write(out.path(index.IDS_FILE), pa.table({"image_id": rows.ids}))
         with files.written(out.path(index.FILE)) as path:
             _write(made, rows, path, dimension, config.factory)
             size = Path(path).stat().st_size

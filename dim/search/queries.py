@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 import pyarrow as pa
 
-from dim import files, output
+from dim import files, output, tables
 from dim.data import manifest, photos
 from dim.data.manifest import BOX
 from dim.errors import UserError
@@ -44,7 +44,7 @@ def listed(path: str) -> pa.Table:
     A photo's id is its name, or its path within the folder. Raises UserError where the folder is empty, or the manifest
     is broken or has no row that may be a query.
     """
-    if path.endswith(files.TABLE_SUFFIXES):
+    if path.endswith(tables.SUFFIXES):
         found = manifest.read(path).select(role="query")
         boxes = {name: found.table[name] for name in BOX if name in found.table.column_names}
         return pa.table({"image_id": found.table["image_id"], "path": list(map(files.absolute, found.paths)), **boxes})

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dim import files, output
+from dim import output, tables
 from dim.data import manifest
 from dim.errors import UserError
 from dim.extract import content
@@ -43,7 +43,7 @@ def search(config: SearchConfig) -> dict[str, Any]:
     with _opened(config, found) as out:
         from dim.extract.job import extract  # noqa: PLC0415  (descriptors at hand need no Ray)
 
-        files.write_table(extraction.manifest, photos)
+        tables.write(extraction.manifest, photos)
         extract(extraction)
         asked = queries.described(extraction.out, None, found.embedding, config.index)
         require_once(photos["image_id"].to_pylist(), [*asked.ids.to_pylist(), *asked.errors], repr(config.queries))
@@ -64,7 +64,7 @@ def _answer(config: SearchConfig, asked: Queries, found: Target, out: output.Out
     retrieval, steps = methods.applied(retrieval, config.expansion, config.neighbours)
     rows, scores = zip(*retrieval.best(top), strict=True)
     ranked = _table(asked.ids, found.ids, list(rows), list(scores))
-    files.write_table(out.path("ranked.parquet"), ranked)
+    tables.write(out.path("ranked.parquet"), ranked)
     for query, reason in asked.errors.items():
         log.warning("%s: %s", query, reason)
     for line in _lines(ranked):

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from dim import files, output
+from dim import files, output, tables
 from dim.errors import UserError
 from dim.extract import identity
 from dim.extract.identity import Embedding
@@ -36,6 +36,6 @@ def read(folder: str, whitening: str | None, parameters: str | None) -> Target:
         rows = stored.read(folder, whitening)
         return Target(Exact(rows.parts, exact.places(rows.ids)), rows.ids, rows.embedding)
     embedding = identity.of_folder(folder)
-    ids = files.read_table(files.join(folder, index.IDS_FILE))["image_id"].combine_chunks()
+    ids = tables.read(files.join(folder, index.IDS_FILE))["image_id"].combine_chunks()
     with files.on_disk(files.join(folder, index.FILE)) as path:
         return Target(index.read(path, exact.places(ids), parameters), ids, embedding)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dim import files, output
+from dim import files, output, tables
 from dim.data import manifest
 from dim.errors import UserError
 from dim.pages.photos import Photo
@@ -51,5 +51,5 @@ def of_queries(path: str, photos: str, ids: Collection[str]) -> Whereabouts:
     """What is known of the queries `ids` that `path` names; `photos` is the manifest that was made of them, if any."""
     if files.exists(photos):
         # A manifest that the user gave has labels too.
-        return of_manifest(path if path.endswith(files.TABLE_SUFFIXES) else photos, ids)
+        return of_manifest(path if path.endswith(tables.SUFFIXES) else photos, ids)
     return of_folder(path, ids)

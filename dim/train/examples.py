@@ -9,7 +9,7 @@ import re
 import numpy as np
 import pyarrow as pa
 
-from dim import files
+from dim import files, tables
 from dim.mine.triplets import Triplets
 
 KEPT = 100  # triplets of an epoch
@@ -20,7 +20,7 @@ def keep_hardest(run: str, epoch: int, triplets: Triplets, image_ids: np.ndarray
     """Writes the hardest of `triplets`, whose positions are those of `image_ids`, mined in `epoch` (from 1)."""
     files.make_folder(files.join(run, "hardest"))
     first = triplets.take(np.arange(min(KEPT, triplets.kept)))
-    files.write_table(files.join(run, f"hardest/epoch-{epoch:03}.parquet"), first.table(image_ids))
+    tables.write(files.join(run, f"hardest/epoch-{epoch:03}.parquet"), first.table(image_ids))
 
 
 def hardest(run: str) -> dict[int, pa.Table]:
@@ -29,17 +29,17 @@ def hardest(run: str) -> dict[int, pa.Table]:
     epochs = {
         int(number): name for name in files.names(folder) for number in re.findall(r"epoch-(\d+)\.parquet$", name)
     }
-    return {epoch: files.read_table(files.join(folder, epochs[epoch])) for epoch in sorted(epochs)}
+    return {epoch: tables.read(files.join(folder, epochs[epoch])) for epoch in sorted(epochs)}
 
 
 def keep_found(run: str, moment: str, rankings: pa.Table) -> None:
     """Writes what the queries find `BEFORE` or `AFTER` the training."""
-    files.write_table(files.join(run, f"found_{moment}.parquet"), rankings)
+    tables.write(files.join(run, f"found_{moment}.parquet"), rankings)
 
 
 def found(run: str, moment: str) -> pa.Table:
     """What the queries found then; no row where it was not kept."""
     uri = files.join(run, f"found_{moment}.parquet")
     if files.exists(uri):
-        return files.read_table(uri)
+        return tables.read(uri)
     return pa.table({name: pa.array([]) for name in ("query_id", "ap", "found", "scores")})

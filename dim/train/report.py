@@ -6,7 +6,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import pyarrow as pa
 
-from dim import files
+from dim import tables
 from dim.output import Output
 from dim.pages import charts, parts
 from dim.pages.charts import Line
@@ -32,7 +32,7 @@ Pair: TypeAlias = tuple[dict[str, Any], dict[str, Any]]
 
 def write(config: TrainConfig, photos: trained.Photos, summary: dict[str, Any], out: Output) -> None:
     """Writes the report of a run that came to `summary`."""
-    table = files.read_table(out.path(HISTORY)).to_pylist()
+    table = tables.read(out.path(HISTORY)).to_pylist()
     history: list[Epoch] = [{k: None if v is None else float(v) for k, v in row.items()} for row in table]
     made = Page("train", "How the training went", [name(config.manifest or "the demo photos"), " → ", name(config.out)])
     made.section("Headline", parts.figures(_figures(summary)), parts.facts(_settings(config)))

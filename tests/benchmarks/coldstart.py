@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from dim import files
+from dim import files, tables
 from dim.data import manifest as manifests
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -49,7 +49,7 @@ def few(manifest: str, photos: int, folder: str) -> str:
     table = found.table.slice(0, photos)
     paths = [files.absolute(path) for path in found.paths[:photos]]
     file = f"{folder}/few.csv"
-    files.write_table(file, table.set_column(table.column_names.index("path"), "path", [paths]))
+    tables.write(file, table.set_column(table.column_names.index("path"), "path", [paths]))
     return file
 
 

@@ -29,7 +29,7 @@ import pyarrow as pa
 from PIL import Image
 from processes import command_line, family
 
-from dim import files
+from dim import files, tables
 from dim.data import manifest as manifests
 from dim.extract import pipeline
 from dim.extract.config import ExtractConfig
@@ -129,7 +129,7 @@ def repeated(manifest: str, rows: int, file: str) -> list[str]:
     """Writes a manifest of the photos of another, repeated until they are `rows`; returns their paths."""
     photos = manifests.read(manifest)
     paths = [files.absolute(photos.paths[row % len(photos)]) for row in range(rows)]
-    files.write_table(file, pa.table({"image_id": [f"{row:06d}" for row in range(rows)], "path": paths}))
+    tables.write(file, pa.table({"image_id": [f"{row:06d}" for row in range(rows)], "path": paths}))
     return paths
 
 

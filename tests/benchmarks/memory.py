@@ -20,7 +20,7 @@ from pathlib import Path
 import pyarrow as pa
 from processes import MEBIBYTE, command_line, family, pss
 
-from dim import files
+from dim import files, tables
 from dim.data import manifest as manifests
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -37,7 +37,7 @@ def repeated(rows: int, file: str) -> None:
     """A manifest of the demo photos, repeated until they are `rows`."""
     photos = manifests.read(str(DEMO))
     paths = [files.absolute(photos.paths[row % len(photos)]) for row in range(rows)]
-    files.write_table(file, pa.table({"image_id": [f"{row:06d}" for row in range(rows)], "path": paths}))
+    tables.write(file, pa.table({"image_id": [f"{row:06d}" for row in range(rows)], "path": paths}))
 
 
 def looked_at(root: int) -> dict[str, float]:

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from dim import files
+from dim import tables
 from dim.data import manifest as manifests
 from dim.evaluate.config import EvaluateConfig
 from dim.evaluate.job import evaluate
@@ -81,7 +81,7 @@ def least_cosine(network: str, arrays: Path, manifest: str, out: Path) -> Figure
     table = photos.table.take([row_of[image_id] for image_id in ids])
     paths = pa.array([photos.paths[row_of[image_id]] for image_id in ids])
     few = str(out / "few.csv")
-    files.write_table(few, table.set_column(table.column_names.index("path"), "path", paths))
+    tables.write(few, table.set_column(table.column_names.index("path"), "path", paths))
     folder = str(out / f"{network}-few")
     extract(ExtractConfig(manifest=few, model=f"vgg16-{network}", precision="float32", out=folder))
     mine = store.read(folder, manifests.read(few)).vectors

@@ -1,7 +1,7 @@
 import pyarrow as pa
 import pytest
 
-from dim import files
+from dim import tables
 from dim.data import ground_truth, manifest
 from dim.errors import UserError
 
@@ -26,7 +26,7 @@ def test_rows_are_grouped_by_query_and_grade(tmp_path, photos):
 
 def test_parquet_reads_the_same(tmp_path, photos):
     uri = str(tmp_path / "truth.parquet")
-    files.write_table(uri, pa.table({"query_id": ["q"], "image_id": [7], "grade": ["easy"]}))
+    tables.write(uri, pa.table({"query_id": ["q"], "image_id": [7], "grade": ["easy"]}))
     assert ground_truth.read(uri, photos).images == {"q": {"easy": ["7"]}}
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dim import files
+from dim import tables
 from dim.data import ground_truth, manifest
 from dim.data.decode import decode
 from dim.data.importers import LAYOUTS
@@ -52,7 +52,7 @@ class Imported:
         self.manifest = manifest.read(str(out / "manifest.parquet"))
         truth = out / "ground_truth.parquet"
         self.images = ground_truth.read(str(truth), self.manifest).images if truth.exists() else None
-        self.problems = files.read_table(str(out / "problems.csv")).to_pylist()
+        self.problems = tables.read(str(out / "problems.csv")).to_pylist()
         assert json.loads((out / "result.json").read_text()) == self.result
         broken = {Path(row["path"]) for row in self.problems}
         for path, box in zip(self.manifest.paths, self.manifest.boxes, strict=True):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dim import files
+from dim import files, tables
 from dim.data import manifest as manifests
 from dim.errors import UserError
 
@@ -113,7 +113,7 @@ def test_csv_and_parquet_hold_the_same(tmp_path_factory, ids, data):
     folder = str(tmp_path_factory.mktemp("manifests"))
     for ending in (".csv", ".parquet"):
         uri = files.join(folder, f"m{ending}")
-        files.write_table(uri, table)
+        tables.write(uri, table)
         found = manifests.read(uri)
         assert found.image_ids.tolist() == ids and found.labels.tolist() == labels
         assert found.paths == [files.join(folder, f"{row}.jpg") for row in range(len(ids))]

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from dim import files
+from dim import tables
 from dim.data import manifest
 from dim.data.split import by_label, per_label, split, unique_ids
 from dim.data.split_config import SplitConfig
@@ -123,7 +123,7 @@ def test_a_folder_by_label(shelf, tmp_path, name):
     assert "A/deep/er" in rows.image_ids
     assert set(rows.labels) == set("ABCDEFGHIJ")
     assert all(Path(path).exists() for path in rows.paths)
-    unreadable = files.read_table(str(tmp_path / "out" / "m.unreadable.csv")).to_pylist()
+    unreadable = tables.read(str(tmp_path / "out" / "m.unreadable.csv")).to_pylist()
     assert [row["label"] for row in unreadable] == ["A"]
     assert unreadable[0]["path"] == str(shelf / "A" / "broken.jpg")
     assert "<html>" in unreadable[0]["reason"]
@@ -155,7 +155,7 @@ def test_same_seed_same_split(shelf, tmp_path):
 def test_a_table_keeps_its_columns_and_gets_ids(shelf, tmp_path):
     paths = ["shelf/A/0.png", "shelf/A/1.png", "shelf/B/0.png", "shelf/B/1.png", "shelf/B/none.png", "shelf/C/0.png"]
     table = pa.table({"path": paths, "label": [*"AABBB", None], "colour": [*"rgbrgb"], "split": ["train"] * 6})
-    files.write_table(str(tmp_path / "photos.csv"), table)
+    tables.write(str(tmp_path / "photos.csv"), table)
     result, rows = ran(tmp_path / "photos.csv", tmp_path / "deeper" / "m.csv", test_labels=0.5, val_labels=0)
     assert (result["images"], result["train"], result["test"], result["unreadable"], result["left_out"]) == (
         4,
@@ -167,7 +167,7 @@ def test_a_table_keeps_its_columns_and_gets_ids(shelf, tmp_path):
     assert list(rows.image_ids) == ["shelf/A/0", "shelf/A/1", "shelf/B/0", "shelf/B/1"]
     assert rows.table["colour"].to_pylist() == [*"rgbr"]
     assert all(Path(path).exists() for path in rows.paths)
-    assert files.read_table(str(tmp_path / "deeper" / "m.unreadable.csv"))["reason"].to_pylist() == ["no such file"]
+    assert tables.read(str(tmp_path / "deeper" / "m.unreadable.csv"))["reason"].to_pylist() == ["no such file"]
 
 
 def test_a_table_keeps_its_ids(shelf, tmp_path):

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dim import files
+from dim import tables
 from dim.extract import pipeline
 from dim.extract.config import ExtractConfig
 
@@ -39,7 +39,7 @@ class Photos:
         self.save()
 
     def save(self):
-        files.write_table(self.manifest, pa.table({name: pa.array(v, pa.string()) for name, v in self.columns.items()}))
+        tables.write(self.manifest, pa.table({name: pa.array(v, pa.string()) for name, v in self.columns.items()}))
 
 
 @pytest.fixture

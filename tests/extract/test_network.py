@@ -9,7 +9,7 @@ import pytest
 import sklearn.datasets
 from PIL import Image
 
-from dim import files
+from dim import tables
 from dim.data import manifest as manifests
 from dim.data.decode import decode
 from dim.extract import store
@@ -42,12 +42,12 @@ def test_photos_of_several_shapes_as_each_alone(ray_session, demo, tmp_path):
     from dim.extract.job import extract
 
     shapes = itertools.cycle([(224, 224), (224, 150), (120, 200)])
-    table = files.read_table(str(demo / "manifest.csv")).slice(0, 12)
+    table = tables.read(str(demo / "manifest.csv")).slice(0, 12)
     paths = [str(tmp_path / f"{row}.png") for row in range(12)]
     for name, path, (width, height) in zip(table["path"].to_pylist(), paths, shapes, strict=False):
         Image.open(demo / name).crop((0, 0, width, height)).save(path)
     Path(paths[7]).write_bytes(b"no photo")
-    files.write_table(str(tmp_path / "photos.csv"), table.set_column(1, "path", [paths]))
+    tables.write(str(tmp_path / "photos.csv"), table.set_column(1, "path", [paths]))
     out = str(tmp_path / "out")
     extract(
         ExtractConfig(

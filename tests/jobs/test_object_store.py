@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from dim import files
+from dim import files, tables
 from dim.evaluate.config import EvaluateConfig
 from dim.evaluate.job import evaluate
 from dim.extract import store
@@ -22,7 +22,7 @@ SIZE = {"image_size": 64, "precision": "float32"}
 @pytest.fixture(scope="module")
 def table(demo):
     """Some of the demo photos, in splits by label."""
-    rows = files.read_table(str(demo / "manifest.csv")).select(["image_id", "path", "label"]).to_pylist()
+    rows = tables.read(str(demo / "manifest.csv")).select(["image_id", "path", "label"]).to_pylist()
     labels = sorted({row["label"] for row in rows})[:LABELS]
     split = dict(zip(labels, ["train"] * (LABELS - 4) + ["val", "val", "test", "test"], strict=True))
     of_label = {label: [row for row in rows if row["label"] == label][:PHOTOS] for label in labels}
@@ -35,7 +35,7 @@ def copied(table, demo, folder):
         files.make_folder(f"{folder}/photos/{label}")
     for path in table["path"].to_pylist():
         files.write_bytes(f"{folder}/photos/{path}", (demo / path).read_bytes())
-    files.write_table(f"{folder}/photos/photos.csv", table)
+    tables.write(f"{folder}/photos/photos.csv", table)
     return f"{folder}/photos/photos.csv"
 
 

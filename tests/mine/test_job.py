@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dim import files
+from dim import files, tables
 from dim.errors import UserError
 from dim.extract import store
 from dim.extract.identity import Embedding
@@ -28,7 +28,7 @@ def photos(tmp_path):
     labels = [None if i == 7 else f"label {i % 6}" for i in range(60)]
     splits = ["train" if i < 40 else "test" for i in range(60)]
     table = pa.table({"image_id": ids, "path": ids, "label": labels, "split": splits})
-    files.write_table(str(tmp_path / "photos.csv"), table)
+    tables.write(str(tmp_path / "photos.csv"), table)
     folder = tmp_path / "descriptors"
     folder.mkdir()
     files.write_json(str(folder / "run.json"), {"job": "extract", "embedding": EMBEDDING.as_json()})

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from dim import cluster, files
+from dim import cluster, tables
 from dim.extract import pipeline, store
 from dim.nightly.config import Measurement, NightlyConfig
 
@@ -28,7 +28,7 @@ class Photos:
             noise = np.random.default_rng([label, len(self.rows)]).integers(-25, 26, (32, 32, 3))
             Image.fromarray((colours + noise).astype(np.uint8)).save(self.folder / f"{name}.png")
             self.rows.append({"image_id": name, "path": f"{name}.png", "label": str(label), "split": "test"})
-        files.write_table(self.manifest, pa.Table.from_pylist(self.rows))
+        tables.write(self.manifest, pa.Table.from_pylist(self.rows))
 
 
 @pytest.fixture

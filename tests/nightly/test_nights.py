@@ -2,14 +2,14 @@
 
 import pytest
 
-from dim import files
+from dim import files, tables
 from dim.errors import GateNotMet, UserError
 
 WORSE = "vgg16-mac"
 
 
 def history(tmp_path):
-    return files.read_table(str(tmp_path / "nightly" / "history.csv")).to_pylist()
+    return tables.read(str(tmp_path / "nightly" / "history.csv")).to_pylist()
 
 
 def statuses(tmp_path):

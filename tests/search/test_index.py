@@ -8,7 +8,7 @@ import faiss
 import numpy as np
 import pytest
 
-from dim import files
+from dim import tables
 from dim.errors import UserError
 from dim.extract import identity, store
 from dim.model import whitening
@@ -29,7 +29,7 @@ def built(folder, out, **changes):
 
 
 def ids_of(out):
-    return files.read_table(str(out / "ids.parquet"))["image_id"].to_pylist()
+    return tables.read(str(out / "ids.parquet"))["image_id"].to_pylist()
 
 
 @pytest.fixture

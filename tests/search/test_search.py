@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dim import files
+from dim import tables
 from dim.errors import UserError
 from dim.extract import identity
 from dim.extract.config import ExtractConfig
@@ -63,7 +63,7 @@ def answered(tmp_path):
     def answer(index, asked, **changes):
         config = SearchConfig(index=index, queries=asked, out=str(tmp_path / "out"), **changes)
         result = search(config)
-        table = files.read_table(str(tmp_path / "out" / "ranked.parquet"))
+        table = tables.read(str(tmp_path / "out" / "ranked.parquet"))
         assert table.column_names == ["query_id", "rank", "image_id", "score"]
         lists: dict[str, list] = {}
         for row in table.to_pylist():

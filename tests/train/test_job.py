@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import dim.model
-from dim import files
+from dim import tables
 from dim.data import manifest
 from dim.data.decode import decode
 from dim.errors import JobFailed, UserError
@@ -49,7 +49,7 @@ def test_the_report_shows_the_epochs_and_what_is_found_before_and_after(undistur
         assert f"<strong>{result[figure]:.4f}</strong>" in text
     assert [int(epoch) for epoch in re.findall(r"<h3>Epoch (\d+)</h3>", text)] == [1, 2]
     assert "Found better</h2>" in text
-    before, after = (files.read_table(str(out / f"found_{moment}.parquet")) for moment in ("before", "after"))
+    before, after = (tables.read(str(out / f"found_{moment}.parquet")) for moment in ("before", "after"))
     assert metrics.mean(before["ap"].to_pylist()) == pytest.approx(result["map_before"])
     assert metrics.mean(after["ap"].to_pylist()) == pytest.approx(result["map_after"])
 
@@ -77,7 +77,7 @@ def test_a_loss_that_is_no_number_stops_with_step_and_ids(ray_session, scratch, 
     settings = SMALL | {"rotation": 0.0, "learning_rate": 1e38, "optimizer": "sgd"}
     with pytest.raises(JobFailed, match=r"step \d+ of epoch 1; its 16 triplets are in .*\['.*--learning-rate"):
         train(TrainConfig(out=str(tmp_path / "run"), scratch=scratch, epochs=1, **settings))
-    diverged = files.read_table(str(tmp_path / "run" / "diverged.csv"))
+    diverged = tables.read(str(tmp_path / "run" / "diverged.csv"))
     assert (diverged.num_rows, diverged.column_names) == (16, ["anchor_id", "positive_id", "negative_id"])
 
 

@@ -7,7 +7,7 @@
 test, as papers report the two apart; Ignored ones (116,448, which show no landmark) are left out.
 """
 
-from dim import files
+from dim import files, tables
 from dim.data.importers.benchmark import Benchmark, Photo
 from dim.errors import UserError
 
@@ -41,7 +41,7 @@ def _solution(source: str) -> str:
 
 
 def _rows(source: str, name: str, *columns: str) -> list[tuple[str, ...]]:
-    table = files.read_table(files.join(source, name))
+    table = tables.read(files.join(source, name))
     for column in columns:
         if column not in table.column_names:
             raise UserError(f"{source}/{name} has no column {column!r}; it has {', '.join(table.column_names)}")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from dim import files
+from dim import files, tables
 from dim.config import one_of
 from dim.data import manifest, photos
 from dim.data.ground_truth import COLUMNS
@@ -34,9 +34,9 @@ def import_benchmark(config: ImportConfig) -> dict[str, Any]:
     rows = manifest.checked(files.join(config.out, "manifest.parquet"), _manifest(benchmark, config))
     problems = _problems(benchmark, config)
     with opened(config.out, "import", config, {"source": config.source}) as output:
-        files.write_table(rows.uri, rows.table)
+        tables.write(rows.uri, rows.table)
         require_once([photo.image_id for photo in benchmark.photos], manifest.read(rows.uri).image_ids, repr(rows.uri))
-        files.write_table(output.path("problems.csv"), problems)
+        tables.write(output.path("problems.csv"), problems)
         _write_grades(output.path("ground_truth.parquet"), benchmark)
         return output.finish(_result(benchmark, config.layout, problems["problem"].to_pylist()))
 
@@ -57,7 +57,7 @@ def _manifest(benchmark: Benchmark, config: ImportConfig) -> pa.Table:
 def _write_grades(uri: str, benchmark: Benchmark) -> None:
     if benchmark.grades:
         columns = zip(*benchmark.grades, strict=True)
-        files.write_table(uri, pa.table(dict(zip(COLUMNS, columns, strict=True))))
+        tables.write(uri, pa.table(dict(zip(COLUMNS, columns, strict=True))))
     else:
         files.delete(uri)  # of an earlier import into the same folder
 
