@@ -44,8 +44,7 @@ def connected() -> Iterator[None]:
 @contextlib.contextmanager
 def _started() -> Iterator[None]:
     handler = signal.getsignal(signal.SIGTERM)
-    # An address of "local" starts an own Ray; without it, ray.init would join any Ray that runs on this machine.
-    address = os.environ.get("RAY_ADDRESS", "local")
+    address = _address()
     _require_answer(address)
     log.info("%s", "starting Ray" if address == "local" else f"connecting to Ray at {address}")
     with contextlib.ExitStack() as stack:
@@ -88,6 +87,11 @@ def _own_folder() -> Iterator[str]:
                 os.environ.pop(name)
                 if value is not None:
                     os.environ[name] = value
+
+
+def _address() -> str:
+    # "local" starts an own Ray; without it, ray.init would join any Ray that runs on this machine.
+    return os.environ.get("RAY_ADDRESS", "local")
 
 
 def _require_answer(address: str) -> None:
@@ -138,6 +142,8 @@ def precision(wanted: str, gpus: float) -> str:
     """`wanted`, or for "auto" what suits the machine that workers with this many `gpus` get."""
     if wanted != "auto":
         return wanted
+    if _address() == "local":
+        return precisions.best(gpus > 0)
     # Asked there, for the driver may sit on a head node of another kind. A trace of a CPU keeps it off a head without.
     best = ray.remote(precisions.best).options(num_cpus=0 if gpus else 0.001, num_gpus=gpus)
     return str(ray.get(best.remote(gpus > 0)))

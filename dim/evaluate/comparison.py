@@ -48,15 +48,15 @@ class Comparison:
 
 def compared(before: str, one: pa.Table, after: str, other: pa.Table) -> Comparison:
     """Compares two tables as `per_query.parquet` has them; `before` and `after` are what the runs are called."""
-    tables = one.select(COLUMNS), other.select(["query_id", "ap"])
-    joined = tables[0].join(tables[1], "query_id", join_type="inner", right_suffix="_other")
+    aps = other.select(["query_id", "ap"])
+    joined = one.select(COLUMNS).join(aps, "query_id", join_type="inner", right_suffix="_other")
     joined = joined.append_column("difference", pc.subtract(joined["ap_other"], joined["ap"]))
     joined = joined.sort_by([("difference", "descending"), ("query_id", "ascending")])
     both = Comparison(before, after, joined, None)
     if not both.judged:
         return both
-    aps = (np.array([row[column] for row in both.judged]) for column in ("ap", "ap_other"))
-    return replace(both, change=bootstrap.paired(*aps))
+    pairs = (np.array([row[column] for row in both.judged]) for column in ("ap", "ap_other"))
+    return replace(both, change=bootstrap.paired(*pairs))
 
 
 def beside(metrics: str) -> pa.Table | None:

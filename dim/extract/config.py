@@ -54,7 +54,9 @@ class Extraction:
     workers: int | None = option(None, help="network actors; one a GPU, or one a node, if not given", group="machine")
     gpus_per_worker: float | None = option(None, help="GPUs, or a share of one; 1 where there are any", group="machine")
     batch_size: int | None = option(
-        None, help="images a forward pass; 32, on a GPU as many up to 256 as its memory holds", group="machine"
+        None,
+        help="images a forward pass; on a GPU as many up to 256 as its memory holds, on a CPU 8 of 224 pixels",
+        group="machine",
     )
     shard_rows: int = option(1024, help="photos a Parquet file", group="machine")
 

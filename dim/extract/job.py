@@ -15,6 +15,7 @@ from dim.extract import content, identity, resume, store
 from dim.extract.config import ExtractConfig
 from dim.extract.embedder import Recipe
 from dim.extract.identity import Embedding
+from dim.extract.resources import resources
 from dim.extract.writer import Writer
 from dim.model import spec, whitening
 from dim.model.spec import Source
@@ -113,7 +114,8 @@ def _run(
         }
     )
     waiting = {name: len(shard) for name, shard in zip(names, shards, strict=True)}
-    machine = pipeline.resources(config.workers, config.gpus_per_worker, config.batch_size)
+    image_size = recipe.source.spec.image_size
+    machine = resources(config.workers, config.gpus_per_worker, config.batch_size, image_size)
     log.info("starting %d network actor%s", machine.workers, "" if machine.workers == 1 else "s")
     progress = Progress("extracting", len(left), errors=True)
     open_shards: dict[str, list[pa.Table]] = {}

@@ -6,7 +6,6 @@ One row goes out for each row in: a photo that cannot be decoded becomes an erro
 import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,9 @@ from dim.data import photos
 from dim.data.decode import Decoded, DecodeError
 from dim.errors import JobFailed
 from dim.extract import isolated, store
-from dim.extract.embedder import Embedder, Recipe, set_up_tensorflow
+from dim.extract.embedder import Embedder, Recipe
+from dim.extract.forward import set_up_tensorflow
+from dim.extract.resources import Resources
 from dim.model.spec import Spec
 from dim.model.vocabulary import Resize
 
@@ -33,44 +34,7 @@ NETWORK_TRIES = 5
 WINDOW_BATCHES = 8
 WINDOW_BYTES = 2**28
 
-# Images a forward pass. A CPU gains nothing by more; a GPU that hasn't the memory is given less (`Embedder`).
-CPU_BATCH, GPU_BATCH = 32, 256
-
 PIXELS = pa.struct([("data", pa.large_binary()), ("height", pa.int32()), ("width", pa.int32())])
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What the network's actors take: how many, and of what each; `batch_size` images a forward pass."""
-
-    workers: int
-    cpus: float
-    gpus: float
-    batch_size: int
-
-
-def resources(workers: int | None, gpus_per_worker: float | None, batch_size: int | None) -> Resources:
-    """The resources asked for; what is not given follows the cluster, also as it will be once the autoscaler has
-    started what it may: an actor a GPU; without GPUs, one for each node, and more on nodes of several times the CPUs.
-    """
-    gpus = cluster.gpus(gpus_per_worker)
-    if gpus > 0:
-        # A CPU feeds the GPU, the others decode.
-        count = workers or max(1, int(cluster.all_gpus() / gpus))
-        return Resources(count, _feeding(gpus), gpus, batch_size or GPU_BATCH)
-    sizes = [node["CPU"] for node in cluster.nodes() if node.get("CPU", 0) > 0] or [1.0]
-    # On a node that is a multiple of the smallest, as many actors: all CPUs have work.
-    count = workers or sum(int(size // min(sizes)) for size in sizes)
-    share = min(*sizes, sum(sizes) / count)
-    # Nothing would be decoded if actors took all CPUs.
-    cpus = int(share) - 1.0 if share >= 2 else share / 4
-    return Resources(count, cpus, gpus, batch_size or CPU_BATCH)
-
-
-def _feeding(gpus: float) -> float:
-    """The CPUs of an actor with this many `gpus`: one, or less where its share of a node is less than two."""
-    shares = [node["CPU"] * gpus / node["GPU"] for node in cluster.nodes() if node.get("GPU")]
-    return 1.0 if min(shares, default=2) >= 2 else min(shares) / 4
 
 
 DECODED = pa.schema(
@@ -108,11 +72,10 @@ def _decode_row(
     return outcome | {"pixels": pixels, "width": image.width, "height": image.height, "status": store.OK}
 
 
-def set_up_actor() -> None:
+def set_up_actor(machine: Resources) -> None:
     """Gives TensorFlow what this actor has."""
     assigned = ray.get_runtime_context().get_assigned_resources()
-    # The CPU left for decoding is mostly idle on a CPU-only node, so the network may use it too.
-    set_up_tensorflow(int(assigned.get("CPU", 1)) + 1)
+    set_up_tensorflow(int(assigned.get("CPU", 1)) + 1, machine.streams)
 
 
 def images(table: pa.Table) -> list[np.ndarray]:
@@ -134,10 +97,10 @@ def images(table: pa.Table) -> list[np.ndarray]:
 class Network:
     """The stage that embeds: an actor that holds the network."""
 
-    def __init__(self, recipe: Recipe, dtype: str, batch_size: int) -> None:
+    def __init__(self, recipe: Recipe, dtype: str, machine: Resources) -> None:
         self._dtype = dtype
         # Made while the first photos are decoded, and not here: what goes wrong here, Ray hands on as text only.
-        self._embedder = ThreadPoolExecutor(1).submit(_embedder, recipe, batch_size)
+        self._embedder = ThreadPoolExecutor(1).submit(_embedder, recipe, machine)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """A table of DECODED → the store's rows, with their `shard`. Raises JobFailed for what kills it always."""
@@ -149,9 +112,9 @@ class Network:
         return embedded(table, self._embedder.result().embed(images(table)), self._dtype)
 
 
-def _embedder(recipe: Recipe, batch_size: int) -> Embedder:
-    set_up_actor()
-    return Embedder(recipe, batch_size)
+def _embedder(recipe: Recipe, machine: Resources) -> Embedder:
+    set_up_actor(machine)
+    return Embedder(recipe, machine.batch_size, machine.streams)
 
 
 def embedded(table: pa.Table, vectors: np.ndarray, dtype: str) -> pa.Table:
@@ -169,9 +132,9 @@ def embedded(table: pa.Table, vectors: np.ndarray, dtype: str) -> pa.Table:
 def _window(spec: Spec, machine: Resources) -> int:
     """How many photos an actor takes at a time."""
     if spec.resize == "squash" and machine.gpus == 0:
-        return machine.batch_size  # all are of one shape, and a CPU has nothing to wait for
+        return machine.images_at_once  # all are of one shape, and a CPU has nothing to wait for
     fitting = WINDOW_BYTES // (3 * spec.image_size**2)
-    return max(machine.batch_size, min(WINDOW_BATCHES * machine.batch_size, fitting))
+    return max(machine.images_at_once, min(WINDOW_BATCHES * machine.images_at_once, fitting))
 
 
 def staged(rows: pa.Table, recipe: Recipe, machine: Resources, stage: type, arguments: tuple[Any, ...]) -> Dataset:
@@ -184,7 +147,8 @@ def staged(rows: pa.Table, recipe: Recipe, machine: Resources, stage: type, argu
     context.max_consecutive_actor_init_deaths = NETWORK_TRIES - 1
     if not cluster.verbose():
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    blocks = [rows.slice(start, machine.batch_size) for start in range(0, rows.num_rows, machine.batch_size)]
+    step = machine.images_at_once
+    blocks = [rows.slice(start, step) for start in range(0, rows.num_rows, step)]
     return (
         ray.data.from_arrow(blocks)
         .map_batches(
@@ -208,5 +172,5 @@ def staged(rows: pa.Table, recipe: Recipe, machine: Resources, stage: type, argu
 
 def run(rows: pa.Table, recipe: Recipe, dtype: str, machine: Resources) -> Iterator[pa.Table]:
     """Streams the store's rows, with their `shard`, for `rows` (image_id, path, box, content, shard) in any order."""
-    dataset = staged(rows, recipe, machine, Network, (recipe, dtype, machine.batch_size))
+    dataset = staged(rows, recipe, machine, Network, (recipe, dtype, machine))
     yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")

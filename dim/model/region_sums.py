@@ -6,7 +6,6 @@ sums come back.
 
 import functools
 import logging
-from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -15,8 +14,9 @@ import pyarrow as pa
 
 from dim.data.manifest import Manifest
 from dim.extract import pipeline, store
-from dim.extract.embedder import Recipe, batches
-from dim.extract.pipeline import Resources
+from dim.extract.embedder import Recipe
+from dim.extract.forward import Forward
+from dim.extract.resources import Resources
 from dim.model import moments
 from dim.model.moments import Moments
 
@@ -31,7 +31,7 @@ def sum_regions(manifest: Manifest, recipe: Recipe, machine: Resources) -> Momen
     nothing = [""] * len(manifest)
     columns = {"image_id": manifest.image_ids, "path": manifest.paths, "content": nothing, "shard": nothing}
     rows = pa.table(columns | {"box": pa.array(manifest.boxes, pa.list_(pa.float64()))})
-    dataset = pipeline.staged(rows, recipe, machine, _Regions, (recipe, machine.batch_size)).map_batches(
+    dataset = pipeline.staged(rows, recipe, machine, _Regions, (recipe, machine)).map_batches(
         _summed,
         batch_size=REGIONS_IN_A_BLOCK,
         batch_format="pyarrow",
@@ -48,13 +48,13 @@ def sum_regions(manifest: Manifest, recipe: Recipe, machine: Resources) -> Momen
 class _Regions:
     """The stage that finds regions: an actor that holds the network below its pooling."""
 
-    def __init__(self, recipe: Recipe, batch_size: int) -> None:
-        self._recipe, self._batch_size = recipe, batch_size
+    def __init__(self, recipe: Recipe, machine: Resources) -> None:
+        self._recipe, self._machine = recipe, machine
 
     @cached_property
-    def _forward(self) -> Callable[[np.ndarray], Any]:
+    def _forward(self) -> Forward:
         # Not made in __init__, as in `pipeline.Network`.
-        pipeline.set_up_actor()
+        pipeline.set_up_actor(self._machine)
         import tensorflow as tf  # noqa: PLC0415
 
         from dim.model import network  # noqa: PLC0415
@@ -63,19 +63,18 @@ class _Regions:
 
         source = self._recipe.source
         maps = network.part(network.load(source, self._recipe.precision), None, source.spec.layer)
-        forward: Callable[[np.ndarray], Any] = tf.function(
+        function = tf.function(
             lambda images: l2_normalise(region_maxima(tf.cast(maps(images, training=False), tf.float32))),
             input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8)],
         )
-        return forward
+        return Forward(function, self._machine.batch_size, self._machine.streams)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Decoded photos → a row for each of their regions."""
         channels = self._recipe.source.spec.channels
-        found = [np.zeros((0, channels), np.float32)]
-        for _, batch in batches(pipeline.images(table), self._batch_size):
-            found.append(self._forward(batch).numpy().reshape(-1, channels))
-        values = pa.array(np.concatenate(found).reshape(-1))
+        images = pipeline.images(table)
+        found = [part.reshape(-1) for part in self._forward(images)[0]] if images else [np.zeros(0, np.float32)]
+        values = pa.array(np.concatenate(found))
         return pa.table({"region": pa.FixedSizeListArray.from_arrays(values, channels)})
 
 

@@ -13,6 +13,7 @@ from dim.errors import UserError
 from dim.extract import content, identity
 from dim.extract.config import ExtractConfig, Extraction
 from dim.extract.embedder import Recipe
+from dim.extract.resources import resources
 from dim.model.moments import Moments
 from dim.model.spec import SPEC_FILE, Source, Spec
 from dim.model.sums import sum_moments, sum_pairs
@@ -87,13 +88,12 @@ def _extract(config: WhitenConfig, out: str) -> None:
 
 
 def _of_regions(config: WhitenConfig, source: Source, chosen: Manifest) -> Whitening:
-    from dim.extract import pipeline  # noqa: PLC0415  (as above)
-    from dim.model.region_sums import sum_regions  # noqa: PLC0415
+    from dim.model.region_sums import sum_regions  # noqa: PLC0415  (as above)
 
     gpus = cluster.gpus(config.gpus_per_worker)
     precision = cluster.precision(config.precision, gpus)
     recipe = Recipe(source, precision, scaled_decode=config.scaled_decode)
-    machine = pipeline.resources(config.workers, config.gpus_per_worker, config.batch_size)
+    machine = resources(config.workers, config.gpus_per_worker, config.batch_size, source.spec.image_size)
     return _pca(config, sum_regions(chosen, recipe, machine))
 
 

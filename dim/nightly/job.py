@@ -110,8 +110,8 @@ def _run(config: NightlyConfig, date: str, model: str, past: History) -> dict[st
 def _key(measurement: Measurement, found: Collection) -> str:
     """A sha256 of all that an evaluation depends on."""
     asked = {name: value for name, value in dataclasses.asdict(measurement).items() if name not in _GATES}
-    tables = [spec.sha256(uri) for uri in (measurement.manifest, measurement.ground_truth) if uri]
-    known = [found.embedding.id, found.rows, asked, tables]
+    contents = [spec.sha256(uri) for uri in (measurement.manifest, measurement.ground_truth) if uri]
+    known = [found.embedding.id, found.rows, asked, contents]
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
 
@@ -143,8 +143,8 @@ def _evaluate(measurement: Measurement, found: Collection, folder: str, baseline
 
 def _compared(date: str, folder: str, baseline: tuple[str, str]) -> Comparison:
     """The evaluation of the night `date` in `folder` against that of `baseline`, a night and its folder."""
-    tables = (tables.read(files.join(where, "per_query.parquet")) for where in (baseline[1], folder))
-    return comparison.compared(baseline[0], next(tables), date, next(tables))
+    per_query = (tables.read(files.join(where, "per_query.parquet")) for where in (baseline[1], folder))
+    return comparison.compared(baseline[0], next(per_query), date, next(per_query))
 
 
 def _figure(value: float, against: Comparison | None, found: Collection) -> dict[str, Any]:

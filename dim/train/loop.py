@@ -16,7 +16,7 @@ from ray.train.collective import broadcast_from_rank_zero
 from dim import files
 from dim.errors import JobFailed, UserError
 from dim.evaluate import metrics
-from dim.extract.embedder import set_up_tensorflow
+from dim.extract.forward import set_up_tensorflow
 from dim.mine.mining import mine
 from dim.mine.triplets import Triplets
 from dim.model import moments, network

@@ -28,7 +28,7 @@ import ray
 import tensorflow as tf
 
 from dim.data import manifest as manifests
-from dim.extract.embedder import set_up_tensorflow
+from dim.extract.forward import set_up_tensorflow
 from dim.mine.mining import mine
 from dim.model import moments, network, spec
 from dim.model.precision import best

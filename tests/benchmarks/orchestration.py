@@ -24,6 +24,7 @@ from PIL import Image
 
 from dim.extract import pipeline
 from dim.extract.embedder import Recipe
+from dim.extract.resources import resources
 from dim.model import spec
 
 IMAGES_A_SECOND = 64
@@ -66,7 +67,7 @@ def measured(actors: int, calls: int, folder: Path) -> dict[str, Any]:
     """The efficiency of so many actors, each of which gets about so many windows of images."""
     ray.init(address="local", num_cpus=CPUS, num_gpus=actors, include_dashboard=False, logging_level="ERROR")
     recipe = Recipe(spec.resolve("vgg16-gem", "random", image_size=SIDE), "float32")
-    machine = pipeline.resources(None, None, IMAGES_A_SECOND)
+    machine = resources(None, None, IMAGES_A_SECOND, SIDE)
     rows = photos(folder, actors * calls * pipeline.WINDOW_BATCHES * IMAGES_A_SECOND)
     driver = time.process_time()
     dataset = pipeline.staged(rows, recipe, machine, Accelerator, ())

@@ -90,7 +90,7 @@ def test_photos_decoded_at_a_fraction_of_their_size_keep_their_descriptors(demo)
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
 def test_shapes_are_kept_apart_and_their_order_kept(batch_size):
-    from dim.extract.embedder import batches
+    from dim.extract.forward import batches
 
     random = np.random.default_rng(0)
     images = [

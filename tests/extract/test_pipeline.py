@@ -7,6 +7,7 @@ import pytest
 from dim.errors import JobFailed, UserError
 from dim.extract import pipeline
 from dim.extract.config import ExtractConfig
+from dim.extract.resources import Resources, resources
 
 
 @pytest.fixture
@@ -43,8 +44,9 @@ def cluster(monkeypatch):
 )
 def test_resources(cluster, cpus, gpus, asked, expected):
     cluster(*cpus, gpus=gpus)
-    found = pipeline.resources(*asked, 32)
+    found = resources(*asked, 32, 224)
     assert (found.workers, found.cpus, found.gpus, found.batch_size) == (*expected, 32)
+    assert found.streams == (1 if found.gpus else int(found.cpus) + 1)
     # Ray Data needs CPUs left for decoding, and another number than a decoder's so as not to fuse the two.
     assert found.workers * found.cpus + pipeline.DECODER_CPUS <= sum(cpus)
     assert found.cpus != pipeline.DECODER_CPUS
@@ -91,7 +93,7 @@ def test_a_network_that_has_died_over_and_over_is_given_up(monkeypatch):
     monkeypatch.setattr(pipeline, "_embedder", lambda *_: None)
     monkeypatch.setattr(pipeline.cluster, "earlier_attempts", lambda: pipeline.NETWORK_TRIES)
     with pytest.raises(JobFailed, match="the network's process died 5 times over the same photos"):
-        pipeline.Network(None, "float32", 4)(decoded("ok"))
+        pipeline.Network(None, "float32", Resources(1, 1, 0, 4))(decoded("ok"))
 
 
 @pytest.mark.parametrize(

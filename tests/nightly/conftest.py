@@ -8,7 +8,9 @@ import pytest
 from PIL import Image
 
 from dim import cluster, tables
+from dim.extract import job as extraction
 from dim.extract import pipeline, store
+from dim.extract.resources import Resources
 from dim.nightly.config import Measurement, NightlyConfig
 
 GOOD, WORSE = "vgg16-gem", "vgg16-mac"
@@ -62,7 +64,7 @@ def embedded(monkeypatch):
             yield table.append_column("shard", pa.array([row["shard"]]))
 
     monkeypatch.setattr(pipeline, "run", run)
-    monkeypatch.setattr(pipeline, "resources", lambda *_: pipeline.Resources(1, 1, 0, 32))
+    monkeypatch.setattr(extraction, "resources", lambda *_: Resources(1, 1, 0, 32))
     monkeypatch.setattr(cluster, "connected", contextlib.nullcontext)
     monkeypatch.setattr(cluster, "nodes", lambda: [{"CPU": 2}])
 
