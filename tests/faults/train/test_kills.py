@@ -34,7 +34,7 @@ def test_killed(train, assert_same, out, kill):
     done = job.epochs()
     status, result = job.end()
     if victim != CARRIED_ON:
-        assert status != 0
+        assert status != 0 or moment == "end"  # all that remains then may need none of Ray's processes
         done = job.epochs()
         job = train(out)
         status, result = job.end()
