@@ -1,5 +1,6 @@
 """Extraction: the photos of a manifest → descriptors in a store, resumable, each selected row exactly once."""
 
+import contextlib
 import dataclasses
 import logging
 from typing import Any
@@ -119,8 +120,12 @@ def _run(
     log.info("starting %d network actor%s", machine.workers, "" if machine.workers == 1 else "s")
     progress = Progress("extracting", len(left), errors=True)
     open_shards: dict[str, list[pa.Table]] = {}
-    with Writer(config.out, embedding) as writer:
-        for batch in pipeline.run(rows, recipe, config.store, machine):
+    # Closed here also after an error: what is left of it once Ray is gone would start another.
+    with (
+        Writer(config.out, embedding) as writer,
+        contextlib.closing(pipeline.run(rows, recipe, config.store, machine)) as batches,
+    ):
+        for batch in batches:
             progress.add(batch.num_rows, batch["status"].to_pylist().count(store.ERROR))
             for name in batch["shard"].unique().to_pylist():
                 part = batch.filter(pa.compute.equal(batch["shard"], name)).drop_columns(["shard"])

@@ -4,7 +4,7 @@ One row goes out for each row in: a photo that cannot be decoded becomes an erro
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -170,7 +170,7 @@ def staged(rows: pa.Table, recipe: Recipe, machine: Resources, stage: type, argu
     )
 
 
-def run(rows: pa.Table, recipe: Recipe, dtype: str, machine: Resources) -> Iterator[pa.Table]:
+def run(rows: pa.Table, recipe: Recipe, dtype: str, machine: Resources) -> Generator[pa.Table, None, None]:
     """Streams the store's rows, with their `shard`, for `rows` (image_id, path, box, content, shard) in any order."""
     dataset = staged(rows, recipe, machine, Network, (recipe, dtype, machine))
     yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")

@@ -10,6 +10,7 @@ JSON line: images a second of all windows, and for each the median of the ratios
 """
 
 import argparse
+import contextlib
 import io
 import json
 import multiprocessing
@@ -18,7 +19,7 @@ import signal
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from itertools import cycle
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -95,8 +96,12 @@ class Windows:
         self._pipe, self._pairs, self._batches = pipe, pairs, batches
         self.rates: dict[str, list[float]] = {kind: [] for kind in ("job", *KINDS)}
 
-    def over(self, results: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    def over(self, results: Generator[pa.Table, None, None]) -> Generator[pa.Table]:
         """Hands on the job's results as they come."""
+        with contextlib.closing(results):
+            yield from self._over(results)
+
+    def _over(self, results: Iterator[pa.Table]) -> Iterator[pa.Table]:
         rows, seen, started = 0, -WARM, 0.0
         for table in results:
             seen, rows = seen + 1, rows + table.num_rows
