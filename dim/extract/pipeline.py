@@ -165,7 +165,10 @@ def staged(rows: pa.Table, recipe: Recipe, machine: Resources, stage: type, argu
             batch_format="pyarrow",
             num_cpus=machine.cpus,
             num_gpus=machine.gpus,
-            compute=ActorPoolStrategy(size=machine.workers),
+            # While the last passes of a window run, the first of the next do.
+            compute=ActorPoolStrategy(
+                size=machine.workers, max_concurrent_calls_per_actor=2, enable_true_multi_threading=True
+            ),
         )
     )
 

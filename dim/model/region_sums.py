@@ -6,7 +6,7 @@ sums come back.
 
 import functools
 import logging
-from functools import cached_property
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -49,33 +49,31 @@ class _Regions:
     """The stage that finds regions: an actor that holds the network below its pooling."""
 
     def __init__(self, recipe: Recipe, machine: Resources) -> None:
-        self._recipe, self._machine = recipe, machine
-
-    @cached_property
-    def _forward(self) -> Forward:
-        # Not made in __init__, as in `pipeline.Network`.
-        pipeline.set_up_actor(self._machine)
-        import tensorflow as tf  # noqa: PLC0415
-
-        from dim.model import network  # noqa: PLC0415
-        from dim.model.normalisation import l2_normalise  # noqa: PLC0415
-        from dim.model.regions import region_maxima  # noqa: PLC0415
-
-        source = self._recipe.source
-        maps = network.part(network.load(source, self._recipe.precision), None, source.spec.layer)
-        function = tf.function(
-            lambda images: l2_normalise(region_maxima(tf.cast(maps(images, training=False), tf.float32))),
-            input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8)],
-        )
-        return Forward(function, self._machine.batch_size, self._machine.streams)
+        self._channels = recipe.source.spec.channels
+        self._forward = ThreadPoolExecutor(1).submit(_forward, recipe, machine)  # as in `pipeline.Network`
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Decoded photos → a row for each of their regions."""
-        channels = self._recipe.source.spec.channels
         images = pipeline.images(table)
-        found = [part.reshape(-1) for part in self._forward(images)[0]] if images else [np.zeros(0, np.float32)]
-        values = pa.array(np.concatenate(found))
-        return pa.table({"region": pa.FixedSizeListArray.from_arrays(values, channels)})
+        parts = self._forward.result()(images)[0] if images else []
+        values = pa.array(np.concatenate([np.zeros(0, np.float32), *(part.reshape(-1) for part in parts)]))
+        return pa.table({"region": pa.FixedSizeListArray.from_arrays(values, self._channels)})
+
+
+def _forward(recipe: Recipe, machine: Resources) -> Forward:
+    pipeline.set_up_actor(machine)
+    import tensorflow as tf  # noqa: PLC0415
+
+    from dim.model import network  # noqa: PLC0415
+    from dim.model.normalisation import l2_normalise  # noqa: PLC0415
+    from dim.model.regions import region_maxima  # noqa: PLC0415
+
+    maps = network.part(network.load(recipe.source, recipe.precision), None, recipe.source.spec.layer)
+    function = tf.function(
+        lambda images: l2_normalise(region_maxima(tf.cast(maps(images, training=False), tf.float32))),
+        input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8)],
+    )
+    return Forward(function, machine.batch_size, machine.streams)
 
 
 def _summed(table: pa.Table) -> pa.Table:

@@ -221,7 +221,7 @@ def test_a_row_that_the_pipeline_loses_or_doubles_ends_the_job(ten, run, tmp_pat
     from dim.extract import pipeline
 
     whole = pipeline.run
-    monkeypatch.setattr(pipeline, "run", lambda *arguments: map(changed, whole(*arguments)))
+    monkeypatch.setattr(pipeline, "run", lambda *arguments: (changed(rows) for rows in whole(*arguments)))
     with pytest.raises(RuntimeError, match="are not the 10 asked for: 10 lost, such as '0'"):
         run(ten, batch_size=16, shard_rows=16)
     assert not (tmp_path / "out" / "result.json").exists()
