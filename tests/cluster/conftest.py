@@ -32,6 +32,8 @@ bucket, prefix, folder = sys.argv[1], sys.argv[2], pathlib.Path(sys.argv[3])
 s3 = boto3.client("s3")
 for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
     for found in page.get("Contents", []):
+        if found["Key"].endswith("/"):  # how a folder is written down
+            continue
         (folder / found["Key"]).parent.mkdir(parents=True, exist_ok=True)
         s3.download_file(bucket, found["Key"], str(folder / found["Key"]))
 """
