@@ -122,8 +122,9 @@ def folders(folder: str) -> list[str]:
 def read_bytes(uri: str) -> bytes:
     """The whole of the file at `uri`."""
     filesystem, path = locate(uri)
-    with filesystem.open_input_stream(path) as stream:
-        return bytes(stream.read())
+    # Of known length: a stream is read in pieces of 256 kB, and from an object store each of them is a request.
+    with filesystem.open_input_file(path) as file:
+        return bytes(file.read())
 
 
 def write_bytes(uri: str, content: bytes) -> None:

@@ -38,6 +38,13 @@ def test_what_is_written_to_a_store_is_read(bucket):
         files.read_json(uri)
 
 
+def test_a_large_file_is_read_by_a_request_or_two(s3, bucket):
+    files.write_bytes(f"{bucket}/large", bytes(20 << 20))
+    s3.faults()
+    assert files.read_bytes(f"{bucket}/large") == bytes(20 << 20)
+    assert 0 < s3.faults()["requests"] <= 2
+
+
 def test_nothing_is_lost_where_a_third_of_the_requests_fails(s3, bucket):
     sizes = [10, *range(1000, 1049)]  # the first is shorter than what a store says of an error
     s3.faults(failing=0.3, seed=1)

@@ -114,6 +114,11 @@ class Cluster:
         done = self.run(RAY, "list", "nodes", "--address", DASHBOARD, "--format", "json", "--filter", "state=ALIVE")
         return len(json.loads(done.stdout)) if done.returncode == 0 else 0
 
+    def training_host(self):
+        """A host, not the head, that has a worker of the training that runs."""
+        hosts = [self.hosts[name] for name in WORKERS]
+        return next(host for host in hosts if any("RayTrainWorker" in line for line in host.rays()))
+
     def until(self, condition, what, seconds=300):
         """Waits until the condition holds."""
         end = time.monotonic() + seconds
@@ -200,6 +205,8 @@ def cluster(request, demo):
             made.serve_photos(demo)
             made.up()
             yield made
+            for host in lan.hosts.values():
+                host.plug()
             made.down()
             # `ray down` stops the head; the others give up a minute after they have heard the last of it.
             made.until(lambda: not any(host.rays() for host in lan.hosts.values()), "nothing of Ray to run", 180)

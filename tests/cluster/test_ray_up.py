@@ -19,7 +19,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PHOTOS = "s3://photos"
 NETWORK = ("--image-size", "64", "--precision", "float32")
 EXTRACT = ("--model", "vgg16-gem", "--batch-size", "4", "--shard-rows", "16", *NETWORK)
-TRAIN = ("--epochs", "2", "--top", "64", "--batch-size", "16", "--dimension", "32", *NETWORK)
+EPOCHS = 8  # of some seconds each: more than it takes to notice that a host is gone
+TRAIN = ("--epochs", str(EPOCHS), "--top", "64", "--batch-size", "16", "--dimension", "32", *NETWORK)
 
 pytestmark = pytest.mark.timeout(3600)
 
@@ -134,11 +135,13 @@ def test_a_host_whose_cable_is_out_for_a_while_costs_no_row(cluster, assert_same
 def test_a_host_whose_cable_is_out_for_a_while_costs_training_an_epoch_at_most(cluster, local):
     flags = ("--manifest", f"{PHOTOS}/manifest.csv", *TRAIN, "--workers", 2, "--out", f"{PHOTOS}/run-cut")
     job = cluster.submit("train", *flags)
-    job.until("epoch 1 of 2")
-    cluster.hosts["two"].unplug()
+    job.until(f"epoch 1 of {EPOCHS}")
+    cut = cluster.training_host()
+    cut.unplug()
     cluster.until(lambda: cluster.alive() == 2, "two nodes")
-    cluster.hosts["two"].plug()
+    cut.plug()
     assert_same_figures(job.result(), local["run"])
+    assert "resumed after epoch" in job.said()
     cluster.until(lambda: cluster.alive() == 3, "the host is taken back", 600)
 
 
@@ -149,6 +152,11 @@ def test_a_host_that_is_gone_for_good_costs_neither_rows_nor_the_run(cluster, lo
     cluster.hosts["two"].unplug()
     job.result()
     assert_same_rows("lost")
-    flags = ("--manifest", f"{PHOTOS}/manifest.csv", *TRAIN, "--workers", 2, "--out", f"{PHOTOS}/run-lost")
-    assert_same_figures(cluster.submit("train", *flags).result(), local["run"])
     cluster.hosts["two"].plug()
+    cluster.until(lambda: cluster.alive() == 3, "the host is taken back", 600)
+    flags = ("--manifest", f"{PHOTOS}/manifest.csv", *TRAIN, "--workers", 2, "--out", f"{PHOTOS}/run-lost")
+    job = cluster.submit("train", *flags)
+    job.until(f"epoch 1 of {EPOCHS}")
+    cluster.training_host().unplug()
+    assert_same_figures(job.result(), local["run"])
+    assert "resumed after epoch" in job.said()
