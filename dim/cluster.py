@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import dim
 from dim import scratch
@@ -124,6 +125,11 @@ def gpus(wanted: float | None) -> float:
 def nodes() -> list[dict[str, float]]:
     """The resources of each live node."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def here() -> NodeAffinitySchedulingStrategy:
+    """Where the caller runs: for what others may not do, or for an actor that no other node shall take down with it."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def cpus_each(workers: int, gpus: float) -> int:

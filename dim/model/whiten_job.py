@@ -4,7 +4,6 @@ from dataclasses import fields, replace
 from typing import Any
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dim import cluster, files, output
 from dim.data import manifest as manifests
@@ -58,8 +57,7 @@ def _into_model(config: WhitenConfig, source: Source, chosen: Manifest) -> dict[
             _extract(config, out.path("descriptors"))
             whitening = _of_descriptors(config, out.path("descriptors"), chosen)
         # Here, where a local folder is this job's, but in a process of its own, that leaves the GPUs alone.
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        write = ray.remote(_write_model).options(num_cpus=0, scheduling_strategy=here)
+        write = ray.remote(_write_model).options(num_cpus=0, scheduling_strategy=cluster.here())
         ray.get(write.remote(source, whitening, config.regions, files.absolute(config.out)))
         return out.finish(_summary(whitening) | {"model": config.out})
 

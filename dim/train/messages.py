@@ -8,11 +8,13 @@ from collections.abc import Iterator
 
 from ray.util.queue import Queue
 
+from dim import cluster
+
 
 @contextlib.contextmanager
 def listening() -> Iterator[Queue]:
     """A queue whose log records come out of the job's handlers."""
-    queue = Queue(actor_options={"num_cpus": 0})
+    queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": cluster.here()})
     listener = logging.handlers.QueueListener(queue, *logging.getLogger().handlers)
     listener.start()
     try:
