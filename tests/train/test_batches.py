@@ -52,13 +52,6 @@ def test_triplets_of_one_anchor_stand_together():
         assert len(set(share.rows[share.indices[0]].tolist())) == 1
 
 
-def test_triplets_of_one_object_stand_together():
-    pairs = [(object_ * 3 + a, object_ * 3 + p) for object_ in range(4) for a in range(3) for p in range(3) if a != p]
-    triplets = [(a, p, 20 + n) for n in range(2) for a, p in pairs]
-    for (share,) in made(triplets, 12, 1):
-        assert len({row // 3 for row in share.rows[share.indices[0]].tolist()}) == 1
-
-
 def test_order_depends_on_the_generator_only():
     triplets = [(k % 5, k, 2 * k) for k in range(40)]
     first, again, other = (made(triplets, 8, 2, seed) for seed in (1, 1, 2))
