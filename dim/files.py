@@ -220,6 +220,10 @@ def written(uri: str) -> Iterator[str]:
                 patient(pafs.copy_files)(f"{folder}/file", path, pafs.LocalFileSystem(), filesystem)
 
 
+# What is copied at once. From an object store each piece is a request; Arrow's own are of 1 MB.
+_PIECE_BYTES = 2**26
+
+
 @contextlib.contextmanager
 def on_disk(uri: str) -> Iterator[str]:
     """A path on this machine's disks to read the file at `uri` from."""
@@ -228,5 +232,7 @@ def on_disk(uri: str) -> Iterator[str]:
         yield path
     else:
         with tempfile.TemporaryDirectory() as folder:
-            patient(pafs.copy_files)(path, f"{folder}/file", filesystem, pafs.LocalFileSystem())
+            patient(pafs.copy_files)(
+                path, f"{folder}/file", filesystem, pafs.LocalFileSystem(), chunk_size=_PIECE_BYTES
+            )
             yield f"{folder}/file"

@@ -43,6 +43,9 @@ def test_a_large_file_is_read_by_a_request_or_two(s3, bucket):
     s3.faults()
     assert files.read_bytes(f"{bucket}/large") == bytes(20 << 20)
     assert 0 < s3.faults()["requests"] <= 2
+    with files.on_disk(f"{bucket}/large") as path:
+        assert Path(path).stat().st_size == 20 << 20
+    assert 0 < s3.faults()["requests"] <= 4
 
 
 def test_nothing_is_lost_where_a_third_of_the_requests_fails(s3, bucket):

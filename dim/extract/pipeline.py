@@ -72,12 +72,6 @@ def _decode_row(
     return outcome | {"pixels": pixels, "width": image.width, "height": image.height, "status": store.OK}
 
 
-def set_up_actor(machine: Resources) -> None:
-    """Gives TensorFlow what this actor has."""
-    assigned = ray.get_runtime_context().get_assigned_resources()
-    set_up_tensorflow(int(assigned.get("CPU", 1)) + 1, machine.streams)
-
-
 def images(table: pa.Table) -> list[np.ndarray]:
     """The photos of a table of DECODED that could be decoded, uint8 (H, W, 3): views of its memory, not to be written.
 
@@ -113,7 +107,7 @@ class Network:
 
 
 def _embedder(recipe: Recipe, machine: Resources) -> Embedder:
-    set_up_actor(machine)
+    set_up_tensorflow(machine.threads, machine.streams)
     return Embedder(recipe, machine.batch_size, machine.streams)
 
 

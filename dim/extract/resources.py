@@ -19,12 +19,14 @@ class Resources:
     batch_size: int
 
     @property
-    def streams(self) -> int:
-        """Forward passes that an actor runs at once: one on a GPU, else one a CPU.
+    def threads(self) -> int:
+        """Threads of an actor: one a CPU, and one for the CPU left for decoding, which is mostly idle without GPUs."""
+        return int(self.cpus) + 1
 
-        The CPU left for decoding is mostly idle on a node without GPUs, so the network may use it too.
-        """
-        return 1 if self.gpus > 0 else int(self.cpus) + 1
+    @property
+    def streams(self) -> int:
+        """Forward passes that an actor runs at once: one on a GPU, else one a thread."""
+        return 1 if self.gpus > 0 else self.threads
 
     @property
     def images_at_once(self) -> int:

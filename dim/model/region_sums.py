@@ -15,7 +15,7 @@ import pyarrow as pa
 from dim.data.manifest import Manifest
 from dim.extract import pipeline, store
 from dim.extract.embedder import Recipe
-from dim.extract.forward import Forward
+from dim.extract.forward import Forward, set_up_tensorflow
 from dim.extract.resources import Resources
 from dim.model import moments
 from dim.model.moments import Moments
@@ -54,14 +54,13 @@ class _Regions:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Decoded photos → a row for each of their regions."""
-        images = pipeline.images(table)
-        parts = self._forward.result()(images)[0] if images else []
+        parts, _ = self._forward.result()(pipeline.images(table))
         values = pa.array(np.concatenate([np.zeros(0, np.float32), *(part.reshape(-1) for part in parts)]))
         return pa.table({"region": pa.FixedSizeListArray.from_arrays(values, self._channels)})
 
 
 def _forward(recipe: Recipe, machine: Resources) -> Forward:
-    pipeline.set_up_actor(machine)
+    set_up_tensorflow(machine.threads, machine.streams)
     import tensorflow as tf  # noqa: PLC0415
 
     from dim.model import network  # noqa: PLC0415
