@@ -1,9 +1,10 @@
 """Activations of the layers that training leaves as they are, kept on the node's scratch disk.
 
 With everything up to `block4_pool` frozen, its activations of a photo never change: they are computed once, and the
-mining pass and every training step start from them. One `.npy` (float16, memory-mapped when read) a photo, in a folder
-named by the fingerprint of trunk, preprocessing and input size; written beside and renamed, so that processes of one
-node share the folder without a lock, and a death leaves nothing half-written.
+mining pass and every training step start from them. One Arrow tensor (float16, memory-mapped when read) a photo, in a
+folder named by the fingerprint of trunk, preprocessing and input size; written beside and renamed, so that processes of
+one node share the folder without a lock, and a death leaves nothing half-written. Not `.npy`: NumPy parses its header
+as Python, which CPython 3.11 does not survive in several threads ("AST constructor recursion depth mismatch").
 """
 
 import contextlib
@@ -13,6 +14,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from dim import scratch
 
@@ -30,7 +32,8 @@ class TrunkCache:
     def get(self, key: str) -> np.ndarray | None:
         """The activations kept under `key`, or None."""
         try:
-            kept: np.ndarray = np.load(self._path(key), mmap_mode="r", allow_pickle=False)
+            with pa.memory_map(str(self._path(key))) as file:
+                kept: np.ndarray = pa.ipc.read_tensor(file).to_numpy()
             return kept
         except (OSError, ValueError):
             return None  # never kept, or cut short by a power failure
@@ -43,8 +46,8 @@ class TrunkCache:
         path.parent.mkdir(parents=True, exist_ok=True)  # another run may have made room by removing this trunk
         beside = path.with_suffix(f".{os.getpid()}.tmp")
         try:
-            with beside.open("wb") as file:
-                np.save(file, activations, allow_pickle=False)
+            with pa.OSFile(str(beside), "wb") as file:
+                pa.ipc.write_tensor(pa.Tensor.from_numpy(np.ascontiguousarray(activations)), file)
             beside.replace(path)
             self._left -= activations.nbytes
         except OSError:  # a full disk costs time, not the run
@@ -52,14 +55,14 @@ class TrunkCache:
             self._left = 0
 
     def _path(self, key: str) -> Path:
-        return self._folder / key[:2] / f"{key}.npy"
+        return self._folder / key[:2] / f"{key}.arrow"
 
 
 def _make_room(folder: Path, limit: int) -> int:
     """The bytes that all trunks take, after those used longest ago were deleted until they fit into `limit`."""
     sizes = {trunk: _size(trunk) for trunk in folder.parent.iterdir() if trunk.is_dir()}
-    for trunk in sorted(sizes, key=lambda trunk: trunk.stat().st_mtime):
-        if sum(sizes.values()) <= limit or trunk == folder:
+    for trunk in sorted(sizes.keys() - {folder}, key=lambda trunk: trunk.stat().st_mtime):
+        if sum(sizes.values()) <= limit:
             break
         shutil.rmtree(trunk, ignore_errors=True)
         sizes[trunk] = 0
@@ -68,7 +71,7 @@ def _make_room(folder: Path, limit: int) -> int:
 
 def _size(folder: Path) -> int:
     total = 0
-    for file in folder.rglob("*.npy"):
+    for file in folder.rglob("*.*"):
         with contextlib.suppress(OSError):
             total += file.stat().st_size
     return total
