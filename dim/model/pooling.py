@@ -47,7 +47,7 @@ def gem(maps: Any, p: Any = 3.0) -> Any:
     maps = ops.maximum(maps, EPSILON)
     # The mean is taken relative to the largest value, so that no power overflows. f doesn't depend on that scale.
     largest = ops.stop_gradient(ops.max(maps, axis=(1, 2), keepdims=True))
-    mean = ops.mean(ops.power(maps / largest, p), axis=(1, 2))
+    mean = ops.mean(ops.exp(p * ops.log(maps / largest)), axis=(1, 2))  # several times as fast as a power
     return largest[:, 0, 0] * ops.power(mean, 1 / p)
 
 
