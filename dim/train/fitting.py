@@ -54,7 +54,7 @@ class Fitting:
     def fit(self, triplets: np.ndarray, epoch: int) -> dict[str, Any]:
         """Fits one epoch of `triplets` (T, 3), rows, and returns its figures. Raises JobFailed for a NaN loss."""
         generator = np.random.default_rng([self._config.seed, epoch])
-        plan = list(batches.epoch(triplets, self._config.batch_size, self._replicas, generator))
+        plan = list(batches.epoch(triplets, self._photos.labels, self._config.batch_size, self._replicas, generator))
         own = [shares[self._own] for shares in plan]
         losses, active = [], 0
         progress = Progress(f"fitting epoch {epoch + 1}", sum(map(_size, plan)), "triplets")

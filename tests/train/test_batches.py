@@ -1,5 +1,6 @@
 """Batches hold the triplets that they are made of, whatever the shares, each distinct image once."""
 
+import collections
 import itertools
 
 import numpy as np
@@ -11,9 +12,28 @@ from dim.train import batches
 TRIPLETS = st.lists(st.tuples(*[st.integers(0, 12)] * 3), max_size=60)
 
 
-def made(triplets, batch_size, replicas, seed=0):
+def made(triplets, batch_size, replicas, seed=0, photos=3):
+    """The batches, where `photos` rows each, one after the other, show one object."""
     array = np.array(triplets, np.int64).reshape(-1, 3)
-    return list(batches.epoch(array, batch_size, replicas, np.random.default_rng(seed)))
+    labels = (np.arange(array.max(initial=-1) + 1) // photos).astype(str).astype(object)
+    return list(batches.epoch(array, labels, batch_size, replicas, np.random.default_rng(seed)))
+
+
+def mined(objects, photos, negatives, hubs):
+    """Triplets of each photo with one of the same object and `negatives` others, of which `hubs` are hard for many."""
+    random = np.random.default_rng(0)
+    rows = np.arange(objects * photos)
+    hard = random.permutation(rows)[:hubs]
+    return [
+        (row, int(row // photos * photos + (row + 1) % photos), int(negative))
+        for row in rows
+        for negative in random.permutation(hard[hard // photos != row // photos])[:negatives]
+    ]
+
+
+def images(found):
+    """How many images the batches embed."""
+    return sum(len(share.rows) for batch in found for share in batch)
 
 
 def told(found):
@@ -50,6 +70,28 @@ def test_triplets_of_one_anchor_stand_together():
     triplets = [(anchor, 10 + k, 20 + k) for k in range(8) for anchor in range(4)]
     for (share,) in made(triplets, 8, 1):
         assert len(set(share.rows[share.indices[0]].tolist())) == 1
+
+
+def test_anchors_stand_with_those_that_share_their_images():
+    triplets = mined(objects=60, photos=3, negatives=5, hubs=60)
+    shuffled = np.random.default_rng(1).permutation(sorted({anchor for anchor, _, _ in triplets})).tolist()
+    by_anchor = sorted(triplets, key=lambda triplet: shuffled.index(triplet[0]))
+    at_random = sum(len({row for t in by_anchor[k : k + 32] for row in t}) for k in range(0, len(triplets) - 31, 32))
+    assert images(made(triplets, 32, 1)) < 0.85 * at_random
+
+
+@given(st.integers(0, 2**32))
+def test_objects_stay_mixed(seed):
+    triplets = mined(objects=10, photos=8, negatives=4, hubs=80)
+    for batch in told(made(triplets, 32, 1, seed, photos=8)):
+        of_object = collections.Counter(anchor // 8 for anchor, _, _ in batch)
+        # Only where the last anchors are of few objects may there be more; the anchor before may reach into the batch.
+        assert len(of_object) >= 3
+
+
+def test_images_that_are_hard_for_all_do_not_make_it_slow():
+    triplets = [(anchor, anchor ^ 1, 20_000 + k) for anchor in range(20_000) for k in range(2)]
+    assert len(told(made(triplets, 32, 1))) == 1250
 
 
 def test_order_depends_on_the_generator_only():
