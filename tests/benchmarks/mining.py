@@ -1,7 +1,8 @@
 """Mining against a bare matrix product of the same size (N × D by D × N), its growth and its memory, in one run.
 
     python tests/benchmarks/mining.py --rows 25000,100000
-    python tests/benchmarks/mining.py --rows 25000,100000 --candidates PCA128,HNSW32_SQ8
+    python tests/benchmarks/mining.py --rows 25000,100000 --candidates PCA128,HNSW32_SQ8 \\
+        --candidate-parameters efSearch=200 --product-share 0.02
 
 Prints one JSON line. For each size: `rate` is the time of the full float32 product over that of mining 5 negatives and
 4 positives of each row (1 means that mining, on Ray and with all its merging, takes as long as the product alone). A
