@@ -178,3 +178,32 @@ def write_descriptors(tmp_path):
         return folder
 
     return write
+
+
+@pytest.fixture
+def disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A small disk: a tmpfs of 256 KiB, or of as many bytes as the test's parameter says."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if os.getuid() != 0:
+        pytest.skip("needs root, to mount a tmpfs")
+    size = getattr(request, "param", 256 * 1024)
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "dim-test", folder]
+    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"no tmpfs can be mounted: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.fixture
+def fill() -> Callable[[Path, int], Path]:
+    """Fills a disk but for so many bytes, and returns the file that does."""
+
+    def make(disk: Path, room: int) -> Path:
+        with open(disk / "filler", "wb", buffering=0) as file:
+            free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_bsize
+            file.write(bytes(free - room))
+        return disk / "filler"
+
+    return make

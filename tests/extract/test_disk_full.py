@@ -1,43 +1,13 @@
 """A disk that is full: said in one line, nothing half-visible, and the same command goes on once there is room."""
 
-import os
-import subprocess
-from pathlib import Path
-
 import pytest
 
 from dim import files
 from dim.errors import JobFailed
 from dim.extract import store
 
-DISK = 256 * 1024  # bytes
 
-
-@pytest.fixture
-def disk(tmp_path):
-    """A small disk: a tmpfs of 256 KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if os.getuid() != 0:
-        pytest.skip("needs root, to mount a tmpfs")
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "dim-test", folder], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"no tmpfs can be mounted: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True)
-
-
-def fill(disk: Path, room: int) -> Path:
-    """Fills the disk but for `room` bytes; the file that does."""
-    with open(disk / "filler", "wb", buffering=0) as file:
-        free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_bsize
-        file.write(bytes(free - room))
-    return disk / "filler"
-
-
-def test_a_file_is_whole_or_what_it_was(disk):
+def test_a_file_is_whole_or_what_it_was(disk, fill):
     files.write_bytes(f"{disk}/a", b"before")
     filler = fill(disk, 8192)
     for write in (files.write_bytes, _large):
@@ -55,7 +25,7 @@ def _large(uri, content):
         file.write(content)
 
 
-def test_extract_goes_on_once_there_is_room(disk, ten, run, stand_in):
+def test_extract_goes_on_once_there_is_room(disk, fill, ten, run, stand_in):
     filler = fill(disk, 20_000)  # run.json, the lock, and a shard or two
     with pytest.raises(JobFailed, match=r"No space left on device.*make room and run the same command again"):
         run(ten, out="disk/out", shard_rows=1)
