@@ -35,6 +35,20 @@ def test_photos_that_kill_become_errors_and_a_killed_network_nothing(extract, po
     assert reasons == {f"its decoding killed the process ({name.decode()}, 3 times of 3)" for name in DEADLY.values()}
 
 
+@pytest.mark.all_kills
+def test_a_photo_that_hangs_becomes_an_error(extract, photos, assert_whole, tmp_path):
+    folder = tmp_path / "photos"
+    shutil.copytree(photos.parent, folder, copy_function=shutil.copy2)
+    image_id, path = (folder / "photos.csv").read_text().splitlines()[1:][20].split(",")[:2]
+    with open(folder / path, "ab") as photo:
+        photo.write(b"hangs for ever")
+    status, result = extract(folder / "photos.csv", tmp_path / "out").end()
+    assert status == 0 and (result["ok"], result["errors"]) == (47, 1)
+    assert_whole(tmp_path / "out", [image_id])
+    rows = [row for path in (tmp_path / "out").glob("*.parquet") for row in pq.read_table(path).to_pylist()]
+    assert [row["error"] for row in rows if row["status"] == "error"] == ["its decoding took longer than 60 s"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_told_to_end(extract, photos, tmp_path, number):
     job = extract(photos, tmp_path / "out", decode_seconds=0.4)

@@ -1,4 +1,4 @@
-"""Makes every Python process of a job under test decode slowly, die of marked photos, and dawdle over its writes.
+"""Makes every Python process of a job under test decode slowly, die of marked photos, hang, and dawdle over its writes.
 
 Python imports it by itself where this folder stands in PYTHONPATH.
 """
@@ -9,7 +9,7 @@ import time
 
 from PIL import Image
 
-MARK = b"dies by "
+MARK, HANGS = b"dies by ", b"hangs for ever"
 
 _open, _fsync = Image.open, os.fsync
 
@@ -20,6 +20,8 @@ def _slow_or_deadly_open(file, *args, **options):
     if MARK in content:
         name = content.partition(MARK)[2].decode()
         os.kill(os.getpid(), getattr(signal, name))
+    if content.endswith(HANGS):
+        time.sleep(3600)
     return _open(file, *args, **options)
 
 
