@@ -6,6 +6,7 @@ import math
 import os
 import socket
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,7 +65,9 @@ def _load_h5(model: keras.Model, uri: str) -> None:
     # Keras reads paths only, and tells its formats apart by their endings.
     with _local_file(".weights.h5" if uri.endswith(".weights.h5") else ".h5") as local:
         local.write_bytes(files.read_bytes(uri))
-        model.load_weights(str(local))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # that some layers keep what they had
+            model.load_weights(str(local))
 
 
 def save(model: keras.Model, uri: str) -> None:
