@@ -162,8 +162,9 @@ def _writing(uri: str) -> Iterator[None]:
 
 
 def reason(error: Exception) -> str:
-    """What is wrong, in one line, without the path that Arrow puts before."""
-    return " ".join(str(error).split()).rpartition("Detail: ")[2] or type(error).__name__
+    """What is wrong, in one line, without the path that Arrow puts before and what Google's library puts around."""
+    said = " ".join(str(error).split()).rpartition("Detail: ")[2]
+    return said.partition(" error_info=")[0].rpartition("with a last message of ")[2] or type(error).__name__
 
 
 @patient

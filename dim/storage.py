@@ -11,6 +11,7 @@ import random
 import re
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from typing import ParamSpec, TypeVar
 
 import pyarrow as pa
@@ -23,7 +24,7 @@ from dim.errors import UserError
 # than the small object that was asked for), `patient` tries again after a wait, doubled each time: 15 s in all.
 RETRIES, TRIES, FIRST_WAIT = 3, 5, 1.0
 CONNECT_SECONDS, SILENT_SECONDS = 5.0, 10.0  # a connection from which no byte comes for as long is given up
-GOOGLE_SECONDS = 60  # in all, over its library's retries
+GOOGLE_SECONDS = 10.0  # in which Google's library makes a failed request again, before `patient` does
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -31,6 +32,7 @@ T = TypeVar("T")
 _LOCAL = pafs.LocalFileSystem()
 # What Arrow writes into its messages; such errors of stores have no number.
 _PASSING = re.compile("NETWORK_CONNECTION|INTERNAL|SLOW_DOWN|THROTTL|UNAVAILABLE|DEADLINE_EXCEEDED|HTTP status 5")
+_NO_TOKEN = re.compile(r"OAuth2 access token.*The underlying error message was: (.*?) error_info", re.DOTALL)
 _PARAMETERS = re.compile(r"\?(access_key|secret_key|endpoint_override|region|scheme|retry_limit_seconds)=")
 
 
@@ -56,8 +58,10 @@ def _opened(uri: str) -> tuple[pafs.FileSystem, str]:
         if uri.startswith("s3://"):
             bucket = uri.removeprefix("s3://")
             return _s3(bucket), bucket
-        wait = f"?retry_limit_seconds={GOOGLE_SECONDS}" if uri.startswith("gs://") else ""
-        filesystem, path = pafs.FileSystem.from_uri(uri + wait)
+        if uri.startswith("gs://"):
+            bucket = uri.removeprefix("gs://")
+            return _google(bucket), bucket
+        filesystem, path = pafs.FileSystem.from_uri(uri)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"cannot open {uri!r}: {error}; use a local path, s3://… or gs://…") from error
     return filesystem, path
@@ -74,6 +78,20 @@ def _s3(bucket: str) -> pafs.S3FileSystem:
         request_timeout=SILENT_SECONDS,
         allow_delayed_open=True,  # a small object is one request
     )
+
+
+def _google(bucket: str) -> pafs.GcsFileSystem:
+    filesystem = pafs.GcsFileSystem(retry_time_limit=timedelta(seconds=GOOGLE_SECONDS))
+    try:
+        filesystem.get_file_info(f"{bucket}/-")
+    except (pa.ArrowException, OSError) as error:
+        if missing := _NO_TOKEN.search(str(error)):
+            raise UserError(
+                f"no credentials for 'gs://{bucket}' ({missing[1]}); set GOOGLE_APPLICATION_CREDENTIALS to a file that "
+                "holds some, or run this where the machine has a role"
+            ) from error
+        # Whatever else it is, maybe only that this account may not ask for this name: what is wanted of it will tell.
+    return filesystem
 
 
 def patient(call: Callable[P, T]) -> Callable[P, T]:

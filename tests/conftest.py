@@ -4,9 +4,11 @@ and folders of descriptors made by hand.
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -17,17 +19,27 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from dim import output, tables
 from dim.extract import store
 from dim.extract.identity import Embedding
 
-# An object store for whoever asks for it by the fixture `s3`. Its address stands in the environment before any Ray
-# starts, so that its workers know it too.
-with socket.socket() as _free:
-    _free.bind(("127.0.0.1", 0))
-    S3_PORT = _free.getsockname()[1]
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+# Object stores for whoever asks for them by the fixtures `s3` and `gs`. Their addresses stand in the environment before
+# any Ray starts, so that its workers know them too.
+S3_PORT, GS_PORT = _free_port(), _free_port()
+GS_FOLDER = Path(tempfile.gettempdir()) / f"dim-test-gs-{os.getpid()}"
 os.environ |= {
+    "CLOUD_STORAGE_EMULATOR_ENDPOINT": f"http://127.0.0.1:{GS_PORT}",
+    "GOOGLE_APPLICATION_CREDENTIALS": str(GS_FOLDER / "key.json"),
     "AWS_ENDPOINT_URL": f"http://127.0.0.1:{S3_PORT}",
     "AWS_ACCESS_KEY_ID": "test",
     "AWS_SECRET_ACCESS_KEY": "secret-of-the-test",
@@ -116,6 +128,50 @@ def s3(_s3) -> Iterator[S3]:
     """An S3 server on loopback, which fails at no request until the test says so."""
     yield _s3
     _s3.faults()
+
+
+class GS:
+    """A server of Google's storage protocol, which forgets what it was given once it is stopped."""
+
+    def __init__(self):
+        GS_FOLDER.mkdir()
+        key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+        pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+        account = {"type": "service_account", "client_email": "test@dim.iam.gserviceaccount.com", "private_key": pem}
+        account |= {"private_key_id": "1", "token_uri": "http://127.0.0.1:9/none"}
+        (GS_FOLDER / "key.json").write_text(json.dumps(account))
+        self.start()
+
+    def start(self):
+        server = REPOSITORY / "tests" / "gs_server.py"
+        self._process = subprocess.Popen([sys.executable, server, "--port", str(GS_PORT)])
+
+    def stop(self):
+        self._process.kill()
+        self._process.wait()
+
+    def bucket(self, name):
+        """A new bucket; its URI."""
+        uri = f"{os.environ['CLOUD_STORAGE_EMULATOR_ENDPOINT']}/storage/v1/b?project=test"
+        request = urllib.request.Request(uri, json.dumps({"name": name}).encode())
+        request.add_header("Content-Type", "application/json")
+        end = time.monotonic() + 60
+        while True:
+            try:
+                urllib.request.urlopen(request, timeout=30).close()
+                return f"gs://{name}"
+            except urllib.error.URLError:
+                assert self._process.poll() is None and time.monotonic() < end, "the server did not start"
+                time.sleep(0.1)
+
+
+@pytest.fixture(scope="session")
+def gs() -> Iterator[GS]:
+    """A server of Google's storage protocol on loopback."""
+    server = GS()
+    yield server
+    server.stop()
+    shutil.rmtree(GS_FOLDER)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Object stores: what a URI names, and requests that fail, dawdle or are never answered."""
 
 import os
+import threading
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,7 +17,9 @@ def bucket(s3, request):
     return s3.bucket(request.node.originalname.replace("_", "-")[:60])
 
 
-def test_what_is_written_to_a_store_is_read(bucket):
+@pytest.mark.parametrize("scheme", ["s3", "gs"])
+def test_what_is_written_to_a_store_is_read(scheme, request):
+    bucket = request.getfixturevalue(scheme).bucket("written-is-read")
     uri = files.join(bucket, "50 % off/ü?.json")
     assert not files.exists(uri) and files.names(f"{bucket}/50 % off") == []
     files.make_folder(f"{bucket}/50 % off")
@@ -84,6 +87,23 @@ def test_a_store_that_never_answers_is_given_up(s3, bucket, impatient):
     with pytest.raises(OSError, match="Timeout was reached"):
         files.read_bytes(f"{bucket}/a")
     assert s3.faults()["stuck"] == 4
+
+
+def test_google_s_storage_is_asked_again_until_it_answers(gs):
+    gs.stop()
+    later = threading.Timer(2.0, gs.start)
+    later.start()
+    assert not files.exists("gs://nowhere/a.csv")
+    later.join()
+
+
+def test_a_wrong_key_for_google_s_storage_is_said_at_once(gs, tmp_path, monkeypatch):
+    storage._opened.cache_clear()
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "none.json"))
+    with pytest.raises(
+        UserError, match=r"no credentials for 'gs://bucket' \(Cannot open .*none.json\); set GOOGLE_APPL"
+    ):
+        files.read_bytes("gs://bucket/a.csv")
 
 
 @pytest.mark.parametrize(
