@@ -26,6 +26,8 @@ from dim.extract.job import extract
 from dim.train.job import DEMO
 
 SETTLE_SECONDS = 10.0  # in which ended workers are gone
+# Ray's log monitor keeps the logs of ended workers open until it has 200; here fewer, so that the jobs reach its limit.
+os.environ["RAY_LOG_MONITOR_MAX_OPEN_FILES"] = "30"
 
 
 def processes() -> list[Path]:
