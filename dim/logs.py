@@ -25,7 +25,7 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """`record` as one line."""
-        time = datetime.datetime.fromtimestamp(record.created, datetime.timezone.utc)
+        time = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
         said: dict[str, Any] = {"time": time.isoformat(timespec="milliseconds"), "level": record.levelname}
         said |= self._job | {"node": platform.node(), "message": record.getMessage()}
         said |= {name: getattr(record, name) for name in DETAILS if hasattr(record, name)}

@@ -59,7 +59,7 @@ def nightly(config: NightlyConfig) -> dict[str, Any]:
 
 def _date(wanted: str | None) -> str:
     if wanted is None:
-        return datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+        return datetime.datetime.now(datetime.UTC).date().isoformat()
     try:
         return datetime.date.fromisoformat(wanted).isoformat()
     except ValueError as error:

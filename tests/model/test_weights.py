@@ -179,8 +179,7 @@ def test_h5_of_another_network(tmp_path):
     refused(tmp_path / "more.h5", "Layer count mismatch")
     with h5py.File(tmp_path / "empty.weights.h5", "w"):
         pass
-    # Keras 3.12, 3.15
-    refused(tmp_path / "empty.weights.h5", "expected 2 variables, but received 0|layers will retain .* weights")
+    refused(tmp_path / "empty.weights.h5", "layers will retain .* weights")
 
 
 @pytest.mark.parametrize("name", ["w.h5", "w.weights.h5"])
