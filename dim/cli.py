@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 DONE, FAILED, WRONG_USAGE, GATE = 0, 1, 2, 3
 INTERRUPTED = 128 + signal.SIGINT
 
+_MESSAGE = 2000  # letters of it, at most
+
 _METAVARS = {int: "N", float: "F"}
 
 
@@ -148,6 +150,12 @@ def _announcement(values: Any, description: str) -> str:
     return f"{description.partition(chr(10))[0].rstrip('.:')}: {' '.join(said) or 'the defaults'}"
 
 
+def _say(what: str, error: Exception) -> None:
+    # A value that is quoted may be as long as the file that it stands in.
+    said = logs.plain(str(error))
+    print(f"{what}: {said if len(said) <= _MESSAGE else said[: _MESSAGE - 1] + '…'}", file=sys.stderr)
+
+
 def main(run: Callable[[C], dict[str, Any]], config: type[C], description: str | None) -> NoReturn:
     """Runs a job and exits: 0 done, 1 failed, 2 wrong usage or input, 3 a gate was not met, 130 interrupted.
 
@@ -166,19 +174,19 @@ def main(run: Callable[[C], dict[str, Any]], config: type[C], description: str |
             except SystemExit as ended:  # how Ray Train answers Ctrl-C
                 raise KeyboardInterrupt from ended
     except UserError as error:
-        print(f"error: {logs.plain(str(error))}", file=sys.stderr)
+        _say("error", error)
         status = WRONG_USAGE
     except JobFailed as error:
-        print(f"failed: {logs.plain(str(error))}", file=sys.stderr)
+        _say("failed", error)
         status = FAILED
     except GateNotMet as error:
-        print(f"gate not met: {logs.plain(str(error))}", file=sys.stderr)
+        _say("gate not met", error)
         result, status = error.result, GATE
     except KeyboardInterrupt:
         print("interrupted; run the same command again to resume", file=sys.stderr)
         status = INTERRUPTED
     except Exception:
-        traceback.print_exc()
+        print(logs.traced(traceback.format_exc()), file=sys.stderr)
         status = FAILED
     if result is not None:
         result["seconds"] = round(time.monotonic() - started, 3)

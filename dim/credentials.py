@@ -4,6 +4,8 @@ import re
 
 from dim.errors import UserError
 
+_SECRETS = "key|secret|token|sig|credential|password"  # in the name of a parameter
+
 
 def require_no_secret(uri: str) -> None:
     """Raises UserError, without repeating it, where `uri` has a password or secret key in it."""
@@ -16,6 +18,7 @@ def require_no_secret(uri: str) -> None:
 
 def redacted(text: str) -> str:
     """`text` without the credentials of URIs in it."""
-    # A number before a slash is a port.
+    # What stands before a bucket is never its name; elsewhere, a number before a slash is a port.
+    text = re.sub(r"\b((?:s3|gs)://)(?=[^\s/]*[:@])[^\s…]*@", r"\1…@", text)
     text = re.sub(r"(\w://)[^\s/@'\"]*:(?!\d+/)[^\s@'\"]*@", r"\1…@", text)
-    return re.sub(r"([?&](?:access_key|secret_key|sas_token|sig)=)[^\s&'\"…]+", r"\1…", text)
+    return re.sub(rf"([?&;][^\s?&;=]*(?:{_SECRETS})[^\s?&;=]*=)[^\s&;'\"…]+", r"\1…", text, flags=re.IGNORECASE)

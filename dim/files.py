@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 
 from dim import storage
@@ -45,18 +46,14 @@ def parent(uri: str) -> str:
     return uri.rsplit("/", 1)[0] if "/" in uri else "."
 
 
-@patient
 def exists(uri: str) -> bool:
     """Whether a file or folder stands at `uri`."""
-    filesystem, path = locate(uri)
-    return bool(filesystem.get_file_info(path).type != pafs.FileType.NotFound)
+    return bool(infos([uri])[0].type != pafs.FileType.NotFound)
 
 
-@patient
 def is_folder(uri: str) -> bool:
     """Whether a folder stands at `uri`."""
-    filesystem, path = locate(uri)
-    return bool(filesystem.get_file_info(path).type == pafs.FileType.Directory)
+    return bool(infos([uri])[0].type == pafs.FileType.Directory)
 
 
 def path_of(info: pafs.FileInfo) -> str:
@@ -118,12 +115,19 @@ def folders(folder: str) -> list[str]:
     return sorted(path_of(info).rpartition("/")[2] for info in found if info.type == pafs.FileType.Directory)
 
 
+def opened(uri: str) -> pa.NativeFile:
+    """The file at `uri`, open for reading. Raises OSError where there is none, or something that is no file."""
+    filesystem, path = locate(uri)
+    if isinstance(filesystem, pafs.LocalFileSystem) and Path(path).exists() and not Path(path).is_file():
+        raise OSError(f"{path!r} is no file")  # on a FIFO, opening would wait for a writer
+    # Of known length: a stream is read in pieces of 256 kB, and from an object store each of them is a request.
+    return filesystem.open_input_file(path)
+
+
 @patient
 def read_bytes(uri: str) -> bytes:
     """The whole of the file at `uri`."""
-    filesystem, path = locate(uri)
-    # Of known length: a stream is read in pieces of 256 kB, and from an object store each of them is a request.
-    with filesystem.open_input_file(path) as file:
+    with opened(uri) as file:
         return bytes(file.read())
 
 
@@ -189,13 +193,15 @@ def copy_folder(source: str, target: str) -> None:
 
 
 def read_json(uri: str) -> Any:
-    """The JSON document at `uri`. Raises UserError where it is missing or is not JSON."""
+    """The JSON document at `uri`. Raises UserError where it can't be read or is not JSON."""
     try:
         return json.loads(read_bytes(uri))
     except FileNotFoundError as error:
         raise UserError(f"no file {uri!r}") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{uri!r} is not JSON: {error}") from error
+    except OSError as error:
+        raise UserError(f"cannot read {uri!r}: {reason(error)}") from error
 
 
 def write_json(uri: str, document: object) -> None:

@@ -14,7 +14,12 @@ from dim import credentials
 DETAILS = ("node", "worker", "shard", "stage", "done", "total", "errors")
 
 
-class JsonFormatter(logging.Formatter):
+class _Formatter(logging.Formatter):
+    def formatException(self, ei: Any) -> str:
+        return traced(super().formatException(ei))
+
+
+class JsonFormatter(_Formatter):
     """One JSON object a line: time, level, job, submission (Ray's id of it, if it was submitted), node and message,
     and those of `DETAILS` that the record has.
     """
@@ -27,14 +32,14 @@ class JsonFormatter(logging.Formatter):
         """`record` as one line."""
         time = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
         said: dict[str, Any] = {"time": time.isoformat(timespec="milliseconds"), "level": record.levelname}
-        said |= self._job | {"node": platform.node(), "message": record.getMessage()}
+        said |= self._job | {"node": platform.node(), "message": plain(record.getMessage())}
         said |= {name: getattr(record, name) for name in DETAILS if hasattr(record, name)}
         if record.exc_info:
             said["exception"] = self.formatException(record.exc_info)
         return json.dumps(said, ensure_ascii=False)
 
 
-class PlainFormatter(logging.Formatter):
+class PlainFormatter(_Formatter):
     """Text for a terminal, whatever the names of files and labels hold."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
@@ -47,6 +52,11 @@ def plain(text: str) -> str:
     # Control characters, and those that turn the direction of writing.
     marks = "[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]"
     return re.sub(marks, lambda found: found[0].encode("unicode_escape").decode(), credentials.redacted(text))
+
+
+def traced(text: str) -> str:
+    """The lines of a traceback, each of them `plain`."""
+    return "\n".join(map(plain, text.splitlines()))
 
 
 def _submission() -> str | None:

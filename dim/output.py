@@ -10,7 +10,7 @@ import platform
 import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import dim
 from dim import files, lease
@@ -51,10 +51,20 @@ def record_of(folder: str) -> dict[str, Any] | None:
     return record
 
 
+def _lock_file(uri: str) -> TextIO:
+    def not_followed(path: str, flags: int) -> int:
+        return os.open(path, flags | os.O_NOFOLLOW, 0o666)  # another file would be overwritten
+
+    try:
+        return open(files.locate(uri)[1], "a+", encoding="utf-8", opener=not_followed)
+    except OSError as error:
+        raise UserError(f"cannot write {uri!r} ({files.reason(error)}); choose another folder, or delete it") from error
+
+
 @contextlib.contextmanager
 def _lock(folder: str) -> Iterator[None]:
     # The kernel drops the lock of a process that dies, so a dead writer's is free at once.
-    with open(files.locate(files.join(folder, LOCK))[1], "a+", encoding="utf-8") as file:
+    with _lock_file(files.join(folder, LOCK)) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -30,6 +30,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _LOCAL = pafs.LocalFileSystem()
+_AS_NAMED = ("s3", "gs", "file")  # a question mark may be part of a name
+_SCHEMES = (*_AS_NAMED, "hdfs", "abfs", "abfss")
 # What Arrow writes into its messages; such errors of stores have no number.
 _PASSING = re.compile("NETWORK_CONNECTION|INTERNAL|SLOW_DOWN|THROTTL|UNAVAILABLE|DEADLINE_EXCEEDED|HTTP status 5")
 _NO_TOKEN = re.compile(r"OAuth2 access token.*The underlying error message was: (.*?) error_info", re.DOTALL)
@@ -41,14 +43,22 @@ def locate(uri: str) -> tuple[pafs.FileSystem, str]:
 
     Raises UserError for a storage that is unknown or can't be reached, and for credentials in the URI.
     """
+    try:
+        uri.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{uri!r} is no UTF-8; rename it") from error
+    if "\0" in uri:
+        raise UserError(f"{uri!r} has a NUL in it, which no name has")
     if "://" not in uri:
         return _LOCAL, os.path.abspath(os.path.expanduser(uri))
     require_no_secret(uri)
     scheme, _, rest = uri.partition("://")
+    if scheme not in _SCHEMES:
+        raise UserError(f"cannot open {uri!r}: no storage is called {scheme!r}; use a local path, s3://… or gs://…")
+    if _PARAMETERS.search(rest) or (scheme not in _AS_NAMED and "?" in rest):
+        raise UserError(f"{uri!r} has parameters; set AWS_ENDPOINT_URL and AWS_REGION in the environment instead")
     if scheme not in ("s3", "gs"):
         return _opened(uri)
-    if _PARAMETERS.search(rest):
-        raise UserError(f"{uri!r} has parameters; set AWS_ENDPOINT_URL and AWS_REGION in the environment instead")
     return _opened(f"{scheme}://{rest.partition('/')[0]}")[0], rest  # a name is what it is, spaces and % included
 
 

@@ -1,8 +1,10 @@
 """Tables as Parquet or CSV, on any storage."""
 
 from collections import Counter
+from collections.abc import Iterable
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
@@ -36,17 +38,52 @@ def read(uri: str) -> pa.Table:
     return table
 
 
+def require_columns(table: pa.Table, names: Iterable[str], uri: str) -> None:
+    """Raises UserError unless the `table` at `uri` has columns of these `names`."""
+    for name in names:
+        if name not in table.column_names:
+            has = ", ".join(map(repr, table.column_names))
+            raise UserError(f"{uri!r} has no column {name!r}; it has {has or 'none'}")
+
+
 @patient
 def read_parquet(uri: str, columns: list[str] | None = None) -> pa.Table:
     """The table at `uri`, or some of its columns. Raises OSError or an Arrow error where it is missing or damaged."""
-    filesystem, path = files.locate(uri)
-    with filesystem.open_input_file(path) as file:
-        found = pq.ParquetFile(file, page_checksum_verification=True)
-        size, about = file.size(), found.metadata
-        claimed = sum(about.row_group(number).total_byte_size for number in range(about.num_row_groups))
-        if claimed > MOST_UNFOLDED * size or about.num_rows > MOST_ROWS * size:
-            raise pa.ArrowInvalid(f"it claims {about.num_rows:,} rows and {claimed:,} bytes, in a file of {size:,}")
-        return found.read(columns)
+    with files.opened(uri) as file:
+        about, size = pq.read_metadata(file), file.size()
+        _require_plausible(about.num_rows, _claimed(about), size)
+        leaves = [about.schema.column(number) for number in range(about.num_columns)]
+        text = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
+        # A dictionary may have a long text that its column repeats often: so read, it is counted before it is repeated.
+        folded = pq.ParquetFile(file, metadata=about, read_dictionary=text, page_checksum_verification=True).read(
+            columns
+        )
+        _require_plausible(about.num_rows, sum(_text_bytes(part) for column in folded for part in column.chunks), size)
+        plain = pq.ParquetFile(file, metadata=about, page_checksum_verification=True)
+        try:
+            return folded.cast(pa.schema([plain.schema_arrow.field(name) for name in folded.column_names]))
+        except (pa.ArrowNotImplementedError, KeyError):  # views of text; a column twice, of which `read` complains
+            return plain.read(columns)
+
+
+def _claimed(about: pq.FileMetaData) -> int:
+    return sum(about.row_group(number).total_byte_size for number in range(about.num_row_groups))
+
+
+def _require_plausible(rows: int, unfolded: int, size: int) -> None:
+    if unfolded > MOST_UNFOLDED * size or rows > MOST_ROWS * size:
+        raise pa.ArrowInvalid(f"it claims {rows:,} rows and {unfolded:,} bytes, in a file of {size:,}")
+
+
+def _text_bytes(values: pa.Array) -> int:
+    """The bytes of the text in `values`, where it stands in dictionaries, written out."""
+    if pa.types.is_dictionary(values.type):
+        return pc.sum(pc.binary_length(values.dictionary).cast(pa.int64()).take(values.indices)).as_py() or 0
+    if pa.types.is_struct(values.type):
+        return sum(map(_text_bytes, values.flatten()))
+    if pa.types.is_map(values.type):
+        return _text_bytes(values.keys) + _text_bytes(values.items)
+    return _text_bytes(values.flatten()) if hasattr(values, "flatten") and pa.types.is_nested(values.type) else 0
 
 
 def _read_csv(uri: str) -> pa.Table:

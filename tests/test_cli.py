@@ -169,6 +169,11 @@ def test_how_a_job_ends(ended, error, expected, said):
     assert ended(fail(error)) == (expected, "", said)
 
 
+def test_a_message_is_not_as_long_as_the_file_that_it_quotes(ended):
+    _, _, err = ended(fail(UserError("x" * 10**6)))
+    assert err.startswith("error: xxx") and err.endswith("x…\n") and len(err) < 2100
+
+
 def test_a_bug_ends_in_its_traceback(ended):
     status, out, err = ended(fail(ZeroDivisionError("division by zero")))
     assert (status, out) == (1, "")

@@ -231,6 +231,24 @@ def test_names_cannot_steer_a_terminal_or_forge_a_line():
     assert said.endswith("a\\x1b[2J\\r12:00:00 all is well\\n\\u202egpj.exe s3://…@bucket/<script>\n")
 
 
+def test_machines_read_no_secret_and_no_control_characters(monkeypatch):
+    monkeypatch.setenv("DIM_LOG", "json")
+    handler = logging.StreamHandler(io.StringIO())
+    logs.set_up(handler, "test")
+    try:
+        raise ValueError("s3://AKIA:hush@bucket/\x9b2J")
+    except ValueError:
+        record = {"msg": "s3://AKIA:hush@bucket/\u202e", "exc_info": sys.exc_info()}
+        handler.emit(logging.makeLogRecord(record))
+    said = handler.stream.getvalue()
+    assert "hush" not in said and "\u202e" not in said and "\x9b" not in said
+
+
+def test_a_column_name_cannot_forge_a_line(tmp_path):
+    pq.write_table(pa.table({"a\nb": ["x"]}), tmp_path / "a.parquet")
+    refused(manifest.read, str(tmp_path / "a.parquet"), match=r"no column 'image_id'; it has 'a\\nb'")
+
+
 def test_names_that_are_no_text(tmp_path):
     for name in (b"a\xff.jpg", b"b.jpg"):
         Path(os.fsdecode(bytes(tmp_path) + b"/" + name)).touch()
@@ -310,6 +328,23 @@ def test_a_parquet_file_that_unfolds(tmp_path, limited):
     (tmp_path / "a.parquet").write_bytes(parquet(pa.table({"image_id": column, "path": column}), row_group_size=rows))
     assert (tmp_path / "a.parquet").stat().st_size < 100_000
     limited(tmp_path / "a.parquet", "manifest.read", "rows and .* bytes, in a file of")
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_parquet_file_that_repeats_a_long_text(tmp_path, limited, nested):
+    text = pa.DictionaryArray.from_arrays(pa.array(np.zeros(40_000, np.int32)), ["x" * 300_000])
+    label = pa.ListArray.from_arrays(pa.array(range(40_001), pa.int32()), text) if nested else text
+    ids = pa.array(range(40_000)).cast(pa.string())
+    table = pa.table({"image_id": ids, "path": ids, "label": label})
+    pq.write_table(table, tmp_path / "a.parquet", compression="zstd", row_group_size=40_000, store_schema=False)
+    limited(tmp_path / "a.parquet", "manifest.read", "12,000,.* bytes, in a file of")
+
+
+def test_a_fifo_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.csv")
+    refused(manifest.read, str(tmp_path / "a.csv"), match="is no file")
+    refused(files.read_json, str(tmp_path / "a.csv"), match="is no file")
+    assert "is no file" in photos.unreadable([str(tmp_path / "a.csv")], photos.decodes)[0]
 
 
 def test_arrays_that_claim_much(tmp_path, limited):

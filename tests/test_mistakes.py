@@ -143,7 +143,7 @@ WRITES_FOLDER = ("import", "extract", "mine", "train", "index", "search", "evalu
 OF_MANIFESTS = {
     "--manifest none.csv": "no file '.*none.csv'",
     "--manifest twice.csv": r"image_id 'a0' stands more than once",
-    "--manifest no-path.csv": "no column 'path'; it has image_id, label, split",
+    "--manifest no-path.csv": "no column 'path'; it has 'image_id', 'label', 'split'",
     "--manifest dev.csv": "unknown split 'dev'; use train, val, test",
     "--manifest broken.parquet": "cannot read the table '.*broken.parquet'",
     "--manifest photos.txt": "photos.txt' is neither .parquet nor .csv",
@@ -192,7 +192,7 @@ OF_ALL = {
 OF_ONE = {
     "split": {
         "none": "no folder 'none'; name a folder with one sub-folder per label, or a .parquet or .csv table",
-        "no-label.csv": "has no column 'label'; it has image_id, path, split",
+        "no-label.csv": "has no column 'label'; it has 'image_id', 'path', 'split'",
         "gone.csv": "none of the 12 photos of 'gone.csv' can be read",
         "photos.csv --ignore-label z": "--ignore-label 'z': no photo of 'photos.csv' has this label",
         "photos.csv --test-labels 0.99": "--val-labels and --test-labels sum to 1.09; leave some for train",

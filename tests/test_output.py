@@ -128,3 +128,14 @@ def test_a_folder_that_cannot_be_written(tmp_path):
         with pytest.raises(UserError, match=f"cannot make the folder '.*{out}'"):
             open_as("extract", tmp_path / out).__enter__()
     assert output.record_of(str(tmp_path / "none")) is None
+
+
+def test_a_lock_that_is_a_link_or_no_file(tmp_path):
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / ".lock").symlink_to(tmp_path / "precious")
+    (tmp_path / "folder" / ".lock").mkdir(parents=True)
+    for out in ("linked", "folder"):
+        with pytest.raises(UserError, match=rf"cannot write '.*{out}/\.lock' .*choose another folder"):
+            open_as("extract", tmp_path / out).__enter__()
+    assert (tmp_path / "precious").read_text() == "mine"

@@ -113,6 +113,12 @@ def test_a_wrong_key_for_google_s_storage_is_said_at_once(gs, tmp_path, monkeypa
         "s3://AKIA:hu/hush+@bucket/a.csv",
         "abfs://account:hush@container/a.csv",
         "s3://bucket/a.csv?access_key=AKIA&secret_key=hush",
+        "s3://AKIA:7/hush@bucket/a.csv",
+        "s3://AKIA:hu'sh-hush@bucket/a.csv",
+        "gs://hush@bucket/a.csv",
+        "s3://bucket/a.csv?X-Amz-Signature=hush",
+        "s3://bucket/a.csv?Secret%5FKey=hush",
+        "abfss://container@account/a.csv?client_secret=hush",
     ],
 )
 def test_credentials_in_a_uri_are_refused_and_not_repeated(uri):
@@ -124,6 +130,12 @@ def test_credentials_in_a_uri_are_refused_and_not_repeated(uri):
 def test_what_looks_like_credentials_and_is_none():
     for uri in ("s3://bucket/a:b@c.jpg", "hdfs://host:8020/x@y", "abfs://container@account.dfs/x", "mail me@a.b: x"):
         assert credentials.redacted(uri) == uri
+
+
+@pytest.mark.parametrize("uri", ["fsspec+file:///a", "mock://a", "s3fs://a/b"])
+def test_other_storages_are_refused(uri):
+    with pytest.raises(UserError, match="no storage is called"):
+        files.read_bytes(uri)
 
 
 def test_parameters_in_a_uri_are_refused_with_what_to_set():

@@ -36,9 +36,7 @@ def read(uri: str, manifest: Manifest) -> GroundTruth:
     manifest, an image graded twice for a query.
     """
     table = tables.read(uri)
-    for name in COLUMNS:
-        if name not in table.column_names:
-            raise UserError(f"{uri!r} has no column {name!r}; it has {', '.join(table.column_names) or 'none'}")
+    tables.require_columns(table, COLUMNS, uri)
     if table.num_rows == 0:
         raise UserError(f"{uri!r} has no row")
     known = set(manifest.image_ids)

@@ -87,9 +87,7 @@ def read(uri: str) -> Manifest:
 
 def checked(uri: str, table: pa.Table) -> Manifest:
     """`table` as the manifest that stands, or will stand, at `uri`. Raises UserError as `read` does."""
-    for name in _REQUIRED:
-        if name not in table.column_names:
-            raise UserError(f"{uri!r} has no column {name!r}; it has {', '.join(table.column_names) or 'none'}")
+    tables.require_columns(table, _REQUIRED, uri)
     for name in ("image_id", "path", "label", "split", "role"):
         if name in table.column_names:
             table = table.set_column(table.column_names.index(name), name, text(uri, table, name))

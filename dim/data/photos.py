@@ -2,8 +2,10 @@
 
 import contextlib
 import io
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pyarrow.fs as pafs
 
@@ -14,15 +16,42 @@ from dim.storage import patient
 
 MISSING = "no such file"
 _AT_ONCE = 1000
+_MOST_WAYS = 100  # by which links lead to the same folder; there could be as many as there are paths
+
+_Place = tuple[int, int]  # device and inode of a folder
 
 
 @patient
 def listed(folder: str) -> list[str]:
-    """The files below `folder`, at any depth, as sorted paths relative to it. Hidden files and folders are skipped."""
+    """The files below `folder`, at any depth, as sorted paths relative to it. What is hidden is skipped, as are links
+    to a folder that they stand in.
+    """
     filesystem, path = files.locate(folder)
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        return sorted(_walked(path))
     found = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
     names = (files.path_of(info)[len(path) :].strip("/") for info in found if info.is_file)
     return sorted(name for name in names if not any(part.startswith(".") for part in name.split("/")))
+
+
+def _walked(top: str) -> Iterator[str]:
+    ways: Counter[_Place] = Counter()
+    left: deque[tuple[Path, frozenset[_Place]]] = deque([(Path(top), frozenset())])
+    while left:
+        folder, above = left.popleft()
+        about = folder.stat()
+        place = about.st_dev, about.st_ino
+        ways[place] += 1
+        if place in above or ways[place] > _MOST_WAYS:
+            continue
+        for entry in folder.iterdir():
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                left.append((entry, above | {place}))
+            elif entry.is_file():
+                files.locate(str(entry))  # which refuses a name that couldn't be opened by it
+                yield str(entry.relative_to(top))
 
 
 def named(uris: Sequence[str], folder: str) -> list[str]:
@@ -61,8 +90,7 @@ def unreadable(uris: Sequence[str], check: Callable[[str], None]) -> dict[int, s
 @patient
 def read(uri: str) -> bytes:
     """The photo's file. Raises DecodeError, before it is read, where it is over the limit; OSError as storage does."""
-    filesystem, path = files.locate(uri)
-    with filesystem.open_input_file(path) as file:
+    with files.opened(uri) as file:
         check_size(file.size())
         return bytes(file.read())
 
@@ -75,6 +103,5 @@ def decodes(uri: str) -> None:
 @patient
 def opens(uri: str) -> None:
     """Raises DecodeError or OSError unless the photo's header is sound; reads little more than that."""
-    filesystem, path = files.locate(uri)
-    with contextlib.closing(io.BufferedReader(filesystem.open_input_file(path))) as file:
+    with contextlib.closing(io.BufferedReader(files.opened(uri))) as file:
         check_header(file)

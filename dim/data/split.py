@@ -146,9 +146,7 @@ def _from_table(uri: str) -> pa.Table:
     if not uri.endswith(tables.SUFFIXES):
         raise UserError(f"no folder {uri!r}; name a folder with one sub-folder per label, or a .parquet or .csv table")
     table = tables.read(uri)
-    for name in ("path", "label"):
-        if name not in table.column_names:
-            raise UserError(f"{uri!r} has no column {name!r}; it has {', '.join(table.column_names) or 'none'}")
+    tables.require_columns(table, ("path", "label"), uri)
     if "image_id" not in table.column_names:
         paths = table["path"].cast(pa.string()).fill_null("").to_pylist()
         table = table.add_column(0, "image_id", pa.array(unique_ids(paths), pa.string()))

@@ -6,7 +6,7 @@ from importlib import resources
 from string import Template
 
 import dim
-from dim import files
+from dim import credentials, files
 from dim.pages.html import Child, Html, element, fragment, name
 from dim.pages.photos import Photos
 
@@ -74,5 +74,7 @@ def _sha256(text: str) -> str:
 def _reasons(unreadable: dict[str, str]) -> Html:
     shown = list(unreadable.items())[:_SHOWN]
     more = len(unreadable) - len(shown)
-    items = [element("li", name(path), ": ", reason) for path, reason in shown]
+    items = [
+        element("li", name(credentials.redacted(path)), ": ", credentials.redacted(reason)) for path, reason in shown
+    ]
     return element("ul", items, element("li", f"and {more} more") if more else None, class_="plain")

@@ -239,7 +239,7 @@ def test_cub(tree):
         ("ukbench", {"ukbench1.jpg": None}, "holds no photo"),
         ("gldv2", {"index.csv": "id\n0123\n"}, "must hold one retrieval_solution"),
         ("gldv2", GLDV2 | {"retrieval_solution_v1.csv": ""}, "must hold one retrieval_solution"),
-        ("gldv2", GLDV2 | {"index.csv": "name\n1\n"}, "index.csv has no column 'id'"),
+        ("gldv2", GLDV2 | {"index.csv": "name\n1\n"}, "index.csv' has no column 'id'"),
         ("gldv2", GLDV2 | {"index.csv": "id\n0a23456789abcdef\n"}, "line 2: image '0123456789abcdef' is not in index"),
         ("gldv2", GLDV2 | {"retrieval_solution_v2.1.csv": "id,images,Usage\na,b,No\n"}, "line 2: Usage is 'No'"),
         ("gldv2", GLDV2 | {"retrieval_solution_v2.1.csv": "id,images,Usage\na,b\n"}, "cannot read the table"),

@@ -64,8 +64,8 @@ BOXES = TWO | {"x1": [0, 0], "y1": [0, 0], "x2": [9, 9], "y2": [9, 9]}
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"image_id": ["a"]}, "has no column 'path'; it has image_id"),
-        ({"path": ["a"], "x": [1]}, "has no column 'image_id'; it has path, x"),
+        ({"image_id": ["a"]}, "has no column 'path'; it has 'image_id'"),
+        ({"path": ["a"], "x": [1]}, "has no column 'image_id'; it has 'path', 'x'"),
         ({"image_id": [], "path": []}, "has no row"),
         (TWO | {"image_id": ["a", None]}, "row 2 has no image_id"),
         (TWO | {"image_id": ["", "b"]}, "row 1 has no image_id"),

@@ -41,10 +41,9 @@ def _solution(source: str) -> str:
 
 
 def _rows(source: str, name: str, *columns: str) -> list[tuple[str, ...]]:
-    table = tables.read(files.join(source, name))
-    for column in columns:
-        if column not in table.column_names:
-            raise UserError(f"{source}/{name} has no column {column!r}; it has {', '.join(table.column_names)}")
+    uri = files.join(source, name)
+    table = tables.read(uri)
+    tables.require_columns(table, columns, uri)
     return list(zip(*(table[column].fill_null("").to_pylist() for column in columns), strict=True))
 
 
