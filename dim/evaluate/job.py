@@ -1,6 +1,7 @@
 """The evaluation: what is asked, measured on one set of descriptors or two, written, and held against a baseline."""
 
 import logging
+import reprlib
 from typing import Any
 
 from dim import files, output, tables
@@ -85,8 +86,12 @@ def _baseline(config: EvaluateConfig) -> float | None:
             raise UserError("--max-drop needs --baseline metrics.json")
         return None
     found = files.read_json(config.baseline)
-    if not isinstance(found, dict) or not isinstance(found.get("map"), float):
-        raise UserError(f"{config.baseline!r} holds no map; name the metrics.json of an evaluation")
+    value: Any = found.get("map") if isinstance(found, dict) else None
+    if type(value) not in (int, float) or not 0 <= value <= 1:  # no NaN either, below which nothing can fall
+        raise UserError(
+            f"{config.baseline!r} holds no map from 0 to 1, but {reprlib.repr(value)}; "
+            "name the metrics.json of an evaluation"
+        )
     if found.get("protocol") != config.protocol:
         raise UserError(f"{config.baseline!r} is of protocol {found.get('protocol')!r}, not {config.protocol!r}")
-    return float(found["map"])
+    return float(value)

@@ -14,10 +14,10 @@ def whitenings(folder: str, applied: str | None) -> list[dict[str, Any]]:
 
     "regions" is that of R-MAC's regions, "model" the network's PCA layer. `applied` is the file that the evaluation
     itself applies. `learned_on` is None where the model or the file that would say so is no longer what made the
-    descriptors.
+    descriptors. Raises UserError where the folder's run.json doesn't name what it was made from.
     """
     embedding = identity.of_folder(folder)
-    inputs = files.read_json(files.join(folder, "run.json"))["inputs"]
+    inputs = identity.inputs_of(folder)
     steps = []
     if model := _model(inputs.get("model"), embedding):
         if model.region_whitening and embedding.pooling == "rmac":

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from dim.evaluate import classification, evaluation, provenance
+from dim.evaluate import classification, evaluation
 from dim.evaluate.config import EvaluateConfig
 from dim.evaluate.evaluation import Judged
 from dim.evaluate.protocols import PROTOCOLS
@@ -30,7 +30,7 @@ def metrics(
         "database_split": config.database_split or config.split,
         "query_in_database": task.query_in_database,
         "embedding": source.embedding.as_json(),
-        "whitening": provenance.whitenings(source.folder, config.whitening),
+        "whitening": source.whitenings,
         "expansion": [step.as_json() for step in steps],
     }
 

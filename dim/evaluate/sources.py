@@ -2,16 +2,17 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from typing import Any
 
 from dim import files
 from dim.data import manifest
 from dim.data.manifest import Manifest
 from dim.errors import UserError
-from dim.evaluate import database
+from dim.evaluate import database, provenance
 from dim.evaluate.config import EvaluateConfig
 from dim.evaluate.database import Database
 from dim.evaluate.task import Task
-from dim.extract import identity
+from dim.extract import content, identity
 from dim.extract.config import ExtractConfig, Extraction, Split
 from dim.extract.identity import Embedding
 from dim.extract.store import Descriptors
@@ -20,13 +21,16 @@ from dim.search.stored import whitened
 
 @dataclass(frozen=True)
 class Source:
-    """`name` is what the user gave; `embedding` is that of `folder`, with the whitening that the evaluation applies."""
+    """`name` is what the user gave; `embedding` is that of `folder`, with the whitening that the evaluation applies;
+    `whitenings` are those of `provenance`.
+    """
 
     name: str
     folder: str
     embedding: Embedding
     queries: Descriptors
     database: Database
+    whitenings: list[dict[str, Any]]
 
 
 def read(config: EvaluateConfig, task: Task) -> list[Source]:
@@ -52,7 +56,9 @@ def read(config: EvaluateConfig, task: Task) -> list[Source]:
         if distractors and beside:
             identity.require_equal(stored, folder, identity.of_folder(beside), beside)
             more = database.read_distractors(beside, distractors, config.whitening)
-        found.append(Source(name, folder, embedding, queries, Database(searched.rows, searched.vectors, more)))
+        searched_in = Database(searched.rows, searched.vectors, more)
+        whitenings = provenance.whitenings(folder, config.whitening)
+        found.append(Source(name, folder, embedding, queries, searched_in, whitenings))
     return found
 
 
@@ -60,6 +66,8 @@ def _distractors(config: EvaluateConfig, task: Task) -> Manifest | None:
     if config.distractors is None:
         return None
     distractors = manifest.read(config.distractors)
+    if config.root:
+        content.require_under(config.root, distractors)
     if both := {*distractors.image_ids} & {*task.database.image_ids, *task.queries.image_ids}:
         raise UserError(f"{config.distractors!r} and {config.manifest!r} both have the image_id {min(both)!r}")
     return distractors

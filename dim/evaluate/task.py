@@ -15,6 +15,7 @@ from dim.data.manifest import Manifest
 from dim.errors import UserError
 from dim.evaluate.config import EvaluateConfig
 from dim.evaluate.protocols import PROTOCOLS, Protocol
+from dim.extract import content
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,10 @@ class Task:
 
 
 def task_of(config: EvaluateConfig) -> Task:
-    """The task that `config` sets. Raises UserError where its flags, manifest or ground truth don't fit each other."""
+    """The task that `config` sets.
+
+    Raises UserError where its flags, manifest or ground truth don't fit each other, or a photo is outside --root.
+    """
     protocol = PROTOCOLS[config.protocol]
     if bool(config.query_split) != bool(config.database_split) or (config.split and config.query_split):
         raise UserError("give --split alone, or --query-split and --database-split together")
@@ -88,6 +92,9 @@ def task_of(config: EvaluateConfig) -> Task:
     database = photos.select(config.database_split or config.split, "database")
     if truth:
         queries = _graded_queries(queries, truth)
+    if config.root:
+        for rows in (queries, database):
+            content.require_under(config.root, rows)
     task = Task(protocol, queries, database, truth)
     if truth:
         _check_grades(task, config.protocol, truth)

@@ -6,8 +6,9 @@
 import dataclasses
 import hashlib
 import json
+import reprlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from dim import files, output
 from dim.errors import UserError
@@ -41,15 +42,28 @@ class Embedding:
 
 
 def from_json(document: Any, where: str) -> Embedding:
-    """The embedding that `as_json` wrote. Raises UserError where a field is missing or the id doesn't fit."""
+    """The embedding that `as_json` wrote.
+
+    Raises UserError where a field is missing or of another type, or the id doesn't fit.
+    """
     try:
-        fields = {field.name: document[field.name] for field in dataclasses.fields(Embedding)}
-        embedding = Embedding(**(fields | {"scales": tuple(fields["scales"])}))
+        fields = {field.name: _typed(field, document[field.name]) for field in dataclasses.fields(Embedding)}
+        embedding = Embedding(**fields)
     except (KeyError, TypeError) as error:
         raise UserError(f"{where} holds no complete embedding ({error}); make this folder again") from error
     if embedding.id != document.get("id"):
         raise UserError(f"{where}: the embedding's fields don't match its id; make this folder again")
     return embedding
+
+
+def _typed(field: dataclasses.Field[Any], value: Any) -> Any:
+    if field.name == "scales":
+        fits = isinstance(value, list) and all(isinstance(scale, int | float) for scale in value)
+    else:
+        fits = isinstance(value, cast(type, field.type))
+    if not fits:
+        raise TypeError(f"{field.name} is {reprlib.repr(value)}")  # which is short, however deep the value is
+    return tuple(value) if field.name == "scales" else value
 
 
 def of_folder(folder: str) -> Embedding:
@@ -63,6 +77,18 @@ def of_folder(folder: str) -> Embedding:
     if record.get("status") == output.RUNNING:
         raise UserError(f"{folder!r} was never finished; run {record['job']}.py again")
     return of_record(record, folder)
+
+
+def inputs_of(folder: str) -> dict[str, str | None]:
+    """What the descriptors or the index in `folder` were made from, by kind (model, manifest …), from its run.json.
+
+    Raises UserError where that doesn't say so.
+    """
+    inputs = (output.record_of(folder) or {}).get("inputs")
+    if not isinstance(inputs, dict) or not all(isinstance(uri, str | None) for uri in inputs.values()):
+        where = files.join(folder, output.RECORD)
+        raise UserError(f"{where!r}: its inputs are {reprlib.repr(inputs)}, not names of files; make this folder again")
+    return inputs
 
 
 def of_record(record: dict[str, Any], folder: str) -> Embedding:

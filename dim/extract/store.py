@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dim import files, tables
@@ -100,17 +101,64 @@ def is_whole(folder: str, name: str) -> bool:
 
 
 def read_shard(
-    folder: str, name: str, columns: list[str] | None = None, embedding: Embedding | None = None
+    folder: str,
+    name: str,
+    columns: list[str] | None = None,
+    embedding: Embedding | None = None,
+    dimension: int | None = None,
 ) -> pa.Table:
-    """The rows of one shard. Raises UserError where it is damaged, or says that another than `embedding` made it."""
+    """The rows of one shard.
+
+    Raises UserError where it is damaged, has not the store's schema, says that another than `embedding` made it, or has
+    descriptors of another than `dimension`.
+    """
     uri = files.join(folder, f"{name}.parquet")
+    wanted = columns or schema(1).names
     try:
-        table = tables.read_parquet(uri, columns)
+        table = tables.read_parquet(uri, list({*wanted, "status"}))
+        table.validate(full=True)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{uri!r} is damaged ({files.reason(error)}); run the same extract.py again") from error
+    if wrong := next(_misfits(table, [*wanted, "status"], dimension), None):
+        raise UserError(f"{uri!r} is no shard of these descriptors: its column {wrong}; make this folder again")
     if embedding is not None and (mark := (table.schema.metadata or {}).get(EMBEDDING)):
-        require_equal(from_json(json.loads(mark), uri), uri, embedding, folder)
-    return table
+        require_equal(_marked_by(mark, uri), uri, embedding, folder)
+    return table.select(wanted)
+
+
+def _misfits(table: pa.Table, columns: list[str], dimension: int | None) -> Iterator[str]:
+    """Which of `columns` are not what the store writes, in words."""
+    expected = schema(1)
+    for name in columns:
+        if table.column_names.count(name) != 1:
+            yield f"{name!r} is missing, or there twice"
+            continue
+        found = table.schema.field(name).type
+        if name != "descriptor":
+            fits = found == expected.field(name).type
+        else:
+            fits = pa.types.is_fixed_size_list(found) and found.value_type in (pa.float16(), pa.float32())
+        if not fits:
+            yield f"{name!r} is {found}"
+        elif name == "descriptor" and dimension not in (None, found.list_size):
+            yield f"{name!r} has {found.list_size} values a row, that of the shard before {dimension}"
+    filled = pc.fill_null(pc.not_equal(table["status"], ERROR), True)
+    for name in {"image_id", "status", "descriptor"}.intersection(columns):
+        if pc.any(pc.and_(filled, pc.is_null(table[name]))).as_py():
+            yield f"{name!r} is empty in a row that is no error"
+
+
+def _marked_by(mark: bytes, uri: str) -> Embedding:
+    try:
+        document = json.loads(mark)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{uri!r}: the embedding in its metadata is not JSON; make this folder again") from error
+    return from_json(document, uri)
+
+
+def dimension(folder: str, name: str) -> int:
+    """How many values a descriptor of the shard has. Raises UserError as `read_shard` does."""
+    return int(read_shard(folder, name, ["descriptor"])["descriptor"].type.list_size)
 
 
 def vectors(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
@@ -126,7 +174,7 @@ def blocks(folder: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Streams the ok rows shard by shard: ids (n,) object and descriptors (n, D) float32."""
     for name in shards(folder):
         table = read_shard(folder, name, ["image_id", "descriptor", "status"])
-        table = table.filter(pa.compute.equal(table["status"], OK))
+        table = table.filter(pc.equal(table["status"], OK))
         if table.num_rows:
             yield np.array(table["image_id"].to_pylist(), dtype=object), vectors(table["descriptor"])
 
@@ -143,7 +191,7 @@ class Descriptors:
 def read(folder: str, manifest: Manifest) -> Descriptors:
     """The descriptors of the manifest's rows, in the manifest's order; rows that could not be decoded are left out.
 
-    Raises UserError where `folder` holds no descriptors, or has not each row of the manifest once.
+    Raises UserError as `read_shard` does, and where `folder` holds no descriptors, or has not each row once.
     """
     embedding = of_folder(folder)
     position = {image_id: row for row, image_id in enumerate(manifest.image_ids)}
@@ -151,7 +199,8 @@ def read(folder: str, manifest: Manifest) -> Descriptors:
     found: list[np.ndarray] = []
     parts: list[np.ndarray] = []
     for name in shards(folder):
-        table = read_shard(folder, name, ["image_id", "descriptor", "status"], embedding)
+        size = parts[0].shape[1] if parts else None
+        table = read_shard(folder, name, ["image_id", "descriptor", "status"], embedding, size)
         rows = np.array([position.get(image_id, -1) for image_id in table["image_id"].to_pylist()], dtype=np.int64)
         times += np.bincount(rows[rows >= 0], minlength=len(manifest))
         wanted = (rows >= 0) & (table["status"].to_numpy() == OK)

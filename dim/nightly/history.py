@@ -9,9 +9,11 @@ from typing import Any
 import pyarrow as pa
 
 from dim import files, tables
+from dim.errors import UserError
 
 FILE = "history.csv"
 ACCEPTED, REFUSED, MISSED = "accepted", "refused", "missed"
+MOST_MISSED = 366  # nights that are listed as missed at once: one wrong date would make a row of each since the year 1
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,13 @@ class Row:
 
 
 class History:
-    """The rows in the folder `out`, by date; written whole."""
+    """The rows in the folder `out`, by date; written whole. Raises UserError where they are no history."""
 
     def __init__(self, out: str) -> None:
         self._uri = files.join(out, FILE)
         self._rows: list[dict[str, Any]] = []
         if files.exists(self._uri):
-            self._rows = tables.read(self._uri).to_pylist()
+            self._rows = _checked(self._uri, tables.read(self._uri))
 
     @property
     def last(self) -> str | None:
@@ -63,7 +65,7 @@ class History:
         return max(accepted, key=lambda row: str(row["date"]), default=None)
 
     def put(self, date: str, rows: Iterable[Row]) -> None:
-        """Writes the rows of the night `date` in place of any that it had, and those of nights missed before it."""
+        """Writes the rows of the night `date` in place of any that it had, and those of the last nights missed."""
         new = [dataclasses.asdict(row) for row in rows]
         before = max((row["date"] for row in self._rows if row["date"] < date), default=None)
         for missed in _between(before, date) if before else ():
@@ -74,9 +76,31 @@ class History:
         tables.write(self._uri, pa.table({name: pa.array(cells, pa.string()) for name, cells in columns.items()}))
 
 
+def _checked(uri: str, table: pa.Table) -> list[dict[str, Any]]:
+    if missing := [field.name for field in dataclasses.fields(Row) if field.name not in table.column_names]:
+        raise UserError(f"{uri!r} is no history of nights: it has no column {missing[0]!r}; move it away or mend it")
+    rows: list[dict[str, Any]] = table.to_pylist()
+    for number, row in enumerate(rows, start=1):
+        if not _is_date(row["date"]) or not row["evaluation"] or not row["status"]:
+            raise UserError(
+                f"{uri!r}: row {number} has date {row['date']!r}, evaluation {row['evaluation']!r} and status "
+                f"{row['status']!r}; mend or delete it"
+            )
+    return rows
+
+
+def _is_date(text: str | None) -> bool:
+    try:
+        return datetime.date.fromisoformat(text or "").isoformat() == text  # dates are put in order as text
+    except ValueError:
+        return False
+
+
 def _between(first: str, last: str) -> list[str]:
+    """The dates between two, the last MOST_MISSED of them."""
     start, end = datetime.date.fromisoformat(first), datetime.date.fromisoformat(last)
-    return [(start + datetime.timedelta(days)).isoformat() for days in range(1, (end - start).days)]
+    gap = (end - start).days
+    return [(start + datetime.timedelta(days)).isoformat() for days in range(max(1, gap - MOST_MISSED), gap)]
 
 
 def _text(value: object) -> str | None:

@@ -35,8 +35,8 @@ log = logging.getLogger(__name__)
 def write(config: SearchConfig, asked: Queries, found: Target, ranked: pa.Table, out: Output) -> None:
     """Writes the pages of the lists `ranked`; of photos whose manifest is gone only the ids are shown."""
     ranked = ranked.filter(pc.less_equal(ranked["rank"], HITS))
-    there = whereabouts.of_folder(config.index, ranked["image_id"].unique().to_pylist())
-    here = whereabouts.of_queries(config.queries, out.path(QUERIES_FILE), asked.ids.to_pylist())
+    there = whereabouts.of_folder(config.index, ranked["image_id"].unique().to_pylist(), config.root)
+    here = whereabouts.of_queries(config.queries, out.path(QUERIES_FILE), asked.ids.to_pylist(), config.root)
     lists = [(query, list(hits)) for query, hits in itertools.groupby(ranked.to_pylist(), lambda row: row["query_id"])]
     made = Page("search", "What was found", [f"{len(lists):,} queries in ", name(config.index)])
     made.section("Settings", parts.facts(_settings(config, asked, found)))
@@ -105,7 +105,7 @@ class _Shown:
 def _map(config: SearchConfig, asked: Queries, found: Target, here: Whereabouts, out: Output) -> None:
     chosen = atlas.drawn(len(found.ids))
     ids = found.ids.take(chosen).to_pylist()
-    there = whereabouts.of_folder(config.index, ids)
+    there = whereabouts.of_folder(config.index, ids, config.root)
     if not there.photos:
         log.info("no map: the manifest of %s is gone", config.index)
         return

@@ -52,7 +52,7 @@ def read(folder: str, file: str | None = None, only: Collection[str] | None = No
     ids: list[pa.ChunkedArray] = []
     errors: dict[str, str] = {}
     parts: list[Part] = []
-    start = 0
+    start = dimension = 0
     for name in store.shards(folder):
         table = store.read_shard(folder, name, ["image_id", "status", "error"], made_by)
         asked = pc.is_in(table["image_id"], pa.array(only, pa.string())) if only is not None else pa.scalar(True)
@@ -60,7 +60,8 @@ def read(folder: str, file: str | None = None, only: Collection[str] | None = No
         broken = table.filter(pc.and_(pc.not_equal(table["status"], store.OK), asked))
         errors |= zip(broken["image_id"].to_pylist(), broken["error"].to_pylist(), strict=True)
         if size := pc.sum(kept).as_py():
-            load = partial(_load, folder, name, kept if size < len(kept) else None, whitening)
+            dimension = dimension or store.dimension(folder, name)
+            load = partial(_load, folder, name, dimension, kept if size < len(kept) else None, whitening)
             parts.append(Part(start, size, load))
             ids.append(table["image_id"].filter(kept))
             start += size
@@ -80,8 +81,10 @@ def _nothing(folder: str, errors: dict[str, str]) -> str:
     return f"none of the {len(errors)} photos of {folder!r} could be decoded, such as {first!r}: {reason}"
 
 
-def _load(folder: str, name: str, kept: pa.ChunkedArray | None, whitening: Whitening | None) -> np.ndarray:
-    column = store.read_shard(folder, name, ["descriptor"])["descriptor"]
+def _load(
+    folder: str, name: str, dimension: int, kept: pa.ChunkedArray | None, whitening: Whitening | None
+) -> np.ndarray:
+    column = store.read_shard(folder, name, ["descriptor"], dimension=dimension)["descriptor"]
     return prepared(store.vectors(column.filter(kept) if kept else column), whitening, folder)
 
 

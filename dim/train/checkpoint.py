@@ -1,14 +1,15 @@
 """Checkpoints: the trained weights, the optimizer and the state of the run, as arrays and JSON; no pickle.
 
 A checkpoint is `epoch-0003.npz` and, written after it, `epoch-0003.json`: the state, and size and sha256 of the arrays.
-It counts when both stand and fit each other, so what a death tore is skipped for the one before. (Ray Train writes its
-own list of checkpoints in place: a death while it is written leaves a run that can't be resumed.)
+It counts when both stand, fit each other and can be read, so what a death tore is skipped for the one before. (Ray
+Train writes its own list of checkpoints in place: a death while it is written leaves a run that can't be resumed.)
 """
 
 import dataclasses
 import hashlib
 import io
 import logging
+import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +18,6 @@ import keras
 import numpy as np
 
 from dim import files
-from dim.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class State:
         """The epochs done, by mAP on split val; without that, or where it is equal, the later one is the better."""
 
         def score(row: dict[str, Any]) -> tuple[float, int]:
-            return (0.0 if row["val_map"] is None else row["val_map"]), row["epoch"]
+            return (0.0 if row["val_map"] is None else float(row["val_map"])), row["epoch"]
 
         return [row["epoch"] for row in sorted(self.history, key=score, reverse=True)]
 
@@ -86,8 +86,8 @@ def whole(folder: str, epochs: Iterable[int]) -> int | None:
 
 def newest_first(folder: str) -> list[int]:
     """The epochs of which `folder` has a checkpoint, whole or not."""
-    found = [name for name in files.names(folder) if name.startswith("epoch-") and name.endswith(".json")]
-    return sorted((int(name[len("epoch-") : -len(".json")]) for name in found), reverse=True)
+    found = (re.fullmatch(r"epoch-([0-9]{4,})\.json", name) for name in files.names(folder))
+    return sorted((int(name[1]) for name in found if name), reverse=True)
 
 
 def keep(folder: str, epochs: Collection[int]) -> None:
@@ -110,8 +110,13 @@ def _is_whole(folder: str, epoch: int) -> bool:
     try:
         known = files.read_json(_path(folder, epoch, "json"))
         content = files.read_bytes(_path(folder, epoch, "npz"))
-        return bool(known.items() >= _statistics(content).items())
-    except (UserError, OSError, AttributeError):  # one of the two is missing or damaged itself
+        if not known.items() >= _statistics(content).items():
+            return False
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in arrays}  # all: one may be what only pickle reads
+        state = State(**known["state"], triplets=found["triplets"])
+        return state.epoch == epoch and sorted(state.best_first()) == list(range(1, epoch + 1))
+    except Exception:  # whatever reading them raises, one of the two is missing or damaged itself
         return False
 
 

@@ -266,6 +266,45 @@ def test_the_gate(labelled, tmp_path):
         evaluate(EvaluateConfig(**labelled, baseline=str(baseline), protocol="holidays"))
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, 7, True, "1", None, [], 10**400])
+def test_a_baseline_without_a_map_is_refused(labelled, tmp_path, value):
+    baseline = tmp_path / "baseline.json"
+    baseline.write_text(json.dumps({"map": value, "protocol": "labels"}))
+    with pytest.raises(UserError, match=r"baseline\.json' holds no map from 0 to 1, but "):
+        evaluate(EvaluateConfig(**labelled, baseline=str(baseline)))
+    assert not Path(labelled["out"]).exists()
+
+
+def test_a_baseline_of_a_whole_number_is_one(labelled, tmp_path):
+    baseline = tmp_path / "baseline.json"
+    baseline.write_text('{"map": 1, "protocol": "labels"}')
+    with pytest.raises(GateNotMet, match=r"below the 1\.0000"):
+        evaluate(EvaluateConfig(**labelled, baseline=str(baseline), report=False))
+
+
+def test_photos_outside_the_root_are_refused(labelled, write_manifest, write_descriptors, tmp_path):
+    (tmp_path / "root").mkdir()
+    within = {"root": str(tmp_path / "root")}
+    with pytest.raises(UserError, match=r"photos\.csv' is at .*, outside --root"):
+        evaluate(EvaluateConfig(**labelled, **within))
+    inside = write_manifest("inside.csv", image_id=IDS, label=LABELS, path=[f"root/{name}.jpg" for name in IDS])
+    distractors = {"distractors": write_manifest("d.csv", image_id=["x"])}
+    distractors["distractor_descriptors"] = (write_descriptors(["x"], VECTORS[:1], name="beside"),)
+    with pytest.raises(UserError, match=r"d\.csv' is at .*, outside --root"):
+        evaluate(EvaluateConfig(**labelled | {"manifest": inside} | distractors | within))
+    assert not Path(labelled["out"]).exists()
+    evaluate(EvaluateConfig(**labelled | {"manifest": inside, "report": False} | within))
+
+
+@pytest.mark.parametrize("inputs", [None, [], {"model": 5}, {"model": ["a"]}])
+def test_descriptors_that_name_no_inputs_are_refused_and_nothing_is_written(labelled, inputs):
+    record = Path(labelled["descriptors"][0], "run.json")
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"inputs": inputs}))
+    with pytest.raises(UserError, match=r"run\.json': its inputs are .*; make this folder again"):
+        evaluate(EvaluateConfig(**labelled))
+    assert not Path(labelled["out"]).exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

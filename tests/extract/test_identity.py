@@ -50,6 +50,14 @@ def test_all_that_differs_is_named():
     assert all(f"{name} " in str(error.value) for name in OTHER)
 
 
+def with_id(**changes):
+    return dataclasses.replace(ONE, **changes).as_json()
+
+
+def nested(depth):
+    return json.loads("[" * depth + "]" * depth)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -58,6 +66,10 @@ def test_all_that_differs_is_named():
         (lambda record: record["embedding"].update(layer="x"), "the embedding's fields don't match its id"),
         (lambda record: record.update(embedding=None), "holds no complete embedding"),
         (lambda record: record.update(embedding=[]), "holds no complete embedding"),
+        (lambda record: record.update(embedding="text"), "holds no complete embedding"),
+        (lambda record: record.update(embedding=with_id(scales=("a",))), r"holds no .* \(scales is \['a'\]\)"),
+        (lambda record: record.update(embedding=with_id(backbone=None)), r"holds no .* \(backbone is None\)"),
+        (lambda record: record["embedding"].update(backbone=nested(900)), r"holds no .* \(backbone is \[\[.*\.\.\."),
     ],
 )
 def test_a_record_that_was_tampered_with(tmp_path, change, message):
@@ -66,7 +78,7 @@ def test_a_record_that_was_tampered_with(tmp_path, change, message):
     assert identity.of_folder(str(tmp_path)) == ONE
     record = files.read_json(str(tmp_path / "run.json"))
     change(record)
-    files.write_json(str(tmp_path / "run.json"), record)
+    (tmp_path / "run.json").write_text(json.dumps(record))  # indented, it can't be as deep
     with pytest.raises(UserError, match=message):
         identity.of_folder(str(tmp_path))
 
@@ -74,3 +86,10 @@ def test_a_record_that_was_tampered_with(tmp_path, change, message):
 def test_a_folder_that_is_none_of_ours(tmp_path):
     with pytest.raises(UserError, match=r"is no output folder of dim: it has no run\.json"):
         identity.of_folder(str(tmp_path))
+
+
+@pytest.mark.parametrize("inputs", [{}, {"inputs": None}, {"inputs": []}, {"inputs": {"model": 5}}])
+def test_a_record_without_inputs(tmp_path, inputs):
+    files.write_json(str(tmp_path / "run.json"), {"job": "extract"} | inputs)
+    with pytest.raises(UserError, match=r"run\.json': its inputs are .*; make this folder again"):
+        identity.inputs_of(str(tmp_path))

@@ -10,6 +10,7 @@ from dim.data import manifest as manifests
 from dim.errors import UserError
 from dim.extract import store
 from dim.extract.identity import Embedding
+from dim.search import stored
 
 EMBEDDING = Embedding("vgg16", "block5_conv3", "gem", "0", "caffe", 224, "squash", (1.0,), None, None, "float32")
 
@@ -93,6 +94,57 @@ def test_a_damaged_shard_is_named(folder, tmp_path):
         with pytest.raises(UserError, match=r"part-a\.parquet' is damaged .*; run the same extract\.py again") as error:
             store.read(folder, manifest_of("0"))
         assert "\n" not in str(error.value)
+
+
+def refused_shard(folder, said):
+    with pytest.raises(UserError, match=rf"part-a\.parquet' .*{said}.*; make this folder again") as error:
+        store.read_shard(folder, "part-a", ["image_id", "descriptor", "status", "error"], EMBEDDING, 2)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["image_id", "status", "error", "descriptor"])
+def test_a_shard_that_lacks_a_column_is_named(folder, tmp_path, name):
+    path = tmp_path / "part-a.parquet"
+    pq.write_table(pq.read_table(path).drop_columns([name]), path)
+    refused_shard(folder, f"its column '{name}' is missing")
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "said"),
+    [
+        ("descriptor", pa.array(["a", "b"]), "'descriptor' is string"),
+        ("descriptor", pa.array([[1.0, 0.0]] * 2), "'descriptor' is list"),
+        ("descriptor", pa.array([["a"]] * 2, pa.list_(pa.string(), 1)), "'descriptor' is fixed_size_list<.*string"),
+        ("descriptor", pa.nulls(2, pa.list_(pa.float32(), 2)), "'descriptor' is empty in a row that is no error"),
+        ("descriptor", pa.array([[1.0]] * 2, pa.list_(pa.float32(), 1)), "has 1 values a row, .* before 2"),
+        ("status", pa.array([1, 1]), "'status' is int64"),
+        ("status", pa.nulls(2, pa.string()), "'status' is empty in a row that is no error"),
+        ("image_id", pa.array([[1], [2]]), "'image_id' is list"),
+        ("image_id", pa.array([b"a", b"b"]), "'image_id' is binary"),
+    ],
+)
+def test_a_shard_whose_columns_are_of_another_kind_is_named(folder, tmp_path, name, values, said):
+    path = tmp_path / "part-a.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(table.column_names.index(name), name, values), path)
+    refused_shard(folder, said)
+
+
+@pytest.mark.parametrize("mark", [b"{{{", b"[" * 100_000, b"\xff", b"5"])
+def test_a_shard_whose_mark_is_no_embedding_is_named(folder, tmp_path, mark):
+    path = tmp_path / "part-a.parquet"
+    pq.write_table(pq.read_table(path).replace_schema_metadata({store.EMBEDDING: mark}), path)
+    with pytest.raises(UserError, match=r"part-a\.parquet.* embedding .*; make this folder again"):
+        store.read(folder, manifest_of("0"))
+
+
+def test_shards_of_two_dimensions_are_refused(folder):
+    store.write_shard(folder, "part-c", table_of({"4": [1.0, 0.0, 0.0]}))
+    said = r"part-c\.parquet' .* has 3 values a row, that of the shard before 2; make this folder again"
+    with pytest.raises(UserError, match=said):
+        store.read(folder, manifest_of("0", "3", "4"))
+    with pytest.raises(UserError, match=said):
+        list(stored.read(folder))
 
 
 @pytest.mark.parametrize("kind", ["float32", "float16"])

@@ -1,5 +1,6 @@
 """The pages of a search: photos where their manifest still stands, ids where it is gone."""
 
+import json
 import re
 from pathlib import Path
 
@@ -80,3 +81,24 @@ def test_another_file_in_the_manifests_place_is_no_manifest(set_up):
     assert whereabouts.of_folder(index, IDS[:2]).labels == {IDS[0]: "a", IDS[1]: "b"}
     Path(manifest).write_text("x,y\n1,2\n")
     assert whereabouts.of_folder(folder, IDS) == whereabouts.NOT_KNOWN
+
+
+def test_photos_outside_the_root_are_not_shown(set_up, tmp_path, caplog):
+    _, folder, index, out = set_up
+    (tmp_path / "root").mkdir()
+    search(SearchConfig(index=index, queries=folder, out=out, root=str(tmp_path / "root")))
+    assert "data:image/" not in Path(out, "report.html").read_text()
+    assert not Path(out, "map.html").exists()
+    assert "outside --root" in caplog.text
+    search(SearchConfig(index=index, queries=folder, out=out, root=str(tmp_path)))
+    assert Path(out, "report.html").read_text().count("data:image/") == 12
+
+
+@pytest.mark.parametrize("inputs", [None, [], {"manifest": 5}, {"descriptors": "itself"}])
+def test_a_folder_that_names_no_manifest_shows_no_photos(set_up, inputs):
+    _, folder, index, _ = set_up
+    record = Path(folder, "run.json")
+    inputs = {"descriptors": folder} if inputs == {"descriptors": "itself"} else inputs
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"inputs": inputs}))
+    for where in (folder, index):
+        assert whereabouts.of_folder(where, IDS) == whereabouts.NOT_KNOWN

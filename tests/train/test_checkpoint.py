@@ -1,5 +1,9 @@
 """A checkpoint is read as it was written, or, where a death or a disk damaged it, not at all."""
 
+import hashlib
+import io
+import json
+
 import keras
 import numpy as np
 import pytest
@@ -65,6 +69,46 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(folder, name):
         path = folder / f"epoch-000{epoch}.{ending}"
         path.write_bytes(change(path.read_bytes())) if change else path.unlink()
         assert checkpoint.whole(str(folder), epochs) == left
+
+
+def packed(**arrays):
+    stream = io.BytesIO()
+    np.savez(stream, **arrays)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("state", "content"),
+    [
+        (None, packed(triplets=np.zeros((0, 3), np.int64))),
+        ({"unknown": 1}, None),
+        ([1], None),
+        ({}, None),
+        ({"epoch": 2}, None),
+        ({"history": [{"epoch": 1}]}, None),
+        ({"history": [{"epoch": 1, "val_map": "high"}]}, None),
+        ({"history": None}, None),
+        ({}, b"PK"),
+        ({"epoch": 1, "history": [{"epoch": 1, "val_map": None}]}, b"garbage"),
+        ({"epoch": 1, "history": [{"epoch": 1, "val_map": None}]}, packed(other=np.zeros(3))),
+        ({"epoch": 1, "history": [{"epoch": 1, "val_map": None}]}, packed(triplets=np.array([{}], object))),
+    ],
+)
+def test_a_checkpoint_of_another_kind_with_the_right_sum_is_not_whole(folder, state, content):
+    whole = json.loads((folder / "epoch-0001.json").read_text())["state"]
+    if content is None:
+        content = (folder / "epoch-0001.npz").read_bytes()
+        state = whole | state if state and isinstance(state, dict) else state
+    (folder / "epoch-0001.npz").write_bytes(content)
+    document = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (folder / "epoch-0001.json").write_text(json.dumps(document | ({} if state is None else {"state": state})))
+    assert checkpoint.whole(str(folder), [1]) is None
+
+
+def test_other_names_are_no_checkpoints(folder):
+    for name in ("epoch-abc.json", "epoch-.json", "epoch-1.json"):
+        (folder / name).write_text("{}")
+    assert checkpoint.newest_first(str(folder)) == [3, 2, 1]
 
 
 def test_a_death_before_the_state_leaves_no_checkpoint(folder):

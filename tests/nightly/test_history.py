@@ -1,0 +1,34 @@
+"""The history: what it lists as missed, and files that are none."""
+
+import pytest
+
+from dim import tables
+from dim.errors import UserError
+from dim.nightly.history import ACCEPTED, MISSED, MOST_MISSED, History, Row
+
+
+def written(folder, date, *rows):
+    History(str(folder)).put(date, rows or [Row(date, "shelf", ACCEPTED)])
+    return folder / "history.csv"
+
+
+def test_of_a_long_gap_only_the_last_nights_are_listed(tmp_path):
+    written(tmp_path, "0001-01-01")
+    rows = tables.read(str(written(tmp_path, "2030-01-02"))).to_pylist()
+    missed = [row["date"] for row in rows if row["status"] == MISSED]
+    assert len(missed) == MOST_MISSED and (missed[0], missed[-1]) == ("2029-01-01", "2030-01-01")
+    assert History(str(tmp_path)).last == "2030-01-02"
+
+
+@pytest.mark.parametrize("date", ["", "0", "yesterday", "2030-02-30", "20300101"])
+def test_a_row_without_a_date_is_named(tmp_path, date):
+    path = written(tmp_path, "2030-01-01")
+    path.write_text(path.read_text().replace("2030-01-01", date))
+    with pytest.raises(UserError, match=r"history\.csv': row 1 has date .*; mend or delete it"):
+        History(str(tmp_path))
+
+
+def test_a_file_of_other_columns_is_no_history(tmp_path):
+    (tmp_path / "history.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(UserError, match=r"history\.csv' is no history of nights: it has no column 'date'"):
+        History(str(tmp_path))
