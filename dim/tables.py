@@ -51,14 +51,15 @@ def read_parquet(uri: str, columns: list[str] | None = None) -> pa.Table:
     """The table at `uri`, or some of its columns. Raises OSError or an Arrow error where it is missing or damaged."""
     with files.opened(uri) as file:
         about, size = pq.read_metadata(file), file.size()
-        _require_plausible(about.num_rows, _claimed(about), size)
+        rows, claimed = _claimed(about)
+        _require_plausible(rows, claimed, size)
         leaves = [about.schema.column(number) for number in range(about.num_columns)]
         text = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
         # A dictionary may have a long text that its column repeats often: so read, it is counted before it is repeated.
         folded = pq.ParquetFile(file, metadata=about, read_dictionary=text, page_checksum_verification=True).read(
             columns
         )
-        _require_plausible(about.num_rows, sum(_text_bytes(part) for column in folded for part in column.chunks), size)
+        _require_plausible(rows, sum(_text_bytes(part) for column in folded for part in column.chunks), size)
         plain = pq.ParquetFile(file, metadata=about, page_checksum_verification=True)
         try:
             return folded.cast(pa.schema([plain.schema_arrow.field(name) for name in folded.column_names]))
@@ -66,8 +67,12 @@ def read_parquet(uri: str, columns: list[str] | None = None) -> pa.Table:
             return plain.read(columns)
 
 
-def _claimed(about: pq.FileMetaData) -> int:
-    return sum(about.row_group(number).total_byte_size for number in range(about.num_row_groups))
+def _claimed(about: pq.FileMetaData) -> tuple[int, int]:
+    """The rows and the bytes that a file claims to hold, by whichever of its counts says most."""
+    groups = [about.row_group(number) for number in range(about.num_row_groups)]
+    chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
+    rows = max(about.num_rows, sum(group.num_rows for group in groups))
+    return rows, max(sum(group.total_byte_size for group in groups), sum(chunk.num_values for chunk in chunks) // 8)
 
 
 def _require_plausible(rows: int, unfolded: int, size: int) -> None:

@@ -4,6 +4,7 @@ What tests/fuzz/run.py found has its cases here, too.
 """
 
 import ast
+import contextlib
 import importlib
 import io
 import json
@@ -338,6 +339,24 @@ def test_a_parquet_file_that_repeats_a_long_text(tmp_path, limited, nested):
     table = pa.table({"image_id": ids, "path": ids, "label": label})
     pq.write_table(table, tmp_path / "a.parquet", compression="zstd", row_group_size=40_000, store_schema=False)
     limited(tmp_path / "a.parquet", "manifest.read", "12,000,.* bytes, in a file of")
+
+
+def test_a_parquet_file_of_which_a_group_claims_more_rows_than_the_whole(tmp_path, limited):
+    content = parquet(pa.table({"image_id": ["a", "b"], "path": ["a", "b"]}))
+    (footer,) = struct.unpack("<I", content[-8:-4])
+    many = bytes([0xFC, 0xFF, 0xFF, 0xFF, 0xFF, 0x03])  # 2^36 or so, as 0x04 is 2
+    found = 0
+    for place in range(len(content) - 8 - footer, len(content) - 8):
+        if content[place] == 0x04:
+            changed = content[:place] + many + content[place + 1 : -8]
+            path = tmp_path / f"{place}.parquet"
+            path.write_bytes(changed + struct.pack("<I", footer + len(many) - 1) + b"PAR1")
+            with contextlib.suppress(pa.ArrowInvalid, OSError):
+                about = pq.read_metadata(path)
+                if about.num_rows == 2 and about.row_group(0).num_rows > 10**9:
+                    limited(path, "manifest.read", "it claims .* rows")
+                    found += 1
+    assert found == 1
 
 
 def test_a_fifo_is_not_waited_for(tmp_path):
