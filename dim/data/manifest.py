@@ -20,8 +20,8 @@ from dim.errors import UserError
 
 SPLITS = ("train", "val", "test")
 ROLES = ("query", "database")
-_TEXTS = ("image_id", "path", "label", "split", "role")
 BOX = ("x1", "y1", "x2", "y2")
+_TEXTS = ("image_id", "path", "label", "split", "role")
 # The path first: where a table has no ids, they are made of the paths.
 _REQUIRED = ("path", "image_id")
 
