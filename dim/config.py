@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import difflib
 import reprlib
+import textwrap
 import types
 import typing
 from dataclasses import field
@@ -24,6 +25,16 @@ def flag_name(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 100
+
+
+def quoted(value: Any) -> str:
+    """The repr of `value` as a message shows it: some 100 characters, however much it unfolds to."""
+    text = _SHORT.repr(value)
+    return text if len(text) <= 120 else f"{text[:120]}…"
+
+
 def nearest(name: str, known: list[str]) -> str:
     """A hint that names the known word nearest to `name`, or lists them all."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
@@ -33,7 +44,7 @@ def nearest(name: str, known: list[str]) -> str:
 def one_of(name: str, value: str, known: list[str]) -> str:
     """`value`, if it is one of `known`; else a UserError that names the nearest."""
     if value not in known:
-        raise UserError(f"unknown {name} {value!r}; {nearest(value, known)}")
+        raise UserError(f"unknown {name} {quoted(value)}; {nearest(value, known)}")
     return value
 
 
@@ -65,25 +76,50 @@ def annotations(config: type[Any]) -> dict[str, Any]:
     return typing.get_type_hints(config)
 
 
+# PyYAML takes seconds for so many.
+_MAX_YAML_BYTES = 100_000
+_MAX_WHOLE_NUMBER = 2**63
+
+
 def read_yaml(path: str, config: type[Any]) -> dict[str, Any]:
     """The fields of `config` that the YAML file at `path` sets, its keys written as flags or as fields (`image-size`,
     `image_size`).
 
-    Raises UserError where the file cannot be read, is no mapping, or has an unknown key or a value of another type.
+    Raises UserError where the file cannot be read, is too large, is no mapping, holds a whole number of more than 63
+    bits, or has an unknown key or a value of another type.
     """
-    import yaml  # noqa: PLC0415  (this and Arrow take longer than all else that --help needs)
+    from dim import files  # noqa: PLC0415  (Arrow and YAML take longer than all else that --help needs)
 
-    from dim import files  # noqa: PLC0415
-
+    size = files.infos([path])[0].size or 0
+    if size > _MAX_YAML_BYTES:
+        raise UserError(f"{path!r} has {size:,} bytes; the limit for a configuration is {_MAX_YAML_BYTES:,}")
     try:
-        document = yaml.safe_load(files.read_bytes(path))
+        document = _loaded(files.read_bytes(path))
     except OSError as error:
         raise UserError(f"cannot read the configuration {path!r}: {files.reason(error)}") from error
     except Exception as error:  # whatever reading a stranger's file raises, the file is at fault
-        raise UserError(f"{path!r} is not YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path!r} is not YAML: {textwrap.shorten(str(error), 400, placeholder=' …')}") from error
     if not isinstance(document, dict):
         raise UserError(f"{path!r} must hold a mapping of flags to values, not {type(document).__name__}")
     return _fields(document, config, repr(path))
+
+
+def _loaded(content: bytes) -> Any:
+    import yaml  # noqa: PLC0415
+
+    def whole_number(loader: Any, node: Any) -> int:
+        # Longer ones cannot be shown, take the square of their length to be read, or share one hash as keys.
+        if len(node.value) > 100 or abs(value := loader.construct_yaml_int(node)) >= _MAX_WHOLE_NUMBER:
+            raise yaml.constructor.ConstructorError(
+                problem="a whole number must have at most 63 bits", problem_mark=node.start_mark
+            )
+        return int(value)
+
+    class Loader(yaml.SafeLoader):
+        """SafeLoader, but for its whole numbers."""
+
+    Loader.add_constructor("tag:yaml.org,2002:int", whole_number)
+    return Loader(content).get_single_data()
 
 
 def _fields(document: dict[Any, Any], config: type[Any], where: str) -> dict[str, Any]:
@@ -93,7 +129,7 @@ def _fields(document: dict[Any, Any], config: type[Any], where: str) -> dict[str
     for key, value in document.items():
         name = str(key).replace("-", "_")
         if name not in known:
-            raise UserError(f"unknown key {key!r} in {where}; {nearest(name, list(known))}")
+            raise UserError(f"unknown key {quoted(key)} in {where}; {nearest(name, list(known))}")
         values[name] = _typed(f"{key} in {where}", value, kind_of(known[name]))
     return values
 
@@ -101,7 +137,7 @@ def _fields(document: dict[Any, Any], config: type[Any], where: str) -> dict[str
 def _made(name: str, value: Any, config: Any) -> Any:
     """The dataclass `config` from the mapping `value`; raises UserError, naming `name`, for a key that is missing."""
     if not isinstance(value, dict):
-        raise UserError(f"{name} must hold mappings, not {reprlib.repr(value)}")
+        raise UserError(f"{name} must hold mappings, not {quoted(value)}")
     values = _fields(value, config, name)
     for known in dataclasses.fields(config):
         if known.name not in values and known.default is dataclasses.MISSING:
@@ -123,10 +159,9 @@ def _typed(name: str, value: Any, kind: Kind) -> Any:
         return _made(name, value, kind.type)
     value = _converted(value, kind.type)
     if type(value) is not kind.type:
-        # YAML's aliases can make a few lines unfold to more than memory holds.
-        raise UserError(f"{name} must be {_NAMES[kind.type]}, not {reprlib.repr(value)}")
+        raise UserError(f"{name} must be {_NAMES[kind.type]}, not {quoted(value)}")
     if kind.choices and value not in kind.choices:
-        raise UserError(f"{name} must be one of {', '.join(map(str, kind.choices))}, not {value!r}")
+        raise UserError(f"{name} must be one of {', '.join(map(str, kind.choices))}, not {quoted(value)}")
     return value
 
 

@@ -5,7 +5,7 @@ from typing import Literal
 
 import pytest
 
-from dim.config import Kind, flag_name, kind_of, nearest, one_of, option, read_yaml
+from dim.config import Kind, flag_name, kind_of, nearest, one_of, option, quoted, read_yaml
 from dim.errors import UserError
 
 
@@ -43,6 +43,15 @@ def test_the_nearest_name_or_all():
     with pytest.raises(UserError, match=r"^unknown pooling 'gen'; did you mean 'gem'\?$"):
         one_of("pooling", "gen", ["mac", "gem"])
     assert flag_name("image_size") == "--image-size"
+
+
+def test_what_is_quoted_is_short():
+    assert quoted("a  b\n") == r"'a  b\n'"
+    unfolding = "x"
+    for _ in range(40):
+        unfolding = [unfolding] * 9
+    for value in ("k" * 10**6, unfolding, list("k" * 10**6)):
+        assert len(quoted(value)) < 150
 
 
 def test_yaml_takes_flags_and_fields_and_lists(read):
@@ -83,12 +92,31 @@ def test_yaml_takes_flags_and_fields_and_lists(read):
         ("", "must hold a mapping of flags to values, not NoneType"),
         ("a: [", "is not YAML: .*"),
         ("\0", "is not YAML"),
+        *(
+            (f"{key}: 0x{'f' * 5000}", "must have at most 63 bits .*line 1")
+            for key in ("manifest", "image-size", "retry")
+        ),
+        (f"scales: [0x{'f' * 5000}]", "must have at most 63 bits"),
+        (f"image-size: {-(2**63)}", "must have at most 63 bits"),
+        (f"{{{2**61 - 1}: 1, {5 * (2**61 - 1)}: 1}}", "must have at most 63 bits"),  # keys with one hash
+        ("image-size: 1" + ":1" * 40_000, "must have at most 63 bits"),  # base 60
+        ("resize: " + "k" * 90_000, "must be one of squash, long-side, not 'kkk"),
+        ("? " + "k" * 90_000, "unknown key 'kkk"),
+        ("retry: *" + "k" * 90_000, "found undefined alias …"),
+        ("#" * 100_001, "has 100,001 bytes; the limit for a configuration is 100,000"),
     ],
+    ids=lambda text: text[:30],
 )
 def test_yaml_that_is_wrong_is_named_in_one_line(read, text, message):
     with pytest.raises(UserError, match=message) as error:
         read(text)
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 500
+
+
+def test_a_large_configuration_is_not_read(read, monkeypatch):
+    monkeypatch.setattr("dim.files.read_bytes", lambda _: pytest.fail("read before its size was looked at"))
+    with pytest.raises(UserError, match="the limit for a configuration"):
+        read("#" * 100_001)
 
 
 def test_yaml_that_cannot_be_read(tmp_path):

@@ -7,7 +7,7 @@ for nor against.
 from dataclasses import dataclass
 
 from dim import tables
-from dim.config import nearest
+from dim.config import nearest, quoted
 from dim.data import manifest as manifests
 from dim.data.manifest import Manifest
 from dim.errors import UserError
@@ -45,12 +45,14 @@ def read(uri: str, manifest: Manifest) -> GroundTruth:
     rows = zip(*(manifests.text(uri, table, name).to_pylist() for name in COLUMNS), strict=True)
     for number, (query, image, grade) in enumerate(rows, start=1):
         if grade not in GRADES:
-            raise UserError(f"{uri!r}: row {number} has the grade {grade!r}; {nearest(str(grade), list(GRADES))}")
+            raise UserError(f"{uri!r}: row {number} has the grade {quoted(grade)}; {nearest(str(grade), list(GRADES))}")
         for name, value in (("query_id", query), ("image_id", image)):
             if value not in known:
-                raise UserError(f"{uri!r}: row {number} has the {name} {value!r}, which {manifest.uri!r} lacks")
+                raise UserError(f"{uri!r}: row {number} has the {name} {quoted(value)}, which {manifest.uri!r} lacks")
         if (query, image) in seen:
-            raise UserError(f"{uri!r}: row {number} grades {image!r} for {query!r} a second time; keep one of the rows")
+            raise UserError(
+                f"{uri!r}: row {number} grades {quoted(image)} for {quoted(query)} a second time; keep one of the rows"
+            )
         seen.add((query, image))
         images.setdefault(query, {}).setdefault(grade, []).append(image)
     return GroundTruth(uri, images)

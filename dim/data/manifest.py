@@ -6,7 +6,7 @@ and `x1, y1, x2, y2` (a query's box in pixels of the upright image). Other colum
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -15,12 +15,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dim import files, tables
+from dim.config import quoted
 from dim.errors import UserError
 
 SPLITS = ("train", "val", "test")
 ROLES = ("query", "database")
 BOX = ("x1", "y1", "x2", "y2")
-_REQUIRED = ("image_id", "path")
+_TEXTS = ("image_id", "path", "label", "split", "role")
+# The path first: where a table has no ids, they are made of the paths.
+_REQUIRED = ("path", "image_id")
 
 
 @dataclass(frozen=True)
@@ -79,8 +82,8 @@ class Manifest:
 def read(uri: str) -> Manifest:
     """Reads and checks the manifest at `uri`.
 
-    Raises UserError: no such file, a missing column, an empty or repeated image_id, an empty path, an unknown split or
-    role, an incomplete or empty box, no row at all.
+    Raises UserError: no such file, a missing column, one that is no text or whose rows Arrow can't select, an empty or
+    repeated image_id, an empty path, an unknown split or role, an incomplete or empty box, no row at all.
     """
     return checked(uri, tables.read(uri))
 
@@ -88,11 +91,11 @@ def read(uri: str) -> Manifest:
 def checked(uri: str, table: pa.Table) -> Manifest:
     """`table` as the manifest that stands, or will stand, at `uri`. Raises UserError as `read` does."""
     tables.require_columns(table, _REQUIRED, uri)
-    for name in ("image_id", "path", "label", "split", "role"):
-        if name in table.column_names:
-            table = table.set_column(table.column_names.index(name), name, text(uri, table, name))
-        elif name != "role":
+    for name in ("label", "split"):
+        if name not in table.column_names:
             table = table.append_column(name, pa.nulls(table.num_rows, pa.string()))
+    texts = [name for name in table.column_names if name in _TEXTS or not _selectable(table[name])]
+    table = with_texts(uri, table, texts)
     if table.num_rows == 0:
         raise UserError(f"{uri!r} has no row")
     _require_ids(uri, table)
@@ -102,7 +105,7 @@ def checked(uri: str, table: pa.Table) -> Manifest:
         unknown = set(table[name].unique().to_pylist()) - {None, *allowed}
         if unknown:
             raise UserError(
-                f"{uri!r}: unknown {name} {sorted(unknown)[0]!r}; use {', '.join(allowed)} or leave it empty"
+                f"{uri!r}: unknown {name} {quoted(sorted(unknown)[0])}; use {', '.join(allowed)} or leave it empty"
             )
     return Manifest(uri, _with_boxes(uri, table))
 
@@ -116,7 +119,23 @@ def _require_ids(uri: str, table: pa.Table) -> None:
     counts = table["image_id"].value_counts()
     repeated = [c["values"].as_py() for c in counts if c["counts"].as_py() > 1] if len(counts) < len(table) else []
     if repeated:
-        raise UserError(f"{uri!r}: image_id {repeated[0]!r} stands more than once ({len(repeated)} such ids)")
+        raise UserError(f"{uri!r}: image_id {quoted(repeated[0])} stands more than once ({len(repeated)} such ids)")
+
+
+def _selectable(column: pa.ChunkedArray) -> bool:
+    """Whether Arrow can select rows of such a column; of a string_view, say, it can't."""
+    try:
+        column.slice(0, 0).filter(pa.array([], pa.bool_()))
+    except pa.ArrowNotImplementedError:
+        return False
+    return True
+
+
+def with_texts(uri: str, table: pa.Table, names: Iterable[str]) -> pa.Table:
+    """`table`, with its columns `names` as strings. Raises UserError as `text` does."""
+    for name in names:
+        table = table.set_column(table.column_names.index(name), name, text(uri, table, name))
+    return table
 
 
 def text(uri: str, table: pa.Table, name: str) -> pa.ChunkedArray:
@@ -124,7 +143,7 @@ def text(uri: str, table: pa.Table, name: str) -> pa.ChunkedArray:
     try:
         return table[name].cast(pa.string())
     except pa.ArrowException as error:
-        raise UserError(f"{uri!r}: column {name} must be text: {files.reason(error)}") from error
+        raise UserError(f"{uri!r}: column {name!r} must be text: {files.reason(error)}") from error
 
 
 def _with_boxes(uri: str, table: pa.Table) -> pa.Table:
@@ -145,7 +164,7 @@ def _with_boxes(uri: str, table: pa.Table) -> pa.Table:
     partial = pc.and_not(functools.reduce(pc.or_, missing), functools.reduce(pc.and_, missing))
     for wrong, what in ((partial, "an incomplete box"), (empty, "an empty box (x2 ≤ x1 or y2 ≤ y1)")):
         if (row := _first(wrong)) is not None:
-            raise UserError(f"{uri!r}: image_id {table['image_id'][row].as_py()!r} has {what}")
+            raise UserError(f"{uri!r}: image_id {quoted(table['image_id'][row].as_py())} has {what}")
     return table
 
 

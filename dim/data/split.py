@@ -27,10 +27,11 @@ def split(config: SplitConfig) -> dict[str, Any]:
     """Writes the manifest `config.out`, and beside it `<stem>.unreadable.csv` with path, label and reason.
 
     Raises UserError, before anything is written, for flags that contradict each other or are out of range, a missing
-    folder or table, no photo that can be read, an unknown label to ignore, and too few labels.
+    folder or table, a column that a CSV file can't hold where one is to be written, no photo that can be read, an
+    unknown label to ignore, and too few labels.
     """
     _check(config)
-    table = _from_folder(config.images) if files.is_folder(config.images) else _from_table(config.images)
+    table = _from_folder(config.images) if files.is_folder(config.images) else _from_table(config.images, config.out)
     readable, unreadable = _tried(_wanted(table, config), config.images)
     kept = _large_enough(readable, config)
     labels, image_ids = kept["label"].to_pylist(), kept["image_id"].to_pylist()
@@ -142,18 +143,21 @@ def _from_folder(folder: str) -> pa.Table:
     )
 
 
-def _from_table(uri: str) -> pa.Table:
+def _from_table(uri: str, out: str) -> pa.Table:
     if not uri.endswith(tables.SUFFIXES):
         raise UserError(f"no folder {uri!r}; name a folder with one sub-folder per label, or a .parquet or .csv table")
     table = tables.read(uri)
     tables.require_columns(table, ("path", "label"), uri)
     if "image_id" not in table.column_names:
-        paths = table["path"].cast(pa.string()).fill_null("").to_pylist()
+        paths = manifest.text(uri, table, "path").fill_null("").to_pylist()
         table = table.add_column(0, "image_id", pa.array(unique_ids(paths), pa.string()))
     if "split" in table.column_names:
         table = table.drop_columns("split")
     rows = manifest.checked(uri, table)
-    return _with_paths(rows.table.drop_columns("split"), rows.paths)
+    table = rows.table.drop_columns("split")
+    if out.endswith(".csv"):  # which holds no lists, say: better known now than when there is something to write
+        table = manifest.with_texts(uri, table, table.column_names)
+    return _with_paths(table, rows.paths)
 
 
 def _wanted(table: pa.Table, config: SplitConfig) -> pa.Table:

@@ -25,7 +25,7 @@ from dim.errors import UserError
 
 @pytest.fixture
 def tree(tmp_path, demo):
-    """Makes files in the folder of a set: text, an object to pickle, or None for one of the demo photos."""
+    """Makes files in the folder of a set: text, bytes, an object to pickle, or None for one of the demo photos."""
     photos = sorted(demo.glob("*/*.jpg"))
 
     def make(contents):
@@ -37,7 +37,7 @@ def tree(tmp_path, demo):
             elif isinstance(content, str):
                 path.write_text(content)
             else:
-                path.write_bytes(pickle.dumps(content, protocol=3))
+                path.write_bytes(content if isinstance(content, bytes) else pickle.dumps(content, protocol=3))
         return tmp_path / "set"
 
     return make
@@ -246,7 +246,10 @@ def test_cub(tree):
         ("sop", {"Ebay_train.txt": SOP["Ebay_train.txt"]}, "no file .*Ebay_test.txt"),
         ("sop", {k: v for k, v in SOP.items() if v is not None}, "none of the 3 photos"),
         ("sop", SOP | {"Ebay_test.txt": "header\n1 2 3\n"}, "Ebay_test.txt', line 2: expected 4 words"),
-        ("cub", CUB | {"image_class_labels.txt": "1 1\n"}, "images.txt', line 2: image 2 has the class ''"),
+        ("cub", CUB | {"image_class_labels.txt": "1 1\n"}, "images.txt', line 2: image '2' has the class ''"),
+        ("cub", CUB | {"image_class_labels.txt": "1 " + "9" * 5000, "classes.txt": "9" * 5000 + " x"}, "class '999"),
+        ("cub", {"image_class_labels.txt/a.txt": ""}, "cannot read .*class_labels.txt"),
+        ("sop", SOP | {"Ebay_test.txt": "\n1 2 " + "3" * 10**6}, "line 2: expected 4 words, got '1 2 33"),
         ("cub", CUB | {"images.txt": "1 a b\n"}, "images.txt', line 1: expected 2 words"),
     ],
 )
@@ -254,7 +257,7 @@ def test_a_malformed_set_is_one_clear_line_and_nothing_is_written(tree, layout, 
     source = tree(contents)
     with pytest.raises(UserError, match=message) as caught:
         Imported(layout, source)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
     assert not (source.parent / "imported").exists()
 
 
@@ -275,15 +278,43 @@ def test_a_pickle_that_calls_is_refused(tree, tmp_path):
     assert not (tmp_path / "proof").exists()
 
 
+ENTRY = {"bbx": [1, 2, 3, 4], "easy": [], "hard": [], "junk": []}
+
+
+def unfolding(depth, width):
+    """A list that is small in a pickle, and of `width ** depth` when it is written out."""
+    nested = "x"
+    for _ in range(depth):
+        nested = [nested] * width
+    return nested
+
+
 @pytest.mark.parametrize(
     "change",
-    [{"bbx": [1, 2, 3]}, {"bbx": "abcd"}, {"easy": [3]}, {"hard": [-1]}, {"junk": None}, {"easy": ["x"]}],
+    [
+        *({"gnd": [ENTRY | part]} for part in ({"bbx": [1, 2, 3]}, {"bbx": "abcd"}, {"bbx": ["x" * 10**6, 2, 3, 4]})),
+        *(
+            {"gnd": [ENTRY | {"easy": positions}]}
+            for positions in ([3], [-1], None, ["x"], [float("inf")], ["9" * 5000])
+        ),
+        *({"imlist": [name]} for name in (7, unfolding(9, 12), "\udcff", "x" * 10**6)),
+        {"imlist": ["a", "a"]},
+        {"qimlist": ["q", "r"]},
+        {"qimlist": ["q", "r"], "gnd": [ENTRY | {"easy": [0] * 600_000}] * 2},
+    ],
+    ids=lambda change: str(next(iter(change))),
 )
 def test_a_pickle_with_wrong_contents_is_refused(tree, change):
-    entry = {"bbx": [1, 2, 3, 4], "easy": [], "hard": [], "junk": []} | change
-    gnd = {"imlist": ["a", "b", "c"], "qimlist": ["q"], "gnd": [entry]}
-    with pytest.raises(UserError, match=r"gnd_rparis6k.pkl"):
-        Imported("rparis6k", tree({"jpg/a.jpg": None, "gnd_rparis6k.pkl": gnd}))
+    gnd = {"imlist": ["a", "b", "c"], "qimlist": ["q"], "gnd": [ENTRY]} | change
+    with pytest.raises(UserError, match=r"gnd_rparis6k.pkl") as caught:
+        Imported("rparis6k", tree({"jpg/a.jpg": None, "gnd_rparis6k.pkl": pickle.dumps(gnd, protocol=4)}))
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
+
+
+def test_a_pickle_with_a_name_that_nests_deep_is_refused(tree):
+    nested = b"\x80\x04}(\x8c\x06imlist]" + b"]" * 100_000 + b"a" * 100_000 + b"\x8c\x07qimlist]\x8c\x03gnd]u."
+    with pytest.raises(UserError, match="no name of a photo"):
+        Imported("rparis6k", tree({"jpg/a.jpg": None, "gnd_rparis6k.pkl": nested}))
 
 
 def test_an_import_again_takes_the_place_of_the_first(tree):

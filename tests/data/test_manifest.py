@@ -57,6 +57,12 @@ def test_paths_don_t_depend_on_the_working_directory(read, monkeypatch, tmp_path
     assert found == [f"{tmp_path}/x/1.jpg"]
 
 
+def test_rows_can_be_selected_whatever_the_other_columns():
+    more = {"view": pa.array(["x", "y"], pa.string_view()), "list": [[1], [2]]}
+    found = checked(image_id=["a", "b"], path=["1", "2"], split=["val", None], **more).select("val")
+    assert (found.table["view"].to_pylist(), found.table["list"].to_pylist()) == (["x"], [[1]])
+
+
 TWO = {"image_id": ["a", "b"], "path": ["1", "2"]}
 BOXES = TWO | {"x1": [0, 0], "y1": [0, 0], "x2": [9, 9], "y2": [9, 9]}
 
@@ -70,6 +76,9 @@ BOXES = TWO | {"x1": [0, 0], "y1": [0, 0], "x2": [9, 9], "y2": [9, 9]}
         (TWO | {"image_id": ["a", None]}, "row 2 has no image_id"),
         (TWO | {"image_id": ["", "b"]}, "row 1 has no image_id"),
         (TWO | {"path": ["1", None]}, "row 2 has no path"),
+        (TWO | {"image_id": [None, "b"], "path": [None, "2"]}, "row 1 has no path"),
+        (TWO | {"view": pa.array([b"\xff", b""], pa.binary_view())}, "column 'view' must be text: Invalid UTF8"),
+        (TWO | {"split": ["train", "d" * 10**6]}, "unknown split 'ddd"),
         (TWO | {"image_id": ["a", "a"]}, r"image_id 'a' stands more than once \(1 such ids\)"),
         (TWO | {"split": ["train", "dev"]}, "unknown split 'dev'; use train, val, test or leave it empty"),
         (TWO | {"role": ["query", "index"]}, "unknown role 'index'; use query, database or leave it empty"),
@@ -85,6 +94,7 @@ def test_what_is_wrong_is_named_in_one_line(columns, message):
     with pytest.raises(UserError, match=message) as error:
         checked(**columns)
     assert "'photos.csv'" in str(error.value) and "\n" not in str(error.value)
+    assert len(str(error.value)) < 500
 
 
 def test_a_selection_of_nothing_names_what_there_is(read):

@@ -178,6 +178,52 @@ def test_a_table_keeps_its_ids(shelf, tmp_path):
     assert list(rows.labels) == ["1", "1", "2", "2"]
 
 
+ODD = {
+    "list": pa.array([[1]] * 4),
+    "struct": pa.array([{"a": 1}] * 4),
+    "map": pa.array([[("a", 1)]] * 4, pa.map_(pa.string(), pa.int64())),
+    "binary": pa.array([b"\xff"] * 4),
+    "uuid": pa.array([b"\xff" * 16] * 4, pa.uuid()),
+}
+
+
+def with_column(folder, **columns):
+    paths = [f"shelf/{name}.png" for name in ("A/0", "A/1", "B/0", "B/1")]
+    pq.write_table(pa.table({"path": paths, "label": [*"AABB"]} | columns), folder / "photos.parquet")
+    return folder / "photos.parquet"
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_a_column_that_only_parquet_holds(shelf, tmp_path, kind):
+    images = with_column(tmp_path, odd=ODD[kind])
+    _, rows = ran(images, tmp_path / "m.parquet", val_per_label=1)
+    assert rows.table["odd"].to_pylist() == ODD[kind].to_pylist()
+    with pytest.raises(UserError, match=r"photos\.parquet': column 'odd' must be text: "):
+        ran(images, tmp_path / "out" / "m.csv", val_per_label=1)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("odd", [pa.array([*"rgbr"], pa.string_view()), pa.array([*"rgbr"], pa.json_())], ids=str)
+@pytest.mark.parametrize("out", ["m.csv", "m.parquet"])
+def test_a_column_that_becomes_text(shelf, tmp_path, odd, out):
+    _, rows = ran(with_column(tmp_path, odd=odd), tmp_path / out, val_per_label=1)
+    assert rows.table["odd"].to_pylist() == [*"rgbr"]
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        (ODD["list"], "column 'path' must be text: Unsupported cast"),
+        (ODD["binary"], "column 'path' must be text: Invalid UTF8"),
+        (pa.nulls(4), "row 1 has no path"),
+        (pa.array(["a", None, "b", "c"]), "row 2 has no path"),
+    ],
+)
+def test_paths_that_no_id_can_be_made_of(tmp_path, path, message):
+    with pytest.raises(UserError, match=message):
+        ran(with_column(tmp_path, path=path), tmp_path / "m.csv")
+
+
 def test_the_demo_set_can_be_split_again(demo, tmp_path):
     result, rows = ran(demo, tmp_path / "m.parquet")
     assert (result["images"], result["labels"], result["unreadable"]) == (310, 31, 0)

@@ -5,6 +5,7 @@ import pickle
 import random
 import struct
 import subprocess
+import time
 from collections import OrderedDict
 
 import numpy as np
@@ -16,7 +17,7 @@ from dim.errors import UserError
 ORDINARY = {
     "gnd": [{"bbx": [1.5, 2, 3, 4], "easy": [1, 2**40], "hard": [], "junk": [-3]}],
     "imlist": ["a", "ü", "a"],
-    "rest": (None, True, False, {1, 2}, frozenset({"x"}), b"\0\1", bytearray(b"z"), 10**50, (), ((1,), 2)),
+    "rest": (None, True, False, {1, 2}, frozenset({"x"}), b"\0\1", bytearray(b"z"), 1 - 2**53, (), ((1,), 2)),
 }
 
 
@@ -109,19 +110,46 @@ def test_objects_from_outside_are_refused(written):
         b"\x80\x02}" + b")" + b"\x85" * 10**6 + b"Ns.",  # a key that is a tuple in a tuple in a tuple …
         b"\x80\x02" + b"]" * 10**5 + b"a" * 10**5 + b".",
         b"I" + b"1" * 5000 + b"\n.",
+        b"cos\n" + b"x" * 10**6 + b"\n.",
         b"\x80\x02}]Ns.",  # a list as key
         b"\x80\x02}}b.",  # the state of a dict
     ],
 )
 def test_what_is_no_sound_pickle(written, content):
-    with pytest.raises(UserError, match=r"gnd\.pkl"):
+    with pytest.raises(UserError, match=r"gnd\.pkl") as error:
         unpickle(written(content))
+    assert len(str(error.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    "instruction",
+    [
+        b"I9007199254740992\n",
+        b"L-9007199254740992L\n",
+        b"\x8a\x08" + struct.pack("<q", 2**53),
+        b"\x8b" + struct.pack("<i", 2**20) + b"\x7f" * 2**20,
+    ],
+    ids=["INT", "LONG", "LONG1", "LONG4"],
+)
+def test_large_whole_numbers_are_refused(written, instruction):
+    with pytest.raises(UserError, match=r"gnd\.pkl' is not read as a pickle: a whole number has more than 53 bits"):
+        unpickle(written(b"\x80\x02]" + instruction + b"a."))
+
+
+def test_keys_with_one_hash_are_refused_at_once(written):
+    keys = (pickle.dumps(key * (2**61 - 1), 2)[2:-1] + b"N" for key in range(200_000))
+    started = time.monotonic()
+    with pytest.raises(UserError, match="more than 53 bits"):
+        unpickle(written(b"\x80\x02}(" + b"".join(keys) + b"u."))
+    assert time.monotonic() - started < 5
 
 
 def test_limits_and_missing_files(written, tmp_path, monkeypatch):
     monkeypatch.setattr("dim.data.unpickle._MAX_BYTES", 10)
-    with pytest.raises(UserError, match="the limit for a pickle is 10"):
-        unpickle(written(b"x" * 11))
+    with monkeypatch.context() as patch:
+        patch.setattr("dim.files.read_bytes", lambda _: pytest.fail("read before its size was looked at"))
+        with pytest.raises(UserError, match="11 bytes; the limit for a pickle is 10"):
+            unpickle(written(b"x" * 11))
     for path in (tmp_path / "none.pkl", tmp_path):
         with pytest.raises(UserError, match="cannot read"):
             unpickle(str(path))

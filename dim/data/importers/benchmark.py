@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from dim import files
+from dim.config import quoted
 from dim.data import photos
 from dim.data.decode import Box
 from dim.errors import UserError
@@ -38,13 +39,15 @@ class Benchmark:
 def lines(source: str, name: str, columns: int, header: bool = False) -> Iterator[tuple[str, list[str]]]:
     """The lines of a text file: where each stands, for messages, and its `columns` words; empty lines are skipped.
 
-    Raises UserError where the file is missing, is no text, or a line has another number of words.
+    Raises UserError where the file is missing or cannot be read, is no text, or a line has another number of words.
     """
     uri = files.join(source, name)
     try:
         text = files.read_bytes(uri).decode()
     except FileNotFoundError as error:
         raise UserError(f"no file {uri!r}; SOURCE is the folder of the set as distributed") from error
+    except OSError as error:
+        raise UserError(f"cannot read {uri!r}: {files.reason(error)}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{uri!r} is no text: {error}") from error
     for number, line in enumerate(text.splitlines(), start=1):
@@ -52,7 +55,7 @@ def lines(source: str, name: str, columns: int, header: bool = False) -> Iterato
         if not words or (header and number == 1):
             continue
         if len(words) != columns:
-            raise UserError(f"{uri!r}, line {number}: expected {columns} words, got {line!r}")
+            raise UserError(f"{uri!r}, line {number}: expected {columns} words, got {quoted(line)}")
         yield f"{uri!r}, line {number}", words
 
 

@@ -8,6 +8,9 @@ Retrieval trains on the first 100 classes and tests on the others; the set's own
 classification.
 """
 
+import re
+
+from dim.config import quoted
 from dim.data.importers.benchmark import Benchmark, Photo, lines
 from dim.errors import UserError
 
@@ -21,8 +24,10 @@ def cub(source: str) -> Benchmark:
     rows = []
     for where, (image, path) in lines(source, "images.txt", columns=2):
         number = class_of.get(image, "")
-        if number not in name_of or not number.isdecimal():
-            raise UserError(f"{where}: image {image} has the class {number!r}, which classes.txt does not number")
+        if number not in name_of or not re.fullmatch(r"\d{1,9}", number):
+            raise UserError(
+                f"{where}: image {quoted(image)} has the class {quoted(number)}, which classes.txt does not number"
+            )
         split = "train" if int(number) <= _TRAINING_CLASSES else "test"
         rows.append(Photo(path.rpartition(".")[0], f"images/{path}", name_of[number], split))
     return Benchmark(rows)

@@ -8,6 +8,7 @@ test, as papers report the two apart; Ignored ones (116,448, which show no landm
 """
 
 from dim import files, tables
+from dim.config import quoted
 from dim.data.importers.benchmark import Benchmark, Photo
 from dim.errors import UserError
 
@@ -22,13 +23,15 @@ def gldv2(source: str) -> Benchmark:
     name = _solution(source)
     for number, (query, images, usage) in enumerate(_rows(source, name, "id", "images", "Usage"), start=2):
         if usage not in _SPLIT_OF_USAGE:
-            raise UserError(f"{source}/{name}, line {number}: Usage is {usage!r}, not {', '.join(_SPLIT_OF_USAGE)}")
+            raise UserError(
+                f"{source}/{name}, line {number}: Usage is {quoted(usage)}, not {', '.join(_SPLIT_OF_USAGE)}"
+            )
         if _SPLIT_OF_USAGE[usage] is None:
             continue
         rows.append(Photo(query, _path("test", query), split=_SPLIT_OF_USAGE[usage], role="query"))
         for image in dict.fromkeys(images.split()):
             if image not in index:
-                raise UserError(f"{source}/{name}, line {number}: image {image!r} is not in index.csv")
+                raise UserError(f"{source}/{name}, line {number}: image {quoted(image)} is not in index.csv")
             grades.append((query, image, "good"))
     return Benchmark(rows, grades)
 

@@ -10,6 +10,7 @@ Paris6k has 6,412 files, 20 of which hold no photo; the field counts the other 6
 
 from functools import partial
 
+from dim.config import quoted
 from dim.data.decode import Box
 from dim.data.importers.benchmark import Benchmark, Photo, by_stem, lines, listed
 from dim.errors import UserError
@@ -52,7 +53,7 @@ def _box(source: str, name: str) -> tuple[str, Box]:
     try:
         x1, y1, x2, y2 = map(float, numbers)
     except ValueError as error:
-        raise UserError(f"{where}: a box is four numbers, not {' '.join(numbers)!r}") from error
+        raise UserError(f"{where}: a box is four numbers, not {quoted(' '.join(numbers))}") from error
     return image.removeprefix("oxc1_"), (x1, y1, x2, y2)
 
 

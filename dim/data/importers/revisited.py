@@ -11,11 +11,14 @@ from functools import partial
 from typing import Any
 
 from dim import files
+from dim.config import quoted
 from dim.data.importers.benchmark import Benchmark, Photo, by_stem, listed
 from dim.data.unpickle import unpickle
 from dim.errors import UserError
 
 _GRADES = ("easy", "hard", "junk")
+# A pickle may hold one list in a million places. The real sets have some 50,000 grades.
+_MAX_GRADES = 1_000_000
 
 
 def read(source: str, pickle: str) -> Benchmark:
@@ -24,8 +27,8 @@ def read(source: str, pickle: str) -> Benchmark:
     uri = files.join(source, pickle)
     try:
         images, queries, gnd = _checked(unpickle(uri))
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise UserError(f"{uri!r} is not the ground truth of {pickle}: {error!r}") from error
+    except (LookupError, TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"{uri!r} is not the ground truth of {pickle}: {quoted(error)}") from error
     path = {name: found.get(name, f"jpg/{name}.jpg") for name in images + queries}
     rows = [Photo(name, path[name], role="query", box=box) for name, (box, _) in zip(queries, gnd, strict=True)]
     rows += [Photo(name, path[name], role="database") for name in images]
@@ -40,7 +43,13 @@ def read(source: str, pickle: str) -> Benchmark:
 
 def _checked(document: Any) -> tuple[list[str], list[str], list[tuple[Any, dict[str, list[int]]]]]:
     """imlist, qimlist, and for each query its box and grade → positions; raises where the types do not fit."""
-    images, queries = ([str(name) for name in document[key]] for key in ("imlist", "qimlist"))
+    images, queries = ([_name(name) for name in document[key]] for key in ("imlist", "qimlist"))
+    if len({*images, *queries}) < len(images) + len(queries):
+        raise ValueError("a name stands twice")
+    if len(document["gnd"]) != len(queries):
+        raise ValueError(f"{len(queries)} queries but {len(document['gnd'])} entries")
+    if sum(len(entry[grade]) for entry in document["gnd"] for grade in _GRADES) > _MAX_GRADES:
+        raise ValueError(f"more than {_MAX_GRADES:,} grades")
     gnd = []
     for entry in document["gnd"]:
         x1, y1, x2, y2 = map(float, entry["bbx"])
@@ -48,9 +57,14 @@ def _checked(document: Any) -> tuple[list[str], list[str], list[tuple[Any, dict[
         if any(not 0 <= position < len(images) for positions in graded.values() for position in positions):
             raise IndexError(f"a position is not in the imlist of {len(images)}")
         gnd.append(((x1, y1, x2, y2), graded))
-    if len(gnd) != len(queries):
-        raise ValueError(f"{len(queries)} queries but {len(gnd)} entries")
     return images, queries, gnd
+
+
+def _name(value: Any) -> str:
+    """`value`, where a photo's file may be called so: what a pickle nests must not be unfolded into a name."""
+    if not isinstance(value, str) or len(value.encode()) > 255:
+        raise TypeError(f"no name of a photo: {quoted(value)}")
+    return value
 
 
 roxford5k = partial(read, pickle="gnd_roxford5k.pkl")
