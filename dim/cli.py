@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -35,10 +36,17 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see --help)")
 
 
+def _number(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if math.isfinite(value := float(text)):
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+
+
 def _floats(text: str) -> tuple[float, ...]:
     try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError as error:
+        return tuple(_number(part) for part in text.split(","))
+    except argparse.ArgumentTypeError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers such as 1,0.5") from error
 
 
@@ -62,7 +70,9 @@ def _add_field(parser: Any, field: dataclasses.Field[Any], annotation: Any) -> N
     else:
         metavar = None if choices else field.metadata.get("metavar", _METAVARS.get(kind, "TEXT"))
         action = "append" if repeated else "store"
-        parser.add_argument(flag, type=kind, choices=choices, metavar=metavar, action=action, **extra)
+        parser.add_argument(
+            flag, type=_number if kind is float else kind, choices=choices, metavar=metavar, action=action, **extra
+        )
 
 
 def parser_of(config: type[C], description: str) -> argparse.ArgumentParser:

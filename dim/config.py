@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import difflib
+import math
 import reprlib
 import textwrap
 import types
@@ -158,7 +159,7 @@ def _typed(name: str, value: Any, kind: Kind) -> Any:
     if dataclasses.is_dataclass(kind.type):
         return _made(name, value, kind.type)
     value = _converted(value, kind.type)
-    if type(value) is not kind.type:
+    if type(value) is not kind.type or (kind.type is float and not math.isfinite(value)):
         raise UserError(f"{name} must be {_NAMES[kind.type]}, not {quoted(value)}")
     if kind.choices and value not in kind.choices:
         raise UserError(f"{name} must be one of {', '.join(map(str, kind.choices))}, not {quoted(value)}")

@@ -38,7 +38,10 @@ def search(config: SearchConfig) -> dict[str, Any]:
         with _opened(config, found) as out:
             return _answer(config, asked, found, out)
     photos = queries.listed(config.queries)
-    content.of_manifest(manifest.checked(config.queries, photos))  # refuses photos none of which exists
+    asked_for = manifest.checked(config.queries, photos)
+    if config.root:
+        content.require_under(config.root, asked_for)
+    content.of_manifest(asked_for)  # refuses photos none of which exists
     extraction = queries.extraction(config, found.embedding)
     with _opened(config, found) as out:
         from dim.extract.job import extract  # noqa: PLC0415  (descriptors at hand need no Ray)
