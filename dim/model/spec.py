@@ -3,22 +3,23 @@
 import dataclasses
 import hashlib
 import re
-import zipfile
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
-
 import dim
 from dim import config, files
 from dim.errors import UserError
+from dim.model import readable
 from dim.model.vocabulary import Resize
 
 FORMAT_VERSION = 1
 SPEC_FILE, WEIGHTS_FILE = "model.json", "model.weights.h5"
 SHIPPED_WEIGHTS = Path(dim.__file__).parent / "assets" / "vgg16" / "vgg16_imagenet_notop_fp16.npz"
 
+DEEPEST = 8  # levels of what a whitening was fitted on: copying it and writing it as JSON recurse
+LONGEST = 100  # characters of a name that are told
 WORDS = ("random", "imagenet")  # in place of a weights file
 
 POOLINGS = ("mac", "spoc", "spoc-prior", "gem", "crow", "rmac")
@@ -131,8 +132,8 @@ class Spec:
             "resize": ["squash", "long-side"],
         }
         for name, values in known.items():
-            config.one_of(f"{name} in {where}", str(getattr(self, name)), values)
-        config.one_of(f"layer in {where}", str(self.layer), list(BACKBONES[self.backbone].layers))
+            config.one_of(f"{name} in {where}", str(getattr(self, name))[:LONGEST], values)
+        config.one_of(f"layer in {where}", str(self.layer)[:LONGEST], list(BACKBONES[self.backbone].layers))
         self._check_number("image_size", 65536, where)
         for name, most in (("region_dimension", self.channels), ("dimension", self.pooled_dimension)):
             if getattr(self, name) is not None:
@@ -142,13 +143,21 @@ class Spec:
         for name in ("whitening", "region_whitening"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, dict) and "learned_on" in value):
-                raise UserError(f"{name} in {where} must be an object that has learned_on, not {value!r}")
+                raise UserError(f"{name} in {where} must be an object that has learned_on, not {reprlib.repr(value)}")
+            if _nested(value, DEEPEST):
+                raise UserError(f"{name} in {where} is nested more than {DEEPEST} deep; make the model again")
         return self
 
     def _check_number(self, name: str, most: int, where: str) -> None:
         value = getattr(self, name)
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-            raise UserError(f"{name} in {where} must be a whole number from 1 to {most}, not {value!r}")
+            raise UserError(f"{name} in {where} must be a whole number from 1 to {most}, not {reprlib.repr(value)}")
+
+
+def _nested(value: Any, levels: int) -> bool:
+    """Whether `value` is nested deeper than so many levels."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels < 0 or any(_nested(part, levels - 1) for part in inner)
 
 
 @dataclass(frozen=True)
@@ -197,26 +206,11 @@ def resolve(model: str, weights: str | None = None, **changes: Any) -> Source:
             f"no weights are shipped for {spec.backbone!r}; give --weights FILE, or imagenet to download them"
         )
     if found not in WORDS:
-        _require_readable(found)
+        readable.require_readable(found)
     changed = dataclasses.replace(spec, **given)
     if changed.pooling != "rmac":
         changed = dataclasses.replace(changed, region_dimension=None, region_whitening=None)
     return Source(changed.checked(f"model {model!r}"), found, saved)
-
-
-def _require_readable(uri: str) -> None:
-    """Raises UserError where the weights file is missing, or is no archive of arrays; what is in it is left unread."""
-    if not files.exists(uri):
-        raise UserError(f"no weights file {uri!r}")
-    if not uri.endswith((".npz", ".h5")):
-        raise UserError(f"weights {uri!r} are neither .npz nor .h5")
-    filesystem, path = files.locate(uri)
-    try:
-        with filesystem.open_input_file(path) as file, (h5py.File if uri.endswith(".h5") else zipfile.ZipFile)(file):
-            pass
-    except Exception as error:  # whatever opening a stranger's file raises, the file is at fault
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"cannot read the weights {uri!r}: {reason}; get them again") from error
 
 
 def _off_the_shelf(name: str) -> Spec:
@@ -240,13 +234,14 @@ def read(folder: str) -> Spec:
     version = document.pop("format_version", None)
     if version != FORMAT_VERSION:
         raise UserError(
-            f"{uri!r} has format version {version!r}, this dim reads {FORMAT_VERSION}; use the dim that made it"
+            f"{uri!r} has format version {reprlib.repr(version)}, this dim reads {FORMAT_VERSION}; "
+            "use the dim that made it"
         )
     known = {field.name: field.default for field in dataclasses.fields(Spec)}
     required = {name for name, default in known.items() if default is not None}
     for fields, what in ((document.keys() - known, "has the unknown"), (required - document.keys(), "lacks the")):
         if fields:
-            raise UserError(f"{uri!r} {what} field {min(fields)!r}; use the dim that made it")
+            raise UserError(f"{uri!r} {what} field {reprlib.repr(min(fields))}; use the dim that made it")
     return Spec(**document).checked(repr(uri))
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from dim import files
 from dim.errors import UserError
+from dim.model import hdf5
 
 DOWNLOAD_SECONDS = 30.0  # without an answer
 NPY_HEADER_BYTES = 4096  # at most
@@ -65,6 +66,7 @@ def _load_h5(model: keras.Model, uri: str) -> None:
     # Keras reads paths only, and tells its formats apart by their endings.
     with _local_file(".weights.h5" if uri.endswith(".weights.h5") else ".h5") as local:
         local.write_bytes(files.read_bytes(uri))
+        hdf5.require_whole(str(local))
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)  # that some layers keep what they had
             model.load_weights(str(local))

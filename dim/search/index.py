@@ -1,6 +1,7 @@
 """FAISS indexes, by `index_factory` string: made from descriptors block by block, read, and how large they are."""
 
 import contextlib
+import hashlib
 import re
 import struct
 from collections.abc import Iterable, Iterator
@@ -10,6 +11,7 @@ from typing import Any
 import faiss
 import numpy as np
 
+from dim import output
 from dim.errors import UserError
 from dim.search.approximate import Approximate
 from dim.search.database import Database, of_array
@@ -17,14 +19,15 @@ from dim.search.database import Database, of_array
 FILE, IDS_FILE = "knn.index", "ids.parquet"
 ROWS_A_LIST = 100  # to train an IVF; FAISS wants 39 or more and uses 256 or fewer
 LEAST_ROWS = 65536  # 256 for each of the 256 codes of a product quantiser
+LARGEST = 2**20  # number in a factory string: more lists than FAISS's guidelines have for 1e9 rows
 
 
 @contextlib.contextmanager
 def refusals(what: str) -> Iterator[None]:
-    """Turns FAISS's RuntimeError into a UserError of one line that begins with `what`."""
+    """Turns FAISS's RuntimeError and MemoryError into a UserError of one line that begins with `what`."""
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         reason = " ".join(re.split(r"\.(?:cpp|h):\d+: |failed: ", str(error))[-1].split())
         raise UserError(f"{what}: {reason}") from error
 
@@ -33,7 +36,9 @@ def made(factory: str, dimension: int, seed: int, flag: str = "--factory") -> An
     """An empty index by inner product. Raises UserError, naming the `flag` of the factory string, where FAISS has no
     such index for this dimension.
     """
-    with refusals(f"{flag} {factory!r} is no FAISS index for {dimension} values, such as Flat or IVF1024,PQ64"):
+    what = f"{flag} {factory!r} is no FAISS index for {dimension} values, such as Flat or IVF1024,PQ64"
+    _require_sane(factory, what)
+    with refusals(what):
         index = faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
     if isinstance(index, faiss.IndexIDMap):
         raise UserError(f"{flag} {factory!r}: leave IDMap out, {IDS_FILE} has the ids")
@@ -45,6 +50,15 @@ def made(factory: str, dimension: int, seed: int, flag: str = "--factory") -> An
             if (clustering := getattr(clustered, "cp", None)) is not None:
                 clustering.seed = seed
     return index
+
+
+def _require_sane(factory: str, what: str) -> None:
+    # FAISS reads as far as a NUL, and makes an index that crashes later of a 0 or of what overflows its integers.
+    if not (factory.isascii() and factory.isprintable()):
+        raise UserError(f"{what}: it has more than letters, digits and signs")
+    for number in re.findall("[0-9]+", factory):
+        if len(number) > len(str(LARGEST)) or not 1 <= int(number) <= LARGEST:
+            raise UserError(f"{what}: {number} is not from 1 to {LARGEST}")
 
 
 def lists(index: Any) -> Any:
@@ -102,16 +116,30 @@ def write_flat(path: str, dimension: int, rows: int, blocks: Iterable[np.ndarray
         raise RuntimeError(f"the blocks of this index have {-rows:+d} rows of what was announced")
 
 
-def read(path: str, place: np.ndarray, parameters: str | None) -> Database:
+def sealed(path: str) -> dict[str, Any]:
+    """What the record of an index says of its file, at `path`, for `read` to know it by."""
+    with open(path, "rb") as file:
+        return {"bytes": Path(path).stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def read(path: str, place: np.ndarray, parameters: str | None, record: Any) -> Database:
     """The index in the file at `path`: a flat one is searched exactly, its vectors mapped to memory.
 
-    `parameters` are FAISS's, such as "nprobe=16". Raises UserError where they are none of this index's, or the file
-    holds no index of as many rows as `place` has.
+    `parameters` are FAISS's, such as "nprobe=16"; `record` is what the job that built it said. Raises UserError where
+    the parameters are none of this index's, or the file is not the one of the record and of as many rows as `place`.
     """
-    with refusals(f"{path!r} is no FAISS index; make it again with index.py"):
+    again = "make it again with index.py"
+    known = record if isinstance(record, dict) else {}
+    # FAISS trusts what it reads: a file that was cut off or damaged would crash this process, or take all its memory.
+    if any(known.get(name) != value for name, value in sealed(path).items()):
+        raise UserError(f"{path!r} is not the file that its {output.RECORD} tells of; {again}")
+    with refusals(f"{path!r} is no FAISS index; {again}"):
         index = faiss.read_index(path, faiss.IO_FLAG_MMAP_IFC)
-    if index.ntotal != len(place):
-        raise UserError(f"{path!r} has {index.ntotal} rows, its {IDS_FILE} {len(place)}; make it again with index.py")
+    if (index.ntotal, index.d) != (len(place), known.get("dimension")):
+        raise UserError(
+            f"{path!r} has {index.ntotal} rows of {index.d} values, its {IDS_FILE} {len(place)} and its "
+            f"{output.RECORD} {known.get('dimension')!r}; {again}"
+        )
     if parameters:
         with refusals(f"--parameters {parameters!r} are none of this index's"):
             faiss.ParameterSpace().set_index_parameters(index, parameters)

@@ -1,7 +1,6 @@
 """What index.py does: an FAISS index of a folder of descriptors, block by block."""
 
 import logging
-from pathlib import Path
 from typing import Any
 
 import faiss
@@ -45,7 +44,7 @@ def build(config: IndexConfig) -> dict[str, Any]:
         tables.write(out.path(index.IDS_FILE), pa.table({"image_id": rows.ids}))
         with files.written(out.path(index.FILE)) as path:
             _write(made, rows, path, dimension, config.factory)
-            size = Path(path).stat().st_size
+            sealed = index.sealed(path)
         return out.finish(
             {
                 "factory": config.factory,
@@ -53,8 +52,8 @@ def build(config: IndexConfig) -> dict[str, Any]:
                 "errors": len(rows.errors),
                 "dimension": dimension,
                 "trained_on": trained_on,
-                "bytes": size,
-                "bytes_per_row": round(size / len(rows), 1),
+                **sealed,
+                "bytes_per_row": round(sealed["bytes"] / len(rows), 1),
             }
         )
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from dim import files, output, tables
+from dim.data import manifest
 from dim.errors import UserError
 from dim.extract import identity
 from dim.extract.identity import Embedding
@@ -36,6 +37,15 @@ def read(folder: str, whitening: str | None, parameters: str | None) -> Target:
         rows = stored.read(folder, whitening)
         return Target(Exact(rows.parts, exact.places(rows.ids)), rows.ids, rows.embedding)
     embedding = identity.of_folder(folder)
-    ids = tables.read(files.join(folder, index.IDS_FILE))["image_id"].combine_chunks()
-    with files.on_disk(files.join(folder, index.FILE)) as path:
-        return Target(index.read(path, exact.places(ids), parameters), ids, embedding)
+    ids = _ids(files.join(folder, index.IDS_FILE))
+    if not files.exists(file := files.join(folder, index.FILE)):
+        raise UserError(f"no file {file!r}; make it again with index.py")
+    with files.on_disk(file) as path:
+        return Target(index.read(path, exact.places(ids), parameters, record.get("counts")), ids, embedding)
+
+
+def _ids(uri: str) -> pa.Array:
+    table = tables.read(uri)
+    if "image_id" not in table.column_names or table["image_id"].null_count:
+        raise UserError(f"{uri!r} has no image_id for each row; make it again with index.py")
+    return manifest.text(uri, table, "image_id").combine_chunks()

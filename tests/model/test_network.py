@@ -135,6 +135,10 @@ def write_folder(folder: Path, **changes) -> str:
     return str(folder)
 
 
+def nested(levels):
+    return [nested(levels - 1)] if levels else 1
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -154,6 +158,16 @@ def write_folder(folder: Path, **changes) -> str:
         ({"region_dimension": 64, "pooling": "rmac", "dimension": 65}, "dimension in .* from 1 to 64, not 65"),
         ({"whitening": "pca"}, "whitening in .* must be an object that has learned_on, not 'pca'"),
         ({"region_whitening": {"power": 1}}, "region_whitening in .* must be an object that has learned_on"),
+        (
+            {"whitening": {"learned_on": nested(900)}},
+            "whitening in .* is nested more than 8 deep; make the model again",
+        ),
+        ({"whitening": nested(900)}, "whitening in .* must be an object that has learned_on, not "),
+        ({"backbone": nested(900)}, "unknown backbone in"),
+        ({"backbone": "x" * 10**6}, "unknown backbone in .* 'xxx"),
+        ({"image_size": "x" * 10**6}, "image_size in .* whole number from 1 to 65536, not 'xxx"),
+        ({"x" * 10**6: 1}, "has the unknown field 'xxx"),
+        ({"format_version": "x" * 10**6}, "has format version 'xxx.*xxx', this dim reads 1"),
         ({"format_version": 2}, "has format version 2, this dim reads 1; use the dim that made it"),
         ({"format_version": "absent"}, "has format version None"),
         ({"colour": "red"}, "has the unknown field 'colour'; use the dim that made it"),
@@ -166,6 +180,7 @@ def test_model_json_that_is_wrong(tmp_path, changes, message):
         spec.resolve(folder)
     assert "model.json" in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
 
 
 @pytest.mark.parametrize(("content", "message"), [("{", "is not JSON"), ("[1]", "must hold an object")])

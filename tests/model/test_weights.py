@@ -1,5 +1,6 @@
 """Weights files that are right, broken, of another network, or made to do harm."""
 
+import os
 import zipfile
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from dim.errors import UserError
-from dim.model import weights
+from dim.model import hdf5, spec, weights
 
 KERNEL = np.arange(12, dtype=np.float32).reshape(3, 4)
 
@@ -138,6 +139,10 @@ def hostile(tmp_path):
         place = [(str(tmp_path / "secret.bin"), 0, SECRET.nbytes)]
         group.create_dataset(name, KERNEL.shape, "f4", external=place)
 
+    def outside_pipe(group, name):
+        os.mkfifo(tmp_path / "pipe")  # which nobody writes to
+        group.create_dataset(name, KERNEL.shape, "f4", external=[(str(tmp_path / "pipe"), 0, KERNEL.nbytes)])
+
     def unfolding(group, name):
         group.create_dataset(name, (2**20, 2**16), "f4", chunks=(1024, 1024), compression="gzip")
 
@@ -145,6 +150,7 @@ def hostile(tmp_path):
         "external link": linked,
         "soft link": soft,
         "external storage": stored_outside,
+        "external pipe": outside_pipe,
         "virtual": lambda group, name: group.create_virtual_dataset(name, virtual),
         "unfolding": unfolding,
         "a group": lambda group, name: group.create_group(name),
@@ -161,6 +167,7 @@ def hostile(tmp_path):
         "external link",
         "soft link",
         "external storage",
+        "external pipe",
         "virtual",
         "unfolding",
         "a group",
@@ -190,6 +197,21 @@ def test_h5_that_is_broken(tmp_path, name):
     content = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(content[: len(content) // 2])
     refused(tmp_path / name, "truncated")
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "how"), [(857, 255, r"killed the process \(SIGSEGV\)"), (2072, 0, "took longer than 5 s")]
+)
+def test_h5_of_which_one_byte_makes_hdf5_crash_or_hang(tmp_path, place, value, how, monkeypatch):
+    monkeypatch.setattr(hdf5, "SECONDS", 5.0)
+    path = tmp_path / "w.h5"
+    legacy(path)
+    content = bytearray(path.read_bytes())
+    content[place] = value
+    path.write_bytes(content)
+    refused(path, f"cannot load the weights .*: damaged: reading it {how}")
+    with pytest.raises(UserError, match=f"cannot read the weights .*: damaged: reading it {how}; get them again"):
+        spec.resolve("vgg16-gem", str(path))
 
 
 def test_other_endings_and_missing_files(tmp_path):

@@ -213,9 +213,12 @@ def test_equal_whitenings_are_equal_bytes(saved, tmp_path):
     assert (tmp_path / "again.npz").read_bytes() == (tmp_path / "whitening.npz").read_bytes()
 
 
-def test_missing_file(tmp_path):
-    with pytest.raises(UserError, match=r"no whitening file '.*none\.npz'"):
-        whitenings.load(str(tmp_path / "none.npz"))
+@pytest.mark.parametrize("name", ["none.npz", "folder", "file/none.npz"])
+def test_missing_file(tmp_path, name):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=rf"no whitening file '.*{name}' \(.*\); make it with whiten\.py"):
+        whitenings.load(str(tmp_path / name))
 
 
 class Bomb:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import faiss
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from dim import tables
@@ -143,6 +144,10 @@ def test_whitening_is_applied_and_stands_in_the_embedding(folder, tmp_path):
         ({"factory": "Nonsense"}, "'Nonsense' is no FAISS index for 16 values.*could not parse index string"),
         ({"factory": "PQ7"}, "'PQ7' is no FAISS index for 16 values.*should be a multiple"),
         ({"factory": ""}, "'' is no FAISS index"),
+        ({"factory": "Flat\0x"}, r"'Flat\\x00x' is no FAISS index .*: it has more than letters, digits and signs"),
+        ({"factory": "PCA0,Flat"}, "'PCA0,Flat' is no FAISS index .*: 0 is not from 1 to 1048576"),
+        ({"factory": "HNSW2000000000"}, "no FAISS index .*: 2000000000 is not from 1 to 1048576"),
+        ({"factory": "IVF2000000,Flat"}, "no FAISS index .*: 2000000 is not from 1 to 1048576"),
         ({"factory": "IDMap,Flat"}, "leave IDMap out"),
         ({"factory": "IVF1000,Flat"}, "'IVF1000,Flat' can't be trained on 198 rows: Number of training points"),
         ({"factory": "IVF8,Flat", "train_rows": 4}, "can't be trained on 4 rows"),
@@ -182,14 +187,64 @@ def test_a_build_that_dies_leaves_no_half_of_an_index(folder, tmp_path, monkeypa
         target.read(str(tmp_path / "out"), None, None)
 
 
-def test_a_file_that_is_no_index_or_another_one(folder, tmp_path):
-    built(folder, tmp_path / "out")
-    (tmp_path / "out" / "knn.index").write_bytes(b"nonsense")
-    with pytest.raises(UserError, match=r"is no FAISS index; make it again with index.py"):
-        target.read(str(tmp_path / "out"), None, None)
-    faiss.write_index(faiss.IndexFlatIP(16), str(tmp_path / "out" / "knn.index"))
-    with pytest.raises(UserError, match=r"has 0 rows, its ids.parquet 198; make it again"):
-        target.read(str(tmp_path / "out"), None, None)
+def refused(out, message):
+    with pytest.raises(UserError, match=message) as caught:
+        target.read(str(out), None, None)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("factory", ["Flat", "HNSW16", "IVF8,Flat"])
+def test_a_damaged_file_is_refused_before_faiss_reads_it(folder, tmp_path, factory, monkeypatch):
+    built(folder, tmp_path, factory=factory)
+    monkeypatch.setattr(faiss, "read_index", lambda *_: pytest.fail("FAISS reads a damaged file"))
+    file = tmp_path / "knn.index"
+    whole = file.read_bytes()
+    for content in (b"", whole[:30], whole[:-1], whole[:40] + b"\xff" + whole[41:]):
+        file.write_bytes(content)
+        refused(tmp_path, r"knn.index' is not the file that its run.json tells of; make it again with index.py")
+    file.unlink()
+    refused(tmp_path, r"no file '.*knn.index'; make it again with index.py")
+
+
+def recorded(folder, **changes):
+    """Makes the record of `folder` tell of the index that is there now, and of `changes`."""
+    record = json.loads((folder / "run.json").read_text())
+    record["counts"] |= index.sealed(str(folder / "knn.index")) | changes
+    (folder / "run.json").write_text(json.dumps(record))
+
+
+def test_a_file_that_is_no_index_or_another_one(folder, tmp_path, monkeypatch):
+    built(folder, tmp_path)
+    recorded(tmp_path, sha256=None)
+    refused(tmp_path, "is not the file that its run.json tells of; make it again")
+    recorded(tmp_path, dimension=8)
+    refused(tmp_path, "has 198 rows of 16 values, its ids.parquet 198 and its run.json 8; make it again")
+    faiss.write_index(faiss.IndexFlatIP(16), str(tmp_path / "knn.index"))
+    recorded(tmp_path, dimension=16)
+    refused(tmp_path, "has 0 rows of 16 values, its ids.parquet 198 and its run.json 16; make it again")
+    (tmp_path / "knn.index").write_bytes(b"nonsense")
+    recorded(tmp_path)
+    refused(tmp_path, r"is no FAISS index; make it again with index.py")
+
+    def out_of_memory(*_):
+        raise MemoryError("std::bad_alloc")
+
+    monkeypatch.setattr(faiss, "read_index", out_of_memory)
+    refused(tmp_path, r"is no FAISS index; make it again with index.py: std::bad_alloc")
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"id": ["a"]}, "has no image_id for each row; make it again"),
+        ({"image_id": ["a", None]}, "has no image_id for each row; make it again"),
+        ({"image_id": [["a"]]}, "column image_id must be text"),
+    ],
+)
+def test_ids_that_are_none(folder, tmp_path, columns, message):
+    built(folder, tmp_path)
+    tables.write(str(tmp_path / "ids.parquet"), pa.table(columns))
+    refused(tmp_path, message)
 
 
 def test_a_bad_factory_ends_the_job_in_status_2_with_one_line(folder, tmp_path):

@@ -1,0 +1,58 @@
+"""HDF5 files are read once by a process of their own: a damaged one can crash or hang the process that reads it.
+
+That process is this module, without TensorFlow.
+"""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+from typing import Any
+
+import h5py
+
+SECONDS = 60.0  # the weights of VGG16, 59 MB, take half a second
+MEMORY = 2**32  # bytes; its largest array takes a tenth where the classifier is in the file
+
+
+def require_whole(path: str) -> None:
+    """Raises ValueError where the file at `path` can't be read to its end, or keeps an array elsewhere."""
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "OPENBLAS_NUM_THREADS": "1",  # each of its threads counts as memory
+    }
+    command = [sys.executable, "-m", __name__, path]
+    try:
+        child = subprocess.run(
+            command, capture_output=True, env=environment, check=False, timeout=SECONDS, text=True, errors="replace"
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ValueError(f"damaged: reading it took longer than {SECONDS:.0f} s") from error
+    if child.returncode < 0:
+        raise ValueError(f"damaged: reading it killed the process ({signal.Signals(-child.returncode).name})")
+    if child.returncode:
+        raise ValueError(child.stderr)
+
+
+def _read(path: str) -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    with h5py.File(path) as file:
+        _read_entry("/", file)
+        file.visititems(_read_entry)
+
+
+def _read_entry(name: str, entry: Any) -> None:
+    dict(entry.attrs)
+    if isinstance(entry, h5py.Dataset):
+        if entry.external or entry.is_virtual:
+            raise ValueError(f"{name!r} is kept in another file")
+        entry[()]
+
+
+if __name__ == "__main__":
+    try:
+        _read(sys.argv[1])
+    except Exception as error:  # whatever reading a stranger's file raises, the file is at fault
+        sys.exit(str(error) or type(error).__name__)
