@@ -70,9 +70,8 @@ def _add_field(parser: Any, field: dataclasses.Field[Any], annotation: Any) -> N
     else:
         metavar = None if choices else field.metadata.get("metavar", _METAVARS.get(kind, "TEXT"))
         action = "append" if repeated else "store"
-        parser.add_argument(
-            flag, type=_number if kind is float else kind, choices=choices, metavar=metavar, action=action, **extra
-        )
+        read = _number if kind is float else kind
+        parser.add_argument(flag, type=read, choices=choices, metavar=metavar, action=action, **extra)
 
 
 def parser_of(config: type[C], description: str) -> argparse.ArgumentParser:

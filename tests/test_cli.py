@@ -34,6 +34,7 @@ class Config:
     resize: Literal["squash", "long-side"] = option("squash", help="how", group="network")
     ignore_label: tuple[str, ...] = option((), help="leave out", metavar="L")
     retry: bool = option(False, help="again")
+    margin: float = option(0.1, help="room")
 
     def __post_init__(self):
         if self.image_size == 0:
@@ -73,6 +74,8 @@ def test_flags_win_over_yaml_and_yaml_over_defaults(tmp_path):
         (["in", "--out", "o", "extra"], "unknown argument 'extra'"),
         (["in", "--out", "o", "--image-size", "big"], "--image-size: invalid int value: 'big'"),
         (["in", "--out", "o", "--scales", "1,x"], "--scales: '1,x' is not a list of numbers such as 1,0.5"),
+        (["in", "--out", "o", "--scales", "1,nan"], "--scales: '1,nan' is not a list of numbers such as 1,0.5"),
+        (["in", "--out", "o", "--margin", "inf"], "--margin: 'inf' is not a number"),
         (["in", "--out", "o", "--resize", "stretch"], "--resize: invalid choice: 'stretch' .*squash"),
         (["in", "--out", "o", "--image-size", "0"], "--image-size must be at least 1, not 0"),
         (["in", "--out"], "--out: expected one argument"),

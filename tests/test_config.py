@@ -83,6 +83,7 @@ def test_yaml_takes_flags_and_fields_and_lists(read):
         ("margin: wide", "must be a number, not 'wide'"),
         ("margin: null", "must be a number, not None"),
         ("margin: true", "must be a number, not True"),
+        ("margin: .nan", "must be a number, not nan"),
         ("retry: maybe", "must be true or false, not 'maybe'"),
         ("retry: 1", "must be true or false, not 1"),
         ("scales: [1, x]", "scales in .* must be a number, not 'x'"),

@@ -23,8 +23,7 @@ def require_readable(uri: str) -> None:
 
 
 def _require_npz(uri: str) -> None:
-    filesystem, path = files.locate(uri)
-    with filesystem.open_input_file(path) as file, zipfile.ZipFile(file):
+    with files.opened(uri) as file, zipfile.ZipFile(file):
         pass
 
 
