@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,22 +37,23 @@ def listed(folder: str) -> list[str]:
 
 def _walked(top: str) -> Iterator[str]:
     ways: Counter[_Place] = Counter()
-    left: deque[tuple[Path, frozenset[_Place]]] = deque([(Path(top), frozenset())])
+    left: deque[tuple[str, frozenset[_Place]]] = deque([(top, frozenset())])
     while left:
         folder, above = left.popleft()
-        about = folder.stat()
+        about = Path(folder).stat()
         place = about.st_dev, about.st_ino
         ways[place] += 1
         if place in above or ways[place] > _MOST_WAYS:
             continue
-        for entry in folder.iterdir():
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                left.append((entry, above | {place}))
-            elif entry.is_file():
-                files.locate(str(entry))  # which refuses a name that couldn't be opened by it
-                yield str(entry.relative_to(top))
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    left.append((entry.path, above | {place}))
+                elif entry.is_file():
+                    files.locate(entry.path)  # which refuses a name that couldn't be opened by it
+                    yield entry.path[len(top) :].lstrip("/")
 
 
 def named(uris: Sequence[str], folder: str) -> list[str]:
