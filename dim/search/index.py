@@ -19,6 +19,7 @@ from dim.search.database import Database, of_array
 FILE, IDS_FILE = "knn.index", "ids.parquet"
 ROWS_A_LIST = 100  # to train an IVF; FAISS wants 39 or more and uses 256 or fewer
 LEAST_ROWS = 65536  # 256 for each of the 256 codes of a product quantiser
+MOST_HASHED = 2**32  # bytes, some four seconds; of a larger file, much of which may never be read, the size has to do
 LARGEST = 2**20  # number in a factory string: more lists than FAISS's guidelines have for 1e9 rows
 
 
@@ -122,6 +123,12 @@ def sealed(path: str) -> dict[str, Any]:
         return {"bytes": Path(path).stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
+def _is_that_of(record: dict[str, Any], path: str) -> bool:
+    if (size := Path(path).stat().st_size) > MOST_HASHED:
+        return bool(size == record.get("bytes"))
+    return all(record.get(name) == value for name, value in sealed(path).items())
+
+
 def read(path: str, place: np.ndarray, parameters: str | None, record: Any) -> Database:
     """The index in the file at `path`: a flat one is searched exactly, its vectors mapped to memory.
 
@@ -131,7 +138,7 @@ def read(path: str, place: np.ndarray, parameters: str | None, record: Any) -> D
     again = "make it again with index.py"
     known = record if isinstance(record, dict) else {}
     # FAISS trusts what it reads: a file that was cut off or damaged would crash this process, or take all its memory.
-    if any(known.get(name) != value for name, value in sealed(path).items()):
+    if not _is_that_of(known, path):
         raise UserError(f"{path!r} is not the file that its {output.RECORD} tells of; {again}")
     with refusals(f"{path!r} is no FAISS index; {again}"):
         index = faiss.read_index(path, faiss.IO_FLAG_MMAP_IFC)
