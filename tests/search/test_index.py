@@ -238,7 +238,7 @@ def test_a_file_that_is_no_index_or_another_one(folder, tmp_path, monkeypatch):
     [
         ({"id": ["a"]}, "has no image_id for each row; make it again"),
         ({"image_id": ["a", None]}, "has no image_id for each row; make it again"),
-        ({"image_id": [["a"]]}, "column image_id must be text"),
+        ({"image_id": [["a"]]}, "column .image_id. must be text"),
     ],
 )
 def test_ids_that_are_none(folder, tmp_path, columns, message):
