@@ -56,9 +56,8 @@ def read_parquet(uri: str, columns: list[str] | None = None) -> pa.Table:
         leaves = [about.schema.column(number) for number in range(about.num_columns)]
         text = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
         # A dictionary may have a long text that its column repeats often: so read, it is counted before it is repeated.
-        folded = pq.ParquetFile(file, metadata=about, read_dictionary=text, page_checksum_verification=True).read(
-            columns
-        )
+        folding = pq.ParquetFile(file, metadata=about, read_dictionary=text, page_checksum_verification=True)
+        folded = folding.read(columns)
         _require_plausible(rows, sum(_text_bytes(part) for column in folded for part in column.chunks), size)
         plain = pq.ParquetFile(file, metadata=about, page_checksum_verification=True)
         try:
