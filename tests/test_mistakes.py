@@ -27,7 +27,7 @@ EMBEDDING = Embedding("vgg16", "block5_conv3", "gem", "random", "caffe", 32, "sq
 
 def write_descriptors(folder, embedding=EMBEDDING, ids=IDS):
     folder.mkdir()
-    files.write_json(str(folder / "run.json"), {"job": "extract", "embedding": embedding.as_json()})
+    files.write_json(str(folder / "run.json"), {"job": "extract", "inputs": {}, "embedding": embedding.as_json()})
     vectors = np.random.default_rng(0).standard_normal((len(ids), 8))
     columns = {
         "image_id": ids,

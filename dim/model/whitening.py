@@ -79,8 +79,10 @@ def load(uri: str) -> Whitening:
     """The whitening that `save` wrote to `uri`. Raises UserError where it is missing, broken or something else."""
     try:
         content = files.read_bytes(uri)
+    except FileNotFoundError as error:
+        raise UserError(f"no whitening file {uri!r}; make it with whiten.py") from error
     except OSError as error:
-        raise UserError(f"no whitening file {uri!r} ({files.reason(error)}); make it with whiten.py") from error
+        raise UserError(f"cannot read the whitening {uri!r}: {files.reason(error)}") from error
     try:
         return _parse(content)
     except Exception as error:  # whatever reading a stranger's file raises, the file is at fault
