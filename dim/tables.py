@@ -60,8 +60,9 @@ def read_parquet(uri: str, columns: list[str] | None = None) -> pa.Table:
         folded = folding.read(columns)
         _require_plausible(rows, sum(_text_bytes(part) for column in folded for part in column.chunks), size)
         plain = pq.ParquetFile(file, metadata=about, page_checksum_verification=True)
+        schema = plain.schema_arrow
         try:
-            return folded.cast(pa.schema([plain.schema_arrow.field(name) for name in folded.column_names]))
+            return folded.cast(pa.schema([schema.field(name) for name in folded.column_names], schema.metadata))
         except (pa.ArrowNotImplementedError, KeyError):  # views of text; a column twice, of which `read` complains
             return plain.read(columns)
 
