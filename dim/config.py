@@ -4,14 +4,13 @@ import contextlib
 import dataclasses
 import difflib
 import math
-import reprlib
 import textwrap
 import types
 import typing
 from dataclasses import field
 from typing import Any
 
-from dim.errors import UserError
+from dim.errors import UserError, quoted
 
 
 def option(default: Any = dataclasses.MISSING, help: str = "", **extra: Any) -> Any:
@@ -24,16 +23,6 @@ def option(default: Any = dataclasses.MISSING, help: str = "", **extra: Any) -> 
 def flag_name(name: str) -> str:
     """`image_size` → `--image-size`."""
     return "--" + name.replace("_", "-")
-
-
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = 100
-
-
-def quoted(value: Any) -> str:
-    """The repr of `value` as a message shows it: some 100 characters, however much it unfolds to."""
-    text = _SHORT.repr(value)
-    return text if len(text) <= 120 else f"{text[:120]}…"
 
 
 def nearest(name: str, known: list[str]) -> str:
@@ -91,9 +80,7 @@ def read_yaml(path: str, config: type[Any]) -> dict[str, Any]:
     """
     from dim import files  # noqa: PLC0415  (Arrow and YAML take longer than all else that --help needs)
 
-    size = files.infos([path])[0].size or 0
-    if size > _MAX_YAML_BYTES:
-        raise UserError(f"{path!r} has {size:,} bytes; the limit for a configuration is {_MAX_YAML_BYTES:,}")
+    files.require_at_most(path, _MAX_YAML_BYTES, "a configuration")
     try:
         document = _loaded(files.read_bytes(path))
     except OSError as error:

@@ -1,4 +1,10 @@
-"""The ways in which a job ends that are not bugs."""
+"""The ways in which a job ends that are not bugs, and how their messages quote a value."""
+
+import reprlib
+from typing import Any
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 100
 
 
 class UserError(Exception):
@@ -15,3 +21,9 @@ class GateNotMet(Exception):
     def __init__(self, message: str, result: dict[str, object]) -> None:
         super().__init__(message)
         self.result = result
+
+
+def quoted(value: Any) -> str:
+    """The repr of `value` as a message shows it: some 100 characters, however much it unfolds to."""
+    text = _SHORT.repr(value)
+    return text if len(text) <= 120 else f"{text[:120]}…"

@@ -90,6 +90,13 @@ def _infos(filesystem: pafs.FileSystem, paths: list[str]) -> list[pafs.FileInfo]
         return [info for path in paths for info in _infos(filesystem, [path])]
 
 
+def require_at_most(uri: str, most: int, what: str) -> None:
+    """Raises UserError where the file at `uri`, `what`, has more than `most` bytes; it could be larger than memory."""
+    size = infos([uri])[0].size or 0
+    if size > most:
+        raise UserError(f"{uri!r} has {size:,} bytes; the limit for {what} is {most:,}")
+
+
 def make_folder(uri: str) -> None:
     """Creates the folder `uri` and its parents. Raises UserError where that cannot be."""
     filesystem, path = locate(uri)

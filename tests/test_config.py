@@ -5,8 +5,8 @@ from typing import Literal
 
 import pytest
 
-from dim.config import Kind, flag_name, kind_of, nearest, one_of, option, quoted, read_yaml
-from dim.errors import UserError
+from dim.config import Kind, flag_name, kind_of, nearest, one_of, option, read_yaml
+from dim.errors import UserError, quoted
 
 
 @dataclass(frozen=True)

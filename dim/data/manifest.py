@@ -15,8 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dim import files, tables
-from dim.config import quoted
-from dim.errors import UserError
+from dim.errors import UserError, quoted
 
 SPLITS = ("train", "val", "test")
 ROLES = ("query", "database")

@@ -32,9 +32,7 @@ def unpickle(uri: str) -> Any:
     Raises UserError where the file is missing, too large or corrupt, holds a whole number of more than 53 bits, or asks
     for anything else, which it names.
     """
-    size = files.infos([uri])[0].size or 0  # looked at first: the file may be larger than memory
-    if size > _MAX_BYTES:
-        raise UserError(f"{uri!r} has {size:,} bytes; the limit for a pickle is {_MAX_BYTES:,}")
+    files.require_at_most(uri, _MAX_BYTES, "a pickle")
     try:
         content = files.read_bytes(uri)
     except OSError as error:

@@ -1,11 +1,10 @@
 """The evaluation: what is asked, measured on one set of descriptors or two, written, and held against a baseline."""
 
 import logging
-import reprlib
 from typing import Any
 
 from dim import files, output, tables
-from dim.errors import GateNotMet, UserError
+from dim.errors import GateNotMet, UserError, quoted
 from dim.evaluate import classification, comparison, evaluation, report, result, sources
 from dim.evaluate.config import EvaluateConfig
 from dim.evaluate.report import Measured
@@ -89,8 +88,7 @@ def _baseline(config: EvaluateConfig) -> float | None:
     value: Any = found.get("map") if isinstance(found, dict) else None
     if type(value) not in (int, float) or not 0 <= value <= 1:  # no NaN either, below which nothing can fall
         raise UserError(
-            f"{config.baseline!r} holds no map from 0 to 1, but {reprlib.repr(value)}; "
-            "name the metrics.json of an evaluation"
+            f"{config.baseline!r} holds no map from 0 to 1, but {quoted(value)}; name the metrics.json of an evaluation"
         )
     if found.get("protocol") != config.protocol:
         raise UserError(f"{config.baseline!r} is of protocol {found.get('protocol')!r}, not {config.protocol!r}")

@@ -6,12 +6,11 @@
 import dataclasses
 import hashlib
 import json
-import reprlib
 from dataclasses import dataclass
 from typing import Any, cast
 
 from dim import files, output
-from dim.errors import UserError
+from dim.errors import UserError, quoted
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ def _typed(field: dataclasses.Field[Any], value: Any) -> Any:
     else:
         fits = isinstance(value, cast(type, field.type))
     if not fits:
-        raise TypeError(f"{field.name} is {reprlib.repr(value)}")  # which is short, however deep the value is
+        raise TypeError(f"{field.name} is {quoted(value)}")  # which is short, however deep the value is
     return tuple(value) if field.name == "scales" else value
 
 
@@ -87,7 +86,7 @@ def inputs_of(folder: str) -> dict[str, str | None]:
     inputs = (output.record_of(folder) or {}).get("inputs")
     if not isinstance(inputs, dict) or not all(isinstance(uri, str | None) for uri in inputs.values()):
         where = files.join(folder, output.RECORD)
-        raise UserError(f"{where!r}: its inputs are {reprlib.repr(inputs)}, not names of files; make this folder again")
+        raise UserError(f"{where!r}: its inputs are {quoted(inputs)}, not names of files; make this folder again")
     return inputs
 
 

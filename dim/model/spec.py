@@ -3,14 +3,13 @@
 import dataclasses
 import hashlib
 import re
-import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import dim
 from dim import config, files
-from dim.errors import UserError
+from dim.errors import UserError, quoted
 from dim.model import readable
 from dim.model.vocabulary import Resize
 
@@ -19,7 +18,6 @@ SPEC_FILE, WEIGHTS_FILE = "model.json", "model.weights.h5"
 SHIPPED_WEIGHTS = Path(dim.__file__).parent / "assets" / "vgg16" / "vgg16_imagenet_notop_fp16.npz"
 
 DEEPEST = 8  # levels of what a whitening was fitted on: copying it and writing it as JSON recurse
-LONGEST = 100  # characters of a name that are told
 WORDS = ("random", "imagenet")  # in place of a weights file
 
 POOLINGS = ("mac", "spoc", "spoc-prior", "gem", "crow", "rmac")
@@ -132,8 +130,8 @@ class Spec:
             "resize": ["squash", "long-side"],
         }
         for name, values in known.items():
-            config.one_of(f"{name} in {where}", str(getattr(self, name))[:LONGEST], values)
-        config.one_of(f"layer in {where}", str(self.layer)[:LONGEST], list(BACKBONES[self.backbone].layers))
+            config.one_of(f"{name} in {where}", str(getattr(self, name)), values)
+        config.one_of(f"layer in {where}", str(self.layer), list(BACKBONES[self.backbone].layers))
         self._check_number("image_size", 65536, where)
         for name, most in (("region_dimension", self.channels), ("dimension", self.pooled_dimension)):
             if getattr(self, name) is not None:
@@ -143,7 +141,7 @@ class Spec:
         for name in ("whitening", "region_whitening"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, dict) and "learned_on" in value):
-                raise UserError(f"{name} in {where} must be an object that has learned_on, not {reprlib.repr(value)}")
+                raise UserError(f"{name} in {where} must be an object that has learned_on, not {quoted(value)}")
             if _nested(value, DEEPEST):
                 raise UserError(f"{name} in {where} is nested more than {DEEPEST} deep; make the model again")
         return self
@@ -151,7 +149,7 @@ class Spec:
     def _check_number(self, name: str, most: int, where: str) -> None:
         value = getattr(self, name)
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-            raise UserError(f"{name} in {where} must be a whole number from 1 to {most}, not {reprlib.repr(value)}")
+            raise UserError(f"{name} in {where} must be a whole number from 1 to {most}, not {quoted(value)}")
 
 
 def _nested(value: Any, levels: int) -> bool:
@@ -234,14 +232,13 @@ def read(folder: str) -> Spec:
     version = document.pop("format_version", None)
     if version != FORMAT_VERSION:
         raise UserError(
-            f"{uri!r} has format version {reprlib.repr(version)}, this dim reads {FORMAT_VERSION}; "
-            "use the dim that made it"
+            f"{uri!r} has format version {quoted(version)}, this dim reads {FORMAT_VERSION}; use the dim that made it"
         )
     known = {field.name: field.default for field in dataclasses.fields(Spec)}
     required = {name for name, default in known.items() if default is not None}
     for fields, what in ((document.keys() - known, "has the unknown"), (required - document.keys(), "lacks the")):
         if fields:
-            raise UserError(f"{uri!r} {what} field {reprlib.repr(min(fields))}; use the dim that made it")
+            raise UserError(f"{uri!r} {what} field {quoted(min(fields))}; use the dim that made it")
     return Spec(**document).checked(repr(uri))
 
 

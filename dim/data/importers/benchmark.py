@@ -5,10 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from dim import files
-from dim.config import quoted
 from dim.data import photos
 from dim.data.decode import Box
-from dim.errors import UserError
+from dim.errors import UserError, quoted
 
 
 @dataclass(frozen=True)

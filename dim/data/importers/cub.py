@@ -10,9 +10,8 @@ classification.
 
 import re
 
-from dim.config import quoted
 from dim.data.importers.benchmark import Benchmark, Photo, lines
-from dim.errors import UserError
+from dim.errors import UserError, quoted
 
 _TRAINING_CLASSES = 100
 

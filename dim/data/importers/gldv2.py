@@ -8,9 +8,8 @@ test, as papers report the two apart; Ignored ones (116,448, which show no landm
 """
 
 from dim import files, tables
-from dim.config import quoted
 from dim.data.importers.benchmark import Benchmark, Photo
-from dim.errors import UserError
+from dim.errors import UserError, quoted
 
 _SPLIT_OF_USAGE = {"Public": "val", "Private": "test", "Ignored": None}
 

@@ -10,10 +10,9 @@ Paris6k has 6,412 files, 20 of which hold no photo; the field counts the other 6
 
 from functools import partial
 
-from dim.config import quoted
 from dim.data.decode import Box
 from dim.data.importers.benchmark import Benchmark, Photo, by_stem, lines, listed
-from dim.errors import UserError
+from dim.errors import UserError, quoted
 
 _QUERY = "_query.txt"
 # An image in two lists has the first of these grades: the official compute_ap looks for junk first.

@@ -11,10 +11,9 @@ from functools import partial
 from typing import Any
 
 from dim import files
-from dim.config import quoted
 from dim.data.importers.benchmark import Benchmark, Photo, by_stem, listed
 from dim.data.unpickle import unpickle
-from dim.errors import UserError
+from dim.errors import UserError, quoted
 
 _GRADES = ("easy", "hard", "junk")
 # A pickle may hold one list in a million places. The real sets have some 50,000 grades.
