@@ -1,4 +1,4 @@
-"""Files on any storage that pyarrow.fs reads: local paths, `s3://…`, `gs://…`.
+"""Files on any storage that `dim.storage` knows: local paths, `file:///…`, `s3://…`, `gs://…`.
 
 Everything written here is written beside its final name and renamed, so that a reader never sees half a file.
 (An object store shows an object only once it is whole; there, the rename is the store's own.)
@@ -30,20 +30,31 @@ def is_local(uri: str) -> bool:
 
 
 def absolute(uri: str) -> str:
-    """`uri`, a local one made absolute."""
-    return uri if "://" in uri else locate(uri)[1]
+    """`uri`, a local path made absolute, a file:// URI percent-encoded. Raises UserError as `storage.parts` does."""
+    scheme, path = storage.parts(uri)
+    if scheme == "file":
+        return storage.canonical(uri)
+    return uri if scheme else path
 
 
 def join(folder: str, name: str) -> str:
-    """`name` inside `folder`; a `name` that is absolute or a URI stays as it is."""
+    """The plain `name` inside `folder`; one that is absolute or a URI stays as it is."""
     if "://" in name or name.startswith("/") or not folder:
         return name
-    return f"{folder.rstrip('/')}/{name}"
+    if not folder.startswith(storage.FILE):
+        return f"{folder.rstrip('/')}/{name}"
+    return f"{storage.FILE}{folder.removeprefix(storage.FILE).rstrip('/')}/{storage.encoded(name)}"
 
 
 def parent(uri: str) -> str:
     """The folder that holds `uri`."""
-    return uri.rsplit("/", 1)[0] if "/" in uri else "."
+    folder, slash, _ = uri.rpartition("/")
+    return f"{folder}/" if slash and folder in ("", storage.FILE) else folder or "."
+
+
+def name(uri: str) -> str:
+    """The name of what `uri` is, within the folder that holds it."""
+    return storage.parts(uri)[1].rpartition("/")[2]
 
 
 def exists(uri: str) -> bool:

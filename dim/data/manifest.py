@@ -1,8 +1,8 @@
 """The manifest: one row an image, Parquet or CSV.
 
-Columns: `image_id` (string, unique), `path` (local or any URI that pyarrow.fs reads; relative to the manifest's
-folder), `label` (may be null), `split` (train, val, test or null), optional `role` (query, database, or null for both)
-and `x1, y1, x2, y2` (a query's box in pixels of the upright image). Other columns are kept.
+Columns: `image_id` (string, unique), `path` (local, file://, s3:// or gs://, as `dim.storage` reads them; relative to
+the manifest's folder), `label` (may be null), `split` (train, val, test or null), optional `role` (query, database, or
+null for both) and `x1, y1, x2, y2` (a query's box in pixels of the upright image). Other columns are kept.
 """
 
 import functools
@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dim import files, tables
+from dim import files, storage, tables
+from dim.credentials import redacted
 from dim.errors import UserError, quoted
 
 SPLITS = ("train", "val", "test")
@@ -82,7 +83,8 @@ def read(uri: str) -> Manifest:
     """Reads and checks the manifest at `uri`.
 
     Raises UserError: no such file, a missing column, one that is no text or whose rows Arrow can't select, an empty or
-    repeated image_id, an empty path, an unknown split or role, an incomplete or empty box, no row at all.
+    repeated image_id, an empty path or one that names no place, an unknown split or role, an incomplete or empty box,
+    no row at all.
     """
     return checked(uri, tables.read(uri))
 
@@ -98,6 +100,7 @@ def checked(uri: str, table: pa.Table) -> Manifest:
     if table.num_rows == 0:
         raise UserError(f"{uri!r} has no row")
     _require_ids(uri, table)
+    _require_paths(uri, table)
     for name, allowed in (("split", SPLITS), ("role", ROLES)):
         if name not in table.column_names:
             continue
@@ -113,12 +116,30 @@ def _require_ids(uri: str, table: pa.Table) -> None:
     for name in _REQUIRED:
         if (missing := _first(pc.or_kleene(pc.is_null(table[name]), pc.equal(table[name], "")))) is not None:
             raise UserError(f"{uri!r}: row {missing + 1} has no {name}")
-        if (broken := _first(pc.match_substring(table[name], "\0"))) is not None:
-            raise UserError(f"{uri!r}: row {broken + 1} has a NUL in its {name}")
+        if broken := _rows(pc.match_substring(table[name], "\0")):
+            raise UserError(f"{uri!r}: row {broken[0] + 1} has a NUL in its {name}{_others(len(broken))}")
     counts = table["image_id"].value_counts()
     repeated = [c["values"].as_py() for c in counts if c["counts"].as_py() > 1] if len(counts) < len(table) else []
     if repeated:
         raise UserError(f"{uri!r}: image_id {quoted(repeated[0])} stands more than once ({len(repeated)} such ids)")
+
+
+def _require_paths(uri: str, table: pa.Table) -> None:
+    refused = []
+    rows = _rows(pc.invert(pc.match_substring_regex(table["path"], storage.SOUND)))
+    for row, path in zip(rows, table["path"].take(pa.array(rows, pa.int64())).to_pylist(), strict=True):
+        try:
+            storage.parts(path)
+        except UserError as error:
+            refused.append((row, str(error)))
+    if refused:
+        row, why = refused[0]
+        image_id = quoted(redacted(table["image_id"][row].as_py()))
+        raise UserError(f"{uri!r}: row {row + 1} (image_id {image_id}): {why}{_others(len(refused))}")
+
+
+def _others(count: int) -> str:
+    return f"; {count} rows are like it" if count > 1 else ""
 
 
 def _selectable(column: pa.ChunkedArray) -> bool:
@@ -142,7 +163,22 @@ def text(uri: str, table: pa.Table, name: str) -> pa.ChunkedArray:
     try:
         return table[name].cast(pa.string())
     except pa.ArrowException as error:
-        raise UserError(f"{uri!r}: column {name!r} must be text: {files.reason(error)}") from error
+        where = _where_no_text(table[name])
+        raise UserError(f"{uri!r}: column {name!r} must be text: {files.reason(error)}{where}") from error
+
+
+def _where_no_text(column: pa.ChunkedArray) -> str:
+    values = column.to_pylist()
+    rows = [row for row, value in enumerate(values) if isinstance(value, bytes) and not _is_utf8(value)]
+    return f" in row {rows[0] + 1}, {quoted(values[rows[0]])}{_others(len(rows))}" if rows else ""
+
+
+def _is_utf8(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _with_boxes(uri: str, table: pa.Table) -> pa.Table:
@@ -168,5 +204,11 @@ def _with_boxes(uri: str, table: pa.Table) -> pa.Table:
 
 
 def _first(mask: pa.ChunkedArray) -> int | None:
-    rows = np.flatnonzero(pc.fill_null(mask, False).to_numpy())
-    return int(rows[0]) if len(rows) else None
+    rows = _rows(mask)
+    return rows[0] if rows else None
+
+
+def _rows(mask: pa.ChunkedArray) -> list[int]:
+    """The rows at which `mask` is true."""
+    rows: list[int] = np.flatnonzero(pc.fill_null(mask, False).to_numpy()).tolist()
+    return rows

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyarrow.fs as pafs
 
-from dim import files
+from dim import files, storage
 from dim.data.decode import DecodeError, check_header, check_size, decode
 from dim.progress import Progress
 from dim.storage import patient
@@ -58,12 +58,16 @@ def _walked(top: str) -> Iterator[str]:
 
 def named(uris: Sequence[str], folder: str) -> list[str]:
     """How a manifest in `folder` names the photos: relative if below it, else by their full path or URI."""
-    within = f"{_full(folder).rstrip('/')}/"
-    return [_full(uri).removeprefix(within) for uri in uris]
+    scheme, top = storage.parts(folder)
+    within = f"{top.rstrip('/')}/"
 
+    def name(uri: str) -> str:
+        kind, path = storage.parts(uri)
+        relative = path.removeprefix(within)
+        below = kind == scheme and relative != path and storage.is_plain(relative)
+        return relative if below else uri if kind else path
 
-def _full(uri: str) -> str:
-    return uri if "://" in uri else files.locate(uri)[1]
+    return list(map(name, uris))
 
 
 def unreadable(uris: Sequence[str], check: Callable[[str], None]) -> dict[int, str]:

@@ -53,7 +53,7 @@ def listed(path: str) -> pa.Table:
         if not names:
             raise UserError(f"--queries {path!r} is an empty folder; put photos into it")
         return pa.table({"image_id": names, "path": [files.join(files.absolute(path), name) for name in names]})
-    return pa.table({"image_id": [path.rsplit("/", 1)[-1]], "path": [files.absolute(path)]})
+    return pa.table({"image_id": [files.name(path)], "path": [files.absolute(path)]})
 
 
 def described(folder: str, whitening: str | None, embedding: Embedding, target: str) -> Queries:

@@ -1,0 +1,292 @@
+"""What a path or URI names: `file://` is encoded and decoded once, all else is literal, and no host is ever asked."""
+
+import ast
+import os
+import re
+import string
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from dim import cluster, files, storage, tables
+from dim.data import manifest, photos
+from dim.errors import UserError
+from dim.extract import content
+from dim.search import queries, whereabouts
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+ODD = [
+    *"%#~",
+    "100%",
+    "100%.jpg",
+    "%zz",
+    "%%41",
+    "a%2Bb.jpg",
+    "a+b.jpg",
+    "%C3%BC.jpg",
+    "x y.jpg",
+    "ü – é.jpg",
+    "日本.jpg",
+]
+ODD += ["a#1?b=c&d;e.jpg", "back\\slash.jpg", "a:b@c.jpg", "'\"<>.jpg", " leading", "trailing ", "new\nline", "tab\t"]
+NAMES = st.sampled_from(ODD) | st.text(
+    st.sampled_from("ab%2Ff#?+ ü~:@\\;&=") | st.characters(codec="utf-8", exclude_characters="/\0\r"), min_size=1
+).filter(lambda name: name not in (".", "..") and storage.MEMBER not in name and len(name.encode()) < 200)
+
+
+def decoded(text):
+    """A naive reading of percent-encoding."""
+    found, left = b"", text.encode()
+    while left:
+        escaped = left[:1] == b"%" and len(left) > 2 and all(chr(byte) in string.hexdigits for byte in left[1:3])
+        found += bytes([int(left[1:3], 16)]) if escaped else left[:1]
+        left = left[3 if escaped else 1 :]
+    return found
+
+
+@given(folder=NAMES, name=NAMES)
+@example("Fotos von 100% – ü #1?", "a%2Bb.jpg")
+def test_a_name_below_a_file_uri_is_encoded_as_pathlib_does_and_decoded_once(folder, name):
+    path = Path(f"/mnt/{folder}/{name}")
+    uri = files.join(files.join("file:///mnt", folder), name)
+    assert uri == path.as_uri()
+    assert storage.parts(uri) == ("file", str(path)) and files.locate(uri)[1] == str(path)
+    assert files.name(uri) == name and files.parent(uri) == path.parent.as_uri()
+    assert files.absolute(uri) == uri and files.is_local(uri)
+
+
+@given(NAMES)
+def test_what_a_person_left_unencoded_stands_for_itself(name):
+    uri, path = f"file:///mnt/{name}", b"/mnt/" + decoded(name)
+    if b"/" in decoded(name) or b"\0" in decoded(name):
+        return
+    try:
+        path.decode()
+    except UnicodeDecodeError:
+        with pytest.raises(UserError, match="is no UTF-8"):
+            storage.parts(uri)
+        return
+    assert storage.parts(uri)[1] == os.path.abspath(path.decode())
+    if "%" not in name:
+        assert storage.parts(uri)[1] == f"/mnt/{name}"
+    assert storage.parts(files.absolute(uri)) == storage.parts(uri)
+    assert files.absolute(uri) == f"file:///mnt/{Path(path.decode()).as_uri().removeprefix('file:///mnt/')}"
+
+
+@given(NAMES)
+def test_names_elsewhere_are_literal(name):
+    assert storage.parts(f"/mnt/{name}") == ("", f"/mnt/{name}")
+    for scheme in ("s3", "gs"):
+        uri = files.join(f"{scheme}://bucket/a b", name)
+        assert uri == f"{scheme}://bucket/a b/{name}"
+        if not re.search(r"[?&;].*=", name):  # which may be credentials or parameters
+            assert storage.parts(uri) == (scheme, f"bucket/a b/{name}")
+
+
+@settings(deadline=None, max_examples=30)
+@given(names=st.lists(st.tuples(NAMES, NAMES), min_size=1, unique=True), ending=st.sampled_from([".csv", ".parquet"]))
+@example([("file:", "x.jpg"), ("C:\\", "x.jpg"), ("s3:", "x.jpg"), ("~", "x.jpg")], ".csv")
+def test_from_a_folder_through_a_manifest_each_photo_stays_itself(tmp_path_factory, names, ending):
+    top = tmp_path_factory.mktemp("100% #1 ü")
+    paths = [f"{top}/photos/{label}/{name}" for label, name in names]
+    for scheme in ("", "file://"):
+        folder = f"{scheme}{top}/photos"  # as a person writes it, the name not encoded
+        uris = [files.join(files.absolute(folder), f"{label}/{name}") for label, name in names]
+        assert [files.locate(uri)[1] for uri in uris] == paths
+        for place in (f"{scheme}{top}", folder, f"{scheme}/elsewhere"):
+            named = photos.named(uris, place)
+            if place != folder:  # else a label may be called "file:"
+                expected = [path.removeprefix(f"{top}/") for path in paths] if place == f"{scheme}{top}" else uris
+                assert named == expected
+            kept = f"{scheme}{top}/kept{ending}"
+            tables.write(kept, pa.table({"image_id": list(map(str, range(len(names)))), "path": named}))
+            found = manifest.checked(f"{place}/photos{ending}", tables.read(kept)).paths
+            assert [files.locate(path)[1] for path in found] == paths
+
+
+@pytest.fixture
+def odd(tmp_path):
+    """A folder of an odd name, with files of odd names, each of which holds its own."""
+    folder = tmp_path / "Fotos von 100% – ü #1?"
+    (folder / "label").mkdir(parents=True)
+    for name in ODD:
+        (folder / "label" / name).write_text(name)
+    return folder
+
+
+@pytest.mark.parametrize("spelling", ["path", "uri", "unencoded"])
+def test_a_folder_lists_and_reads_the_same_however_it_is_spelt(odd, spelling):
+    folder = {"path": str(odd), "uri": odd.as_uri(), "unencoded": f"file://{odd}"}[spelling]
+    assert photos.listed(folder) == sorted(f"label/{name}" for name in ODD)
+    assert files.folders(folder) == ["label"] and files.names(files.join(folder, "label")) == sorted(ODD)
+    rows = queries.listed(folder).to_pylist()
+    assert {row["image_id"]: files.read_bytes(row["path"]).decode() for row in rows} == {
+        f"label/{name}": name for name in ODD
+    }
+    out = files.join(folder, "50 %25")
+    files.make_folder(out)
+    files.write_json(files.join(out, "run.json"), {})
+    assert (odd / "50 %25" / "run.json").exists()
+
+
+def test_a_relative_path_in_a_manifest_at_a_file_uri_is_a_plain_name(odd):
+    table = pa.table({"image_id": ODD, "path": [f"label/{name}" for name in ODD]})
+    (odd / "label" / "100%.jpg").unlink()
+    for folder in (str(odd), odd.as_uri(), f"file://{odd}"):
+        found = manifest.checked(f"{folder}/photos.csv", table)
+        assert content.of_manifest(found).present == [name != "100%.jpg" for name in ODD]
+        content.require_under(folder, found)
+        content.require_under(odd.as_uri(), found)
+        with pytest.raises(UserError, match="outside --root"):
+            content.require_under(f"{folder}/lab", found)
+
+
+def test_content_is_that_of_the_path_as_the_manifest_writes_it(odd):
+    """What was computed before is not computed again; the golden number is the hash that earlier versions made."""
+    file = odd / "label" / "a+b.jpg"
+    os.utime(file, ns=(10**18, 10**18))
+    table = pa.table({"image_id": ["a"], "path": ["label/a+b.jpg"]})
+    (found,) = content.of_manifest(manifest.checked(f"{odd}/photos.csv", table)).contents
+    assert found == "38ac4fba8234e72abb1478b9e1776415"
+    assert content.of_manifest(manifest.checked(f"file://{odd}/photos.csv", table)).contents == [found]
+
+
+def test_the_query_of_a_file_uri_is_called_by_its_name(odd):
+    uri = (odd / "label" / "a%2Bb.jpg").as_uri()
+    assert queries.listed(uri).to_pylist() == [{"image_id": "a%2Bb.jpg", "path": uri}]
+
+
+def test_the_mark_of_a_tar_s_member_stays_one():
+    assert files.join("file:///mnt", "a#1.tar#b#2 .jpg") == "file:///mnt/a%231.tar#b%232%20.jpg"
+    for uri in ("file:///mnt/a%23.tar#b%20c.jpg", "file:///mnt/a.tar%23b.jpg"):
+        assert files.absolute(uri) == uri
+    assert files.join("s3://bucket", "a.tar#b.jpg") == "s3://bucket/a.tar#b.jpg"
+
+
+def test_roots():
+    assert files.parent("file:///a.csv") == "file:///" and files.join("file:///", "b c") == "file:///b%20c"
+    assert files.parent("/a.csv") == "/" and files.join("/", "b c") == "/b c"
+    assert photos.named(["file:///b%20c"], "file:///") == ["b c"] and photos.named(["/b"], "/") == ["b"]
+    assert storage.parts("//mnt/a") == storage.parts("/mnt/a") == ("", "/mnt/a")
+    assert storage.parts("file:////mnt//a/../b/") == ("file", "/mnt/b")
+
+
+def test_on_a_cluster_a_file_uri_is_shared_and_a_path_is_not(monkeypatch):
+    monkeypatch.setattr(cluster, "nodes", lambda: [{}, {}])
+    monkeypatch.setattr(cluster, "_brought", lambda: ("/nowhere/",))
+    rows = manifest.checked("file:///mnt/ü/m.csv", pa.table({"image_id": ["a"], "path": ["x y.jpg"]}))
+    cluster.require_shared(rows.paths)
+    with pytest.raises(UserError, match="on the disk of one machine"):
+        cluster.require_shared(["/mnt/ü/x y.jpg"])
+
+
+# What names nothing that dim reads: with it, a part of what is said.
+REFUSED = {
+    "abfs://account@evil.example/a.jpg": "no storage is called 'abfs'",
+    "abfss://container@account.dfs.core.windows.net/a.jpg": "no storage is called 'abfss'",
+    "hdfs://evil.example:8020/a.jpg": "no storage is called 'hdfs'",
+    "viafs://a/b.jpg": "no storage is called 'viafs'",
+    "https://evil.example/a.jpg": "no storage is called 'https'",
+    "http://169.254.169.254/latest": "no storage is called 'http'",
+    "s3a://bucket/a.jpg": "no storage is called 's3a'",
+    "S3://bucket/a.jpg": "no storage is called 'S3'",
+    " s3://bucket/a.jpg": "no storage is called ' s3'",
+    "FILE:///a.jpg": "no storage is called 'FILE'",
+    "s3:/bucket/a.jpg": "must begin with s3://",
+    "GS:bucket/a.jpg": "must begin with gs://",
+    "file:/a.jpg": "must begin with file:///",
+    "file:a.jpg": "must begin with file:///",
+    "file://evil.example/a.jpg": "names the host 'evil.example'",
+    "file://localhost/a.jpg": "names the host 'localhost'",
+    "file://photos/a.jpg": "names the host 'photos'",
+    "file://user@host/a.jpg": "names the host",
+    "s3://user@bucket/a.jpg": "has credentials in it",
+    "gs://user:hush@bucket/a.jpg": "has credentials in it",
+    "file://user:hush@host/a.jpg": "has credentials in it",
+    "https://user:hush@evil.example/a.jpg": "has credentials in it",
+    "s3://bucket:9000/a.jpg": "'bucket:9000' is no bucket",
+    "s3://evil.example#/a.jpg": "'evil.example#' is no bucket",
+    "s3://evil.example?x/a.jpg": "is no bucket",
+    "s3://b%2Fc/a.jpg": "is no bucket",
+    "s3:///a.jpg": "'' is no bucket",
+    "gs:///a.jpg": "'' is no bucket; write gs://BUCKET/KEY",
+    "gs://": "'' is no bucket",
+    "gs://bucket:80/a.jpg": "is no bucket",
+    "s3://bucket/a.jpg?endpoint_override=evil.example": "has parameters",
+    "s3://bucket/a.jpg?scheme=http&region=x": "has parameters",
+    "C:\\photos\\a.jpg": "is a path of Windows",
+    "d:/photos/a.jpg": "is a path of Windows",
+    "file:///C:/photos/a.jpg": "is a path of Windows",
+    "\\\\server\\share\\a.jpg": "is a path of Windows",
+    "file:///a%00.jpg": "has a NUL",
+    "file:///a%FF.jpg": "is no UTF-8; rename it",
+}
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """Nobody is asked for anything."""
+
+    def asked(*arguments, **named):
+        raise AssertionError(f"asked for {arguments}")
+
+    for name in ("_s3", "_google"):
+        monkeypatch.setattr(storage, name, asked)
+    storage._opened.cache_clear()
+
+
+def refused(call, uri, match):
+    with pytest.raises(UserError, match=match) as error:
+        call(uri)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("uri", REFUSED)
+def test_what_names_no_place_is_refused_by_name_and_nobody_is_asked(uri, alone, tmp_path, write_manifest):
+    said = re.escape(REFUSED[uri])
+    for call in (storage.parts, files.locate, files.exists, files.read_bytes, files.absolute, files.names):
+        assert "hush" not in refused(call, uri, said)
+    table = write_manifest(image_id=["a", "b", "c"], path=["a.jpg", uri, uri])
+    row = r"photos\.csv': row 2 \(image_id 'b'\): "
+    assert "hush" not in refused(manifest.read, table, f"{row}.*{said}.*; 2 rows are like it")
+    record = {"job": "extract", "inputs": {"manifest": uri}}
+    files.write_json(f"{tmp_path}/run.json", record)
+    assert whereabouts.of_folder(str(tmp_path), ["a"]) == whereabouts.NOT_KNOWN
+
+
+def test_buckets_with_dots_are_buckets(monkeypatch):
+    monkeypatch.setattr(storage, "_opened", lambda _: pafs.LocalFileSystem())
+    for uri in ("gs://photos.example.com/a.jpg", "s3://my_old.Bucket-1/a?b#c%20.jpg", "s3://bucket"):
+        assert files.locate(uri)[1] == uri.partition("://")[2]
+
+
+def test_arrow_s_own_reading_of_uris_is_never_asked():
+    for path in [*REPOSITORY.glob("dim/**/*.py"), *REPOSITORY.glob("jobs/*.py"), *REPOSITORY.glob("cluster/**/*.py")]:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        names |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        assert not names & {"from_uri", "_resolve_filesystem_and_path", "FSSpecHandler", "SubTreeFileSystem"}, path
+
+
+def test_a_path_that_is_no_text_is_named_with_its_row(tmp_path):
+    columns = {"image_id": ["a", "b", "c"], "path": [b"a.jpg", b"b\xff.jpg", b"\xfe"]}
+    tables.write(f"{tmp_path}/m.parquet", pa.table(columns))
+    with pytest.raises(UserError, match=r"column 'path' must be text: .* in row 2, b'b\\xff.jpg'; 2 rows are like it"):
+        manifest.read(f"{tmp_path}/m.parquet")
+    columns["path"] = ["a.jpg", "b\0.jpg", "c\0"]
+    tables.write(f"{tmp_path}/m.parquet", pa.table(columns))
+    with pytest.raises(UserError, match=r"row 2 has a NUL in its path; 2 rows are like it"):
+        manifest.read(f"{tmp_path}/m.parquet")
+
+
+def test_backslashes_of_windows_are_told_where_nothing_is_found(tmp_path, write_manifest):
+    rows = manifest.read(write_manifest(image_id=["a"], path=["photos\\a.jpg"]))
+    with pytest.raises(UserError, match=r"and have / where Windows has \\"):
+        content.of_manifest(rows)
+    (tmp_path / "photos\\a.jpg").touch()  # a name like any other, here
+    assert content.of_manifest(rows).present == [True]
