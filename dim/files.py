@@ -26,7 +26,7 @@ locate = storage.locate
 
 def is_local(uri: str) -> bool:
     """Whether `uri` lies on this machine's own disks."""
-    return isinstance(locate(uri)[0], pafs.LocalFileSystem)
+    return storage.parts(uri)[0] in ("", "file")
 
 
 def absolute(uri: str) -> str:

@@ -68,6 +68,10 @@ def place(tmp_path_factory):
         "singles": {"label": [f"label {row}" for row in range(12)]},
         "one-label": {"label": ["a"] * 12},
         "more": {"image_id": [f"new {row}" for row in range(12)]},
+        "web": {"path": [f"{'photos' if row < 9 else 'https://a.b'}/{name}.png" for row, name in enumerate(IDS)]},
+        "azure": {"path": [*(f"photos/{name}.png" for name in IDS[1:]), "abfs://account@evil.example/a.png"]},
+        "windows": {"path": [f"C:\\photos\\{name}.png" for name in IDS]},
+        "backslashes": {"path": [f"photos\\{name}.png" for name in IDS]},
     }
     for name, changes in manifests.items():
         columns = {column: values for column, values in (good | changes).items() if values is not None}
@@ -146,6 +150,7 @@ OF_MANIFESTS = {
     "--manifest no-path.csv": "no column 'path'; it has 'image_id', 'label', 'split'",
     "--manifest dev.csv": "unknown split 'dev'; use train, val, test",
     "--manifest broken.parquet": "cannot read the table '.*broken.parquet'",
+    "--manifest web.csv": r"web.csv': row 10 \(image_id 'd0'\): cannot open .*; 3 rows are like it",
     "--manifest photos.txt": "photos.txt' is neither .parquet nor .csv",
 }
 OF_SPLITS = {"--split val": "photos.csv' has no row with split 'val'.*; its splits are test, train"}
@@ -194,6 +199,9 @@ OF_ONE = {
         "none": "no folder 'none'; name a folder with one sub-folder per label, or a .parquet or .csv table",
         "no-label.csv": "has no column 'label'; it has 'image_id', 'path', 'split'",
         "gone.csv": "none of the 12 photos of 'gone.csv' can be read",
+        "web.csv": r"row 10 \(image_id 'd0'\): .* no storage is called 'https'; .*; 3 rows are like it",
+        "photos.csv --out ./photos.csv": "--out './photos.csv' is the table to split; choose another",
+        "gs:///photos": "cannot open 'gs:///photos': '' is no bucket; write gs://BUCKET/KEY",
         "photos.csv --ignore-label z": "--ignore-label 'z': no photo of 'photos.csv' has this label",
         "photos.csv --test-labels 0.99": "--val-labels and --test-labels sum to 1.09; leave some for train",
         "photos.csv --out out.csv/new.csv": "cannot make the folder '.*out.csv'",
@@ -205,6 +213,13 @@ OF_ONE = {
         "oxford5k empty": "empty",
     },
     "extract": {
+        "--manifest azure.csv": r"row 12 \(image_id 'd2'\): .* no storage is called 'abfs'; use a",
+        "--manifest windows.csv": r"row 1 \(image_id 'a0'\): 'C:.* is a path of Windows; .*; 12 rows are like it",
+        "--manifest backslashes.csv": r"none of the 12 photos .* exists, .* and have / where Windows has \\",
+        "--manifest file://host/photos.csv": "names the host 'host'; write file:///…, the path on this machine",
+        "--out file:new": "cannot open .file:new.*: it must begin with file:///",
+        "--root abfss://a@b/c": "no storage is called 'abfss'",
+        "--model hdfs://a/b": "no storage is called 'hdfs'",
         "--config type.yaml": r"manifest in 'type.yaml' must be text, not \[1, 2\]",
         "--split dev": "--split: invalid choice: 'dev'",
         "--scales 1,x": "--scales: '1,x' is not a list of numbers",
@@ -232,6 +247,7 @@ OF_ONE = {
         "--strategy distinct": "lower --negatives-per-anchor or use --strategy hardest",
     },
     "train": {
+        "--scratch s3://bucket/scratch": "--scratch 's3://bucket/scratch' is in a store; name a folder on each node",
         "--epochs 0": "--epochs must be at least 1, not 0",
         "--layer block5_conv9": "unknown layer .* 'block5_conv9'",
         "--batch-size 1 --workers 2": "--batch-size 1 gives 2 workers less than a triplet each",

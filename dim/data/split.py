@@ -111,7 +111,7 @@ def _shares(config: SplitConfig) -> tuple[float, float]:
 def _check(config: SplitConfig) -> None:
     if not config.out.endswith(tables.SUFFIXES):
         raise UserError(f"--out {config.out!r} must end in .parquet or .csv")
-    if config.out == config.images:
+    if files.locate(config.out) == files.locate(config.images):
         raise UserError(f"--out {config.out!r} is the table to split; choose another")
     counts = {"--val-per-label": config.val_per_label, "--test-per-label": config.test_per_label}
     shares = {"--val-labels": config.val_labels, "--test-labels": config.test_labels}

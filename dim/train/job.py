@@ -36,7 +36,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     """Trains, or goes on training, the run in `config.out`. Raises UserError before anything is written."""
     # Workers stand in other folders.
     config = dataclasses.replace(
-        config, out=files.absolute(config.out), scratch=config.scratch and files.absolute(config.scratch)
+        config, out=files.absolute(config.out), scratch=config.scratch and _on_disk(config.scratch)
     )
     manifest = manifests.read(config.manifest or str(DEMO))
     if config.root:
@@ -69,6 +69,12 @@ def train(config: TrainConfig) -> dict[str, Any]:
             if run:
                 run.finished(summary)
             return out.finish(summary | {"model": out.path(MODEL)})
+
+
+def _on_disk(scratch: str) -> str:
+    if not files.is_local(scratch):
+        raise UserError(f"--scratch {scratch!r} is in a store; name a folder on each node's own disk")
+    return files.locate(scratch)[1]
 
 
 def _photos(manifest: Manifest, source: Source, config: TrainConfig) -> Photos:
