@@ -113,6 +113,7 @@ def place(tmp_path_factory):
         ("no-evaluations", "[]"),
         ("typo-evaluations", "[{name: test, manifets: photos.csv}]"),
         ("lost-evaluations", "[{name: test, manifest: none.csv}]"),
+        ("azure-evaluations", "[{name: test, manifest: 'abfs://account@evil.example/photos.csv'}]"),
         ("twin-evaluations", "[{name: test, manifest: photos.csv}, {name: test, manifest: photos.csv}]"),
     ):
         (place / f"{name}.yaml").write_text(f"{network}evaluations: {evaluations}\n")
@@ -292,6 +293,7 @@ OF_ONE = {
         "--config no-evaluations.yaml": "evaluations is empty; name at least one, with its manifest",
         "--config typo-evaluations.yaml": "unknown key 'manifets' in .*; did you mean 'manifest'",
         "--config lost-evaluations.yaml": "no file '.*none.csv'",
+        "--config azure-evaluations.yaml": "cannot open 'abfs://account@evil.example/photos.csv': no storage is called",
         "--config twin-evaluations.yaml": "evaluations: 'test' must be a file's name, and stand once",
         "--date tomorrow": "--date 'tomorrow'",
         "--model vgg16-gen": "unknown pooling 'gen'; did you mean 'gem'",

@@ -7,6 +7,7 @@ import string
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pytest
 from hypothesis import example, given, settings
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from dim import cluster, files, storage, tables
 from dim.data import manifest, photos
 from dim.errors import UserError
+from dim.evaluate import provenance
 from dim.extract import content
 from dim.search import queries, whereabouts
 
@@ -254,9 +256,32 @@ def test_what_names_no_place_is_refused_by_name_and_nobody_is_asked(uri, alone, 
     table = write_manifest(image_id=["a", "b", "c"], path=["a.jpg", uri, uri])
     row = r"photos\.csv': row 2 \(image_id 'b'\): "
     assert "hush" not in refused(manifest.read, table, f"{row}.*{said}.*; 2 rows are like it")
-    record = {"job": "extract", "inputs": {"manifest": uri}}
-    files.write_json(f"{tmp_path}/run.json", record)
-    assert whereabouts.of_folder(str(tmp_path), ["a"]) == whereabouts.NOT_KNOWN
+    for inputs in ({"manifest": uri}, {"descriptors": uri}):  # of a folder that somebody else made
+        files.write_json(f"{tmp_path}/run.json", {"job": "extract", "inputs": inputs})
+        assert whereabouts.of_folder(str(tmp_path), ["a"]) == whereabouts.NOT_KNOWN
+
+
+def test_the_inputs_of_a_folder_that_somebody_else_made_are_asked_of_nobody(alone, write_descriptors):
+    for kind in ("model", "whitening"):
+        inputs = {kind: "abfs://account@evil.example/a"}
+        folder = write_descriptors(["a"], [[1.0, 0.0]], name=kind, inputs=inputs, whitening="0" * 64)
+        refused(lambda folder: provenance.whitenings(folder, None), folder, "no storage is called 'abfs'")
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(
+        st.sampled_from(
+            ["s3", "gs", "file", "abfs", "a", ":", "//", "/", "\\", "%", "00", "2B", "ff", "\0", "?", "#", "@"]
+        )
+        | st.text(max_size=3)
+    ).map("".join)
+)
+@example("file:///a%00b")
+@example("s3://a@b/c")
+def test_what_a_table_takes_for_sound_is_never_refused(name):
+    if pc.match_substring_regex(pa.array([name]), storage.SOUND)[0].as_py():
+        storage.parts(name)
 
 
 def test_buckets_with_dots_are_buckets(monkeypatch):

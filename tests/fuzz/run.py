@@ -25,6 +25,7 @@ with atheris.instrument_imports(include=["dim", "pickletools", "json", "yaml", "
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from dim import storage
     from dim.config import read_yaml
     from dim.data import ground_truth, manifest
     from dim.data.importers import LAYOUTS
@@ -102,6 +103,10 @@ def _import(layout, folder):
     manifest.checked("manifest.parquet", _manifest(IMPORTERS[layout](config.source), config))
 
 
+def _uri(content):
+    storage.parts(content.decode(errors="surrogateescape"))
+
+
 def _parquet(columns):
     file = io.BytesIO()
     pq.write_table(pa.table(columns), file)
@@ -134,6 +139,7 @@ TARGETS = {
     "ground-truth-parquet": (_file("truth.parquet", lambda uri: ground_truth.read(uri, KNOWN)), [_parquet(GRADES)]),
     "model": (_file(spec.SPEC_FILE, lambda uri: spec.read(str(Path(uri).parent))), _model()),
     "whitening": (_file("whitening.npz", whitening.load), [_whitening()]),
+    "uri": (_uri, [b"file:///a/%C3%BC%20.jpg", b"s3://bucket/a%2B.jpg", b"C:\\a.jpg", b"~/a.tar#b", b"abfs://a@b/c"]),
     "pickle": (_file("a.pkl", unpickle), [pickle.dumps(REVISITED, protocol) for protocol in range(6)]),
     "configuration": (
         _file("config.yaml", lambda uri: read_yaml(uri, ExtractConfig)),
