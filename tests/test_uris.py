@@ -12,9 +12,14 @@ import pyarrow.fs as pafs
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from dim import cluster, files, storage, tables
-from dim.data import manifest, photos
+from dim.data import manifest, photos, split
+from dim.data.decode import decode
+from dim.data.importers import job as importing
+from dim.data.importers.config import ImportConfig
+from dim.data.split_config import SplitConfig
 from dim.errors import UserError
 from dim.evaluate import provenance
 from dim.extract import content
@@ -133,6 +138,33 @@ def test_a_folder_lists_and_reads_the_same_however_it_is_spelt(odd, spelling):
     files.make_folder(out)
     files.write_json(files.join(out, "run.json"), {})
     assert (odd / "50 %25" / "run.json").exists()
+
+
+@pytest.mark.parametrize("spelling", ["path", "uri", "unencoded"])
+def test_split_and_import_write_names_that_lead_to_the_same_photos(tmp_path, spelling):
+    top = tmp_path / "Fotos von 100% – ü #1?"
+    names = {f"{label}/{name}" for label in ("50%", "a#b") for name in ("a%2Bb.png", "a+b.png", "x y.png")}
+    holidays = {"100000.jpg", "100001.jpg"}
+    for number, name in enumerate(sorted(names | holidays)):
+        (top / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (64, 64), (20 * number, 0, 0)).save(top / name, format="PNG")
+    folder = {"path": str(top), "uri": top.as_uri(), "unencoded": f"file://{top}"}[spelling]
+
+    def colours(uri):
+        found = manifest.read(uri)
+        reds = [round(decode(photos.read(path), 32, "squash").pixels.mean(axis=(0, 1))[0]) for path in found.paths]
+        return sorted(reds), found.table["path"].to_pylist()
+
+    within, elsewhere = f"{folder}/m.csv", str(tmp_path / "m.parquet")
+    for out in (within, elsewhere):
+        split.split(SplitConfig(images=folder, out=out, val_per_label=0, test_per_label=1))
+    reds = [20 * number for number, name in enumerate(sorted(names | holidays)) if name in names]
+    full = {f"{top.name}/{name}" if spelling == "path" else (top / name).as_uri() for name in names}
+    assert colours(within)[0] == colours(elsewhere)[0] == reds
+    assert set(colours(within)[1]) == names and set(colours(elsewhere)[1]) == full
+    result = importing.import_benchmark(ImportConfig(layout="holidays", source=folder, out=f"{folder}/50 % off"))
+    assert (result["photos"], result["missing"], result["corrupt"]) == (2, 0, 0)
+    assert colours(f"{folder}/50 % off/manifest.parquet")[0] == [0, 20]
 
 
 def test_a_relative_path_in_a_manifest_at_a_file_uri_is_a_plain_name(odd):
