@@ -31,9 +31,9 @@ def is_local(uri: str) -> bool:
 
 def absolute(uri: str) -> str:
     """`uri`, a local path made absolute, a file:// URI percent-encoded. Raises UserError as `storage.parts` does."""
-    scheme, path = storage.parts(uri)
-    if scheme == "file":
+    if uri.startswith(storage.FILE):
         return storage.canonical(uri)
+    scheme, path = storage.parts(uri)
     return uri if scheme else path
 
 
@@ -41,9 +41,10 @@ def join(folder: str, name: str) -> str:
     """The plain `name` inside `folder`; one that is absolute or a URI stays as it is."""
     if "://" in name or name.startswith("/") or not folder:
         return name
-    if not folder.startswith(storage.FILE):
-        return f"{folder.rstrip('/')}/{name}"
-    return f"{storage.FILE}{folder.removeprefix(storage.FILE).rstrip('/')}/{storage.encoded(name)}"
+    if folder.startswith(storage.FILE):
+        above = folder.removeprefix(storage.FILE).rstrip("/")
+        return storage.canonical(f"{storage.FILE}{above}/") + storage.encoded(name)
+    return f"{folder.rstrip('/')}/{name}"
 
 
 def parent(uri: str) -> str:

@@ -110,8 +110,13 @@ def encoded(name: str) -> str:
     return _of_both(name, lambda part: quote(part, errors="surrogatepass"))
 
 
+@functools.lru_cache(maxsize=64)  # of a folder, asked for each file in it
 def canonical(uri: str) -> str:
-    """The file:// `uri` as `Path.as_uri()` would write it, except that the mark of a tar's member stays."""
+    """The file:// `uri` as `Path.as_uri()` would write it, except that the mark of a tar's member stays.
+
+    Raises UserError as `parts` does.
+    """
+    parts(uri)
     return FILE + _of_both(uri.removeprefix(FILE), lambda part: quote(unquote(part)))
 
 

@@ -137,7 +137,7 @@ def _from_folder(folder: str) -> pa.Table:
     return pa.table(
         {
             "image_id": unique_ids(names),
-            "path": [files.join(files.absolute(folder), name) for name in names],
+            "path": [files.join(folder, name) for name in names],
             "label": [name.split("/")[0] for name in names],
         }
     )

@@ -43,8 +43,7 @@ def import_benchmark(config: ImportConfig) -> dict[str, Any]:
 
 def _manifest(benchmark: Benchmark, config: ImportConfig) -> pa.Table:
     rows = benchmark.photos
-    source = files.absolute(config.source)
-    paths = photos.named([files.join(source, photo.path) for photo in rows], config.out)
+    paths = photos.named([files.join(config.source, photo.path) for photo in rows], config.out)
     columns = {"image_id": [photo.image_id for photo in rows], "path": paths}
     columns |= {name: [getattr(photo, name) for photo in rows] for name in ("label", "split", "role")}
     table = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
@@ -65,8 +64,7 @@ def _write_grades(uri: str, benchmark: Benchmark) -> None:
 
 def _problems(benchmark: Benchmark, config: ImportConfig) -> pa.Table:
     """path and problem of each photo that is missing or whose header is unsound."""
-    source = files.absolute(config.source)
-    uris = list(dict.fromkeys(files.join(source, photo.path) for photo in benchmark.photos))
+    uris = list(dict.fromkeys(files.join(config.source, photo.path) for photo in benchmark.photos))
     reasons = photos.unreadable(uris, photos.opens)
     if len(reasons) == len(uris):
         raise UserError(f"none of the {len(uris)} photos of {config.source!r} is there; the first: {uris[0]}")
