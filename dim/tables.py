@@ -17,6 +17,10 @@ MOST_UNFOLDED, MOST_ROWS = 1000, 20
 # A group of rows of a Parquet file is decoded at once only where it can't become larger than this.
 _BATCH_BYTES, _BATCH_ROWS = 2**28, 1024
 SUFFIXES = (".parquet", ".csv")
+ONE_TABLE = (
+    "name one table; parts in Parquet become one by "
+    "pyarrow.parquet.write_table(pyarrow.parquet.read_table(FOLDER), FILE)"
+)
 _OTHERS = {
     (".xlsx", ".xls", ".ods"): "a spreadsheet's own file; save its sheet as 'CSV UTF-8'",
     (".gz", ".zip", ".zst", ".bz2", ".xz"): "compressed; unpack it first",
@@ -45,11 +49,13 @@ def read(uri: str) -> pa.Table:
         table.validate(full=True)
         if repeated := [name for name, count in Counter(table.column_names).items() if count > 1]:
             raise ValueError(f"it has the column {repeated[0]!r} twice")
-    except FileNotFoundError as error:
-        raise UserError(f"no file {uri!r}") from error
     except UserError:
         raise
     except Exception as error:  # whatever reading a stranger's file raises, the file is at fault
+        if isinstance(error, OSError) and files.is_folder(uri):
+            raise UserError(f"{uri!r} is a folder; {ONE_TABLE}") from error
+        if isinstance(error, FileNotFoundError):
+            raise UserError(f"no file {uri!r}") from error
         raise UserError(f"cannot read the table {uri!r}: {files.reason(error)}") from error
     return table
 

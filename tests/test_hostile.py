@@ -26,9 +26,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dim import files, logs
+from dim import files, logs, output
 from dim.config import read_yaml
-from dim.data import ground_truth, manifest, photos
+from dim.data import ground_truth, listing, manifest, photos
 from dim.data.decode import DecodeError, decode
 from dim.data.importers import LAYOUTS
 from dim.errors import UserError
@@ -136,6 +136,8 @@ def test_networks_with_a_lambda(lambdas, monkeypatch):
         "[" * 3000,
         "\0",
         "model: [\udc80",
+        'model: "\\ud800"',
+        'weights: "\\udfff.npz"',
     ],
 )
 def test_yaml(tmp_path, text, monkeypatch):
@@ -162,11 +164,35 @@ def test_yaml_that_unfolds(tmp_path):
         '{"format_version": ' + "1" * 5000 + "}",
         "\udc80",
         "null",
+        '{"format_version": "\\ud800"}',
+        '{"format_version": 1, "backbone": "\\ud800", "layer": "\\udfff"}',
+        '{"\\ud800": 1}',
     ],
 )
 def test_model_json(tmp_path, text):
     (tmp_path / "model.json").write_bytes(text.encode(errors="surrogateescape"))
     refused(spec.read, str(tmp_path))
+
+
+HALVES = {"escaped": b'{"job": "extract", "model": "\\ud800"}', "in bytes": b'{"job": "extract", "model": "\xed\xa0\x80"}'}
+
+
+@pytest.mark.parametrize("kind", HALVES)
+def test_half_a_surrogate_pair(tmp_path, kind):
+    (tmp_path / "run.json").write_bytes(HALVES[kind])
+    refused(output.record_of, str(tmp_path), match="run.json' is not JSON: .*surrogates not allowed")
+    refused(files.read_json, str(tmp_path / "run.json"), match="run.json' is not JSON")
+
+
+def test_a_whole_surrogate_pair(tmp_path):
+    (tmp_path / "a.json").write_bytes(b'["\\ud83d\\ude00", "\\\\ud800"]')
+    assert files.read_json(str(tmp_path / "a.json")) == ["\U0001f600", "\\ud800"]
+
+
+def test_half_a_surrogate_pair_in_a_whitening(tmp_path):
+    arrays = {name: np.ones(2) for name in ("mean", "eigenvalues")} | {"projection": np.eye(2), "power": 1.0}
+    np.savez(tmp_path / "a.npz", kind="pca", learned_on='{"manifest": "\\ud800"}', embedding="null", **arrays)
+    refused(whitening.load, str(tmp_path / "a.npz"), match="is no whitening file .*surrogates not allowed")
 
 
 def test_nothing_in_the_source_runs_what_it_reads():
@@ -253,10 +279,9 @@ def test_a_column_name_cannot_forge_a_line(tmp_path):
 def test_names_that_are_no_text(tmp_path):
     for name in (b"a\xff.jpg", b"b.jpg"):
         Path(os.fsdecode(bytes(tmp_path) + b"/" + name)).touch()
-    refused(photos.listed, str(tmp_path), match="is no UTF-8; rename it")
+    found = listing.listing(str(tmp_path))
+    assert (found.files, found.skipped) == (["b.jpg"], {"a\\xff.jpg": "its name is no UTF-8; rename it"})
     refused(files.names, str(tmp_path), match="is no UTF-8; rename it")
-    for layout in ("holidays", "ukbench", "oxford5k"):
-        refused(importer(layout), str(tmp_path), match="is no UTF-8; rename it")
 
 
 def test_a_path_that_cannot_be_is_one_error_not_the_end(tmp_path, write_manifest):
