@@ -94,10 +94,11 @@ def read_parquet(uri: str, columns: list[str] | None = None) -> pa.Table:
         plain = pq.ParquetFile(file, metadata=about, page_checksum_verification=True)
         try:
             folded = folding.read(columns)
-        except OSError as error:
-            if "DictAccumulator" not in str(error):
+        except (pa.ArrowNotImplementedError, OSError) as error:
+            if "implemented" not in str(error):
                 raise
-            return _in_batches(plain, columns, size)  # an encoding that Arrow can't read into a dictionary
+            # Arrow reads neither delta encodings nor lists of text from several groups of rows into dictionaries.
+            return _in_batches(plain, columns, size)
         _require_plausible(rows, sum(_text_bytes(part) for column in folded for part in column.chunks), size)
         schema = plain.schema_arrow
         try:

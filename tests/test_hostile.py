@@ -174,7 +174,10 @@ def test_model_json(tmp_path, text):
     refused(spec.read, str(tmp_path))
 
 
-HALVES = {"escaped": b'{"job": "extract", "model": "\\ud800"}', "in bytes": b'{"job": "extract", "model": "\xed\xa0\x80"}'}
+HALVES = {
+    "escaped": b'{"job": "extract", "model": "\\ud800"}',
+    "in bytes": b'{"job": "extract", "model": "\xed\xa0\x80"}',
+}
 
 
 @pytest.mark.parametrize("kind", HALVES)
@@ -364,6 +367,28 @@ def test_a_parquet_file_that_repeats_a_long_text(tmp_path, limited, nested):
     table = pa.table({"image_id": ids, "path": ids, "label": label})
     pq.write_table(table, tmp_path / "a.parquet", compression="zstd", row_group_size=40_000, store_schema=False)
     limited(tmp_path / "a.parquet", "manifest.read", "12,000,.* bytes, in a file of")
+
+
+@pytest.mark.parametrize(("encoding", "rows"), [("DELTA_BYTE_ARRAY", 4000), ("DELTA_LENGTH_BYTE_ARRAY", 1000)])
+def test_a_parquet_file_whose_texts_repeat_the_one_before(tmp_path, limited, encoding, rows):
+    text = pa.DictionaryArray.from_arrays(pa.array(np.zeros(1000, np.int32)), ["x" * 300_000]).dictionary_decode()
+    schema = pa.schema([(name, pa.string()) for name in ("image_id", "path", "label")])
+    options = {"use_dictionary": False, "column_encoding": {"label": encoding}, "compression": "zstd"}
+    with pq.ParquetWriter(tmp_path / "a.parquet", schema, store_schema=False, **options) as writer:
+        for start in range(0, rows, 1000):
+            ids = pa.array(range(start, start + 1000)).cast(pa.string())
+            writer.write_table(pa.table([ids, ids, text], schema=schema))
+    limited(tmp_path / "a.parquet", "manifest.read", "it claims .* bytes, in a file of")
+
+
+def test_a_parquet_file_that_repeats_a_long_binary(tmp_path, limited):
+    values = pa.DictionaryArray.from_arrays(
+        pa.array(np.zeros(4000, np.int32)), pa.array([bytes(300_000)], pa.binary(300_000))
+    )
+    ids = pa.array(range(4000)).cast(pa.string())
+    table = pa.table({"image_id": ids, "path": ids, "label": values})
+    pq.write_table(table, tmp_path / "a.parquet", compression="zstd", row_group_size=4000, store_schema=False)
+    limited(tmp_path / "a.parquet", "manifest.read", "it claims .* bytes, in a file of")
 
 
 def test_a_parquet_file_of_which_a_group_claims_more_rows_than_the_whole(tmp_path, limited):
