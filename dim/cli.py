@@ -107,8 +107,9 @@ def parse(config: type[C], description: str, arguments: Sequence[str]) -> tuple[
     for name, field in fields.items():
         if name not in values and field.default is dataclasses.MISSING:
             raise UserError(f"{_called(field, hints[name])} is required (see --help)")
-    for value in values.values():
+    for name, value in values.items():
         for text in value if isinstance(value, tuple) else (value,):
+            configuration.require_unicode(_called(fields[name], hints[name]), text)
             credentials.require_no_secret(str(text))
     return config(**values), verbose
 

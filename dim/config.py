@@ -133,6 +133,16 @@ def _made(name: str, value: Any, config: Any) -> Any:
     return config(**values)
 
 
+def require_unicode(name: str, value: Any) -> None:
+    """Raises UserError where `value` is text that is no Unicode: half a surrogate pair, which stands for what is no
+    UTF-8, can be neither written nor shown.
+    """
+    try:
+        str(value).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{name} must be UTF-8, not {quoted(value)}") from error
+
+
 _NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
@@ -146,6 +156,7 @@ def _typed(name: str, value: Any, kind: Kind) -> Any:
     if dataclasses.is_dataclass(kind.type):
         return _made(name, value, kind.type)
     value = _converted(value, kind.type)
+    require_unicode(name, value)
     if type(value) is not kind.type or (kind.type is float and not math.isfinite(value)):
         raise UserError(f"{name} must be {_NAMES[kind.type]}, not {quoted(value)}")
     if kind.choices and value not in kind.choices:

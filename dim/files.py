@@ -214,13 +214,24 @@ def copy_folder(source: str, target: str) -> None:
 def read_json(uri: str) -> Any:
     """The JSON document at `uri`. Raises UserError where it can't be read or is not JSON."""
     try:
-        return json.loads(read_bytes(uri))
+        return parsed_json(read_bytes(uri))
     except FileNotFoundError as error:
         raise UserError(f"no file {uri!r}") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{uri!r} is not JSON: {error}") from error
     except OSError as error:
         raise UserError(f"cannot read {uri!r}: {reason(error)}") from error
+
+
+def parsed_json(content: bytes | str) -> Any:
+    """The JSON document in `content`.
+
+    Raises ValueError or RecursionError where it is none, or has text that is no Unicode: half a surrogate pair, which
+    JSON can escape, can be neither written nor shown.
+    """
+    document = json.loads(content)
+    json.dumps(document, ensure_ascii=False).encode()
+    return document
 
 
 def write_json(uri: str, document: object) -> None:

@@ -8,32 +8,54 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-from dim import files
+from dim import delimited, files
 from dim.errors import UserError
 from dim.storage import patient
 
 # For each byte of its file, a table may have so many bytes and rows: no real one has, but one made to fill the memory.
 MOST_UNFOLDED, MOST_ROWS = 1000, 20
+# A group of rows of a Parquet file is decoded at once only where it can't become larger than this.
+_BATCH_BYTES, _BATCH_ROWS = 2**28, 1024
 SUFFIXES = (".parquet", ".csv")
+ONE_TABLE = (
+    "name one table; parts in Parquet become one by "
+    "pyarrow.parquet.write_table(pyarrow.parquet.read_table(FOLDER), FILE)"
+)
+_OTHERS = {
+    (".xlsx", ".xls", ".ods"): "a spreadsheet's own file; save its sheet as 'CSV UTF-8'",
+    (".gz", ".zip", ".zst", ".bz2", ".xz"): "compressed; unpack it first",
+    (".jsonl", ".ndjson", ".json"): "JSON; make a table of it, as pandas.read_json(FILE, lines=True).to_csv(…) does",
+    (".arrow", ".feather"): "Arrow's; make it Parquet, as pandas.read_feather(FILE).to_parquet(…) does",
+}
+
+
+def is_table(uri: str) -> bool:
+    """Whether `uri` ends as the name of a table that `read` can read."""
+    return uri.lower().endswith((*SUFFIXES, ".tsv"))
 
 
 def read(uri: str) -> pa.Table:
-    """The table at `uri`, Parquet or CSV by its ending; an empty CSV cell is null, every CSV column text.
+    """The table at `uri`, Parquet or CSV (TSV) by its ending; an empty CSV cell is null, every CSV column text.
 
     Raises UserError where the file is missing, is neither, or cannot be read.
     """
-    if not uri.endswith(SUFFIXES):
-        raise UserError(f"{uri!r} is neither .parquet nor .csv; name the table by one of these endings")
+    if not is_table(uri):
+        other = next((what for endings, what in _OTHERS.items() if uri.lower().endswith(endings)), None)
+        raise UserError(
+            f"{uri!r} is neither .parquet nor .csv{f' but {other}' if other else '; name the table by such an ending'}"
+        )
     try:
-        table = read_parquet(uri) if uri.endswith(".parquet") else _read_csv(uri)
+        table = read_parquet(uri) if uri.lower().endswith(".parquet") else delimited.read(uri)
         table.validate(full=True)
         if repeated := [name for name, count in Counter(table.column_names).items() if count > 1]:
             raise ValueError(f"it has the column {repeated[0]!r} twice")
-    except FileNotFoundError as error:
-        raise UserError(f"no file {uri!r}") from error
     except UserError:
         raise
     except Exception as error:  # whatever reading a stranger's file raises, the file is at fault
+        if isinstance(error, OSError) and files.is_folder(uri):
+            raise UserError(f"{uri!r} is a folder; {ONE_TABLE}") from error
+        if isinstance(error, FileNotFoundError):
+            raise UserError(f"no file {uri!r}") from error
         raise UserError(f"cannot read the table {uri!r}: {files.reason(error)}") from error
     return table
 
@@ -43,7 +65,18 @@ def require_columns(table: pa.Table, names: Iterable[str], uri: str) -> None:
     for name in names:
         if name not in table.column_names:
             has = ", ".join(map(repr, table.column_names))
-            raise UserError(f"{uri!r} has no column {name!r}; it has {has or 'none'}")
+            raise UserError(f"{uri!r} has no column {name!r}; it has {has or 'none'}{_photos_within(table)}")
+
+
+def _photos_within(table: pa.Table) -> str:
+    """What to do where the photos themselves stand in the table, as Hugging Face's data sets have them."""
+    for field in table.schema:
+        if pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0:
+            return (
+                f". The column {field.name!r} holds the photos themselves; write each one's bytes to a file, and the "
+                "files' names as column 'path'"
+            )
+    return ""
 
 
 @patient
@@ -52,19 +85,41 @@ def read_parquet(uri: str, columns: list[str] | None = None) -> pa.Table:
     with files.opened(uri) as file:
         about, size = pq.read_metadata(file), file.size()
         rows, claimed = _claimed(about)
-        _require_plausible(rows, claimed, size)
         leaves = [about.schema.column(number) for number in range(about.num_columns)]
+        fixed = sum(leaf.length for leaf in leaves if leaf.physical_type == "FIXED_LEN_BYTE_ARRAY")
+        _require_plausible(rows, max(claimed, rows * fixed), size)
         text = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
         # A dictionary may have a long text that its column repeats often: so read, it is counted before it is repeated.
         folding = pq.ParquetFile(file, metadata=about, read_dictionary=text, page_checksum_verification=True)
-        folded = folding.read(columns)
-        _require_plausible(rows, sum(_text_bytes(part) for column in folded for part in column.chunks), size)
         plain = pq.ParquetFile(file, metadata=about, page_checksum_verification=True)
+        try:
+            folded = folding.read(columns)
+        except (pa.ArrowNotImplementedError, OSError) as error:
+            if "implemented" not in str(error):
+                raise
+            # Arrow reads neither delta encodings nor lists of text from several groups of rows into dictionaries.
+            return _in_batches(plain, columns, size)
+        _require_plausible(rows, sum(_text_bytes(part) for column in folded for part in column.chunks), size)
         schema = plain.schema_arrow
         try:
             return folded.cast(pa.schema([schema.field(name) for name in folded.column_names], schema.metadata))
         except (pa.ArrowNotImplementedError, KeyError):  # views of text; a column twice, of which `read` complains
             return plain.read(columns)
+
+
+def _in_batches(file: pq.ParquetFile, columns: list[str] | None, size: int) -> pa.Table:
+    """The table, so few rows decoded at once that a text that each of them repeats can't fill the memory."""
+    about = file.metadata
+    # No text is longer than all that is stored; of each, the next may repeat the whole (DELTA_BYTE_ARRAY).
+    longest = max((about.row_group(number).total_byte_size for number in range(about.num_row_groups)), default=0)
+    rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES // max(1, longest)))
+    batches, unfolded = [], 0
+    for batch in file.iter_batches(rows, columns=columns):
+        batches.append(batch)
+        unfolded += batch.nbytes
+        _require_plausible(about.num_rows, unfolded, size)
+    schema = batches[0].schema if batches else file.schema_arrow
+    return pa.Table.from_batches(batches, schema).combine_chunks()
 
 
 def _claimed(about: pq.FileMetaData) -> tuple[int, int]:
@@ -88,22 +143,6 @@ def _text_bytes(values: pa.Array) -> int:
     if pa.types.is_map(values.type):
         return _text_bytes(values.keys) + _text_bytes(values.items)
     return _text_bytes(values.flatten()) if hasattr(values, "flatten") and pa.types.is_nested(values.type) else 0
-
-
-@patient
-def _read_csv(uri: str) -> pa.Table:
-    with files.opened(uri) as file:
-        # Arrow's own memory: a thread of its that ends late could not give back Python's once Python is ending.
-        content = file.read_buffer()
-    # Columns are read as text: "007" is an id, not the number 7. Callers cast the columns that are numbers.
-    header = pacsv.open_csv(pa.BufferReader(content)).schema.names
-    return pacsv.read_csv(
-        pa.BufferReader(content),
-        parse_options=pacsv.ParseOptions(newlines_in_values=True),
-        convert_options=pacsv.ConvertOptions(
-            column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=True, null_values=[""]
-        ),
-    )
 
 
 def write(uri: str, table: pa.Table) -> None:

@@ -8,7 +8,11 @@ are found. Per label, each label has photos in all splits:
 
     python jobs/split.py photos.csv --out manifest.csv --val-per-label 2 --test-per-label 2
 
-Every photo is decoded once. Those that cannot be are listed with the reason in <manifest>.unreadable.csv.
+A photo's label is the folder that holds it, as its path below IMAGES. Where all top folders are named train, val or
+test (validation, valid), they are the splits and no part of labels, and what is said above about shares does not apply.
+
+Every photo is decoded once. Whatever was seen and not taken (photos that cannot be decoded, broken links, folders that
+cannot be read, …) is listed with the reason in <manifest>.unreadable.csv; hidden files are only counted.
 """
 
 from typing import Any

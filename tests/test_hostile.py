@@ -26,9 +26,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dim import files, logs
+from dim import files, logs, output
 from dim.config import read_yaml
-from dim.data import ground_truth, manifest, photos
+from dim.data import ground_truth, listing, manifest, photos
 from dim.data.decode import DecodeError, decode
 from dim.data.importers import LAYOUTS
 from dim.errors import UserError
@@ -136,6 +136,8 @@ def test_networks_with_a_lambda(lambdas, monkeypatch):
         "[" * 3000,
         "\0",
         "model: [\udc80",
+        'model: "\\ud800"',
+        'weights: "\\udfff.npz"',
     ],
 )
 def test_yaml(tmp_path, text, monkeypatch):
@@ -162,11 +164,38 @@ def test_yaml_that_unfolds(tmp_path):
         '{"format_version": ' + "1" * 5000 + "}",
         "\udc80",
         "null",
+        '{"format_version": "\\ud800"}',
+        '{"format_version": 1, "backbone": "\\ud800", "layer": "\\udfff"}',
+        '{"\\ud800": 1}',
     ],
 )
 def test_model_json(tmp_path, text):
     (tmp_path / "model.json").write_bytes(text.encode(errors="surrogateescape"))
     refused(spec.read, str(tmp_path))
+
+
+HALVES = {
+    "escaped": b'{"job": "extract", "model": "\\ud800"}',
+    "in bytes": b'{"job": "extract", "model": "\xed\xa0\x80"}',
+}
+
+
+@pytest.mark.parametrize("kind", HALVES)
+def test_half_a_surrogate_pair(tmp_path, kind):
+    (tmp_path / "run.json").write_bytes(HALVES[kind])
+    refused(output.record_of, str(tmp_path), match="run.json' is not JSON: .*surrogates not allowed")
+    refused(files.read_json, str(tmp_path / "run.json"), match="run.json' is not JSON")
+
+
+def test_a_whole_surrogate_pair(tmp_path):
+    (tmp_path / "a.json").write_bytes(b'["\\ud83d\\ude00", "\\\\ud800"]')
+    assert files.read_json(str(tmp_path / "a.json")) == ["\U0001f600", "\\ud800"]
+
+
+def test_half_a_surrogate_pair_in_a_whitening(tmp_path):
+    arrays = {name: np.ones(2) for name in ("mean", "eigenvalues")} | {"projection": np.eye(2), "power": 1.0}
+    np.savez(tmp_path / "a.npz", kind="pca", learned_on='{"manifest": "\\ud800"}', embedding="null", **arrays)
+    refused(whitening.load, str(tmp_path / "a.npz"), match="is no whitening file .*surrogates not allowed")
 
 
 def test_nothing_in_the_source_runs_what_it_reads():
@@ -253,10 +282,9 @@ def test_a_column_name_cannot_forge_a_line(tmp_path):
 def test_names_that_are_no_text(tmp_path):
     for name in (b"a\xff.jpg", b"b.jpg"):
         Path(os.fsdecode(bytes(tmp_path) + b"/" + name)).touch()
-    refused(photos.listed, str(tmp_path), match="is no UTF-8; rename it")
+    found = listing.listing(str(tmp_path))
+    assert (found.files, found.skipped) == (["b.jpg"], {"a\\xff.jpg": "its name is no UTF-8; rename it"})
     refused(files.names, str(tmp_path), match="is no UTF-8; rename it")
-    for layout in ("holidays", "ukbench", "oxford5k"):
-        refused(importer(layout), str(tmp_path), match="is no UTF-8; rename it")
 
 
 def test_a_path_that_cannot_be_is_one_error_not_the_end(tmp_path, write_manifest):
@@ -339,6 +367,28 @@ def test_a_parquet_file_that_repeats_a_long_text(tmp_path, limited, nested):
     table = pa.table({"image_id": ids, "path": ids, "label": label})
     pq.write_table(table, tmp_path / "a.parquet", compression="zstd", row_group_size=40_000, store_schema=False)
     limited(tmp_path / "a.parquet", "manifest.read", "12,000,.* bytes, in a file of")
+
+
+@pytest.mark.parametrize(("encoding", "rows"), [("DELTA_BYTE_ARRAY", 4000), ("DELTA_LENGTH_BYTE_ARRAY", 1000)])
+def test_a_parquet_file_whose_texts_repeat_the_one_before(tmp_path, limited, encoding, rows):
+    text = pa.DictionaryArray.from_arrays(pa.array(np.zeros(1000, np.int32)), ["x" * 300_000]).dictionary_decode()
+    schema = pa.schema([(name, pa.string()) for name in ("image_id", "path", "label")])
+    options = {"use_dictionary": False, "column_encoding": {"label": encoding}, "compression": "zstd"}
+    with pq.ParquetWriter(tmp_path / "a.parquet", schema, store_schema=False, **options) as writer:
+        for start in range(0, rows, 1000):
+            ids = pa.array(range(start, start + 1000)).cast(pa.string())
+            writer.write_table(pa.table([ids, ids, text], schema=schema))
+    limited(tmp_path / "a.parquet", "manifest.read", "it claims .* bytes, in a file of")
+
+
+def test_a_parquet_file_that_repeats_a_long_binary(tmp_path, limited):
+    values = pa.DictionaryArray.from_arrays(
+        pa.array(np.zeros(4000, np.int32)), pa.array([bytes(300_000)], pa.binary(300_000))
+    )
+    ids = pa.array(range(4000)).cast(pa.string())
+    table = pa.table({"image_id": ids, "path": ids, "label": values})
+    pq.write_table(table, tmp_path / "a.parquet", compression="zstd", row_group_size=4000, store_schema=False)
+    limited(tmp_path / "a.parquet", "manifest.read", "it claims .* bytes, in a file of")
 
 
 def test_a_parquet_file_of_which_a_group_claims_more_rows_than_the_whole(tmp_path, limited):

@@ -3,7 +3,7 @@
 import logging
 from typing import Any
 
-from dim import output, tables
+from dim import output, sheets, tables
 from dim.audit import page
 from dim.audit.config import AuditConfig
 from dim.audit.suspects import KINDS, Photos, suspects, table
@@ -36,8 +36,8 @@ def audit(config: AuditConfig) -> dict[str, Any]:
     with output.opened(config.out, "audit", config, inputs, embedding.as_json()) as out:
         found = suspects(photos, config.least_score, config.duplicates)
         listed = table(photos, found)
-        for name in ("suspects.parquet", "suspects.csv"):
-            tables.write(out.path(name), listed)
+        tables.write(out.path("suspects.parquet"), listed)
+        sheets.write(out.path("suspects.csv"), listed)
         kinds = [one.kind for one in found]
         counts = {kind: kinds.count(kind) for kind in KINDS}
         log.info("suspected: %d of a wrong label, %d duplicates, %d far from their label", *counts.values())

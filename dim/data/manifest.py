@@ -3,6 +3,9 @@
 Columns: `image_id` (string, unique), `path` (local, file://, s3:// or gs://, as `dim.storage` reads them; relative to
 the manifest's folder), `label` (may be null), `split` (train, val, test or null), optional `role` (query, database, or
 null for both) and `x1, y1, x2, y2` (a query's box in pixels of the upright image). Other columns are kept.
+
+A text may stand there as a number (`dim.data.text` says how it is written), and one that is empty, of spaces only or
+NaN is null. Every other text is what it is: "NA", "None" and "nan" are labels.
 """
 
 import functools
@@ -16,6 +19,7 @@ import pyarrow.compute as pc
 
 from dim import files, storage, tables
 from dim.credentials import redacted
+from dim.data.text import as_text, empty_as_null, plain
 from dim.errors import UserError, quoted
 
 SPLITS = ("train", "val", "test")
@@ -97,6 +101,9 @@ def checked(uri: str, table: pa.Table) -> Manifest:
             table = table.append_column(name, pa.nulls(table.num_rows, pa.string()))
     texts = [name for name in table.column_names if name in _TEXTS or not _selectable(table[name])]
     table = with_texts(uri, table, texts)
+    for name in texts:
+        if name in _TEXTS:
+            table = table.set_column(table.column_names.index(name), name, empty_as_null(table[name]))
     if table.num_rows == 0:
         raise UserError(f"{uri!r} has no row")
     _require_ids(uri, table)
@@ -114,7 +121,7 @@ def checked(uri: str, table: pa.Table) -> Manifest:
 
 def _require_ids(uri: str, table: pa.Table) -> None:
     for name in _REQUIRED:
-        if (missing := _first(pc.or_kleene(pc.is_null(table[name]), pc.equal(table[name], "")))) is not None:
+        if (missing := _first(table[name].is_null())) is not None:
             raise UserError(f"{uri!r}: row {missing + 1} has no {name}")
         if broken := _rows(pc.match_substring(table[name], "\0")):
             raise UserError(f"{uri!r}: row {broken[0] + 1} has a NUL in its {name}{_others(len(broken))}")
@@ -161,10 +168,12 @@ def with_texts(uri: str, table: pa.Table, names: Iterable[str]) -> pa.Table:
 def text(uri: str, table: pa.Table, name: str) -> pa.ChunkedArray:
     """The column `name` of the table at `uri`, as strings. Raises UserError where it can't be that."""
     try:
-        return table[name].cast(pa.string())
+        return as_text(table[name])
     except pa.ArrowException as error:
-        where = _where_no_text(table[name])
-        raise UserError(f"{uri!r}: column {name!r} must be text: {files.reason(error)}{where}") from error
+        raise UserError(
+            f"{uri!r}: column {name!r} must be text: {files.reason(error)} (its type is {table[name].type})"
+            f"{_where_no_text(table[name])}"
+        ) from error
 
 
 def _where_no_text(column: pa.ChunkedArray) -> str:
@@ -189,15 +198,20 @@ def _with_boxes(uri: str, table: pa.Table) -> pa.Table:
         raise UserError(f"{uri!r} has {', '.join(present)} but a box needs x1, y1, x2, y2")
     for name in BOX:
         try:
-            values = table[name].cast(pa.float64())
+            values = plain(table[name]).cast(pa.float64())
         except pa.ArrowException as error:
             raise UserError(f"{uri!r}: column {name} must be numbers: {files.reason(error)}") from error
+        values = pc.if_else(pc.is_nan(values), pa.scalar(None, pa.float64()), values)  # pandas' way to leave one out
         table = table.set_column(table.column_names.index(name), name, values)
-    # So that NaN counts as empty.
-    empty = pc.invert(pc.and_kleene(pc.greater(table["x2"], table["x1"]), pc.greater(table["y2"], table["y1"])))
+    empty = pc.or_kleene(pc.less_equal(table["x2"], table["x1"]), pc.less_equal(table["y2"], table["y1"]))
+    infinite = functools.reduce(pc.or_kleene, [pc.is_inf(table[name]) for name in BOX])
     missing = [table[name].is_null() for name in BOX]
     partial = pc.and_not(functools.reduce(pc.or_, missing), functools.reduce(pc.and_, missing))
-    for wrong, what in ((partial, "an incomplete box"), (empty, "an empty box (x2 ≤ x1 or y2 ≤ y1)")):
+    for wrong, what in (
+        (partial, "an incomplete box"),
+        (infinite, "a box without end"),
+        (empty, "an empty box (x2 ≤ x1 or y2 ≤ y1)"),
+    ):
         if (row := _first(wrong)) is not None:
             raise UserError(f"{uri!r}: image_id {quoted(table['image_id'][row].as_py())} has {what}")
     return table

@@ -1,14 +1,9 @@
-"""Photos in a folder, on any storage: which there are, how a manifest names them, which cannot be read."""
+"""Photos, on any storage: how a manifest names them, and which cannot be read."""
 
 import contextlib
 import io
-import os
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-
-import pyarrow.fs as pafs
 
 from dim import files, storage
 from dim.data.decode import DecodeError, check_header, check_size, decode
@@ -17,43 +12,6 @@ from dim.storage import patient
 
 MISSING = "no such file"
 _AT_ONCE = 1000
-_MOST_WAYS = 100  # by which links lead to the same folder; there could be as many as there are paths
-
-_Place = tuple[int, int]  # device and inode of a folder
-
-
-@patient
-def listed(folder: str) -> list[str]:
-    """The files below `folder`, at any depth, as sorted paths relative to it. What is hidden is skipped, as are links
-    to a folder that they stand in.
-    """
-    filesystem, path = files.locate(folder)
-    if isinstance(filesystem, pafs.LocalFileSystem):
-        return sorted(_walked(path))
-    found = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
-    names = (files.path_of(info)[len(path) :].strip("/") for info in found if info.is_file)
-    return sorted(name for name in names if not any(part.startswith(".") for part in name.split("/")))
-
-
-def _walked(top: str) -> Iterator[str]:
-    ways: Counter[_Place] = Counter()
-    left: deque[tuple[str, frozenset[_Place]]] = deque([(top, frozenset())])
-    while left:
-        folder, above = left.popleft()
-        about = Path(folder).stat()
-        place = about.st_dev, about.st_ino
-        ways[place] += 1
-        if place in above or ways[place] > _MOST_WAYS:
-            continue
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    left.append((entry.path, above | {place}))
-                elif entry.is_file():
-                    files.locate(entry.path)  # which refuses a name that couldn't be opened by it
-                    yield entry.path[len(top) :].lstrip("/")
 
 
 def named(uris: Sequence[str], folder: str) -> list[str]:

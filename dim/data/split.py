@@ -1,21 +1,24 @@
 """Labelled photos → a manifest with splits train, val and test.
 
+Where a tree's top folders are the splits, they are kept. Else:
 By label, whole labels go to val and test, so that these hold objects never trained on. Per label, a number of photos of
 each label go there. Which ones, the order of sha256(seed, name) decides: it is the same for any order of the input, any
 machine and any version of this program.
 """
 
 import hashlib
-import itertools
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pyarrow as pa
 
-from dim import files, tables
-from dim.data import manifest, photos
+from dim import files, sheets, tables
+from dim.data import labelled, manifest, photos
+from dim.data.labels import tell
+from dim.data.reasons import summed
 from dim.data.split_config import SplitConfig
 from dim.errors import UserError
 from dim.rows import require_once
@@ -24,26 +27,38 @@ log = logging.getLogger(__name__)
 
 
 def split(config: SplitConfig) -> dict[str, Any]:
-    """Writes the manifest `config.out`, and beside it `<stem>.unreadable.csv` with path, label and reason.
+    """Writes the manifest `config.out`, and beside it `<stem>.unreadable.csv` with path, label and reason of whatever
+    was seen and not taken.
 
     Raises UserError, before anything is written, for flags that contradict each other or are out of range, a missing
     folder or table, a column that a CSV file can't hold where one is to be written, no photo that can be read, an
     unknown label to ignore, and too few labels.
     """
     _check(config)
-    table = _from_folder(config.images) if files.is_folder(config.images) else _from_table(config.images, config.out)
+    if files.is_folder(config.images):
+        table, skipped, hidden = labelled.of_folder(config)
+    else:
+        table, skipped, hidden = labelled.of_table(config), labelled.untaken([], [], []), 0
     readable, unreadable = _tried(_wanted(table, config), config.images)
     kept = _large_enough(readable, config)
     labels, image_ids = kept["label"].to_pylist(), kept["image_id"].to_pylist()
-    if config.val_per_label is None and config.test_per_label is None:
+    if "split" in kept.column_names:
+        splits = kept["split"].to_pylist()
+        kept = kept.drop_columns("split")
+    elif config.val_per_label is None and config.test_per_label is None:
         val, test = _shares(config)
         splits = by_label(labels, val, test, config.seed)
     else:
         splits = per_label(labels, image_ids, config.val_per_label or 0, config.test_per_label or 0, config.seed)
+    tell(labels)
     folder = files.parent(config.out)
     result = manifest.checked(config.out, _named(kept, folder).append_column("split", pa.array(splits, pa.string())))
     files.make_folder(folder)
-    tables.write(f"{config.out.rpartition('.')[0]}.unreadable.csv", _named(unreadable, folder))
+    beside = f"{config.out.rpartition('.')[0]}.unreadable.csv"
+    sheets.write(beside, _named(pa.concat_tables([unreadable, skipped]), folder))
+    for what, those in (("photos that could not be read", unreadable), ("what else was not taken", skipped)):
+        if len(those):
+            log.warning("%s: %d (%s); see %s", what, len(those), summed(those["reason"].to_pylist()), beside)
     tables.write(config.out, result.table)
     require_once(image_ids, manifest.read(config.out).image_ids, repr(config.out))
     counts = Counter(splits)
@@ -54,6 +69,8 @@ def split(config: SplitConfig) -> dict[str, Any]:
         **{name: counts[name] for name in manifest.SPLITS},
         "unreadable": len(unreadable),
         "left_out": len(table) - len(unreadable) - len(kept),
+        "skipped": len(skipped),
+        "hidden": hidden,
     }
 
 
@@ -81,20 +98,6 @@ def per_label(labels: Sequence[str], image_ids: Sequence[str], val: int, test: i
         ordered = _ordered(ids, seed)
         split_of |= dict.fromkeys(ordered[:test], "test") | dict.fromkeys(ordered[test : test + val], "val")
     return [split_of[image_id] for image_id in image_ids]
-
-
-def unique_ids(paths: Sequence[str]) -> list[str]:
-    """An id for each path: without its ending; with it where two would share an id; a repeated path gets a number."""
-    ids: dict[int, str] = {}
-    taken: set[str] = set()
-    for row in sorted(range(len(paths)), key=lambda row: paths[row]):
-        path = paths[row]
-        folder, slash, name = path.rpartition("/")
-        stem = name.rpartition(".")[0] or name
-        candidates = itertools.chain([folder + slash + stem, path], (f"{path}#{n}" for n in itertools.count(2)))
-        ids[row] = next(name for name in candidates if name not in taken)
-        taken.add(ids[row])
-    return [ids[row] for row in range(len(paths))]
 
 
 def _ordered(names: Iterable[str], seed: int) -> list[str]:
@@ -127,39 +130,6 @@ def _check(config: SplitConfig) -> None:
             raise UserError(f"{flag} {count} must not be negative")
 
 
-def _from_folder(folder: str) -> pa.Table:
-    found = photos.listed(folder)
-    names = [name for name in found if "/" in name]
-    if not names:
-        raise UserError(f"{folder!r} has no photo in a sub-folder; it needs one sub-folder per label")
-    if len(names) < len(found):
-        log.warning("%d files of %r are in no sub-folder, so have no label: skipped", len(found) - len(names), folder)
-    return pa.table(
-        {
-            "image_id": unique_ids(names),
-            "path": [files.join(folder, name) for name in names],
-            "label": [name.split("/")[0] for name in names],
-        }
-    )
-
-
-def _from_table(uri: str, out: str) -> pa.Table:
-    if not uri.endswith(tables.SUFFIXES):
-        raise UserError(f"no folder {uri!r}; name a folder with one sub-folder per label, or a .parquet or .csv table")
-    table = tables.read(uri)
-    tables.require_columns(table, ("path", "label"), uri)
-    if "image_id" not in table.column_names:
-        paths = manifest.text(uri, table, "path").fill_null("").to_pylist()
-        table = table.add_column(0, "image_id", pa.array(unique_ids(paths), pa.string()))
-    if "split" in table.column_names:
-        table = table.drop_columns("split")
-    rows = manifest.checked(uri, table)
-    table = rows.table.drop_columns("split")
-    if out.endswith(".csv"):  # which holds no lists, say: better known now than when there is something to write
-        table = manifest.with_texts(uri, table, table.column_names)
-    return _with_paths(table, rows.paths)
-
-
 def _wanted(table: pa.Table, config: SplitConfig) -> pa.Table:
     """The rows whose label is known and not ignored."""
     labels = table["label"].to_pylist()
@@ -173,14 +143,32 @@ def _wanted(table: pa.Table, config: SplitConfig) -> pa.Table:
 
 
 def _tried(table: pa.Table, where: str) -> tuple[pa.Table, pa.Table]:
-    """The rows whose photo decodes, and path, label and reason of the others."""
-    reasons = photos.unreadable(table["path"].to_pylist(), photos.decodes)
-    if len(reasons) == len(table):
+    """The rows whose photo decodes, and the `untaken` of the others."""
+    uris = table["path"].to_pylist()
+    reasons = {row: why for row, uri in enumerate(uris) if (why := _nowhere(uri))}
+    others = [row for row in range(len(uris)) if row not in reasons]
+    failed = photos.unreadable([uris[row] for row in others], photos.decodes)
+    reasons |= {others[place]: why + _hint(uris[others[place]], why) for place, why in failed.items()}
+    rows = sorted(reasons)
+    if len(rows) == len(table):
         raise UserError(f"none of the {len(table)} photos of {where!r} can be read; the first: {reasons[0]}")
-    rows = list(reasons)
-    unreadable = table.select(["path", "label"]).take(pa.array(rows, pa.int64()))
-    unreadable = unreadable.append_column("reason", pa.array(list(reasons.values()), pa.string()))
+    lost = table.take(pa.array(rows, pa.int64()))
+    unreadable = labelled.untaken(lost["path"], lost["label"], [reasons[row] for row in rows])
     return table.filter(pa.array([row not in reasons for row in range(len(table))])), unreadable
+
+
+def _nowhere(uri: str) -> str | None:
+    """Why there can be no file at `uri`, of a storage that is unknown, say: its row fails, not the whole table."""
+    try:
+        files.locate(uri)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def _hint(uri: str, reason: str) -> str:
+    windows = reason == photos.MISSING and re.search(r"\\|(^|/)[A-Za-z]:/", uri)
+    return "; it looks like a path of Windows: write it as it is on this machine, with /" if windows else ""
 
 
 def _large_enough(table: pa.Table, config: SplitConfig) -> pa.Table:
@@ -195,8 +183,4 @@ def _large_enough(table: pa.Table, config: SplitConfig) -> pa.Table:
 
 
 def _named(table: pa.Table, folder: str) -> pa.Table:
-    return _with_paths(table, photos.named(table["path"].to_pylist(), folder))
-
-
-def _with_paths(table: pa.Table, paths: list[str]) -> pa.Table:
-    return table.set_column(table.column_names.index("path"), "path", pa.array(paths, pa.string()))
+    return labelled.with_paths(table, photos.named(table["path"].to_pylist(), folder))

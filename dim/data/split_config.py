@@ -12,7 +12,10 @@ _PER_LABEL = "per label: some photos of each label to val and test"
 class SplitConfig:
     """The flags of split.py."""
 
-    images: str = option(help="a folder with one sub-folder per label, or a table with path and label", positional=True)
+    images: str = option(
+        help="a folder with one sub-folder per label, maybe within train, val and test; or a table with path and label",
+        positional=True,
+    )
     out: str = option(help="the manifest to write, .parquet or .csv", metavar="M")
     val_labels: float | None = option(None, "share of the labels that go to val (default: 0.1)", group=_BY_LABEL)
     test_labels: float | None = option(None, "share of the labels that go to test (default: 0.2)", group=_BY_LABEL)

@@ -11,6 +11,7 @@ import pyarrow as pa
 from dim import cluster, files, output
 from dim.data import manifest as manifests
 from dim.data.manifest import Manifest
+from dim.data.reasons import summed
 from dim.errors import UserError
 from dim.extract import content, identity, resume, store
 from dim.extract.config import ExtractConfig
@@ -138,16 +139,19 @@ def _run(
 
 def _result(folder: str, selected: Manifest, computed: int, seconds: float) -> dict[str, Any]:
     image_ids: list[str] = []
-    errors = 0
+    errors: list[str] = []
     for name in store.shards(folder):
-        table = store.read_shard(folder, name, ["image_id", "status"])
+        table = store.read_shard(folder, name, ["image_id", "status", "error"])
         image_ids += table["image_id"].to_pylist()
-        errors += table["status"].to_pylist().count(store.ERROR)
+        failed = table.filter(pa.compute.equal(table["status"], store.ERROR))
+        errors += failed["error"].fill_null("no reason is known").to_pylist()
     require_once(selected.image_ids, image_ids, repr(folder))
+    if errors:
+        log.warning("photos that could not be read: %d (%s); each has an error row", len(errors), summed(errors))
     return {
         "images": len(selected),
-        "ok": len(selected) - errors,
-        "errors": errors,
+        "ok": len(selected) - len(errors),
+        "errors": len(errors),
         "computed": computed,
         "images_per_second": round(computed / seconds, 2) if computed else 0.0,
     }

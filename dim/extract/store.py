@@ -150,7 +150,7 @@ def _misfits(table: pa.Table, columns: list[str], dimension: int | None) -> Iter
 
 def _marked_by(mark: bytes, uri: str) -> Embedding:
     try:
-        document = json.loads(mark)
+        document = files.parsed_json(mark)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{uri!r}: the embedding in its metadata is not JSON; make this folder again") from error
     return from_json(document, uri)

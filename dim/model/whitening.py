@@ -101,8 +101,8 @@ def _parse(content: bytes) -> Whitening:
             eigenvalues=arrays["eigenvalues"],
             power=float(arrays["power"]),
             kind=str(arrays["kind"]),  # type: ignore[arg-type]
-            learned_on=json.loads(str(arrays["learned_on"])),
-            embedding=json.loads(str(arrays["embedding"])),
+            learned_on=files.parsed_json(str(arrays["learned_on"])),
+            embedding=files.parsed_json(str(arrays["embedding"])),
         )
     dimension, size = found.projection.shape
     if not (1 <= dimension <= size and found.mean.shape == found.eigenvalues.shape == (size,)):

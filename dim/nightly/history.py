@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from dim import files, tables
+from dim import files, sheets, tables
 from dim.errors import UserError
 
 FILE = "history.csv"
@@ -73,13 +73,13 @@ class History:
         self._rows = [row for row in self._rows if row["date"] != date] + new
         self._rows.sort(key=lambda row: (str(row["date"]), str(row["evaluation"])))
         columns = {field.name: [_text(row.get(field.name)) for row in self._rows] for field in dataclasses.fields(Row)}
-        tables.write(self._uri, pa.table({name: pa.array(cells, pa.string()) for name, cells in columns.items()}))
+        sheets.write(self._uri, pa.table({name: pa.array(cells, pa.string()) for name, cells in columns.items()}))
 
 
 def _checked(uri: str, table: pa.Table) -> list[dict[str, Any]]:
     if missing := [field.name for field in dataclasses.fields(Row) if field.name not in table.column_names]:
         raise UserError(f"{uri!r} is no history of nights: it has no column {missing[0]!r}; move it away or mend it")
-    rows: list[dict[str, Any]] = table.to_pylist()
+    rows = [{name: sheets.unescaped(cell) for name, cell in row.items()} for row in table.to_pylist()]
     for number, row in enumerate(rows, start=1):
         if not _is_date(row["date"]) or not row["evaluation"] or not row["status"]:
             raise UserError(

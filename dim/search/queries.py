@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from dim import files, output, tables
-from dim.data import manifest, photos
+from dim.data import listing, manifest
 from dim.data.manifest import BOX
 from dim.errors import UserError
 from dim.extract import identity
@@ -44,12 +44,12 @@ def listed(path: str) -> pa.Table:
     A photo's id is its name, or its path within the folder. Raises UserError where the folder is empty, or the manifest
     is broken or has no row that may be a query.
     """
-    if path.endswith(tables.SUFFIXES):
+    if tables.is_table(path):
         found = manifest.read(path).select(role="query")
         boxes = {name: found.table[name] for name in BOX if name in found.table.column_names}
         return pa.table({"image_id": found.table["image_id"], "path": list(map(files.absolute, found.paths)), **boxes})
     if files.is_folder(path):
-        names = photos.listed(path)
+        names = listing.listed(path)
         if not names:
             raise UserError(f"--queries {path!r} is an empty folder; put photos into it")
         return pa.table({"image_id": names, "path": [files.join(files.absolute(path), name) for name in names]})

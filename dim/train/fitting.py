@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pyarrow as pa
 
-from dim import files, tables
+from dim import files, sheets
 from dim.errors import JobFailed
 from dim.progress import Progress
 from dim.train import batches
@@ -93,7 +93,7 @@ class Fitting:
         ids = np.concatenate([self._photos.image_ids[share.rows[share.indices]] for share in shares], axis=1)
         where = files.join(self._config.out, DIVERGED)
         if self._own.start == 0:  # worker 0 writes for all
-            tables.write(where, pa.table(dict(zip(COLUMNS, ids.tolist(), strict=True))))
+            sheets.write(where, pa.table(dict(zip(COLUMNS, ids.tolist(), strict=True))))
         return (
             f"the loss is not a number at step {number + 1} of epoch {epoch + 1}; its {ids.shape[1]} triplets are in "
             f"{where!r}, the first of them {ids[:, 0].tolist()}; lower --learning-rate, or try --precision float32, "

@@ -94,7 +94,7 @@ def test_oxford5k(tree):
     assert imported.result == {"layout": "oxford5k", **counts}
 
 
-def test_paris6k_has_corrupt_files_and_a_missing_one(tree):
+def test_paris6k_has_corrupt_files_and_a_missing_one(tree, caplog):
     contents = {
         "paris/defense/paris_defense_000605.jpg": None,
         "paris/louvre/paris_louvre_000136.jpg": "<!DOCTYPE HTML>\n<title>302 Found</title>",
@@ -108,6 +108,8 @@ def test_paris6k_has_corrupt_files_and_a_missing_one(tree):
     imported = Imported("paris6k", source)
     problems = {Path(row["path"]).relative_to(source).as_posix(): row["problem"] for row in imported.problems}
     assert problems["paris_gone_000001.jpg"] == "no such file"
+    assert "photos that could not be read: 2 (1 × no photo in a known format: it begins with b'<!DOCTYPE" in caplog.text
+    assert "1 × no such file); see " in caplog.text and "problems.csv" in caplog.text
     assert "<!DOCTYPE" in problems["paris/louvre/paris_louvre_000136.jpg"]
     assert (imported.result["missing"], imported.result["corrupt"]) == (1, 1)
     # Both keep their rows; an image that is junk and ok is junk.

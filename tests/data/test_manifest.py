@@ -87,7 +87,10 @@ BOXES = TWO | {"x1": [0, 0], "y1": [0, 0], "x2": [9, 9], "y2": [9, 9]}
         (BOXES | {"x1": [0, 9]}, "image_id 'b' has an empty box"),
         (BOXES | {"y2": [9, -1]}, "image_id 'b' has an empty box"),
         (BOXES | {"y1": [0, None]}, "image_id 'b' has an incomplete box"),
-        (BOXES | {"x1": [0, float("nan")]}, "image_id 'b' has an empty box"),
+        (BOXES | {"x1": [0, float("nan")]}, "image_id 'b' has an incomplete box"),
+        (BOXES | {"x2": [9, float("inf")]}, "image_id 'b' has a box without end"),
+        (TWO | {"image_id": ["a", " "]}, "row 2 has no image_id"),
+        (TWO | {"image_id": [7.0, float("nan")]}, "row 2 has no image_id"),
     ],
 )
 def test_what_is_wrong_is_named_in_one_line(columns, message):

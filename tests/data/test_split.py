@@ -1,4 +1,5 @@
 import json
+import os
 import random
 import subprocess
 import sys
@@ -14,7 +15,8 @@ from PIL import Image
 
 from dim import tables
 from dim.data import manifest
-from dim.data.split import by_label, per_label, split, unique_ids
+from dim.data.labelled import unique_ids
+from dim.data.split import by_label, per_label, split
 from dim.data.split_config import SplitConfig
 from dim.errors import UserError
 
@@ -90,11 +92,14 @@ def test_ids_are_paths_without_their_ending():
 
 @pytest.fixture
 def shelf(tmp_path):
-    """Labels A to J with 3 photos each, K with one; one broken photo in A, a hidden file, a file without a label."""
+    """Labels A to J with 3 photos each (A: 4), K and A/deep with one; one broken photo in A, a hidden file, a file
+    without a label.
+    """
     for label in "ABCDEFGHIJ":
         for number in range(3):
             photo(tmp_path / "shelf" / label / f"{number}.png")
     photo(tmp_path / "shelf" / "K" / "only.png")
+    photo(tmp_path / "shelf" / "A" / "3.png")
     photo(tmp_path / "shelf" / "A" / "deep" / "er.png")
     (tmp_path / "shelf" / "A" / "broken.jpg").write_bytes(b"<html>")
     (tmp_path / "shelf" / "A" / ".hidden.jpg").write_bytes(b"")
@@ -116,29 +121,30 @@ def ran(images, out, **flags):
 def test_a_folder_by_label(shelf, tmp_path, name):
     result, rows = ran(shelf, tmp_path / "out" / name)
     counts = Counter(rows.table["split"].to_pylist())
-    expected = {"images": 31, "labels": 10, **counts, "unreadable": 1, "left_out": 1}
+    expected = {"images": 31, "labels": 10, **counts, "unreadable": 1, "left_out": 2, "skipped": 1, "hidden": 1}
     assert result == {"manifest": str(tmp_path / "out" / name), **expected}
     assert len(set(rows.select("val").labels)) == 1
     assert len(set(rows.select("test").labels)) == 2
-    assert "A/deep/er" in rows.image_ids
     assert set(rows.labels) == set("ABCDEFGHIJ")
     assert all(Path(path).exists() for path in rows.paths)
     unreadable = tables.read(str(tmp_path / "out" / "m.unreadable.csv")).to_pylist()
-    assert [row["label"] for row in unreadable] == ["A"]
+    assert [row["label"] for row in unreadable] == ["A", None]
     assert unreadable[0]["path"] == str(shelf / "A" / "broken.jpg")
     assert "<html>" in unreadable[0]["reason"]
+    assert unreadable[1]["path"] == str(shelf / "README.md")
+    assert unreadable[1]["reason"] == "it lies in no folder of a label"
 
 
 def test_a_folder_per_label(shelf, tmp_path):
     result, rows = ran(shelf, tmp_path / "m.csv", val_per_label=1, test_per_label=1, ignore_label=("B", "C"))
-    assert (result["labels"], result["val"], result["test"], result["left_out"]) == (8, 8, 8, 7)
+    assert (result["labels"], result["val"], result["test"], result["left_out"]) == (8, 8, 8, 8)
     counts = Counter(zip(rows.labels, rows.table["split"].to_pylist(), strict=True))
     assert all(counts[label, "val"] == counts[label, "test"] == 1 for label in set(rows.labels))
     assert rows.table["path"].to_pylist()[0].startswith("shelf/A/")  # relative to the manifest
 
 
 def test_labels_with_too_few_photos_are_left_out(shelf, tmp_path):
-    assert ran(shelf, tmp_path / "m.csv", min_per_label=1)[0]["labels"] == 11
+    assert ran(shelf, tmp_path / "m.csv", min_per_label=1)[0]["labels"] == 12
     assert ran(shelf, tmp_path / "m.csv", min_per_label=4, val_labels=0, test_labels=0)[0]["labels"] == 1
     # One photo of each must be left for train, even if a lower number is asked for.
     assert ran(shelf, tmp_path / "m.csv", test_per_label=3, min_per_label=1)[0]["labels"] == 1
@@ -150,6 +156,132 @@ def test_same_seed_same_split(shelf, tmp_path):
         ran(shelf, tmp_path / "m.csv", seed=seed)
         contents.append((tmp_path / "m.csv").read_bytes())
     assert contents[0] == contents[1] != contents[2]
+
+
+def test_a_label_is_the_folder_that_holds_the_photo(tmp_path):
+    """Twelve objects in three collections were three labels named as the collections."""
+    for number in range(24):
+        photo(tmp_path / "tree" / f"collection {number % 3}" / f"object {number % 12}" / f"{number}.png")
+    result, rows = ran(tmp_path / "tree", tmp_path / "m.csv")
+    assert (result["images"], result["labels"]) == (24, 12)
+    assert set(rows.labels) == {f"collection {number % 3}/object {number}" for number in range(12)}
+
+
+def split_tree(folder, *tops):
+    for top in tops:
+        for label in "ABC":
+            photo(folder / top / label / f"{top}.png")
+            photo(folder / top / label / "same name.png")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "tops",
+    [("train", "val", "test"), ("Train", "Valid", "TEST"), ("train", "validation", "test"), ("train", "test")],
+)
+def test_folders_that_are_splits(tmp_path, caplog, tops):
+    tree = split_tree(tmp_path / "tree", *tops)
+    photo(tree / tops[0] / "loose.png")
+    photo(tree / tops[0] / "D" / "deep" / "1.png")
+    photo(tree / tops[1] / "D" / "deep" / "1.png")
+    (tree / ".DS_Store").touch()
+    (tree / "README.md").touch()
+    result, rows = ran(tree, tmp_path / "m.csv", seed=1)
+    assert set(rows.labels) == {*"ABC", "D/deep"}
+    of_top = {"t": "train", "v": "val"} | {"test": "test", "TEST": "test"}
+    for path, name in zip(rows.paths, rows.table["split"].to_pylist(), strict=True):
+        top = Path(path).relative_to(tree).parts[0]
+        assert name == of_top.get(top, of_top[top[0].lower()])
+    assert result["images"] == len(rows) == 6 * len(tops) + 2
+    assert (result["labels"], result["skipped"], result["hidden"]) == (4, 2, 1)
+    assert len(set(rows.image_ids)) == len(rows)
+
+
+def test_one_folder_that_is_a_split(tmp_path):
+    result, _ = ran(split_tree(tmp_path / "tree", "train"), tmp_path / "m.csv")
+    assert (result["train"], result["val"], result["test"], result["labels"]) == (6, 0, 0, 3)
+
+
+def test_a_label_may_be_called_test(tmp_path):
+    for label in ("test", "milk", "tea"):
+        photo(tmp_path / "tree" / label / "1.png")
+        photo(tmp_path / "tree" / label / "2.png")
+    result, rows = ran(tmp_path / "tree", tmp_path / "m.csv")
+    assert set(rows.labels) == {"test", "milk", "tea"} and result["labels"] == 3
+
+
+@pytest.mark.parametrize(
+    ("tops", "flags", "message"),
+    [
+        (("train", "test"), {"test_labels": 0.2}, "--test-labels 0.2: the top folders of '.*tree' are splits already"),
+        (("train", "test"), {"val_per_label": 0}, "--val-per-label 0: the top folders of '.*tree' are splits already"),
+        (("train", "test", "more"), {}, "folders test and train beside 'more', where they would be parts of labels"),
+        (("images/train", "images/test"), {}, "test and train within 'images', .* name .*tree/images"),
+        (("x/train", "y/train", "y/val"), {}, "train and val within 'y', .* be the folders at its top"),
+        (("train/val", "train/test"), {}, "test and val within 'such', .* be the folders at its top"),
+        (("train/x/val", "train/x/test"), {}, "test and val within 'x'"),
+    ],
+)
+def test_folders_that_may_be_splits(tmp_path, tops, flags, message):
+    with pytest.raises(UserError, match=message):
+        ran(split_tree(tmp_path / "tree", *tops), tmp_path / "out" / "m.csv", **flags)
+    assert not (tmp_path / "out").exists()
+
+
+def test_whatever_is_not_taken_is_counted_and_named(shelf, tmp_path, caplog):
+    """Twelve links to nothing among twelve photos left no trace."""
+    for number in range(12):
+        (shelf / "B" / f"link {number}.png").symlink_to(tmp_path / "gone" / f"{number}.png")
+    (shelf / "C" / "itself").symlink_to(shelf / "C" / "itself")
+    (shelf / "nothing").mkdir()
+    (shelf / "C" / "=1+1.png").write_bytes(b"")
+    Path(os.fsdecode(bytes(shelf) + b"/C/\xff.png")).touch()
+    result, _ = ran(shelf, tmp_path / "m.parquet")
+    assert (result["images"], result["unreadable"], result["skipped"], result["hidden"]) == (31, 2, 16, 1)
+    named = {row["path"]: row["reason"] for row in tables.read(str(tmp_path / "m.unreadable.csv")).to_pylist()}
+    assert len(named) == 18
+    assert named["shelf/B/link 3.png"] == "a link to nothing"
+    assert named["shelf/C/itself"] == "a link that leads to itself"
+    assert named["shelf/nothing"] == "an empty folder"
+    assert named["shelf/C/\\xff.png"] == "its name is no UTF-8; rename it"
+    told = "\n".join(caplog.messages)
+    assert "what else was not taken: 16 (12 × a link to nothing, 1 × " in told
+    assert "photos that could not be read: 2 (1 × " in told and f"see {tmp_path}/m.unreadable.csv" in told
+
+
+def test_a_formula_in_the_list_of_what_was_not_taken(shelf, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (shelf / "=2").mkdir()
+    (shelf / "=2" / "@SUM(1).png").touch()
+    split(SplitConfig(images="shelf", out="shelf/m.csv"))
+    rows = tables.read("shelf/m.unreadable.csv").to_pylist()
+    assert ("'=2/@SUM(1).png", "'=2") in {(row["path"], row["label"]) for row in rows}
+
+
+def test_one_bad_row_does_not_refuse_a_table(shelf, tmp_path):
+    paths = [*(f"shelf/{label}/{number}.png" for label in "AB" for number in range(2))]
+    paths += ["https://example.org/1.jpg", "shelf\\A\\2.png", "C:\\photos\\1.jpg", "D:/photos/1.jpg", "gone.jpg"]
+    tables.write(str(tmp_path / "photos.csv"), pa.table({"path": paths, "label": [*"AABBAAAAA"]}))
+    result, _ = ran(tmp_path / "photos.csv", tmp_path / "m.csv", val_per_label=1)
+    assert (result["images"], result["unreadable"]) == (4, 5)
+    named = tables.read(str(tmp_path / "m.unreadable.csv"))["reason"].to_pylist()
+    assert "'https'" in named[0]
+    windows = "no such file; it looks like a path of Windows: write it as it is on this machine, with /"
+    assert named[1:] == [windows, windows, windows, "no such file"]
+
+
+def test_labels_that_look_alike_are_told(shelf, tmp_path, caplog):
+    labels = ["a", "a ", "nan", "b", "B", "\u00e9", "e\u0301", "3", "3.0", "c", "c/d"]
+    paths = [f"shelf/{label}/{number}.png" for label in "ABCD" for number in range(3)][: len(labels)]
+    tables.write(str(tmp_path / "photos.csv"), pa.table({"path": paths, "label": labels}))
+    result, _ = ran(tmp_path / "photos.csv", tmp_path / "m.csv", min_per_label=1)
+    assert result["labels"] == len(labels)
+    told = "\n".join(caplog.messages)
+    for pair in ("'a' (1 photos) and 'a ' (1 photos)", "'B' (1 photos) and 'b'", "'3' (1 photos) and '3.0'"):
+        assert pair in told
+    assert "labels that look like none: 'nan' (1 photos)" in told
+    assert "labels within labels are labels of their own: 'c' (1 photos) and 'c/d' (1 photos)" in told
+    assert told.count(" and ") == 5
 
 
 def test_a_table_keeps_its_columns_and_gets_ids(shelf, tmp_path):
@@ -239,6 +371,9 @@ def test_the_demo_set_can_be_split_again(demo, tmp_path):
         ({"images": "nowhere.csv"}, "no file 'nowhere.csv'"),
         ({"images": "empty"}, "no photo in a sub-folder"),
         ({"images": "flat"}, "no photo in a sub-folder"),
+        ({"images": "parts"}, r"'parts' holds tables \('part-0.parquet'\), not photos; name one table; parts"),
+        ({"images": "book.xlsx"}, "'book.xlsx' is neither .parquet nor .csv but a spreadsheet's own file; save its"),
+        ({"images": "hugging.parquet"}, "has no column 'path'; .* 'image' holds the photos themselves; write each"),
         ({"images": "broken"}, "none of the 1 photos of 'broken' can be read; the first: the file is empty"),
         ({"images": "nolabel.csv"}, "has no column 'label'"),
         ({"images": "nopath.csv"}, "has no column 'path'"),
@@ -262,10 +397,13 @@ def test_the_demo_set_can_be_split_again(demo, tmp_path):
 )
 def test_wrong_input_is_one_clear_line_and_nothing_is_written(shelf, tmp_path, monkeypatch, flags, message):
     monkeypatch.chdir(tmp_path)
-    for folder in ("empty", "flat", "broken/A"):
+    for folder in ("empty", "flat", "broken/A", "parts"):
         Path(folder).mkdir(parents=True)
     photo(Path("flat/0.png"))
     Path("broken/A/0.png").touch()
+    Path("parts/part-0.parquet").touch()
+    Path("book.xlsx").touch()
+    pq.write_table(pa.table({"image": [{"bytes": b"", "path": "1.jpg"}], "label": [0]}), "hugging.parquet")
     Path("nolabel.csv").write_text("path\nx.jpg\n")
     Path("nopath.csv").write_text("label\nx\n")
     Path("twice.csv").write_text("image_id,path,label\na,x.jpg,A\na,y.jpg,A\n")

@@ -54,7 +54,7 @@ BAD = {
 }
 
 
-def test_every_kind_of_photo_is_one_row(photos, run, rows, tmp_path):
+def test_every_kind_of_photo_is_one_row(photos, run, rows, tmp_path, caplog):
     for name, content in GOOD.items():
         photos.add(name, content)
     for name, (content, _) in BAD.items():
@@ -76,6 +76,8 @@ def test_every_kind_of_photo_is_one_row(photos, run, rows, tmp_path):
         assert (row["status"], row["descriptor"], row["width"]) == ("error", None, None)
         assert reason in row["error"] and "\n" not in row["error"], name
     assert "cannot read the file" in found["folder"]["error"]
+    (summary,) = (said for said in caplog.messages if said.startswith("photos that could not be read: 5 ("))
+    assert "1 × the file is empty" in summary and summary.endswith("); each has an error row")
 
 
 def test_only_the_split_that_is_asked_for(photos, run, rows):

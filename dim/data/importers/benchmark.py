@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from dim import files
-from dim.data import photos
+from dim.data import listing
 from dim.data.decode import Box
 from dim.errors import UserError, quoted
 
@@ -80,4 +80,4 @@ def listed(source: str) -> list[str]:
     """The files of the set, at any depth. Raises UserError where there is no folder."""
     if not files.is_folder(source):
         raise UserError(f"no folder {source!r}; SOURCE is the folder of the set as distributed")
-    return photos.listed(source)
+    return listing.listed(source)

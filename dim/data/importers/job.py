@@ -6,19 +6,21 @@ from typing import Any
 
 import pyarrow as pa
 
-from dim import files, tables
+from dim import files, sheets, tables
 from dim.config import one_of
 from dim.data import manifest, photos
 from dim.data.ground_truth import COLUMNS
 from dim.data.importers import LAYOUTS
 from dim.data.importers.benchmark import Benchmark
 from dim.data.importers.config import ImportConfig
+from dim.data.reasons import summed
 from dim.errors import UserError
 from dim.output import opened
 from dim.rows import require_once
 
 log = logging.getLogger(__name__)
 
+PROBLEMS = "problems.csv"
 _PROBLEMS = pa.schema([("path", pa.string()), ("problem", pa.string())])
 
 
@@ -36,7 +38,10 @@ def import_benchmark(config: ImportConfig) -> dict[str, Any]:
     with opened(config.out, "import", config, {"source": config.source}) as output:
         tables.write(rows.uri, rows.table)
         require_once([photo.image_id for photo in benchmark.photos], manifest.read(rows.uri).image_ids, repr(rows.uri))
-        tables.write(output.path("problems.csv"), problems)
+        sheets.write(output.path(PROBLEMS), problems)
+        if len(problems):
+            why = summed(problems["problem"].to_pylist())
+            log.warning("photos that could not be read: %d (%s); see %s", len(problems), why, output.path(PROBLEMS))
         _write_grades(output.path("ground_truth.parquet"), benchmark)
         return output.finish(_result(benchmark, config.layout, problems["problem"].to_pylist()))
 

@@ -1,0 +1,101 @@
+"""Labelled photos as split.py is given them: a folder of folders, or a table."""
+
+import itertools
+import logging
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from dim import files, tables
+from dim.config import flag_name
+from dim.data import manifest
+from dim.data.labels import of_folders
+from dim.data.listing import listing
+from dim.data.split_config import SplitConfig
+from dim.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+def of_folder(config: SplitConfig) -> tuple[pa.Table, pa.Table, int]:
+    """The photos that have a label (with their split where the top folders say it), the `untaken` rest, and the number
+    of hidden files and folders.
+
+    Raises UserError where there is no such photo, the folder holds tables, or flags ask for another split than its own.
+    """
+    folder, found = config.images, listing(config.images)
+    if found.files and all(map(tables.is_table, found.files)):
+        raise UserError(f"{folder!r} holds tables ({found.files[0]!r}), not photos; {tables.ONE_TABLE}")
+    labels, splits = of_folders(found.files, folder)
+    rows = [row for row, label in enumerate(labels) if label is not None]
+    if not rows:
+        raise UserError(f"{folder!r} has no photo in a sub-folder; it needs one sub-folder per label")
+    names, known = [found.files[row] for row in rows], [label for label in labels if label is not None]
+    columns = {"image_id": unique_ids(names), "path": [files.join(folder, name) for name in names], "label": known}
+    if splits is not None:
+        _require_no_shares(config)
+        columns["split"] = [splits[row] for row in rows]
+        log.info("the top folders of %r are the splits", folder)
+    if deepest := max((label for label in known if "/" in label), default=None):
+        log.info("a label is the folder that holds its photos, such as %r", deepest)
+    loose = [name for name, label in zip(found.files, labels, strict=True) if label is None]
+    skipped = dict.fromkeys(loose, "it lies in no folder of a label") | found.skipped
+    seen = untaken([files.join(folder, name) for name in skipped], [None] * len(skipped), skipped.values())
+    return pa.table(columns), seen, found.hidden
+
+
+def _require_no_shares(config: SplitConfig) -> None:
+    for name in ("val_labels", "test_labels", "val_per_label", "test_per_label"):
+        if (value := getattr(config, name)) is not None:
+            raise UserError(
+                f"{flag_name(name)} {value}: the top folders of {config.images!r} are splits already; leave the flag "
+                "out, or give a table with path and label, which is split anew"
+            )
+
+
+def of_table(config: SplitConfig) -> pa.Table:
+    """The rows of the table `config.images`, their paths made full; its column `split` is left out.
+
+    Raises UserError where it is missing or no manifest but for ids and splits, or has what the output can't hold.
+    """
+    uri = config.images
+    if not tables.is_table(uri) and not files.exists(uri):
+        raise UserError(f"no folder {uri!r}; name a folder with one sub-folder per label, or a .parquet or .csv table")
+    table = tables.read(uri)
+    tables.require_columns(table, ("path", "label"), uri)
+    if "image_id" not in table.column_names:
+        paths = manifest.text(uri, table, "path").fill_null("").to_pylist()
+        table = table.add_column(0, "image_id", pa.array(unique_ids(paths), pa.string()))
+    if "split" in table.column_names:
+        table = table.drop_columns("split")
+    rows = manifest.checked(uri, table)
+    table = rows.table.drop_columns("split")
+    if config.out.endswith(".csv"):  # which holds no lists, say: better known now than when there is something to write
+        table = manifest.with_texts(uri, table, table.column_names)
+    return with_paths(table, rows.paths)
+
+
+def unique_ids(paths: Sequence[str]) -> list[str]:
+    """An id for each path: without its ending; with it where two would share an id; a repeated path gets a number."""
+    ids: dict[int, str] = {}
+    taken: set[str] = set()
+    for row in sorted(range(len(paths)), key=lambda row: paths[row]):
+        path = paths[row]
+        folder, slash, name = path.rpartition("/")
+        stem = name.rpartition(".")[0] or name
+        candidates = itertools.chain([folder + slash + stem, path], (f"{path}#{n}" for n in itertools.count(2)))
+        ids[row] = next(name for name in candidates if name not in taken)
+        taken.add(ids[row])
+    return [ids[row] for row in range(len(paths))]
+
+
+def untaken(paths: Any, labels: Any, reasons: Iterable[str]) -> pa.Table:
+    """A table of what was seen and not taken: path, label and reason."""
+    columns = {"path": paths, "label": labels, "reason": list(reasons)}
+    return pa.table(columns, schema=pa.schema([(name, pa.string()) for name in columns]))
+
+
+def with_paths(table: pa.Table, paths: list[str]) -> pa.Table:
+    """`table` with other `paths`."""
+    return table.set_column(table.column_names.index("path"), "path", pa.array(paths, pa.string()))

@@ -1,0 +1,70 @@
+"""Tables as delimited text (CSV, TSV), as spreadsheets and other programs save them: their columns as text."""
+
+import codecs
+
+import pyarrow as pa
+import pyarrow.csv as pacsv
+
+from dim import files
+from dim.storage import patient
+
+# How files begin that are no text, whatever they are called.
+_NO_TEXT = {
+    b"PK\x03\x04": "it is an Excel workbook or another zip archive; save its sheet as 'CSV UTF-8'",
+    b"\xd0\xcf\x11\xe0": "it is an Excel workbook; save its sheet as 'CSV UTF-8'",
+    b"\x1f\x8b": "it is compressed; unpack it first, with gunzip",
+    b"PAR1": "it is Parquet; let its name end in .parquet",
+}
+# A mark of UTF-32 starts with that of UTF-16.
+_MARKS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16"}
+_MARKS |= {codecs.BOM_UTF16_BE: "utf-16"}
+
+
+@patient
+def read(uri: str) -> pa.Table:
+    """The table at `uri`, every column text, an empty cell null.
+
+    Its encoding is UTF-8, or what the mark at its beginning says. Its header tells what stands between its cells: a
+    comma, or, where it has none, a tab or a semicolon. Raises ValueError for a file that is no such text; OSError or an
+    Arrow error where it is missing or damaged.
+    """
+    with files.opened(uri) as file:
+        # Arrow's own memory: a thread of its that ends late could not give back Python's once Python is ending.
+        content = _as_utf8(file.read_buffer())
+    header = bytes(content[: 2**20]).partition(b"\n")[0]
+    if b"\0" in header:
+        raise ValueError("its header has NULs in it, as UTF-16 has; save it as UTF-8")
+    parsing = pacsv.ParseOptions(
+        newlines_in_values=True, delimiter="\t" if uri.lower().endswith(".tsv") else _delimiter(header)
+    )
+    # Columns are read as text: "007" is an id, not the number 7. Callers cast the columns that are numbers.
+    names = pacsv.open_csv(pa.BufferReader(content), parse_options=parsing).schema.names
+    converting = pacsv.ConvertOptions(
+        column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True, null_values=[""]
+    )
+    return pacsv.read_csv(pa.BufferReader(content), parse_options=parsing, convert_options=converting)
+
+
+def _as_utf8(content: pa.Buffer) -> pa.Buffer:
+    start = bytes(content[:4])
+    for magic, what in _NO_TEXT.items():
+        if start.startswith(magic):
+            raise ValueError(what)
+    encoding = next((name for mark, name in _MARKS.items() if start.startswith(mark)), "utf-8")
+    try:
+        text = str(memoryview(content), encoding)
+    except UnicodeDecodeError as error:
+        line = bytes(content[: error.start]).count(b"\n") + 1
+        raise ValueError(
+            f"byte {error.object[error.start]:#x} in line {line} is not {encoding.upper()}; save it as UTF-8 "
+            "(in Excel as 'CSV UTF-8')"
+        ) from error
+    if encoding == "utf-8":
+        return content
+    copied = pa.BufferOutputStream()
+    copied.write(text.encode())
+    return copied.getvalue()
+
+
+def _delimiter(header: bytes) -> str:
+    return next((mark for mark in (",", "\t", ";") if mark.encode() in header), ",")
