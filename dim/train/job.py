@@ -10,7 +10,7 @@ from typing import Any
 from ray.exceptions import RayActorError
 
 import dim
-from dim import cluster, files, output
+from dim import cluster, files, lease, output
 from dim.data import manifest as manifests
 from dim.data.manifest import Manifest
 from dim.errors import JobFailed, UserError
@@ -61,7 +61,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         inputs = {"manifest": manifest.uri, "model": config.model}
         with output.opened(config.out, "train", config, inputs) as out, messages.listening() as queue:
             run = tracking.begun(config.mlflow, config) if config.mlflow else None
-            _fit(config, gpus, Job(config, photos, source, chosen, fit_pca, queue, run))
+            _fit(config, gpus, Job(config, photos, source, chosen, fit_pca, queue, run, lease.claims()))
             summary = files.read_json(out.path(SUMMARY))
             if "error" in summary:
                 raise JobFailed(summary["error"])
