@@ -90,7 +90,7 @@ def _own_folder() -> Iterator[str]:
         scratch.folder(os.environ.get("RAY_TMPDIR", "/tmp")) as own,
         scratch.folder(tempfile.gettempdir()) as temporary,
     ):
-        changed = {"DIM_SCRATCH": str(scratch.kept()), "TMPDIR": temporary} | children.import_path()
+        changed = {"DIM_SCRATCH": str(scratch.place()), "TMPDIR": temporary} | children.import_path()
         before = {name: os.environ.get(name) for name in changed}
         os.environ |= changed  # Ray's processes inherit it
         try:

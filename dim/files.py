@@ -155,7 +155,8 @@ def _write(uri: str, content: bytes) -> None:
         return
     beside = Path(f"{path}.{os.getpid()}.tmp")
     try:
-        with beside.open("wb") as file:
+        beside.unlink(missing_ok=True)
+        with beside.open("xb") as file:  # not through a link that another has put there
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -228,6 +229,7 @@ def written(uri: str) -> Iterator[str]:
         if isinstance(filesystem, pafs.LocalFileSystem):
             beside = Path(f"{path}.{os.getpid()}.tmp")
             try:
+                beside.unlink(missing_ok=True)
                 yield str(beside)
                 beside.replace(path)
             finally:
