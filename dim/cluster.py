@@ -13,10 +13,11 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayTaskError
+from ray.job_config import JobConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import dim
-from dim import scratch
+from dim import children, scratch
 from dim.errors import JobFailed, UserError
 from dim.model import precision as precisions
 
@@ -25,6 +26,16 @@ from dim.model import precision as precisions
 AUTOSCALED_GPUS = "autoscaled_gpus"
 
 log = logging.getLogger(__name__)
+
+
+class _JobConfig(JobConfig):  # type: ignore[misc]
+    """Keeps Ray from letting its workers import from the driver's working directory before all else.
+
+    A submitted job's code, which is in its working directory, they get by their own PYTHONPATH.
+    """
+
+    def _runtime_env_has_working_dir(self) -> bool:
+        return True  # Ray 2.60 has no public way
 
 
 @contextlib.contextmanager
@@ -57,6 +68,7 @@ def _started() -> Iterator[None]:
             ray.init(
                 address=address,
                 log_to_driver=verbose(),
+                job_config=_JobConfig(),
                 logging_level=logging.INFO if verbose() else logging.CRITICAL,
                 **own,
             )
@@ -78,7 +90,7 @@ def _own_folder() -> Iterator[str]:
         scratch.folder(os.environ.get("RAY_TMPDIR", "/tmp")) as own,
         scratch.folder(tempfile.gettempdir()) as temporary,
     ):
-        changed = {"DIM_SCRATCH": str(scratch.kept()), "TMPDIR": temporary}
+        changed = {"DIM_SCRATCH": str(scratch.place()), "TMPDIR": temporary} | children.import_path()
         before = {name: os.environ.get(name) for name in changed}
         os.environ |= changed  # Ray's processes inherit it
         try:

@@ -2,7 +2,7 @@
 
 Everything written here is written beside its final name and renamed, so that a reader never sees half a file.
 (An object store shows an object only once it is whole; there, the rename is the store's own.)
-What a store fails to do is tried again, as `dim.storage` says.
+What a store fails to do is tried again, as `dim.storage` says. Nothing is written where `dim.fence` forbids it.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from dim import storage
+from dim import fence, storage
 from dim.errors import JobFailed, UserError
 from dim.storage import patient
 
@@ -112,6 +112,7 @@ def require_at_most(uri: str, most: int, what: str) -> None:
 def make_folder(uri: str) -> None:
     """Creates the folder `uri` and its parents. Raises UserError where that cannot be."""
     filesystem, path = locate(uri)
+    fence.require_open(uri)
     try:
         patient(filesystem.create_dir)(path, recursive=True)
     except OSError as error:
@@ -159,13 +160,15 @@ def write_bytes(uri: str, content: bytes) -> None:
 @patient
 def _write(uri: str, content: bytes) -> None:
     filesystem, path = locate(uri)
+    fence.require_open(uri)
     if not isinstance(filesystem, pafs.LocalFileSystem):
         with filesystem.open_output_stream(path) as stream:
             stream.write(content)
         return
     beside = Path(f"{path}.{os.getpid()}.tmp")
     try:
-        with beside.open("wb") as file:
+        beside.unlink(missing_ok=True)
+        with beside.open("xb") as file:  # not through a link that another has put there
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -194,6 +197,7 @@ def reason(error: Exception) -> str:
 def delete(uri: str) -> None:
     """Deletes the file at `uri`, if there is one."""
     filesystem, path = locate(uri)
+    fence.require_open(uri)
     if filesystem.get_file_info(path).type != pafs.FileType.NotFound:
         filesystem.delete_file(path)
 
@@ -201,6 +205,7 @@ def delete(uri: str) -> None:
 def delete_folder(uri: str) -> None:
     """Deletes the folder `uri` with all that is in it."""
     filesystem, path = locate(uri)
+    fence.require_open(uri)
     filesystem.delete_dir(path)
 
 
@@ -247,6 +252,7 @@ def written(uri: str) -> Iterator[str]:
         if isinstance(filesystem, pafs.LocalFileSystem):
             beside = Path(f"{path}.{os.getpid()}.tmp")
             try:
+                beside.unlink(missing_ok=True)
                 yield str(beside)
                 beside.replace(path)
             finally:
@@ -254,7 +260,14 @@ def written(uri: str) -> Iterator[str]:
         else:
             with tempfile.TemporaryDirectory() as folder:
                 yield f"{folder}/file"
-                patient(pafs.copy_files)(f"{folder}/file", path, pafs.LocalFileSystem(), filesystem)
+                _upload(f"{folder}/file", uri)
+
+
+@patient
+def _upload(source: str, uri: str) -> None:
+    filesystem, path = locate(uri)
+    fence.require_open(uri)
+    pafs.copy_files(source, path, pafs.LocalFileSystem(), filesystem)
 
 
 # What is copied at once. From an object store each piece is a request; Arrow's own are of 1 MB.

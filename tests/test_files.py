@@ -117,3 +117,15 @@ def test_large_files_go_through_this_machines_disk(tmp_path):
         open(path, "w").close()
         raise ZeroDivisionError
     assert files.read_bytes(uri) == b"whole" and files.names(str(tmp_path)) == ["a"]
+
+
+def test_a_link_beside_is_not_written_through(tmp_path):
+    target, uri = tmp_path / "precious", str(tmp_path / "out.json")
+    target.write_text("mine")
+    beside = tmp_path / f"out.json.{os.getpid()}.tmp"
+    beside.symlink_to(target)
+    files.write_json(uri, {})
+    beside.symlink_to(target)
+    with files.written(uri) as path:
+        Path(path).write_text("large")
+    assert (target.read_text(), (tmp_path / "out.json").read_text()) == ("mine", "large")

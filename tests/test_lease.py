@@ -1,18 +1,23 @@
 """One writer at a time on an object store: here a folder that passes for one, and one of S3's protocol."""
 
 import os
+import pickle
+import signal
 import subprocess
 import sys
 import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.fs as pafs
 import pytest
 
+import dim.train
 from dim import files, lease, output
 from dim.errors import JobFailed, UserError
+from dim.train import task
 
 
 @dataclass(frozen=True)
@@ -130,6 +135,7 @@ with lease.held({folder!r}, "the first"):
     sys.stdin.read()
 """
     monkeypatch.setattr(lease, "SECONDS", 4.0)
+    monkeypatch.setattr(lease, "RENEWED", 0.5)
     with subprocess.Popen(
         [sys.executable, "-c", program],
         cwd=Path(__file__).parents[1],
@@ -145,3 +151,119 @@ with lease.held({folder!r}, "the first"):
     time.sleep(6)
     with lease.held(folder, "the second"):
         assert len(files.names(folder)) == 1
+
+
+WRITES_ON = """
+    for number in range(400):
+        files.write_bytes(out.path("photos"), str(number).encode())
+        time.sleep(0.05)
+"""
+WAITS = """
+    threading.Event().wait(120)
+"""
+IN_NATIVE_CODE = """
+    end = time.monotonic() + 120
+    while time.monotonic() < end:
+        with contextlib.suppress(BaseException):
+            ctypes.CDLL(None).sleep(1)
+"""
+WRITER = """
+import contextlib, ctypes, threading, time
+from dataclasses import dataclass
+from dim import cli, files, lease, output
+from dim.config import option
+
+lease.SECONDS, lease.RENEWED, lease.GRACE = 3.0, 0.5, 2.0
+
+@dataclass(frozen=True)
+class Config:
+    out: str = option(help="where to")
+
+def run(config):
+    with output.opened(config.out, "extract", config, {}) as out:
+        files.write_bytes(out.path("photos"), b"of the first")
+        BODY
+        return out.finish({"by": "the first"})
+
+cli.main(run, Config, "It writes.")
+"""
+
+
+def contents(folder):
+    return {name: files.read_bytes(f"{folder}/{name}") for name in files.names(folder) if "lease" not in name}
+
+
+def test_a_writer_that_slept_while_another_took_over_writes_nothing_more(s3, monkeypatch, tmp_path):
+    monkeypatch.setattr(lease, "SECONDS", 3.0)
+    monkeypatch.setattr(lease, "RENEWED", 0.5)
+    bucket = s3.bucket("asleep")
+    started = {}
+    for number, body in enumerate((WRITES_ON, WAITS, IN_NATIVE_CODE)):
+        program = tmp_path / f"job{number}.py"
+        program.write_text(WRITER.replace("BODY", body.replace("\n", "\n    ")))
+        started[f"{bucket}/{number}"] = subprocess.Popen(
+            [sys.executable, program, "--out", f"{bucket}/{number}"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),  # noqa: PLW1509  (as in the background)
+        )
+    try:
+        for folder, writer in started.items():
+            while "photos" not in files.names(folder):
+                assert writer.poll() is None, writer.stderr.read()
+                time.sleep(0.1)
+            writer.send_signal(signal.SIGSTOP)
+        time.sleep(5)
+        for folder, writer in started.items():
+            with output.opened(folder, "extract", Config(), {}) as out:
+                files.write_bytes(out.path("photos"), b"of the second")
+                before = contents(folder)
+                writer.send_signal(signal.SIGCONT)
+                printed, said = writer.communicate(timeout=60)
+                assert (writer.returncode, printed) == (1, "")
+                assert said.splitlines()[-1].startswith(f"failed: this job could not renew its lease on {folder!r}")
+                assert contents(folder) == before
+                out.finish({"by": "the second"})
+            assert files.read_json(f"{folder}/result.json") == {"by": "the second"}
+    finally:
+        for writer in started.values():
+            writer.kill()
+            writer.communicate()
+
+
+def test_a_writer_that_wakes_and_does_not_know_yet_writes_nothing(bucket, monkeypatch):
+    with pytest.raises(JobFailed, match="could not renew its lease"), hold():
+        files.write_bytes("s3://bucket/a", b"in time")
+        now = lease._now() + lease.SECONDS
+        monkeypatch.setattr(lease, "_now", lambda: now)
+        for write in (
+            lambda: files.write_bytes("s3://bucket/a", b"late"),
+            lambda: files.delete("s3://bucket/a"),
+            lambda: files.make_folder("s3://bucket/b"),
+            lambda: files.delete_folder("s3://bucket"),
+        ):
+            with pytest.raises(JobFailed, match="could not renew its lease"):
+                write()
+        with pytest.raises(JobFailed, match="could not renew"), files.written("s3://bucket/a") as path:
+            Path(path).write_bytes(b"late")
+        files.write_bytes("s3://bucketful", b"another place")
+    assert (bucket / "a").read_bytes() == b"in time"
+    assert len(leases(bucket)) == 1  # which is another's to judge, by the store's clock
+
+
+def test_who_writes_on_a_holders_behalf_stops_with_it(bucket, monkeypatch):
+    def write(job):
+        files.write_bytes("s3://bucket/checkpoint", job.content)
+
+    loop = SimpleNamespace(run=write)
+    monkeypatch.setattr(dim.train, "loop", loop, raising=False)
+    monkeypatch.setitem(sys.modules, "dim.train.loop", loop)
+    with hold():
+        claims = pickle.loads(pickle.dumps(lease.claims()))
+        task.train_worker({"job": SimpleNamespace(claims=claims, content=b"in time")})
+    assert lease.claims() == ()
+    with pytest.raises(JobFailed, match="could not renew its lease on 's3://bucket'"):
+        task.train_worker({"job": SimpleNamespace(claims=claims, content=b"late")})
+    assert (bucket / "checkpoint").read_bytes() == b"in time"
+    files.write_bytes("s3://bucket/other", b"")  # what the process does later is its own affair

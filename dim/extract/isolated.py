@@ -6,7 +6,6 @@ pixels: nothing that could do anything here.
 
 import faulthandler
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from dim import children
 from dim.data.decode import Box, Decoded, DecodeError, Resize
 from dim.data.decode import decode as decode_here
 
@@ -35,8 +35,7 @@ def decode(content: bytes, size: int, resize: Resize, box: Box | None = None, *,
     took longer than SECONDS.
     """
     call = json.dumps({"size": size, "resize": resize, "box": box, "scaled": scaled}).encode()
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, "-m", __name__]
+    command, environment = children.command(__name__), children.environment()
     for _ in range(TRIES):
         try:
             child = subprocess.run(

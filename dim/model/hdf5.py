@@ -12,17 +12,16 @@ from typing import Any
 
 import h5py
 
+from dim import children
+
 SECONDS = 60.0  # the weights of VGG16, 59 MB, take half a second
 MEMORY = 2**32  # bytes; its largest array takes a tenth where the classifier is in the file
 
 
 def require_whole(path: str) -> None:
     """Raises ValueError where the file at `path` can't be read to its end, or keeps an array elsewhere."""
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-        "OPENBLAS_NUM_THREADS": "1",  # each of its threads counts as memory
-    }
-    command = [sys.executable, "-m", __name__, path]
+    environment = children.environment(OPENBLAS_NUM_THREADS="1")  # each of its threads counts as memory
+    command = children.command(__name__, os.path.abspath(path))
     try:
         child = subprocess.run(
             command, capture_output=True, env=environment, check=False, timeout=SECONDS, text=True, errors="replace"

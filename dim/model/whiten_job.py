@@ -5,7 +5,7 @@ from typing import Any
 
 import ray
 
-from dim import cluster, files, output
+from dim import cluster, files, lease, output
 from dim.data import manifest as manifests
 from dim.data.manifest import Manifest
 from dim.errors import UserError
@@ -58,7 +58,7 @@ def _into_model(config: WhitenConfig, source: Source, chosen: Manifest) -> dict[
             whitening = _of_descriptors(config, out.path("descriptors"), chosen)
         # Here, where a local folder is this job's, but in a process of its own, that leaves the GPUs alone.
         write = ray.remote(_write_model).options(num_cpus=0, scheduling_strategy=cluster.here())
-        ray.get(write.remote(source, whitening, config.regions, files.absolute(config.out)))
+        ray.get(write.remote(source, whitening, config.regions, files.absolute(config.out), lease.claims()))
         return out.finish(_summary(whitening) | {"model": config.out})
 
 
@@ -113,14 +113,17 @@ def _learned_on(config: WhitenConfig) -> dict[str, Any]:
     return {"manifest": config.manifest, "split": config.split}
 
 
-def _write_model(source: Source, whitening: Whitening, regions: bool, folder: str) -> None:
+def _write_model(
+    source: Source, whitening: Whitening, regions: bool, folder: str, claims: tuple[lease.Claim, ...]
+) -> None:
     from dim.model import network  # noqa: PLC0415  (TensorFlow is for workers)
 
     about = {"kind": whitening.kind, "power": whitening.power, "learned_on": whitening.learned_on}
     spec = _whitened(source.spec, regions, len(whitening.projection), about)
     model = network.load(replace(source, spec=spec))
     model.get_layer("pooling" if regions else "pca").set_weights(whitening.as_dense())
-    network.save(model, spec, folder)
+    with lease.under(claims):
+        network.save(model, spec, folder)
 
 
 def _summary(whitening: Whitening) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 from ray.exceptions import RayActorError
 
 import dim
-from dim import cluster, files, output
+from dim import cluster, files, lease, output, scratch
 from dim.data import manifest as manifests
 from dim.data.manifest import Manifest
 from dim.errors import JobFailed, UserError
@@ -52,6 +52,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         source = _with_pca(source, config, len(photos.rows("train")))
     check_candidates(config, source.spec.dimension or source.spec.pooled_dimension)
     _require_same(config)
+    scratch.require_own(config.scratch)
     if config.mlflow:
         tracking.require_mlflow()
     with cluster.connected():
@@ -61,7 +62,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         inputs = {"manifest": manifest.uri, "model": config.model}
         with output.opened(config.out, "train", config, inputs) as out, messages.listening() as queue:
             run = tracking.begun(config.mlflow, config) if config.mlflow else None
-            _fit(config, gpus, Job(config, photos, source, chosen, fit_pca, queue, run))
+            _fit(config, gpus, Job(config, photos, source, chosen, fit_pca, queue, run, lease.claims()))
             summary = files.read_json(out.path(SUMMARY))
             if "error" in summary:
                 raise JobFailed(summary["error"])

@@ -5,6 +5,7 @@ from typing import Any
 
 from ray.util.queue import Queue
 
+from dim.lease import Claim, under
 from dim.model.spec import Source
 from dim.train.config import TrainConfig
 from dim.train.photos import Photos
@@ -17,7 +18,7 @@ SUMMARY, HISTORY, MODEL = "training.json", "history.csv", "model"
 @dataclass(frozen=True)
 class Job:
     """A run: `precision` is resolved, and with `fit_pca` the network has no fitted PCA layer yet. Log records go to
-    `queue`, each epoch's figures to MLflow's `tracking` where there is one.
+    `queue`, each epoch's figures to MLflow's `tracking` where there is one. Workers write while `claims` are held.
     """
 
     config: TrainConfig
@@ -27,10 +28,13 @@ class Job:
     fit_pca: bool
     queue: Queue
     tracking: Tracking | None
+    claims: tuple[Claim, ...]
 
 
 def train_worker(arguments: dict[str, Any]) -> None:
     """Runs a worker's part of the job `arguments["job"]`."""
     from dim.train import loop  # noqa: PLC0415  (TensorFlow is for the workers)
 
-    loop.run(arguments["job"])
+    job: Job = arguments["job"]
+    with under(job.claims):
+        loop.run(job)

@@ -23,8 +23,7 @@ class TrunkCache:
     """The cache of one trunk. What would go beyond `limit` bytes, over all trunks, is not kept."""
 
     def __init__(self, folder: str | None, fingerprint: str, limit: int) -> None:
-        root = Path(folder) if folder else scratch.kept()
-        self._folder = root / "trunk" / hashlib.sha256(fingerprint.encode()).hexdigest()[:32]
+        self._folder = scratch.kept(folder) / "trunk" / hashlib.sha256(fingerprint.encode()).hexdigest()[:32]
         self._folder.mkdir(parents=True, exist_ok=True)
         os.utime(self._folder)
         self._left = limit - _make_room(self._folder, limit)

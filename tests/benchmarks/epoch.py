@@ -60,7 +60,7 @@ class Ours:
         photos = _photos(read, source, config)
         self.config, self.source = config, _with_pca(source, config, len(photos.image_ids))
         self.photos, self.rows = photos, np.arange(len(photos.image_ids))
-        job = Job(config, photos, self.source, precision, True, None, None)  # type: ignore[arg-type]
+        job = Job(config, photos, self.source, precision, True, None, None, ())  # type: ignore[arg-type]
         strategy = tf.distribute.MirroredStrategy(["/cpu:0"])
         with strategy.scope():
             keras.utils.set_random_seed(0)

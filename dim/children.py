@@ -1,0 +1,29 @@
+"""Modules of dim's as processes of their own, which import nothing from the folder that one stands in.
+
+That folder is a place for data: whoever filled it may have put a file there that is named like a module.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import dim
+
+_CODE = Path(dim.__file__).resolve().parents[1]
+
+
+def command(module: str, *arguments: str) -> list[str]:
+    """The command that runs `module`, to be started in `environment()`."""
+    return [sys.executable, "-P", "-m", module, *arguments]
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """This process's environment with these `changes`, and what it imports from but for the working directory."""
+    return os.environ | import_path() | changes
+
+
+def import_path() -> dict[str, str]:
+    """The variables by which another Python imports what this one does, but for what is in the working directory."""
+    here = Path.cwd()  # which is left in only where it holds dim itself, as for a submitted job
+    entries = [entry for entry in sys.path if entry and (Path(entry).resolve() != here or here == _CODE)]
+    return {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, entries)), "PYTHONSAFEPATH": "1"}
