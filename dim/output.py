@@ -112,7 +112,7 @@ class Output:
         self._names: set[str] = set()
         before = record_of(folder) or {}
         # What is not written again goes, once this run is whole.
-        self._record[REPLACED] = [*(seal.of_record(before, folder) or before.get(REPLACED, ()))]
+        self._record[REPLACED] = seal.names(before.get(seal.FILES) or before.get(REPLACED) or [], folder)
         files.delete(files.join(folder, RESULT))
         files.sweep(folder)
         self._write()

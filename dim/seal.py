@@ -45,9 +45,24 @@ def of_record(record: Mapping[str, Any], folder: str) -> Seal | None:
     if found is None:
         return None
     if not isinstance(found, dict) or not all(isinstance(facts, dict) for facts in found.values()):
-        where = files.join(folder, RECORD)
-        raise UserError(f"{where!r}: its files are {quoted(found)}, not what dim writes; make this folder again")
-    return found
+        raise _no_seal(folder, found)
+    return {name: found[name] for name in names(found, folder)}
+
+
+def names(found: Any, folder: str) -> list[str]:
+    """The names of files that the run.json of `folder` lists. Raises UserError where one could lie outside of it."""
+    if isinstance(found, list | dict) and all(isinstance(name, str) and _inside(name) for name in found):
+        return list(found)
+    raise _no_seal(folder, found)
+
+
+def _inside(name: str) -> bool:
+    return bool(name) and "://" not in name and not {"", ".", ".."} & {*name.split("/")}
+
+
+def _no_seal(folder: str, found: Any) -> UserError:
+    where = files.join(folder, RECORD)
+    return UserError(f"{where!r}: its files are {quoted(found)}, not what dim writes; make this folder again")
 
 
 def require_whole(folder: str, sealed: Seal, job: str) -> None:

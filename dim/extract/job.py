@@ -12,7 +12,7 @@ from dim import cluster, files, output
 from dim.data import manifest as manifests
 from dim.data.manifest import Manifest
 from dim.errors import UserError
-from dim.extract import content, identity, resume, store
+from dim.extract import content, identity, resume, shards, store
 from dim.extract.config import ExtractConfig
 from dim.extract.embedder import Recipe
 from dim.extract.identity import Embedding
@@ -43,7 +43,8 @@ def extract(config: ExtractConfig) -> dict[str, Any]:
             left = resume.pending(config.out, embedding, selected.image_ids, contents.contents, config.retry_failed)
             log.info("%d photos, %d to do", len(selected), len(left))
             seconds = _run(config, selected, contents.contents, left, recipe, embedding=embedding)
-            return out.finish(_result(config.out, selected, len(left), seconds))
+            result = _result(config.out, selected, len(left), seconds)
+            return out.finish(result, shards.sealed(config.out, store.shards(config.out)))
 
 
 def recipe_of(config: ExtractConfig, source: Source) -> Recipe:
@@ -103,18 +104,18 @@ def _run(
         return 0.0
     from dim.extract import pipeline  # noqa: PLC0415  (nothing to do needs no Ray Data)
 
-    shards = [left[start : start + config.shard_rows] for start in range(0, len(left), config.shard_rows)]
-    names = [store.shard_name([(selected.image_ids[row], contents[row]) for row in shard]) for shard in shards]
+    parts = [left[start : start + config.shard_rows] for start in range(0, len(left), config.shard_rows)]
+    names = [store.shard_name([(selected.image_ids[row], contents[row]) for row in part]) for part in parts]
     rows = pa.table(
         {
             "image_id": [selected.image_ids[row] for row in left],
             "path": [selected.paths[row] for row in left],
             "box": pa.array([selected.boxes[row] for row in left], pa.list_(pa.float64())),
             "content": [contents[row] for row in left],
-            "shard": [name for name, shard in zip(names, shards, strict=True) for _ in shard],
+            "shard": [name for name, part in zip(names, parts, strict=True) for _ in part],
         }
     )
-    waiting = {name: len(shard) for name, shard in zip(names, shards, strict=True)}
+    waiting = {name: len(part) for name, part in zip(names, parts, strict=True)}
     image_size = recipe.source.spec.image_size
     machine = resources(config.workers, config.gpus_per_worker, config.batch_size, image_size)
     log.info("starting %d network actor%s", machine.workers, "" if machine.workers == 1 else "s")

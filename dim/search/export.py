@@ -70,7 +70,7 @@ NETWORKS: dict[str, Callable[["Source"], tuple[bytes, int]]] = {"keras": _keras,
 
 
 def _descriptors(config: ExportConfig, folder: str) -> dict[str, Any]:
-    rows = stored.read(folder)
+    rows = stored.read(folder, hashed=True)
     if config.format == "npy" and any("\n" in image_id for image_id in rows.ids.to_pylist()):
         raise UserError(f"an image_id of {folder!r} is of two lines; use --format autofaiss")
     with output.opened(config.out, "export", config, {"descriptors": folder}, rows.embedding.as_json()) as out:

@@ -25,7 +25,7 @@ def build(config: IndexConfig) -> dict[str, Any]:
     """
     if config.seed < 0 or (config.train_rows is not None and config.train_rows < 1):
         raise UserError(f"--seed {config.seed} must be 0 or more, --train-rows {config.train_rows} 1 or more")
-    rows = stored.read(config.descriptors, config.whitening)
+    rows = stored.read(config.descriptors, config.whitening, hashed=True)
     dimension = next(iter(rows)).shape[1]
     made = index.made(config.factory, dimension, config.seed)
     estimate = index.size(made, len(rows))
