@@ -195,7 +195,7 @@ def sweep(folder: str, of: str | None = None) -> None:
                 with contextlib.suppress(FileNotFoundError):  # it was finished just now
                     young = time.time() - entry.stat(follow_symlinks=False).st_mtime < _HALF_WRITTEN_SECONDS
                     if not (young and _lives(int(half["pid"]))):
-                        os.unlink(entry)
+                        Path(entry).unlink()
 
 
 _HALF_WRITTEN = re.compile(r"(?P<name>.+)\.(?P<pid>[0-9]{1,9})\.tmp", re.DOTALL)
@@ -208,7 +208,7 @@ def _lives(pid: int) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:  # it is another user's
-        return True
+        pass
     return True
 
 

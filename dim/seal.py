@@ -1,7 +1,7 @@
 """Which files of an output folder belong together: their names, sizes, checksums and rows, in one record.
 
-The seal stands as `files` in the run.json that says that the job is done, so no folder is done without it; a folder that
-was made before there were seals has none. It names no place and no time: a folder that is copied whole stays whole.
+The seal stands as `files` in the run.json that says that the job is done, so no folder is done without it; a folder
+that was made before there were seals has none. It names no place and no time: what is copied whole stays whole.
 """
 
 import hashlib
@@ -21,8 +21,9 @@ Seal: TypeAlias = dict[str, Facts]  # by the file's name within the folder
 def of(folder: str, names: Iterable[str], known: Mapping[str, Facts]) -> Seal:
     """The seal of the files `names` of `folder`, as far as they are there; those that are `known` are not read."""
     asked = sorted({*names, *known})
-    found = zip(asked, files.infos([files.join(folder, name) for name in asked]), strict=True)
-    return {name: known.get(name) or _facts(files.join(folder, name), info.size) for name, info in found if info.is_file}
+    uris = [files.join(folder, name) for name in asked]
+    found = zip(asked, uris, files.infos(uris), strict=True)
+    return {name: known.get(name) or _facts(uri, info.size) for name, uri, info in found if info.is_file}
 
 
 def _facts(uri: str, size: int) -> Facts:
@@ -72,7 +73,7 @@ def require_whole(folder: str, sealed: Seal, job: str) -> None:
         uri = files.join(folder, name)
         if not info.is_file:
             raise UserError(f"no file {uri!r}; {_again(job)}")
-        if info.size != facts.get("bytes"):
+        if facts.get("bytes") not in (None, info.size):
             raise not_the_one(uri, job)
 
 

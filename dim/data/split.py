@@ -43,8 +43,13 @@ def split(config: SplitConfig) -> dict[str, Any]:
     folder = files.parent(config.out)
     result = manifest.checked(config.out, _named(kept, folder).append_column("split", pa.array(splits, pa.string())))
     files.make_folder(folder)
-    tables.write(f"{config.out.rpartition('.')[0]}.unreadable.csv", _named(unreadable, folder))
+    # The list never tells of another manifest than the one that it stands beside.
+    beside = f"{config.out.rpartition('.')[0]}.unreadable.csv"
+    for uri in (config.out, beside):
+        files.sweep(folder, uri.rpartition("/")[2])
+    files.delete(beside)
     tables.write(config.out, result.table)
+    tables.write(beside, _named(unreadable, folder))
     require_once(image_ids, manifest.read(config.out).image_ids, repr(config.out))
     counts = Counter(splits)
     return {

@@ -32,7 +32,7 @@ class Shard:
 
     def require(self, rows: int, content: bytes | None = None) -> None:
         """Raises UserError unless it has these `rows`, its size, and, where it is at hand, this `content`."""
-        found = {"rows": rows, "bytes": self.size}
+        found: dict[str, Any] = {"rows": rows, "bytes": self.size}
         if content is not None:
             found["sha256"] = seal.sha256(content)
         for fact, value in found.items():
@@ -70,11 +70,12 @@ def belonging(folder: str) -> list[Shard]:
         if strange := sorted({*shards} - facts.keys()):
             uri = files.join(folder, f"{strange[0]}{_SHARD}")
             raise UserError(
-                f"{uri!r} is none of the shards that {output.RECORD} tells of; take it away, or run the same extract.py "
-                "again"
+                f"{uri!r} is none of the shards that {output.RECORD} tells of; "
+                "take it away, or run the same extract.py again"
             )
     infos = files.infos([files.join(folder, f"{name}{_SHARD}") for name in facts])
-    return [Shard(folder, name, facts[name], info.size) for name, info in sorted(zip(facts, infos, strict=True))]
+    sizes = {name: info.size for name, info in zip(facts, infos, strict=True)}
+    return [Shard(folder, name, facts[name], sizes[name]) for name in sorted(facts)]
 
 
 def _of_statistics(folder: str, shards: list[str], statistics: list[str]) -> dict[str, Facts]:

@@ -107,6 +107,7 @@ def read_shard(
     columns: list[str] | None = None,
     embedding: Embedding | None = None,
     dimension: int | None = None,
+    *,
     content: bytes | None = None,
 ) -> pa.Table:
     """The rows of one shard, from the `content` of its file where that is at hand.
@@ -139,7 +140,7 @@ def read_shards(
     embedding, size, mark = of_folder(folder), None, None
     for shard in belonging(folder) if of is None else of:
         content = files.read_bytes(shard.uri) if hashed else None
-        table = read_shard(folder, shard.name, columns, embedding, size, content)
+        table = read_shard(folder, shard.name, columns, embedding, size, content=content)
         shard.require(table.num_rows, content)
         marked = EMBEDDING in (table.schema.metadata or {})
         if mark not in (None, marked):
@@ -200,9 +201,9 @@ def vectors(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
 def blocks(folder: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Streams the ok rows shard by shard: ids (n,) object and descriptors (n, D) float32."""
     for _, table in read_shards(folder, ["image_id", "descriptor", "status"]):
-        table = table.filter(pc.equal(table["status"], OK))
-        if table.num_rows:
-            yield np.array(table["image_id"].to_pylist(), dtype=object), vectors(table["descriptor"])
+        found = table.filter(pc.equal(table["status"], OK))
+        if found.num_rows:
+            yield np.array(found["image_id"].to_pylist(), dtype=object), vectors(found["descriptor"])
 
 
 @dataclass(frozen=True)

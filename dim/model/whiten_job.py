@@ -40,6 +40,7 @@ def _into_file(config: WhitenConfig, folder: str, chosen: Manifest) -> dict[str,
     with cluster.connected():
         whitening = _of_descriptors(config, files.absolute(folder), chosen, embedding)  # tasks stand in other folders
     files.make_folder(files.parent(config.out))
+    files.sweep(files.parent(config.out), config.out.rpartition("/")[2])
     whitening.save(config.out)
     return _summary(whitening) | {"whitening": config.out}
 

@@ -37,7 +37,9 @@ def nightly(config: NightlyConfig) -> dict[str, Any]:
     inputs = {"model": model} | {f"manifest of {known.name}": known.manifest for known in config.evaluations}
     with output.opened(config.out, "nightly", config, inputs) as out:
         past = History(config.out)
-        record = out.path(f"nights/{date}/{NIGHT}")
+        # What the nights leave isn't sealed: it grows, and a person may mend the history.
+        record = files.join(config.out, f"nights/{date}/{NIGHT}")
+        files.sweep(files.parent(record))
         if files.exists(record):
             log.info("the night %s has been run", date)
             night: dict[str, Any] = files.read_json(record)
@@ -143,7 +145,9 @@ def _evaluate(measurement: Measurement, found: Collection, folder: str, baseline
 
 def _compared(date: str, folder: str, baseline: tuple[str, str]) -> Comparison:
     """The evaluation of the night `date` in `folder` against that of `baseline`, a night and its folder."""
-    per_query = (tables.read(files.join(where, "per_query.parquet")) for where in (baseline[1], folder))
+    for where in (baseline[1], folder):
+        output.whole(where)
+    per_query = (tables.read(files.join(where, comparison.PER_QUERY)) for where in (baseline[1], folder))
     return comparison.compared(baseline[0], next(per_query), date, next(per_query))
 
 

@@ -41,12 +41,12 @@ class Stored:
         return ahead(self.parts)
 
 
-def read(
-    folder: str, file: str | None = None, only: Collection[str] | None = None, *, hashed: bool = False
-) -> Stored:
+def read(folder: str, file: str | None = None, only: Collection[str] | None = None, *, hashed: bool = False) -> Stored:
     """The descriptors in `folder`, or `only` those with these ids, whitened by `file` unless they are whitened already.
 
-    The vectors are left on disk; with `hashed`, their files' checksums are looked at when they are read. Raises UserError where `folder` holds no descriptors, or none that could be decoded,
+    The vectors are left on disk; with `hashed`, their files' checksums are looked at when they are read.
+
+    Raises UserError where `folder` holds no descriptors, or none that could be decoded,
     or an image twice, or `file` doesn't fit them.
     """
     embedding = identity.of_folder(folder)
@@ -88,7 +88,7 @@ def _load(
     shard: Shard, hashed: bool, dimension: int, kept: pa.ChunkedArray | None, whitening: Whitening | None
 ) -> np.ndarray:
     content = files.read_bytes(shard.uri) if hashed else None
-    table = store.read_shard(shard.folder, shard.name, ["descriptor"], None, dimension, content)
+    table = store.read_shard(shard.folder, shard.name, ["descriptor"], None, dimension, content=content)
     shard.require(table.num_rows, content)
     column = table["descriptor"]
     return prepared(store.vectors(column.filter(kept) if kept else column), whitening, shard.folder)

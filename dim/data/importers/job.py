@@ -19,6 +19,7 @@ from dim.rows import require_once
 
 log = logging.getLogger(__name__)
 
+MANIFEST, GROUND_TRUTH = "manifest.parquet", "ground_truth.parquet"
 _PROBLEMS = pa.schema([("path", pa.string()), ("problem", pa.string())])
 
 
@@ -31,13 +32,18 @@ def import_benchmark(config: ImportConfig) -> dict[str, Any]:
     one_of("layout", config.layout, list(LAYOUTS))
     importer = importlib.import_module(f"dim.data.importers.{LAYOUTS[config.layout]}")
     benchmark: Benchmark = getattr(importer, config.layout)(config.source)
-    rows = manifest.checked(files.join(config.out, "manifest.parquet"), _manifest(benchmark, config))
+    rows = manifest.checked(files.join(config.out, MANIFEST), _manifest(benchmark, config))
     problems = _problems(benchmark, config)
     with opened(config.out, "import", config, {"source": config.source}) as output:
-        tables.write(rows.uri, rows.table)
-        require_once([photo.image_id for photo in benchmark.photos], manifest.read(rows.uri).image_ids, repr(rows.uri))
+        tables.write(output.path(MANIFEST), rows.table)
+        written = manifest.checked(rows.uri, tables.read(rows.uri))
+        require_once([photo.image_id for photo in benchmark.photos], written.image_ids, repr(rows.uri))
         tables.write(output.path("problems.csv"), problems)
-        _write_grades(output.path("ground_truth.parquet"), benchmark)
+        if benchmark.grades:
+            columns = zip(*benchmark.grades, strict=True)
+            tables.write(output.path(GROUND_TRUTH), pa.table(dict(zip(COLUMNS, columns, strict=True))))
+        else:
+            files.delete(output.path(GROUND_TRUTH))  # of an earlier import into the same folder
         return output.finish(_result(benchmark, config.layout, problems["problem"].to_pylist()))
 
 
@@ -52,14 +58,6 @@ def _manifest(benchmark: Benchmark, config: ImportConfig) -> pa.Table:
         for name, values in zip(manifest.BOX, boxes, strict=True):
             table = table.append_column(name, pa.array(values, pa.float64()))
     return table
-
-
-def _write_grades(uri: str, benchmark: Benchmark) -> None:
-    if benchmark.grades:
-        columns = zip(*benchmark.grades, strict=True)
-        tables.write(uri, pa.table(dict(zip(COLUMNS, columns, strict=True))))
-    else:
-        files.delete(uri)  # of an earlier import into the same folder
 
 
 def _problems(benchmark: Benchmark, config: ImportConfig) -> pa.Table:
