@@ -9,9 +9,7 @@ import contextlib
 import errno
 import json
 import os
-import re
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -180,38 +178,6 @@ def reason(error: Exception) -> str:
     return said.partition(" error_info=")[0].rpartition("with a last message of ")[2] or type(error).__name__
 
 
-def sweep(folder: str, of: str | None = None) -> None:
-    """Deletes what writers that died left half-written in the local `folder`, `NAME.PID.tmp`, or only that `of` a NAME.
-
-    What a living process of this machine has written to within the last hour stays, and so does a link.
-    """
-    filesystem, path = locate(folder)
-    if not isinstance(filesystem, pafs.LocalFileSystem) or not Path(path).is_dir():
-        return
-    with os.scandir(path) as entries:
-        for entry in entries:
-            half = _HALF_WRITTEN.fullmatch(entry.name)
-            if half and of in (None, half["name"]) and entry.is_file(follow_symlinks=False):
-                with contextlib.suppress(FileNotFoundError):  # it was finished just now
-                    young = time.time() - entry.stat(follow_symlinks=False).st_mtime < _HALF_WRITTEN_SECONDS
-                    if not (young and _lives(int(half["pid"]))):
-                        Path(entry).unlink()
-
-
-_HALF_WRITTEN = re.compile(r"(?P<name>.+)\.(?P<pid>[0-9]{1,9})\.tmp", re.DOTALL)
-_HALF_WRITTEN_SECONDS = 3600.0  # after which a number that is alive is taken for another process's
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # it is another user's
-        pass
-    return True
-
-
 @patient
 def delete(uri: str) -> None:
     """Deletes the file at `uri`, if there is one."""
@@ -229,7 +195,6 @@ def delete_folder(uri: str) -> None:
 def copy_folder(source: str, target: str) -> None:
     """Copies the files directly in the folder `source` into the folder `target`, which is made."""
     make_folder(target)
-    sweep(target)
     for name in names(source):
         write_bytes(join(target, name), read_bytes(join(source, name)))
 

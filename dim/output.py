@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import dim
-from dim import files, lease, seal
+from dim import files, lease, leftovers, seal
 from dim.errors import UserError
 from dim.seal import Seal
 
@@ -114,7 +114,7 @@ class Output:
         # What is not written again goes, once this run is whole.
         self._record[REPLACED] = seal.names(before.get(seal.FILES) or before.get(REPLACED) or [], folder)
         files.delete(files.join(folder, RESULT))
-        files.sweep(folder)
+        leftovers.sweep(folder)
         self._write()
 
     def _write(self) -> None:

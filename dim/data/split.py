@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from dim import files, tables
+from dim import files, leftovers, tables
 from dim.data import manifest, photos
 from dim.data.split_config import SplitConfig
 from dim.errors import UserError
@@ -46,7 +46,7 @@ def split(config: SplitConfig) -> dict[str, Any]:
     # The list never tells of another manifest than the one that it stands beside.
     beside = f"{config.out.rpartition('.')[0]}.unreadable.csv"
     for uri in (config.out, beside):
-        files.sweep(folder, uri.rpartition("/")[2])
+        leftovers.sweep(folder, uri.rpartition("/")[2])
     files.delete(beside)
     tables.write(config.out, result.table)
     tables.write(beside, _named(unreadable, folder))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dim import cluster, files, output
+from dim import cluster, output
 from dim.data import manifest as manifests
 from dim.data.manifest import Manifest
 from dim.errors import UserError
@@ -18,7 +18,7 @@ from dim.extract.embedder import Recipe
 from dim.extract.identity import Embedding
 from dim.extract.resources import resources
 from dim.extract.writer import Writer
-from dim.model import spec, whitening
+from dim.model import whitening
 from dim.model.spec import Source
 from dim.progress import Progress
 from dim.rows import require_once
@@ -51,7 +51,8 @@ def recipe_of(config: ExtractConfig, source: Source) -> Recipe:
     """How `config` makes descriptors by the network `source`, on the Ray that is connected."""
     gpus = cluster.gpus(config.gpus_per_worker)
     precision = cluster.precision(config.precision, gpus)
-    whiten_by = config.whitening and files.absolute(config.whitening)
+    # Loaded once, here, and handed to the workers: the file may be another when they begin.
+    whiten_by = whitening.load(config.whitening) if config.whitening else None
     return Recipe(source, precision, config.scales, config.scales_mean, whiten_by, config.scaled_decode)
 
 
@@ -74,11 +75,10 @@ def embedding_of(recipe: Recipe) -> Embedding:
     )
     if recipe.whitening is None:
         return embedding
-    fitted = whitening.load(recipe.whitening).embedding
+    fitted, file = recipe.whitening.embedding, str(recipe.whitening.uri)
     if fitted is not None:
-        before = identity.from_json(fitted, repr(recipe.whitening))
-        identity.require_equal(before, recipe.whitening, embedding, "this extraction")
-    return dataclasses.replace(embedding, whitening=spec.sha256(recipe.whitening))
+        identity.require_equal(identity.from_json(fitted, repr(file)), file, embedding, "this extraction")
+    return dataclasses.replace(embedding, whitening=recipe.whitening.sha256)
 
 
 def _require_same(config: ExtractConfig, embedding: Embedding) -> None:

@@ -6,10 +6,10 @@ from dataclasses import dataclass, fields
 from pathlib import PurePosixPath
 from typing import Any
 
-from dim import files, output
+from dim import files, leftovers, output
 from dim.errors import UserError
+from dim.extract import identity, store
 from dim.extract import job as extraction
-from dim.extract import store
 from dim.extract.config import ExtractConfig, Extraction
 from dim.extract.identity import Embedding
 from dim.nightly.config import NightlyConfig
@@ -53,8 +53,10 @@ def refreshed(config: NightlyConfig, model: str, manifest: str) -> Collection:
     wanted = ExtractConfig(manifest=manifest, model=model, whitening=config.whitening, out="", **how)
     embedding = extraction.embedding_of(extraction.recipe_of(wanted, wanted.source(model)))
     folder = files.join(home(config.out, manifest), embedding.id[:16])
-    files.sweep(folder)
+    leftovers.sweep(folder)
     counts = extraction.extract(ExtractConfig(**(vars(wanted) | {"out": files.join(folder, "descriptors")})))
+    made = identity.of_folder(files.join(folder, "descriptors"))
+    identity.require_equal(embedding, model, made, f"{model}, as it is now")
     names = "\n".join(store.shards(files.join(folder, "descriptors")))
     found = Collection(folder, embedding, hashlib.sha256(names.encode()).hexdigest(), counts)
     _index(found, config.factory)

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dim import files, output
+from dim import files, leftovers, output
 from dim.errors import UserError
 from dim.output import Output
 from dim.progress import told
@@ -134,7 +134,7 @@ LAYOUTS: dict[ExportFormat, Callable[[Stored, Output], int]] = {
 def _emptied(folder: str) -> None:
     """Makes `folder`, and takes out what an earlier export left: the tools read whole folders."""
     files.make_folder(folder)
-    files.sweep(folder)
+    leftovers.sweep(folder)
     for name in files.names(folder):
         if _PART.fullmatch(name):
             files.delete(files.join(folder, name))

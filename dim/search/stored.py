@@ -13,7 +13,7 @@ from dim.errors import UserError
 from dim.extract import identity, store
 from dim.extract.identity import Embedding
 from dim.extract.shards import Shard
-from dim.model import spec, whitening
+from dim.model import whitening
 from dim.model.whitening import Whitening
 from dim.search.database import ahead
 from dim.search.nearest import Part
@@ -102,7 +102,7 @@ def whitened(file: str, embedding: Embedding, folder: str) -> tuple[Embedding, W
     found = whitening.load(file)
     if found.embedding:
         identity.require_equal(identity.from_json(found.embedding, repr(file)), file, embedding, folder)
-    return replace(embedding, whitening=spec.sha256(file)), found
+    return replace(embedding, whitening=found.sha256), found
 
 
 def prepared(vectors: np.ndarray, whitening: Whitening | None, folder: str) -> np.ndarray:
