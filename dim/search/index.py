@@ -124,30 +124,29 @@ def sealed(path: str) -> Facts:
         return {"bytes": Path(path).stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def _is_that_of(facts: Facts, path: str) -> bool:
+def _is_that_of(record: Facts, path: str) -> bool:
     if (size := Path(path).stat().st_size) > MOST_HASHED:
-        return bool(size == facts.get("bytes"))
-    return all(facts.get(name) == value for name, value in sealed(path).items())
+        return bool(size == record.get("bytes"))
+    return all(record.get(name) == value for name, value in sealed(path).items())
 
 
-def read(path: str, place: np.ndarray, parameters: str | None, facts: Facts, dimension: Any) -> Database:
+def read(path: str, place: np.ndarray, parameters: str | None, record: Facts) -> Database:
     """The index in the file at `path`: a flat one is searched exactly, its vectors mapped to memory.
 
-    `parameters` are FAISS's, such as "nprobe=16"; `facts` and `dimension` are what the job that built it said. Raises
-    UserError where the parameters are none of this index's, or the file is not the one of the facts, or not of this
-    dimension and of as many rows as `place`.
+    `parameters` are FAISS's, such as "nprobe=16"; `record` is what the job that built it said. Raises UserError where
+    the parameters are none of this index's, or the file is not the one of the record and of as many rows as `place`.
     """
     again = "make it again with index.py"
     before = Path(path).stat()
     # FAISS trusts what it reads: a file that was cut off or damaged would crash this process, or take all its memory.
-    if not _is_that_of(facts, path):
+    if not _is_that_of(record, path):
         raise seal.not_the_one(path, "index")
     with refusals(f"{path!r} is no FAISS index; {again}"):
         index = faiss.read_index(path, faiss.IO_FLAG_MMAP_IFC)
-    if (index.ntotal, index.d) != (len(place), dimension):
+    if (index.ntotal, index.d) != (len(place), record.get("dimension")):
         raise UserError(
             f"{path!r} has {index.ntotal} rows of {index.d} values, its {IDS_FILE} {len(place)} and its "
-            f"{output.RECORD} {dimension!r}; {again}"
+            f"{output.RECORD} {record.get('dimension')!r}; {again}"
         )
     if parameters:
         with refusals(f"--parameters {parameters!r} are none of this index's"):

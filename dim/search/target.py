@@ -40,18 +40,18 @@ def read(folder: str, whitening: str | None, parameters: str | None) -> Target:
     embedding = identity.of_folder(folder)
     counts = record.get("counts")
     known = counts if isinstance(counts, dict) else {}
-    # The record of an index that was made before there were seals tells of its file only.
-    facts = seal.of_record(record, folder) or {index.FILE: known, index.IDS_FILE: {}}
-    ids = _ids(files.join(folder, index.IDS_FILE), facts.get(index.IDS_FILE, {}))
+    # The result tells of FAISS's file, too, and is all that an index has that was made before there were seals.
+    facts = {index.IDS_FILE: {}, **(seal.of_record(record, folder) or {}), index.FILE: known}
+    ids = _ids(files.join(folder, index.IDS_FILE), facts[index.IDS_FILE])
     seal.require_whole(folder, facts, "index")
     with files.on_disk(files.join(folder, index.FILE)) as path:
-        found = index.read(path, exact.places(ids), parameters, facts.get(index.FILE, {}), known.get("dimension"))
-    return Target(found, ids, embedding)
+        return Target(index.read(path, exact.places(ids), parameters, known), ids, embedding)
 
 
 def _ids(uri: str, facts: Facts) -> pa.Array:
     table = tables.read(uri)
     if "image_id" not in table.column_names or table["image_id"].null_count:
         raise UserError(f"{uri!r} has no image_id for each row; make it again with index.py")
+    ids = manifest.text(uri, table, "image_id").combine_chunks()
     seal.require_content(uri, files.read_bytes(uri), facts, "index")
-    return manifest.text(uri, table, "image_id").combine_chunks()
+    return ids
