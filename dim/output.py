@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import dim
-from dim import files, lease
+from dim import files, lease, leftovers, seal
 from dim.errors import UserError
+from dim.seal import Seal
 
 FORMAT_VERSION = 1
-RECORD, RESULT, LOCK = "run.json", "result.json", ".lock"
+RECORD, RESULT, LOCK = seal.RECORD, "result.json", ".lock"
 RUNNING, DONE = "running", "done"  # the status in run.json
+REPLACED = "replaces"  # in the run.json of a job that runs: the files that the folder had before
 _PACKAGES = ("ray", "tensorflow", "keras", "numpy", "pillow", "pyarrow", "scikit-learn", "faiss-cpu")
 
 
@@ -49,6 +51,26 @@ def record_of(folder: str) -> dict[str, Any] | None:
     if version != FORMAT_VERSION:
         raise UserError(f"{uri!r} has format version {version!r}, this dim reads {FORMAT_VERSION}; use the dim of then")
     return record
+
+
+def finished(folder: str) -> dict[str, Any] | None:
+    """The run.json of `folder`, None where it has none. Raises UserError where the job that writes it has not ended."""
+    record = record_of(folder)
+    if record is not None and record.get("status") == RUNNING:
+        raise UserError(f"{folder!r} was never finished; run {record['job']}.py again")
+    return record
+
+
+def whole(folder: str) -> Seal | None:
+    """The seal of `folder`, whose files are all there and have their sizes; None where it was made without one.
+
+    Raises UserError where a file is missing or another, and where the job that writes the folder has not ended.
+    """
+    record = finished(folder)
+    sealed = seal.of_record(record, folder) if record else None
+    if record and sealed:
+        seal.require_whole(folder, sealed, record["job"])
+    return sealed
 
 
 def _lock_file(uri: str) -> TextIO:
@@ -87,20 +109,34 @@ class Output:
     def __init__(self, folder: str, record: dict[str, Any]) -> None:
         self.folder = folder
         self._record = record
-        files.delete(self.path(RESULT))
+        self._names: set[str] = set()
+        before = record_of(folder) or {}
+        # What is not written again goes, once this run is whole.
+        self._record[REPLACED] = seal.names(before.get(seal.FILES) or before.get(REPLACED) or [], folder)
+        files.delete(files.join(folder, RESULT))
+        leftovers.sweep(folder)
         self._write()
 
     def _write(self) -> None:
-        files.write_json(self.path(RECORD), self._record)
+        files.write_json(files.join(self.folder, RECORD), self._record)
 
     def path(self, name: str) -> str:
-        """`name` inside the folder."""
+        """Where to write the file `name`, which will belong to the folder and be sealed with it."""
+        self._names.add(name)
         return files.join(self.folder, name)
 
-    def finish(self, result: dict[str, Any]) -> dict[str, Any]:
-        """Records what was done, in run.json and as result.json, and returns it."""
+    def finish(self, result: dict[str, Any], known: Mapping[str, dict[str, Any]] | None = None) -> dict[str, Any]:
+        """Seals what was written, records what was done, in run.json and as result.json, and returns it.
+
+        `known` are files that need not be read again, by name, as they shall stand in the seal.
+        """
+        sealed = seal.of(self.folder, self._names, known or {})
+        for name in {*self._record.pop(REPLACED)} - sealed.keys():
+            files.delete(files.join(self.folder, name))
         self._record |= {"status": DONE, "finished": _now(), "counts": result}
-        files.write_json(self.path(RESULT), result)
+        if sealed:
+            self._record[seal.FILES] = sealed
+        files.write_json(files.join(self.folder, RESULT), result)
         self._write()
         return result
 

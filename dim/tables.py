@@ -80,9 +80,19 @@ def _photos_within(table: pa.Table) -> str:
 
 
 @patient
-def read_parquet(uri: str, columns: list[str] | None = None) -> pa.Table:
-    """The table at `uri`, or some of its columns. Raises OSError or an Arrow error where it is missing or damaged."""
+def rows(uri: str) -> int:
+    """How many rows the Parquet file at `uri` has."""
     with files.opened(uri) as file:
+        return int(pq.read_metadata(file).num_rows)
+
+
+@patient
+def read_parquet(uri: str, columns: list[str] | None = None, content: bytes | None = None) -> pa.Table:
+    """The table at `uri`, or some of its columns, from its `content` where that is at hand.
+
+    Raises OSError or an Arrow error where it is missing or damaged.
+    """
+    with files.opened(uri) if content is None else pa.BufferReader(content) as file:
         about, size = pq.read_metadata(file), file.size()
         rows, claimed = _claimed(about)
         leaves = [about.schema.column(number) for number in range(about.num_columns)]

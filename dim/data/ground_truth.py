@@ -33,8 +33,9 @@ def read(uri: str, manifest: Manifest) -> GroundTruth:
     """Reads the ground truth at `uri` and checks it against `manifest`.
 
     Raises UserError: no such file, a missing column, an empty cell, no row, an unknown grade, an id that is not in the
-    manifest, an image graded twice for a query.
+    manifest, an image graded twice for a query, or that the import which writes it has not ended.
     """
+    manifests.require_imported(uri)
     table = tables.read(uri)
     tables.require_columns(table, COLUMNS, uri)
     if table.num_rows == 0:

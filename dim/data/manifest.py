@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dim import files, storage, tables
+from dim import files, output, storage, tables
 from dim.credentials import redacted
 from dim.data.text import as_text, empty_as_null, plain
 from dim.errors import UserError, quoted
@@ -88,9 +88,20 @@ def read(uri: str) -> Manifest:
 
     Raises UserError: no such file, a missing column, one that is no text or whose rows Arrow can't select, an empty or
     repeated image_id, an empty path or one that names no place, an unknown split or role, an incomplete or empty box,
-    no row at all.
+    no row at all, or that the import which writes it has not ended.
     """
+    require_imported(uri)
     return checked(uri, tables.read(uri))
+
+
+def require_imported(uri: str) -> None:
+    """Raises UserError where the table at `uri` lies in the folder of an import that has not ended: it may be a new one
+    beside old ones. A person may have mended a table of one that has, so nothing else is asked.
+    """
+    folder = files.parent(uri)
+    record = output.record_of(folder) if files.exists(uri) else None
+    if record is not None and record["job"] == "import":
+        output.finished(folder)
 
 
 def checked(uri: str, table: pa.Table) -> Manifest:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from dim import files, sheets, tables
+from dim import files, leftovers, sheets, tables
 from dim.data import labelled, manifest, photos
 from dim.data.labels import tell
 from dim.data.reasons import summed
@@ -54,12 +54,16 @@ def split(config: SplitConfig) -> dict[str, Any]:
     folder = files.parent(config.out)
     result = manifest.checked(config.out, _named(kept, folder).append_column("split", pa.array(splits, pa.string())))
     files.make_folder(folder)
+    # The list never tells of another manifest than the one that it stands beside.
     beside = f"{config.out.rpartition('.')[0]}.unreadable.csv"
+    for uri in (config.out, beside):
+        leftovers.sweep(folder, uri.rpartition("/")[2])
+    files.delete(beside)
+    tables.write(config.out, result.table)
     sheets.write(beside, _named(pa.concat_tables([unreadable, skipped]), folder))
     for what, those in (("photos that could not be read", unreadable), ("what else was not taken", skipped)):
         if len(those):
             log.warning("%s: %d (%s); see %s", what, len(those), summed(those["reason"].to_pylist()), beside)
-    tables.write(config.out, result.table)
     require_once(image_ids, manifest.read(config.out).image_ids, repr(config.out))
     counts = Counter(splits)
     return {

@@ -7,12 +7,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dim import files, tables
+from dim import files, output, seal, tables
 from dim.errors import UserError
 from dim.evaluate import bootstrap
 from dim.evaluate.bootstrap import Interval
 
 COLUMNS = ["query_id", "label", "ap"]
+METRICS, PER_QUERY = "metrics.json", "per_query.parquet"
 
 
 @dataclass(frozen=True)
@@ -59,13 +60,28 @@ def compared(before: str, one: pa.Table, after: str, other: pa.Table) -> Compari
     return replace(both, change=bootstrap.paired(*pairs))
 
 
+def require_whole(metrics: str) -> None:
+    """Raises UserError where the metrics.json at `metrics` lies in the folder of an evaluation that is not whole, or
+    was never finished. One that was copied elsewhere, without its folder, is taken as it is.
+    """
+    folder = files.parent(metrics)
+    record = output.record_of(folder)
+    if record is not None and record["job"] == "evaluate" and metrics.rpartition("/")[2] == METRICS:
+        sealed = output.whole(folder) or {}
+        for name in (METRICS, PER_QUERY):
+            if name in sealed:
+                uri = files.join(folder, name)
+                seal.require_content(uri, files.read_bytes(uri), sealed[name], "evaluate")
+
+
 def beside(metrics: str) -> pa.Table | None:
-    """The per_query.parquet beside the metrics.json at `metrics`; None where there is none.
+    """The per_query.parquet that belongs to the metrics.json at `metrics`; None where there is none.
 
     Raises UserError where it is not that of an evaluation.
     """
-    uri = files.join(files.parent(metrics), "per_query.parquet")
-    if not files.exists(uri):
+    folder, _, name = metrics.rpartition("/")
+    uri = files.join(folder, PER_QUERY)
+    if name != METRICS or not files.exists(uri):
         return None
     table = tables.read(uri)
     if missing := {*COLUMNS} - {*table.column_names}:

@@ -55,7 +55,7 @@ def _written(config: EvaluateConfig, task: Task, measured: list[Measured], out: 
     """Writes all files of an evaluation and returns what is in metrics.json."""
     first, metrics = measured[0], dict(measured[0].metrics)
     per_query = [evaluation.per_query(one.judged) for one in measured]
-    tables.write(out.path("per_query.parquet"), per_query[0])
+    tables.write(out.path(comparison.PER_QUERY), per_query[0])
     if task.protocol.top_k:
         reports = classification.reports(*result.classified(first.judged, task.protocol.top_k))
         files.write_json(out.path("classification_report.json"), reports)
@@ -72,7 +72,7 @@ def _written(config: EvaluateConfig, task: Task, measured: list[Measured], out: 
         comparisons.append(against)
     for compared in comparisons:
         log.info("%s", compared.line())
-    files.write_json(out.path("metrics.json"), metrics)
+    files.write_json(out.path(comparison.METRICS), metrics)
     if config.report:
         report.write(config, task, measured, comparisons, out)
     return metrics
@@ -84,6 +84,7 @@ def _baseline(config: EvaluateConfig) -> float | None:
         if config.max_drop:
             raise UserError("--max-drop needs --baseline metrics.json")
         return None
+    comparison.require_whole(config.baseline)
     found = files.read_json(config.baseline)
     value: Any = found.get("map") if isinstance(found, dict) else None
     if type(value) not in (int, float) or not 0 <= value <= 1:  # no NaN either, below which nothing can fall

@@ -1,18 +1,21 @@
 """Where an evaluation's descriptors come from, so that its figure can be set beside another's."""
 
+import contextlib
 from typing import Any
 
 from dim import files
+from dim.errors import UserError
 from dim.extract import identity
 from dim.extract.identity import Embedding
 from dim.model import spec, whitening
 from dim.model.spec import Spec
+from dim.model.whitening import Whitening
 
 
-def whitenings(folder: str, applied: str | None) -> list[dict[str, Any]]:
+def whitenings(folder: str, applied: Whitening | None) -> list[dict[str, Any]]:
     """Each whitening that the descriptors of `folder` went through, in order: applied `by` what, and `learned_on` what.
 
-    "regions" is that of R-MAC's regions, "model" the network's PCA layer. `applied` is the file that the evaluation
+    "regions" is that of R-MAC's regions, "model" the network's PCA layer. `applied` is what the evaluation
     itself applies. `learned_on` is None where the model or the file that would say so is no longer what made the
     descriptors. Raises UserError where the folder's run.json doesn't name what it was made from.
     """
@@ -27,7 +30,7 @@ def whitenings(folder: str, applied: str | None) -> list[dict[str, Any]]:
     if embedding.whitening:
         steps.append({"by": "extract", **_of_file(inputs.get("whitening"), embedding.whitening)})
     if applied:
-        steps.append({"by": "evaluate", **_of_file(applied, spec.sha256(applied))})
+        steps.append({"by": "evaluate", **_about(applied)})
     return steps
 
 
@@ -39,7 +42,11 @@ def _model(folder: str | None, embedding: Embedding) -> Spec | None:
 
 
 def _of_file(uri: str | None, sha256: str) -> dict[str, Any]:
-    if not uri or not files.exists(uri) or spec.sha256(uri) != sha256:
-        return {"sha256": sha256, "learned_on": None}
-    found = whitening.load(uri)
-    return {"sha256": sha256, "kind": found.kind, "power": found.power, "learned_on": found.learned_on}
+    with contextlib.suppress(UserError):  # it is gone, or no whitening any more
+        if uri and (found := whitening.load(uri)).sha256 == sha256:
+            return _about(found)
+    return {"sha256": sha256, "learned_on": None}
+
+
+def _about(found: Whitening) -> dict[str, Any]:
+    return {"sha256": found.sha256, "kind": found.kind, "power": found.power, "learned_on": found.learned_on}

@@ -56,8 +56,9 @@ def read(config: EvaluateConfig, task: Task) -> list[Source]:
         if distractors and beside:
             identity.require_equal(stored, folder, identity.of_folder(beside), beside)
             more = database.read_distractors(beside, distractors, config.whitening)
+            identity.require_equal(embedding, folder, more.embedding, beside)  # the file was read a second time
         searched_in = Database(searched.rows, searched.vectors, more)
-        whitenings = provenance.whitenings(folder, config.whitening)
+        whitenings = provenance.whitenings(folder, whitening)
         found.append(Source(name, folder, embedding, queries, searched_in, whitenings))
     return found
 

@@ -7,19 +7,20 @@ import numpy as np
 
 from dim.extract.forward import Forward
 from dim.model.spec import Source
+from dim.model.whitening import Whitening
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How images become descriptors: the network, its precision, the scales, the whitening file, and whether JPEGs may
-    be decoded at a fraction of their size.
+    """How images become descriptors: the network, its precision, the scales, the whitening, and whether JPEGs may be
+    decoded at a fraction of their size.
     """
 
     source: Source
     precision: str
     scales: tuple[float, ...] = (1.0,)
     scales_mean: str = "mean"
-    whitening: str | None = None
+    whitening: Whitening | None = None
     scaled_decode: bool = False
 
 
@@ -29,7 +30,7 @@ class Embedder:
     def __init__(self, recipe: Recipe, batch_size: int, streams: int = 1) -> None:
         import tensorflow as tf  # noqa: PLC0415
 
-        from dim.model import network, scales, whitening  # noqa: PLC0415
+        from dim.model import network, scales  # noqa: PLC0415
 
         model = network.load(recipe.source, recipe.precision)
         # One trace serves every shape and batch size: a trace for each would cost seconds and memory without bound.
@@ -38,7 +39,7 @@ class Embedder:
             input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8)],
         )
         self._forward = Forward(function, batch_size, streams)
-        self._whitening = whitening.load(recipe.whitening) if recipe.whitening else None
+        self._whitening = recipe.whitening
         self.dimension = self._whitening.projection.shape[0] if self._whitening else model.output_shape[-1]
 
     def embed(self, images: Sequence[np.ndarray]) -> np.ndarray:

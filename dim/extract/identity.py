@@ -70,11 +70,9 @@ def of_folder(folder: str) -> Embedding:
 
     Raises UserError where it has none, and where the job that writes the folder has not ended.
     """
-    record = output.record_of(folder)
+    record = output.finished(folder)
     if record is None:
         raise UserError(f"{folder!r} is no output folder of dim: it has no {output.RECORD}; make it with extract.py")
-    if record.get("status") == output.RUNNING:
-        raise UserError(f"{folder!r} was never finished; run {record['job']}.py again")
     return of_record(record, folder)
 
 

@@ -8,18 +8,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dim import cluster, files, output
+from dim import cluster, output
 from dim.data import manifest as manifests
 from dim.data.manifest import Manifest
 from dim.data.reasons import summed
 from dim.errors import UserError
-from dim.extract import content, identity, resume, store
+from dim.extract import content, identity, resume, shards, store
 from dim.extract.config import ExtractConfig
 from dim.extract.embedder import Recipe
 from dim.extract.identity import Embedding
 from dim.extract.resources import resources
 from dim.extract.writer import Writer
-from dim.model import spec, whitening
+from dim.model import whitening
 from dim.model.spec import Source
 from dim.progress import Progress
 from dim.rows import require_once
@@ -44,14 +44,16 @@ def extract(config: ExtractConfig) -> dict[str, Any]:
             left = resume.pending(config.out, embedding, selected.image_ids, contents.contents, config.retry_failed)
             log.info("%d photos, %d to do", len(selected), len(left))
             seconds = _run(config, selected, contents.contents, left, recipe, embedding=embedding)
-            return out.finish(_result(config.out, selected, len(left), seconds))
+            result = _result(config.out, selected, len(left), seconds)
+            return out.finish(result, shards.sealed(config.out, store.shards(config.out)))
 
 
 def recipe_of(config: ExtractConfig, source: Source) -> Recipe:
     """How `config` makes descriptors by the network `source`, on the Ray that is connected."""
     gpus = cluster.gpus(config.gpus_per_worker)
     precision = cluster.precision(config.precision, gpus)
-    whiten_by = config.whitening and files.absolute(config.whitening)
+    # Loaded once, here, and handed to the workers: the file may be another when they begin.
+    whiten_by = whitening.load(config.whitening) if config.whitening else None
     return Recipe(source, precision, config.scales, config.scales_mean, whiten_by, config.scaled_decode)
 
 
@@ -74,11 +76,10 @@ def embedding_of(recipe: Recipe) -> Embedding:
     )
     if recipe.whitening is None:
         return embedding
-    fitted = whitening.load(recipe.whitening).embedding
+    fitted, file = recipe.whitening.embedding, str(recipe.whitening.uri)
     if fitted is not None:
-        before = identity.from_json(fitted, repr(recipe.whitening))
-        identity.require_equal(before, recipe.whitening, embedding, "this extraction")
-    return dataclasses.replace(embedding, whitening=spec.sha256(recipe.whitening))
+        identity.require_equal(identity.from_json(fitted, repr(file)), file, embedding, "this extraction")
+    return dataclasses.replace(embedding, whitening=recipe.whitening.sha256)
 
 
 def _require_same(config: ExtractConfig, embedding: Embedding) -> None:
@@ -104,18 +105,18 @@ def _run(
         return 0.0
     from dim.extract import pipeline  # noqa: PLC0415  (nothing to do needs no Ray Data)
 
-    shards = [left[start : start + config.shard_rows] for start in range(0, len(left), config.shard_rows)]
-    names = [store.shard_name([(selected.image_ids[row], contents[row]) for row in shard]) for shard in shards]
+    parts = [left[start : start + config.shard_rows] for start in range(0, len(left), config.shard_rows)]
+    names = [store.shard_name([(selected.image_ids[row], contents[row]) for row in part]) for part in parts]
     rows = pa.table(
         {
             "image_id": [selected.image_ids[row] for row in left],
             "path": [selected.paths[row] for row in left],
             "box": pa.array([selected.boxes[row] for row in left], pa.list_(pa.float64())),
             "content": [contents[row] for row in left],
-            "shard": [name for name, shard in zip(names, shards, strict=True) for _ in shard],
+            "shard": [name for name, part in zip(names, parts, strict=True) for _ in part],
         }
     )
-    waiting = {name: len(shard) for name, shard in zip(names, shards, strict=True)}
+    waiting = {name: len(part) for name, part in zip(names, parts, strict=True)}
     image_size = recipe.source.spec.image_size
     machine = resources(config.workers, config.gpus_per_worker, config.batch_size, image_size)
     log.info("starting %d network actor%s", machine.workers, "" if machine.workers == 1 else "s")

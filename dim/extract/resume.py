@@ -48,7 +48,7 @@ def _sweep(folder: str) -> None:
     # Half-written files, and shards whose statistics never came, are of a run that died.
     whole = {f"{name}{ending}" for name in store.shards(folder) for ending in (".parquet", ".json")}
     for name in files.names(folder):
-        if name.endswith(".tmp") or (name.startswith("part-") and name not in whole):
+        if name.startswith("part-") and name not in whole:
             files.delete(files.join(folder, name))
 
 

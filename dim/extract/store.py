@@ -23,6 +23,7 @@ from dim import files, tables
 from dim.data.manifest import Manifest
 from dim.errors import UserError
 from dim.extract.identity import Embedding, from_json, of_folder, require_equal
+from dim.extract.shards import Shard, belonging
 
 OK, ERROR = "ok", "error"
 EMBEDDING = b"embedding"  # in a shard's metadata
@@ -106,8 +107,10 @@ def read_shard(
     columns: list[str] | None = None,
     embedding: Embedding | None = None,
     dimension: int | None = None,
+    *,
+    content: bytes | None = None,
 ) -> pa.Table:
-    """The rows of one shard.
+    """The rows of one shard, from the `content` of its file where that is at hand.
 
     Raises UserError where it is damaged, has not the store's schema, says that another than `embedding` made it, or has
     descriptors of another than `dimension`.
@@ -115,7 +118,7 @@ def read_shard(
     uri = files.join(folder, f"{name}.parquet")
     wanted = columns or schema(1).names
     try:
-        table = tables.read_parquet(uri, list({*wanted, "status"}))
+        table = tables.read_parquet(uri, list({*wanted, "status"}), content)
         table.validate(full=True)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{uri!r} is damaged ({files.reason(error)}); run the same extract.py again") from error
@@ -124,6 +127,31 @@ def read_shard(
     if embedding is not None and (mark := (table.schema.metadata or {}).get(EMBEDDING)):
         require_equal(_marked_by(mark, uri), uri, embedding, folder)
     return table.select(wanted)
+
+
+def read_shards(
+    folder: str, columns: list[str], of: list[Shard] | None = None, hashed: bool = False
+) -> Iterator[tuple[Shard, pa.Table]]:
+    """Each shard of the finished store `folder`, or some `of` them, and its rows.
+
+    With `hashed`, the file is read whole and its checksum looked at, too. Raises UserError as `shards.belonging` and
+    `read_shard` do, and where a shard is not what it must be.
+    """
+    embedding, size, mark = of_folder(folder), None, None
+    for shard in belonging(folder) if of is None else of:
+        content = files.read_bytes(shard.uri) if hashed else None
+        table = read_shard(folder, shard.name, columns, embedding, size, content=content)
+        shard.require(table.num_rows, content)
+        marked = EMBEDDING in (table.schema.metadata or {})
+        if mark not in (None, marked):
+            raise UserError(
+                f"{folder!r} has shards that say which embedding made them, and others, such as {shard.uri!r}, that "
+                "don't; make this folder again"
+            )
+        mark = marked
+        if "descriptor" in columns:
+            size = table["descriptor"].type.list_size
+        yield shard, table
 
 
 def _misfits(table: pa.Table, columns: list[str], dimension: int | None) -> Iterator[str]:
@@ -172,11 +200,10 @@ def vectors(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
 
 def blocks(folder: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Streams the ok rows shard by shard: ids (n,) object and descriptors (n, D) float32."""
-    for name in shards(folder):
-        table = read_shard(folder, name, ["image_id", "descriptor", "status"])
-        table = table.filter(pc.equal(table["status"], OK))
-        if table.num_rows:
-            yield np.array(table["image_id"].to_pylist(), dtype=object), vectors(table["descriptor"])
+    for _, table in read_shards(folder, ["image_id", "descriptor", "status"]):
+        found = table.filter(pc.equal(table["status"], OK))
+        if found.num_rows:
+            yield np.array(found["image_id"].to_pylist(), dtype=object), vectors(found["descriptor"])
 
 
 @dataclass(frozen=True)
@@ -191,16 +218,14 @@ class Descriptors:
 def read(folder: str, manifest: Manifest) -> Descriptors:
     """The descriptors of the manifest's rows, in the manifest's order; rows that could not be decoded are left out.
 
-    Raises UserError as `read_shard` does, and where `folder` holds no descriptors, or has not each row once.
+    Raises UserError as `read_shards` does, and where `folder` holds no descriptors, or has not each row once.
     """
     embedding = of_folder(folder)
     position = {image_id: row for row, image_id in enumerate(manifest.image_ids)}
     times = np.zeros(len(manifest), dtype=np.int64)
     found: list[np.ndarray] = []
     parts: list[np.ndarray] = []
-    for name in shards(folder):
-        size = parts[0].shape[1] if parts else None
-        table = read_shard(folder, name, ["image_id", "descriptor", "status"], embedding, size)
+    for _, table in read_shards(folder, ["image_id", "descriptor", "status"], hashed=True):
         rows = np.array([position.get(image_id, -1) for image_id in table["image_id"].to_pylist()], dtype=np.int64)
         times += np.bincount(rows[rows >= 0], minlength=len(manifest))
         wanted = (rows >= 0) & (table["status"].to_numpy() == OK)

@@ -10,15 +10,16 @@ from collections.abc import Iterator
 
 import keras
 
-from dim import files
+from dim import files, leftovers
 from dim.errors import UserError
 from dim.model import spec as specs
 from dim.model import weights
+from dim.model.backbones import BACKBONES
 from dim.model.normalisation import L2Normalisation
 from dim.model.pooling import POOLINGS
 from dim.model.precision import POLICIES
 from dim.model.preprocessing import Preprocess
-from dim.model.spec import BACKBONES, Source, Spec
+from dim.model.spec import Source, Spec
 
 # The fields of a spec that decide which weights there are. (The others change the input only.)
 STRUCTURE = ("layer", "pooling", "dimension", "region_dimension")
@@ -45,8 +46,11 @@ def _same_random_weights() -> Iterator[None]:
         random.setstate(before)
 
 
-def build(spec: Spec, precision: str = "float32", backbone_weights: str = "random") -> keras.Model:
+def build(
+    spec: Spec, precision: str = "float32", backbone_weights: str = "random", sha256: str | None = None
+) -> keras.Model:
     """The network of `spec`; `backbone_weights` is a file, "imagenet" (a download) or "random", each time the same.
+    The file must have this `sha256`, where one is known.
 
     uint8 (N, H, W, 3), RGB → float32 (N, D), L2-normalised. The backbone computes in `precision`, the rest in float32.
     Raises UserError where the weights cannot be had or don't fit.
@@ -54,7 +58,7 @@ def build(spec: Spec, precision: str = "float32", backbone_weights: str = "rando
     images = keras.Input((None, None, 3), dtype="uint8", name="images")
     x = Preprocess(spec.preprocessing)(images)
     with _policy(precision), _same_random_weights():
-        features = _backbone(spec, x, backbone_weights)
+        features = _backbone(spec, x, backbone_weights, sha256)
     regions = {"dimension": spec.region_dimension} if spec.region_dimension else {}
     x = POOLINGS[spec.pooling](name="pooling", **regions)(features)
     x = L2Normalisation(name="l2")(x)
@@ -64,7 +68,7 @@ def build(spec: Spec, precision: str = "float32", backbone_weights: str = "rando
     return keras.Model(images, x, name="descriptor")
 
 
-def _backbone(spec: Spec, x: keras.KerasTensor, wanted: str) -> keras.KerasTensor:
+def _backbone(spec: Spec, x: keras.KerasTensor, wanted: str, sha256: str | None) -> keras.KerasTensor:
     known = BACKBONES[spec.backbone]
     constructor = getattr(keras.applications, known.constructor)
     options = {"include_preprocessing": False} if spec.backbone.startswith(("efficientnet", "convnext")) else {}
@@ -78,25 +82,26 @@ def _backbone(spec: Spec, x: keras.KerasTensor, wanted: str) -> keras.KerasTenso
     if wanted not in specs.WORDS:
         # An .npz names its arrays, so that only those needed must be there; an .h5 has all layers in their order.
         needed = keras.Model(x, pooled, name=spec.backbone) if wanted.endswith(".npz") else whole
-        weights.load_into(needed, wanted)
+        weights.load_into(needed, wanted, sha256)
     return pooled
 
 
 def load(source: Source, precision: str = "float32") -> keras.Model:
-    """The network of `source` with its weights. Raises UserError where they cannot be read or don't fit.
+    """The network of `source` with its weights. Raises UserError where they cannot be read, don't fit, or are no longer
+    those that the source was found with.
 
     Where the spec differs from the one that was saved, layers that are in both keep their weights, a new PCA layer
     starts as the identity, and a new pooling as it does off the shelf.
     """
     spec, saved = source.spec, source.saved
     if saved is None:
-        return build(spec, precision, source.weights)
+        return build(spec, precision, source.weights, source.sha256)
     model = build(spec, precision)
     if all(getattr(spec, field) == getattr(saved, field) for field in STRUCTURE):
-        weights.load_into(model, source.weights)
+        weights.load_into(model, source.weights, source.sha256)
         return model
     trained = build(saved)
-    weights.load_into(trained, source.weights)
+    weights.load_into(trained, source.weights, source.sha256)
     _copy(trained, model, saved, spec)
     return model
 
@@ -121,10 +126,14 @@ def _copy(trained: keras.Model, model: keras.Model, saved: Spec, spec: Spec) -> 
 
 
 def save(model: keras.Model, spec: Spec, folder: str) -> None:
-    """Writes the model folder: `model.weights.h5`, then `model.json`, which makes it one."""
+    """Writes the model folder: `model.weights.h5`, then `model.json`, which makes it one.
+
+    What stood there before is no model from the start: no reader takes the new weights for the old model's.
+    """
     files.make_folder(folder)
-    weights.save(model, files.join(folder, specs.WEIGHTS_FILE))
-    specs.write(spec, folder)
+    leftovers.sweep(folder)
+    files.delete(files.join(folder, specs.SPEC_FILE))
+    specs.write(spec, folder, weights.save(model, files.join(folder, specs.WEIGHTS_FILE)))
 
 
 def part(model: keras.Model, first: str | None, last: str | None) -> keras.Model:

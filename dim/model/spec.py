@@ -1,20 +1,21 @@
 """What a network is, without building it: the off-the-shelf names and `model.json`. Needs no TensorFlow."""
 
 import dataclasses
-import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import dim
-from dim import config, files
+from dim import config, files, seal
 from dim.errors import UserError, quoted
 from dim.model import readable
+from dim.model.backbones import BACKBONES
 from dim.model.vocabulary import Resize
 
 FORMAT_VERSION = 1
 SPEC_FILE, WEIGHTS_FILE = "model.json", "model.weights.h5"
+_WEIGHTS_SHA256 = "weights_sha256"  # in model.json
 SHIPPED_WEIGHTS = Path(dim.__file__).parent / "assets" / "vgg16" / "vgg16_imagenet_notop_fp16.npz"
 
 DEEPEST = 8  # levels of what a whitening was fitted on: copying it and writing it as JSON recurse
@@ -22,73 +23,6 @@ WORDS = ("random", "imagenet")  # in place of a weights file
 
 POOLINGS = ("mac", "spoc", "spoc-prior", "gem", "crow", "rmac")
 PREPROCESSINGS = ("caffe", "unit", "symmetric", "torch")
-
-
-@dataclass(frozen=True)
-class Backbone:
-    """A convolutional network of keras.applications: the layers that may be pooled, the default first, each with its
-    channels; the layer below its last block (`tail`), above which fine-tuning trains by default; and the file in which
-    its ImageNet weights are distributed.
-    """
-
-    constructor: str
-    layers: dict[str, int]
-    tail: str
-    preprocessing: str
-    imagenet: str
-
-
-BACKBONES = {
-    "vgg16": Backbone(
-        "VGG16",
-        {"block5_conv3": 512, "block5_pool": 512, "block4_conv3": 512, "block4_pool": 512},
-        tail="block4_pool",
-        preprocessing="caffe",
-        imagenet="vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5",
-    ),
-    "vgg19": Backbone(
-        "VGG19",
-        {"block5_conv4": 512, "block5_pool": 512, "block4_conv4": 512, "block4_pool": 512},
-        tail="block4_pool",
-        preprocessing="caffe",
-        imagenet="vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5",
-    ),
-    "resnet50": Backbone(
-        "ResNet50",
-        {"conv5_block3_out": 2048, "conv4_block6_out": 1024},
-        tail="conv4_block6_out",
-        preprocessing="caffe",
-        imagenet="resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5",
-    ),
-    "resnet101": Backbone(
-        "ResNet101",
-        {"conv5_block3_out": 2048, "conv4_block23_out": 1024},
-        tail="conv4_block23_out",
-        preprocessing="caffe",
-        imagenet="resnet101_weights_tf_dim_ordering_tf_kernels_notop.h5",
-    ),
-    "efficientnetv2b0": Backbone(
-        "EfficientNetV2B0",
-        {"top_activation": 1280, "block5e_add": 112},
-        tail="block5e_add",
-        preprocessing="torch",
-        imagenet="efficientnetv2-b0_notop.h5",
-    ),
-    "efficientnetv2s": Backbone(
-        "EfficientNetV2S",
-        {"top_activation": 1280, "block5i_add": 160},
-        tail="block5i_add",
-        preprocessing="symmetric",
-        imagenet="efficientnetv2-s_notop.h5",
-    ),
-    "convnexttiny": Backbone(
-        "ConvNeXtTiny",
-        {"layer_normalization": 768},
-        tail="convnext_tiny_downsampling_block_2",
-        preprocessing="torch",
-        imagenet="convnext_tiny_notop.h5",
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -162,22 +96,25 @@ def _nested(value: Any, levels: int) -> bool:
 class Source:
     """A network to load: its spec, its weights (a file, "random" or "imagenet"), and the spec that these were saved
     with, None where they are the backbone's alone. The two specs differ where a model is changed, such as its pooling.
+    `sha256` is that of the weights file, which must still be the same when it is loaded, by whatever process; None
+    where that isn't known, or there is no file.
     """
 
     spec: Spec
     weights: str
     saved: Spec | None
+    sha256: str | None = None
 
     def fingerprint(self) -> str:
         """sha256 of the weights file; for "random" and "imagenet" the word itself."""
         if self.weights in WORDS:
             return self.weights
-        return sha256(self.weights)
+        return self.sha256 or sha256(self.weights)
 
 
 def sha256(uri: str) -> str:
     """The sha256 of the file at `uri`, hexadecimal."""
-    return hashlib.sha256(files.read_bytes(uri)).hexdigest()
+    return seal.sha256(files.read_bytes(uri))
 
 
 def resolve(model: str, weights: str | None = None, **changes: Any) -> Source:
@@ -187,7 +124,8 @@ def resolve(model: str, weights: str | None = None, **changes: Any) -> Source:
     are not None replace fields of the spec. Raises UserError for an unknown name, a broken folder or a missing file.
     """
     given = {name: value for name, value in changes.items() if value is not None}
-    saved = read(model) if files.exists(files.join(model, SPEC_FILE)) else None
+    document = _read(model) if files.exists(files.join(model, SPEC_FILE)) else None
+    saved = document and document[0]
     if saved:
         if weights is not None:
             raise UserError(
@@ -203,12 +141,19 @@ def resolve(model: str, weights: str | None = None, **changes: Any) -> Source:
         raise UserError(
             f"no weights are shipped for {spec.backbone!r}; give --weights FILE, or imagenet to download them"
         )
+    digest = None
     if found not in WORDS:
         readable.require_readable(found)
+        digest = sha256(found)
+    if document and (document[1] not in (None, digest) or document != _read(model)):
+        raise UserError(
+            f"{SPEC_FILE} and {WEIGHTS_FILE} in {model!r} were not written together; if a job is writing them now, run "
+            "the same command again later, else make the model again"
+        )
     changed = dataclasses.replace(spec, **given)
     if changed.pooling != "rmac":
         changed = dataclasses.replace(changed, region_dimension=None, region_whitening=None)
-    return Source(changed.checked(f"model {model!r}"), found, saved)
+    return Source(changed.checked(f"model {model!r}"), found, saved, digest)
 
 
 def _off_the_shelf(name: str) -> Spec:
@@ -225,6 +170,11 @@ def _off_the_shelf(name: str) -> Spec:
 
 def read(folder: str) -> Spec:
     """The spec in `folder`/model.json. Raises UserError where it is broken or of a later format."""
+    return _read(folder)[0]
+
+
+def _read(folder: str) -> tuple[Spec, str | None]:
+    """The spec in `folder`/model.json, and the sha256 of the weights that it was written with, where it says so."""
     uri = files.join(folder, SPEC_FILE)
     document = files.read_json(uri)
     if not isinstance(document, dict):
@@ -234,14 +184,18 @@ def read(folder: str) -> Spec:
         raise UserError(
             f"{uri!r} has format version {quoted(version)}, this dim reads {FORMAT_VERSION}; use the dim that made it"
         )
+    digest = document.pop(_WEIGHTS_SHA256, None)
     known = {field.name: field.default for field in dataclasses.fields(Spec)}
     required = {name for name, default in known.items() if default is not None}
     for fields, what in ((document.keys() - known, "has the unknown"), (required - document.keys(), "lacks the")):
         if fields:
             raise UserError(f"{uri!r} {what} field {quoted(min(fields))}; use the dim that made it")
-    return Spec(**document).checked(repr(uri))
+    return Spec(**document).checked(repr(uri)), digest
 
 
-def write(spec: Spec, folder: str) -> None:
-    """Writes `folder`/model.json."""
-    files.write_json(files.join(folder, SPEC_FILE), {"format_version": FORMAT_VERSION, **dataclasses.asdict(spec)})
+def write(spec: Spec, folder: str, sha256: str | None = None) -> None:
+    """Writes `folder`/model.json, which says which weights it goes with by their `sha256`."""
+    document = {"format_version": FORMAT_VERSION, **dataclasses.asdict(spec)}
+    if sha256:
+        document[_WEIGHTS_SHA256] = sha256
+    files.write_json(files.join(folder, SPEC_FILE), document)

@@ -21,7 +21,8 @@ import ray
 
 from dim.data.manifest import Manifest
 from dim.errors import UserError
-from dim.extract import identity, store
+from dim.extract import store
+from dim.extract.shards import Shard, belonging
 from dim.model import moments
 from dim.model.moments import Moments
 from dim.progress import told
@@ -78,10 +79,10 @@ def _by_shards(
     task: Callable[..., Any], folder: str, manifest: Manifest, *arguments: np.ndarray, returns: int = 1
 ) -> list[Any]:
     """Starts `task` on groups of the folder's shards, with the manifest's ids and its further `arguments`."""
-    names = store.shards(folder)
+    shards = belonging(folder)
     remote = ray.remote(task).options(num_returns=returns)
     shared = [ray.put(value) for value in (manifest.table["image_id"].combine_chunks(), *arguments)]
-    return [remote.remote(folder, names[start::TASKS], *shared) for start in range(min(TASKS, len(names)))]
+    return [remote.remote(folder, shards[start::TASKS], *shared) for start in range(min(TASKS, len(shards)))]
 
 
 def _decoded(folder: str, manifest: Manifest) -> np.ndarray:
@@ -101,36 +102,35 @@ def _positions(table: pa.Table, ids: pa.Array) -> np.ndarray:
     return positions
 
 
-def _states(folder: str, names: list[str], ids: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+def _states(folder: str, shards: list[Shard], ids: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     """The rows of these shards that stand in `ids`, as positions there, and whether each has a descriptor."""
-    embedding = identity.of_folder(folder)
-    table = pa.concat_tables(store.read_shard(folder, name, ["image_id", "status"], embedding) for name in names)
+    parts = store.read_shards(folder, ["image_id", "status"], shards)
+    table = pa.concat_tables(part for _, part in parts)
     rows = _positions(table, ids)
     ok = pc.equal(table["status"], store.OK).to_numpy()
     return rows[rows != UNUSED], ok[rows != UNUSED]
 
 
 def _blocks(
-    folder: str, names: list[str], ids: pa.Array, label_of: np.ndarray
+    folder: str, shards: list[Shard], ids: pa.Array, label_of: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Shard by shard, the labels (n,) and descriptors (n, K), float64, of the rows whose label is not UNUSED."""
-    for name in names:
-        table = store.read_shard(folder, name, ["image_id", "descriptor"])
+    for _, table in store.read_shards(folder, ["image_id", "descriptor"], shards, hashed=True):
         rows = _positions(table, ids)
         labels = np.where(rows == UNUSED, UNUSED, label_of[rows])
         used = labels != UNUSED
         yield labels[used], store.vectors(table["descriptor"].filter(pa.array(used))).astype(np.float64)
 
 
-def _moments(folder: str, names: list[str], ids: pa.Array, label_of: np.ndarray) -> Moments:
-    blocks = _blocks(folder, names, ids, label_of)
+def _moments(folder: str, shards: list[Shard], ids: pa.Array, label_of: np.ndarray) -> Moments:
+    blocks = _blocks(folder, shards, ids, label_of)
     return functools.reduce(Moments.merge, (moments.of(vectors) for _, vectors in blocks))
 
 
-def _pair_sums(folder: str, names: list[str], ids: pa.Array, label_of: np.ndarray, counts: np.ndarray) -> list[Any]:
+def _pair_sums(folder: str, shards: list[Shard], ids: pa.Array, label_of: np.ndarray, counts: np.ndarray) -> list[Any]:
     """Of these shards: the moments, Σ 2 n_l/(n_l − 1) x xᵀ, and, part by part, labels and the sums of their rows."""
     totals, squares, found = [], [], []
-    for labels, vectors in _blocks(folder, names, ids, label_of):
+    for labels, vectors in _blocks(folder, shards, ids, label_of):
         totals.append(moments.of(vectors))
         squares.append(_squares(vectors, 2 * counts[labels] / (counts[labels] - 1)))
         found.append(_sums(labels, vectors))

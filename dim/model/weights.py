@@ -14,7 +14,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from dim import files
+from dim import files, seal
 from dim.errors import UserError
 from dim.model import hdf5
 
@@ -22,8 +22,8 @@ DOWNLOAD_SECONDS = 30.0  # without an answer
 NPY_HEADER_BYTES = 4096  # at most
 
 
-def load_into(model: keras.Model, uri: str) -> None:
-    """Sets the weights of `model` from the file at `uri`.
+def load_into(model: keras.Model, uri: str, sha256: str | None = None) -> None:
+    """Sets the weights of `model` from the file at `uri`, which must have this `sha256`, where one is known.
 
     `.npz` has an array `layer/variable` for each weight, and may have more; `.weights.h5` is what Keras 3 saves, `.h5`
     what keras.applications distributes, both of a network with the same layers in the same order. Raises UserError
@@ -32,17 +32,22 @@ def load_into(model: keras.Model, uri: str) -> None:
     if not uri.endswith((".npz", ".h5")):
         raise UserError(f"weights {uri!r} are neither .npz nor .h5")
     try:
-        (_load_npz if uri.endswith(".npz") else _load_h5)(model, uri)
+        content = files.read_bytes(uri)
+        changed = sha256 not in (None, seal.sha256(content))
+        if not changed:
+            (_load_npz if uri.endswith(".npz") else _load_h5)(model, uri, content)
     except Exception as error:  # whatever reading a stranger's file raises, the file is at fault
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"cannot load the weights {uri!r} into {model.name!r}: {reason}") from error
+    if changed:
+        raise UserError(f"{uri!r} changed while this job ran; run the same command again")
     for variable in model.weights:
         if not np.isfinite(variable.numpy()).all():
             raise UserError(f"weights {uri!r}: {variable.path} is not finite throughout")
 
 
-def _load_npz(model: keras.Model, uri: str) -> None:
-    with zipfile.ZipFile(io.BytesIO(files.read_bytes(uri))) as archive:
+def _load_npz(model: keras.Model, _: str, content: bytes) -> None:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
         for layer in model.layers:
             for variable in layer.weights:
                 variable.assign(_array(archive, f"{layer.name}/{variable.name}", tuple(variable.shape)))
@@ -62,21 +67,23 @@ def _array(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...]) -> np.nd
     return array.astype(np.float32)
 
 
-def _load_h5(model: keras.Model, uri: str) -> None:
+def _load_h5(model: keras.Model, uri: str, content: bytes) -> None:
     # Keras reads paths only, and tells its formats apart by their endings.
     with _local_file(".weights.h5" if uri.endswith(".weights.h5") else ".h5") as local:
-        local.write_bytes(files.read_bytes(uri))
+        local.write_bytes(content)
         hdf5.require_whole(str(local))
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)  # that some layers keep what they had
             model.load_weights(str(local))
 
 
-def save(model: keras.Model, uri: str) -> None:
-    """Writes the weights of `model` to `uri`, a `.weights.h5`."""
+def save(model: keras.Model, uri: str) -> str:
+    """Writes the weights of `model` to `uri`, a `.weights.h5`, and returns the file's sha256."""
     with _local_file(".weights.h5") as local:
         model.save_weights(str(local))
-        files.write_bytes(uri, local.read_bytes())
+        content = local.read_bytes()
+    files.write_bytes(uri, content)
+    return seal.sha256(content)
 
 
 @contextlib.contextmanager

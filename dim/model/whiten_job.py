@@ -5,7 +5,7 @@ from typing import Any
 
 import ray
 
-from dim import cluster, files, lease, output
+from dim import cluster, files, lease, leftovers, output
 from dim.data import manifest as manifests
 from dim.data.manifest import Manifest
 from dim.errors import UserError
@@ -40,6 +40,7 @@ def _into_file(config: WhitenConfig, folder: str, chosen: Manifest) -> dict[str,
     with cluster.connected():
         whitening = _of_descriptors(config, files.absolute(folder), chosen, embedding)  # tasks stand in other folders
     files.make_folder(files.parent(config.out))
+    leftovers.sweep(files.parent(config.out), config.out.rpartition("/")[2])
     whitening.save(config.out)
     return _summary(whitening) | {"whitening": config.out}
 
@@ -54,8 +55,11 @@ def _into_model(config: WhitenConfig, source: Source, chosen: Manifest) -> dict[
         if config.regions:
             whitening = _of_regions(config, source, chosen)
         else:
-            _extract(config, out.path("descriptors"))
-            whitening = _of_descriptors(config, out.path("descriptors"), chosen)
+            folder = files.join(config.out, "descriptors")
+            _extract(config, folder)
+            if identity.of_folder(folder).weights != source.fingerprint():
+                raise UserError(f"{source.weights!r} changed while this job ran; run the same command again")
+            whitening = _of_descriptors(config, folder, chosen)
         # Here, where a local folder is this job's, but in a process of its own, that leaves the GPUs alone.
         write = ray.remote(_write_model).options(num_cpus=0, scheduling_strategy=cluster.here())
         ray.get(write.remote(source, whitening, config.regions, files.absolute(config.out), lease.claims()))

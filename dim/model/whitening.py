@@ -7,12 +7,12 @@ whitening is a Dense layer (`Whitening.as_dense`): it is applied to descriptors 
 import io
 import json
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
-from dim import files
+from dim import files, seal
 from dim.errors import UserError
 from dim.model.moments import Moments
 from dim.model.vocabulary import POWER
@@ -28,7 +28,8 @@ class Whitening:
 
     `mean` (K,); `projection` (D, K), the P above; `eigenvalues` (K,) of the covariance that was decomposed, largest
     first and not clipped; `power`, by which they divide ("learned" whitens the differences of pairs fully: 0.5).
-    `learned_on` says which and how many rows, `embedding` which descriptors, as `Embedding.as_json` does.
+    `learned_on` says which and how many rows, `embedding` which descriptors, as `Embedding.as_json` does. `uri` and
+    `sha256` are those of the file that it was loaded from.
     """
 
     mean: np.ndarray
@@ -38,6 +39,8 @@ class Whitening:
     kind: Kind
     learned_on: dict[str, Any]
     embedding: dict[str, Any] | None = None
+    uri: str | None = None
+    sha256: str | None = None
 
     @property
     def explained_variance(self) -> float:
@@ -84,7 +87,7 @@ def load(uri: str) -> Whitening:
     except OSError as error:
         raise UserError(f"cannot read the whitening {uri!r}: {files.reason(error)}") from error
     try:
-        return _parse(content)
+        return replace(_parse(content), uri=uri, sha256=seal.sha256(content))
     except Exception as error:  # whatever reading a stranger's file raises, the file is at fault
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"{uri!r} is no whitening file ({reason}); make it with whiten.py") from error

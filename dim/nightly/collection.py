@@ -6,9 +6,10 @@ from dataclasses import dataclass, fields
 from pathlib import PurePosixPath
 from typing import Any
 
-from dim import files, output
+from dim import files, leftovers, output
+from dim.errors import UserError
+from dim.extract import identity, store
 from dim.extract import job as extraction
-from dim.extract import store
 from dim.extract.config import ExtractConfig, Extraction
 from dim.extract.identity import Embedding
 from dim.nightly.config import NightlyConfig
@@ -52,7 +53,10 @@ def refreshed(config: NightlyConfig, model: str, manifest: str) -> Collection:
     wanted = ExtractConfig(manifest=manifest, model=model, whitening=config.whitening, out="", **how)
     embedding = extraction.embedding_of(extraction.recipe_of(wanted, wanted.source(model)))
     folder = files.join(home(config.out, manifest), embedding.id[:16])
+    leftovers.sweep(folder)
     counts = extraction.extract(ExtractConfig(**(vars(wanted) | {"out": files.join(folder, "descriptors")})))
+    made = identity.of_folder(files.join(folder, "descriptors"))
+    identity.require_equal(embedding, model, made, f"{model}, as it is now")
     names = "\n".join(store.shards(files.join(folder, "descriptors")))
     found = Collection(folder, embedding, hashlib.sha256(names.encode()).hexdigest(), counts)
     _index(found, config.factory)
@@ -62,11 +66,18 @@ def refreshed(config: NightlyConfig, model: str, manifest: str) -> Collection:
 def _index(found: Collection, factory: str) -> None:
     note = files.join(found.folder, MADE_OF)
     made_of = {"rows": found.rows, "factory": factory}
-    if files.exists(note) and files.read_json(note) == made_of and files.exists(files.join(found.index, output.RESULT)):
+    if files.exists(note) and files.read_json(note) == made_of and _is_whole(found.index):
         log.info("the index of %s stays as it is", found.descriptors)
         return
     index_job.build(IndexConfig(descriptors=found.descriptors, out=found.index, factory=factory))
     files.write_json(note, made_of)
+
+
+def _is_whole(index: str) -> bool:
+    try:
+        return bool(output.whole(index)) or files.exists(files.join(index, output.RESULT))
+    except UserError:  # it is made again
+        return False
 
 
 def forget_others(out: str, manifest: str, kept: set[str]) -> None:

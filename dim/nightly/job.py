@@ -8,12 +8,13 @@ import logging
 import math
 from typing import Any
 
-from dim import cluster, files, output, tables
+from dim import cluster, files, leftovers, output, tables
 from dim.errors import GateNotMet, UserError
 from dim.evaluate import comparison
 from dim.evaluate.comparison import Comparison
 from dim.evaluate.config import EvaluateConfig
 from dim.evaluate.job import evaluate
+from dim.extract import identity
 from dim.model import spec
 from dim.nightly import collection, gate
 from dim.nightly.collection import Collection
@@ -37,7 +38,9 @@ def nightly(config: NightlyConfig) -> dict[str, Any]:
     inputs = {"model": model} | {f"manifest of {known.name}": known.manifest for known in config.evaluations}
     with output.opened(config.out, "nightly", config, inputs) as out:
         past = History(config.out)
-        record = out.path(f"nights/{date}/{NIGHT}")
+        # What the nights leave isn't sealed: it grows, and a person may mend the history.
+        record = files.join(config.out, f"nights/{date}/{NIGHT}")
+        leftovers.sweep(files.parent(record))
         if files.exists(record):
             log.info("the night %s has been run", date)
             night: dict[str, Any] = files.read_json(record)
@@ -81,6 +84,9 @@ def _run(config: NightlyConfig, date: str, model: str, past: History) -> dict[st
     """The record of a new night."""
     manifests = dict.fromkeys(known.manifest for known in config.evaluations)
     collections = {manifest: collection.refreshed(config, model, manifest) for manifest in manifests}
+    first, *others = collections.values()
+    for other in others:  # a training run may have written its model anew since
+        identity.require_equal(first.embedding, model, other.embedding, f"{model}, as it is now")
     unmet: list[str] = []
     figures = {}
     for measurement in config.evaluations:
@@ -123,6 +129,7 @@ def _carried(out: str, last: str | None, name: str, key: str, folder: str) -> bo
     if files.read_json(record)["evaluations"].get(name, {}).get("key") != key:
         return False
     log.info("%s: nothing has changed since %s", name, last)
+    leftovers.sweep(folder)
     files.copy_folder(files.join(out, f"nights/{last}/{name}"), folder)
     return True
 
@@ -143,7 +150,9 @@ def _evaluate(measurement: Measurement, found: Collection, folder: str, baseline
 
 def _compared(date: str, folder: str, baseline: tuple[str, str]) -> Comparison:
     """The evaluation of the night `date` in `folder` against that of `baseline`, a night and its folder."""
-    per_query = (tables.read(files.join(where, "per_query.parquet")) for where in (baseline[1], folder))
+    for where in (baseline[1], folder):
+        output.whole(where)
+    per_query = (tables.read(files.join(where, comparison.PER_QUERY)) for where in (baseline[1], folder))
     return comparison.compared(baseline[0], next(per_query), date, next(per_query))
 
 

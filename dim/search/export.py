@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import re
 import tempfile
 import typing
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dim import files, output
+from dim import files, leftovers, output
 from dim.errors import UserError
 from dim.output import Output
 from dim.progress import told
@@ -70,7 +71,7 @@ NETWORKS: dict[str, Callable[["Source"], tuple[bytes, int]]] = {"keras": _keras,
 
 
 def _descriptors(config: ExportConfig, folder: str) -> dict[str, Any]:
-    rows = stored.read(folder)
+    rows = stored.read(folder, hashed=True)
     if config.format == "npy" and any("\n" in image_id for image_id in rows.ids.to_pylist()):
         raise UserError(f"an image_id of {folder!r} is of two lines; use --format autofaiss")
     with output.opened(config.out, "export", config, {"descriptors": folder}, rows.embedding.as_json()) as out:
@@ -130,21 +131,28 @@ LAYOUTS: dict[ExportFormat, Callable[[Stored, Output], int]] = {
 }
 
 
+def _emptied(folder: str) -> None:
+    """Makes `folder`, and takes out what an earlier export left: the tools read whole folders."""
+    files.make_folder(folder)
+    leftovers.sweep(folder)
+    for name in files.names(folder):
+        if _PART.fullmatch(name):
+            files.delete(files.join(folder, name))
+
+
+_PART = re.compile(r"((img_emb|metadata)_)?[0-9]{6}\.(npy|parquet)")
+
+
 def _parts(rows: Stored, out: Output, kinds: dict[str, Callable[[pa.Array, np.ndarray], bytes]]) -> int:
     """Writes for each block of `rows` a file of each kind, by the pattern of its name; returns how many files."""
     for pattern in kinds:
-        files.make_folder(files.parent(out.path(pattern)))
+        _emptied(files.parent(files.join(out.folder, pattern)))
     number = start = 0
     for number, block in enumerate(told(rows, len, "exporting", len(rows), "rows"), start=1):
         for pattern, content in kinds.items():
             files.write_bytes(out.path(pattern.format(number)), content(rows.ids.slice(start, len(block)), block))
         start += len(block)
     _require_all(rows, start)
-    for pattern in kinds:  # the tools read whole folders, so what a larger export left must go
-        left = number + 1
-        while files.exists(out.path(pattern.format(left))):
-            files.delete(out.path(pattern.format(left)))
-            left += 1
     return number * len(kinds)
 
 

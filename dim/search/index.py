@@ -11,12 +11,13 @@ from typing import Any
 import faiss
 import numpy as np
 
-from dim import output
+from dim import output, seal
 from dim.errors import UserError
+from dim.seal import Facts
 from dim.search.approximate import Approximate
 from dim.search.database import Database, of_array
 
-FILE, IDS_FILE = "knn.index", "ids.parquet"
+FILE, IDS_FILE, SEAL_FILE = "knn.index", "ids.parquet", "index.json"
 ROWS_A_LIST = 100  # to train an IVF; FAISS wants 39 or more and uses 256 or fewer
 LEAST_ROWS = 65536  # 256 for each of the 256 codes of a product quantiser
 MOST_HASHED = 2**32  # bytes, some four seconds; of a larger file, much of which may never be read, the size has to do
@@ -117,40 +118,43 @@ def write_flat(path: str, dimension: int, rows: int, blocks: Iterable[np.ndarray
         raise RuntimeError(f"the blocks of this index have {-rows:+d} rows of what was announced")
 
 
-def sealed(path: str) -> dict[str, Any]:
-    """What the record of an index says of its file, at `path`, for `read` to know it by."""
+def sealed(path: str) -> Facts:
+    """What the seal of an index says of its file, at `path`, for `read` to know it by."""
     with open(path, "rb") as file:
         return {"bytes": Path(path).stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def _is_that_of(record: dict[str, Any], path: str) -> bool:
+def _is_that_of(record: Facts, path: str) -> bool:
     if (size := Path(path).stat().st_size) > MOST_HASHED:
         return bool(size == record.get("bytes"))
     return all(record.get(name) == value for name, value in sealed(path).items())
 
 
-def read(path: str, place: np.ndarray, parameters: str | None, record: Any) -> Database:
+def read(path: str, place: np.ndarray, parameters: str | None, record: Facts) -> Database:
     """The index in the file at `path`: a flat one is searched exactly, its vectors mapped to memory.
 
     `parameters` are FAISS's, such as "nprobe=16"; `record` is what the job that built it said. Raises UserError where
     the parameters are none of this index's, or the file is not the one of the record and of as many rows as `place`.
     """
     again = "make it again with index.py"
-    known = record if isinstance(record, dict) else {}
+    before = Path(path).stat()
     # FAISS trusts what it reads: a file that was cut off or damaged would crash this process, or take all its memory.
-    if not _is_that_of(known, path):
-        raise UserError(f"{path!r} is not the file that its {output.RECORD} tells of; {again}")
+    if not _is_that_of(record, path):
+        raise seal.not_the_one(path, "index")
     with refusals(f"{path!r} is no FAISS index; {again}"):
         index = faiss.read_index(path, faiss.IO_FLAG_MMAP_IFC)
-    if (index.ntotal, index.d) != (len(place), known.get("dimension")):
+    if (index.ntotal, index.d) != (len(place), record.get("dimension")):
         raise UserError(
             f"{path!r} has {index.ntotal} rows of {index.d} values, its {IDS_FILE} {len(place)} and its "
-            f"{output.RECORD} {known.get('dimension')!r}; {again}"
+            f"{output.RECORD} {record.get('dimension')!r}; {again}"
         )
     if parameters:
         with refusals(f"--parameters {parameters!r} are none of this index's"):
             faiss.ParameterSpace().set_index_parameters(index, parameters)
     if isinstance(index, faiss.IndexFlatIP):
-        offset = Path(path).stat().st_size - 4 * index.ntotal * index.d
-        return of_array(np.memmap(path, "<f4", "r", offset, (index.ntotal, index.d)), place)
-    return Approximate(index, place)
+        offset = before.st_size - 4 * index.ntotal * index.d
+        vectors = np.memmap(path, "<f4", "r", offset, (index.ntotal, index.d))
+    now = Path(path).stat()
+    if (before.st_ino, before.st_mtime_ns) != (now.st_ino, now.st_mtime_ns):
+        raise UserError(f"{path!r} changed while this job read it; run the same command again")
+    return of_array(vectors, place) if isinstance(index, faiss.IndexFlatIP) else Approximate(index, place)

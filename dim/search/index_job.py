@@ -7,7 +7,7 @@ import faiss
 import numpy as np
 import pyarrow as pa
 
-from dim import files, output, tables
+from dim import files, output, seal, tables
 from dim.errors import UserError
 from dim.progress import told
 from dim.search import exact, index, stored
@@ -25,7 +25,7 @@ def build(config: IndexConfig) -> dict[str, Any]:
     """
     if config.seed < 0 or (config.train_rows is not None and config.train_rows < 1):
         raise UserError(f"--seed {config.seed} must be 0 or more, --train-rows {config.train_rows} 1 or more")
-    rows = stored.read(config.descriptors, config.whitening)
+    rows = stored.read(config.descriptors, config.whitening, hashed=True)
     dimension = next(iter(rows)).shape[1]
     made = index.made(config.factory, dimension, config.seed)
     estimate = index.size(made, len(rows))
@@ -45,6 +45,8 @@ def build(config: IndexConfig) -> dict[str, Any]:
         with files.written(out.path(index.FILE)) as path:
             _write(made, rows, path, dimension, config.factory)
             sealed = index.sealed(path)
+        known = {index.FILE: {**sealed, "rows": len(rows)}}
+        files.write_json(out.path(index.SEAL_FILE), {seal.FILES: seal.of(config.out, [index.IDS_FILE], known)})
         return out.finish(
             {
                 "factory": config.factory,
@@ -54,7 +56,8 @@ def build(config: IndexConfig) -> dict[str, Any]:
                 "trained_on": trained_on,
                 **sealed,
                 "bytes_per_row": round(sealed["bytes"] / len(rows), 1),
-            }
+            },
+            known,
         )
 
 

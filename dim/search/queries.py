@@ -12,6 +12,7 @@ from dim.errors import UserError
 from dim.extract import identity
 from dim.extract.config import ExtractConfig, Extraction
 from dim.extract.identity import Embedding
+from dim.model import whitening
 from dim.search import exact, stored
 from dim.search.config import SearchConfig
 
@@ -56,12 +57,12 @@ def listed(path: str) -> pa.Table:
     return pa.table({"image_id": [files.name(path)], "path": [files.absolute(path)]})
 
 
-def described(folder: str, whitening: str | None, embedding: Embedding, target: str) -> Queries:
-    """The queries whose descriptors are in `folder`, whitened by the file `whitening` unless they are already.
+def described(folder: str, file: str | None, embedding: Embedding, target: str) -> Queries:
+    """The queries whose descriptors are in `folder`, whitened by `file` unless they are already.
 
     Raises UserError where they can't be compared with those of `target`, made by `embedding`, or none could be decoded.
     """
-    rows = stored.read(folder, whitening)
+    rows = stored.read(folder, file)
     identity.require_equal(embedding, target, rows.embedding, folder)
     order = np.argsort(exact.places(rows.ids))
     return Queries(rows.ids.take(order), np.concatenate(list(rows))[order], rows.errors)
@@ -89,7 +90,7 @@ def extraction(config: SearchConfig, embedding: Embedding) -> ExtractConfig:
         found.precision,
         found.scales,
         found.scales_mean,
-        found.whitening,
+        whitening.load(found.whitening) if found.whitening else None,
         found.scaled_decode,
     )
     identity.require_equal(embedding, config.index, embedding_of(recipe), config.model)

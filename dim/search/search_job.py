@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dim import output, tables
+from dim import files, output, tables
 from dim.data import manifest
 from dim.errors import UserError
 from dim.extract import content
@@ -36,6 +36,7 @@ def search(config: SearchConfig) -> dict[str, Any]:
     if queries.are_descriptors(config.queries):
         asked = queries.described(config.queries, config.whitening, found.embedding, config.index)
         with _opened(config, found) as out:
+            files.delete(out.path(queries.QUERIES_FILE))  # of an earlier search for photos
             return _answer(config, asked, found, out)
     photos = queries.listed(config.queries)
     asked_for = manifest.checked(config.queries, photos)
@@ -46,7 +47,7 @@ def search(config: SearchConfig) -> dict[str, Any]:
     with _opened(config, found) as out:
         from dim.extract.job import extract  # noqa: PLC0415  (descriptors at hand need no Ray)
 
-        tables.write(extraction.manifest, photos)
+        tables.write(out.path(queries.QUERIES_FILE), photos)
         extract(extraction)
         asked = queries.described(extraction.out, None, found.embedding, config.index)
         require_once(photos["image_id"].to_pylist(), [*asked.ids.to_pylist(), *asked.errors], repr(config.queries))

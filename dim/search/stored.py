@@ -8,10 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dim import files
 from dim.errors import UserError
 from dim.extract import identity, store
 from dim.extract.identity import Embedding
-from dim.model import spec, whitening
+from dim.extract.shards import Shard
+from dim.model import whitening
 from dim.model.whitening import Whitening
 from dim.search.database import ahead
 from dim.search.nearest import Part
@@ -39,13 +41,15 @@ class Stored:
         return ahead(self.parts)
 
 
-def read(folder: str, file: str | None = None, only: Collection[str] | None = None) -> Stored:
+def read(folder: str, file: str | None = None, only: Collection[str] | None = None, *, hashed: bool = False) -> Stored:
     """The descriptors in `folder`, or `only` those with these ids, whitened by `file` unless they are whitened already.
 
-    The vectors are left on disk. Raises UserError where `folder` holds no descriptors, or none that could be decoded,
+    The vectors are left on disk; with `hashed`, their files' checksums are looked at when they are read.
+
+    Raises UserError where `folder` holds no descriptors, or none that could be decoded,
     or an image twice, or `file` doesn't fit them.
     """
-    embedding = made_by = identity.of_folder(folder)
+    embedding = identity.of_folder(folder)
     whitening = None
     if file and not embedding.whitening:
         embedding, whitening = whitened(file, embedding, folder)
@@ -53,15 +57,14 @@ def read(folder: str, file: str | None = None, only: Collection[str] | None = No
     errors: dict[str, str] = {}
     parts: list[Part] = []
     start = dimension = 0
-    for name in store.shards(folder):
-        table = store.read_shard(folder, name, ["image_id", "status", "error"], made_by)
+    for shard, table in store.read_shards(folder, ["image_id", "status", "error"]):
         asked = pc.is_in(table["image_id"], pa.array(only, pa.string())) if only is not None else pa.scalar(True)
         kept = pc.and_(pc.equal(table["status"], store.OK), asked)
         broken = table.filter(pc.and_(pc.not_equal(table["status"], store.OK), asked))
         errors |= zip(broken["image_id"].to_pylist(), broken["error"].to_pylist(), strict=True)
         if size := pc.sum(kept).as_py():
-            dimension = dimension or store.dimension(folder, name)
-            load = partial(_load, folder, name, dimension, kept if size < len(kept) else None, whitening)
+            dimension = dimension or store.dimension(folder, shard.name)
+            load = partial(_load, shard, hashed, dimension, kept if size < len(kept) else None, whitening)
             parts.append(Part(start, size, load))
             ids.append(table["image_id"].filter(kept))
             start += size
@@ -82,10 +85,13 @@ def _nothing(folder: str, errors: dict[str, str]) -> str:
 
 
 def _load(
-    folder: str, name: str, dimension: int, kept: pa.ChunkedArray | None, whitening: Whitening | None
+    shard: Shard, hashed: bool, dimension: int, kept: pa.ChunkedArray | None, whitening: Whitening | None
 ) -> np.ndarray:
-    column = store.read_shard(folder, name, ["descriptor"], dimension=dimension)["descriptor"]
-    return prepared(store.vectors(column.filter(kept) if kept else column), whitening, folder)
+    content = files.read_bytes(shard.uri) if hashed else None
+    table = store.read_shard(shard.folder, shard.name, ["descriptor"], None, dimension, content=content)
+    shard.require(table.num_rows, content)
+    column = table["descriptor"]
+    return prepared(store.vectors(column.filter(kept) if kept else column), whitening, shard.folder)
 
 
 def whitened(file: str, embedding: Embedding, folder: str) -> tuple[Embedding, Whitening]:
@@ -96,7 +102,7 @@ def whitened(file: str, embedding: Embedding, folder: str) -> tuple[Embedding, W
     found = whitening.load(file)
     if found.embedding:
         identity.require_equal(identity.from_json(found.embedding, repr(file)), file, embedding, folder)
-    return replace(embedding, whitening=spec.sha256(file)), found
+    return replace(embedding, whitening=found.sha256), found
 
 
 def prepared(vectors: np.ndarray, whitening: Whitening | None, folder: str) -> np.ndarray:

@@ -4,11 +4,12 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from dim import files, output, tables
+from dim import files, output, seal, tables
 from dim.data import manifest
 from dim.errors import UserError
 from dim.extract import identity
 from dim.extract.identity import Embedding
+from dim.seal import Facts
 from dim.search import exact, index, stored
 from dim.search.database import Database, Exact
 
@@ -37,15 +38,20 @@ def read(folder: str, whitening: str | None, parameters: str | None) -> Target:
         rows = stored.read(folder, whitening)
         return Target(Exact(rows.parts, exact.places(rows.ids)), rows.ids, rows.embedding)
     embedding = identity.of_folder(folder)
-    ids = _ids(files.join(folder, index.IDS_FILE))
-    if not files.exists(file := files.join(folder, index.FILE)):
-        raise UserError(f"no file {file!r}; make it again with index.py")
-    with files.on_disk(file) as path:
-        return Target(index.read(path, exact.places(ids), parameters, record.get("counts")), ids, embedding)
+    counts = record.get("counts")
+    known = counts if isinstance(counts, dict) else {}
+    # The result tells of FAISS's file, too, and is all that an index has that was made before there were seals.
+    facts = {index.IDS_FILE: {}, **(seal.of_record(record, folder) or {}), index.FILE: known}
+    ids = _ids(files.join(folder, index.IDS_FILE), facts[index.IDS_FILE])
+    seal.require_whole(folder, facts, "index")
+    with files.on_disk(files.join(folder, index.FILE)) as path:
+        return Target(index.read(path, exact.places(ids), parameters, known), ids, embedding)
 
 
-def _ids(uri: str) -> pa.Array:
+def _ids(uri: str, facts: Facts) -> pa.Array:
     table = tables.read(uri)
     if "image_id" not in table.column_names or table["image_id"].null_count:
         raise UserError(f"{uri!r} has no image_id for each row; make it again with index.py")
-    return manifest.text(uri, table, "image_id").combine_chunks()
+    ids = manifest.text(uri, table, "image_id").combine_chunks()
+    seal.require_content(uri, files.read_bytes(uri), facts, "index")
+    return ids

@@ -18,6 +18,7 @@ from dim.extract import content
 from dim.mine.mining import check_candidates
 from dim.mine.pool import check_labels
 from dim.model import spec
+from dim.model.backbones import BACKBONES
 from dim.model.spec import Source
 from dim.train import messages, report, tracking
 from dim.train.config import TrainConfig
@@ -43,7 +44,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         content.require_under(config.root, manifest)
     changes = ("pooling", "layer", "preprocessing", "image_size", "resize")
     source = spec.resolve(config.model, config.weights, **{name: getattr(config, name) for name in changes})
-    tail, layer = spec.BACKBONES[source.spec.backbone].tail, source.spec.layer
+    tail, layer = BACKBONES[source.spec.backbone].tail, source.spec.layer
     if config.train_layers == "block5" and layer.partition("_")[0] == tail.partition("_")[0]:
         raise UserError(f"--layer {layer} lies in the frozen part, up to {tail}; use --train-layers pca or all")
     photos = _photos(manifest, source, config)

@@ -46,12 +46,11 @@ def run(job: Job) -> None:
     set_up_tensorflow(max(1, int(assigned.get("CPU", 1))))
     keras.utils.set_random_seed(job.config.seed)
     strategy = _strategy(context.get_world_size())
-    worker = Run(job, strategy, context.get_world_rank(), context.get_world_size())
     try:
-        summary = worker.run()
+        summary = Run(job, strategy, rank, context.get_world_size()).run()
     except (JobFailed, UserError) as error:  # another try would end the same way
         summary = {"error": str(error)}
-    if worker.rank == 0:
+    if rank == 0:
         files.write_json(files.join(job.config.out, SUMMARY), summary)
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import tensorflow as tf
 
 from dim.model import network
-from dim.model.spec import BACKBONES, Spec
+from dim.model.backbones import BACKBONES
+from dim.model.spec import Spec
 from dim.train.step import local_replica, local_replicas
 
 # The layer below which nothing is trained; None: nothing is frozen, and what is kept is the decoded photo.

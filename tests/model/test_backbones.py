@@ -9,7 +9,8 @@ import pytest
 from keras.src.legacy.saving import legacy_h5_format
 
 from dim.model import network
-from dim.model.spec import BACKBONES, Source, Spec
+from dim.model.backbones import BACKBONES
+from dim.model.spec import Source, Spec
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 64, 96, 3), dtype=np.uint8)
 # Those with preprocessing in the network; the others have a function of this module.

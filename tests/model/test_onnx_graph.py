@@ -6,7 +6,8 @@ import pytest
 
 from dim.errors import UserError
 from dim.model import network
-from dim.model.spec import BACKBONES, Source, Spec
+from dim.model.backbones import BACKBONES
+from dim.model.spec import Source, Spec
 
 onnxruntime = pytest.importorskip("onnxruntime")
 

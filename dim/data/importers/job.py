@@ -20,7 +20,7 @@ from dim.rows import require_once
 
 log = logging.getLogger(__name__)
 
-PROBLEMS = "problems.csv"
+MANIFEST, GROUND_TRUTH, PROBLEMS = "manifest.parquet", "ground_truth.parquet", "problems.csv"
 _PROBLEMS = pa.schema([("path", pa.string()), ("problem", pa.string())])
 
 
@@ -33,16 +33,17 @@ def import_benchmark(config: ImportConfig) -> dict[str, Any]:
     one_of("layout", config.layout, list(LAYOUTS))
     importer = importlib.import_module(f"dim.data.importers.{LAYOUTS[config.layout]}")
     benchmark: Benchmark = getattr(importer, config.layout)(config.source)
-    rows = manifest.checked(files.join(config.out, "manifest.parquet"), _manifest(benchmark, config))
+    rows = manifest.checked(files.join(config.out, MANIFEST), _manifest(benchmark, config))
     problems = _problems(benchmark, config)
     with opened(config.out, "import", config, {"source": config.source}) as output:
-        tables.write(rows.uri, rows.table)
-        require_once([photo.image_id for photo in benchmark.photos], manifest.read(rows.uri).image_ids, repr(rows.uri))
+        tables.write(output.path(MANIFEST), rows.table)
+        written = manifest.checked(rows.uri, tables.read(rows.uri))
+        require_once([photo.image_id for photo in benchmark.photos], written.image_ids, repr(rows.uri))
         sheets.write(output.path(PROBLEMS), problems)
         if len(problems):
             why = summed(problems["problem"].to_pylist())
             log.warning("photos that could not be read: %d (%s); see %s", len(problems), why, output.path(PROBLEMS))
-        _write_grades(output.path("ground_truth.parquet"), benchmark)
+        _write_grades(output.path(GROUND_TRUTH), benchmark)
         return output.finish(_result(benchmark, config.layout, problems["problem"].to_pylist()))
 
 
@@ -57,14 +58,6 @@ def _manifest(benchmark: Benchmark, config: ImportConfig) -> pa.Table:
         for name, values in zip(manifest.BOX, boxes, strict=True):
             table = table.append_column(name, pa.array(values, pa.float64()))
     return table
-
-
-def _write_grades(uri: str, benchmark: Benchmark) -> None:
-    if benchmark.grades:
-        columns = zip(*benchmark.grades, strict=True)
-        tables.write(uri, pa.table(dict(zip(COLUMNS, columns, strict=True))))
-    else:
-        files.delete(uri)  # of an earlier import into the same folder
 
 
 def _problems(benchmark: Benchmark, config: ImportConfig) -> pa.Table:

@@ -1,0 +1,95 @@
+"""Which shards belong to a finished store, and what each must be.
+
+run.json seals them. A store that was made before there were seals is known by its shards' statistics, and by the number
+of images in its run.json.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from dim import files, output, seal
+from dim.errors import UserError
+from dim.seal import Facts, Seal
+
+_PREFIX, _SHARD, _STATISTICS = "part-", ".parquet", ".json"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A shard of the store `folder`, which has `size` bytes; `facts` are its rows, bytes and sha256, as far as it is
+    known what they must be.
+    """
+
+    folder: str
+    name: str
+    facts: Facts
+    size: int
+
+    @property
+    def uri(self) -> str:
+        """Its file."""
+        return files.join(self.folder, f"{self.name}{_SHARD}")
+
+    def require(self, rows: int, content: bytes | None = None) -> None:
+        """Raises UserError unless it has these `rows`, its size, and, where it is at hand, this `content`."""
+        found: dict[str, Any] = {"rows": rows, "bytes": self.size}
+        if content is not None:
+            found["sha256"] = seal.sha256(content)
+        for fact, value in found.items():
+            if self.facts.get(fact) not in (None, value):
+                raise UserError(
+                    f"{self.uri!r} is damaged ({fact} {value}, which must be {self.facts[fact]}); "
+                    "run the same extract.py again"
+                )
+
+
+def sealed(folder: str, names: list[str]) -> Seal:
+    """What is to be sealed of the shards `names`, from their statistics."""
+    return {f"{name}{_SHARD}": _statistics(folder, name) for name in names}
+
+
+def _statistics(folder: str, name: str) -> Facts:
+    found: Any = files.read_json(files.join(folder, f"{name}{_STATISTICS}"))
+    known = found if isinstance(found, dict) else {}
+    return {fact: known[fact] for fact in ("rows", "bytes", "sha256") if fact in known}
+
+
+def belonging(folder: str) -> list[Shard]:
+    """The shards of the finished store `folder`, sorted.
+
+    Raises UserError where one is missing, or has another size than when it was sealed, or a shard of another store
+    stands beside them; and where the job that writes the folder has not ended.
+    """
+    of_all = output.whole(folder)
+    present = [name for name in files.names(folder) if name.startswith(_PREFIX)]
+    shards = [name.removesuffix(_SHARD) for name in present if name.endswith(_SHARD)]
+    if of_all is None:
+        facts = _of_statistics(folder, shards, [name for name in present if name.endswith(_STATISTICS)])
+    else:
+        facts = {name.removesuffix(_SHARD): known for name, known in of_all.items()}
+        if strange := sorted({*shards} - facts.keys()):
+            uri = files.join(folder, f"{strange[0]}{_SHARD}")
+            raise UserError(
+                f"{uri!r} is none of the shards that {output.RECORD} tells of; "
+                "take it away, or run the same extract.py again"
+            )
+    infos = files.infos([files.join(folder, f"{name}{_SHARD}") for name in facts])
+    sizes = {name: info.size for name, info in zip(facts, infos, strict=True)}
+    return [Shard(folder, name, facts[name], sizes[name]) for name in sorted(facts)]
+
+
+def _of_statistics(folder: str, shards: list[str], statistics: list[str]) -> dict[str, Facts]:
+    described = [name.removesuffix(_STATISTICS) for name in statistics]
+    if alone := sorted({*shards} ^ {*described}):
+        missing = _STATISTICS if alone[0] in shards else _SHARD
+        raise UserError(f"no file {files.join(folder, alone[0] + missing)!r}; run the same extract.py again")
+    facts = {name: _statistics(folder, name) for name in shards}
+    counts = (output.record_of(folder) or {}).get("counts")
+    images = counts.get("images") if isinstance(counts, dict) else None
+    rows = sum(known.get("rows", 0) for known in facts.values())
+    if images not in (None, rows):
+        raise UserError(
+            f"{folder!r} has {rows} rows in its shards, and {images} images in its {output.RECORD}; run the same "
+            "extract.py again"
+        )
+    return facts

@@ -1,0 +1,70 @@
+"""The backbones: convolutional networks of keras.applications. Needs no TensorFlow."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A convolutional network of keras.applications: the layers that may be pooled, the default first, each with its
+    channels; the layer below its last block (`tail`), above which fine-tuning trains by default; and the file in which
+    its ImageNet weights are distributed.
+    """
+
+    constructor: str
+    layers: dict[str, int]
+    tail: str
+    preprocessing: str
+    imagenet: str
+
+
+BACKBONES = {
+    "vgg16": Backbone(
+        "VGG16",
+        {"block5_conv3": 512, "block5_pool": 512, "block4_conv3": 512, "block4_pool": 512},
+        tail="block4_pool",
+        preprocessing="caffe",
+        imagenet="vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5",
+    ),
+    "vgg19": Backbone(
+        "VGG19",
+        {"block5_conv4": 512, "block5_pool": 512, "block4_conv4": 512, "block4_pool": 512},
+        tail="block4_pool",
+        preprocessing="caffe",
+        imagenet="vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5",
+    ),
+    "resnet50": Backbone(
+        "ResNet50",
+        {"conv5_block3_out": 2048, "conv4_block6_out": 1024},
+        tail="conv4_block6_out",
+        preprocessing="caffe",
+        imagenet="resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5",
+    ),
+    "resnet101": Backbone(
+        "ResNet101",
+        {"conv5_block3_out": 2048, "conv4_block23_out": 1024},
+        tail="conv4_block23_out",
+        preprocessing="caffe",
+        imagenet="resnet101_weights_tf_dim_ordering_tf_kernels_notop.h5",
+    ),
+    "efficientnetv2b0": Backbone(
+        "EfficientNetV2B0",
+        {"top_activation": 1280, "block5e_add": 112},
+        tail="block5e_add",
+        preprocessing="torch",
+        imagenet="efficientnetv2-b0_notop.h5",
+    ),
+    "efficientnetv2s": Backbone(
+        "EfficientNetV2S",
+        {"top_activation": 1280, "block5i_add": 160},
+        tail="block5i_add",
+        preprocessing="symmetric",
+        imagenet="efficientnetv2-s_notop.h5",
+    ),
+    "convnexttiny": Backbone(
+        "ConvNeXtTiny",
+        {"layer_normalization": 768},
+        tail="convnext_tiny_downsampling_block_2",
+        preprocessing="torch",
+        imagenet="convnext_tiny_notop.h5",
+    ),
+}

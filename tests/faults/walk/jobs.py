@@ -1,0 +1,259 @@
+"""Each job on small input of two kinds, and its readers: what stands at its output, as the next job would take it.
+
+Ray and the network are stood in for, so that a job is one process and takes a fraction of a second.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import ray
+from PIL import Image
+
+from dim import cluster, files, output, tables
+from dim.audit.config import AuditConfig
+from dim.audit.job import audit
+from dim.data import ground_truth, manifest
+from dim.data.importers.config import ImportConfig
+from dim.data.importers.job import import_benchmark
+from dim.data.split import split
+from dim.data.split_config import SplitConfig
+from dim.evaluate import comparison
+from dim.evaluate.config import EvaluateConfig
+from dim.evaluate.job import evaluate
+from dim.extract import job as extraction
+from dim.extract import pipeline, store
+from dim.extract.config import ExtractConfig
+from dim.extract.resources import Resources
+from dim.mine.config import MineConfig
+from dim.mine.job import mine_folder
+from dim.model import whitening
+from dim.model.whiten_config import WhitenConfig
+from dim.model.whiten_job import whiten
+from dim.nightly.config import Measurement, NightlyConfig
+from dim.nightly.job import nightly
+from dim.search import exact, stored, target
+from dim.search.config import ExportConfig, IndexConfig, SearchConfig
+from dim.search.export import export
+from dim.search.index_job import build
+from dim.search.search_job import search
+
+KINDS = ("old", "new")
+PHOTOS = {"old": 14, "new": 10}  # of each of the labels: an output of the one has other rows than one of the other
+LABELS = 5
+NETWORK = {"model": "vgg16-gem", "weights": "random", "precision": "float32", "image_size": 32, "gpus_per_worker": 0}
+OXFORD = {
+    "gt/hall_1_query.txt": "oxc1_house_0 1 1 20 20\n",
+    "gt/hall_1_good.txt": "house_0\nhouse_1\n",
+    "gt/hall_1_ok.txt": "house_2\n",
+    "gt/hall_1_junk.txt": "",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class _Object:
+    """What stands for a reference to an object of Ray's."""
+
+    value: object
+
+
+class _Task:
+    """What stands for a Ray task: it runs where it is called."""
+
+    def __init__(self, function, returns=1):
+        self._function, self._returns = function, returns
+
+    def options(self, num_returns=1, **_):
+        return _Task(self._function, num_returns)
+
+    def remote(self, *arguments):
+        found = self._function(*(one.value if isinstance(one, _Object) else one for one in arguments))
+        return _Object(found) if self._returns == 1 else list(map(_Object, found))
+
+
+def stand_in():
+    """Takes the place of Ray and of the network in this process."""
+    ray.put, ray.get = _Object, lambda reference: reference.value
+    ray.remote = lambda *function, **_: _Task(*function) if function else _Task
+    ray.wait = lambda parts: (parts[:1], parts[1:])
+    ray.cluster_resources = lambda: {"CPU": 1}
+    cluster.connected = contextlib.nullcontext
+    cluster.nodes = lambda: [{"CPU": 1}]
+    # `dim.mine.job` has taken the name by now.
+    mine_folder.__globals__["connected"] = contextlib.nullcontext
+    extraction.resources = lambda *_: Resources(1, 1, 0, 32)
+    pipeline.run = _embedded
+
+
+def _embedded(rows, recipe, dtype, _):
+    for row in rows.to_pylist():
+        pixels = np.asarray(Image.open(row["path"]), np.float32)
+        vector = pixels.mean(axis=0).reshape(-1) - pixels.mean()
+        known = {"descriptor": (vector / np.linalg.norm(vector)).tolist(), "status": store.OK, "width": 8, "height": 8}
+        table = pa.Table.from_pylist([row | known], schema=store.schema(len(vector), dtype))
+        yield table.append_column("shard", pa.array([row["shard"]]))
+
+
+def make_input(root):
+    """Photos, manifests, descriptors, an index and a benchmark of each kind, below the folder `root`."""
+    for seed, kind in enumerate(KINDS):
+        folder = root / kind
+        rows = []
+        for label in range(LABELS):
+            colours = np.random.default_rng([seed, label]).integers(40, 215, (1, 8, 3))
+            for number in range(PHOTOS[kind]):
+                name = f"{label}/{number}.png"
+                (folder / "photos" / str(label)).mkdir(parents=True, exist_ok=True)
+                noise = np.random.default_rng([seed, label, number]).integers(-25, 26, (8, 8, 3))
+                Image.fromarray((colours + noise).astype(np.uint8)).save(folder / "photos" / name)
+                rows.append(
+                    {
+                        "image_id": name,
+                        "path": f"photos/{name}",
+                        "label": str(label),
+                        "split": ("train", "test")[number % 2],
+                    }
+                )
+        (folder / "photos" / "0" / f"broken {kind}.png").write_bytes(b"no photo")
+        tables.write(str(folder / "photos.csv"), pa.Table.from_pylist(rows))
+        for name, content in OXFORD.items():
+            (folder / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / "set" / name).write_text(
+                content.replace("house_2\n", "house_2\nhouse_3\n" if seed else "house_2\n")
+            )
+        for number in range(4 + seed):
+            Image.new("RGB", (24, 24), (seed, number, 0)).save(folder / "set" / f"house_{number}.jpg")
+        run("extract", kind, root, folder / "descriptors")
+        run("index", kind, root, folder / "index")
+
+
+def run(job, kind, root, out):
+    """Runs `job` on the input of this kind."""
+    RUNS[job](root / kind, str(out))
+
+
+def _extract(given, out):
+    extraction.extract(ExtractConfig(manifest=f"{given}/photos.csv", out=out, shard_rows=16, **NETWORK))
+
+
+def _nightly(given, out):
+    # The same manifest for both kinds, since a night is of one: what differs is the date.
+    date = {"old": "2030-01-01", "new": "2030-01-02"}[given.name]
+    shelf = Measurement(name="shelf", manifest=f"{given.parent}/old/photos.csv", split="test")
+    nightly(NightlyConfig(out=out, date=date, evaluations=(shelf,), shard_rows=16, **NETWORK))
+
+
+RUNS: dict[str, Callable[[Path, str], object]] = {
+    "split": lambda given, out: split(SplitConfig(f"{given}/photos", f"{out}.csv", val_per_label=1, test_per_label=2)),
+    "import": lambda given, out: import_benchmark(ImportConfig("oxford5k", f"{given}/set", out)),
+    "extract": _extract,
+    "whiten": lambda given, out: whiten(
+        WhitenConfig(manifest=f"{given}/photos.csv", descriptors=f"{given}/descriptors", out=f"{out}.npz", dimension=8)
+    ),
+    "mine": lambda given, out: mine_folder(
+        MineConfig(manifest=f"{given}/photos.csv", descriptors=f"{given}/descriptors", out=out, margin=4.0)
+    ),
+    "index": lambda given, out: build(IndexConfig(f"{given}/descriptors", out)),
+    "search": lambda given, out: search(
+        SearchConfig(index=f"{given}/index", queries=f"{given}/descriptors", out=out, top=5)
+    ),
+    "evaluate": lambda given, out: evaluate(
+        EvaluateConfig(manifest=f"{given}/photos.csv", descriptors=(f"{given}/descriptors",), out=out)
+    ),
+    "audit": lambda given, out: audit(
+        AuditConfig(manifest=f"{given}/photos.csv", descriptors=f"{given}/descriptors", out=out)
+    ),
+    "export npy": lambda given, out: export(ExportConfig(format="npy", out=out, descriptors=f"{given}/descriptors")),
+    "export autofaiss": lambda given, out: export(
+        ExportConfig(format="autofaiss", out=out, descriptors=f"{given}/descriptors")
+    ),
+    "export clip-retrieval": lambda given, out: export(
+        ExportConfig(format="clip-retrieval", out=out, descriptors=f"{given}/descriptors")
+    ),
+    "nightly": _nightly,
+}
+
+
+def read(job, root, out):
+    """What the readers of `job` find at `out`: something that is equal for equal results. Raises UserError as they do."""
+    return READERS.get(job, _sealed)(root, str(out))
+
+
+def _sealed(_, out):
+    """The files of a folder, all of which belong to it. (No job reads what these jobs leave.)"""
+    sealed = output.whole(out)
+    found = {str(path.relative_to(out)) for path in Path(out).rglob("*") if path.is_file()}
+    assert sealed and found - {".lock", output.RECORD, output.RESULT} == sealed.keys(), (found, sealed)
+    return {name: _sha256(f"{out}/{name}") for name in sorted(sealed) if not name.endswith(".html")}
+
+
+def _sha256(path):
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def _split(_, out):
+    listed = f"{out}.unreadable.csv"
+    # The list is of this manifest or isn't there.
+    return manifest.read(f"{out}.csv").table.to_pydict(), tables.read(listed).to_pydict() if files.exists(
+        listed
+    ) else None
+
+
+def _import(_, out):
+    photos = manifest.read(f"{out}/manifest.parquet")
+    return photos.table.to_pydict(), ground_truth.read(f"{out}/ground_truth.parquet", photos).images
+
+
+def _descriptors(root, out):
+    rows = stored.read(out)
+    known = [manifest.read(f"{root}/{kind}/photos.csv") for kind in KINDS]
+    asked = next(one for one in known if sorted(one.image_ids) == sorted(rows.ids.to_pylist()))
+    in_memory = store.read(out, asked)
+    order = np.argsort(exact.places(rows.ids))
+    streamed = np.concatenate(list(rows))[order]
+    placed = np.argsort(asked.image_ids[in_memory.rows])
+    assert np.array_equal(in_memory.vectors[placed], streamed[np.argsort(rows.ids.take(order).to_numpy(False))])
+    return rows.ids.take(order).to_pylist(), streamed.tobytes()
+
+
+def _whitening(_, out):
+    found = whitening.load(f"{out}.npz")
+    return found.projection.tobytes(), found.learned_on
+
+
+def _index(_, out):
+    found = target.read(out, None, None)
+    return found.ids.to_pylist(), found.database.take(np.arange(len(found.ids))).tobytes()
+
+
+def _evaluation(_, out):
+    metrics = f"{out}/metrics.json"
+    comparison.require_whole(metrics)
+    return files.read_json(metrics)["map"], comparison.beside(metrics).to_pydict()
+
+
+def _nights(_, out):
+    rows = tables.read(f"{out}/history.csv").to_pylist()
+    for row in rows:
+        night = f"{out}/nights/{row['date']}"
+        output.whole(f"{night}/shelf")
+        assert files.read_json(f"{night}/shelf/metrics.json")["map"] == float(row["map"])
+    output.finished(out)
+    return [(row["date"], row["status"], row["map"]) for row in rows]
+
+
+READERS = {
+    "split": _split,
+    "import": _import,
+    "extract": _descriptors,
+    "whiten": _whitening,
+    "index": _index,
+    "evaluate": _evaluation,
+    "nightly": _nights,
+}

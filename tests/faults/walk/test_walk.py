@@ -1,0 +1,23 @@
+"""The random walk of kills over all jobs that need no network: a few in each run, 100 with --all-kills."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+WALK = Path(__file__).with_name("walk.py")
+
+
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize(("kills", "seed"), [(13, 1), pytest.param(100, 2, marks=pytest.mark.all_kills)])
+def test_what_a_killed_job_leaves_is_whole_or_refused(kills, seed, capsys):
+    command = [sys.executable, WALK, "--kills", str(kills), "--seed", str(seed)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    with capsys.disabled():
+        print(f"\n{done.stdout.strip()}")
+    assert sum(found["deaths"].values()) == kills
+    assert 0 < found["refused"] < kills

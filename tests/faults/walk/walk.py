@@ -1,0 +1,183 @@
+"""A random walk of kills: a job, on the output of an earlier run or on none, dies by SIGKILL at one of its file operations.
+
+After each death every reader refuses what stands there, or finds the one result or the other whole; and the same command
+again gives what it would have given undisturbed, with nothing half-written left. Run as a program, in a process that has
+run no job itself: each job is forked from it.
+"""
+
+import argparse
+import builtins
+import io
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+import jobs
+
+from dim import files
+from dim.errors import UserError
+
+FORK = multiprocessing.get_context("fork")
+
+
+class Deadly:
+    """Counts this process's file operations, and kills it at one of them: before it, or with half of a file written."""
+
+    def __init__(self, at, half):
+        self.seen, self._at, self._half = 0, at, half
+
+    def _counted(self):
+        self.seen += 1
+        return self.seen == self._at
+
+    def before(self, call):
+        def deadly(*arguments, **named):
+            if self._counted():
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*arguments, **named)
+
+        return deadly
+
+    def opening(self, call):
+        def deadly(file, mode="r", *arguments, **named):
+            if "w" in mode and str(file).endswith(".tmp") and self._counted():
+                if self._half:
+                    with call(file, "wb") as half:
+                        half.write(b"half")
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(file, mode, *arguments, **named)
+
+        return deadly
+
+    def take_over(self):
+        builtins.open = io.open = self.opening(io.open)
+        os.replace = self.before(os.replace)
+        files.delete = self.before(files.delete)
+
+
+def _run(job, kind, root, out, at, half, answer):
+    deadly = Deadly(at, half)
+    deadly.take_over()
+    try:
+        jobs.run(job, kind, root, out)
+        answer.put((deadly.seen, None))
+    except Exception as error:  # noqa: BLE001  (told in the parent)
+        answer.put((deadly.seen, f"{type(error).__name__}: {error}"))
+
+
+def run(job, kind, root, out, at=0, half=False):
+    """Runs a job in a process of its own. Returns how many file operations it had, None where it died at one."""
+    answer = FORK.SimpleQueue()
+    child = FORK.Process(target=_run, args=(job, kind, root, out, at, half, answer))
+    child.start()
+    child.join(120)
+    if child.exitcode == -signal.SIGKILL and at:
+        return None
+    assert child.exitcode == 0, (job, kind, child.exitcode)
+    operations, error = answer.get()
+    assert error is None, (job, kind, at, error)
+    return operations
+
+
+def _read(job, root, out, answer):
+    try:
+        answer.put(("found", jobs.read(job, root, out)))
+    except UserError as error:
+        answer.put(("refused", str(error)))
+
+
+def read(job, root, out):
+    """What a process of its own reads there: ("found", what) or ("refused", why)."""
+    answer = FORK.SimpleQueue()
+    child = FORK.Process(target=_read, args=(job, root, out, answer))
+    child.start()
+    found = answer.get()
+    child.join()
+    return found
+
+
+def half_written(root):
+    """What is half-written below `root`, but for the input."""
+    return [str(path) for path in root.rglob("*.tmp")]
+
+
+class Walk:
+    """The walk below the folder `root`, its chance from `seed`."""
+
+    def __init__(self, root, seed):
+        self._root, self._chance = root, random.Random(seed)
+        self._known = {}
+        self.deaths, self.refused = Counter(), 0
+
+    def _undisturbed(self, job, before, kind):
+        """What `job` gives on input of this kind, on the output of `before`; and how many file operations it has."""
+        if (job, before, kind) not in self._known:
+            out = self._root / "undisturbed" / "out"
+            out.parent.mkdir()
+            operations = [run(job, one, self._root, out) for one in (before, kind) if one][-1]
+            state, found = read(job, self._root, out)
+            assert state == "found", (job, found)
+            self._known[job, before, kind] = found, operations
+            shutil.rmtree(out.parent)
+        return self._known[job, before, kind]
+
+    def step(self, job):
+        """One death of `job`."""
+        kind = self._chance.choice(jobs.KINDS)
+        before = self._chance.choice([None, *jobs.KINDS])
+        if job == "nightly":  # whose nights follow each other
+            before, kind = self._chance.choice([(None, "old"), ("old", "new")])
+        wanted, operations = self._undisturbed(job, before, kind)
+        old = self._undisturbed(job, None, before)[0] if before else None
+        out = self._root / "walk" / "out"
+        out.parent.mkdir()
+        if before:
+            run(job, before, self._root, out)
+        at, half = self._chance.randint(1, operations), self._chance.random() < 0.5
+        where = (job, before, kind, at, half)
+        assert run(job, kind, self._root, out, at, half) is None, where
+        state, found = read(job, self._root, out)
+        if state == "found" and job == "split":  # whose manifest counts without its list
+            assert found in [
+                one for (rows, listed) in (wanted, old or wanted) for one in ((rows, listed), (rows, None))
+            ], where
+        else:
+            assert state == "refused" or found in (wanted, old), (where, found)
+        self.refused += state == "refused"
+        run(job, kind, self._root, out)
+        assert read(job, self._root, out) == ("found", wanted), where
+        assert not half_written(out.parent), (where, half_written(out.parent))
+        shutil.rmtree(out.parent)
+        self.deaths[job] += 1
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--kills", type=int, required=True)
+    parser.add_argument("--seed", type=int, required=True)
+    given = parser.parse_args()
+    jobs.stand_in()
+    with tempfile.TemporaryDirectory(prefix="dim-walk-") as folder:
+        root = Path(folder)
+        making = FORK.Process(target=jobs.make_input, args=(root,))
+        making.start()
+        making.join()
+        assert making.exitcode == 0
+        walk = Walk(root, given.seed)
+        names = list(jobs.RUNS)
+        random.Random(given.seed).shuffle(names)
+        for number in range(given.kills):
+            walk.step(names[number % len(names)])
+    print(json.dumps({"kills": given.kills, "seed": given.seed, "refused": walk.refused, "deaths": walk.deaths}))
+
+
+if __name__ == "__main__":
+    main()
