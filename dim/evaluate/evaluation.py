@@ -62,14 +62,24 @@ class Judged:
 
 
 def retrieval(task: Task, queries: Descriptors, database: Database) -> Retrieval:
-    """The exact search of `queries` in `database`."""
-    return Retrieval(queries.vectors, Exact(database.parts, exact.places(database.ids(task.database))))
+    """The exact search of `queries` in `database`; what the protocol says leaves their lists."""
+    column = _columns(task, database)
+    leaving = (task.leaving(query) for query in queries.rows)
+    own = np.array([NOT_LISTED if row is None else column[row] for row in leaving], np.int64)
+    searched = Exact(database.parts, exact.places(database.ids(task.database)))
+    return Retrieval(queries.vectors, searched, own=own)
+
+
+def _columns(task: Task, database: Database) -> np.ndarray:
+    """The column of each of the task's rows, NOT_LISTED where it could not be decoded."""
+    column = np.full(len(task.database), NOT_LISTED)
+    column[database.rows] = np.arange(len(database.rows))
+    return column
 
 
 def judge(task: Task, queries: Descriptors, database: Database, search: Retrieval) -> Iterator[Judged]:
     """Yields each query's result by the scores of `search`, in memory for a few queries at a time."""
-    column = np.full(len(task.database), NOT_LISTED)
-    column[database.rows] = np.arange(len(database.rows))
+    column = _columns(task, database)
     labels = np.full(len(database), None, dtype=object)
     labels[: len(database.rows)] = task.database.labels[database.rows]
     place = search.database.place
@@ -77,8 +87,6 @@ def judge(task: Task, queries: Descriptors, database: Database, search: Retrieva
     progress = Progress("evaluating", len(queries.rows), "queries")
     for query, row in zip(queries.rows, search.scores(), strict=True):
         progress.add()
-        if (leaving := task.leaving(query)) is not None and column[leaving] != NOT_LISTED:
-            row[column[leaving]] = -np.inf
         relevant = {grade: column[rows] for grade, rows in task.relevant(query).items()}
         positions = _positions(row, relevant, place)
         ranks, n_pos = task.protocol.level.ranks(positions)
