@@ -23,7 +23,7 @@ def blocks_of_others(database: Database, k: int) -> Iterator[tuple[np.ndarray, n
 
 
 def without(own: np.ndarray, rows: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The lists `rows` (n, k + 1) and their `scores` without the row `own` (n,) of each, or without the last, (n, k)."""
+    """The lists `rows` (n, k + 1) and their `scores` without the row `own` (n,) of each, else the last one, (n, k)."""
     other = (rows != own[:, None]) | (rows < 0)
     other[other.all(axis=1), -1] = False  # such as where more rows than k are equal to this one
     kept = len(rows), rows.shape[1] - 1

@@ -85,7 +85,7 @@ def test_alpha_qe_adds_nothing_of_what_is_opposite():
     np.testing.assert_allclose(found.queries[0], summed([1, 0], [(0.8**3, vectors[0])]), atol=1e-6)
 
 
-def naive_k_reciprocal(query, vectors, k, k2=6, share=0.3, without=None):
+def naive_k_reciprocal(query, vectors, k, without=None, k2=6, share=0.3):  # noqa: PLR0917
     near = [[row] + [other for other, _ in listed(v, vectors, k, without=row)] for row, v in enumerate(vectors)]
 
     def reciprocal(row, depth):
@@ -194,8 +194,8 @@ def test_a_query_whose_row_leaves_its_list_has_it_for_no_neighbour(name, k):
             f = naive_gradients(system, y, 20)
             expected = [value or dot(query, vectors[i]) - 2 for i, value in enumerate(f)]
         else:
-            weights = {"aqe": lambda s: 1.0, "alpha-qe": lambda s: max(0, s) ** 3, "dba": lambda s: 0.0}[name]
-            moved = summed(query, [(weights(s), vectors[other]) for other, s in near])
+            power, moving = {"aqe": (0, near), "alpha-qe": (3, near), "dba": (0, [])}[name]
+            moved = summed(query, [(max(0, s) ** power, vectors[other]) for other, s in moving])
             database = naive_dba(None, vectors, k)[1] if name == "dba" else vectors
             expected = [dot(moved, vector) for vector in database]
         if without is not None:
