@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from dim.evaluate.database import Database
-from dim.evaluate.metrics import Metric
+from dim.evaluate.metrics import GROUP, Metric
 from dim.evaluate.protocols import NOT_LISTED, means, measure
 from dim.evaluate.task import Task
 from dim.extract.store import Descriptors
@@ -62,23 +62,35 @@ class Judged:
 
 
 def retrieval(task: Task, queries: Descriptors, database: Database) -> Retrieval:
-    """The exact search of `queries` in `database`."""
-    return Retrieval(queries.vectors, Exact(database.parts, exact.places(database.ids(task.database))))
+    """The exact search of `queries` in `database`; what the protocol says leaves their lists."""
+    searched = Exact(database.parts, exact.places(database.ids(task.database)))
+    return Retrieval(queries.vectors, searched, own=_leaving(task, queries, database))
+
+
+def _columns(task: Task, database: Database) -> np.ndarray:
+    """The column of each of the task's rows, NOT_LISTED where it could not be decoded."""
+    column = np.full(len(task.database), NOT_LISTED)
+    column[database.rows] = np.arange(len(database.rows))
+    return column
+
+
+def _leaving(task: Task, queries: Descriptors, database: Database) -> np.ndarray:
+    """The column that leaves each query's list, NOT_LISTED where none does."""
+    column = _columns(task, database)
+    leaving = (task.leaving(query) for query in queries.rows)
+    return np.array([NOT_LISTED if row is None else column[row] for row in leaving], np.int64)
 
 
 def judge(task: Task, queries: Descriptors, database: Database, search: Retrieval) -> Iterator[Judged]:
     """Yields each query's result by the scores of `search`, in memory for a few queries at a time."""
-    column = np.full(len(task.database), NOT_LISTED)
-    column[database.rows] = np.arange(len(database.rows))
+    column = _columns(task, database)
     labels = np.full(len(database), None, dtype=object)
     labels[: len(database.rows)] = task.database.labels[database.rows]
     place = search.database.place
-    known = applicable(task, len(database))
+    known = applicable(task, shortest(task, queries, database))
     progress = Progress("evaluating", len(queries.rows), "queries")
     for query, row in zip(queries.rows, search.scores(), strict=True):
         progress.add()
-        if (leaving := task.leaving(query)) is not None and column[leaving] != NOT_LISTED:
-            row[column[leaving]] = -np.inf
         relevant = {grade: column[rows] for grade, rows in task.relevant(query).items()}
         positions = _positions(row, relevant, place)
         ranks, n_pos = task.protocol.level.ranks(positions)
@@ -116,18 +128,27 @@ def _positions(row: np.ndarray, columns: dict[str, np.ndarray], place: np.ndarra
     return dict(zip(columns, np.split(positions, ends[:-1]), strict=True))
 
 
-def applicable(task: Task, n_database: int) -> dict[str, Metric]:
-    """The protocol's metrics without a recall that is 1 because it takes in the whole list, such as @1000 of 600."""
-    return {
-        name: metric
-        for name, metric in task.protocol.metrics.items()
-        if not name.startswith("recall@") or int(name.removeprefix("recall@")) < n_database
-    }
+def shortest(task: Task, queries: Descriptors, database: Database) -> int:
+    """How many photos the shortest list has; with junk, where the protocol knows any."""
+    return len(database) - bool((_leaving(task, queries, database) != NOT_LISTED).any())
 
 
-def summary(task: Task, judged: list[Judged], n_database: int) -> dict[str, Any]:
+def applicable(task: Task, n_listed: int) -> dict[str, Metric]:
+    """The protocol's metrics without those that need not be measured, as they take in a whole list of `n_listed`."""
+    return {name: metric for name, metric in task.protocol.metrics.items() if not takes_all(name, n_listed)}
+
+
+def takes_all(name: str, n_listed: int) -> bool:
+    """Whether the metric `name` looks for any positive, and looks through all of a list, where there must be one."""
+    found, _, depth = name.partition("@")
+    if found == "ns_score":
+        return n_listed <= GROUP
+    return found == "recall" and int(depth) >= n_listed
+
+
+def summary(task: Task, judged: list[Judged], n_listed: int) -> dict[str, Any]:
     """The measures of metrics.json: means over the queries that have a positive, at each level of the protocol."""
-    known = applicable(task, n_database)
+    known = applicable(task, n_listed)
     levels = {name: _means(known, [query.levels[name] for query in judged]) for name in task.protocol.levels}
     return _means(known, [query.values for query in judged]) | levels
 

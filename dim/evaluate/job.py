@@ -58,6 +58,8 @@ def _written(config: EvaluateConfig, task: Task, measured: list[Measured], out: 
     tables.write(out.path(comparison.PER_QUERY), per_query[0])
     if task.protocol.top_k:
         reports = classification.reports(*result.classified(first.judged, task.protocol.top_k))
+        if "top_k_accuracy" not in metrics:
+            del reports["top_k"]
         files.write_json(out.path("classification_report.json"), reports)
     comparisons = []
     if len(measured) == 2:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
+GROUP = 4  # photos of an object of UKBench
 Metric = Callable[[np.ndarray, int], float | None]
 
 
@@ -79,7 +80,7 @@ def precision_at(ranks: np.ndarray, n_pos: int, k: int) -> float | None:
 
 def ns_score(ranks: np.ndarray, n_pos: int) -> float | None:
     """UKBench's N-S score: how many of the group of 4, the query included, are among the first 4 (0 to 4)."""
-    return float((ranks < 4).sum()) if n_pos else None
+    return float((ranks < GROUP).sum()) if n_pos else None
 
 
 def mean(values: Iterable[float | None]) -> float | None:

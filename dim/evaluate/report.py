@@ -100,8 +100,8 @@ def _summary(config: EvaluateConfig, measured: Measured) -> list[str]:
 
 def _curves(measured: Sequence[Measured]) -> Html:
     names = [one.source.name for one in measured]
-    depth = min(max(one.metrics["n_database"] for one in measured), curves.DEPTHS[-1])
-    depths = [k for k in curves.DEPTHS if k <= depth]
+    listed = min(one.metrics["n_listed"] for one in measured)
+    depths = [k for k in curves.DEPTHS if k < max(listed, 2)]  # what takes in a whole list finds all there is
     aps = [[query.ap for query in one.judged if query.ap is not None] for one in measured]
     distribution = [Bars(who, curves.histogram(found).tolist()) for who, found in zip(names, aps, strict=True)]
     precision = [

@@ -16,13 +16,17 @@ MEASURES: tuple[str, ...] = ("map", "map_at_r", "ns_score", "top_k_accuracy")
 def metrics(
     config: EvaluateConfig, task: Task, source: Source, judged: list[Judged], steps: list[Step]
 ) -> dict[str, Any]:
-    """The contents of metrics.json: measures, counts, and all that one must know to set them beside another's."""
-    columns = len(source.database)
-    result = {"protocol": config.protocol} | evaluation.summary(task, judged, columns)
-    if task.protocol.top_k:
+    """The contents of metrics.json: measures, counts, and all that one must know to set them beside another's.
+
+    What is 1 whatever the descriptors, as it takes in all of a list, is left out.
+    """
+    columns, n_listed = len(source.database), evaluation.shortest(task, source.queries, source.database)
+    result = {"protocol": config.protocol} | evaluation.summary(task, judged, n_listed)
+    if task.protocol.top_k and task.protocol.top_k < n_listed:
         result["top_k_accuracy"] = classification.top_k_accuracy(*classified(judged, task.protocol.top_k))
     return result | {
         "n_database": columns,
+        "n_listed": n_listed,
         "n_distractors": columns - len(source.database.rows),
         "unreadable_queries": len(task.queries) - len(judged),
         "unreadable_database": len(task.database) - len(source.database.rows),
@@ -50,6 +54,7 @@ def lines(result: dict[str, Any]) -> list[str]:
         f"{step['method']} with {step['neighbours']} neighbours, {step['seconds']:.1f} s"
         for step in result["expansion"]
     ]
+    omitted = [name for name in PROTOCOLS[result["protocol"]].metrics if evaluation.takes_all(name, result["n_listed"])]
     whitenings = [f"whitened by {step['by']}, learned on {step['learned_on']}" for step in result["whitening"]]
     return [
         *(f"{name}: {_measures(values)}" for name, values in ({result["protocol"]: result} | levels).items()),
@@ -59,6 +64,7 @@ def lines(result: dict[str, Any]) -> list[str]:
         f"{embedding['resize']}, scales {scales}, preprocessing {embedding['preprocessing']}, {embedding['precision']}",
         "; ".join(whitenings) or "not whitened",
         *(["after the search: " + "; ".join(steps)] if steps else []),
+        *([f"not measured, as lists have {result['n_listed']} photos: {', '.join(omitted)}"] if omitted else []),
         f"query in the database: {'yes' if result['query_in_database'] else 'no'}",
     ]
 

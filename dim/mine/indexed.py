@@ -14,6 +14,7 @@ from dim.mine.config import Mining
 from dim.mine.hardest import Found, nothing, screen_positives
 from dim.mine.partners import Partners
 from dim.mine.pool import Pool, too_similar
+from dim.search import cosines
 from dim.search import index as indexes
 
 PROPOSED = 8  # for each negative that is wanted; beside these, as many as the anchor's label has images
@@ -38,7 +39,7 @@ def build(pool: Pool, settings: Mining, threads: int) -> np.ndarray:
         count = min(len(pool), indexes.training_rows(made))
         drawn = np.random.default_rng(settings.seed).choice(len(pool), count, replace=False)
         with indexes.refusals(f"--candidates {settings.candidates!r} can't be trained on {count} rows"):
-            made.train(pool.take(np.sort(drawn)))
+            cosines.train(made, pool.take(np.sort(drawn)))
     for i in range(len(pool.blocks)):
         made.add(pool.block(i))
     serialised: np.ndarray = faiss.serialize_index(made)
@@ -73,6 +74,7 @@ def _offer_proposed(pool: Pool, settings: Mining, index: Any, i: int, negatives:
     starts, ends = (np.searchsorted(pool.labels, labels, side) for side in ("left", "right"))
     mates = int((ends - starts).max())
     count = min(len(pool), MOST_PROPOSED, PROPOSED * settings.negatives_per_anchor + mates)
+    cosines.deepen(index, count)
     _, proposed = index.search(pool.block(i), count)
     rows, places = np.nonzero((proposed >= 0) & (pool.labels[proposed] != labels[:, None]))
     partners = proposed[rows, places]

@@ -8,6 +8,7 @@ import faiss
 import numpy as np
 
 from dim.errors import UserError
+from dim.search import cosines
 from dim.search.nearest import QUERIES
 
 LISTED = 1000  # rows of a list that can be re-ranked
@@ -22,6 +23,7 @@ class Approximate:
 
     def nearest(self, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         """See `Database`. Rows are −1, and scores −inf, where the index finds fewer."""
+        cosines.deepen(self.index, count)
         found, rows = self.index.search(np.ascontiguousarray(queries, np.float32), count)
         scores = np.where(rows >= 0, found.astype(np.float64), -np.inf)
         order = np.lexsort((self.place[rows], -scores), axis=1)

@@ -14,7 +14,7 @@ _QUERIES = 256  # whose neighbours' vectors are in memory at once
 
 def aqe(search: Retrieval, k: int) -> Retrieval:
     """Average query expansion: q ← L2(q + Σ d) over the k rows d nearest to q (Chum et al., ICCV 2007)."""
-    rows, scores = search.database.nearest(search.queries, k)
+    rows, scores = search.nearest(k)
     return replace(search, queries=_moved(search.queries, rows, (scores > -np.inf).astype(float), search.database))
 
 
@@ -23,7 +23,7 @@ def alpha_qe(search: Retrieval, k: int) -> Retrieval:
 
     α is 3. A negative similarity must not add the opposite of what is near, as an odd power of it would.
     """
-    rows, scores = search.database.nearest(search.queries, k)
+    rows, scores = search.nearest(k)
     return replace(search, queries=_moved(search.queries, rows, np.maximum(scores, 0) ** ALPHA, search.database))
 
 

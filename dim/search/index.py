@@ -14,6 +14,7 @@ import numpy as np
 from dim import output, seal
 from dim.errors import UserError
 from dim.seal import Facts
+from dim.search import cosines
 from dim.search.approximate import Approximate
 from dim.search.database import Database, of_array
 
@@ -36,7 +37,7 @@ def refusals(what: str) -> Iterator[None]:
 
 def made(factory: str, dimension: int, seed: int, flag: str = "--factory") -> Any:
     """An empty index by inner product. Raises UserError, naming the `flag` of the factory string, where FAISS has no
-    such index for this dimension.
+    such index for this dimension, or its scores would be no cosines.
     """
     what = f"{flag} {factory!r} is no FAISS index for {dimension} values, such as Flat or IVF1024,PQ64"
     _require_sane(factory, what)
@@ -44,10 +45,12 @@ def made(factory: str, dimension: int, seed: int, flag: str = "--factory") -> An
         index = faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
     if isinstance(index, faiss.IndexIDMap):
         raise UserError(f"{flag} {factory!r}: leave IDMap out, {IDS_FILE} has the ids")
+    if objection := cosines.objection(index):
+        raise UserError(f"{flag} {factory!r}: {objection}")
     inverted = lists(index)
     if inverted is not None:
         inverted.nprobe = round(inverted.nlist**0.5)  # FAISS looks into one list only
-    for part in (inverted, _core(index)):
+    for part in cosines.stages(index):
         for clustered in (part, getattr(part, "pq", None)):
             if (clustering := getattr(clustered, "cp", None)) is not None:
                 clustering.seed = seed
@@ -134,7 +137,8 @@ def read(path: str, place: np.ndarray, parameters: str | None, record: Facts) ->
     """The index in the file at `path`: a flat one is searched exactly, its vectors mapped to memory.
 
     `parameters` are FAISS's, such as "nprobe=16"; `record` is what the job that built it said. Raises UserError where
-    the parameters are none of this index's, or the file is not the one of the record and of as many rows as `place`.
+    the parameters are none of this index's, the file is not the one of the record and of as many rows as `place`, or
+    its scores are no cosines.
     """
     again = "make it again with index.py"
     before = Path(path).stat()
@@ -148,6 +152,8 @@ def read(path: str, place: np.ndarray, parameters: str | None, record: Facts) ->
             f"{path!r} has {index.ntotal} rows of {index.d} values, its {IDS_FILE} {len(place)} and its "
             f"{output.RECORD} {record.get('dimension')!r}; {again}"
         )
+    if objection := cosines.objection(index):  # an earlier dim made such ones
+        raise UserError(f"{path!r}: {objection}; {again}")
     if parameters:
         with refusals(f"--parameters {parameters!r} are none of this index's"):
             faiss.ParameterSpace().set_index_parameters(index, parameters)

@@ -10,7 +10,7 @@ import pyarrow as pa
 from dim import files, output, seal, tables
 from dim.errors import UserError
 from dim.progress import told
-from dim.search import exact, index, stored
+from dim.search import cosines, exact, index, stored
 from dim.search.config import IndexConfig
 from dim.search.database import Exact
 from dim.search.stored import Stored
@@ -71,7 +71,7 @@ def _train(made: Any, rows: Stored, config: IndexConfig) -> int:
     drawn = np.sort(np.random.default_rng(config.seed).choice(len(rows), count, replace=False))
     sample = Exact(rows.parts, place).take(np.argsort(place)[drawn])
     with index.refusals(f"--factory {config.factory!r} can't be trained on {count} rows"):
-        made.train(sample)
+        cosines.train(made, sample)
     return count
 
 

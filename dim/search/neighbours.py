@@ -18,11 +18,16 @@ def blocks_of_others(database: Database, k: int) -> Iterator[tuple[np.ndarray, n
     for start in range(0, len(database.place), QUERIES):
         own = np.arange(start, min(start + QUERIES, len(database.place)))
         vectors = database.take(own)
-        rows, scores = database.nearest(vectors, k + 1)
-        other = rows != own[:, None]
-        other[other.all(axis=1), -1] = False  # more rows than k are equal to this one, which didn't find itself
-        yield vectors, rows[other].reshape(len(own), k), scores[other].reshape(len(own), k)
+        yield vectors, *without(own, *database.nearest(vectors, k + 1))
         progress.add(len(own))
+
+
+def without(own: np.ndarray, rows: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The lists `rows` (n, k + 1) and their `scores` without the row `own` (n,) of each, else the last one, (n, k)."""
+    other = (rows != own[:, None]) | (rows < 0)
+    other[other.all(axis=1), -1] = False  # such as where more rows than k are equal to this one
+    kept = len(rows), rows.shape[1] - 1
+    return rows[other].reshape(kept), scores[other].reshape(kept)
 
 
 def others(database: Database, k: int) -> tuple[np.ndarray, np.ndarray]:

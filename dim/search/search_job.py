@@ -69,6 +69,14 @@ def _answer(config: SearchConfig, asked: Queries, found: Target, out: output.Out
     rows, scores = zip(*retrieval.best(top), strict=True)
     ranked = _table(asked.ids, found.ids, list(rows), list(scores))
     tables.write(out.path("ranked.parquet"), ranked)
+    if shorter := sum(len(found) < top for found in rows):
+        log.warning(
+            "%d of %d lists have fewer photos than the %d asked for: the index found no more; "
+            "--parameters, such as nprobe=64, makes it look further",
+            shorter,
+            len(rows),
+            top,
+        )
     for query, reason in asked.errors.items():
         log.warning("%s: %s", query, reason)
     for line in _lines(ranked):
@@ -83,6 +91,7 @@ def _answer(config: SearchConfig, asked: Queries, found: Target, out: output.Out
             "database": len(found.ids),
             "exact": isinstance(found.database, Exact),
             "top": top,
+            "shorter": shorter,
             "expansion": [step.as_json() for step in steps],
         }
     )

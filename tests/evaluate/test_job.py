@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,23 @@ def test_labels_within_a_split_equals_naive_loops(labelled):
     assert list(table[0]) == ["query_id", "label", "ap", "n_positives", "first_rank"]
 
 
+@pytest.mark.parametrize(("name", "power"), [("aqe", 0), ("alpha-qe", 3)])
+def test_expansion_leaves_out_the_query_as_its_own_list_does(labelled, write_descriptors, name, power):
+    vectors = np.random.default_rng(1).standard_normal((30, 6)).astype(np.float32)
+    unit = [np.float64(np.float32(v / np.linalg.norm(v))) for v in vectors]
+    aps = []
+    for query, label in enumerate(LABELS):
+        positive = {row for row in range(30) if row != query and label is not None and LABELS[row] == label}
+        others = [row for row in range(30) if row != query]
+        near = listed(query, others, vectors)[:3]
+        moved = unit[query] + sum(max(0, unit[query] @ unit[row]) ** power * unit[row] for row in near)
+        ranked = listed(30, others, [*vectors, moved], [*IDS, "query"])
+        aps += [naive_ap(ranked, positive)] if positive else []
+    config = labelled | {"descriptors": (write_descriptors(IDS, vectors, name="random"),)}
+    found = evaluate(EvaluateConfig(**config, expansion=(name,), neighbours=3, report=False))
+    assert found["map"] == pytest.approx(np.mean(aps), abs=1e-9)
+
+
 def test_files_hold_what_is_returned_and_say_how_it_came_about(labelled):
     found = evaluate(EvaluateConfig(**labelled))
     out = Path(labelled["out"])
@@ -81,6 +99,42 @@ def test_files_hold_what_is_returned_and_say_how_it_came_about(labelled):
     report = json.loads((out / "classification_report.json").read_text())
     assert report["top_k"]["accuracy"] == pytest.approx(found["top_k_accuracy"])
     assert report["top_1"]["accuracy"] == pytest.approx(found["recall"]["1"])
+
+
+@pytest.mark.parametrize(("photos", "known"), [(11, ["1", "2", "4", "5", "8"]), (12, ["1", "2", "4", "5", "8", "10"])])
+def test_recall_that_takes_in_a_whole_list_is_not_measured(write_manifest, write_descriptors, tmp_path, photos, known):
+    manifest = write_manifest(image_id=IDS[:photos], label=[f"l{row % 3}" for row in range(photos)])
+    folder = write_descriptors(IDS[:photos], VECTORS[:photos])
+    config = EvaluateConfig(manifest=manifest, descriptors=(folder,), out=str(tmp_path / "out"))
+    found = evaluate(config)
+    assert (list(found["recall"]), found["n_listed"]) == (known, photos - 1)
+    split = ["val"] * 4 + ["test"] * (photos - 4)
+    manifest = write_manifest("split.csv", image_id=IDS[:photos], label=["l"] * photos, split=split)
+    # All 7 or 8 photos of the other split are listed: no query leaves.
+    found = evaluate(replace(config, manifest=manifest, query_split="val", database_split="test"))
+    assert list(found["recall"]) == [k for k in known if int(k) < photos - 4]
+
+
+def test_what_the_seed_called_map_is_left_out_where_it_must_be_one(write_manifest, write_descriptors, tmp_path, caplog):
+    caplog.set_level("INFO")
+    for photos, measured in ((6, False), (7, True)):
+        manifest = write_manifest(image_id=IDS[:photos], label=["a", "b"] * 3 + ["a"] * (photos - 6))
+        folder = write_descriptors(IDS[:photos], VECTORS[:photos], name=f"d{photos}")
+        found = evaluate(EvaluateConfig(manifest=manifest, descriptors=(folder,), out=str(tmp_path / "out")))
+        report = json.loads((tmp_path / "out" / "classification_report.json").read_text())
+        assert ("top_k_accuracy" in found, "top_k" in report, "top_1" in report) == (measured, measured, True)
+    assert "not measured, as lists have 5 photos: recall@5, recall@8, recall@10, recall@100, recall@1000" in caplog.text
+
+
+@pytest.mark.parametrize(("photos", "measured"), [(4, False), (8, True)])
+def test_a_score_of_the_first_four_of_four_is_not_measured(
+    write_manifest, write_descriptors, tmp_path, photos, measured
+):
+    ids = [f"ukbench{number:05d}" for number in range(photos)]
+    manifest = write_manifest(image_id=ids, label=[str(number // 4) for number in range(photos)])
+    folder = write_descriptors(ids, VECTORS[:photos])
+    config = EvaluateConfig(manifest=manifest, descriptors=(folder,), out=str(tmp_path / "o"), protocol="ukbench")
+    assert ("ns_score" in evaluate(config)) == measured
 
 
 def test_queries_of_one_split_against_the_database_of_another(write_manifest, write_descriptors, tmp_path):

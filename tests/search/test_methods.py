@@ -85,7 +85,7 @@ def test_alpha_qe_adds_nothing_of_what_is_opposite():
     np.testing.assert_allclose(found.queries[0], summed([1, 0], [(0.8**3, vectors[0])]), atol=1e-6)
 
 
-def naive_k_reciprocal(query, vectors, k, k2=6, share=0.3):
+def naive_k_reciprocal(query, vectors, k, without=None, k2=6, share=0.3):  # noqa: PLR0917
     near = [[row] + [other for other, _ in listed(v, vectors, k, without=row)] for row, v in enumerate(vectors)]
 
     def reciprocal(row, depth):
@@ -99,8 +99,8 @@ def naive_k_reciprocal(query, vectors, k, k2=6, share=0.3):
                 star |= half
         return star
 
-    def encoding(vector, star):
-        weights = {row: math.exp(-(1 - dot(vector, vectors[row]))) for row in star}
+    def encoding(vector, star, without=None):
+        weights = {row: math.exp(-(1 - dot(vector, vectors[row]))) for row in star - {without}}
         return {row: weight / sum(weights.values()) for row, weight in weights.items()}
 
     def mean(codes):
@@ -108,9 +108,9 @@ def naive_k_reciprocal(query, vectors, k, k2=6, share=0.3):
 
     codes = [encoding(vectors[row], expanded(reciprocal(row, k))) for row in range(len(vectors))]
     averaged = [mean([codes[other] for other in near[row][:k2]]) for row in range(len(vectors))]
-    mine = listed(query, vectors, k)
+    mine = listed(query, vectors, k, without)
     mutual = {row for row, s in mine if s >= dot(vectors[row], vectors[near[row][-1]])}
-    own = mean([encoding(query, expanded(mutual)), *(codes[row] for row, _ in mine[: k2 - 1])])
+    own = mean([encoding(query, expanded(mutual), without), *(codes[row] for row, _ in mine[: k2 - 1])])
     scores = []
     for row, code in enumerate(averaged):
         every = set(own) | set(code)
@@ -171,6 +171,39 @@ def test_diffusion_equals_a_naive_loop(k):
         f = naive_gradients(system, y, 20)
         expected = [value or dot(query, vectors[i]) - 2 for i, value in enumerate(f)]
         np.testing.assert_allclose(row, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("k", [1, 5, 59])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_query_whose_row_leaves_its_list_has_it_for_no_neighbour(name, k):
+    _, vectors = clustered(6)
+    own = np.array([3, 5, 9, -1])  # 5 and 9 are equal; the last query is in the database, but stays in its list
+    queries = vectors[[3, 5, 9, 20]]
+    search = Retrieval(queries, of_array(vectors, np.arange(len(vectors))), own=own)
+    found, _ = applied(search, [name], k)
+    rows = [None if row < 0 else row for row in own]
+    system = naive_system(vectors, k)
+    for query, without, row in zip(queries, rows, found.scores(), strict=True):
+        near = listed(query, vectors, k, without)
+        if name == "k-reciprocal":
+            expected = naive_k_reciprocal(query, vectors, k, without=without)
+        elif name == "diffusion":
+            y = np.zeros(len(vectors))
+            for other, similarity in listed(query, vectors, 10, without):
+                y[other] = max(0, similarity) ** 3
+            f = naive_gradients(system, y, 20)
+            expected = [value or dot(query, vectors[i]) - 2 for i, value in enumerate(f)]
+        else:
+            power, moving = {"aqe": (0, near), "alpha-qe": (3, near), "dba": (0, [])}[name]
+            moved = summed(query, [(max(0, s) ** power, vectors[other]) for other, s in moving])
+            database = naive_dba(None, vectors, k)[1] if name == "dba" else vectors
+            expected = [dot(moved, vector) for vector in database]
+        if without is not None:
+            expected[without] = -np.inf
+        np.testing.assert_allclose(row, expected, atol=1e-5)
+    for own_row, (listed_rows, _) in zip(rows, found.best(60), strict=True):
+        assert own_row not in listed_rows.tolist()
+        assert len(listed_rows) == (60 if own_row is None else 59)
 
 
 def test_diffusion_run_to_its_end_solves_the_system(monkeypatch):

@@ -60,6 +60,14 @@ def _manifest(benchmark: Benchmark, config: ImportConfig) -> pa.Table:
     return table
 
 
+def _write_grades(uri: str, benchmark: Benchmark) -> None:
+    if benchmark.grades:
+        columns = zip(*benchmark.grades, strict=True)
+        tables.write(uri, pa.table(dict(zip(COLUMNS, columns, strict=True))))
+    else:
+        files.delete(uri)  # of an earlier import into the same folder
+
+
 def _problems(benchmark: Benchmark, config: ImportConfig) -> pa.Table:
     """path and problem of each photo that is missing or whose header is unsound."""
     uris = list(dict.fromkeys(files.join(config.source, photo.path) for photo in benchmark.photos))
