@@ -29,5 +29,5 @@ def warnings(config: TrainConfig, state: State, kept: int, judged_on: str | None
     if kept and after is not None and state.map_fitted is not None and after < state.map_fitted:
         yield (
             f"mAP on split {judged_on} is {after:.4f} after training and was {state.map_fitted:.4f} with the fitted "
-            f"network; try a smaller --learning-rate than {config.learning_rate:g}"
+            "network: training did not help there"
         )
