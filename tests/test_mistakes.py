@@ -252,6 +252,7 @@ OF_ONE = {
         "--epochs 0": "--epochs must be at least 1, not 0",
         "--layer block5_conv9": "unknown layer .* 'block5_conv9'",
         "--batch-size 1 --workers 2": "--batch-size 1 gives 2 workers less than a triplet each",
+        "--weights other.npz": "cannot load the weights '.*other.npz' into 'vgg16': it lacks the array",
         "--out trained": "trained' holds a run with margin 0.3, not 0.1",
         "--out list-record": "list-record/run.json' is no record of a job",
     },

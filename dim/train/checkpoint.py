@@ -3,6 +3,8 @@
 A checkpoint is `epoch-0003.npz` and, written after it, `epoch-0003.json`: the state, and size and sha256 of the arrays.
 It counts when both stand, fit each other and can be read, so what a death tore is skipped for the one before. (Ray
 Train writes its own list of checkpoints in place: a death while it is written leaves a run that can't be resumed.)
+`fitted.npz` and `fitted.json` are the same of epoch 0, the network before the first step: it may turn out to be the
+best, but nothing is resumed from it.
 """
 
 import dataclasses
@@ -10,14 +12,17 @@ import hashlib
 import io
 import logging
 import re
+import typing
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-import keras
 import numpy as np
 
 from dim import files
+
+if typing.TYPE_CHECKING:
+    import keras  # the job looks at checkpoints before it has a use for TensorFlow
 
 log = logging.getLogger(__name__)
 
@@ -26,37 +31,47 @@ FOLDER = "checkpoints"  # within the run's
 
 @dataclass
 class State:
-    """Where a run stands: epochs done, its figures so far, and the rows of the last mined triplets (T, 3).
+    """Where a run stands: epochs done, its figures so far, and the ids of the last mined triplets (T, 3).
 
-    Random numbers are drawn from (seed, epoch), so that the epoch is the random state too.
+    `map_…` are on the split that the run is judged on, `val_…` on split val: `before`, off the shelf, and `fitted`,
+    before the first step. Random numbers are drawn from (seed, epoch), so that the epoch is the random state too.
     """
 
     epoch: int = 0
     map_before: float | None = None
     map_fitted: float | None = None
+    val_before: float | None = None
+    val_fitted: float | None = None
     unreadable: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
-    triplets: np.ndarray = field(default_factory=lambda: np.zeros((0, 3), np.int64))
+    triplets: np.ndarray = field(default_factory=lambda: np.zeros((0, 3), np.str_))
 
     def as_json(self) -> dict[str, Any]:
         """All but the triplets, which are kept with the arrays."""
         return {name: value for name, value in dataclasses.asdict(self).items() if name != "triplets"}
 
+    def val_maps(self) -> dict[int, float | None]:
+        """The mAP on split val of each epoch done, and of the fitted network as epoch 0."""
+        return {0: self.val_fitted} | {row["epoch"]: row["val_map"] for row in self.history}
+
     def best_first(self) -> list[int]:
-        """The epochs done, by mAP on split val; without that, or where it is equal, the later one is the better."""
+        """The epochs done, and 0, by mAP on split val; without that, or where it is equal, the later one is better."""
 
-        def score(row: dict[str, Any]) -> tuple[float, int]:
-            return (0.0 if row["val_map"] is None else float(row["val_map"])), row["epoch"]
+        def score(epoch: tuple[int, float | None]) -> tuple[float, int]:
+            return (0.0 if epoch[1] is None else float(epoch[1])), epoch[0]
 
-        return [row["epoch"] for row in sorted(self.history, key=score, reverse=True)]
+        return [number for number, _ in sorted(self.val_maps().items(), key=score, reverse=True)]
 
 
-def write(folder: str, state: State, variables: list[keras.Variable], optimizer: keras.optimizers.Optimizer) -> None:
+def write(
+    folder: str, state: State, variables: list["keras.Variable"], optimizer: "keras.optimizers.Optimizer"
+) -> None:
     """Writes the checkpoint of `state` into `folder`."""
     named = {f"weight/{index}": variable.numpy() for index, variable in enumerate(variables)}
     named |= {f"optimizer/{index}": variable.numpy() for index, variable in enumerate(optimizer.variables)}
+    image_ids, places = np.unique(state.triplets.astype(np.str_), return_inverse=True)  # an id stands in many triplets
     stream = io.BytesIO()
-    np.savez(stream, triplets=state.triplets, **named)
+    np.savez(stream, image_ids=image_ids, triplets=places.reshape(-1, 3), **named)
     content = stream.getvalue()
     files.make_folder(folder)
     files.write_bytes(_path(folder, state.epoch, "npz"), content)
@@ -64,14 +79,14 @@ def write(folder: str, state: State, variables: list[keras.Variable], optimizer:
 
 
 def read(
-    folder: str, epoch: int, variables: list[keras.Variable], optimizer: keras.optimizers.Optimizer | None = None
+    folder: str, epoch: int, variables: list["keras.Variable"], optimizer: "keras.optimizers.Optimizer | None" = None
 ) -> State:
     """Restores the weights, and the optimizer if given, and returns the state; `epoch` is one of `whole`."""
     with np.load(io.BytesIO(files.read_bytes(_path(folder, epoch, "npz"))), allow_pickle=False) as arrays:
         _assign(variables, arrays, "weight")
         if optimizer is not None:
             _assign(optimizer.variables, arrays, "optimizer")
-        triplets = arrays["triplets"]
+        triplets = arrays["image_ids"][arrays["triplets"]]
     return State(**files.read_json(_path(folder, epoch, "json"))["state"], triplets=triplets)
 
 
@@ -91,7 +106,7 @@ def newest_first(folder: str) -> list[int]:
 
 
 def keep(folder: str, epochs: Collection[int]) -> None:
-    """Deletes all other checkpoints, and what deaths left."""
+    """Deletes the other epochs' checkpoints, and what deaths left."""
     kept = {_path("", epoch, ending) for epoch in epochs for ending in ("npz", "json")}
     for name in files.names(folder):  # the .json of a checkpoint stands before its .npz, so it stops counting first
         if name.startswith("epoch-") and name not in kept:
@@ -99,7 +114,7 @@ def keep(folder: str, epochs: Collection[int]) -> None:
 
 
 def _path(folder: str, epoch: int, ending: str) -> str:
-    return files.join(folder, f"epoch-{epoch:04d}.{ending}")
+    return files.join(folder, f"epoch-{epoch:04d}.{ending}" if epoch else f"fitted.{ending}")
 
 
 def _statistics(content: bytes) -> dict[str, Any]:
@@ -114,12 +129,12 @@ def _is_whole(folder: str, epoch: int) -> bool:
             return False
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in arrays}  # all: one may be what only pickle reads
-        state = State(**known["state"], triplets=found["triplets"])
-        return state.epoch == epoch and sorted(state.best_first()) == list(range(1, epoch + 1))
+        state = State(**known["state"], triplets=found["image_ids"][found["triplets"]])
+        return state.epoch == epoch and sorted(state.best_first()) == list(range(epoch + 1))
     except Exception:  # whatever reading them raises, one of the two is missing or damaged itself
         return False
 
 
-def _assign(variables: list[keras.Variable], arrays: Any, kind: str) -> None:
+def _assign(variables: list["keras.Variable"], arrays: Any, kind: str) -> None:
     for index, variable in enumerate(variables):
         variable.assign(arrays[f"{kind}/{index}"])

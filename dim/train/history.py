@@ -18,9 +18,6 @@ class History:
 
     def __init__(self, run: str, tracking: Tracking | None = None) -> None:
         self._run, self._tracking = run, tracking
-        # Events can be written to paths only: here, from where they are copied as they grow.
-        self._local = tempfile.TemporaryDirectory()
-        self._writer = SummaryWriter(self._local.name)
 
     def write(self, epochs: list[dict[str, Any]]) -> None:
         """Writes all `epochs` (one dictionary each, of the same keys) and adds the last to TensorBoard and MLflow."""
@@ -29,12 +26,21 @@ class History:
         writer.writeheader()
         writer.writerows(epochs)
         files.write_bytes(files.join(self._run, HISTORY), sheet.getvalue().encode())
-        for name, value in epochs[-1].items():
-            if value is not None and name != "epoch":
-                self._writer.add_scalar(name, value, epochs[-1]["epoch"])
-        self._writer.flush()
         if self._tracking:
             self._tracking.epoch(epochs[-1])
         files.make_folder(files.join(self._run, "tensorboard"))
-        for events in Path(self._local.name).iterdir():
-            files.write_bytes(files.join(self._run, f"tensorboard/{events.name}"), events.read_bytes())
+        # A file for each epoch, so that one that is done again after a death takes the place of the first.
+        name = f"tensorboard/events.out.tfevents.{epochs[-1]['epoch']:010d}"
+        files.write_bytes(files.join(self._run, name), _events(epochs[-1]))
+
+
+def _events(figures: dict[str, Any]) -> bytes:
+    """A whole file of events: an epoch's figures."""
+    # Events can be written to paths only; a thread writes them, and only `close` waits for it.
+    with tempfile.TemporaryDirectory() as folder:
+        with SummaryWriter(folder) as writer:
+            for name, value in figures.items():
+                if value is not None and name != "epoch":
+                    writer.add_scalar(name, value, figures["epoch"])
+        (file,) = Path(folder).iterdir()
+        return file.read_bytes()

@@ -20,6 +20,8 @@ class Inference:
 
     def embed(self, rows: np.ndarray, pooled: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """The readable ones of `rows`, ascending, and their descriptors (n, D); with `pooled`, those before the PCA."""
+        if not len(rows):  # of a split that isn't there
+            return rows, np.zeros((0, self._trainee.dimension(pooled)), np.float32)
         size = -(-len(rows) // self._workers)
         # All workers bring the same number of rows; the row number −1 marks one that is missing or unreadable.
         marks = np.full(size, -1, np.int64)

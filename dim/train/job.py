@@ -15,13 +15,16 @@ from dim.data import manifest as manifests
 from dim.data.manifest import Manifest
 from dim.errors import JobFailed, UserError
 from dim.extract import content
+from dim.extract.content import Contents
 from dim.mine.mining import check_candidates
 from dim.mine.pool import check_labels
 from dim.model import spec
 from dim.model.backbones import BACKBONES
-from dim.model.spec import Source
-from dim.train import messages, report, tracking
+from dim.model.spec import SPEC_FILE, Source
+from dim.output import Output
+from dim.train import inputs, messages, report, tracking
 from dim.train.config import TrainConfig
+from dim.train.inputs import Inputs
 from dim.train.photos import Photos
 from dim.train.task import MODEL, SUMMARY, Job, train_worker
 
@@ -47,12 +50,14 @@ def train(config: TrainConfig) -> dict[str, Any]:
     tail, layer = BACKBONES[source.spec.backbone].tail, source.spec.layer
     if config.train_layers == "block5" and layer.partition("_")[0] == tail.partition("_")[0]:
         raise UserError(f"--layer {layer} lies in the frozen part, up to {tail}; use --train-layers pca or all")
-    photos = _photos(manifest, source, config)
+    contents = content.of_manifest(manifest)
+    photos = _photos(manifest, contents, source, config)
     fit_pca = source.spec.dimension is None
     if fit_pca:
         source = _with_pca(source, config, len(photos.rows("train")))
     check_candidates(config, source.spec.dimension or source.spec.pooled_dimension)
-    _require_same(config)
+    learned_from = inputs.of(manifest, contents, source)
+    _require_same(config, learned_from)
     scratch.require_own(config.scratch)
     if config.mlflow:
         tracking.require_mlflow()
@@ -60,13 +65,13 @@ def train(config: TrainConfig) -> dict[str, Any]:
         cluster.require_shared(photos.paths)
         gpus = cluster.gpus(config.gpus_per_worker)
         chosen = cluster.precision(config.precision, gpus)
-        inputs = {"manifest": manifest.uri, "model": config.model}
-        with output.opened(config.out, "train", config, inputs) as out, messages.listening() as queue:
+        named = {"manifest": manifest.uri, "model": config.model}
+        with output.opened(config.out, "train", config, named) as out, messages.listening() as queue:
             run = tracking.begun(config.mlflow, config) if config.mlflow else None
-            _fit(config, gpus, Job(config, photos, source, chosen, fit_pca, queue, run, lease.claims()))
-            summary = files.read_json(out.path(SUMMARY))
-            if "error" in summary:
-                raise JobFailed(summary["error"])
+            _fit(config, gpus, Job(config, photos, source, learned_from, chosen, fit_pca, queue, run, lease.claims()))
+            summary = _summary(out)
+            for warning in summary["warnings"]:
+                log.warning("%s", warning)
             report.write(config, photos, summary, out)
             if run:
                 run.finished(summary)
@@ -79,10 +84,18 @@ def _on_disk(scratch: str) -> str:
     return files.locate(scratch)[1]
 
 
-def _photos(manifest: Manifest, source: Source, config: TrainConfig) -> Photos:
+def _summary(out: Output) -> dict[str, Any]:
+    """What worker 0 left. Raises what ended the run, where it has not come to its end."""
+    summary: dict[str, Any] = files.read_json(out.path(SUMMARY))
+    if "error" in summary:
+        files.delete(out.path(SUMMARY))
+        raise (UserError if summary["usage"] else JobFailed)(summary["error"])
+    return summary
+
+
+def _photos(manifest: Manifest, contents: Contents, source: Source, config: TrainConfig) -> Photos:
     train = manifest.select("train")
     check_labels(train.labels, config, f"split train of {manifest.uri!r}")
-    contents = content.of_manifest(manifest)
     return Photos(
         image_ids=manifest.image_ids,
         labels=manifest.labels,
@@ -111,7 +124,7 @@ def _with_pca(source: Source, config: TrainConfig, rows: int) -> Source:
     return dataclasses.replace(source, spec=dataclasses.replace(source.spec, dimension=dimension, whitening=whitening))
 
 
-def _require_same(config: TrainConfig) -> None:
+def _require_same(config: TrainConfig, learned_from: Inputs) -> None:
     record = output.record_of(config.out)
     if record is None or record["job"] != "train":
         return  # output.opened says whose folder it is
@@ -123,6 +136,10 @@ def _require_same(config: TrainConfig) -> None:
                 f"{config.out!r} holds a run with {name} {before[name]!r}, not {now[name]!r}; "
                 "give the same flags to resume it, or another --out"
             )
+    if changed := learned_from.changed(config):
+        trained = files.join(config.out, MODEL)
+        further = f", with --model {trained} to train that on" if files.exists(files.join(trained, SPEC_FILE)) else ""
+        raise UserError(f"{changed}; give another --out{further}")
 
 
 def _fit(config: TrainConfig, gpus: float, job: Job) -> None:

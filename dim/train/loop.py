@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import math
 import time
 from typing import Any
 
@@ -21,15 +20,14 @@ from dim.mine.mining import mine
 from dim.mine.triplets import Triplets
 from dim.model import moments, network
 from dim.model.whitening import fit_pca
-from dim.train import checkpoint, examples, messages
+from dim.train import checkpoint, examples, messages, verdict
 from dim.train.checkpoint import State
 from dim.train.fitting import Fitting, from_pixels
 from dim.train.history import History
 from dim.train.inference import Inference
 from dim.train.task import MODEL, SUMMARY, Job
 from dim.train.trainee import Trainee
-from dim.train.trunk import Trunk
-from dim.train.trunk_cache import TrunkCache
+from dim.train.trunk import trunk_of
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +47,7 @@ def run(job: Job) -> None:
     try:
         summary = Run(job, strategy, rank, context.get_world_size()).run()
     except (JobFailed, UserError) as error:  # another try would end the same way
-        summary = {"error": str(error)}
+        summary = {"error": str(error), "usage": isinstance(error, UserError)}
     if rank == 0:
         files.write_json(files.join(job.config.out, SUMMARY), summary)
 
@@ -63,6 +61,17 @@ def _strategy(workers: int) -> tf.distribute.Strategy:
     return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
 
 
+def _network(job: Job) -> keras.Model:
+    """The network that the run begins with. Raises UserError where it is not the one that the job was checked with."""
+    model = network.load(job.source, job.precision)
+    if job.source.fingerprint() != job.inputs.network["weights"]:
+        raise UserError(
+            f"{job.source.weights!r} was replaced while the run in {job.config.out!r} had it open; name weights that "
+            "stay as they are, and run the same command again"
+        )
+    return model
+
+
 class Run:
     """A run as one worker sees it: its network, its photos, and the state that is checkpointed."""
 
@@ -71,27 +80,14 @@ class Run:
         self.strategy, self.rank, self.workers = strategy, rank, workers
         self.checkpoints = files.join(job.config.out, checkpoint.FOLDER)
         with strategy.scope():
-            model = network.load(job.source, job.precision)
+            model = _network(job)
             self.trainee = Trainee(strategy, model, job.source.spec, job.config.train_layers, from_pixels(self.config))
             self.optimizer = OPTIMIZERS[job.config.optimizer](job.config.learning_rate)
             self.optimizer.build(self.trainee.variables)
-        trunk = self._trunk()
+        trunk = trunk_of(job, self.trainee, ray.train.get_context().get_local_world_size())
         self.inference = Inference(self.trainee, trunk, job, rank, workers)
         self.fitting = Fitting(job, self.trainee, self.optimizer, trunk, rank)
         self.history = History(job.config.out, job.tracking) if rank == 0 else None
-
-    def _trunk(self) -> Trunk:
-        source, cut = self.job.source, self.trainee.cut
-        weights = (source.fingerprint(), self.config.seed if source.weights == "random" else None)
-        spec = source.spec
-        below = (spec.backbone, spec.preprocessing, spec.image_size, spec.resize)
-        # The other cut lies below the layer that is pooled.
-        pooled = (spec.layer, spec.pooling, spec.region_dimension) if cut == "l2" else None
-        fingerprint = repr((weights, below, pooled, cut, self.job.precision))
-        limit = int(self.config.scratch_gigabytes * 1e9 / max(1, ray.train.get_context().get_local_world_size()))
-        cache = TrunkCache(self.config.scratch, fingerprint, limit)
-        threads = tf.config.threading.get_intra_op_parallelism_threads()
-        return Trunk(self.photos, cache, self.trainee.trunk, self.config.batch_size, threads)
 
     def run(self) -> dict[str, Any]:
         """Trains and returns the summary."""
@@ -125,14 +121,23 @@ class Run:
             log.warning("%d photos could not be read and are left out", state.unreadable)
         if self.job.fit_pca:
             state.map_before = self._judge(examples.BEFORE, rows, vectors)
-            log.info("mAP on split %s: %.4f off the shelf", self._judged, state.map_before or math.nan)
+            state.val_before = self.inference.map("val", rows, vectors)
+            self._say("off the shelf", state.map_before)
             self._fit_pca(vectors[np.isin(rows, self.photos.rows("train"))])
-            state.map_fitted = self._map_of(self._judged)
+            state.map_fitted, state.val_fitted = self._map_of(self._judged), self._map_of("val")
         else:
             state.map_before = self._judge(examples.BEFORE, *self.inference.embed(self.photos.rows(self._judged)))
-            state.map_fitted = state.map_before
-        log.info("mAP on split %s: %.4f with the fitted PCA", self._judged, state.map_fitted or math.nan)
+            state.val_before = self._map_of("val")
+            state.map_fitted, state.val_fitted = state.map_before, state.val_before
+        self._say("with the fitted PCA", state.map_fitted)
+        if self.rank == 0:
+            self.job.inputs.write(self.config.out)
+            checkpoint.write(self.checkpoints, state, self.trainee.variables, self.optimizer)
         return state
+
+    def _say(self, when: str, found: float | None) -> None:
+        if found is not None:
+            log.info("mAP on split %s: %.4f %s", self._judged, found, when)
 
     def _map_of(self, split: str) -> float | None:
         return self.inference.map(split, *self.inference.embed(self.photos.rows(split)))
@@ -165,11 +170,12 @@ class Run:
             clock.lap("embed")
             triplets = self._mine(rows, vectors, epoch)
             mined = triplets.summary()
-            state.triplets = rows[np.stack([triplets.anchors, triplets.positives, triplets.negatives], axis=1)]
+            found = rows[np.stack([triplets.anchors, triplets.positives, triplets.negatives], axis=1)]
+            state.triplets = self.photos.image_ids[found]
             clock.lap("mine")
-        fitted = self.fitting.fit(state.triplets, epoch)
+        fitted = self.fitting.fit(self.photos.positions(state.triplets), epoch)
         clock.lap("fit")
-        val_map = self._map_of("val") if len(self.photos.rows("val")) else None
+        val_map = self._map_of("val")
         clock.lap("validate")
         self._require_equal_weights()
         state.epoch = epoch + 1
@@ -210,17 +216,22 @@ class Run:
             raise JobFailed(f"no checkpoint in {self.checkpoints!r} is whole any more; run the same command again")
         checkpoint.read(self.checkpoints, best, self.trainee.variables)
         map_after = self._judge(examples.AFTER, *self.inference.embed(self.photos.rows(self._judged)))
+        judged_on = self._judged if len(self.photos.rows(self._judged)) else None
         if self.rank == 0:
             network.save(self.trainee.model, self.job.source.spec, files.join(self.config.out, MODEL))
         return {
             "map_before": state.map_before,
             "map_fitted": state.map_fitted,
             "map_after": map_after,
-            "judged_on": self._judged,
+            "val_before": state.val_before,
+            "val_fitted": state.val_fitted,
+            "val_after": state.val_maps()[best],
+            "judged_on": judged_on,
             "epochs": state.epoch,
             "best_epoch": best,
             "workers": self.workers,
             "unreadable": state.unreadable,
+            "warnings": list(verdict.warnings(self.config, state, best, judged_on, map_after)),
         }
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
@@ -39,6 +40,16 @@ class Photos:
     def rows(self, split: str) -> np.ndarray:
         """Positions of the rows of `split`, ascending."""
         return np.flatnonzero(self.splits == split)
+
+    def positions(self, image_ids: np.ndarray) -> np.ndarray:
+        """The positions of the rows of `image_ids`, of any shape."""
+        known, places = np.unique(image_ids, return_inverse=True)
+        found = [self._position[image_id] for image_id in known.tolist()]
+        return np.array(found, np.int64)[places.reshape(image_ids.shape)]
+
+    @cached_property
+    def _position(self) -> dict[str, int]:
+        return {image_id: row for row, image_id in enumerate(self.image_ids.tolist())}
 
     def decode(self, row: int) -> np.ndarray | None:
         """The photo at `row`, uint8 RGB (H, W, 3); None where it cannot be read."""

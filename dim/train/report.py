@@ -35,7 +35,12 @@ def write(config: TrainConfig, photos: trained.Photos, summary: dict[str, Any], 
     table = tables.read(out.path(HISTORY)).to_pylist()
     history: list[Epoch] = [{k: None if v is None else float(v) for k, v in row.items()} for row in table]
     made = Page("train", "How the training went", [name(config.manifest or "the demo photos"), " → ", name(config.out)])
-    made.section("Headline", parts.figures(_figures(summary)), parts.facts(_settings(config)))
+    made.section(
+        "Headline",
+        parts.figures(_figures(summary)),
+        parts.facts(_settings(config)),
+        note="; ".join(summary["warnings"]),
+    )
     made.section("Curves", _curves(history))
     made.section("Epochs", _table(history))
     cards = _Cards(made.photos, photos)
@@ -60,7 +65,7 @@ def _figures(summary: dict[str, Any]) -> dict[str, tuple[str, str]]:
     def shown(value: float | None) -> str:
         return "none" if value is None else f"{value:.4f}"
 
-    split = f"split {summary['judged_on']}"
+    split = f"split {summary['judged_on']}" if summary["judged_on"] else "no split val or test"
     return {
         "mAP before": (shown(summary["map_before"]), f"{split}, as the network came"),
         "mAP fitted": (shown(summary["map_fitted"]), f"{split}, with the fitted PCA layer"),

@@ -8,6 +8,7 @@ from ray.util.queue import Queue
 from dim.lease import Claim, under
 from dim.model.spec import Source
 from dim.train.config import TrainConfig
+from dim.train.inputs import Inputs
 from dim.train.photos import Photos
 from dim.train.tracking import Tracking
 
@@ -17,13 +18,15 @@ SUMMARY, HISTORY, MODEL = "training.json", "history.csv", "model"
 
 @dataclass(frozen=True)
 class Job:
-    """A run: `precision` is resolved, and with `fit_pca` the network has no fitted PCA layer yet. Log records go to
-    `queue`, each epoch's figures to MLflow's `tracking` where there is one. Workers write while `claims` are held.
+    """A run: `inputs` identify `photos` and `source`, `precision` is resolved, and with `fit_pca` the network has no
+    fitted PCA layer yet. Log records go to `queue`, each epoch's figures to MLflow's `tracking` where there is one.
+    Workers write while `claims` are held.
     """
 
     config: TrainConfig
     photos: Photos
     source: Source
+    inputs: Inputs
     precision: str
     fit_pca: bool
     queue: Queue

@@ -1,12 +1,15 @@
 """What training leaves as it is, photo by photo: from the cache, or computed and kept there."""
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import tensorflow as tf
 
 from dim.train.photos import Augmentation, Photos, Variants, fetched_ahead
-from dim.train.trainee import Forward
+from dim.train.task import Job
+from dim.train.trainee import Forward, Trainee
 from dim.train.trunk_cache import TrunkCache
 
 
@@ -50,12 +53,13 @@ class Trunk:
     ) -> Iterator[dict[int, np.ndarray]]:
         """For each of `lists` of rows: a random variant of each readable photo, uint8 (H, W, 3).
 
-        It is drawn from `seed` and the row, so that no division among workers changes it.
+        It is drawn from `seed` and the photo's id, so that no division among workers and no other row changes it.
         """
 
         def variant(row: int) -> np.ndarray | None:
             pixels = self._photos.decode(row)
-            return None if pixels is None else augmentation.apply(pixels, np.random.default_rng([*seed, row]))
+            own = int(hashlib.sha256(str(self._photos.image_ids[row]).encode()).hexdigest()[:32], 16)
+            return None if pixels is None else augmentation.apply(pixels, np.random.default_rng([*seed, own]))
 
         for fetched in fetched_ahead(lists, variant, self._pool):
             yield {row: pixels for row, pixels in fetched.items() if pixels is not None}
@@ -68,6 +72,19 @@ class Trunk:
             for start in range(0, len(rows), self._batch_size):
                 batch = rows[start : start + self._batch_size]
                 yield from zip(batch, self._forward(np.stack([pixels[row] for row in batch])), strict=True)
+
+
+def trunk_of(job: Job, trainee: Trainee, workers: int) -> Trunk:
+    """What the run `job` leaves as it is, kept on a scratch disk that so many `workers` of the node share."""
+    config, spec = job.config, job.source.spec
+    weights = (job.inputs.network["weights"], config.seed if job.source.weights == "random" else None)
+    below = (spec.backbone, spec.preprocessing, spec.image_size, spec.resize)
+    # The other cut lies below the layer that is pooled.
+    pooled = (spec.layer, spec.pooling, spec.region_dimension) if trainee.cut == "l2" else None
+    fingerprint = repr((weights, below, pooled, trainee.cut, job.precision))
+    cache = TrunkCache(config.scratch, fingerprint, int(config.scratch_gigabytes * 1e9 / max(1, workers)))
+    threads = tf.config.threading.get_intra_op_parallelism_threads()
+    return Trunk(job.photos, cache, trainee.trunk, config.batch_size, threads)
 
 
 def by_shape(arrays: dict[int, np.ndarray]) -> list[list[int]]:

@@ -21,7 +21,8 @@ def trained(epoch):
     for step in range(epoch):
         optimizer.apply([np.full(variable.shape, step + 1.0, np.float32) for variable in variables], variables)
     history = [{"epoch": number, "val_map": {1: 0.4, 2: 0.6}.get(number, 0.5)} for number in range(1, epoch + 1)]
-    state = State(epoch=epoch, map_before=0.25, history=history, triplets=np.arange(6).reshape(2, 3) + epoch)
+    triplets = np.array([["é", "b/2", "c"], ["b/2", "é", str(epoch)]], dtype=object)
+    state = State(epoch=epoch, map_before=0.25, history=history, triplets=triplets)
     return variables, optimizer, state
 
 
@@ -127,6 +128,23 @@ def test_the_last_two_and_the_best_are_kept(folder):
 
 
 def test_the_best_epoch_is_that_of_the_highest_map_and_without_one_the_last():
-    assert trained(3)[2].best_first() == [2, 3, 1]
+    assert trained(3)[2].best_first() == [2, 3, 1, 0]
     rows = [{"epoch": epoch, "val_map": None} for epoch in (1, 2, 3)]
-    assert State(history=rows).best_first() == [3, 2, 1]
+    assert State(history=rows).best_first() == [3, 2, 1, 0]
+
+
+def test_the_fitted_network_is_the_best_where_no_epoch_reaches_its_map():
+    rows = [{"epoch": epoch, "val_map": value} for epoch, value in ((1, 0.4), (2, 0.3))]
+    assert State(history=rows, val_fitted=0.5).best_first() == [0, 1, 2]
+    assert State(history=rows, val_fitted=0.4).best_first() == [1, 0, 2]
+
+
+def test_the_fitted_network_is_kept_but_nothing_is_resumed_from_it(folder):
+    variables, optimizer, state = trained(0)
+    checkpoint.write(str(folder), state, variables, optimizer)
+    checkpoint.keep(str(folder), {3})
+    assert checkpoint.newest_first(str(folder)) == [3]
+    assert checkpoint.whole(str(folder), [0]) == 0
+    found = trained(2)[0]
+    checkpoint.read(str(folder), 0, found)
+    assert all(map(np.array_equal, values(found), values(variables)))

@@ -18,6 +18,7 @@ from dim.train.photos import Photos
 LABELS = np.array(["a", "a", "<b>", "<b>", "c", "c", None, "d"], dtype=object)
 IDS = np.array([f"photo {number}" for number in range(8)], dtype=object)
 SUMMARY = {"map_before": 0.25, "map_fitted": None, "map_after": 0.75, "judged_on": "test", "epochs": 3, "best_epoch": 2}
+SUMMARY |= {"warnings": ["no epoch was better", "off the shelf is better"]}
 EPOCH = {"loss": 0.1, "active_share": 0.5, "candidates": 90, "kept": 9}
 TIMES = {f"{part}_seconds": 1.5 for part in ("embed", "mine", "fit", "validate")}
 
@@ -96,6 +97,7 @@ def test_the_page_shows_curves_triplets_and_what_changed(run, photos):
     assert text.count("data:image/") == 8
     for figure in ("0.2500", "0.7500", "none"):
         assert f"<strong>{figure}</strong>" in text
+    assert "; ".join(SUMMARY["warnings"]) in text
     for title in ("Loss", "Active triplets", "Validation", "Time"):
         assert f"<figcaption>{title}</figcaption>" in text
     triplets = text[text.index("Hardest triplets</h2>") :]
