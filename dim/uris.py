@@ -27,7 +27,7 @@ _MISSPELT = re.compile(r"\s*(file|s3|gs):(?!//)", re.IGNORECASE)
 SOUND = (
     r"^[^:\\\x00]*$"
     rf"|^(s3|gs)://{_BUCKET.pattern}/[^:\\\x00?&;@]*$"
-    r"|^file:///([^:\\\x00?&;@%]|%[2-7][0-9A-Fa-f])*$"
+    r"|^file:///([^:\\\x00%]|%[2-7][0-9A-Fa-f])*$"
 )
 _PARAMETERS = re.compile(r"\?(access_key|secret_key|endpoint_override|region|scheme|retry_limit_seconds)=")
 
@@ -38,7 +38,7 @@ def parts(uri: str) -> tuple[str, str]:
     Raises UserError for what names nothing that dim reads, and for credentials in the URI.
     """
     scheme, separator, rest = uri.partition("://")
-    if separator:
+    if separator and not uri.startswith(f"{FILE}/"):  # a file's name may have what looks like a parameter
         require_no_secret(uri)
     _require_text(uri, uri)
     _require_spelling(uri)

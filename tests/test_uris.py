@@ -86,6 +86,10 @@ def test_what_a_person_left_unencoded_stands_for_itself(name):
     assert files.absolute(uri) == f"file:///mnt/{Path(path.decode()).as_uri().removeprefix('file:///mnt/')}"
 
 
+def test_what_looks_like_a_secret_may_be_a_file_s_name():
+    assert uris.parts("file:///mnt/a?token=b&key=c@d:e.jpg") == ("file", "/mnt/a?token=b&key=c@d:e.jpg")
+
+
 @given(NAMES)
 def test_names_elsewhere_are_literal(name):
     assert uris.parts(f"/mnt/{name}") == ("", f"/mnt/{name}")
