@@ -1,4 +1,4 @@
-"""Files on any storage that `dim.storage` knows: local paths, `file:///…`, `s3://…`, `gs://…`.
+"""Files on any storage: local paths, `file:///…`, `s3://…`, `gs://…`.
 
 Everything written here is written beside its final name and renamed, so that a reader never sees half a file.
 (An object store shows an object only once it is whole; there, the rename is the store's own.)
@@ -20,20 +20,21 @@ import pyarrow.fs as pafs
 from dim import fence, storage
 from dim.errors import JobFailed, UserError
 from dim.storage import patient
+from dim.uris import FILE, canonical, encoded, parts
 
 locate = storage.locate
 
 
 def is_local(uri: str) -> bool:
     """Whether `uri` lies on this machine's own disks."""
-    return storage.parts(uri)[0] in ("", "file")
+    return parts(uri)[0] in ("", "file")
 
 
 def absolute(uri: str) -> str:
-    """`uri`, a local path made absolute, a file:// URI percent-encoded. Raises UserError as `storage.parts` does."""
-    if uri.startswith(storage.FILE):
-        return storage.canonical(uri)
-    scheme, path = storage.parts(uri)
+    """`uri`, a local path made absolute, a file:// URI percent-encoded. Raises UserError as `uris.parts` does."""
+    if uri.startswith(FILE):
+        return canonical(uri)
+    scheme, path = parts(uri)
     return uri if scheme else path
 
 
@@ -41,21 +42,21 @@ def join(folder: str, name: str) -> str:
     """The plain `name` inside `folder`; one that is absolute or a URI stays as it is."""
     if "://" in name or name.startswith("/") or not folder:
         return name
-    if folder.startswith(storage.FILE):
-        above = folder.removeprefix(storage.FILE).rstrip("/")
-        return storage.canonical(f"{storage.FILE}{above}/") + storage.encoded(name)
+    if folder.startswith(FILE):
+        above = folder.removeprefix(FILE).rstrip("/")
+        return canonical(f"{FILE}{above}/") + encoded(name)
     return f"{folder.rstrip('/')}/{name}"
 
 
 def parent(uri: str) -> str:
     """The folder that holds `uri`."""
     folder, slash, _ = uri.rpartition("/")
-    return f"{folder}/" if slash and folder in ("", storage.FILE) else folder or "."
+    return f"{folder}/" if slash and folder in ("", FILE) else folder or "."
 
 
 def name(uri: str) -> str:
     """The name of what `uri` is, within the folder that holds it."""
-    return storage.parts(uri)[1].rpartition("/")[2]
+    return parts(uri)[1].rpartition("/")[2]
 
 
 def exists(uri: str) -> bool:

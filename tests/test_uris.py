@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dim import cluster, files, storage, tables
+from dim import cluster, files, storage, tables, uris
 from dim.data import manifest, photos, split
 from dim.data.decode import decode
 from dim.data.importers import job as importing
@@ -42,7 +42,7 @@ ODD = [
 ODD += ["a#1?b=c&d;e.jpg", "back\\slash.jpg", "a:b@c.jpg", "'\"<>.jpg", " leading", "trailing ", "new\nline", "tab\t"]
 NAMES = st.sampled_from(ODD) | st.text(
     st.sampled_from("ab%2Ff#?+ ü~:@\\;&=") | st.characters(codec="utf-8", exclude_characters="/\0\r"), min_size=1
-).filter(lambda name: name not in (".", "..") and storage.MEMBER not in name and len(name.encode()) < 200)
+).filter(lambda name: name not in (".", "..") and uris.MEMBER not in name and len(name.encode()) < 200)
 
 
 def decoded(text):
@@ -63,7 +63,7 @@ def test_a_name_below_a_file_uri_is_encoded_as_pathlib_does_and_decoded_once(fol
     assert uri == path.as_uri()
     if "%" not in folder:
         assert files.join(f"file:///mnt/{folder}", name) == uri
-    assert storage.parts(uri) == ("file", str(path)) and files.locate(uri)[1] == str(path)
+    assert uris.parts(uri) == ("file", str(path)) and files.locate(uri)[1] == str(path)
     assert files.name(uri) == name and files.parent(uri) == path.parent.as_uri()
     assert files.absolute(uri) == uri and files.is_local(uri)
 
@@ -77,23 +77,27 @@ def test_what_a_person_left_unencoded_stands_for_itself(name):
         path.decode()
     except UnicodeDecodeError:
         with pytest.raises(UserError, match="is no UTF-8"):
-            storage.parts(uri)
+            uris.parts(uri)
         return
-    assert storage.parts(uri)[1] == os.path.abspath(path.decode())
+    assert uris.parts(uri)[1] == os.path.abspath(path.decode())
     if "%" not in name:
-        assert storage.parts(uri)[1] == f"/mnt/{name}"
-    assert storage.parts(files.absolute(uri)) == storage.parts(uri)
+        assert uris.parts(uri)[1] == f"/mnt/{name}"
+    assert uris.parts(files.absolute(uri)) == uris.parts(uri)
     assert files.absolute(uri) == f"file:///mnt/{Path(path.decode()).as_uri().removeprefix('file:///mnt/')}"
+
+
+def test_what_looks_like_a_secret_may_be_a_file_s_name():
+    assert uris.parts("file:///mnt/a?token=b&key=c@d:e.jpg") == ("file", "/mnt/a?token=b&key=c@d:e.jpg")
 
 
 @given(NAMES)
 def test_names_elsewhere_are_literal(name):
-    assert storage.parts(f"/mnt/{name}") == ("", f"/mnt/{name}")
+    assert uris.parts(f"/mnt/{name}") == ("", f"/mnt/{name}")
     for scheme in ("s3", "gs"):
         uri = files.join(f"{scheme}://bucket/a b", name)
         assert uri == f"{scheme}://bucket/a b/{name}"
         if not re.search(r"[?&;].*=", name):  # which may be credentials or parameters
-            assert storage.parts(uri) == (scheme, f"bucket/a b/{name}")
+            assert uris.parts(uri) == (scheme, f"bucket/a b/{name}")
 
 
 @settings(deadline=None, max_examples=30)
@@ -207,8 +211,8 @@ def test_roots():
     assert files.parent("file:///a.csv") == "file:///" and files.join("file:///", "b c") == "file:///b%20c"
     assert files.parent("/a.csv") == "/" and files.join("/", "b c") == "/b c"
     assert photos.named(["file:///b%20c"], "file:///") == ["b c"] and photos.named(["/b"], "/") == ["b"]
-    assert storage.parts("//mnt/a") == storage.parts("/mnt/a") == ("", "/mnt/a")
-    assert storage.parts("file:////mnt//a/../b/") == ("file", "/mnt/b")
+    assert uris.parts("//mnt/a") == uris.parts("/mnt/a") == ("", "/mnt/a")
+    assert uris.parts("file:////mnt//a/../b/") == ("file", "/mnt/b")
 
 
 def test_on_a_cluster_a_file_uri_is_shared_and_a_path_is_not(monkeypatch):
@@ -285,7 +289,7 @@ def refused(call, uri, match):
 @pytest.mark.parametrize("uri", REFUSED)
 def test_what_names_no_place_is_refused_by_name_and_nobody_is_asked(uri, alone, tmp_path, write_manifest):
     said = re.escape(REFUSED[uri])
-    for call in (storage.parts, files.locate, files.exists, files.read_bytes, files.absolute, files.names):
+    for call in (uris.parts, files.locate, files.exists, files.read_bytes, files.absolute, files.names):
         assert "hush" not in refused(call, uri, said)
     table = write_manifest(image_id=["a", "b", "c"], path=["a.jpg", uri, uri])
     row = r"photos\.csv': row 2 \(image_id 'b'\): "
@@ -314,8 +318,8 @@ def test_the_inputs_of_a_folder_that_somebody_else_made_are_asked_of_nobody(alon
 @example("file:///a%00b")
 @example("s3://a@b/c")
 def test_what_a_table_takes_for_sound_is_never_refused(name):
-    if pc.match_substring_regex(pa.array([name]), storage.SOUND)[0].as_py():
-        storage.parts(name)
+    if pc.match_substring_regex(pa.array([name]), uris.SOUND)[0].as_py():
+        uris.parts(name)
 
 
 def test_buckets_with_dots_are_buckets(monkeypatch):

@@ -1,6 +1,6 @@
 """The manifest: one row an image, Parquet or CSV.
 
-Columns: `image_id` (string, unique), `path` (local, file://, s3:// or gs://, as `dim.storage` reads them; relative to
+Columns: `image_id` (string, unique), `path` (local, file://, s3:// or gs://, as `dim.uris` reads them; relative to
 the manifest's folder), `label` (may be null), `split` (train, val, test or null), optional `role` (query, database, or
 null for both) and `x1, y1, x2, y2` (a query's box in pixels of the upright image). Other columns are kept.
 
@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dim import files, output, storage, tables
+from dim import files, output, tables, uris
 from dim.credentials import redacted
 from dim.data.text import as_text, empty_as_null, plain
 from dim.errors import UserError, quoted
@@ -144,10 +144,10 @@ def _require_ids(uri: str, table: pa.Table) -> None:
 
 def _require_paths(uri: str, table: pa.Table) -> None:
     refused = []
-    rows = _rows(pc.invert(pc.match_substring_regex(table["path"], storage.SOUND)))
+    rows = _rows(pc.invert(pc.match_substring_regex(table["path"], uris.SOUND)))
     for row, path in zip(rows, table["path"].take(pa.array(rows, pa.int64())).to_pylist(), strict=True):
         try:
-            storage.parts(path)
+            uris.parts(path)
         except UserError as error:
             refused.append((row, str(error)))
     if refused:

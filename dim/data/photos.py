@@ -5,10 +5,11 @@ import io
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from dim import files, storage
+from dim import files
 from dim.data.decode import DecodeError, check_header, check_size, decode
 from dim.progress import Progress
 from dim.storage import patient
+from dim.uris import is_plain, parts
 
 MISSING = "no such file"
 _AT_ONCE = 1000
@@ -16,13 +17,13 @@ _AT_ONCE = 1000
 
 def named(uris: Sequence[str], folder: str) -> list[str]:
     """How a manifest in `folder` names the photos: relative if below it, else by their full path or URI."""
-    scheme, top = storage.parts(folder)
+    scheme, top = parts(folder)
     within = f"{top.rstrip('/')}/"
 
     def name(uri: str) -> str:
-        kind, path = storage.parts(uri)
+        kind, path = parts(uri)
         relative = path.removeprefix(within)
-        below = kind == scheme and relative != path and storage.is_plain(relative)
+        below = kind == scheme and relative != path and is_plain(relative)
         return relative if below else uri if kind else path
 
     return list(map(name, uris))

@@ -25,7 +25,7 @@ with atheris.instrument_imports(include=["dim", "pickletools", "json", "yaml", "
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from dim import storage
+    from dim import uris
     from dim.config import read_yaml
     from dim.data import ground_truth, manifest
     from dim.data.importers import LAYOUTS
@@ -104,7 +104,7 @@ def _import(layout, folder):
 
 
 def _uri(content):
-    storage.parts(content.decode(errors="surrogateescape"))
+    uris.parts(content.decode(errors="surrogateescape"))
 
 
 def _parquet(columns):
