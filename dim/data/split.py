@@ -157,7 +157,9 @@ def _tried(table: pa.Table, where: str) -> tuple[pa.Table, pa.Table]:
     reasons |= {others[place]: why + _hint(uris[others[place]], why) for place, why in failed.items()}
     rows = sorted(reasons)
     if len(rows) == len(table):
-        raise UserError(f"none of the {len(table)} photos of {where!r} can be read; the first: {reasons[0]} ({uris[0]!r})")
+        raise UserError(
+            f"none of the {len(table)} photos of {where!r} can be read; the first: {reasons[0]} ({uris[0]!r})"
+        )
     lost = table.take(pa.array(rows, pa.int64()))
     unreadable = labelled.untaken(lost["path"], lost["label"], [reasons[row] for row in rows])
     return table.filter(pa.array([row not in reasons for row in range(len(table))])), unreadable

@@ -385,7 +385,10 @@ def test_the_demo_set_can_be_split_again(demo, tmp_path):
         ({"images": "parts"}, r"'parts' holds tables \('part-0.parquet'\), not photos; name one table; parts"),
         ({"images": "book.xlsx"}, "'book.xlsx' is neither .parquet nor .csv but a spreadsheet's own file; save its"),
         ({"images": "hugging.parquet"}, "has no column 'path'; .* 'image' holds the photos themselves; write each"),
-        ({"images": "broken"}, "none of the 1 photos of 'broken' can be read; the first: the file is empty \\('broken/A/0.png'\\)"),
+        (
+            {"images": "broken"},
+            "none of the 1 photos of 'broken' can be read; the first: the file is empty \\('broken/A/0.png'\\)",
+        ),
         ({"images": "nolabel.csv"}, "has no column 'label'"),
         ({"images": "nopath.csv"}, "has no column 'path'"),
         ({"images": "twice.csv"}, "'a' stands more than once"),
