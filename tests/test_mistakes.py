@@ -78,6 +78,13 @@ def place(tmp_path_factory):
         tables.write(str(place / f"{name}.csv"), pa.table(columns))
     (place / "broken.parquet").write_bytes(b"PAR1 no more")
     (place / "photos.txt").write_text("a0")
+    (place / "latin.csv").write_bytes("image_id,path\né,é.jpg\n".encode("latin-1"))
+    (place / "parts.parquet").mkdir()
+    (place / "parts.parquet" / "part-0.parquet").write_bytes(b"PAR1")
+    (place / "book.xlsx").write_bytes(b"PK\3\4")
+    for folder in ("splits/train/a", "splits/test/a", "wrapped/images/train/a", "wrapped/images/test/a"):
+        (place / folder).mkdir(parents=True)
+        shutil.copy(place / "photos" / "a0.png", place / folder)
     (place / "empty").mkdir()
     shutil.copytree(place / "photos", place / "set")
     (place / "set" / "a0.png").rename(place / "set" / "100000.jpg")
@@ -104,6 +111,9 @@ def place(tmp_path_factory):
     write_whitening(
         place / "other-whitening.npz", Embedding("vgg16", "block5_pool", "mac", *list(vars(EMBEDDING).values())[3:])
     )
+    (place / "half-model").mkdir()
+    (place / "half-model" / "model.json").write_text('{"format_version": 1, "backbone": "\\ud800"}')
+    (place / "half.yaml").write_text('out: "\\ud800"\n')
     (place / "typo.yaml").write_text("imagesize: 32\n")
     (place / "type.yaml").write_text("manifest: [1, 2]\n")
     (place / "list.yaml").write_text("- manifest\n")
@@ -153,6 +163,9 @@ OF_MANIFESTS = {
     "--manifest broken.parquet": "cannot read the table '.*broken.parquet'",
     "--manifest web.csv": r"web.csv': row 10 \(image_id 'd0'\): cannot open .*; 3 rows are like it",
     "--manifest photos.txt": "photos.txt' is neither .parquet nor .csv",
+    "--manifest latin.csv": "latin.csv': byte 0xe9 in line 2 is not UTF-8; save it as UTF-8",
+    "--manifest parts.parquet": "parts.parquet' is a folder; name one table; parts in Parquet become one by",
+    "--manifest book.xlsx": "book.xlsx' is neither .parquet nor .csv but a spreadsheet's own file; save its sheet as",
 }
 OF_SPLITS = {"--split val": "photos.csv' has no row with split 'val'.*; its splits are test, train"}
 OF_DESCRIPTORS = {
@@ -167,6 +180,7 @@ OF_MODELS = {
     "--model vgg16-gem@block5_conv9": "unknown layer .* 'block5_conv9'; did you mean 'block5_conv3'",
     "--model nothing": "no model 'nothing': neither a folder with model.json nor a name such as vgg16-gem",
     "--model model": "model.json' lacks the field 'image_size'",
+    "--model half-model": "half-model/model.json' is not JSON: .*surrogates not allowed",
     "--model later-model": "has format version 99, this dim reads 1",
     "--weights none.npz": "no weights file '.*none.npz'",
     "--weights broken.npz": "cannot read the weights '.*broken.npz'",
@@ -193,6 +207,7 @@ OF_ALL = {
     "--mainfest x": "unknown argument '--mainfest'; ",
     "--config none.yaml": "cannot read the configuration 'none.yaml'",
     "--config list.yaml": "must hold a mapping of flags to values, not list",
+    "--config half.yaml": "out in 'half.yaml' must be UTF-8, not '.ud800'",
     "--config typo.yaml": "unknown key 'imagesize' in 'typo.yaml'; ",
 }
 OF_ONE = {
@@ -206,6 +221,10 @@ OF_ONE = {
         "photos.csv --ignore-label z": "--ignore-label 'z': no photo of 'photos.csv' has this label",
         "photos.csv --test-labels 0.99": "--val-labels and --test-labels sum to 1.09; leave some for train",
         "photos.csv --out out.csv/new.csv": "cannot make the folder '.*out.csv'",
+        "parts.parquet": "holds tables \\('part-0.parquet'\\), not photos; name one table",
+        "book.xlsx": "book.xlsx' is neither .parquet nor .csv but a spreadsheet's own file",
+        "splits --test-labels 0.2": "--test-labels 0.2: the top folders of 'splits' are splits already; leave the flag",
+        "wrapped": "folders test and train within 'images', .*; if they are splits, name wrapped/images; else",
         "photos.csv --out new/manifest.txt": "manifest.txt'.*\\.csv",
     },
     "import": {

@@ -30,7 +30,8 @@ def of_folder(config: SplitConfig) -> tuple[pa.Table, pa.Table, int]:
     labels, splits = of_folders(found.files, folder)
     rows = [row for row, label in enumerate(labels) if label is not None]
     if not rows:
-        raise UserError(f"{folder!r} has no photo in a sub-folder; it needs one sub-folder per label")
+        below = "a sub-folder" if splits is None else "a sub-folder of its splits"
+        raise UserError(f"{folder!r} has no photo in {below}; it needs one sub-folder per label")
     names, known = [found.files[row] for row in rows], [label for label in labels if label is not None]
     columns = {"image_id": unique_ids(names), "path": [files.join(folder, name) for name in names], "label": known}
     if splits is not None:

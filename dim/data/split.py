@@ -42,17 +42,14 @@ def split(config: SplitConfig) -> dict[str, Any]:
     readable, unreadable = _tried(_wanted(table, config), config.images)
     kept = _large_enough(readable, config)
     labels, image_ids = kept["label"].to_pylist(), kept["image_id"].to_pylist()
-    if "split" in kept.column_names:
-        splits = kept["split"].to_pylist()
-        kept = kept.drop_columns("split")
-    elif config.val_per_label is None and config.test_per_label is None:
-        val, test = _shares(config)
-        splits = by_label(labels, val, test, config.seed)
-    else:
-        splits = per_label(labels, image_ids, config.val_per_label or 0, config.test_per_label or 0, config.seed)
+    if "split" not in kept.column_names:
+        kept = kept.append_column("split", pa.array(_splits(labels, image_ids, config), pa.string()))
+    splits = kept["split"].to_pylist()
     tell(labels)
+    counts = Counter(label for label, _ in set(zip(labels, splits, strict=True)))
+    log.info("labels in more than one split: %d of %d", sum(n > 1 for n in counts.values()), len(counts))
     folder = files.parent(config.out)
-    result = manifest.checked(config.out, _named(kept, folder).append_column("split", pa.array(splits, pa.string())))
+    result = manifest.checked(config.out, _named(kept, folder))
     files.make_folder(folder)
     # The list never tells of another manifest than the one that it stands beside.
     beside = f"{config.out.rpartition('.')[0]}.unreadable.csv"
@@ -65,6 +62,9 @@ def split(config: SplitConfig) -> dict[str, Any]:
         if len(those):
             log.warning("%s: %d (%s); see %s", what, len(those), summed(those["reason"].to_pylist()), beside)
     require_once(image_ids, manifest.read(config.out).image_ids, repr(config.out))
+    left_out = len(table) - len(unreadable) - len(kept)
+    if left_out:
+        log.info("left out: %d photos, without a label, of an ignored one or of one with too few photos", left_out)
     counts = Counter(splits)
     return {
         "manifest": config.out,
@@ -72,10 +72,16 @@ def split(config: SplitConfig) -> dict[str, Any]:
         "labels": len(set(labels)),
         **{name: counts[name] for name in manifest.SPLITS},
         "unreadable": len(unreadable),
-        "left_out": len(table) - len(unreadable) - len(kept),
+        "left_out": left_out,
         "skipped": len(skipped),
         "hidden": hidden,
     }
+
+
+def _splits(labels: list[str], image_ids: list[str], config: SplitConfig) -> list[str]:
+    if config.val_per_label is None and config.test_per_label is None:
+        return by_label(labels, *_shares(config), config.seed)
+    return per_label(labels, image_ids, config.val_per_label or 0, config.test_per_label or 0, config.seed)
 
 
 def by_label(labels: Sequence[str], val: float, test: float, seed: int) -> list[str]:
@@ -155,7 +161,9 @@ def _tried(table: pa.Table, where: str) -> tuple[pa.Table, pa.Table]:
     reasons |= {others[place]: why + _hint(uris[others[place]], why) for place, why in failed.items()}
     rows = sorted(reasons)
     if len(rows) == len(table):
-        raise UserError(f"none of the {len(table)} photos of {where!r} can be read; the first: {reasons[0]}")
+        raise UserError(
+            f"none of the {len(table)} photos of {where!r} can be read; the first: {reasons[0]} ({uris[0]!r})"
+        )
     lost = table.take(pa.array(rows, pa.int64()))
     unreadable = labelled.untaken(lost["path"], lost["label"], [reasons[row] for row in rows])
     return table.filter(pa.array([row not in reasons for row in range(len(table))])), unreadable

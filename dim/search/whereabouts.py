@@ -62,5 +62,5 @@ def of_queries(path: str, photos: str, ids: Collection[str], root: str | None = 
     """What is known of the queries `ids` that `path` names; `photos` is the manifest that was made of them, if any."""
     if files.exists(photos):
         # A manifest that the user gave has labels too.
-        return of_manifest(path if path.endswith(tables.SUFFIXES) else photos, ids, root)
+        return of_manifest(path if tables.is_table(path) else photos, ids, root)
     return of_folder(path, ids, root)

@@ -41,6 +41,19 @@ def place(tmp_path, write_manifest, write_descriptors):
     return AuditConfig(manifest=manifest, descriptors=folder, out=str(tmp_path / "out"))
 
 
+def test_labels_that_a_spreadsheet_would_run(tmp_path, write_manifest, write_descriptors):
+    vectors = np.random.default_rng(0).standard_normal((6, 8))
+    vectors[3] = vectors[0]
+    labels = ["=1+1"] * 3 + ["@SUM(1)"] * 3
+    manifest = write_manifest(image_id=[f"={name}" for name in "abcdef"], label=labels, path=[*"abcdef"])
+    folder = write_descriptors([f"={name}" for name in "abcdef"], vectors)
+    audit(AuditConfig(manifest=manifest, descriptors=folder, out=str(tmp_path / "out")))
+    table = pq.read_table(tmp_path / "out" / "suspects.parquet").to_pylist()
+    frame = pd.read_csv(tmp_path / "out" / "suspects.csv").to_dict("records")
+    assert frame and [f"'{row['image_id']}" for row in table] == [row["image_id"] for row in frame]
+    assert {row["label"] for row in frame} <= {"'=1+1", "'@SUM(1)"}
+
+
 def test_what_is_wrong_is_listed(place, tmp_path):
     result = audit(place)
     assert result == {"images": 47, "errors": 1, "label": 2, "duplicate": 2, "far": 1}

@@ -180,6 +180,7 @@ def split_tree(folder, *tops):
     [("train", "val", "test"), ("Train", "Valid", "TEST"), ("train", "validation", "test"), ("train", "test")],
 )
 def test_folders_that_are_splits(tmp_path, caplog, tops):
+    caplog.set_level("INFO")
     tree = split_tree(tmp_path / "tree", *tops)
     photo(tree / tops[0] / "loose.png")
     photo(tree / tops[0] / "D" / "deep" / "1.png")
@@ -194,7 +195,17 @@ def test_folders_that_are_splits(tmp_path, caplog, tops):
         assert name == of_top.get(top, of_top[top[0].lower()])
     assert result["images"] == len(rows) == 6 * len(tops) + 2
     assert (result["labels"], result["skipped"], result["hidden"]) == (4, 2, 1)
+    assert "labels in more than one split: 4 of 4" in caplog.messages
     assert len(set(rows.image_ids)) == len(rows)
+
+
+def test_splits_without_labels(tmp_path):
+    for name in ("train", "test"):
+        photo(tmp_path / "tree" / name / "1.png")
+    with pytest.raises(
+        UserError, match="has no photo in a sub-folder of its splits; it needs one sub-folder per label"
+    ):
+        ran(tmp_path / "tree", tmp_path / "m.csv")
 
 
 def test_one_folder_that_is_a_split(tmp_path):
@@ -374,7 +385,10 @@ def test_the_demo_set_can_be_split_again(demo, tmp_path):
         ({"images": "parts"}, r"'parts' holds tables \('part-0.parquet'\), not photos; name one table; parts"),
         ({"images": "book.xlsx"}, "'book.xlsx' is neither .parquet nor .csv but a spreadsheet's own file; save its"),
         ({"images": "hugging.parquet"}, "has no column 'path'; .* 'image' holds the photos themselves; write each"),
-        ({"images": "broken"}, "none of the 1 photos of 'broken' can be read; the first: the file is empty"),
+        (
+            {"images": "broken"},
+            "none of the 1 photos of 'broken' can be read; the first: the file is empty \\('broken/A/0.png'\\)",
+        ),
         ({"images": "nolabel.csv"}, "has no column 'label'"),
         ({"images": "nopath.csv"}, "has no column 'path'"),
         ({"images": "twice.csv"}, "'a' stands more than once"),

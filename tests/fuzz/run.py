@@ -107,9 +107,9 @@ def _uri(content):
     uris.parts(content.decode(errors="surrogateescape"))
 
 
-def _parquet(columns):
+def _parquet(columns, **options):
     file = io.BytesIO()
-    pq.write_table(pa.table(columns), file)
+    pq.write_table(pa.table(columns), file, **options)
     return file.getvalue()
 
 
@@ -131,10 +131,15 @@ def _model():
     return [content, json.dumps(learned).encode()]
 
 
+DELTA = {"use_dictionary": False, "column_encoding": "DELTA_BYTE_ARRAY"}
+
 # Each with inputs to start from.
 TARGETS = {
-    "manifest-csv": (_file("photos.csv", manifest.read), [_csv(ROWS), _csv({"image_id": ["a"], "path": ["b"]})]),
-    "manifest-parquet": (_file("photos.parquet", manifest.read), [_parquet(ROWS)]),
+    "manifest-csv": (
+        _file("photos.csv", manifest.read),
+        [_csv(ROWS), _csv({"image_id": ["a"], "path": ["b"]}), _csv(ROWS).decode().encode("utf-16")],
+    ),
+    "manifest-parquet": (_file("photos.parquet", manifest.read), [_parquet(ROWS), _parquet(ROWS, **DELTA)]),
     "ground-truth-csv": (_file("truth.csv", lambda uri: ground_truth.read(uri, KNOWN)), [_csv(GRADES)]),
     "ground-truth-parquet": (_file("truth.parquet", lambda uri: ground_truth.read(uri, KNOWN)), [_parquet(GRADES)]),
     "model": (_file(spec.SPEC_FILE, lambda uri: spec.read(str(Path(uri).parent))), _model()),

@@ -28,6 +28,20 @@ def test_a_row_without_a_date_is_named(tmp_path, date):
         History(str(tmp_path))
 
 
+def test_what_a_spreadsheet_would_run_is_escaped_and_comes_back(tmp_path):
+    names = ["=1+1", "@SUM(1)", "'=1", "-x", "'quoted", "shelf"]
+    rows = [Row("2030-01-01", name, ACCEPTED, difference=-0.5, reason="+1-x", model="=m") for name in names]
+    path = written(tmp_path, "2030-01-01", *rows)
+    cells = {tuple(row.values()) for row in tables.read(str(path)).to_pylist()}
+    assert {row[1] for row in cells} == {"'=1+1", "'@SUM(1)", "''=1", "'-x", "'quoted", "shelf"}
+    for _ in range(2):
+        history = History(str(tmp_path))
+        for name in names:
+            row = history.baseline(name, "2030-01-09")
+            assert row and (row["difference"], row["reason"], row["model"]) == ("-0.5", "+1-x", "=m")
+        history.put("2030-01-02", [])
+
+
 def test_a_file_of_other_columns_is_no_history(tmp_path):
     (tmp_path / "history.csv").write_text("a,b\n1,2\n")
     with pytest.raises(UserError, match=r"history\.csv' is no history of nights: it has no column 'date'"):
