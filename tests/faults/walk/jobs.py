@@ -4,9 +4,7 @@ Ray and the network are stood in for, so that a job is one process and takes a f
 """
 
 import contextlib
-import dataclasses
 import hashlib
-import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,7 +179,7 @@ RUNS: dict[str, Callable[[Path, str], object]] = {
 
 
 def read(job, root, out):
-    """What the readers of `job` find at `out`: something that is equal for equal results. Raises UserError as they do."""
+    """What the readers of `job` find at `out`, equal for equal results. Raises UserError as they do."""
     return READERS.get(job, _sealed)(root, str(out))
 
 
