@@ -27,8 +27,6 @@ from dim.search.export import LAYOUTS, export
 from dim.search.index_job import build
 from dim.search.search_job import search
 
-pytestmark = pytest.mark.usefixtures("ray_session")
-
 IDS = [f"photo {number}" for number in range(9)]
 VECTORS = np.random.default_rng(0).standard_normal((9, 4)).astype(np.float32)
 
@@ -104,7 +102,11 @@ SAID = {
 
 
 @pytest.fixture
-def store_of(write_manifest, write_descriptors):
+def store_of(write_manifest, write_descriptors, request):
+    """Makes a manifest, a store of its photos, and one of other photos."""
+    if "mine" in request.node.name or "whiten" in request.node.name:
+        request.getfixturevalue("ray_session")
+
     def make(sealed):
         manifest = write_manifest(image_id=IDS, label=["a", "b", "c"] * 3, split=["train"] * 9)
         folder = write_descriptors(IDS, VECTORS, sealed=sealed)

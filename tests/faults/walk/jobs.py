@@ -22,6 +22,7 @@ from dim.data.importers.config import ImportConfig
 from dim.data.importers.job import import_benchmark
 from dim.data.split import split
 from dim.data.split_config import SplitConfig
+from dim.errors import UserError
 from dim.evaluate import comparison
 from dim.evaluate.config import EvaluateConfig
 from dim.evaluate.job import evaluate
@@ -185,6 +186,8 @@ def read(job, root, out):
 
 def _sealed(_, out):
     """The files of a folder, all of which belong to it. (No job reads what these jobs leave.)"""
+    if output.record_of(out) is None:
+        raise UserError(f"{out!r} is no output of a job")
     sealed = output.whole(out)
     found = {str(path.relative_to(out)) for path in Path(out).rglob("*") if path.is_file()}
     assert sealed and found - {".lock", output.RECORD, output.RESULT} == sealed.keys(), (found, sealed)
