@@ -189,7 +189,7 @@ def _sealed(_, out):
     if output.record_of(out) is None:
         raise UserError(f"{out!r} is no output of a job")
     sealed = output.whole(out)
-    found = {str(path.relative_to(out)) for path in Path(out).rglob("*") if path.is_file()}
+    found = {str(path.relative_to(out)) for path in Path(out).rglob("*") if path.is_file() and path.suffix != ".tmp"}
     assert sealed and found - {".lock", output.RECORD, output.RESULT} == sealed.keys(), (found, sealed)
     return {name: _sha256(f"{out}/{name}") for name in sorted(sealed) if not name.endswith(".html")}
 
