@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from dim import output, tables
-from dim.extract import store
+from dim.extract import shards, store
 from dim.extract.identity import Embedding
 
 
@@ -209,9 +209,11 @@ def write_manifest(tmp_path):
 
 @pytest.fixture
 def write_descriptors(tmp_path):
-    """Writes descriptors (N, D), L2-normalised unless `raw`, in shards of three; ids in `errors` become error rows."""
+    """Writes descriptors (N, D), L2-normalised unless `raw`, in shards of three; ids in `errors` become error rows. A
+    store that is not `sealed` is as dim wrote it before there were seals, but for the number of images.
+    """
 
-    def write(ids, vectors, *, name="descriptors", errors=(), inputs=None, raw=False, **changes):
+    def write(ids, vectors, *, name="descriptors", errors=(), inputs=None, raw=False, sealed=False, **changes):
         folder = str(tmp_path / name)
         vectors = np.asarray(vectors, dtype=np.float32)
         if not raw:
@@ -230,7 +232,7 @@ def write_descriptors(tmp_path):
                 table = pa.Table.from_pylist(rows, schema=store.schema(vectors.shape[1]))
                 name = store.shard_name([(image_id, "") for image_id in part])
                 store.write_shard(folder, name, store.marked(table, embedding(**changes)))
-            out.finish({})
+            out.finish({}, shards.sealed(folder, store.shards(folder)) if sealed else None)
         return folder
 
     return write

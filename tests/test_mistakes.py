@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -16,6 +17,7 @@ from PIL import Image
 from dim import files, tables
 from dim.extract import store
 from dim.extract.identity import Embedding
+from dim.model import spec
 from dim.model.whitening import Whitening
 
 JOBS = Path(__file__).resolve().parents[1] / "jobs"
@@ -99,6 +101,22 @@ def place(tmp_path_factory):
         (place / name).mkdir()
         (place / name / "run.json").write_text('{"job": "extr' if record is None else json.dumps(record))
 
+    for name, counts in (("lost", {"images": 20}), ("strange", {"images": 12})):
+        write_descriptors(place / name)
+        seal = {"part-0.parquet": {"rows": 12, "bytes": (place / name / "part-0.parquet").stat().st_size}}
+        record = files.read_json(str(place / name / "run.json")) | {"counts": counts}
+        files.write_json(str(place / name / "run.json"), record | ({"files": seal} if name == "strange" else {}))
+    shutil.copy(place / "strange" / "part-0.parquet", place / "strange" / "part-1.parquet")
+    for name, job in (("killed-import", "import"), ("killed-evaluation", "evaluate")):
+        (place / name).mkdir()
+        (place / name / "run.json").write_text(json.dumps({"job": job, "status": "running"}))
+    shutil.copy(place / "photos.csv", place / "killed-import")
+    (place / "killed-evaluation" / "metrics.json").write_text('{"protocol": "labels", "map": 0.5}')
+    (place / "mixed-model").mkdir()
+    spec.write(spec.Spec(), str(place / "mixed-model"), "0" * 64)
+    with h5py.File(place / "mixed-model" / "model.weights.h5", "w") as file:
+        file["kernel"] = np.zeros(3)
+
     random = np.random.default_rng(0).bytes(4000)
     for name in ("broken.npz", "broken.weights.h5"):
         (place / name).write_bytes(random)
@@ -162,6 +180,7 @@ OF_MANIFESTS = {
     "--manifest dev.csv": "unknown split 'dev'; use train, val, test",
     "--manifest broken.parquet": "cannot read the table '.*broken.parquet'",
     "--manifest web.csv": r"web.csv': row 10 \(image_id 'd0'\): cannot open .*; 3 rows are like it",
+    "--manifest killed-import/photos.csv": r"'killed-import' was never finished; run import\.py again",
     "--manifest photos.txt": "photos.txt' is neither .parquet nor .csv",
     "--manifest latin.csv": "latin.csv': byte 0xe9 in line 2 is not UTF-8; save it as UTF-8",
     "--manifest parts.parquet": "parts.parquet' is a folder; name one table; parts in Parquet become one by",
@@ -173,6 +192,8 @@ OF_DESCRIPTORS = {
     "--descriptors broken-record": "broken-record/run.json' is not JSON",
     "--descriptors list-record": "list-record/run.json' is no record of a job",
     "--descriptors foreign": "holds no complete embedding",
+    "--descriptors lost": r"lost' has 12 rows in its shards, and 20 images in its run\.json; run the same extract\.py",
+    "--descriptors strange": r"part-1\.parquet' is none of the shards that run\.json tells of; take it away, or run",
 }
 OF_MODELS = {
     "--model vgg17-gem": "unknown backbone 'vgg17'; did you mean 'vgg1[69]'",
@@ -181,6 +202,7 @@ OF_MODELS = {
     "--model nothing": "no model 'nothing': neither a folder with model.json nor a name such as vgg16-gem",
     "--model model": "model.json' lacks the field 'image_size'",
     "--model half-model": "half-model/model.json' is not JSON: .*surrogates not allowed",
+    "--model mixed-model": r"model\.json and model\.weights\.h5 in 'mixed-model' were not written together; if",
     "--model later-model": "has format version 99, this dim reads 1",
     "--weights none.npz": "no weights file '.*none.npz'",
     "--weights broken.npz": "cannot read the weights '.*broken.npz'",
@@ -290,6 +312,7 @@ OF_ONE = {
         "--top 0": "--top must be at least 1, not 0",
     },
     "evaluate": {
+        "--baseline killed-evaluation/metrics.json": r"'killed-evaluation' was never finished; run evaluate\.py again",
         "--descriptors a --descriptors b --descriptors c": "give --descriptors DIR or --model X once, or twice",
         "--manifest singles.csv": "has a positive in the database; nothing to measure",
         "--manifest more.csv": "lacks 12 of the 12 images asked for, the first 'new 0'",

@@ -1,15 +1,18 @@
 """Output folders: run.json and result.json, one writer, one job, no trace of a mistake."""
 
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
-from dim import output
+from dim import output, seal, tables
 from dim.errors import UserError
 
 
@@ -138,4 +141,78 @@ def test_a_lock_that_is_a_link_or_no_file(tmp_path):
     for out in ("linked", "folder"):
         with pytest.raises(UserError, match=rf"cannot write '.*{out}/\.lock' .*choose another folder"):
             open_as("extract", tmp_path / out).__enter__()
+    assert (tmp_path / "precious").read_text() == "mine"
+
+
+def sealed(folder, **contents):
+    """Finishes a job in `folder` that writes files of these contents."""
+    with open_as("audit", folder) as out:
+        for name, content in contents.items():
+            Path(out.path(name.replace("_", "."))).write_text(content)
+        return out.finish({})
+
+
+def test_what_a_job_wrote_is_sealed(tmp_path):
+    out = tmp_path / "out"
+    sealed(out, a_csv="1", b_csv="22")
+    tables.write(str(out / "c.parquet"), pa.table({"x": [1, 2, 3]}))
+    (out / "notes").write_text("a person's")
+    found = output.whole(str(out))
+    assert found == read(out / "run.json")["files"] and found is not None
+    assert {name: facts["bytes"] for name, facts in found.items()} == {"a.csv": 1, "b.csv": 2}
+    assert found["a.csv"]["sha256"] == hashlib.sha256(b"1").hexdigest()
+    with open_as("audit", out) as again:
+        again.path("c.parquet")
+        again.path("never written")
+        again.finish({})
+    assert output.whole(str(out)) == {"c.parquet": seal.of(str(out), ["c.parquet"], {})["c.parquet"]}
+    assert read(out / "run.json")["files"]["c.parquet"]["rows"] == 3
+
+
+def test_a_folder_that_was_copied_is_whole(tmp_path):
+    sealed(tmp_path / "out", a_csv="1", b_csv="22")
+    shutil.copytree(tmp_path / "out", tmp_path / "copy", copy_function=shutil.copyfile)
+    assert output.whole(str(tmp_path / "copy")) == output.whole(str(tmp_path / "out")) is not None
+
+
+def test_a_folder_that_lost_a_file_or_has_another_is_not_whole(tmp_path):
+    out = tmp_path / "out"
+    sealed(out, a_csv="1", b_csv="22")
+    (out / "b.csv").write_text("333")
+    with pytest.raises(
+        UserError, match=r"b\.csv' is not the file that its run\.json tells of; make it again with audit"
+    ):
+        output.whole(str(out))
+    (out / "b.csv").unlink()
+    with pytest.raises(
+        UserError, match=r"no file '.*b\.csv'; make it again with audit\.py, or copy the folder as a whole"
+    ):
+        output.whole(str(out))
+    with open_as("audit", out), pytest.raises(UserError, match=r"was never finished; run audit\.py again"):
+        output.whole(str(out))
+
+
+def test_a_file_of_the_run_before_goes_once_the_next_is_whole(tmp_path):
+    out = tmp_path / "out"
+    sealed(out, a_csv="1", b_csv="22")
+    (out / "notes").write_text("a person's")
+    for _ in range(2):  # one that is killed, and the next
+        with pytest.raises(ZeroDivisionError), open_as("audit", out):
+            raise ZeroDivisionError
+    assert (out / "b.csv").exists()
+    sealed(out, a_csv="1")
+    assert sorted(path.name for path in out.iterdir()) == [".lock", "a.csv", "notes", "result.json", "run.json"]
+    assert "replaces" not in read(out / "run.json")
+
+
+@pytest.mark.parametrize("name", ["../precious", "/precious", "a/../../precious", "s3://bucket/precious", "", 5])
+@pytest.mark.parametrize("key", ["files", "replaces"])
+def test_a_strangers_seal_names_nothing_outside_of_its_folder(tmp_path, key, name):
+    out = tmp_path / "out"
+    out.mkdir()
+    (tmp_path / "precious").write_text("mine")
+    listed = {name: {}} if key == "files" and name != 5 else [name]
+    (out / "run.json").write_text(json.dumps({"job": "audit", "status": "done", key: listed}))
+    with pytest.raises(UserError, match="not what dim writes; make this folder again"), open_as("audit", out) as again:
+        again.finish({})
     assert (tmp_path / "precious").read_text() == "mine"

@@ -378,3 +378,28 @@ def test_the_job(tree, tmp_path):
     failed = run("oxfrod5k", tmp_path, "--out", tmp_path / "out")
     assert failed.returncode == 2
     assert failed.stderr.splitlines()[1:] == ["error: unknown layout 'oxfrod5k'; did you mean 'oxford5k'?"]
+
+
+def test_an_import_that_was_killed_between_its_files_is_refused_and_a_corrected_manifest_is_not(tree, monkeypatch):
+    source = tree(OXFORD)
+    Imported("oxford5k", source)
+    out = source.parent / "imported"
+    uri, truth = str(out / "manifest.parquet"), str(out / "ground_truth.parquet")
+    photos = manifest.read(uri)
+    corrected = photos.table.set_column(photos.table.column_names.index("label"), "label", [["hall"] * len(photos)])
+    tables.write(uri, corrected)
+    assert manifest.read(uri).labels[0] == "hall" and ground_truth.read(truth, photos)
+    write = tables.write
+
+    def dying(uri, table):
+        if uri == truth:
+            raise ZeroDivisionError
+        write(uri, table)
+
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(tables, "write", dying)
+        import_benchmark(ImportConfig("oxford5k", str(source), str(out)))
+    for read in (lambda: manifest.read(uri), lambda: ground_truth.read(truth, photos)):
+        with pytest.raises(UserError, match=r"imported' was never finished; run import\.py again"):
+            read()
+    assert Imported("oxford5k", source).manifest.table == photos.table

@@ -441,3 +441,27 @@ def test_the_job(shelf, tmp_path):
     failed = run("shelf", "--out", "m.csv", "--val-label", "0.1")
     assert failed.returncode == 2
     assert failed.stderr == "error: unknown argument '--val-label'; did you mean '--val-labels'?\n"
+
+
+def test_the_list_of_unreadable_photos_is_of_the_manifest_that_it_stands_beside(shelf, tmp_path, monkeypatch):
+    out, listed = tmp_path / "photos.csv", tmp_path / "photos.unreadable.csv"
+    split(SplitConfig(str(shelf), str(out)))
+    assert listed.exists()
+    write = tables.write
+
+    def dying(uri, table):
+        write(uri, table)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(tables, "write", dying)
+    with pytest.raises(ZeroDivisionError):  # of the two files, the manifest is written
+        split(SplitConfig(str(shelf), str(out), seed=1))
+    assert out.exists() and not listed.exists()
+
+
+def test_what_a_killed_split_left_is_swept(shelf, tmp_path):
+    half = [tmp_path / f"photos{name}.csv.4194304.tmp" for name in ("", ".unreadable")]  # no process has this number
+    for path in half:
+        path.write_text("half")
+    split(SplitConfig(str(shelf), str(tmp_path / "photos.csv")))
+    assert not any(path.exists() for path in half)

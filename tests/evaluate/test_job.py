@@ -1,12 +1,14 @@
 import json
 import math
 from dataclasses import replace
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from dim import files
 from dim.errors import GateNotMet, UserError
 from dim.evaluate.config import EvaluateConfig
 from dim.evaluate.job import evaluate
@@ -440,3 +442,49 @@ def test_a_model_is_extracted_first(labelled, write_descriptors, monkeypatch):
     (config,) = asked
     assert (config.model, config.manifest, config.split) == ("vgg16-gem", labelled["manifest"], "test")
     assert (config.out, config.image_size) == (labelled["out"] + "/descriptors-1", 96)
+
+
+def test_a_baseline_of_an_evaluation_that_is_not_whole_is_refused(labelled, tmp_path, monkeypatch):
+    before = evaluate(EvaluateConfig(**labelled, report=False))
+    baseline = Path(labelled["out"]) / "metrics.json"
+    again = labelled | {"out": str(tmp_path / "again")}
+
+    def refused(said):
+        with pytest.raises(UserError, match=said) as caught:
+            evaluate(EvaluateConfig(**again, baseline=str(baseline), report=False))
+        assert "\n" not in str(caught.value)
+        assert not Path(again["out"]).exists()
+
+    shutil.copytree(baseline.parent, tmp_path / "whole")
+    per_query = baseline.parent / "per_query.parquet"
+    table = pq.read_table(per_query)
+    for other in (table.slice(1), table.set_column(2, "ap", table["ap"].take(np.roll(np.arange(len(table)), 1)))):
+        pq.write_table(other, per_query)
+        refused(r"per_query\.parquet' is not the file that its run\.json tells of; make it again with evaluate\.py")
+    per_query.unlink()
+    refused(r"no file '.*per_query\.parquet'; make it again with evaluate\.py")
+    # Killed between its two files: one of another protocol, beside the old one.
+    shutil.rmtree(baseline.parent)
+    shutil.copytree(tmp_path / "whole", baseline.parent)
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write_json", dies_at("metrics.json", files.write_json))
+        with pytest.raises(ZeroDivisionError):
+            evaluate(EvaluateConfig(**labelled | {"protocol": "holidays"}, report=False))
+    refused(r"'.*out' was never finished; run evaluate\.py again")
+    # One that was copied elsewhere is taken as it is, and no strange per_query.parquet with it.
+    for name in ("metrics.json", "baseline.json"):
+        alone = tmp_path / name
+        shutil.copy(tmp_path / "whole" / "metrics.json", alone)
+        if name == "baseline.json":
+            shutil.copy(tmp_path / "whole" / "per_query.parquet", tmp_path)
+        found = evaluate(EvaluateConfig(**again, baseline=str(alone), report=False))
+        assert found["map"] == before["map"] and "against_baseline" not in found
+
+
+def dies_at(name, write):
+    def dying(uri, document):
+        if uri.endswith(name):
+            raise ZeroDivisionError
+        write(uri, document)
+
+    return dying

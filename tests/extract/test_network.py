@@ -2,6 +2,8 @@
 
 import io
 import itertools
+import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from PIL import Image
 from dim import tables
 from dim.data import manifest as manifests
 from dim.data.decode import decode
+from dim.errors import UserError
 from dim.extract import store
 from dim.extract.embedder import Embedder, Recipe
 from dim.model import spec
@@ -102,3 +105,29 @@ def test_shapes_are_kept_apart_and_their_order_kept(batch_size):
         seen |= dict(zip(rows, batch, strict=True))
     assert sorted(seen) == list(range(20))
     assert all(np.array_equal(seen[row], image) for row, image in enumerate(images))
+
+
+def test_weights_that_are_replaced_before_the_workers_load_them_end_the_job(ray_session, demo, tmp_path, monkeypatch):
+    from dim.extract import pipeline
+    from dim.extract.config import ExtractConfig
+    from dim.extract.job import extract
+
+    table = tables.read(str(demo / "manifest.csv")).slice(0, 4)
+    paths = [str(demo / name) for name in table["path"].to_pylist()]
+    tables.write(str(tmp_path / "photos.csv"), table.set_column(1, "path", [paths]))
+    weights, run = tmp_path / "weights.npz", pipeline.run
+    shutil.copy(spec.SHIPPED_WEIGHTS, weights)
+
+    def replaced(*arguments):
+        with zipfile.ZipFile(weights, "a") as archive:  # sound, and another
+            archive.writestr("more.npy", b"")
+        return run(*arguments)
+
+    monkeypatch.setattr(pipeline, "run", replaced)
+    config = {"manifest": str(tmp_path / "photos.csv"), "model": "vgg16-gem", "out": str(tmp_path / "out")}
+    with pytest.raises(
+        UserError, match=r"weights\.npz' changed while this job ran; run the same command again"
+    ) as said:
+        extract(ExtractConfig(**config, weights=str(weights), image_size=32, precision="float32"))
+    assert "\n" not in str(said.value)
+    assert not (tmp_path / "out").exists()

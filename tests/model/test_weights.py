@@ -218,3 +218,17 @@ def test_other_endings_and_missing_files(tmp_path):
     refused(tmp_path / "w.pth", "are neither .npz nor .h5")
     for name in ("none.npz", "none.h5"):
         refused(tmp_path / name, "No such file")
+
+
+def test_weights_that_changed_since_they_were_hashed_are_not_loaded(tmp_path):
+    model, path = network(), tmp_path / "w.npz"
+    np.savez(path, **arrays())
+    known = spec.sha256(str(path))
+    weights.load_into(model, str(path), known)
+    before = model.get_layer("pca").kernel.numpy()
+    np.savez(path, **{name: 2 * array for name, array in arrays().items()})
+    with pytest.raises(UserError, match=r"w\.npz' changed while this job ran; run the same command again"):
+        weights.load_into(model, str(path), known)
+    np.testing.assert_array_equal(model.get_layer("pca").kernel, before)
+    saved = str(tmp_path / "w.weights.h5")
+    assert weights.save(model, saved) == spec.sha256(saved)

@@ -1,9 +1,13 @@
 """Nights that follow each other: only what is new is computed, what is worse is refused, each date counts once."""
 
+import shutil
+
 import pytest
 
 from dim import files, tables
 from dim.errors import GateNotMet, UserError
+from dim.nightly import collection
+from dim.nightly.config import Measurement
 
 WORSE = "vgg16-mac"
 
@@ -147,3 +151,41 @@ def test_a_date_before_the_last_night_is_refused(night, embedded):
     night("2030-01-02")
     with pytest.raises(UserError, match=r"2030-01-01 is before 2030-01-02, the last night of"):
         night("2030-01-01")
+
+
+def test_a_model_that_changes_between_two_collections(night, photos, embedded, tmp_path, monkeypatch):
+    other = tmp_path / "photos" / "more.csv"
+    shutil.copy(photos.manifest, other)
+    measured = tuple(
+        Measurement(name=name, manifest=manifest, split="test")
+        for name, manifest in (("shelf", photos.manifest), ("more", str(other)))
+    )
+    refreshed = collection.refreshed
+
+    def changing(config, model, manifest):  # what a training run writes meanwhile
+        return refreshed(config, WORSE if manifest == str(other) else model, manifest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(collection, "refreshed", changing)
+        with pytest.raises(UserError, match=r"'vgg16-gem' and 'vgg16-gem, as it is now' were made by different"):
+            night("2030-01-01", evaluations=measured)
+    assert not (tmp_path / "nightly" / "nights" / "2030-01-01" / "night.json").exists()
+    assert night("2030-01-01", evaluations=measured)["accepted"]
+
+
+def test_an_index_that_lost_a_file_is_made_again(night, embedded, tmp_path):
+    night("2030-01-01")
+    (ids,) = tmp_path.glob("nightly/collections/*/*/index/ids.parquet")
+    before = ids.read_bytes()
+    ids.unlink()
+    night("2030-01-02")
+    assert ids.read_bytes() == before
+
+
+def test_what_a_killed_night_left_is_swept(night, embedded, tmp_path):
+    folder = tmp_path / "nightly" / "nights" / "2030-01-01"
+    folder.mkdir(parents=True)
+    for path in (folder / "night.json.4194304.tmp", tmp_path / "nightly" / "history.csv.4194304.tmp"):
+        path.write_text("half")
+    night("2030-01-01")
+    assert not list(tmp_path.rglob("*.tmp"))

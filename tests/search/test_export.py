@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from dim import files, output
 from dim.errors import UserError
 from dim.extract import identity
 from dim.search.config import ExportConfig
@@ -125,6 +126,36 @@ def test_a_smaller_export_leaves_nothing_of_a_larger_one(exported, write_descrip
         list((tmp_path / "out").rglob("*_00*.*")) if kind == "clip-retrieval" else list((tmp_path / "out").rglob("00*"))
     )
     assert len(parts) == result["files"]
+
+
+@pytest.mark.parametrize("kind", ["autofaiss", "clip-retrieval"])
+def test_an_export_that_dies_over_a_larger_one_leaves_nothing_of_it(
+    exported, write_descriptors, tmp_path, kind, monkeypatch
+):
+    out = exported(kind)
+    few = write_descriptors(IDS[:4], VECTORS[:4], name="few", raw=True)
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(files, "write_bytes", dying_at("000", files.write_bytes))
+        export(ExportConfig(descriptors=few, out=str(out), format=kind))
+    assert not list(out.rglob("*00*"))
+    with pytest.raises(UserError, match="was never finished"):
+        output.whole(str(out))
+
+
+def dying_at(part, write):
+    def dying(uri, content):
+        if part in uri.rpartition("/")[2]:
+            raise ZeroDivisionError
+        write(uri, content)
+
+    return dying
+
+
+def test_an_export_in_another_format_takes_the_place_of_the_one_before(exported):
+    sealed = [output.whole(str(exported(kind))) for kind in ("autofaiss", "npy")]
+    out = exported("npy")
+    assert sorted(output.whole(str(out))) == ["descriptors.npy", "names.txt"]
+    assert not list((out / "embeddings").iterdir()) and all(sealed)
 
 
 def test_what_can_not_be_exported(write_descriptors, tmp_path):

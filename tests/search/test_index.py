@@ -1,3 +1,4 @@
+import hashlib
 import json
 import logging
 import subprocess
@@ -253,3 +254,48 @@ def test_a_bad_factory_ends_the_job_in_status_2_with_one_line(folder, tmp_path):
     assert (done.returncode, done.stdout) == (2, "")
     (said,) = done.stderr.splitlines()[1:]
     assert said.startswith("error: --factory 'Nonsense' is no FAISS index for 16 values")
+
+
+def test_index_json_and_run_json_seal_all_of_its_files(folder, tmp_path):
+    built(folder, tmp_path)
+    sealed = json.loads((tmp_path / "index.json").read_text())["files"]
+    assert sealed == {
+        name: {
+            "bytes": (tmp_path / name).stat().st_size,
+            "sha256": hashlib.sha256((tmp_path / name).read_bytes()).hexdigest(),
+            "rows": ROWS - 2,
+        }
+        for name in ("ids.parquet", "knn.index")
+    }
+    assert json.loads((tmp_path / "run.json").read_text())["files"].items() >= sealed.items()
+
+
+def test_ids_of_another_index_of_as_many_rows(folder, write_descriptors, tmp_path):
+    other = write_descriptors([f"q{image_id[1:]}" for image_id in IDS], VECTORS, name="other", errors=[])
+    built(folder, tmp_path / "one")
+    built(other, tmp_path / "two")
+    ids = tmp_path / "one" / "ids.parquet"
+    before = ids.read_bytes()
+    # Of the same size: only their content tells them apart.
+    table = tables.read(str(ids))
+    turned = table.take(pa.array(np.roll(np.arange(len(table)), 1)))
+    for swapped in (tables.read(str(tmp_path / "two" / "ids.parquet")).slice(0, ROWS - 2), turned):
+        tables.write(str(ids), swapped)
+        refused(
+            tmp_path / "one", r"ids\.parquet' is not the file that its run\.json tells of; make it again with index"
+        )
+    ids.write_bytes(before)
+    target.read(str(tmp_path / "one"), None, None)
+    (tmp_path / "one" / "index.json").unlink()
+    refused(tmp_path / "one", r"no file '.*index\.json'; make it again with index\.py, or copy the folder as a whole")
+
+
+def test_an_index_of_before_there_were_seals_is_read(folder, tmp_path):
+    built(folder, tmp_path)
+    record = json.loads((tmp_path / "run.json").read_text())
+    del record["files"]
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    (tmp_path / "index.json").unlink()
+    assert len(target.read(str(tmp_path), None, None).ids) == ROWS - 2
+    (tmp_path / "ids.parquet").unlink()
+    refused(tmp_path, r"no file '.*ids\.parquet'")

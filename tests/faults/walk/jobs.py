@@ -4,9 +4,7 @@ Ray and the network are stood in for, so that a job is one process and takes a f
 """
 
 import contextlib
-import dataclasses
 import hashlib
-import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +22,7 @@ from dim.data.importers.config import ImportConfig
 from dim.data.importers.job import import_benchmark
 from dim.data.split import split
 from dim.data.split_config import SplitConfig
+from dim.errors import UserError
 from dim.evaluate import comparison
 from dim.evaluate.config import EvaluateConfig
 from dim.evaluate.job import evaluate
@@ -181,14 +180,16 @@ RUNS: dict[str, Callable[[Path, str], object]] = {
 
 
 def read(job, root, out):
-    """What the readers of `job` find at `out`: something that is equal for equal results. Raises UserError as they do."""
+    """What the readers of `job` find at `out`, equal for equal results. Raises UserError as they do."""
     return READERS.get(job, _sealed)(root, str(out))
 
 
 def _sealed(_, out):
     """The files of a folder, all of which belong to it. (No job reads what these jobs leave.)"""
+    if output.record_of(out) is None:
+        raise UserError(f"{out!r} is no output of a job")
     sealed = output.whole(out)
-    found = {str(path.relative_to(out)) for path in Path(out).rglob("*") if path.is_file()}
+    found = {str(path.relative_to(out)) for path in Path(out).rglob("*") if path.is_file() and path.suffix != ".tmp"}
     assert sealed and found - {".lock", output.RECORD, output.RESULT} == sealed.keys(), (found, sealed)
     return {name: _sha256(f"{out}/{name}") for name in sorted(sealed) if not name.endswith(".html")}
 

@@ -1,8 +1,8 @@
-"""A random walk of kills: a job, on the output of an earlier run or on none, dies by SIGKILL at one of its file operations.
+"""A random walk of kills: a job, on an earlier run's output or on none, dies by SIGKILL at one of its file operations.
 
-After each death every reader refuses what stands there, or finds the one result or the other whole; and the same command
-again gives what it would have given undisturbed, with nothing half-written left. Run as a program, in a process that has
-run no job itself: each job is forked from it.
+After each death every reader refuses what stands there, or finds the one result or the other whole; and the same
+command again gives what it would have given undisturbed, with nothing half-written left. Run as a program, in a process
+that has run no job itself: each job is forked from it.
 """
 
 import argparse
@@ -16,27 +16,37 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
+import traceback
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 import jobs
-
 from dim import files
 from dim.errors import UserError
 
 FORK = multiprocessing.get_context("fork")
 
 
-class Deadly:
-    """Counts this process's file operations, and kills it at one of them: before it, or with half of a file written."""
+@dataclass(frozen=True)
+class Death:
+    """At which file operation a process dies, from 1; where that opens a file to write, with `half` of it written."""
 
-    def __init__(self, at, half):
-        self.seen, self._at, self._half = 0, at, half
+    at: int = 0
+    half: bool = False
+
+
+class Deadly:
+    """Counts this process's file operations, and kills it at one of them."""
+
+    def __init__(self, death):
+        self.seen, self._death = 0, death
 
     def _counted(self):
         self.seen += 1
-        return self.seen == self._at
+        return self.seen == self._death.at
 
     def before(self, call):
         def deadly(*arguments, **named):
@@ -49,7 +59,7 @@ class Deadly:
     def opening(self, call):
         def deadly(file, mode="r", *arguments, **named):
             if "w" in mode and str(file).endswith(".tmp") and self._counted():
-                if self._half:
+                if self._death.half:
                     with call(file, "wb") as half:
                         half.write(b"half")
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -63,27 +73,27 @@ class Deadly:
         files.delete = self.before(files.delete)
 
 
-def _run(job, kind, root, out, at, half, answer):
-    deadly = Deadly(at, half)
+def _run(asked, death, answer):
+    deadly = Deadly(death)
     deadly.take_over()
     try:
-        jobs.run(job, kind, root, out)
+        jobs.run(*asked)
         answer.put((deadly.seen, None))
-    except Exception as error:  # noqa: BLE001  (told in the parent)
-        answer.put((deadly.seen, f"{type(error).__name__}: {error}"))
+    except Exception as error:
+        answer.put((deadly.seen, f"{type(error).__name__}: {error}"))  # told in the parent
 
 
-def run(job, kind, root, out, at=0, half=False):
+def run(*asked, death=Death()):
     """Runs a job in a process of its own. Returns how many file operations it had, None where it died at one."""
     answer = FORK.SimpleQueue()
-    child = FORK.Process(target=_run, args=(job, kind, root, out, at, half, answer))
+    child = FORK.Process(target=_run, args=(asked, death, answer))
     child.start()
     child.join(120)
-    if child.exitcode == -signal.SIGKILL and at:
+    if child.exitcode == -signal.SIGKILL and death.at:
         return None
-    assert child.exitcode == 0, (job, kind, child.exitcode)
+    assert child.exitcode == 0, (asked, child.exitcode)
     operations, error = answer.get()
-    assert error is None, (job, kind, at, error)
+    assert error is None, (asked, death, error)
     return operations
 
 
@@ -92,6 +102,8 @@ def _read(job, root, out, answer):
         answer.put(("found", jobs.read(job, root, out)))
     except UserError as error:
         answer.put(("refused", str(error)))
+    except Exception:
+        answer.put(("broken", traceback.format_exc()))
 
 
 def read(job, root, out):
@@ -99,6 +111,9 @@ def read(job, root, out):
     answer = FORK.SimpleQueue()
     child = FORK.Process(target=_read, args=(job, root, out, answer))
     child.start()
+    while child.is_alive() and answer.empty():
+        time.sleep(0.005)
+    assert not answer.empty(), (job, child.exitcode)
     found = answer.get()
     child.join()
     return found
@@ -141,16 +156,14 @@ class Walk:
         out.parent.mkdir()
         if before:
             run(job, before, self._root, out)
-        at, half = self._chance.randint(1, operations), self._chance.random() < 0.5
-        where = (job, before, kind, at, half)
-        assert run(job, kind, self._root, out, at, half) is None, where
+        death = Death(self._chance.randint(1, operations), self._chance.random() < 0.5)
+        where = (job, before, kind, death)
+        assert run(job, kind, self._root, out, death=death) is None, where
         state, found = read(job, self._root, out)
-        if state == "found" and job == "split":  # whose manifest counts without its list
-            assert found in [
-                one for (rows, listed) in (wanted, old or wanted) for one in ((rows, listed), (rows, None))
-            ], where
-        else:
-            assert state == "refused" or found in (wanted, old), (where, found)
+        whole = [wanted, old]
+        if job == "split":  # whose manifest counts without its list
+            whole += [(rows, None) for rows, _ in (wanted, old or wanted)]
+        assert state == "refused" or (state == "found" and found in whole), (where, state, found)
         self.refused += state == "refused"
         run(job, kind, self._root, out)
         assert read(job, self._root, out) == ("found", wanted), where
