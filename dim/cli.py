@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from dim import config as configuration
-from dim import credentials, files, logs, progress
+from dim import credentials, logs, progress, strict_json
 from dim.errors import GateNotMet, JobFailed, UserError
 
 C = TypeVar("C")
@@ -198,5 +198,5 @@ def main(run: Callable[[C], dict[str, Any]], config: type[C], description: str |
         status = FAILED
     if result is not None:
         result["seconds"] = round(time.monotonic() - started, 3)
-        print(files.as_json(result), flush=True)
+        print(strict_json.dumps(result), flush=True)
     sys.exit(status)

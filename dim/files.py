@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from dim import storage
+from dim import storage, strict_json
 from dim.errors import JobFailed, UserError
 from dim.storage import patient
 
@@ -213,12 +213,7 @@ def read_json(uri: str) -> Any:
 
 def write_json(uri: str, document: object) -> None:
     """Writes `document` to `uri` as indented JSON."""
-    write_bytes(uri, (as_json(document, indent=2, ensure_ascii=False) + "\n").encode())
-
-
-def as_json(document: object, **options: Any) -> str:
-    """`document` as JSON, in which NaN and infinity are null: JSON has no words for them, and strict readers stop."""
-    return json.dumps(json.loads(json.dumps(document), parse_constant=lambda _: None), **options)
+    write_bytes(uri, (strict_json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 @contextlib.contextmanager
