@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import dataclasses
-import json
 import logging
 import math
 import os
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from dim import config as configuration
-from dim import credentials, logs, progress
+from dim import credentials, logs, progress, strict_json
 from dim.errors import GateNotMet, JobFailed, UserError
 
 C = TypeVar("C")
@@ -200,5 +199,5 @@ def main(run: Callable[[C], dict[str, Any]], config: type[C], description: str |
         status = FAILED
     if result is not None:
         result["seconds"] = round(time.monotonic() - started, 3)
-        print(json.dumps(result), flush=True)
+        print(strict_json.dumps(result), flush=True)
     sys.exit(status)

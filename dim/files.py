@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from dim import fence, storage
+from dim import fence, storage, strict_json
 from dim.errors import JobFailed, UserError
 from dim.storage import patient
 from dim.uris import FILE, canonical, encoded, parts
@@ -242,7 +242,7 @@ def parsed_json(content: bytes | str) -> Any:
 
 def write_json(uri: str, document: object) -> None:
     """Writes `document` to `uri` as indented JSON."""
-    write_bytes(uri, (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode())
+    write_bytes(uri, (strict_json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 @contextlib.contextmanager

@@ -152,6 +152,11 @@ def test_the_last_line_is_the_result(ended):
     assert result == {"source": "in", "ok": 3}
 
 
+def test_the_last_line_is_json_also_where_a_figure_is_no_number(ended):
+    _, out, _ = ended(lambda _: {"map": float("nan"), "ok": 3})
+    assert json.loads(out, parse_constant=pytest.fail).items() >= {"map": None, "ok": 3}.items()
+
+
 def fail(error):
     def job(config):
         raise error

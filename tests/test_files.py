@@ -1,5 +1,7 @@
 """Files on any storage: names, whole-or-not-at-all writing, tables."""
 
+import json
+import math
 import os
 from pathlib import Path
 
@@ -61,6 +63,12 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     with pytest.raises(JobFailed, match=r"cannot write '.*a' \(.*No space left on device\); make room and run"):
         files.write_bytes(target, b"after")
     assert files.read_bytes(target) == b"before" and files.names(str(tmp_path)) == ["a"]
+
+
+def test_json_has_no_word_for_what_is_no_number(tmp_path):
+    files.write_json(str(tmp_path / "a.json"), {"map": math.nan, "all": [math.inf, -math.inf, 0.5, "NaN", None]})
+    read = json.loads((tmp_path / "a.json").read_text(), parse_constant=pytest.fail)
+    assert read == {"map": None, "all": [None, None, 0.5, "NaN", None]}
 
 
 def test_json_that_is_missing_or_none(tmp_path):

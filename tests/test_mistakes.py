@@ -142,6 +142,7 @@ def place(tmp_path_factory):
         ("typo-evaluations", "[{name: test, manifets: photos.csv}]"),
         ("lost-evaluations", "[{name: test, manifest: none.csv}]"),
         ("azure-evaluations", "[{name: test, manifest: 'abfs://account@evil.example/photos.csv'}]"),
+        ("folder-evaluations", "[{name: test, manifest: photos}]"),
         ("twin-evaluations", "[{name: test, manifest: photos.csv}, {name: test, manifest: photos.csv}]"),
     ):
         (place / f"{name}.yaml").write_text(f"{network}evaluations: {evaluations}\n")
@@ -337,6 +338,8 @@ OF_ONE = {
         "--config typo-evaluations.yaml": "unknown key 'manifets' in .*; did you mean 'manifest'",
         "--config lost-evaluations.yaml": "no file '.*none.csv'",
         "--config azure-evaluations.yaml": "cannot open 'abfs://account@evil.example/photos.csv': no storage is called",
+        "--config folder-evaluations.yaml": r"cannot read 'photos' \(.*\); name another file",
+        "--whitening none.npz": "no file 'none.npz'",
         "--config twin-evaluations.yaml": "evaluations: 'test' must be a file's name, and stand once",
         "--date tomorrow": "--date 'tomorrow'",
         "--model vgg16-gen": "unknown pooling 'gen'; did you mean 'gem'",

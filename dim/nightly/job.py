@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 from dim import cluster, files, leftovers, output, tables
-from dim.errors import GateNotMet, UserError
+from dim.errors import GateNotMet, JobFailed, UserError
 from dim.evaluate import comparison
 from dim.evaluate.comparison import Comparison
 from dim.evaluate.config import EvaluateConfig
@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 NIGHT, METRICS = "night.json", "metrics.json"
 LATEST = "9999-12-31"
+_SETTINGS = ("scales", "scales_mean", "scaled_decode", "precision", "factory")  # and the network's, in its spec
 _GATES = ("name", "min_map", "max_drop", "significance")
 
 
@@ -36,6 +37,7 @@ def nightly(config: NightlyConfig) -> dict[str, Any]:
     date = _date(config.date)
     model = _model(config.model)
     inputs = {"model": model} | {f"manifest of {known.name}": known.manifest for known in config.evaluations}
+    made_of = _made_of(config, model)
     with output.opened(config.out, "nightly", config, inputs) as out:
         past = History(config.out)
         # What the nights leave isn't sealed: it grows, and a person may mend the history.
@@ -44,13 +46,16 @@ def nightly(config: NightlyConfig) -> dict[str, Any]:
         if files.exists(record):
             log.info("the night %s has been run", date)
             night: dict[str, Any] = files.read_json(record)
+            _warn_of_others(night, made_of)
         else:
             if past.last and date < past.last:
                 raise UserError(
                     f"--date {date} is before {past.last}, the last night of {config.out!r}; use a later one"
                 )
             with cluster.connected():
-                night = _run(config, date, model, past)
+                night = _run(config, date, model, past) | {"made_of": made_of}
+            if changed := _differing(made_of, _made_of(config, model)):
+                raise JobFailed(f"{' and '.join(changed)} changed while the night ran; run the same command again")
         if config.accept:
             night["accepted"] = True
         _record(config, night, past, record)
@@ -78,6 +83,43 @@ def _model(name: str) -> str:
     if not files.exists(files.join(trained, spec.SPEC_FILE)):
         raise UserError(f"the training run in {name!r} has not finished; finish it, or name another model")
     return trained
+
+
+def _made_of(config: NightlyConfig, model: str) -> dict[str, str]:
+    """A sha256 of each thing that a night is made of, by what it is called."""
+    source = config.source(model)
+    known: dict[str, Any] = {"the model": [source.fingerprint(), dataclasses.asdict(source.spec)]}
+    known["the settings"] = {name: getattr(config, name) for name in _SETTINGS}
+    known |= {f"the evaluation {asked.name!r}": dataclasses.asdict(asked) for asked in config.evaluations}
+    read = (uri for asked in config.evaluations for uri in (asked.manifest, asked.ground_truth))
+    known |= {repr(uri): _content(uri) for uri in (*read, config.whitening) if uri}
+    return {name: _digest(value) for name, value in known.items()}
+
+
+def _content(uri: str) -> str:
+    try:
+        return spec.sha256(uri)
+    except FileNotFoundError as error:
+        raise UserError(f"no file {uri!r}") from error
+    except OSError as error:
+        raise UserError(f"cannot read {uri!r} ({files.reason(error)}); name another file") from error
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _differing(one: dict[str, str], other: dict[str, str]) -> list[str]:
+    return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
+
+
+def _warn_of_others(night: dict[str, Any], made_of: dict[str, str]) -> None:
+    if changed := _differing(night.get("made_of", {}), made_of):
+        log.warning(
+            "%s changed since the night %s, whose result stands; measure what is there now with a later --date",
+            " and ".join(changed),
+            night["date"],
+        )
 
 
 def _run(config: NightlyConfig, date: str, model: str, past: History) -> dict[str, Any]:
@@ -117,8 +159,7 @@ def _key(measurement: Measurement, found: Collection) -> str:
     """A sha256 of all that an evaluation depends on."""
     asked = {name: value for name, value in dataclasses.asdict(measurement).items() if name not in _GATES}
     contents = [spec.sha256(uri) for uri in (measurement.manifest, measurement.ground_truth) if uri]
-    known = [found.embedding.id, found.rows, asked, contents]
-    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+    return _digest([found.embedding.id, found.rows, asked, contents])
 
 
 def _carried(out: str, last: str | None, name: str, key: str, folder: str) -> bool:

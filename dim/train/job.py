@@ -57,7 +57,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
         source = _with_pca(source, config, len(photos.rows("train")))
     check_candidates(config, source.spec.dimension or source.spec.pooled_dimension)
     learned_from = inputs.of(manifest, contents, source)
-    _require_same(config, learned_from)
+    _require_same_flags(config)
+    _require_same_inputs(config, learned_from)
     scratch.require_own(config.scratch)
     if config.mlflow:
         tracking.require_mlflow()
@@ -124,7 +125,7 @@ def _with_pca(source: Source, config: TrainConfig, rows: int) -> Source:
     return dataclasses.replace(source, spec=dataclasses.replace(source.spec, dimension=dimension, whitening=whitening))
 
 
-def _require_same(config: TrainConfig, learned_from: Inputs) -> None:
+def _require_same_flags(config: TrainConfig) -> None:
     record = output.record_of(config.out)
     if record is None or record["job"] != "train":
         return  # output.opened says whose folder it is
@@ -136,6 +137,9 @@ def _require_same(config: TrainConfig, learned_from: Inputs) -> None:
                 f"{config.out!r} holds a run with {name} {before[name]!r}, not {now[name]!r}; "
                 "give the same flags to resume it, or another --out"
             )
+
+
+def _require_same_inputs(config: TrainConfig, learned_from: Inputs) -> None:
     if changed := learned_from.changed(config):
         trained = files.join(config.out, MODEL)
         further = f", with --model {trained} to train that on" if files.exists(files.join(trained, SPEC_FILE)) else ""

@@ -61,17 +61,6 @@ def _strategy(workers: int) -> tf.distribute.Strategy:
     return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
 
 
-def _network(job: Job) -> keras.Model:
-    """The network that the run begins with. Raises UserError where it is not the one that the job was checked with."""
-    model = network.load(job.source, job.precision)
-    if job.source.fingerprint() != job.inputs.network["weights"]:
-        raise UserError(
-            f"{job.source.weights!r} was replaced while the run in {job.config.out!r} had it open; name weights that "
-            "stay as they are, and run the same command again"
-        )
-    return model
-
-
 class Run:
     """A run as one worker sees it: its network, its photos, and the state that is checkpointed."""
 
@@ -80,7 +69,7 @@ class Run:
         self.strategy, self.rank, self.workers = strategy, rank, workers
         self.checkpoints = files.join(job.config.out, checkpoint.FOLDER)
         with strategy.scope():
-            model = _network(job)
+            model = network.load(job.source, job.precision)
             self.trainee = Trainee(strategy, model, job.source.spec, job.config.train_layers, from_pixels(self.config))
             self.optimizer = OPTIMIZERS[job.config.optimizer](job.config.learning_rate)
             self.optimizer.build(self.trainee.variables)

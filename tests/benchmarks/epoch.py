@@ -28,6 +28,7 @@ import ray
 import tensorflow as tf
 
 from dim.data import manifest as manifests
+from dim.extract import content
 from dim.extract.forward import set_up_tensorflow
 from dim.mine.mining import mine
 from dim.model import moments, network, spec
@@ -57,10 +58,10 @@ class Ours:
     def __init__(self, config: TrainConfig, precision: str, gigabytes: float = 50.0) -> None:
         read = manifests.read(str(config.manifest)).select("train")
         source = spec.resolve(config.model, image_size=config.image_size)
-        photos = _photos(read, source, config)
+        photos = _photos(read, content.of_manifest(read), source, config)
         self.config, self.source = config, _with_pca(source, config, len(photos.image_ids))
         self.photos, self.rows = photos, np.arange(len(photos.image_ids))
-        job = Job(config, photos, self.source, precision, True, None, None, ())  # type: ignore[arg-type]
+        job = Job(config, photos, self.source, None, precision, True, None, None, ())  # type: ignore[arg-type]
         strategy = tf.distribute.MirroredStrategy(["/cpu:0"])
         with strategy.scope():
             keras.utils.set_random_seed(0)

@@ -5,8 +5,8 @@ import shutil
 import pytest
 
 from dim import files, tables
-from dim.errors import GateNotMet, UserError
-from dim.nightly import collection
+from dim.errors import GateNotMet, JobFailed, UserError
+from dim.nightly import collection, job
 from dim.nightly.config import Measurement
 
 WORSE = "vgg16-mac"
@@ -72,6 +72,28 @@ def test_the_same_date_twice_is_one_night(night, photos, embedded, tmp_path):
     assert night("2030-01-01") == once
     assert (contents(tmp_path / "nightly" / "nights"), history(tmp_path)) == before
     assert embedded() == []
+
+
+def test_what_changed_since_a_date_was_run_is_named(night, photos, embedded, tmp_path, caplog):
+    once = night("2030-01-01")
+    assert night("2030-01-01") == once and "changed since" not in caplog.text
+    photos.add(20, 3)
+    assert night("2030-01-01", model=WORSE, gates={"min_map": 0.1}) == once
+    (line,) = (record.message for record in caplog.records if record.levelname == "WARNING")
+    assert line == (
+        f"'{photos.manifest}' and the evaluation 'shelf' and the model changed since the night 2030-01-01, whose "
+        "result stands; measure what is there now with a later --date"
+    )
+
+
+def test_a_table_that_changes_while_the_night_runs_makes_no_night(night, photos, embedded, tmp_path, monkeypatch):
+    evaluate = job.evaluate
+    monkeypatch.setattr(job, "evaluate", lambda config: (evaluate(config), photos.add(20, 3)))
+    with pytest.raises(JobFailed, match=r"photos.csv' changed while the night ran; run the same command again$"):
+        night("2030-01-01")
+    assert not (tmp_path / "nightly" / "history.csv").exists()
+    monkeypatch.setattr(job, "evaluate", evaluate)
+    assert night("2030-01-01")["images"] == 51
 
 
 def test_a_refused_date_stays_refused_until_a_person_accepts_it(night, embedded, tmp_path):

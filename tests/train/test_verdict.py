@@ -72,7 +72,7 @@ def test_steps_that_destroy_the_network_leave_the_fitted_one(run, tmp_path):
     assert (result["best_epoch"], result["judged_on"]) == (0, "val")
     assert result["map_after"] == pytest.approx(result["map_fitted"], abs=1e-3)
     history = tables.read(str(tmp_path / "run/history.csv")).to_pylist()
-    assert history[0]["val_map"] < result["val_after"] == result["val_fitted"]
+    assert float(history[0]["val_map"]) < result["val_after"] == result["val_fitted"]
     assert "no epoch was better than the fitted network" in result["warnings"][0] and result["warnings"][0] in text
 
 
