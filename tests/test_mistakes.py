@@ -143,10 +143,15 @@ def place(tmp_path_factory):
         ("lost-evaluations", "[{name: test, manifest: none.csv}]"),
         ("azure-evaluations", "[{name: test, manifest: 'abfs://account@evil.example/photos.csv'}]"),
         ("folder-evaluations", "[{name: test, manifest: photos}]"),
+        ("no-gate", "[{name: test, manifest: photos.csv, max-drop: -1}]"),
         ("twin-evaluations", "[{name: test, manifest: photos.csv}, {name: test, manifest: photos.csv}]"),
     ):
         (place / f"{name}.yaml").write_text(f"{network}evaluations: {evaluations}\n")
     (place / "metrics.json").write_text('{"protocol": "oxford", "map": 0.5}')
+    (place / "others").mkdir()
+    (place / "others" / "metrics.json").write_text('{"protocol": "labels", "map": 0.5}')
+    queries = {"query_id": ["z0"], "label": ["z"], "ap": [0.5]}
+    tables.write(str(place / "others" / "per_query.parquet"), pa.table(queries))
     (place / "grades.csv").write_text("query_id,image_id,grade\na0,a1,good\na0,nothing,ok\n")
     (place / "out.csv").write_text("in the way")
     return place
@@ -300,6 +305,9 @@ OF_ONE = {
     },
     "index": {
         "--factory Flta": "--factory 'Flta'",
+        "--factory PCAW4,Flat": "--factory 'PCAW4,Flat': it whitens, .*; use PCA and --whitening FILE",
+        "--factory ITQ4,Flat": "--factory 'ITQ4,Flat': its ITQTransform changes the cosines .*; take PCA or OPQ",
+        "--factory HNSW4_PQ2x2": "--factory 'HNSW4_PQ2x2': it compares by L2 distance; with HNSW take SQ8",
         "--whitening other-whitening.npz": "different embeddings: layer 'block5_pool' ≠ 'block5_conv3'; pooling 'mac'",
         "--whitening broken.npz": "broken.npz' is no whitening file",
     },
@@ -322,6 +330,9 @@ OF_ONE = {
         "--protocol oxford --ground-truth grades.csv": "nothing",
         "--query-split test": "--query-split and --database-split together",
         "--baseline none.json": "no file '.*none.json'",
+        "--baseline others/metrics.json": "others/metrics.json' and '.*photos.csv' have no query in common; name",
+        "--baseline others/metrics.json --max-drop -1": "--max-drop must be at least 0 and below 1, not -1.0",
+        "--max-drop 0.1": "--max-drop needs --baseline metrics.json",
         "--baseline metrics.json": "metrics.json' is of protocol 'oxford', not 'labels'",
         "--whitening other-whitening.npz": "different embeddings: layer 'block5_pool' ≠ 'block5_conv3'; pooling 'mac'",
     },
@@ -340,6 +351,7 @@ OF_ONE = {
         "--config azure-evaluations.yaml": "cannot open 'abfs://account@evil.example/photos.csv': no storage is called",
         "--config folder-evaluations.yaml": r"cannot read 'photos' \(.*\); name another file",
         "--whitening none.npz": "no file 'none.npz'",
+        "--config no-gate.yaml": "max-drop of 'test' must be from 0 to 1, not -1",
         "--config twin-evaluations.yaml": "evaluations: 'test' must be a file's name, and stand once",
         "--date tomorrow": "--date 'tomorrow'",
         "--model vgg16-gen": "unknown pooling 'gen'; did you mean 'gem'",

@@ -6,7 +6,7 @@ from typing import Any
 from dim import output, sheets, tables
 from dim.audit import page
 from dim.audit.config import AuditConfig
-from dim.audit.suspects import KINDS, Photos, suspects, table
+from dim.audit.suspects import DUPLICATE, KINDS, Photos, suspects, table
 from dim.data import manifest as manifests
 from dim.extract import store
 from dim.mine.config import Mining
@@ -34,7 +34,7 @@ def audit(config: AuditConfig) -> dict[str, Any]:
     check(vectors, photos.labels, photos.ids, Mining(), repr(config.manifest))
     inputs = {name: getattr(config, name) for name in ("manifest", "descriptors", "whitening")}
     with output.opened(config.out, "audit", config, inputs, embedding.as_json()) as out:
-        found = suspects(photos, config.least_score, config.duplicates)
+        found, pairs = suspects(photos, config.least_score, config.duplicates)
         listed = table(photos, found)
         tables.write(out.path("suspects.parquet"), listed)
         sheets.write(out.path("suspects.csv"), listed)
@@ -42,5 +42,7 @@ def audit(config: AuditConfig) -> dict[str, Any]:
         counts = {kind: kinds.count(kind) for kind in KINDS}
         log.info("suspected: %d of a wrong label, %d duplicates, %d far from their label", *counts.values())
         where = [Photo(chosen.paths[row], chosen.boxes[row]) for row in rows]
+        if pairs > counts[DUPLICATE]:
+            log.warning("there are %d pairs of duplicates; listed are the %d nearest", pairs, counts[DUPLICATE])
         page.write(out.path("report.html"), config, photos, where, found)
-        return out.finish({"images": len(rows), "errors": len(chosen) - len(rows), **counts})
+        return out.finish({"images": len(rows), "errors": len(chosen) - len(rows), **counts, "duplicate_pairs": pairs})

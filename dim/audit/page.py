@@ -18,7 +18,10 @@ SHOWN = {LABEL: 40, DUPLICATE: 20, FAR: 20}  # suspects with photos
 MATES = 3  # photos shown of a label
 TITLES = {
     LABEL: ("Another label's", "First the suspect; photos of its label; photos of the label that claims it."),
-    DUPLICATE: ("All but the same", "Two photos under two labels or in two splits."),
+    DUPLICATE: (
+        "All but the same",
+        "Two photos under two labels or in two splits, the nearest of all such pairs between these two.",
+    ),
     FAR: ("Far from their label", "First the suspect; photos of its label."),
 }
 COLUMNS = [
@@ -36,13 +39,23 @@ def write(uri: str, config: AuditConfig, photos: Photos, where: Sequence[Photo],
     page.section("Headline", parts.figures(figures), parts.facts(inputs))
     strips = _Strips(page, photos, where)
     for kind, those in kinds.items():
-        shown, (title, note) = those[: SHOWN[kind]], TITLES[kind]
+        told, (title, note) = _each_once(photos, those) if kind == DUPLICATE else those, TITLES[kind]
+        shown = told[: SHOWN[kind]]
         if shown:
-            few = f" These are the first {len(shown)} of {len(those)}." if len(shown) < len(those) else ""
+            few = f" These are the first {len(shown)} of {len(told)}." if len(shown) < len(told) else ""
             page.section(title, [strips.of(one) for one in shown], note=note + few)
     rows = [Row([one.kind, one.score, *_told(photos, one.row), *_told(photos, one.other)]) for one in found]
     page.section("All suspects", parts.table(COLUMNS, rows, "suspects"))
     page.write(uri)
+
+
+def _each_once(photos: Photos, pairs: Sequence[Suspect]) -> list[Suspect]:
+    """The first of `pairs` between each two labels and splits."""
+    first: dict[frozenset[tuple[str | None, str | None]], Suspect] = {}
+    for pair in pairs:
+        sides = frozenset((photos.labels[row], photos.splits[row]) for row in (pair.row, pair.other))
+        first.setdefault(sides, pair)
+    return list(first.values())
 
 
 def _told(photos: Photos, row: int) -> list[str | None]:
@@ -57,7 +70,12 @@ class _Strips:
 
     def of(self, one: Suspect) -> Html:
         """The suspect, and the photos that speak for and against it."""
-        others = [self._card(one.other, "the other")] if one.kind == DUPLICATE else list(self._mates(one))
+        if one.kind == DUPLICATE:
+            others = [
+                self._card(one.other, f"1 of {one.pairs:,} pairs" if one.pairs and one.pairs > 1 else "the other")
+            ]
+        else:
+            others = list(self._mates(one))
         return parts.strip(self._page.photos, others, first=self._card(one.row, f"{one.score:.2f}"))
 
     def _mates(self, one: Suspect) -> Iterator[Card]:

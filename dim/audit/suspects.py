@@ -1,7 +1,8 @@
 """Who is suspected, and of what.
 
 - `label`: another label claims the photo, and more than its own does (`evidence`); `other` is its nearest photo there.
-- `duplicate`: two photos all but the same, under two labels or in two splits; the score is their cosine.
+- `duplicate`: two photos all but the same, under two labels or in two splits; the score is their cosine, `pairs` how
+  many such pairs there are between these labels and splits (`duplicates`).
 - `far`: the photo resembles none of its own label more than two photos drawn at random resemble each other; the score
   is by how much less, in the scale of `evidence`; `other` is the nearest photo of its label.
 """
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from dim.audit.duplicates import duplicates
 from dim.audit.evidence import crowding, evidence
 from dim.search import exact, neighbours
 from dim.search.database import of_array
@@ -30,6 +32,7 @@ SCHEMA = pa.schema(
         ("other_id", pa.string()),
         ("other_label", pa.string()),
         ("other_split", pa.string()),
+        ("pairs", pa.int64()),
     ]
 )
 
@@ -48,32 +51,37 @@ class Photos:
 
 @dataclass(frozen=True)
 class Suspect:
-    """A photo (its row), what it is suspected of, by what score, and the other photo (its row) that speaks for it."""
+    """A photo (its row), what it is suspected of, by what score, and the other photo (its row) that speaks for it; of a
+    duplicate, how many pairs there are between the same labels and splits.
+    """
 
     row: int
     kind: str
     score: float
     other: int
+    pairs: int | None = None
 
 
-def suspects(photos: Photos, least_score: float, duplicates: float) -> list[Suspect]:
-    """All suspects, kind by kind in the order of `KINDS`, the highest score first, ties by id.
+def suspects(photos: Photos, least_score: float, least_cosine: float) -> tuple[list[Suspect], int]:
+    """The suspects, kind by kind in the order of `KINDS`, the highest score first, ties by id; and how many pairs of
+    duplicates there are, of which `duplicates` bounds how many are listed.
 
     There must be two labels, and one of them must have two photos.
     """
     place = exact.places(photos.ids)
-    blocks = neighbours.blocks_of_others(of_array(photos.vectors, place), min(NEAREST, len(photos.ids) - 1))
-    _, rows, scores = map(np.concatenate, zip(*blocks, strict=True))
-    found = [*_duplicates(photos, rows, scores, duplicates), *_of_labels(photos, crowding(scores), least_score)]
-    return sorted(found, key=lambda one: (KINDS.index(one.kind), -one.score, place[one.row]))
+    database = of_array(photos.vectors, place)
+    rows, scores = neighbours.others(database, min(NEAREST, len(photos.ids) - 1))
+    pairs, total = duplicates(database, _sides(photos), rows, scores, least_cosine)
+    found = [Suspect(pair.one, DUPLICATE, pair.score, pair.other, pair.pairs) for pair in pairs]
+    found += _of_labels(photos, crowding(scores), least_score)
+    return sorted(found, key=lambda one: (KINDS.index(one.kind), -one.score, place[one.row], place[one.other])), total
 
 
-def _duplicates(photos: Photos, rows: np.ndarray, scores: np.ndarray, least: float) -> Iterator[Suspect]:
-    pairs = {tuple(sorted((int(row), int(rows[row, place])))) for row, place in np.argwhere(scores >= least)}
-    for one, other in pairs:
-        differ = (photos.labels[one], photos.splits[one]) != (photos.labels[other], photos.splits[other])
-        if differ:
-            yield Suspect(one, DUPLICATE, float(photos.vectors[one] @ photos.vectors[other]), other)
+def _sides(photos: Photos) -> np.ndarray:
+    """A number for each photo's label and split, the same for the same two, (n,)."""
+    numbers: dict[tuple[str | None, str | None], int] = {}
+    both = zip(photos.labels, photos.splits, strict=True)
+    return np.array([numbers.setdefault(side, len(numbers)) for side in both])
 
 
 def _of_labels(photos: Photos, crowded: np.ndarray, least: float) -> Iterator[Suspect]:
@@ -110,7 +118,7 @@ def table(photos: Photos, found: list[Suspect]) -> pa.Table:
     rows: list[dict[str, Any]] = []
     for one in found:
         ranks[one.kind] += 1
-        row = {"rank": ranks[one.kind], "kind": one.kind, "score": round(one.score, 6)}
+        row = {"rank": ranks[one.kind], "kind": one.kind, "score": round(one.score, 6), "pairs": one.pairs}
         for prefix, photo in (("", one.row), ("other_", one.other)):
             row |= {f"{prefix}label": photos.labels[photo], f"{prefix}split": photos.splits[photo]}
             row["other_id" if prefix else "image_id"] = photos.ids[photo]

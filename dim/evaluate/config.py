@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dim.config import option
+from dim.errors import UserError
 from dim.extract.config import Extraction, Split
 from dim.search.config import AfterSearch
 
@@ -45,5 +46,14 @@ class EvaluateConfig(AfterSearch, Extraction):
         None, help="metrics.json of an earlier evaluation to hold against", metavar="FILE", group="gate"
     )
     max_drop: float = option(
-        0.0, help="exit with status 3 where mAP is lower than the baseline's by more", group="gate"
+        0.0,
+        help="exit with status 3 where mAP is lower than the baseline's by more, on the queries of both",
+        group="gate",
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.max_drop < 1:
+            raise UserError(f"--max-drop must be at least 0 and below 1, not {self.max_drop}")
+        if self.max_drop and self.baseline is None:
+            raise UserError("--max-drop needs --baseline metrics.json")

@@ -4,8 +4,10 @@ import logging
 from typing import Any
 
 from dim import files, output, tables
-from dim.errors import GateNotMet, UserError, quoted
-from dim.evaluate import classification, comparison, evaluation, report, result, sources
+from dim.errors import GateNotMet
+from dim.evaluate import baseline, classification, comparison, evaluation, report, result, sources
+from dim.evaluate.baseline import Baseline
+from dim.evaluate.comparison import Comparison
 from dim.evaluate.config import EvaluateConfig
 from dim.evaluate.report import Measured
 from dim.evaluate.sources import Source
@@ -21,23 +23,28 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
     Raises UserError before anything is written, and GateNotMet, once all is, where mAP fell too far below the baseline.
     """
+    if config.baseline is None:
+        return measure(config)[0]
+    before = baseline.read(config.baseline, config.protocol)
+    before.require_common(task_of(config))
+    metrics, against = measure(config, before)
+    if reason := before.unmet(metrics["map"], against, config.max_drop):
+        raise GateNotMet(reason, metrics)
+    return metrics
+
+
+def measure(config: EvaluateConfig, before: Baseline | None = None) -> tuple[dict[str, Any], Comparison | None]:
+    """`evaluate` without the gate: the contents of metrics.json, and how they compare with the baseline `before`."""
     methods.check(config.expansion, config.neighbours)
     task = task_of(config)
-    baseline = _baseline(config)
     read = sources.read(config, task)
     inputs = {"manifest": config.manifest, "ground_truth": config.ground_truth, "whitening": config.whitening}
     inputs |= {f"descriptors_{number}": source.folder for number, source in enumerate(read, start=1)}
     with output.opened(config.out, "evaluate", config, inputs, read[0].embedding.as_json()) as out:
         measured = [_measured(config, task, source) for source in read]
-        metrics = _written(config, task, measured, out)
+        metrics, against = _written(config, task, measured, before, out)
         out.finish(metrics)
-    if baseline is not None and (drop := baseline - metrics["map"]) > config.max_drop:
-        raise GateNotMet(
-            f"mAP {metrics['map']:.4f} is {drop:.4f} below the {baseline:.4f} of {config.baseline!r}, "
-            f"which is more than --max-drop {config.max_drop}",
-            metrics,
-        )
-    return metrics
+    return metrics, against
 
 
 def _measured(config: EvaluateConfig, task: Task, source: Source) -> Measured:
@@ -51,8 +58,10 @@ def _measured(config: EvaluateConfig, task: Task, source: Source) -> Measured:
     return Measured(source, judged, found)
 
 
-def _written(config: EvaluateConfig, task: Task, measured: list[Measured], out: Output) -> dict[str, Any]:
-    """Writes all files of an evaluation and returns what is in metrics.json."""
+def _written(
+    config: EvaluateConfig, task: Task, measured: list[Measured], before: Baseline | None, out: Output
+) -> tuple[dict[str, Any], Comparison | None]:
+    """Writes all files of an evaluation; returns what is in metrics.json, and the comparison with the baseline."""
     first, metrics = measured[0], dict(measured[0].metrics)
     per_query = [evaluation.per_query(one.judged) for one in measured]
     tables.write(out.path(comparison.PER_QUERY), per_query[0])
@@ -68,8 +77,8 @@ def _written(config: EvaluateConfig, task: Task, measured: list[Measured], out: 
         metrics["compared"] = [{"source": one.source.name, **one.metrics} for one in measured]
         metrics["difference"] = between.as_json()
         comparisons.append(between)
-    if config.baseline and (before := comparison.beside(config.baseline)):
-        against = comparison.compared(config.baseline, before, first.source.name, per_query[0])
+    against = before.compared(first.source.name, per_query[0], metrics) if before else None
+    if against:
         metrics["against_baseline"] = against.as_json()
         comparisons.append(against)
     for compared in comparisons:
@@ -77,22 +86,4 @@ def _written(config: EvaluateConfig, task: Task, measured: list[Measured], out: 
     files.write_json(out.path(comparison.METRICS), metrics)
     if config.report:
         report.write(config, task, measured, comparisons, out)
-    return metrics
-
-
-def _baseline(config: EvaluateConfig) -> float | None:
-    """The baseline's mAP. Raises UserError where it has none, or is of another protocol."""
-    if config.baseline is None:
-        if config.max_drop:
-            raise UserError("--max-drop needs --baseline metrics.json")
-        return None
-    comparison.require_whole(config.baseline)
-    found = files.read_json(config.baseline)
-    value: Any = found.get("map") if isinstance(found, dict) else None
-    if type(value) not in (int, float) or not 0 <= value <= 1:  # no NaN either, below which nothing can fall
-        raise UserError(
-            f"{config.baseline!r} holds no map from 0 to 1, but {quoted(value)}; name the metrics.json of an evaluation"
-        )
-    if found.get("protocol") != config.protocol:
-        raise UserError(f"{config.baseline!r} is of protocol {found.get('protocol')!r}, not {config.protocol!r}")
-    return float(value)
+    return metrics, against

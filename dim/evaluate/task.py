@@ -55,10 +55,14 @@ class Task:
             return graded
         return {grade: rows[rows != leaving] for grade, rows in graded.items()}
 
+    def has_positive(self, query: int) -> bool:
+        """Whether anything in the database is a positive of the query row `query`."""
+        positive = self.protocol.level.positive
+        return any(len(rows) for grade, rows in self.relevant(query).items() if grade in positive)
+
     def require_positive(self, queries: Iterable[int]) -> None:
         """Raises UserError unless one of the query rows `queries` has a positive: else there is nothing to measure."""
-        positive = self.protocol.level.positive
-        if not any(len(rows) for q in queries for grade, rows in self.relevant(q).items() if grade in positive):
+        if not any(map(self.has_positive, queries)):
             raise UserError(
                 f"{self.queries.uri!r}: no readable query has a positive in the database; nothing to measure"
             )

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from dim.config import option
+from dim.config import flag_name, option
 from dim.errors import UserError
 from dim.evaluate.config import ProtocolName
 from dim.extract.config import Extraction, Split
@@ -24,6 +24,12 @@ class Measurement:
     significance: float = option(
         0.05, help="gate: refuse a fall that chance explains with a lower probability than this; 0: never"
     )
+
+    def __post_init__(self) -> None:
+        for name in ("min_map", "max_drop", "significance"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:  # a gate of another value never closes, or always
+                raise UserError(f"{flag_name(name)[2:]} of {self.name!r} must be from 0 to 1, not {value}")
 
 
 @dataclass(frozen=True, kw_only=True)

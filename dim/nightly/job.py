@@ -5,15 +5,15 @@ import datetime
 import hashlib
 import json
 import logging
-import math
 from typing import Any
 
 from dim import cluster, files, leftovers, output, tables
 from dim.errors import GateNotMet, JobFailed, UserError
+from dim.evaluate import baseline as baselines
 from dim.evaluate import comparison
 from dim.evaluate.comparison import Comparison
 from dim.evaluate.config import EvaluateConfig
-from dim.evaluate.job import evaluate
+from dim.evaluate.job import measure
 from dim.extract import identity
 from dim.model import spec
 from dim.nightly import collection, gate
@@ -185,8 +185,8 @@ def _evaluate(measurement: Measurement, found: Collection, folder: str, baseline
     """Evaluates into `folder`; the report compares with the evaluation in the folder `baseline`."""
     asked = {name: value for name, value in vars(measurement).items() if name not in _GATES}
     beside = files.join(baseline, METRICS) if baseline else None
-    most = math.inf if baseline else 0.0  # the gates are held elsewhere
-    evaluate(EvaluateConfig(descriptors=(found.descriptors,), out=folder, baseline=beside, max_drop=most, **asked))
+    config = EvaluateConfig(descriptors=(found.descriptors,), out=folder, baseline=beside, **asked)
+    measure(config, baselines.read(beside, config.protocol) if beside else None)  # the gates are held elsewhere
 
 
 def _compared(date: str, folder: str, baseline: tuple[str, str]) -> Comparison:

@@ -56,7 +56,7 @@ def test_labels_that_a_spreadsheet_would_run(tmp_path, write_manifest, write_des
 
 def test_what_is_wrong_is_listed(place, tmp_path):
     result = audit(place)
-    assert result == {"images": 47, "errors": 1, "label": 2, "duplicate": 2, "far": 1}
+    assert result == {"images": 47, "errors": 1, "label": 2, "duplicate": 2, "far": 1, "duplicate_pairs": 2}
     table = pq.read_table(tmp_path / "out" / "suspects.parquet")
     assert table.schema.equals(SCHEMA)
     found = {(row["kind"], row["image_id"]): row for row in table.to_pylist()}

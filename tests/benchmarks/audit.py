@@ -53,7 +53,7 @@ def moved(labels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
 def figures(photos: Photos, labels: np.ndarray) -> dict[str, float]:
     """What is found among `photos`, whose labels should be `labels`."""
     wrong = photos.labels != labels
-    found = [one for one in suspects(photos, 1e-9, DUPLICATES) if one.kind == LABEL]
+    found = [one for one in suspects(photos, 1e-9, DUPLICATES)[0] if one.kind == LABEL]
     hits = wrong[[one.row for one in found]]
     measured = {"average_precision": float((np.cumsum(hits) / np.arange(1, len(hits) + 1) * hits).sum() / wrong.sum())}
     for name, least in LEAST.items():
@@ -85,7 +85,7 @@ def main() -> None:
     whitening = fit_pca(moments.of(descriptors.vectors), None, {"manifest": manifest, "rows": len(ids)}, power=0.25)
     results = {}
     for name, vectors in (("plain", descriptors.vectors), ("whitened", whitening.apply(descriptors.vectors))):
-        clean = suspects(Photos(vectors, ids, labels, splits), LEAST["default"], DUPLICATES)
+        clean, _ = suspects(Photos(vectors, ids, labels, splits), LEAST["default"], DUPLICATES)
         results[f"{name} as they are"] = {"listed_default": sum(one.kind == LABEL for one in clean)}
         for way in (exchanged, moved):
             each = [
