@@ -46,10 +46,7 @@ def write_whitening(path, embedding):
     Whitening(ones * 0, eye, ones, 0.25, "pca", about, embedding.as_json()).save(str(path))
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A folder with photos, descriptors and an index as they should be, and with all that mistakes name."""
-    place = tmp_path_factory.mktemp("mistakes")
+def write_photos_and_tables(place):
     (place / "photos").mkdir()
     for row, image_id in enumerate(IDS):
         colours = np.random.default_rng(row).integers(0, 256, (32, 32, 3), dtype=np.uint8)
@@ -91,6 +88,8 @@ def place(tmp_path_factory):
     shutil.copytree(place / "photos", place / "set")
     (place / "set" / "a0.png").rename(place / "set" / "100000.jpg")
 
+
+def write_outputs(place):
     write_descriptors(place / "descriptors")
     for name, record in (
         ("foreign", {"job": "elsewhere"}),
@@ -117,6 +116,8 @@ def place(tmp_path_factory):
     with h5py.File(place / "mixed-model" / "model.weights.h5", "w") as file:
         file["kernel"] = np.zeros(3)
 
+
+def write_networks(place):
     random = np.random.default_rng(0).bytes(4000)
     for name in ("broken.npz", "broken.weights.h5"):
         (place / name).write_bytes(random)
@@ -131,6 +132,9 @@ def place(tmp_path_factory):
     )
     (place / "half-model").mkdir()
     (place / "half-model" / "model.json").write_text('{"format_version": 1, "backbone": "\\ud800"}')
+
+
+def write_configurations(place):
     (place / "half.yaml").write_text('out: "\\ud800"\n')
     (place / "typo.yaml").write_text("imagesize: 32\n")
     (place / "type.yaml").write_text("manifest: [1, 2]\n")
@@ -147,12 +151,23 @@ def place(tmp_path_factory):
         ("twin-evaluations", "[{name: test, manifest: photos.csv}, {name: test, manifest: photos.csv}]"),
     ):
         (place / f"{name}.yaml").write_text(f"{network}evaluations: {evaluations}\n")
+
+
+def write_evaluations(place):
     (place / "metrics.json").write_text('{"protocol": "oxford", "map": 0.5}')
     (place / "others").mkdir()
     (place / "others" / "metrics.json").write_text('{"protocol": "labels", "map": 0.5}')
     queries = {"query_id": ["z0"], "label": ["z"], "ap": [0.5]}
     tables.write(str(place / "others" / "per_query.parquet"), pa.table(queries))
     (place / "grades.csv").write_text("query_id,image_id,grade\na0,a1,good\na0,nothing,ok\n")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with photos, descriptors and an index as they should be, and with all that mistakes name."""
+    place = tmp_path_factory.mktemp("mistakes")
+    for write in (write_photos_and_tables, write_outputs, write_networks, write_configurations, write_evaluations):
+        write(place)
     (place / "out.csv").write_text("in the way")
     return place
 

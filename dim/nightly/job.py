@@ -217,7 +217,7 @@ def _record(config: NightlyConfig, night: dict[str, Any], past: History, uri: st
     past.put(night["date"], rows)
     files.write_json(uri, night)
     kept = {figure["collection"] for figure in night["evaluations"].values()}
-    baselines = (past.baseline(measurement.name, LATEST) for measurement in config.evaluations)
-    kept |= {str(row["collection"]) for row in baselines if row}
+    standing = (past.baseline(measurement.name, LATEST) for measurement in config.evaluations)
+    kept |= {str(row["collection"]) for row in standing if row}
     for measurement in config.evaluations:
         collection.forget_others(config.out, measurement.manifest, kept)

@@ -1,7 +1,7 @@
 import json
 import math
-from dataclasses import replace
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
