@@ -11,7 +11,8 @@ from pathlib import Path
 import pyarrow.fs as pafs
 
 from dim import files
-from dim.data.decode import DecodeError, check_header, check_size, decode
+from dim.data.decode import DecodeError, check_header, decode
+from dim.data.limits import check_size
 from dim.progress import Progress
 from dim.storage import patient
 
