@@ -47,6 +47,7 @@ OTHER = {
     "whitening": "2" * 64,
     "precision": "bfloat16",
     "scaled_decode": True,
+    "profiles": identity.IGNORED,
 }
 IDS = [f"photo {number}" for number in range(6)]
 VECTORS = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)

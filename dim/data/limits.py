@@ -3,7 +3,10 @@
 import math
 from dataclasses import dataclass
 
-MEGAPIXELS = 178.0  # the default limit
+from dim.errors import UserError
+
+MEGAPIXELS = 178.0  # the default of --max-megapixels
+MEGAPIXELS_HELP = "the largest photo that is decoded; what is larger is an error"
 
 
 class DecodeError(Exception):
@@ -19,6 +22,13 @@ class Limits:
 
 
 LIMITS = Limits()
+
+
+def of_megapixels(most: float) -> Limits:
+    """The limits under --max-megapixels `most`. Raises UserError where that is none."""
+    if not 0 < most < math.inf:
+        raise UserError(f"--max-megapixels must be above 0, not {most}")
+    return Limits(pixels=round(1e6 * most))
 
 
 def check_size(size: int, limits: Limits = LIMITS) -> None:

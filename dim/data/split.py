@@ -32,7 +32,9 @@ def split(config: SplitConfig) -> dict[str, Any]:
     """
     _check(config)
     table = _from_folder(config.images) if files.is_folder(config.images) else _from_table(config.images, config.out)
-    readable, unreadable = _tried(_wanted(table, config), config.images)
+    readable, unreadable, several = _tried(_wanted(table, config), config)
+    if several:
+        log.info("%d photos hold several frames or pages: the first is taken", several)
     kept = _large_enough(readable, config)
     labels, image_ids = kept["label"].to_pylist(), kept["image_id"].to_pylist()
     if config.val_per_label is None and config.test_per_label is None:
@@ -53,6 +55,7 @@ def split(config: SplitConfig) -> dict[str, Any]:
         "labels": len(set(labels)),
         **{name: counts[name] for name in manifest.SPLITS},
         "unreadable": len(unreadable),
+        "several_frames": several,
         "left_out": len(table) - len(unreadable) - len(kept),
     }
 
@@ -172,15 +175,21 @@ def _wanted(table: pa.Table, config: SplitConfig) -> pa.Table:
     return table.filter(pa.array([label in wanted for label in labels]))
 
 
-def _tried(table: pa.Table, where: str) -> tuple[pa.Table, pa.Table]:
-    """The rows whose photo decodes, and path, label and reason of the others."""
-    reasons = photos.unreadable(table["path"].to_pylist(), photos.decodes)
+def _tried(table: pa.Table, config: SplitConfig) -> tuple[pa.Table, pa.Table, int]:
+    """The rows whose photo decodes; path, label and reason of the others; how many hold several frames or pages."""
+    several: list[str] = []
+
+    def check(uri: str) -> None:
+        if photos.decodes(uri, config.limits):
+            several.append(uri)
+
+    reasons = photos.unreadable(table["path"].to_pylist(), check)
     if len(reasons) == len(table):
-        raise UserError(f"none of the {len(table)} photos of {where!r} can be read; the first: {reasons[0]}")
+        raise UserError(f"none of the {len(table)} photos of {config.images!r} can be read; the first: {reasons[0]}")
     rows = list(reasons)
     unreadable = table.select(["path", "label"]).take(pa.array(rows, pa.int64()))
     unreadable = unreadable.append_column("reason", pa.array(list(reasons.values()), pa.string()))
-    return table.filter(pa.array([row not in reasons for row in range(len(table))])), unreadable
+    return table.filter(pa.array([row not in reasons for row in range(len(table))])), unreadable, len(several)
 
 
 def _large_enough(table: pa.Table, config: SplitConfig) -> pa.Table:

@@ -30,7 +30,7 @@ _MODES = {
     _CIE_LAB: "LAB",
     _ICC_LAB: "LAB",
 }
-_OLD_JPEG, _JPEG = 6, 7
+_OLD_JPEG, _JPEG = 6, (7, 34892)
 _SUBFILE, _ORIENTATION, _COLOUR_MAP, _INKS, _PROFILE, _DNG = 254, 274, 320, 332, 34675, 50706
 _REDUCED, _MASK = 1, 4  # bits of _SUBFILE: a small version, or the mask, of another picture in the file
 _UNUSED, _ASSOCIATED, _UNASSOCIATED = 0, 1, 2  # extra samples: no alpha; alpha that the colours are multiplied by
@@ -56,10 +56,11 @@ class Tiff:
     def load(self) -> tuple[Image.Image, Image.Image | None]:
         """The colours, and the alpha (L) if there is one."""
         page = self._page
-        if page.compression == _OLD_JPEG or (page.photometric == _YCBCR and page.compression != _JPEG):
+        is_jpeg = page.compression in _JPEG
+        if page.compression == _OLD_JPEG or (page.photometric == _YCBCR and page.bitspersample == 8 and not is_jpeg):
             return _by_libtiff(self._file), None
         samples = _samples(page)
-        mode = "RGB" if page.compression == _JPEG and page.photometric == _YCBCR else _MODES[page.photometric]
+        mode = "RGB" if is_jpeg and page.photometric == _YCBCR else _MODES[page.photometric]
         colours = 1 if mode == "P" else len(Image.new(mode, (1, 1)).getbands())
         if samples.shape[2] < colours:
             raise DecodeError(f"a TIFF of {samples.shape[2]} samples a pixel, where its colours take {colours}")
@@ -148,19 +149,20 @@ def _coloured(samples: np.ndarray, page: Any, top: int) -> np.ndarray:
     """uint8 (H, W, colours), with black at 0 and the neutral a and b of Lab at 128."""
     if page.photometric in (_CIE_LAB, _ICC_LAB) and top > 255:
         shift = page.bitspersample - 8
-        found = np.minimum((samples >> shift) + ((samples >> (shift - 1)) & 1), 255).astype(np.uint8)
+        found: np.ndarray = np.minimum((samples >> shift) + ((samples >> (shift - 1)) & 1), 255).astype(np.uint8)
     else:
         found = _eight_bits(samples, top)
     if page.photometric == _CIE_LAB:  # whose a and b are signed
         found = found ^ np.array([0, 128, 128], np.uint8)
-    return ~found if page.photometric == _WHITE_IS_ZERO else found
+    return 255 - found if page.photometric == _WHITE_IS_ZERO else found
 
 
 def _image(colours: np.ndarray, mode: str) -> Image.Image:
     height, width, _ = colours.shape
     if mode == "LAB":  # Pillow's raw mode LAB is that of CIE Lab
         colours = colours ^ np.array([0, 128, 128], np.uint8)
-    return Image.frombytes(mode, (width, height), colours.tobytes())
+    image = Image.frombytes(mode, (width, height), colours.tobytes())
+    return image.convert("RGB") if mode == "YCbCr" else image
 
 
 def _by_palette(numbers: np.ndarray, colour_map: Any) -> Image.Image:

@@ -91,6 +91,7 @@ def extraction(config: SearchConfig, embedding: Embedding) -> ExtractConfig:
         found.scales_mean,
         found.whitening,
         found.scaled_decode,
+        found.limits,
     )
     identity.require_equal(embedding, config.index, embedding_of(recipe), config.model)
     return found

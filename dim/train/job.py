@@ -87,6 +87,7 @@ def _photos(manifest: Manifest, source: Source, config: TrainConfig) -> Photos:
         ],
         image_size=source.spec.image_size,
         resize=source.spec.resize,
+        limits=config.limits,
     )
 
 

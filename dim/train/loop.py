@@ -16,6 +16,7 @@ from ray.train.collective import broadcast_from_rank_zero
 from dim import files
 from dim.errors import JobFailed, UserError
 from dim.evaluate import metrics
+from dim.extract import identity
 from dim.extract.forward import set_up_tensorflow
 from dim.mine.mining import mine
 from dim.mine.triplets import Triplets
@@ -88,7 +89,7 @@ class Run:
         below = (spec.backbone, spec.preprocessing, spec.image_size, spec.resize)
         # The other cut lies below the layer that is pooled.
         pooled = (spec.layer, spec.pooling, spec.region_dimension) if cut == "l2" else None
-        fingerprint = repr((weights, below, pooled, cut, self.job.precision))
+        fingerprint = repr((weights, below, pooled, cut, self.job.precision, identity.SRGB))
         limit = int(self.config.scratch_gigabytes * 1e9 / max(1, ray.train.get_context().get_local_world_size()))
         cache = TrunkCache(self.config.scratch, fingerprint, limit)
         threads = tf.config.threading.get_intra_op_parallelism_threads()

@@ -12,6 +12,7 @@ from PIL import Image
 
 from dim.data import photos
 from dim.data.decode import DecodeError, decode
+from dim.data.limits import LIMITS, Limits
 from dim.errors import JobFailed
 from dim.model.vocabulary import Resize
 
@@ -35,6 +36,7 @@ class Photos:
     keys: list[str]
     image_size: int
     resize: Resize
+    limits: Limits = LIMITS
 
     def rows(self, split: str) -> np.ndarray:
         """Positions of the rows of `split`, ascending."""
@@ -44,7 +46,7 @@ class Photos:
         """The photo at `row`, uint8 RGB (H, W, 3); None where it cannot be read."""
         try:
             content = photos.read(self.paths[row])
-            return decode(content, self.image_size, self.resize, self.boxes[row]).pixels
+            return decode(content, self.image_size, self.resize, self.boxes[row], limits=self.limits).pixels
         except (DecodeError, OSError):
             return None
 

@@ -116,7 +116,7 @@ def ran(images, out, **flags):
 def test_a_folder_by_label(shelf, tmp_path, name):
     result, rows = ran(shelf, tmp_path / "out" / name)
     counts = Counter(rows.table["split"].to_pylist())
-    expected = {"images": 31, "labels": 10, **counts, "unreadable": 1, "left_out": 1}
+    expected = {"images": 31, "labels": 10, **counts, "unreadable": 1, "several_frames": 0, "left_out": 1}
     assert result == {"manifest": str(tmp_path / "out" / name), **expected}
     assert len(set(rows.select("val").labels)) == 1
     assert len(set(rows.select("test").labels)) == 2
