@@ -9,6 +9,9 @@ from math import floor
 
 Crop = tuple[int, int, int, int]
 
+BRANDS = {b"avif", b"avis"}
+_KNOWN_FIRST = BRANDS | {b"mif1", b"msf1"}
+
 
 def brands(content: bytes) -> set[bytes]:
     """What the file says it can be read as, the first of its words; none where it is of another container."""
@@ -16,6 +19,13 @@ def brands(content: bytes) -> set[bytes]:
         return set()
     size = min(int.from_bytes(content[:4]), len(content))
     return {content[start : start + 4] for start in range(8, size, 4) if start != 12}
+
+
+def branded(content: bytes) -> bytes:
+    """The file under a first brand by which Pillow and libavif know AVIF: some writers name a profile's, or none."""
+    if content[8:12] in _KNOWN_FIRST and brands(content) & BRANDS:
+        return content
+    return content[:8] + b"avif" + content[12:]
 
 
 def crop(content: bytes) -> Crop | None:

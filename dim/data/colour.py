@@ -10,8 +10,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageCms
 
-# What is known to be needed: a printer's profile has up to 3 MB.
-_LARGEST = 2**23
+LARGEST = 2**23  # bytes of a profile; those of printers have up to 3 MB
 _SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
 # A profile that changes no colour by more than this is sRGB under another name: its photos are left as they are.
 _NEAR = 3
@@ -27,7 +26,7 @@ def as_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     transform = None
     if image.mode == "LAB":
         transform = _from_lab()
-    elif profile and len(profile) <= _LARGEST:
+    elif profile and len(profile) <= LARGEST:
         transform = _transform(profile, image.mode)
     if transform is not None:
         return transform.apply(image)

@@ -4,14 +4,14 @@ import io
 from typing import IO, Protocol
 
 import numpy as np
-from PIL import ExifTags, Image, ImageChops, UnidentifiedImageError
+from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
 from dim.data import avif, jpeg, tiff
-from dim.data.limits import DecodeError, Limits, check_pixels
+from dim.data.colour import LARGEST
+from dim.data.limits import DecodeError, Limits, check_pixels, check_size
 
 # Pillow's other formats are no photos, and some of them start other programs.
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "JPEG2000", "PPM")
-_AVIF = {b"avif", b"avis"}
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "AVIF", "JPEG2000", "PPM")
 _HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"}
 # Raw files that are no TIFF, and Canon's, which is one whose first page is a JPEG.
 _RAW = (b"FUJIFILMCCD-RAW", b"IIU\0", b"IIRO", b"IIRS", b"MMOR", b"FOVb", b"\0MRM", b"II*\0\x10\0\0\0CR")
@@ -52,34 +52,37 @@ def opened(file: IO[bytes], limits: Limits) -> Photo:
         raise DecodeError(tiff.RAW)
     if start.startswith(tiff.MAGIC):
         return tiff.opened(file, limits)
-    if brands & _HEIC and not brands & _AVIF:
+    if brands & _HEIC and not brands & avif.BRANDS:
         raise DecodeError("an HEIC photo, which is not decoded here; convert it to JPEG")
     # Ours is the limit that counts. Pillow's would be applied by `Image.open`, before it.
     Image.MAX_IMAGE_PIXELS = None
-    image = _image(file, start, (*_FORMATS, "AVIF") if not brands else ("AVIF",))
-    crop = avif.crop(file.getvalue() if isinstance(file, io.BytesIO) else start) if brands else None
+    PngImagePlugin.MAX_TEXT_CHUNK = LARGEST  # Pillow refuses a PNG whose profile has more than a megabyte
+    crop = None
+    if brands & avif.BRANDS or (brands and b"av01" in start):
+        content = file.read(limits.bytes + 1)
+        check_size(len(content), limits)
+        file, crop = io.BytesIO(avif.branded(content)), avif.crop(content)
+    try:
+        image = Image.open(file, formats=_FORMATS)
+    except UnidentifiedImageError as error:
+        raise DecodeError(_reason(file, start)) from error
     photo = PillowPhoto(file, image, start, crop)
     check_pixels(*photo.size, limits)
     return photo
 
 
-def _image(file: IO[bytes], start: bytes, formats: tuple[str, ...]) -> Image.Image:
-    try:
-        return Image.open(file, formats=formats)
-    except UnidentifiedImageError as error:
-        raise DecodeError(_reason(file, start, formats)) from error
-
-
-def _reason(file: IO[bytes], start: bytes, formats: tuple[str, ...]) -> str:
-    """Why Pillow opens none: what the decoder itself says, which Pillow keeps to itself."""
-    for name in formats:
+def _reason(file: IO[bytes], start: bytes) -> str:
+    """Why Pillow opens it as no format: what the decoder itself says, which Pillow keeps to itself."""
+    file.seek(0)
+    prefix = file.read(16)
+    for name in _FORMATS:
         factory, accepts = Image.OPEN[name]
-        if accepts and accepts(start[:16]):
+        if accepts and accepts(prefix):
             file.seek(0)
             try:
                 factory(file, "")
             except Exception as error:
-                return f"a {name} file that is broken or of a kind that is not decoded here: {error}"
+                return f"broken, or a kind of {name} that is not decoded here: {error}"
     return f"no photo in a known format: it begins with {start[:16]!r}"
 
 
@@ -128,8 +131,6 @@ class PillowPhoto:
         colours, alpha = _colours(image), _alpha(image)
         if kind == _PNG_GREY_ALPHA:
             colours = image.getchannel(0)  # which is RGBA, where it has 16 bits
-        if image.format in _JPEG and image.mode == "CMYK" and "adobe" not in image.info:
-            colours = ImageChops.invert(colours)  # Pillow takes every CMYK for Adobe's, who stores it inverted
         if self._crop is None:
             return colours, alpha
         return colours.crop(self._crop), alpha and alpha.crop(self._crop)

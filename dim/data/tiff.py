@@ -147,13 +147,13 @@ def _eight_bits(samples: np.ndarray, top: int) -> np.ndarray:
 
 def _coloured(samples: np.ndarray, page: Any, top: int) -> np.ndarray:
     """uint8 (H, W, colours), with black at 0 and the neutral a and b of Lab at 128."""
+    if page.photometric == _CIE_LAB:  # whose a and b are signed
+        half = np.array([0, (top + 1) // 2, (top + 1) // 2], samples.dtype)
+        samples = samples ^ half
     if page.photometric in (_CIE_LAB, _ICC_LAB) and top > 255:
         shift = page.bitspersample - 8
-        found: np.ndarray = np.minimum((samples >> shift) + ((samples >> (shift - 1)) & 1), 255).astype(np.uint8)
-    else:
-        found = _eight_bits(samples, top)
-    if page.photometric == _CIE_LAB:  # whose a and b are signed
-        found = found ^ np.array([0, 128, 128], np.uint8)
+        return np.minimum((samples >> shift) + ((samples >> (shift - 1)) & 1), 255).astype(np.uint8)
+    found = _eight_bits(samples, top)
     return 255 - found if page.photometric == _WHITE_IS_ZERO else found
 
 

@@ -115,7 +115,7 @@ def _embedder(recipe: Recipe, machine: Resources) -> Embedder:
 
 
 def embedded(table: pa.Table, vectors: np.ndarray, dtype: str) -> pa.Table:
-    """The store's rows, with `shard` and `several`, of a table of DECODED, the photos in which have descriptors (n, D)."""
+    """The store's rows, with `shard` and `several`, of a table of DECODED; its photos have descriptors (n, D)."""
     schema = store.schema(vectors.shape[1], dtype)
     ok = table["status"].to_numpy() == store.OK
     values = np.zeros((len(ok), vectors.shape[1]), dtype)

@@ -5,12 +5,12 @@ import zlib
 
 import numpy as np
 
-GREY_INVERTED, GREY, RGB, PALETTE, MASK, CMYK, YCBCR, LAB, ICCLAB = 0, 1, 2, 3, 4, 5, 6, 8, 9
+GREY_INVERTED, GREY, RGB, PALETTE, CMYK, YCBCR, CIELAB, ICCLAB = 0, 1, 2, 3, 5, 6, 8, 9
 _SIZES = {2: 1, 3: 2, 4: 4, 7: 1, 16: 8}
 _CODES = {2: "B", 3: "H", 4: "I", 7: "B", 16: "Q"}
 
 
-def _packed(values, bits, order):
+def packed(values, bits, order):
     """The rows of `values` (H, W), each sample `bits` wide, each row padded to whole bytes."""
     if bits in (8, 16, 32):
         return values.astype(f"{order}u{bits // 8}").tobytes()
@@ -66,7 +66,7 @@ def tiff(
             part[: found.shape[0], : found.shape[1]] = found
             if predictor:
                 part[:, 1:] = (part[:, 1:] - part[:, :-1]) % 2**bits
-            data = _packed(part.reshape(rows, -1), bits, order)
+            data = packed(part.reshape(rows, -1), bits, order)
             data = COMPRESSIONS[compression](data)
             if reversed_bits:
                 data = np.packbits(np.unpackbits(np.frombuffer(data, np.uint8)).reshape(-1, 8)[:, ::-1]).tobytes()
@@ -121,12 +121,12 @@ def _file(data, directories, order, big):
         after = len(body) + len(table) + len(entries) * (12 if not big else 20) + room
         extra = b""
         for tag, (kind, values) in sorted(entries.items()):
-            packed = struct.pack(f"{order}{len(values)}{_CODES[kind]}", *values)
-            if len(packed) > room:
-                where, packed = after + len(extra), packed + b"\0" * (len(packed) % 2)
-                extra += packed
-                packed = struct.pack(order + word, where)
-            table += struct.pack(f"{order}HH{word}", tag, kind, len(values)) + packed.ljust(room, b"\0")
+            value = struct.pack(f"{order}{len(values)}{_CODES[kind]}", *values)
+            if len(value) > room:
+                where, value = after + len(extra), value + b"\0" * (len(value) % 2)
+                extra += value
+                value = struct.pack(order + word, where)
+            table += struct.pack(f"{order}HH{word}", tag, kind, len(values)) + value.ljust(room, b"\0")
         last = number == len(directories) - 1
         body += table + struct.pack(order + word, 0 if last else after + len(extra)) + extra
     return body
