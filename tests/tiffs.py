@@ -91,8 +91,11 @@ def assembled(
     rows_per_strip=2**31,
     compression=1,
     tags=(),
+    more=(),
 ):
-    """The file whose strips or tiles are `pieces`, already compressed."""
+    """The file whose strips or tiles are `pieces`, already compressed; `more` are the tags by which further pages, of
+    the same strips, differ.
+    """
     width, height = size
     entries = {
         256: (4, [width]), 257: (4, [height]), 258: (3, bits), 259: (3, [compression]), 262: (3, [photometric]),
@@ -108,7 +111,7 @@ def assembled(
     entries |= {number: (kind, values) for number, kind, values in tags}
     data = b"".join(pieces)
     data += b"\0" * (len(data) % 2)
-    return _file(data, [entries], order, big)
+    return _file(data, [entries, *(entries | changes for changes in more)], order, big)
 
 
 def _file(data, directories, order, big):

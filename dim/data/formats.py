@@ -4,7 +4,7 @@ import io
 from typing import IO, Protocol
 
 import numpy as np
-from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, PngImagePlugin
 
 from dim.data import avif, jpeg, tiff
 from dim.data.colour import LARGEST
@@ -51,7 +51,12 @@ def opened(file: IO[bytes], limits: Limits) -> Photo:
     if start.startswith(_RAW) or b"crx " in brands:
         raise DecodeError(tiff.RAW)
     if start.startswith(tiff.MAGIC):
-        return tiff.opened(file, limits)
+        try:
+            return tiff.opened(file, limits)
+        except DecodeError:
+            raise
+        except Exception as error:
+            raise DecodeError(_not_decoded("TIFF", error)) from error
     if brands & _HEIC and not brands & avif.BRANDS:
         raise DecodeError("an HEIC photo, which is not decoded here; convert it to JPEG")
     # Ours is the limit that counts. Pillow's would be applied by `Image.open`, before it.
@@ -64,7 +69,7 @@ def opened(file: IO[bytes], limits: Limits) -> Photo:
         file, crop = io.BytesIO(avif.branded(content)), avif.crop(content)
     try:
         image = Image.open(file, formats=_FORMATS)
-    except UnidentifiedImageError as error:
+    except Exception as error:  # of almost any type
         raise DecodeError(_reason(file, start)) from error
     photo = PillowPhoto(file, image, start, crop)
     check_pixels(*photo.size, limits)
@@ -82,8 +87,12 @@ def _reason(file: IO[bytes], start: bytes) -> str:
             try:
                 factory(file, "")
             except Exception as error:
-                return f"broken, or a kind of {name} that is not decoded here: {error}"
+                return _not_decoded(name, error)
     return f"no photo in a known format: it begins with {start[:16]!r}"
+
+
+def _not_decoded(name: str, error: Exception) -> str:
+    return f"broken, or a kind of {name} that is not decoded here: {str(error) or type(error).__name__}"
 
 
 class PillowPhoto:

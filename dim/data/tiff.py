@@ -152,7 +152,8 @@ def _coloured(samples: np.ndarray, page: Any, top: int) -> np.ndarray:
         samples = samples ^ half
     if page.photometric in (_CIE_LAB, _ICC_LAB) and top > 255:
         shift = page.bitspersample - 8
-        return np.minimum((samples >> shift) + ((samples >> (shift - 1)) & 1), 255).astype(np.uint8)
+        rounded: np.ndarray = np.minimum((samples >> shift) + ((samples >> (shift - 1)) & 1), 255).astype(np.uint8)
+        return rounded
     found = _eight_bits(samples, top)
     return 255 - found if page.photometric == _WHITE_IS_ZERO else found
 

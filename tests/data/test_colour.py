@@ -25,9 +25,8 @@ def profile(space, tags, kind=b"mntr"):
     tags = {b"wtpt": xyz(0.9642, 1, 0.82491), b"desc": b"desc" + bytes(4) + struct.pack(">I", 1) + bytes(80)} | tags
     offset, table, data = 128 + 4 + 12 * len(tags), b"", b""
     for name, content in tags.items():
-        content += bytes(-len(content) % 4)
         table += name + struct.pack(">II", offset + len(data), len(content))
-        data += content
+        data += content + bytes(-len(content) % 4)
     pcs = b"Lab " if b"A2B0" in tags else b"XYZ "
     head = struct.pack(">I4sI4s4s4s12s4s", offset + len(data), b"", 0x02400000, kind, space, pcs, bytes(12), b"acsp")
     head = head.ljust(68, b"\0") + struct.pack(">III", 0xF6D6, 0x10000, 0xD32D)

@@ -283,9 +283,8 @@ def orientation_cases():
         yield f"TIFF, 12 bits, planes, orientation {number}", blocks, expected, False
 
 
-CASES = {
-    name: case for cases in (kinds_of_tiff, palettes_and_lab, ways_of_tiff, png_cases, other_cases, orientation_cases) for name, *case in cases()
-}  # fmt: skip
+FILES = (kinds_of_tiff, palettes_and_lab, ways_of_tiff, png_cases, other_cases, orientation_cases)
+CASES = {name: case for cases in FILES for name, *case in cases()}
 
 
 @pytest.mark.parametrize("name", CASES)
