@@ -36,6 +36,8 @@ _REDUCED, _MASK = 1, 4  # bits of _SUBFILE: a small version, or the mask, of ano
 _UNUSED, _ASSOCIATED, _UNASSOCIATED = 0, 1, 2  # extra samples: no alpha; alpha that the colours are multiplied by
 _MULTIPLIED = {"L": "La", "RGB": "RGBa"}
 _MOST_SAMPLES = 8  # of a pixel
+_NUMBERS = ("imagewidth", "imagelength", "imagedepth", "samplesperpixel", "bitspersample", "rowsperstrip", "tilewidth")
+_NUMBERS += ("tilelength", "photometric", "compression", "planarconfig", "subfiletype")
 _ROWS = 256  # that are brought to 8 bits at a time
 
 
@@ -84,6 +86,9 @@ def opened(file: IO[bytes], limits: Limits) -> Tiff:
     logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)  # what is wrong with a file is said by an exception
     pages = tifffile.TiffFile(file).pages
     page: Any = pages.first
+    for name in _NUMBERS:  # a tag may hold as many as it likes
+        if not isinstance(getattr(page, name), int):
+            raise DecodeError(f"a TIFF whose {name} is not one number")
     if page.subfiletype & _REDUCED or page.photometric in _RAW_COLOURS or _DNG in page.tags:
         raise DecodeError(RAW)
     check_pixels(page.imagewidth, page.imagelength, limits)

@@ -205,6 +205,11 @@ UNKNOWN = {
     "TIFF, float": (encoded(COLOURS[..., 0].astype(np.float32), "TIFF"), "floating-point pixels, whose range"),
     "TIFF, signed": (encoded(COLOURS[..., 0].astype(np.int32), "TIFF"), "signed 32-bit pixels, whose range"),
     "TIFF, codec": (tiffs.assembled([b"x"], (9, 9), [8], 1, compression=32809), "32809"),
+    "TIFF, numbers": (
+        tiffs.tiff(COLOURS.astype(int), 8, tiffs.RGB, tags=[(256, 4, list(range(10**6, 10**6 + 99)))]),
+        "a TIFF whose imagewidth is not one number",
+    ),
+    "TIFF, bits": (tiffs.tiff(COLOURS.astype(int), 8, tiffs.RGB, tags=[(258, 3, [5, 6, 5])]), "TIFF"),
     "TIFF, no rows": (tiffs.tiff(COLOURS.astype(int), 8, tiffs.RGB)[:300], "a kind of TIFF .*: "),
 }
 
