@@ -1,5 +1,6 @@
 """Mistakes: exit status 2, one line on stderr that names the value and what to do, and nothing written."""
 
+import dataclasses
 import json
 import re
 import runpy
@@ -8,13 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
 
 from dim import files, tables
-from dim.extract import store
+from dim.extract import identity, store
 from dim.extract.identity import Embedding
 from dim.model.whitening import Whitening
 
@@ -23,6 +25,9 @@ TOLD = re.compile(r"\d\d:\d\d:\d\d ")  # at the head of a line of what the job d
 IDS = [f"{label}{number}" for label in "abcd" for number in range(3)]
 SPLITS = ["train"] * 6 + ["test"] * 6
 EMBEDDING = Embedding("vgg16", "block5_conv3", "gem", "random", "caffe", 32, "squash", (1.0,), None, None, "float32")
+
+# Of dim before it applied colour profiles.
+FIRST = dataclasses.replace(EMBEDDING, profiles=identity.IGNORED)
 
 
 def write_descriptors(folder, embedding=EMBEDDING, ids=IDS):
@@ -100,6 +105,14 @@ def place(tmp_path_factory):
     write_whitening(
         place / "other-whitening.npz", Embedding("vgg16", "block5_pool", "mac", *list(vars(EMBEDDING).values())[3:])
     )
+    write_whitening(place / "first-whitening.npz", FIRST)
+    write_descriptors(place / "first", FIRST)
+    (place / "first-index").mkdir()
+    files.write_json(str(place / "first-index" / "run.json"), {"job": "index", "embedding": FIRST.as_json()})
+    tables.write(str(place / "first-index" / "ids.parquet"), pa.table({"image_id": IDS}))
+    flat = faiss.IndexFlatIP(8)
+    flat.add(np.eye(12, 8, dtype=np.float32))
+    faiss.write_index(flat, str(place / "first-index" / "knn.index"))
     (place / "typo.yaml").write_text("imagesize: 32\n")
     (place / "type.yaml").write_text("manifest: [1, 2]\n")
     (place / "list.yaml").write_text("- manifest\n")
@@ -140,6 +153,18 @@ TAKES_DESCRIPTORS = ("whiten", "mine", "index", "evaluate", "export", "audit")
 TAKES_MODEL = ("extract", "train")
 WRITES_FOLDER = ("import", "extract", "mine", "train", "index", "search", "evaluate", "export", "audit")
 
+DECODES = ("split", "import", "extract", "train", "search", "evaluate", "nightly")
+WHITENS = ("extract", "index", "search", "evaluate", "audit")
+
+OF_DECODING = {
+    "--max-megapixels 0": "--max-megapixels must be above 0, not 0.0",
+    "--max-megapixels nan": "--max-megapixels must be above 0, not nan",
+    "--max-megapixels many": "--max-megapixels: invalid float value: 'many'",
+}
+OF_VERSIONS = {
+    "--whitening first-whitening.npz": "profiles 'ignored' ≠ 'srgb'; .*first-whitening.npz' was made before dim applied "
+    "colour profiles: run the same extract.py again with another --out, and whiten.py on what it makes"
+}
 OF_MANIFESTS = {
     "--manifest none.csv": "no file '.*none.csv'",
     "--manifest twice.csv": r"image_id 'a0' stands more than once",
@@ -214,6 +239,7 @@ OF_ONE = {
         "--whitening broken.npz": "broken.npz' is no whitening file",
         "--whitening other-whitening.npz": "different embeddings: layer 'block5_pool' ≠ 'block5_conv3'; pooling 'mac'",
         "--root empty": "image_id 'a0' of .* is at .*, outside --root 'empty'",
+        "--out first": "profiles 'ignored' ≠ 'srgb'.*'first' was made before .*: run the same extract.py with another --out",
         "--out descriptors --image-size 64": "different embeddings: image_size 32 ≠ 64",
         "--out trained": r"holds the output of train\.py",
     },
@@ -248,6 +274,9 @@ OF_ONE = {
         "--index foreign": "--index 'foreign' holds neither an index nor descriptors",
         "--queries none": "--queries 'none': there is no such file or folder",
         "--queries photos": "--queries 'photos' are photos; give --model",
+        "--queries first": "'first' was made before dim applied colour profiles: run the same extract.py with another",
+        f"--index first-index --queries photos {MODEL}": "'first-index' was made before dim applied colour profiles: run "
+        "the same extract.py again with another --out, and index.py on what it makes",
         "--queries photos --model vgg16-mac --weights random": "different embeddings: pooling 'gem' ≠ 'mac'",
         "--queries gone.csv --model vgg16-gem --weights random": "none of the 12 photos of .* exists",
         "--top 0": "--top must be at least 1, not 0",
@@ -293,6 +322,8 @@ MISTAKES = [
         (TAKES_SPLIT, OF_SPLITS),
         (TAKES_DESCRIPTORS, OF_DESCRIPTORS),
         (TAKES_MODEL, OF_MODELS),
+        (DECODES, OF_DECODING),
+        (WHITENS, OF_VERSIONS),
         (WRITES_FOLDER, OF_OUTPUTS),
         (("mine", "train"), OF_LABELS),
         *(((job,), mistakes) for job, mistakes in OF_ONE.items()),
