@@ -162,8 +162,8 @@ OF_DECODING = {
     "--max-megapixels many": "--max-megapixels: invalid float value: 'many'",
 }
 OF_VERSIONS = {
-    "--whitening first-whitening.npz": "profiles 'ignored' ≠ 'srgb'; .*first-whitening.npz' was made before dim applied "
-    "colour profiles: run the same extract.py again with another --out, and whiten.py on what it makes"
+    "--whitening first-whitening.npz": "profiles 'ignored' ≠ 'srgb'; .*first-whitening.npz' was made before dim "
+    "applied colour profiles: run the same extract.py again with another --out, and whiten.py on what it makes"
 }
 OF_MANIFESTS = {
     "--manifest none.csv": "no file '.*none.csv'",
@@ -239,7 +239,7 @@ OF_ONE = {
         "--whitening broken.npz": "broken.npz' is no whitening file",
         "--whitening other-whitening.npz": "different embeddings: layer 'block5_pool' ≠ 'block5_conv3'; pooling 'mac'",
         "--root empty": "image_id 'a0' of .* is at .*, outside --root 'empty'",
-        "--out first": "profiles 'ignored' ≠ 'srgb'.*'first' was made before .*: run the same extract.py with another --out",
+        "--out first": "'ignored' ≠ 'srgb'; 'first' was made before .*: run the same extract.py with another --out",
         "--out descriptors --image-size 64": "different embeddings: image_size 32 ≠ 64",
         "--out trained": r"holds the output of train\.py",
     },
@@ -275,8 +275,8 @@ OF_ONE = {
         "--queries none": "--queries 'none': there is no such file or folder",
         "--queries photos": "--queries 'photos' are photos; give --model",
         "--queries first": "'first' was made before dim applied colour profiles: run the same extract.py with another",
-        f"--index first-index --queries photos {MODEL}": "'first-index' was made before dim applied colour profiles: run "
-        "the same extract.py again with another --out, and index.py on what it makes",
+        f"--index first-index --queries photos {MODEL}": "'first-index' was made before dim applied colour "
+        "profiles: run the same extract.py again with another --out, and index.py on what it makes",
         "--queries photos --model vgg16-mac --weights random": "different embeddings: pooling 'gem' ≠ 'mac'",
         "--queries gone.csv --model vgg16-gem --weights random": "none of the 12 photos of .* exists",
         "--top 0": "--top must be at least 1, not 0",
