@@ -30,14 +30,26 @@ _MODES = {
     _CIE_LAB: "LAB",
     _ICC_LAB: "LAB",
 }
+_JPEG_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
 _OLD_JPEG, _JPEG = 6, (7, 34892)
 _SUBFILE, _ORIENTATION, _COLOUR_MAP, _INKS, _PROFILE, _DNG = 254, 274, 320, 332, 34675, 50706
 _REDUCED, _MASK = 1, 4  # bits of _SUBFILE: a small version, or the mask, of another picture in the file
+# What libtiff does by the orientation, all of which is our caller's to do.
+_FLIPPED_BY_LIBTIFF = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    6: Image.Transpose.FLIP_LEFT_RIGHT,
+    7: Image.Transpose.ROTATE_180,
+    8: Image.Transpose.FLIP_TOP_BOTTOM,
+}
 _UNUSED, _ASSOCIATED, _UNASSOCIATED = 0, 1, 2  # extra samples: no alpha; alpha that the colours are multiplied by
 _MULTIPLIED = {"L": "La", "RGB": "RGBa"}
 _MOST_SAMPLES = 8  # of a pixel
-_NUMBERS = ("imagewidth", "imagelength", "imagedepth", "samplesperpixel", "bitspersample", "rowsperstrip", "tilewidth")
-_NUMBERS += ("tilelength", "photometric", "compression", "planarconfig", "subfiletype")
+_NUMBERS = (
+    *("imagewidth", "imagelength", "imagedepth", "samplesperpixel", "bitspersample", "planarconfig", "photometric"),
+    *("compression", "subfiletype", "rowsperstrip", "tilewidth", "tilelength"),
+)
 _ROWS = 256  # that are brought to 8 bits at a time
 
 
@@ -60,7 +72,9 @@ class Tiff:
         page = self._page
         is_jpeg = page.compression in _JPEG
         if page.compression == _OLD_JPEG or (page.photometric == _YCBCR and page.bitspersample == 8 and not is_jpeg):
-            return _by_libtiff(self._file), None
+            return _by_libtiff(self._file, self.orientation), None
+        if is_jpeg:
+            _require_ends(page, self._file)
         samples = _samples(page)
         mode = "RGB" if is_jpeg and page.photometric == _YCBCR else _MODES[page.photometric]
         colours = 1 if mode == "P" else len(Image.new(mode, (1, 1)).getbands())
@@ -85,7 +99,10 @@ def opened(file: IO[bytes], limits: Limits) -> Tiff:
 
     logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)  # what is wrong with a file is said by an exception
     pages = tifffile.TiffFile(file).pages
-    page: Any = pages.first
+    try:
+        page: Any = pages.first
+    except IndexError as error:
+        raise DecodeError("the TIFF is truncated: the directory of its first page is not there") from error
     for name in _NUMBERS:  # a tag may hold as many as it likes
         if not isinstance(getattr(page, name), int):
             raise DecodeError(f"a TIFF whose {name} is not one number")
@@ -122,6 +139,15 @@ def _check_layout(page: Any) -> None:
     lacking = sum(not count for count in page.databytecounts)
     if lacking or len(page.dataoffsets) < np.prod(page.chunked):
         raise DecodeError(f"the TIFF is truncated: {lacking or 'some'} of its strips or tiles are not there")
+
+
+def _require_ends(page: Any, file: IO[bytes]) -> None:
+    """Raises DecodeError where a strip or tile of JPEG lacks its end: the decoder would fill up with grey."""
+    for offset, size in zip(page.dataoffsets, page.databytecounts, strict=True):
+        file.seek(offset)
+        data = file.read(size)
+        if data.rfind(_JPEG_END) < data.rfind(_JPEG_SCAN):
+            raise DecodeError("the TIFF is truncated: a JPEG in it has no end marker")
 
 
 def _several(pages: Any) -> bool:
@@ -187,9 +213,11 @@ def _divided(image: Image.Image, alpha: Image.Image) -> Image.Image:
     return multiplied.convert(f"{image.mode}A").convert(image.mode)
 
 
-def _by_libtiff(file: IO[bytes]) -> Image.Image:
+def _by_libtiff(file: IO[bytes], orientation: int) -> Image.Image:
     """YCbCr, whose samples may lie in blocks, and JPEG as it was before TIFF 6.0's supplement: not for tifffile."""
     import imagecodecs  # noqa: PLC0415
 
     file.seek(0)
-    return Image.fromarray(imagecodecs.tiff_decode(file.read(), asrgb=True)).convert("RGB")
+    image = Image.fromarray(imagecodecs.tiff_decode(file.read(), asrgb=True)).convert("RGB")
+    flipped = _FLIPPED_BY_LIBTIFF.get(orientation)
+    return image if flipped is None else image.transpose(flipped)

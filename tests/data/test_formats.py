@@ -281,6 +281,9 @@ def orientation_cases():
         yield f"AVIF, orientation {number}", content, expected, True
         blocks = tiffs.tiff(whole(RAMPS[..., :3], 12), 12, tiffs.RGB, planar=True, tags=[(274, 3, [number])])
         yield f"TIFF, 12 bits, planes, orientation {number}", blocks, expected, False
+        samples = np.array(Image.fromarray(COLOURS).convert("YCbCr")).astype(int)
+        chroma = tiffs.tiff(samples, 8, tiffs.YCBCR, tags=[(274, 3, [number]), (530, 3, [1, 1])])
+        yield f"TIFF, YCbCr, orientation {number}", chroma, expected, False
 
 
 FILES = (kinds_of_tiff, palettes_and_lab, ways_of_tiff, png_cases, other_cases, orientation_cases)
