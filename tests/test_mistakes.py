@@ -1,5 +1,6 @@
 """Mistakes: exit status 2, one line on stderr that names the value and what to do, and nothing written."""
 
+import dataclasses
 import json
 import re
 import runpy
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import faiss
 import h5py
 import numpy as np
 import pyarrow as pa
@@ -15,7 +17,7 @@ import pytest
 from PIL import Image
 
 from dim import files, tables
-from dim.extract import store
+from dim.extract import identity, store
 from dim.extract.identity import Embedding
 from dim.model import spec
 from dim.model.whitening import Whitening
@@ -25,6 +27,9 @@ TOLD = re.compile(r"\d\d:\d\d:\d\d ")  # at the head of a line of what the job d
 IDS = [f"{label}{number}" for label in "abcd" for number in range(3)]
 SPLITS = ["train"] * 6 + ["test"] * 6
 EMBEDDING = Embedding("vgg16", "block5_conv3", "gem", "random", "caffe", 32, "squash", (1.0,), None, None, "float32")
+
+# Of dim before it applied colour profiles.
+FIRST = dataclasses.replace(EMBEDDING, profiles=identity.IGNORED)
 
 
 def write_descriptors(folder, embedding=EMBEDDING, ids=IDS):
@@ -134,6 +139,18 @@ def write_networks(place):
     (place / "half-model" / "model.json").write_text('{"format_version": 1, "backbone": "\\ud800"}')
 
 
+def write_first_version(place):
+    """What an identity of version 1 made."""
+    write_whitening(place / "first-whitening.npz", FIRST)
+    write_descriptors(place / "first", FIRST)
+    (place / "first-index").mkdir()
+    files.write_json(str(place / "first-index" / "run.json"), {"job": "index", "embedding": FIRST.as_json()})
+    tables.write(str(place / "first-index" / "ids.parquet"), pa.table({"image_id": IDS}))
+    flat = faiss.IndexFlatIP(8)
+    flat.add(np.eye(12, 8, dtype=np.float32))
+    faiss.write_index(flat, str(place / "first-index" / "knn.index"))
+
+
 def write_configurations(place):
     (place / "half.yaml").write_text('out: "\\ud800"\n')
     (place / "typo.yaml").write_text("imagesize: 32\n")
@@ -166,8 +183,12 @@ def write_evaluations(place):
 def place(tmp_path_factory):
     """A folder with photos, descriptors and an index as they should be, and with all that mistakes name."""
     place = tmp_path_factory.mktemp("mistakes")
-    for write in (write_photos_and_tables, write_outputs, write_networks, write_configurations, write_evaluations):
-        write(place)
+    write_photos_and_tables(place)
+    write_outputs(place)
+    write_networks(place)
+    write_first_version(place)
+    write_configurations(place)
+    write_evaluations(place)
     (place / "out.csv").write_text("in the way")
     return place
 
@@ -194,6 +215,18 @@ TAKES_DESCRIPTORS = ("whiten", "mine", "index", "evaluate", "export", "audit")
 TAKES_MODEL = ("extract", "train")
 WRITES_FOLDER = ("import", "extract", "mine", "train", "index", "search", "evaluate", "export", "audit")
 
+DECODES = ("split", "import", "extract", "train", "search", "evaluate", "nightly")
+WHITENS = ("extract", "index", "search", "evaluate", "audit")
+
+OF_DECODING = {
+    "--max-megapixels 0": "--max-megapixels must be above 0, not 0.0",
+    "--max-megapixels nan": "--max-megapixels must be above 0, not nan",
+    "--max-megapixels many": "--max-megapixels: invalid float value: 'many'",
+}
+OF_VERSIONS = {
+    "--whitening first-whitening.npz": "profiles 'ignored' ≠ 'srgb'; .*first-whitening.npz' was made before dim "
+    "applied colour profiles: run the same extract.py again with another --out, and whiten.py on what it makes"
+}
 OF_MANIFESTS = {
     "--manifest none.csv": "no file '.*none.csv'",
     "--manifest twice.csv": r"image_id 'a0' stands more than once",
@@ -292,6 +325,7 @@ OF_ONE = {
         "--whitening broken.npz": "broken.npz' is no whitening file",
         "--whitening other-whitening.npz": "different embeddings: layer 'block5_pool' ≠ 'block5_conv3'; pooling 'mac'",
         "--root empty": "image_id 'a0' of .* is at .*, outside --root 'empty'",
+        "--out first": "'ignored' ≠ 'srgb'; 'first' was made before .*: run the same extract.py with another --out",
         "--out descriptors --image-size 64": "different embeddings: image_size 32 ≠ 64",
         "--out trained": r"holds the output of train\.py",
     },
@@ -331,6 +365,9 @@ OF_ONE = {
         "--index foreign": "--index 'foreign' holds neither an index nor descriptors",
         "--queries none": "--queries 'none': there is no such file or folder",
         "--queries photos": "--queries 'photos' are photos; give --model",
+        "--queries first": "'first' was made before dim applied colour profiles: run the same extract.py with another",
+        f"--index first-index --queries photos {MODEL}": "'first-index' was made before dim applied colour "
+        "profiles: run the same extract.py again with another --out, and index.py on what it makes",
         "--queries photos --model vgg16-mac --weights random": "different embeddings: pooling 'gem' ≠ 'mac'",
         "--queries gone.csv --model vgg16-gem --weights random": "none of the 12 photos of .* exists",
         "--top 0": "--top must be at least 1, not 0",
@@ -384,6 +421,8 @@ MISTAKES = [
         (TAKES_SPLIT, OF_SPLITS),
         (TAKES_DESCRIPTORS, OF_DESCRIPTORS),
         (TAKES_MODEL, OF_MODELS),
+        (DECODES, OF_DECODING),
+        (WHITENS, OF_VERSIONS),
         (WRITES_FOLDER, OF_OUTPUTS),
         (("mine", "train"), OF_LABELS),
         *(((job,), mistakes) for job, mistakes in OF_ONE.items()),

@@ -5,6 +5,7 @@ that brings the two together; and nothing is written.
 import dataclasses
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -47,6 +48,7 @@ OTHER = {
     "whitening": "2" * 64,
     "precision": "bfloat16",
     "scaled_decode": True,
+    "profiles": identity.IGNORED,
 }
 IDS = [f"photo {number}" for number in range(6)]
 VECTORS = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
@@ -136,3 +138,42 @@ def test_an_extraction_goes_on_with_no_other_embeddings_rows(write_manifest, wri
         shutil.copy2(path, folder)
     with pytest.raises(UserError, match=f"different embeddings: {field} "):
         extract(ExtractConfig(manifest=manifest, out=folder, **network))
+
+
+def whitened_first(folder):
+    """A whitening that was fitted on descriptors of the first version."""
+    ones, embedding = np.ones(4, np.float32), identity.of_folder(folder).as_json()
+    file = f"{folder}-whitening.npz"
+    Whitening(0 * ones, np.diag(ones), ones, 0.5, "pca", {}, embedding).save(file)
+    return file
+
+
+AMONG_THEIR_OWN = {
+    "evaluate": lambda m: evaluate(
+        EvaluateConfig(manifest=m.manifest, descriptors=(m.one,), whitening=whitened_first(m.one), out=m.out)
+    ),
+    "index": lambda m: build(IndexConfig(descriptors=m.one, whitening=whitened_first(m.one), out=m.out)),
+    "search": lambda m: search(SearchConfig(index=m.one, queries=m.one, out=m.out)),
+    "audit": lambda m: audit(AuditConfig(manifest=m.manifest, descriptors=m.one, out=m.out)),
+    "mine": lambda m: mine_folder(MineConfig(manifest=m.manifest, descriptors=m.one, out=m.out, top=1)),
+    "export": lambda m: export(ExportConfig(descriptors=m.one, out=m.out, format="npy")),
+}
+
+
+@pytest.mark.parametrize("job", AMONG_THEIR_OWN)
+def test_the_first_version_is_used_among_its_own(write_manifest, write_descriptors, tmp_path, job):
+    manifest = write_manifest(image_id=IDS, label=["a", "b"] * 3, split=["train"] * 6)
+    unit = VECTORS / np.linalg.norm(VECTORS, axis=1, keepdims=True)
+    one = write_descriptors(IDS, unit, name="one", profiles=identity.IGNORED)
+    AMONG_THEIR_OWN[job](SimpleNamespace(manifest=manifest, one=one, out=str(tmp_path / "out")))
+    made = files.read_json(str(tmp_path / "out" / "run.json"))["embedding"]
+    assert "profiles" not in made and "version" not in made
+    assert identity.of_folder(str(tmp_path / "out")).profiles == identity.IGNORED
+
+
+def test_a_whitening_of_the_first_version_stays_one(write_manifest, write_descriptors, tmp_path):
+    manifest = write_manifest(image_id=IDS, label=["a", "b"] * 3, split=["train"] * 6)
+    one = write_descriptors(IDS, VECTORS, name="one", profiles=identity.IGNORED)
+    whiten(WhitenConfig(manifest=manifest, descriptors=one, out=str(tmp_path / "w.npz"), dimension=2))
+    build(IndexConfig(descriptors=one, whitening=str(tmp_path / "w.npz"), out=str(tmp_path / "index")))
+    assert identity.of_folder(str(tmp_path / "index")).profiles == identity.IGNORED

@@ -1,6 +1,6 @@
-"""Photos as the network wants them: any usual format → upright RGB, resized.
+"""Photos as the network wants them: any usual format → upright sRGB, resized.
 
-Only Pillow and NumPy are needed. Whatever is wrong with a photo comes out as one `DecodeError` that says why.
+Whatever is wrong with a photo comes out as one `DecodeError` that says why.
 """
 
 import contextlib
@@ -12,7 +12,14 @@ from dataclasses import dataclass
 from typing import IO, Literal
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image
+
+from dim.data import formats
+from dim.data.colour import as_srgb
+from dim.data.formats import Photo
+from dim.data.limits import LIMITS, DecodeError, Limits, check_size
+
+__all__ = ["Box", "DecodeError", "Decoded", "Limits", "Resize", "check_header", "decode", "output_size"]
 
 Resize = Literal["squash", "long-side"]
 Box = tuple[float, float, float, float]
@@ -21,8 +28,6 @@ MIN_SIDE = 32  # VGG16 halves its input five times
 # A JPEG decoded at a fraction of its size must stay this much larger than the output: at 3, one photo in 200 lost more
 # than 0.002 of its descriptor's cosine, at 4 none lost 0.0002.
 SCALED_MARGIN = 4
-# Pillow's other formats are no photos, and some of them start other programs.
-_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "PPM")
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -36,28 +41,16 @@ _UPRIGHT = {
 _SIDEWAYS = (5, 6, 7, 8)
 
 
-class DecodeError(Exception):
-    """A photo that cannot be decoded; the message is the reason."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a photo may need at most: `pixels` when decoded, `bytes` in its file."""
-
-    pixels: int = 178_000_000
-    bytes: int = 256 * 2**20
-
-
-LIMITS = Limits()
-
-
 @dataclass(frozen=True)
 class Decoded:
-    """`pixels`: uint8 RGB (H, W, 3). `width`, `height`: of the upright full photo, in pixels."""
+    """`pixels`: uint8 RGB (H, W, 3). `width`, `height`: of the upright full photo, in pixels. `several`: whether the
+    file holds further frames or pages.
+    """
 
     pixels: np.ndarray
     width: int
     height: int
+    several: bool = False
 
 
 class _Silence:
@@ -103,34 +96,32 @@ def decode(
 ) -> Decoded:
     """Decodes the photo whose file holds `content` and resizes it by Pillow's BILINEAR, as `output_size` says.
 
-    EXIF orientation is applied first. `box` (x1, y1, x2, y2), in pixels of the upright photo, is rounded, clipped to
-    the photo and cropped before resizing. Alpha is laid on white, 16-bit grey divided by 257, and of an animation the
-    first frame taken. `scaled`: a JPEG without a box is decoded at a half, a quarter or an eighth of its size, where
-    that is still `SCALED_MARGIN` times the output.
+    Colours are brought to sRGB by the photo's profile, and the orientation is applied, first. `box` (x1, y1, x2, y2),
+    in pixels of the upright photo, is rounded, clipped to the photo and cropped before resizing. Alpha is laid on
+    white, 16-bit grey divided by 257, and of several frames or pages the first taken. `scaled`: a JPEG without a box
+    is decoded at a half, a quarter or an eighth of its size, where that is still `SCALED_MARGIN` times the output.
 
     Raises DecodeError for anything wrong: unknown, broken, truncated, over the limits, empty box.
     """
     check_size(len(content), limits)
     with _guarded():
-        image = _opened(io.BytesIO(content), limits)
-        full = image.size
+        photo = _opened(io.BytesIO(content), limits)
+        full = photo.size
         if scaled and box is None:
             width, height = output_size(full, full, size, resize)
-            image.draft(None, (SCALED_MARGIN * width, SCALED_MARGIN * height))  # other formats than JPEG ignore it
-        photo, orientation = _rgb(image), _orientation(image)
+            photo.draft((SCALED_MARGIN * width, SCALED_MARGIN * height))
+        image, alpha = photo.load()
+        image = as_srgb(image, photo.profile)
+        if alpha is not None:
+            image = _laid_on_white(image, alpha)
+        orientation = photo.orientation
         if orientation in _UPRIGHT:
-            photo = photo.transpose(_UPRIGHT[orientation])
+            image = image.transpose(_UPRIGHT[orientation])
             full = full[::-1] if orientation in _SIDEWAYS else full
-        region = photo if box is None else _cropped(photo, box)
+        region = image if box is None else _cropped(image, box)
         shape = output_size(full if box is None else region.size, full, size, resize)
         pixels = np.array(region.resize(shape, Image.Resampling.BILINEAR))
-    return Decoded(pixels, *full)
-
-
-def check_size(size: int, limits: Limits = LIMITS) -> None:
-    """Raises DecodeError where a photo's file of `size` bytes is over the limit."""
-    if size > limits.bytes:
-        raise DecodeError(f"the file has {size:,} bytes; the limit is {limits.bytes:,}")
+        return Decoded(pixels, *full, several=photo.several)
 
 
 def check_header(file: IO[bytes], limits: Limits = LIMITS) -> None:
@@ -153,48 +144,14 @@ def output_size(region: tuple[int, int], photo: tuple[int, int], size: int, resi
     return max(width, MIN_SIDE), max(height, MIN_SIDE)
 
 
-def _opened(file: IO[bytes], limits: Limits) -> Image.Image:
-    # Pillow refuses what has more than twice this. Ours is the limit that counts, so Pillow's must not be lower.
-    if Image.MAX_IMAGE_PIXELS is not None:
-        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, limits.pixels // 2 + 1)
-    try:
-        image = Image.open(file, formats=_FORMATS)
-    except UnidentifiedImageError as error:
-        file.seek(0)
-        start = file.read(16)
-        reason = f"no photo in a known format: it begins with {start!r}" if start else "the file is empty"
-        raise DecodeError(reason) from error
-    width, height = image.size
-    if width * height > limits.pixels:
-        raise DecodeError(f"the photo has {width:,} × {height:,} pixels; the limit is {limits.pixels:,}")
-    return image
+def _opened(file: IO[bytes], limits: Limits) -> Photo:
+    """The photo in `file`, by its header. Raises DecodeError for what will not be decoded."""
+    return formats.opened(file, limits)
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    image.load()
-    if image.mode == "F":
-        raise DecodeError("floating-point pixels, whose range is not known")
-    if image.mode.startswith("I"):
-        return Image.fromarray(_from_16_bit(np.asarray(image))).convert("RGB")
-    if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
-
-
-def _from_16_bit(grey: np.ndarray) -> np.ndarray:
-    # Pillow's own conversion clips at 255. 65535 / 257 = 255 exactly.
-    if grey.min() < 0 or grey.max() > 65535:
-        raise DecodeError("32-bit pixels, whose range is not known")
-    return ((grey.astype(np.uint32) + 128) // 257).astype(np.uint8)
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        orientation: int = image.getexif().get(ExifTags.Base.Orientation, 1)
-        return orientation if orientation in _UPRIGHT else 1
-    except Exception:  # a photo with broken EXIF is still a photo
-        return 1
+def _laid_on_white(image: Image.Image, alpha: Image.Image) -> Image.Image:
+    image.putalpha(alpha)
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
 def _cropped(photo: Image.Image, box: Box) -> Image.Image:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from dim import files
-from dim.data.decode import DecodeError, check_header, check_size, decode
+from dim.data.decode import DecodeError, check_header, decode
+from dim.data.limits import LIMITS, Limits, check_size
 from dim.progress import Progress
 from dim.storage import patient
 from dim.uris import is_plain, parts
@@ -60,13 +61,13 @@ def read(uri: str) -> bytes:
         return bytes(file.read())
 
 
-def decodes(uri: str) -> None:
-    """Raises DecodeError or OSError unless the photo decodes to its end."""
-    decode(read(uri), 32, "squash")
+def decodes(uri: str, limits: Limits = LIMITS) -> bool:
+    """Whether the file holds several frames or pages. Raises DecodeError or OSError unless the first decodes."""
+    return decode(read(uri), 32, "squash", limits=limits).several
 
 
 @patient
-def opens(uri: str) -> None:
+def opens(uri: str, limits: Limits = LIMITS) -> None:
     """Raises DecodeError or OSError unless the photo's header is sound; reads little more than that."""
     with contextlib.closing(io.BufferedReader(files.opened(uri))) as file:
-        check_header(file)
+        check_header(file, limits)

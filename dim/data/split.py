@@ -39,7 +39,9 @@ def split(config: SplitConfig) -> dict[str, Any]:
         table, skipped, hidden = labelled.of_folder(config)
     else:
         table, skipped, hidden = labelled.of_table(config), labelled.untaken([], [], []), 0
-    readable, unreadable = _tried(_wanted(table, config), config.images)
+    readable, unreadable, several = _tried(_wanted(table, config), config)
+    if several:
+        log.info("%d photos hold several frames or pages: the first is taken", several)
     kept = _large_enough(readable, config)
     labels, image_ids = kept["label"].to_pylist(), kept["image_id"].to_pylist()
     if "split" not in kept.column_names:
@@ -72,6 +74,7 @@ def split(config: SplitConfig) -> dict[str, Any]:
         "labels": len(set(labels)),
         **{name: counts[name] for name in manifest.SPLITS},
         "unreadable": len(unreadable),
+        "several_frames": several,
         "left_out": left_out,
         "skipped": len(skipped),
         "hidden": hidden,
@@ -152,21 +155,27 @@ def _wanted(table: pa.Table, config: SplitConfig) -> pa.Table:
     return table.filter(pa.array([label in wanted for label in labels]))
 
 
-def _tried(table: pa.Table, where: str) -> tuple[pa.Table, pa.Table]:
-    """The rows whose photo decodes, and the `untaken` of the others."""
+def _tried(table: pa.Table, config: SplitConfig) -> tuple[pa.Table, pa.Table, int]:
+    """The rows whose photo decodes; the `untaken` of the others; how many hold several frames or pages."""
+    several: list[str] = []
+
+    def check(uri: str) -> None:
+        if photos.decodes(uri, config.limits):
+            several.append(uri)
+
     uris = table["path"].to_pylist()
     reasons = {row: why for row, uri in enumerate(uris) if (why := _nowhere(uri))}
     others = [row for row in range(len(uris)) if row not in reasons]
-    failed = photos.unreadable([uris[row] for row in others], photos.decodes)
+    failed = photos.unreadable([uris[row] for row in others], check)
     reasons |= {others[place]: why + _hint(uris[others[place]], why) for place, why in failed.items()}
     rows = sorted(reasons)
     if len(rows) == len(table):
         raise UserError(
-            f"none of the {len(table)} photos of {where!r} can be read; the first: {reasons[0]} ({uris[0]!r})"
+            f"none of the {len(table)} photos of {config.images!r} can be read; the first: {reasons[0]} ({uris[0]!r})"
         )
     lost = table.take(pa.array(rows, pa.int64()))
     unreadable = labelled.untaken(lost["path"], lost["label"], [reasons[row] for row in rows])
-    return table.filter(pa.array([row not in reasons for row in range(len(table))])), unreadable
+    return table.filter(pa.array([row not in reasons for row in range(len(table))])), unreadable, len(several)
 
 
 def _nowhere(uri: str) -> str | None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dim.config import flag_name, option
+from dim.data.limits import MEGAPIXELS, MEGAPIXELS_HELP, Limits, of_megapixels
 from dim.errors import UserError
 from dim.model.precision import Precision
 from dim.model.vocabulary import Resize
@@ -58,6 +59,7 @@ class Extraction:
         help="images a forward pass; on a GPU as many up to 256 as its memory holds, on a CPU 8 of 224 pixels",
         group="machine",
     )
+    max_megapixels: float = option(MEGAPIXELS, help=MEGAPIXELS_HELP, group="machine")
     shard_rows: int = option(1024, help="photos a Parquet file", group="machine")
 
     def __post_init__(self) -> None:
@@ -67,6 +69,12 @@ class Extraction:
                 raise UserError(f"{flag_name(name)} must be at least 1, not {value}")
         if not self.scales or not all(0 < scale <= 4 for scale in self.scales):
             raise UserError(f"--scales must be above 0 and at most 4, not {', '.join(map(str, self.scales))}")
+        of_megapixels(self.max_megapixels)
+
+    @property
+    def limits(self) -> Limits:
+        """What a photo may need at most."""
+        return of_megapixels(self.max_megapixels)
 
     def source(self, model: str) -> "Source":
         """The network that `model` names, changed as these settings say. Raises UserError as `spec.resolve` does."""

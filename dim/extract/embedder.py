@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dim.data.limits import LIMITS, Limits
 from dim.extract.forward import Forward
 from dim.model.spec import Source
 from dim.model.whitening import Whitening
@@ -13,7 +14,7 @@ from dim.model.whitening import Whitening
 @dataclass(frozen=True)
 class Recipe:
     """How images become descriptors: the network, its precision, the scales, the whitening, and whether JPEGs may be
-    decoded at a fraction of their size.
+    decoded at a fraction of their size. `limits`, which change no descriptor, say what a photo may need at most.
     """
 
     source: Source
@@ -22,6 +23,7 @@ class Recipe:
     scales_mean: str = "mean"
     whitening: Whitening | None = None
     scaled_decode: bool = False
+    limits: Limits = LIMITS
 
 
 class Embedder:

@@ -12,10 +12,15 @@ from typing import Any, cast
 from dim import files, output
 from dim.errors import UserError, quoted
 
+VERSION = 2
+SRGB, IGNORED = "srgb", "ignored"
+
 
 @dataclass(frozen=True)
 class Embedding:
-    """The identity of an embedding; `weights` and `whitening` are sha256 of the arrays' files."""
+    """The identity of an embedding; `weights` and `whitening` are sha256 of the arrays' files. `profiles` says what
+    was made of the photos' colour profiles: SRGB, or IGNORED as in version 1 of the identity.
+    """
 
     backbone: str
     layer: str
@@ -29,25 +34,39 @@ class Embedding:
     whitening: str | None
     precision: str
     scaled_decode: bool = False
+    profiles: str = SRGB
 
     @property
     def id(self) -> str:
         """sha256 over all fields, hexadecimal."""
-        return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self._fields(), sort_keys=True).encode()).hexdigest()
 
     def as_json(self) -> dict[str, Any]:
         """The fields and the id, as they stand in run.json."""
-        return {"id": self.id, **dataclasses.asdict(self)}
+        return {"id": self.id, **self._fields()}
+
+    def _fields(self) -> dict[str, Any]:
+        fields = dataclasses.asdict(self)
+        if self.profiles == IGNORED:  # version 1, which had no word for it, keeps its ids
+            del fields["profiles"]
+            return fields
+        return fields | {"version": VERSION}
 
 
 def from_json(document: Any, where: str) -> Embedding:
     """The embedding that `as_json` wrote.
 
-    Raises UserError where a field is missing or of another type, or the id doesn't fit.
+    Raises UserError where a field is missing or of another type, the id doesn't fit, or the version is not known.
     """
     try:
-        fields = {field.name: _typed(field, document[field.name]) for field in dataclasses.fields(Embedding)}
-        embedding = Embedding(**fields)
+        known = document.get("version", 1) if isinstance(document, dict) else 1
+        if known not in (1, VERSION):
+            raise UserError(f"{where} holds an embedding of version {quoted(known)}; this dim reads 1 and {VERSION}")
+        added = {"profiles": IGNORED} if known == 1 else {}
+        found = added | document
+        embedding = Embedding(
+            **{field.name: _typed(field, found[field.name]) for field in dataclasses.fields(Embedding)}
+        )
     except (KeyError, TypeError) as error:
         raise UserError(f"{where} holds no complete embedding ({error}); make this folder again") from error
     if embedding.id != document.get("id"):
@@ -102,7 +121,21 @@ def require_equal(one: Embedding, where_one: str, other: Embedding, where_other:
         for field in dataclasses.fields(Embedding)
         if getattr(one, field.name) != getattr(other, field.name)
     ]
+    what_to_do = "extract one of them again, or use another output folder"
+    if one.profiles != other.profiles:
+        what_to_do = _renewal(where_one if one.profiles == IGNORED else where_other)
     raise UserError(
-        f"{where_one!r} and {where_other!r} were made by different embeddings: {'; '.join(differing)}; "
-        "extract one of them again, or use another output folder"
+        f"{where_one!r} and {where_other!r} were made by different embeddings: {'; '.join(differing)}; {what_to_do}"
     )
+
+
+def _renewal(where: str) -> str:
+    """What to run for what stands at `where`, made when colour profiles were ignored (version 1 of the identity)."""
+    record = output.record_of(where) if files.is_folder(where) else None
+    job = record["job"] if record else "whiten" if where.endswith(".npz") else "extract"
+    steps = {
+        "extract": "run the same extract.py with another --out",
+        "index": "run the same extract.py again with another --out, and index.py on what it makes",
+        "whiten": "run the same extract.py again with another --out, and whiten.py on what it makes",
+    }
+    return f"{where!r} was made before dim applied colour profiles: {steps.get(job, steps['extract'])}"

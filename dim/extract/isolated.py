@@ -4,6 +4,7 @@ What is decoded may be made to take over the process that decodes it. So what co
 pixels: nothing that could do anything here.
 """
 
+import dataclasses
 import faulthandler
 import json
 import signal
@@ -16,6 +17,7 @@ import numpy as np
 from dim import children
 from dim.data.decode import Box, Decoded, DecodeError, Resize
 from dim.data.decode import decode as decode_here
+from dim.data.limits import LIMITS, Limits
 
 TRIES = 3
 SECONDS = 60.0  # a photo of the largest size allowed takes a tenth
@@ -30,11 +32,15 @@ def watched(content: bytes, *arguments: Any, **named: Any) -> Decoded:
         faulthandler.cancel_dump_traceback_later()
 
 
-def decode(content: bytes, size: int, resize: Resize, box: Box | None = None, *, scaled: bool = False) -> Decoded:
+def decode(
+    content: bytes, size: int, resize: Resize, box: Box | None = None, *, scaled: bool = False, limits: Limits = LIMITS
+) -> Decoded:
     """As `dim.data.decode.decode`, some 0.3 s slower. Raises DecodeError also where each of its processes died, or one
     took longer than SECONDS.
     """
-    call = json.dumps({"size": size, "resize": resize, "box": box, "scaled": scaled}).encode()
+    call = json.dumps(
+        {"size": size, "resize": resize, "box": box, "scaled": scaled, "limits": dataclasses.asdict(limits)}
+    ).encode()
     command, environment = children.command(__name__), children.environment()
     for _ in range(TRIES):
         try:
@@ -61,17 +67,19 @@ def _answer(output: bytes) -> Decoded:
     about = json.loads(line)
     if "error" in about:
         raise DecodeError(about["error"])
-    return Decoded(np.frombuffer(pixels, np.uint8).reshape(about["shape"]), about["width"], about["height"])
+    shape = about.pop("shape")
+    return Decoded(np.frombuffer(pixels, np.uint8).reshape(shape), **about)
 
 
 def _serve() -> None:
     arguments = json.loads(sys.stdin.buffer.readline())
+    arguments["limits"] = Limits(**arguments["limits"])
     try:
         found = decode_here(sys.stdin.buffer.read(), **arguments)
     except DecodeError as error:
         sys.stdout.buffer.write(json.dumps({"error": str(error)}).encode())
         return
-    about = {"shape": found.pixels.shape, "width": found.width, "height": found.height}
+    about = {"shape": found.pixels.shape, "width": found.width, "height": found.height, "several": found.several}
     sys.stdout.buffer.write(json.dumps(about).encode() + b"\n" + found.pixels.tobytes())
 
 

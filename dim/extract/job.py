@@ -43,8 +43,10 @@ def extract(config: ExtractConfig) -> dict[str, Any]:
         with output.opened(config.out, "extract", config, inputs, embedding.as_json()) as out:
             left = resume.pending(config.out, embedding, selected.image_ids, contents.contents, config.retry_failed)
             log.info("%d photos, %d to do", len(selected), len(left))
-            seconds = _run(config, selected, contents.contents, left, recipe, embedding=embedding)
-            result = _result(config.out, selected, len(left), seconds)
+            seconds, several = _run(config, selected, contents.contents, left, recipe, embedding=embedding)
+            if several:
+                log.info("%d of the %d photos hold several frames or pages: the first is taken", several, len(left))
+            result = _result(config.out, selected, len(left), seconds) | {"several_frames": several}
             return out.finish(result, shards.sealed(config.out, store.shards(config.out)))
 
 
@@ -54,7 +56,7 @@ def recipe_of(config: ExtractConfig, source: Source) -> Recipe:
     precision = cluster.precision(config.precision, gpus)
     # Loaded once, here, and handed to the workers: the file may be another when they begin.
     whiten_by = whitening.load(config.whitening) if config.whitening else None
-    return Recipe(source, precision, config.scales, config.scales_mean, whiten_by, config.scaled_decode)
+    return Recipe(source, precision, config.scales, config.scales_mean, whiten_by, config.scaled_decode, config.limits)
 
 
 def embedding_of(recipe: Recipe) -> Embedding:
@@ -100,9 +102,10 @@ def _run(
     recipe: Recipe,
     *,
     embedding: Embedding,
-) -> float:
+) -> tuple[float, int]:
+    """Extracts the rows `left`. The seconds that it took, and how many of their photos hold several frames or pages."""
     if not len(left):
-        return 0.0
+        return 0.0, 0
     from dim.extract import pipeline  # noqa: PLC0415  (nothing to do needs no Ray Data)
 
     parts = [left[start : start + config.shard_rows] for start in range(0, len(left), config.shard_rows)]
@@ -122,6 +125,7 @@ def _run(
     log.info("starting %d network actor%s", machine.workers, "" if machine.workers == 1 else "s")
     progress = Progress("extracting", len(left), errors=True)
     open_shards: dict[str, list[pa.Table]] = {}
+    several = 0
     # Closed here also after an error: what is left of it once Ray is gone would start another.
     with (
         Writer(config.out, embedding) as writer,
@@ -129,13 +133,14 @@ def _run(
     ):
         for batch in batches:
             progress.add(batch.num_rows, batch["status"].to_pylist().count(store.ERROR))
+            several += pa.compute.sum(batch["several"]).as_py() or 0
             for name in batch["shard"].unique().to_pylist():
-                part = batch.filter(pa.compute.equal(batch["shard"], name)).drop_columns(["shard"])
+                part = batch.filter(pa.compute.equal(batch["shard"], name)).drop_columns(["shard", "several"])
                 open_shards.setdefault(name, []).append(part)
                 waiting[name] -= part.num_rows
                 if waiting[name] == 0:
                     writer.write(name, pa.concat_tables(open_shards.pop(name)))
-    return progress.seconds
+    return progress.seconds, several
 
 
 def _result(folder: str, selected: Manifest, computed: int, seconds: float) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 from dim import cluster, files
 from dim.data import photos
 from dim.data.decode import Decoded, DecodeError
+from dim.data.limits import Limits
 from dim.errors import JobFailed
 from dim.extract import isolated, store
 from dim.extract.embedder import Embedder, Recipe
@@ -45,31 +46,33 @@ DECODED = pa.schema(
         ("pixels", PIXELS),
         ("width", pa.int32()),
         ("height", pa.int32()),
+        ("several", pa.bool_()),
         ("status", pa.string()),
         ("error", pa.string()),
     ]
 )
 
 
-def _decode(table: pa.Table, size: int, resize: Resize, scaled: bool) -> pa.Table:
+def _decode(table: pa.Table, size: int, resize: Resize, scaled: bool, limits: Limits) -> pa.Table:
     # What has killed its worker again and again is a photo among these, not bad luck.
     how = isolated.decode if cluster.earlier_attempts() >= UNGUARDED_TRIES else isolated.watched
-    rows = [_decode_row(row, how, size, resize, scaled) for row in table.to_pylist()]
+    rows = [_decode_row(row, how, size, resize, scaled=scaled, limits=limits) for row in table.to_pylist()]
     return pa.Table.from_pylist(rows, schema=DECODED)
 
 
 def _decode_row(
-    row: dict[str, Any], how: Callable[..., Decoded], size: int, resize: Resize, scaled: bool
+    row: dict[str, Any], how: Callable[..., Decoded], size: int, resize: Resize, **named: Any
 ) -> dict[str, Any]:
     outcome = {name: row[name] for name in ("image_id", "content", "shard")}
     try:
-        image = how(photos.read(row["path"]), size, resize, row["box"] and tuple(row["box"]), scaled=scaled)
+        image = how(photos.read(row["path"]), size, resize, row["box"] and tuple(row["box"]), **named)
     except (DecodeError, OSError) as error:
         reason = str(error) if isinstance(error, DecodeError) else f"cannot read the file: {files.reason(error)}"
         return outcome | {"status": store.ERROR, "error": reason}
     height, width, _ = image.pixels.shape
     pixels = {"data": image.pixels.tobytes(), "height": height, "width": width}
-    return outcome | {"pixels": pixels, "width": image.width, "height": image.height, "status": store.OK}
+    found = {"width": image.width, "height": image.height, "several": image.several}
+    return outcome | found | {"pixels": pixels, "status": store.OK}
 
 
 def images(table: pa.Table) -> list[np.ndarray]:
@@ -97,7 +100,7 @@ class Network:
         self._embedder = ThreadPoolExecutor(1).submit(_embedder, recipe, machine)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """A table of DECODED → the store's rows, with their `shard`. Raises JobFailed for what kills it always."""
+        """A table of DECODED → the store's rows, as `embedded` says. Raises JobFailed for what kills it always."""
         if cluster.earlier_attempts() >= NETWORK_TRIES:
             raise JobFailed(
                 f"the network's process died {NETWORK_TRIES} times over the same photos, as it does where memory is "
@@ -112,7 +115,7 @@ def _embedder(recipe: Recipe, machine: Resources) -> Embedder:
 
 
 def embedded(table: pa.Table, vectors: np.ndarray, dtype: str) -> pa.Table:
-    """The store's rows, with their `shard`, of a table of DECODED, the photos in which have descriptors (n, D)."""
+    """The store's rows, with `shard` and `several`, of a table of DECODED; its photos have descriptors (n, D)."""
     schema = store.schema(vectors.shape[1], dtype)
     ok = table["status"].to_numpy() == store.OK
     values = np.zeros((len(ok), vectors.shape[1]), dtype)
@@ -120,7 +123,8 @@ def embedded(table: pa.Table, vectors: np.ndarray, dtype: str) -> pa.Table:
     flat = pa.array(values.reshape(-1))
     column = pa.FixedSizeListArray.from_arrays(flat, values.shape[1], mask=pa.array(~ok))
     columns = [column if name == "descriptor" else table[name] for name in schema.names]
-    return pa.Table.from_arrays(columns, schema=schema).append_column("shard", table["shard"])
+    found = pa.Table.from_arrays(columns, schema=schema)
+    return found.append_column("shard", table["shard"]).append_column("several", table["several"])
 
 
 def _window(spec: Spec, machine: Resources) -> int:
@@ -147,7 +151,12 @@ def staged(rows: pa.Table, recipe: Recipe, machine: Resources, stage: type, argu
         ray.data.from_arrow(blocks)
         .map_batches(
             _decode,
-            fn_kwargs={"size": spec.image_size, "resize": spec.resize, "scaled": recipe.scaled_decode},
+            fn_kwargs={
+                "size": spec.image_size,
+                "resize": spec.resize,
+                "scaled": recipe.scaled_decode,
+                "limits": recipe.limits,
+            },
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=DECODER_CPUS,
@@ -168,6 +177,8 @@ def staged(rows: pa.Table, recipe: Recipe, machine: Resources, stage: type, argu
 
 
 def run(rows: pa.Table, recipe: Recipe, dtype: str, machine: Resources) -> Generator[pa.Table, None, None]:
-    """Streams the store's rows, with their `shard`, for `rows` (image_id, path, box, content, shard) in any order."""
+    """Streams the store's rows, with their `shard` and whether the photo's file holds `several` frames or pages, for
+    `rows` (image_id, path, box, content, shard) in any order.
+    """
     dataset = staged(rows, recipe, machine, Network, (recipe, dtype, machine))
     yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")

@@ -94,7 +94,7 @@ def _of_regions(config: WhitenConfig, source: Source, chosen: Manifest) -> White
 
     gpus = cluster.gpus(config.gpus_per_worker)
     precision = cluster.precision(config.precision, gpus)
-    recipe = Recipe(source, precision, scaled_decode=config.scaled_decode)
+    recipe = Recipe(source, precision, scaled_decode=config.scaled_decode, limits=config.limits)
     machine = resources(config.workers, config.gpus_per_worker, config.batch_size, source.spec.image_size)
     return _pca(config, sum_regions(chosen, recipe, machine))
 

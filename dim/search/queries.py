@@ -92,6 +92,7 @@ def extraction(config: SearchConfig, embedding: Embedding) -> ExtractConfig:
         found.scales_mean,
         whitening.load(found.whitening) if found.whitening else None,
         found.scaled_decode,
+        found.limits,
     )
     identity.require_equal(embedding, config.index, embedding_of(recipe), config.model)
     return found

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dim.config import flag_name, option
+from dim.data.limits import MEGAPIXELS, MEGAPIXELS_HELP, Limits, of_megapixels
 from dim.errors import UserError
 from dim.mine.config import Mining
 from dim.model.vocabulary import Resize
@@ -72,6 +73,7 @@ class TrainConfig(Mining):
     )
     top: int | None = option(1600, help="triplets an epoch, the hardest", group="mining")
     mine_every: int = option(1, help="epochs between minings", group="mining")
+    max_megapixels: float = option(MEGAPIXELS, help=MEGAPIXELS_HELP, group="machine")
     precision: Literal["auto", "float32", "bfloat16"] = option(
         "auto", help="bfloat16 where the hardware is made for it, else float32", group="machine"
     )
@@ -108,3 +110,9 @@ class TrainConfig(Mining):
                 raise UserError(f"{flag_name(name)} must be from 0 to {most}, not {getattr(self, name)}")
         if self.batch_size < self.workers:
             raise UserError(f"--batch-size {self.batch_size} gives {self.workers} workers less than a triplet each")
+        of_megapixels(self.max_megapixels)
+
+    @property
+    def limits(self) -> Limits:
+        """What a photo may need at most."""
+        return of_megapixels(self.max_megapixels)

@@ -109,6 +109,7 @@ def _photos(manifest: Manifest, contents: Contents, source: Source, config: Trai
         ],
         image_size=source.spec.image_size,
         resize=source.spec.resize,
+        limits=config.limits,
     )
 
 

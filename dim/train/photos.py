@@ -13,6 +13,7 @@ from PIL import Image
 
 from dim.data import photos
 from dim.data.decode import DecodeError, decode
+from dim.data.limits import LIMITS, Limits
 from dim.errors import JobFailed
 from dim.model.vocabulary import Resize
 
@@ -36,6 +37,7 @@ class Photos:
     keys: list[str]
     image_size: int
     resize: Resize
+    limits: Limits = LIMITS
 
     def rows(self, split: str) -> np.ndarray:
         """Positions of the rows of `split`, ascending."""
@@ -55,7 +57,7 @@ class Photos:
         """The photo at `row`, uint8 RGB (H, W, 3); None where it cannot be read."""
         try:
             content = photos.read(self.paths[row])
-            return decode(content, self.image_size, self.resize, self.boxes[row]).pixels
+            return decode(content, self.image_size, self.resize, self.boxes[row], limits=self.limits).pixels
         except (DecodeError, OSError):
             return None
 

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import tensorflow as tf
 
+from dim.extract import identity
 from dim.train.photos import Augmentation, Photos, Variants, fetched_ahead
 from dim.train.task import Job
 from dim.train.trainee import Forward, Trainee
@@ -81,7 +82,7 @@ def trunk_of(job: Job, trainee: Trainee, workers: int) -> Trunk:
     below = (spec.backbone, spec.preprocessing, spec.image_size, spec.resize)
     # The other cut lies below the layer that is pooled.
     pooled = (spec.layer, spec.pooling, spec.region_dimension) if trainee.cut == "l2" else None
-    fingerprint = repr((weights, below, pooled, trainee.cut, job.precision))
+    fingerprint = repr((weights, below, pooled, trainee.cut, job.precision, identity.SRGB))
     cache = TrunkCache(config.scratch, fingerprint, int(config.scratch_gigabytes * 1e9 / max(1, workers)))
     threads = tf.config.threading.get_intra_op_parallelism_threads()
     return Trunk(job.photos, cache, trainee.trunk, config.batch_size, threads)

@@ -119,9 +119,11 @@ def ran(images, out, **flags):
 
 @pytest.mark.parametrize("name", ["m.csv", "m.parquet"])
 def test_a_folder_by_label(shelf, tmp_path, name):
+    Image.new("L", (9, 7)).save(shelf / "B" / "0.png", save_all=True, append_images=[Image.new("L", (9, 7), 255)])
     result, rows = ran(shelf, tmp_path / "out" / name)
     counts = Counter(rows.table["split"].to_pylist())
-    expected = {"images": 31, "labels": 10, **counts, "unreadable": 1, "left_out": 2, "skipped": 1, "hidden": 1}
+    expected = {"images": 31, "labels": 10, **counts, "unreadable": 1, "several_frames": 1, "left_out": 2}
+    expected |= {"skipped": 1, "hidden": 1}
     assert result == {"manifest": str(tmp_path / "out" / name), **expected}
     assert len(set(rows.select("val").labels)) == 1
     assert len(set(rows.select("test").labels)) == 2
@@ -133,6 +135,15 @@ def test_a_folder_by_label(shelf, tmp_path, name):
     assert "<html>" in unreadable[0]["reason"]
     assert unreadable[1]["path"] == str(shelf / "README.md")
     assert unreadable[1]["reason"] == "it lies in no folder of a label"
+
+
+def test_photos_over_the_limit_are_unreadable(shelf, tmp_path):
+    Image.new("L", (400, 300)).save(shelf / "B" / "large.png")
+    result, _ = ran(shelf, tmp_path / "m.csv", max_megapixels=0.1)
+    assert result["unreadable"] == 2
+    reasons = {row["reason"] for row in tables.read(str(tmp_path / "m.unreadable.csv")).to_pylist()}
+    assert "the photo has 400 × 300 pixels; the limit is 100,000; --max-megapixels 1 allows it" in reasons
+    assert ran(shelf, tmp_path / "m.csv", max_megapixels=0.12)[0]["unreadable"] == 1
 
 
 def test_a_folder_per_label(shelf, tmp_path):

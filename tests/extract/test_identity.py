@@ -24,6 +24,7 @@ OTHER = {
     "whitening": "c" * 64,
     "precision": "bfloat16",
     "scaled_decode": True,
+    "profiles": identity.IGNORED,
 }
 
 
@@ -42,6 +43,63 @@ def test_each_field_counts_and_is_named(field):
     message = str(error.value)
     assert message.startswith(f"'here' and 'there' were made by different embeddings: {field} ")
     assert repr(OTHER[field]) in message and "\n" not in message and message.count(";") == 1
+
+
+# As dim wrote it before it knew of colour profiles.
+FIRST = {
+    "id": "54727f9b8201b9997f94dc450cdfb488a5f01663faaf5f1cc933f97164ef5725",
+    "backbone": "vgg16",
+    "layer": "block5_conv3",
+    "pooling": "gem",
+    "weights": "0" * 64,
+    "preprocessing": "caffe",
+    "image_size": 224,
+    "resize": "squash",
+    "scales": [1.0],
+    "scales_mean": None,
+    "whitening": None,
+    "precision": "float32",
+    "scaled_decode": False,
+}
+
+
+def test_the_first_version_stays_readable_with_its_id():
+    found = identity.from_json(FIRST, "run.json")
+    assert found.profiles == identity.IGNORED and found.id == FIRST["id"]
+    assert json.loads(json.dumps(found.as_json())) == FIRST
+    assert dataclasses.replace(found, profiles=identity.SRGB).id != found.id
+    whitened = dataclasses.replace(found, whitening="2" * 64)
+    assert identity.from_json(json.loads(json.dumps(whitened.as_json())), "run.json") == whitened
+
+
+def test_the_second_version_says_so():
+    document = json.loads(json.dumps(ONE.as_json()))
+    assert document["version"] == 2 and document["profiles"] == "srgb"
+    with pytest.raises(UserError, match=r"run\.json holds an embedding of version 3; this dim reads 1 and 2"):
+        identity.from_json(document | {"version": 3}, "run.json")
+    with pytest.raises(UserError, match="the embedding's fields don't match its id"):
+        identity.from_json({name: value for name, value in document.items() if name != "version"}, "run.json")
+
+
+@pytest.mark.parametrize(
+    ("job", "advice"),
+    [
+        ("extract", "run the same extract.py with another --out"),
+        ("index", "run the same extract.py again with another --out, and index.py on what it makes"),
+        ("whiten", "run the same extract.py again with another --out, and whiten.py on what it makes"),
+    ],
+)
+def test_where_the_versions_meet_the_message_says_what_to_run(tmp_path, job, advice):
+    old = str(tmp_path / "old.npz") if job == "whiten" else str(tmp_path / "old")
+    if job != "whiten":
+        files.make_folder(old)
+        files.write_json(f"{old}/run.json", {"job": job, "embedding": FIRST})
+    first = identity.from_json(FIRST, old)
+    second = dataclasses.replace(first, profiles=identity.SRGB)
+    for pair in ((first, old, second, "new"), (second, "new", first, old)):
+        with pytest.raises(UserError) as error:
+            identity.require_equal(*pair)
+        assert str(error.value).endswith(f"{old!r} was made before dim applied colour profiles: {advice}")
 
 
 def test_all_that_differs_is_named():

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from dim.data.decode import DecodeError, decode
+from dim.data.limits import LIMITS, Limits
 from dim.extract import isolated
 
 HOOKS = Path(__file__).parents[1] / "faults" / "hooks"
@@ -30,12 +31,19 @@ def test_the_same_as_here(photo, arguments):
 
 
 def test_the_same_error_as_here(photo):
-    for content in (b"", b"<html>", photo[:700]):
+    for content, limits in ((b"", LIMITS), (b"<html>", LIMITS), (photo[:700], LIMITS), (photo, Limits(pixels=2399))):
         with pytest.raises(DecodeError) as here:
-            decode(content, 32, "squash")
+            decode(content, 32, "squash", limits=limits)
         with pytest.raises(DecodeError) as there:
-            isolated.decode(content, 32, "squash")
+            isolated.decode(content, 32, "squash", limits=limits)
         assert str(there.value) == str(here.value)
+
+
+def test_several_frames_are_told():
+    file = io.BytesIO()
+    frames = [Image.new("L", (40, 40), shade) for shade in (0, 255)]
+    frames[0].save(file, "TIFF", save_all=True, append_images=frames[1:])
+    assert isolated.decode(file.getvalue(), 32, "squash").several
 
 
 @pytest.mark.parametrize("name", ["SIGSEGV", "SIGKILL"])

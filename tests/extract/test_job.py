@@ -101,6 +101,27 @@ def test_only_errors_are_tried_again(ten, run, rows):
     assert len(rows()) == 12
 
 
+def test_a_photo_over_the_limit_is_tried_again_under_another(ten, run, rows):
+    ten.add("large.png", encoded(size=(1100, 1000)))
+    assert run(ten, max_megapixels=1.0).items() >= {"ok": 10, "errors": 1, "computed": 11}.items()
+    reason = "the photo has 1,100 × 1,000 pixels; the limit is 1,000,000; --max-megapixels 2 allows it"
+    assert rows()["large"]["error"] == reason
+    assert run(ten, max_megapixels=2.0)["computed"] == 0  # the limit changes no descriptor
+    assert run(ten, max_megapixels=2.0, retry_failed=True).items() >= {"ok": 11, "computed": 1}.items()
+    assert rows()["large"]["width"] == 1100
+
+
+def test_photos_of_several_frames_are_counted(ten, run):
+    frames = [Image.new("L", (40, 40), shade) for shade in (0, 255)]
+    for name, format in (("moving.gif", "GIF"), ("pages.tif", "TIFF")):
+        file = io.BytesIO()
+        frames[0].save(file, format, save_all=True, append_images=frames[1:])
+        ten.add(name, file.getvalue())
+    ten.add("empty.jpg", b"")
+    assert run(ten).items() >= {"computed": 13, "several_frames": 2}.items()
+    assert run(ten).items() >= {"computed": 0, "several_frames": 0}.items()  # of those that were computed
+
+
 def test_a_change_costs_its_own_row(ten, run, rows):
     run(ten)
     before = rows()

@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -71,7 +72,7 @@ def _write_grades(uri: str, benchmark: Benchmark) -> None:
 def _problems(benchmark: Benchmark, config: ImportConfig) -> pa.Table:
     """path and problem of each photo that is missing or whose header is unsound."""
     uris = list(dict.fromkeys(files.join(config.source, photo.path) for photo in benchmark.photos))
-    reasons = photos.unreadable(uris, photos.opens)
+    reasons = photos.unreadable(uris, partial(photos.opens, limits=config.limits))
     if len(reasons) == len(uris):
         raise UserError(f"none of the {len(uris)} photos of {config.source!r} is there; the first: {uris[0]}")
     paths = photos.named([uris[row] for row in reasons], config.out)

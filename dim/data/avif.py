@@ -1,0 +1,97 @@
+"""What a file in the container of AVIF and HEIC says of its picture (ISO/IEC 14496-12 and 23008-12).
+
+libavif, which Pillow decodes AVIF by, turns the picture's clean aperture over to its caller, and Pillow drops it.
+"""
+
+from collections.abc import Iterator
+from fractions import Fraction
+from math import floor
+
+Crop = tuple[int, int, int, int]
+
+BRANDS = {b"avif", b"avis"}
+_KNOWN_FIRST = BRANDS | {b"mif1", b"msf1"}
+
+
+def brands(content: bytes) -> set[bytes]:
+    """What the file says it can be read as, the first of its words; none where it is of another container."""
+    if content[4:8] != b"ftyp":
+        return set()
+    size = min(int.from_bytes(content[:4]), len(content))
+    return {content[start : start + 4] for start in range(8, size, 4) if start != 12}
+
+
+def branded(content: bytes) -> bytes:
+    """The file under a first brand by which Pillow and libavif know AVIF: some writers name a profile's, or none."""
+    if content[8:12] in _KNOWN_FIRST and brands(content) & BRANDS:
+        return content
+    return content[:8] + b"avif" + content[12:]
+
+
+def crop(content: bytes) -> Crop | None:
+    """The clean aperture (left, top, right, bottom) of the primary picture, in pixels of what is decoded; None where
+    there is none, or none that holds a pixel.
+    """
+    try:
+        return _clean_aperture(_primary_properties(content))
+    except (IndexError, StopIteration, ValueError, ZeroDivisionError):
+        return None
+
+
+def _boxes(content: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """The kind and the content of each box."""
+    place = 0
+    while place + 8 <= len(content):
+        size, kind = int.from_bytes(content[place : place + 4]), content[place + 4 : place + 8]
+        head = 16 if size == 1 else 8
+        if size == 1:
+            size = int.from_bytes(content[place + 8 : place + 16])
+        end = len(content) if size == 0 else place + size
+        if end < place + head:
+            return
+        yield kind, content[place + head : end]
+        place = end
+
+
+def _box(content: bytes, wanted: bytes) -> bytes:
+    return next(found for kind, found in _boxes(content) if kind == wanted)
+
+
+def _primary_properties(content: bytes) -> dict[bytes, bytes]:
+    """The properties of the primary item, by kind."""
+    meta = _box(content, b"meta")[4:]
+    primary = _box(meta, b"pitm")
+    item = int.from_bytes(primary[4 : 8 if primary[0] else 6])
+    about = _box(meta, b"iprp")
+    properties = list(_boxes(_box(about, b"ipco")))
+    for kind, found in _boxes(about):
+        if kind == b"ipma":
+            numbers = _associated(found, item)
+            return {properties[number - 1][0]: properties[number - 1][1] for number in numbers if number}
+    return {}
+
+
+def _associated(ipma: bytes, wanted: int) -> list[int]:
+    """The numbers of the properties of the item `wanted`, from 1."""
+    wide, long = 2 if ipma[3] & 1 else 1, 4 if ipma[0] else 2
+    place = 8
+    for _ in range(int.from_bytes(ipma[4:8])):
+        item, count = int.from_bytes(ipma[place : place + long]), ipma[place + long]
+        place += long + 1
+        if item == wanted:
+            starts = range(place, place + wide * count, wide)
+            return [int.from_bytes(ipma[start : start + wide]) & (0x7FFF if wide == 2 else 0x7F) for start in starts]
+        place += wide * count
+    return []
+
+
+def _clean_aperture(properties: dict[bytes, bytes]) -> Crop | None:
+    if b"clap" not in properties or b"ispe" not in properties:
+        return None
+    full = [int.from_bytes(properties[b"ispe"][start : start + 4]) for start in (4, 8)]
+    words = [int.from_bytes(properties[b"clap"][start : start + 4], signed=True) for start in range(0, 32, 4)]
+    sides, offsets = ([Fraction(*words[place : place + 2]) for place in (first, first + 2)] for first in (0, 4))
+    starts = [offset + (whole - side) / 2 for whole, side, offset in zip(full, sides, offsets, strict=True)]
+    left, top = (max(0, floor(start)) for start in starts)
+    right, bottom = (min(whole, floor(start + side)) for whole, start, side in zip(full, starts, sides, strict=True))
+    return (left, top, right, bottom) if left < right and top < bottom else None

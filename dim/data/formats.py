@@ -1,0 +1,198 @@
+"""The formats of photos: which decoder opens which, and what is said of those that none does."""
+
+import io
+from typing import IO, Protocol
+
+import numpy as np
+from PIL import ExifTags, Image, PngImagePlugin
+
+from dim.data import avif, jpeg, tiff
+from dim.data.colour import LARGEST
+from dim.data.limits import DecodeError, Limits, check_pixels, check_size
+
+# Pillow's other formats are no photos, and some of them start other programs.
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "AVIF", "JPEG2000", "PPM")
+_HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"}
+# Raw files that are no TIFF, and Canon's, which is one whose first page is a JPEG.
+_RAW = (b"FUJIFILMCCD-RAW", b"IIU\0", b"IIRO", b"IIRS", b"MMOR", b"FOVb", b"\0MRM", b"II*\0\x10\0\0\0CR")
+_START = 4096
+_JPEG = ("JPEG", "MPO")  # the second for several of them in a file
+_PNG_GREY_ALPHA = 4
+
+
+class Photo(Protocol):
+    """A photo whose header is known: `size` (width, height) as it is stored, EXIF's `orientation`, the ICC `profile`
+    of its colours, and whether the file holds `several` frames or pages, of which this is the first.
+    """
+
+    @property
+    def size(self) -> tuple[int, int]: ...  # noqa: D102
+    @property
+    def orientation(self) -> int: ...  # noqa: D102
+    @property
+    def profile(self) -> bytes | None: ...  # noqa: D102
+    @property
+    def several(self) -> bool: ...  # noqa: D102
+
+    def draft(self, size: tuple[int, int]) -> None:
+        """Lets `load` give a half, a quarter or an eighth of the size, at least `size`, where that is quicker."""
+
+    def load(self) -> tuple[Image.Image, Image.Image | None]:
+        """The colours, of the mode L, RGB, CMYK or LAB, and the alpha (L) if there is one."""
+
+
+def opened(file: IO[bytes], limits: Limits) -> Photo:
+    """The photo in the seekable `file`; no pixel is decoded. Raises DecodeError where it is none, or too large."""
+    start = file.read(_START)
+    file.seek(0)
+    if not start:
+        raise DecodeError("the file is empty")
+    brands = avif.brands(start)
+    if start.startswith(_RAW) or b"crx " in brands:
+        raise DecodeError(tiff.RAW)
+    if start.startswith(tiff.MAGIC):
+        try:
+            return tiff.opened(file, limits)
+        except DecodeError:
+            raise
+        except Exception as error:
+            raise DecodeError(_not_decoded("TIFF", error)) from error
+    if brands & _HEIC and not brands & avif.BRANDS:
+        raise DecodeError("an HEIC photo, which is not decoded here; convert it to JPEG")
+    # Ours is the limit that counts. Pillow's would be applied by `Image.open`, before it.
+    Image.MAX_IMAGE_PIXELS = None
+    PngImagePlugin.MAX_TEXT_CHUNK = LARGEST  # Pillow refuses a PNG whose profile has more than a megabyte
+    crop = None
+    if brands & avif.BRANDS or (brands and b"av01" in start):
+        content = file.read(limits.bytes + 1)
+        check_size(len(content), limits)
+        file, crop = io.BytesIO(avif.branded(content)), avif.crop(content)
+    try:
+        image = Image.open(file, formats=_FORMATS)
+    except Exception as error:  # of almost any type
+        raise DecodeError(_reason(file, start)) from error
+    photo = PillowPhoto(file, image, start, crop)
+    check_pixels(*photo.size, limits)
+    return photo
+
+
+def _reason(file: IO[bytes], start: bytes) -> str:
+    """Why Pillow opens it as no format: what the decoder itself says, which Pillow keeps to itself."""
+    file.seek(0)
+    prefix = file.read(16)
+    for name in _FORMATS:
+        factory, accepts = Image.OPEN[name]
+        if accepts and accepts(prefix):
+            file.seek(0)
+            try:
+                factory(file, "")
+            except Exception as error:
+                return _not_decoded(name, error)
+    return f"no photo in a known format: it begins with {start[:16]!r}"
+
+
+def _not_decoded(name: str, error: Exception) -> str:
+    return f"broken, or a kind of {name} that is not decoded here: {str(error) or type(error).__name__}"
+
+
+class PillowPhoto:
+    """A photo that Pillow decodes."""
+
+    def __init__(self, file: IO[bytes], image: Image.Image, start: bytes, crop: avif.Crop | None) -> None:
+        self._file = file
+        self._image = image
+        self._start = start
+        self._crop = crop
+        self._draft: tuple[int, int] | None = None
+        self.size = image.size if crop is None else (crop[2] - crop[0], crop[3] - crop[1])
+        self.profile: bytes | None = image.info.get("icc_profile")
+
+    @property
+    def orientation(self) -> int:
+        """EXIF's, or what AVIF has for it; 1 (upright) where there is none."""
+        try:
+            return int(self._image.getexif().get(ExifTags.Base.Orientation, 1))
+        except Exception:  # a photo with broken EXIF is still a photo
+            return 1
+
+    @property
+    def several(self) -> bool:
+        """Whether the file holds further frames that are no small versions of the first."""
+        try:
+            if self._image.format == "MPO":
+                entries = self._image.mpinfo[0xB002]  # type: ignore[attr-defined]
+                kinds = [entry["Attribute"]["MPType"] for entry in entries]
+                return sum("Thumbnail" not in kind for kind in kinds) > 1
+            return bool(getattr(self._image, "is_animated", False))
+        except Exception:  # what is broken is not the photo
+            return False
+
+    def draft(self, size: tuple[int, int]) -> None:
+        """As `Photo` says; Pillow does it for JPEG."""
+        self._draft = size
+        self._image.draft(None, size)
+
+    def load(self) -> tuple[Image.Image, Image.Image | None]:
+        """As `Photo` says. Raises what Pillow raises."""
+        self._image = image = self._loaded()
+        depth, kind = (self._start[24], self._start[25]) if image.format == "PNG" else (8, None)
+        _fit_key(image, depth)
+        colours, alpha = _colours(image), _alpha(image)
+        if kind == _PNG_GREY_ALPHA:
+            colours = image.getchannel(0)  # which is RGBA, where it has 16 bits
+        if self._crop is None:
+            return colours, alpha
+        return colours.crop(self._crop), alpha and alpha.crop(self._crop)
+
+    def _loaded(self) -> Image.Image:
+        try:
+            self._image.load()
+            return self._image
+        except OSError:
+            if self._image.format not in _JPEG:
+                raise
+            self._file.seek(0)
+            whole = jpeg.ended(self._file.read())
+            if whole is None:
+                raise
+        image = Image.open(io.BytesIO(whole), formats=("JPEG",))
+        if self._draft is not None:
+            image.draft(None, self._draft)
+        image.load()
+        return image
+
+
+def _fit_key(image: Image.Image, depth: int) -> None:
+    """Brings the transparent colour (PNG's tRNS), a number of `depth` bits, to the pixels that Pillow makes of them."""
+    key = image.info.get("transparency")
+    if image.mode == "L" and depth < 8 and isinstance(key, int):
+        image.info["transparency"] = key * 255 // (2**depth - 1)
+    elif image.mode == "RGB" and depth == 16 and isinstance(key, tuple):
+        image.info["transparency"] = tuple(value >> 8 for value in key)  # Pillow takes the high bytes
+
+
+def _colours(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise DecodeError("floating-point pixels, whose range is not known")
+    if image.mode.startswith("I"):
+        return Image.fromarray(_from_16_bit(np.asarray(image)))
+    if image.mode in ("RGB", "L", "CMYK", "LAB"):
+        return image
+    if image.mode in ("1", "LA"):
+        return image.convert("L")
+    return (image.convert("RGBA") if image.has_transparency_data else image).convert("RGB")
+
+
+def _from_16_bit(grey: np.ndarray) -> np.ndarray:
+    # Pillow's own conversion clips at 255. 65535 / 257 = 255 exactly.
+    if grey.min() < 0 or grey.max() > 65535:
+        raise DecodeError("32-bit pixels, whose range is not known")
+    return ((grey.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def _alpha(image: Image.Image) -> Image.Image | None:
+    if not image.has_transparency_data:
+        return None
+    if image.mode.startswith("I"):
+        return Image.fromarray(np.where(np.asarray(image) == image.info["transparency"], 0, 255).astype(np.uint8))
+    return image.convert("RGBA").getchannel("A")

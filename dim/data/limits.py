@@ -1,0 +1,47 @@
+"""What a photo may need at most, and the one exception that says what is wrong with it."""
+
+import math
+from dataclasses import dataclass
+
+from dim.errors import UserError
+
+MEGAPIXELS = 178.0  # the default of --max-megapixels
+MEGAPIXELS_HELP = "the largest photo that is decoded; what is larger is an error"
+
+
+class DecodeError(Exception):
+    """A photo that cannot be decoded; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a photo may need at most: `pixels` when decoded, `bytes` in its file."""
+
+    pixels: int = round(1e6 * MEGAPIXELS)
+    bytes: int = 256 * 2**20
+
+
+LIMITS = Limits()
+
+
+def of_megapixels(most: float) -> Limits:
+    """The limits under --max-megapixels `most`. Raises UserError where that is none."""
+    if not 0 < most < math.inf:
+        raise UserError(f"--max-megapixels must be above 0, not {most}")
+    return Limits(pixels=round(1e6 * most))
+
+
+def check_size(size: int, limits: Limits = LIMITS) -> None:
+    """Raises DecodeError where a photo's file of `size` bytes is over the limit."""
+    if size > limits.bytes:
+        raise DecodeError(f"the file has {size:,} bytes; the limit is {limits.bytes:,}")
+
+
+def check_pixels(width: int, height: int, limits: Limits = LIMITS) -> None:
+    """Raises DecodeError where a photo of `width` × `height` pixels is over the limit."""
+    if width * height > limits.pixels:
+        needed = math.ceil(width * height / 1e6)
+        raise DecodeError(
+            f"the photo has {width:,} × {height:,} pixels; the limit is {limits.pixels:,}; "
+            f"--max-megapixels {needed} allows it"
+        )

@@ -1,0 +1,223 @@
+"""TIFF: its samples by tifffile, its colours by the tags.
+
+Pillow knows some ninety combinations of tags, refuses the others, and takes a few for what they are not: 12 bits for
+16, separate planes of 16 bits for planes of 8, white for black. tifffile reads the samples of every combination, with
+imagecodecs for the compressions, so that what is left to do here is to say which sample is which colour.
+"""
+
+import logging
+from dataclasses import dataclass
+from typing import IO, Any
+
+import numpy as np
+from PIL import Image
+
+from dim.data.limits import DecodeError, Limits, check_pixels
+
+# How the files begin: both byte orders, of TIFF and of BigTIFF.
+MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+RAW = "a raw file of a camera; export it as JPEG"
+
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR, _CIE_LAB, _ICC_LAB = 0, 1, 2, 3, 5, 6, 8, 9
+_RAW_COLOURS = (32803, 34892)  # behind a filter of colours, linear
+_MODES = {
+    _WHITE_IS_ZERO: "L",
+    _BLACK_IS_ZERO: "L",
+    _RGB: "RGB",
+    _PALETTE: "P",
+    _CMYK: "CMYK",
+    _YCBCR: "YCbCr",
+    _CIE_LAB: "LAB",
+    _ICC_LAB: "LAB",
+}
+_JPEG_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
+_OLD_JPEG, _JPEG = 6, (7, 34892)
+_SUBFILE, _ORIENTATION, _COLOUR_MAP, _INKS, _PROFILE, _DNG = 254, 274, 320, 332, 34675, 50706
+_REDUCED, _MASK = 1, 4  # bits of _SUBFILE: a small version, or the mask, of another picture in the file
+# What libtiff does by the orientation, all of which is our caller's to do.
+_FLIPPED_BY_LIBTIFF = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    6: Image.Transpose.FLIP_LEFT_RIGHT,
+    7: Image.Transpose.ROTATE_180,
+    8: Image.Transpose.FLIP_TOP_BOTTOM,
+}
+_UNUSED, _ASSOCIATED, _UNASSOCIATED = 0, 1, 2  # extra samples: no alpha; alpha that the colours are multiplied by
+_MULTIPLIED = {"L": "La", "RGB": "RGBa"}
+_MOST_SAMPLES = 8  # of a pixel
+_NUMBERS = (
+    *("imagewidth", "imagelength", "imagedepth", "samplesperpixel", "bitspersample", "planarconfig", "photometric"),
+    *("compression", "subfiletype", "rowsperstrip", "tilewidth", "tilelength"),
+)
+_ROWS = 256  # that are brought to 8 bits at a time
+
+
+@dataclass(frozen=True)
+class Tiff:
+    """The first page of a TIFF file, as `formats.Photo` asks."""
+
+    size: tuple[int, int]
+    orientation: int
+    profile: bytes | None
+    several: bool
+    _page: Any
+    _file: IO[bytes]
+
+    def draft(self, size: tuple[int, int]) -> None:
+        """Nothing: a TIFF is decoded at its full size."""
+
+    def load(self) -> tuple[Image.Image, Image.Image | None]:
+        """The colours, and the alpha (L) if there is one."""
+        page = self._page
+        is_jpeg = page.compression in _JPEG
+        if page.compression == _OLD_JPEG or (page.photometric == _YCBCR and page.bitspersample == 8 and not is_jpeg):
+            return _by_libtiff(self._file, self.orientation), None
+        if is_jpeg:
+            _require_ends(page, self._file)
+        samples = _samples(page)
+        mode = "RGB" if is_jpeg and page.photometric == _YCBCR else _MODES[page.photometric]
+        colours = 1 if mode == "P" else len(Image.new(mode, (1, 1)).getbands())
+        if samples.shape[2] < colours:
+            raise DecodeError(f"a TIFF of {samples.shape[2]} samples a pixel, where its colours take {colours}")
+        top = 2**page.bitspersample - 1
+        if mode == "P":
+            image = _by_palette(samples[..., 0], page.tags.valueof(_COLOUR_MAP))
+        else:
+            image = _image(_coloured(samples[..., :colours], page, top), mode)
+        kinds = [int(kind) for kind in page.extrasamples] or [_UNASSOCIATED] * (samples.shape[2] - colours)
+        extra = next((number for number, kind in enumerate(kinds) if kind != _UNUSED), None)
+        if extra is None:
+            return image, None
+        alpha = Image.fromarray(_eight_bits(samples[..., colours + extra], top))
+        return _divided(image, alpha) if kinds[extra] == _ASSOCIATED else image, alpha
+
+
+def opened(file: IO[bytes], limits: Limits) -> Tiff:
+    """The first page of the TIFF `file`. Raises DecodeError where it is no photo that can be decoded, or too large."""
+    import tifffile  # noqa: PLC0415  (a quarter of a second, which only TIFFs should take)
+
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)  # what is wrong with a file is said by an exception
+    pages = tifffile.TiffFile(file).pages
+    try:
+        page: Any = pages.first
+    except IndexError as error:
+        raise DecodeError("the TIFF is truncated: the directory of its first page is not there") from error
+    for name in _NUMBERS:  # a tag may hold as many as it likes
+        if not isinstance(getattr(page, name), int):
+            raise DecodeError(f"a TIFF whose {name} is not one number")
+    if page.subfiletype & _REDUCED or page.photometric in _RAW_COLOURS or _DNG in page.tags:
+        raise DecodeError(RAW)
+    check_pixels(page.imagewidth, page.imagelength, limits)
+    _check_layout(page)
+    orientation, profile = page.tags.valueof(_ORIENTATION, 1), page.tags.valueof(_PROFILE)
+    return Tiff(
+        (page.imagewidth, page.imagelength),
+        int(orientation) if isinstance(orientation, int) else 1,
+        profile if isinstance(profile, bytes) else None,
+        _several(pages),
+        page,
+        file,
+    )
+
+
+def _check_layout(page: Any) -> None:
+    """Raises DecodeError where the samples can't be brought to colours, or take more memory than the pixels allow."""
+    if page.photometric not in _MODES:
+        raise DecodeError(f"a TIFF of the photometric interpretation {page.photometric}, which is not known here")
+    if page.photometric == _CMYK and page.tags.valueof(_INKS, 1) != 1:
+        raise DecodeError("a TIFF of other inks than cyan, magenta, yellow and black")
+    if page.dtype is None or page.dtype.kind not in "ub":
+        kind = {"f": "floating-point", "i": f"signed {page.bitspersample}-bit"}
+        name = kind.get("" if page.dtype is None else page.dtype.kind, f"{page.bitspersample}-bit")
+        raise DecodeError(f"{name} pixels, whose range is not known")
+    if page.imagedepth != 1 or page.samplesperpixel > _MOST_SAMPLES:
+        raise DecodeError(f"a TIFF of {page.samplesperpixel} samples a pixel and the depth {page.imagedepth}")
+    across, down = page.tilewidth, page.tilelength
+    if page.is_tiled and across * down > max(2**22, 4 * page.imagewidth * page.imagelength):
+        raise DecodeError(f"a TIFF of tiles of {across:,} × {down:,} pixels, larger than the photo")
+    lacking = sum(not count for count in page.databytecounts)
+    if lacking or len(page.dataoffsets) < np.prod(page.chunked):
+        raise DecodeError(f"the TIFF is truncated: {lacking or 'some'} of its strips or tiles are not there")
+
+
+def _require_ends(page: Any, file: IO[bytes]) -> None:
+    """Raises DecodeError where a strip or tile of JPEG lacks its end: the decoder would fill up with grey."""
+    for offset, size in zip(page.dataoffsets, page.databytecounts, strict=True):
+        file.seek(offset)
+        data = file.read(size)
+        if data.rfind(_JPEG_END) < data.rfind(_JPEG_SCAN):
+            raise DecodeError("the TIFF is truncated: a JPEG in it has no end marker")
+
+
+def _several(pages: Any) -> bool:
+    try:
+        return bool(pages.is_multipage) and not pages[1].subfiletype & (_REDUCED | _MASK)
+    except Exception:  # what is broken is not the photo
+        return False
+
+
+def _samples(page: Any) -> np.ndarray:
+    """(H, W, S), in the file's depth. Raises what tifffile and imagecodecs raise."""
+    found: np.ndarray = page.asarray(squeeze=False, maxworkers=1)  # (planes, 1, H, W, samples of a plane)
+    planes, _, height, width, _ = found.shape
+    return found[0, 0] if planes == 1 else np.moveaxis(found[..., 0], 0, -1).reshape(height, width, planes)
+
+
+def _eight_bits(samples: np.ndarray, top: int) -> np.ndarray:
+    """`samples` of 0 to `top`, at most 64 bits each → uint8 of 0 to 255, rounded."""
+    if top == 255:
+        return np.ascontiguousarray(samples)
+    shift = max(0, top.bit_length() - 16)
+    found = np.empty(samples.shape, np.uint8)
+    for start in range(0, len(samples), _ROWS):
+        rows = (samples[start : start + _ROWS] >> shift).astype(np.uint32)
+        found[start : start + _ROWS] = (rows * 255 + (top >> shift) // 2) // (top >> shift)
+    return found
+
+
+def _coloured(samples: np.ndarray, page: Any, top: int) -> np.ndarray:
+    """uint8 (H, W, colours), with black at 0 and the neutral a and b of Lab at 128."""
+    if page.photometric == _CIE_LAB:  # whose a and b are signed
+        half = np.array([0, (top + 1) // 2, (top + 1) // 2], samples.dtype)
+        samples = samples ^ half
+    if page.photometric in (_CIE_LAB, _ICC_LAB) and top > 255:
+        shift = page.bitspersample - 8
+        rounded: np.ndarray = np.minimum((samples >> shift) + ((samples >> (shift - 1)) & 1), 255).astype(np.uint8)
+        return rounded
+    found = _eight_bits(samples, top)
+    return 255 - found if page.photometric == _WHITE_IS_ZERO else found
+
+
+def _image(colours: np.ndarray, mode: str) -> Image.Image:
+    height, width, _ = colours.shape
+    if mode == "LAB":  # Pillow's raw mode LAB is that of CIE Lab
+        colours = colours ^ np.array([0, 128, 128], np.uint8)
+    image = Image.frombytes(mode, (width, height), colours.tobytes())
+    return image.convert("RGB") if mode == "YCbCr" else image
+
+
+def _by_palette(numbers: np.ndarray, colour_map: Any) -> Image.Image:
+    colours = np.array(colour_map, np.uint32).reshape(3, -1).T
+    if colours.max() > 255:  # it has 16 bits; some writers fill 8 of them
+        colours = (colours + 128) // 257
+    return Image.fromarray(colours.astype(np.uint8)[np.minimum(numbers, len(colours) - 1)])
+
+
+def _divided(image: Image.Image, alpha: Image.Image) -> Image.Image:
+    """The colours of `image`, which are multiplied by `alpha`, as they were before."""
+    if image.mode not in _MULTIPLIED:
+        return image  # nobody multiplies ink
+    both = np.dstack([np.asarray(image), np.asarray(alpha)]).tobytes()
+    multiplied = Image.frombytes(_MULTIPLIED[image.mode], image.size, both)
+    return multiplied.convert(f"{image.mode}A").convert(image.mode)
+
+
+def _by_libtiff(file: IO[bytes], orientation: int) -> Image.Image:
+    """YCbCr, whose samples may lie in blocks, and JPEG as it was before TIFF 6.0's supplement: not for tifffile."""
+    import imagecodecs  # noqa: PLC0415
+
+    file.seek(0)
+    image = Image.fromarray(imagecodecs.tiff_decode(file.read(), asrgb=True)).convert("RGB")
+    flipped = _FLIPPED_BY_LIBTIFF.get(orientation)
+    return image if flipped is None else image.transpose(flipped)
