@@ -91,7 +91,9 @@ def read(uri: str) -> Manifest:
     no row at all, or that the import which writes it has not ended.
     """
     require_imported(uri)
-    return checked(uri, tables.read(uri))
+    found = checked(uri, tables.read(uri))
+    _require_places(found)
+    return found
 
 
 def require_imported(uri: str) -> None:
@@ -105,7 +107,9 @@ def require_imported(uri: str) -> None:
 
 
 def checked(uri: str, table: pa.Table) -> Manifest:
-    """`table` as the manifest that stands, or will stand, at `uri`. Raises UserError as `read` does."""
+    """`table` as the manifest that stands, or will stand, at `uri`. Raises UserError as `read` does, but for paths that
+    name no place.
+    """
     tables.require_columns(table, _REQUIRED, uri)
     for name in ("label", "split"):
         if name not in table.column_names:
@@ -118,7 +122,6 @@ def checked(uri: str, table: pa.Table) -> Manifest:
     if table.num_rows == 0:
         raise UserError(f"{uri!r} has no row")
     _require_ids(uri, table)
-    _require_paths(uri, table)
     for name, allowed in (("split", SPLITS), ("role", ROLES)):
         if name not in table.column_names:
             continue
@@ -142,18 +145,18 @@ def _require_ids(uri: str, table: pa.Table) -> None:
         raise UserError(f"{uri!r}: image_id {quoted(repeated[0])} stands more than once ({len(repeated)} such ids)")
 
 
-def _require_paths(uri: str, table: pa.Table) -> None:
-    refused = []
-    rows = _rows(pc.invert(pc.match_substring_regex(table["path"], uris.SOUND)))
-    for row, path in zip(rows, table["path"].take(pa.array(rows, pa.int64())).to_pylist(), strict=True):
+def _require_places(found: Manifest) -> None:
+    paths, refused = found.table["path"], []
+    rows = _rows(pc.invert(pc.match_substring_regex(paths, uris.SOUND)))
+    for row, path in zip(rows, paths.take(pa.array(rows, pa.int64())).to_pylist(), strict=True):
         try:
             uris.parts(path)
         except UserError as error:
             refused.append((row, str(error)))
     if refused:
         row, why = refused[0]
-        image_id = quoted(redacted(table["image_id"][row].as_py()))
-        raise UserError(f"{uri!r}: row {row + 1} (image_id {image_id}): {why}{_others(len(refused))}")
+        image_id = quoted(redacted(found.image_ids[row]))
+        raise UserError(f"{found.uri!r}: row {row + 1} (image_id {image_id}): {why}{_others(len(refused))}")
 
 
 def _others(count: int) -> str:
