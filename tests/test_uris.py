@@ -134,12 +134,9 @@ def odd(tmp_path):
 @pytest.mark.parametrize("spelling", ["path", "uri", "unencoded"])
 def test_a_folder_lists_and_reads_the_same_however_it_is_spelt(odd, spelling):
     folder = {"path": str(odd), "uri": odd.as_uri(), "unencoded": f"file://{odd}"}[spelling]
-    assert photos.listed(folder) == sorted(f"label/{name}" for name in ODD)
     assert files.folders(folder) == ["label"] and files.names(files.join(folder, "label")) == sorted(ODD)
-    rows = queries.listed(folder).to_pylist()
-    assert {row["image_id"]: files.read_bytes(row["path"]).decode() for row in rows} == {
-        f"label/{name}": name for name in ODD
-    }
+    found = [(row["image_id"], files.read_bytes(row["path"]).decode()) for row in queries.listed(folder).to_pylist()]
+    assert found == sorted((f"label/{name}", name) for name in ODD)
     out = files.join(folder, "50 %25")
     files.make_folder(out)
     files.write_json(files.join(out, "run.json"), {})
