@@ -84,7 +84,7 @@ def _baseline(config: EvaluateConfig) -> float | None:
         if config.max_drop:
             raise UserError("--max-drop needs --baseline metrics.json")
         return None
-    comparison.require_whole(config.baseline)
+    comparison.require_own(config.baseline)
     found = files.read_json(config.baseline)
     value: Any = found.get("map") if isinstance(found, dict) else None
     if type(value) not in (int, float) or not 0 <= value <= 1:  # no NaN either, below which nothing can fall

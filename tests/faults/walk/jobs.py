@@ -235,7 +235,7 @@ def _index(_, out):
 
 def _evaluation(_, out):
     metrics = f"{out}/metrics.json"
-    comparison.require_whole(metrics)
+    comparison.require_own(metrics)
     return files.read_json(metrics)["map"], comparison.beside(metrics).to_pydict()
 
 
