@@ -8,7 +8,7 @@ import logging
 import math
 from typing import Any
 
-from dim import cluster, files, leftovers, output, tables
+from dim import cluster, files, leftovers, output, seal, tables
 from dim.errors import GateNotMet, UserError
 from dim.evaluate import comparison
 from dim.evaluate.comparison import Comparison
@@ -49,7 +49,8 @@ def nightly(config: NightlyConfig) -> dict[str, Any]:
                 raise UserError(
                     f"--date {date} is before {past.last}, the last night of {config.out!r}; use a later one"
                 )
-            with cluster.connected():
+            known = [uri for one in config.evaluations for uri in (one.manifest, one.ground_truth)]
+            with cluster.connected(), seal.unchanged(*known):  # each of its steps reads them
                 night = _run(config, date, model, past)
         if config.accept:
             night["accepted"] = True
