@@ -46,11 +46,12 @@ def run(job: Job) -> None:
     set_up_tensorflow(max(1, int(assigned.get("CPU", 1))))
     keras.utils.set_random_seed(job.config.seed)
     strategy = _strategy(context.get_world_size())
+    worker = Run(job, strategy, context.get_world_rank(), context.get_world_size())
     try:
-        summary = Run(job, strategy, rank, context.get_world_size()).run()
+        summary = worker.run()
     except (JobFailed, UserError) as error:  # another try would end the same way
         summary = {"error": str(error)}
-    if rank == 0:
+    if worker.rank == 0:
         files.write_json(files.join(job.config.out, SUMMARY), summary)
 
 
