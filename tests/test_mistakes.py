@@ -265,7 +265,7 @@ OF_ONE = {
         "--whitening broken.npz": "broken.npz' is no whitening file",
     },
     "search": {
-        "--queries photos --model mixed-model": r"model\.json and model\.weights\.h5 in 'mixed-model' were not written together; if",
+        "--queries photos --model mixed-model": r"model\.json and model\.weights\.h5 in 'mixed-model' were not written",
         "--index none": "--index 'none' holds neither an index nor descriptors; make it with index.py",
         "--index foreign": "--index 'foreign' holds neither an index nor descriptors",
         "--queries none": "--queries 'none': there is no such file or folder",
