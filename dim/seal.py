@@ -4,8 +4,9 @@ The seal stands as `files` in the run.json that says that the job is done, so no
 that was made before there were seals has none. It names no place and no time: what is copied whole stays whole.
 """
 
+import contextlib
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 from dim import files, tables
@@ -81,6 +82,29 @@ def require_content(uri: str, content: bytes, facts: Facts, job: str) -> None:
     """Raises UserError unless `content`, that of the file at `uri`, is what the seal says of it, if it does."""
     if facts.get("sha256") not in (None, sha256(content)):
         raise not_the_one(uri, job)
+
+
+@contextlib.contextmanager
+def unchanged(*uris: str | None) -> Iterator[None]:
+    """For tables that the steps of a job each read. Raises UserError where the content of one is another at the end."""
+    given = [uri for uri in uris if uri]
+    before = [_content(uri) for uri in given]
+    yield
+    for uri, content in zip(given, before, strict=True):
+        if _content(uri) != content:
+            raise changed(uri)
+
+
+def changed(uri: str) -> UserError:
+    """What is said of an input that a job has read twice, and found another the second time."""
+    return UserError(f"{uri!r} changed while this job ran; run the same command again")
+
+
+def _content(uri: str) -> str | None:
+    try:
+        return sha256(files.read_bytes(uri))
+    except OSError:  # whoever reads it says so
+        return None
 
 
 def not_the_one(uri: str, job: str) -> UserError:

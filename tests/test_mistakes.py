@@ -256,7 +256,6 @@ OF_MODELS = {
     "--model nothing": "no model 'nothing': neither a folder with model.json nor a name such as vgg16-gem",
     "--model model": "model.json' lacks the field 'image_size'",
     "--model half-model": "half-model/model.json' is not JSON: .*surrogates not allowed",
-    "--model mixed-model": r"model\.json and model\.weights\.h5 in 'mixed-model' were not written together; if",
     "--model later-model": "has format version 99, this dim reads 1",
     "--weights none.npz": "no weights file '.*none.npz'",
     "--weights broken.npz": "cannot read the weights '.*broken.npz'",
@@ -361,6 +360,7 @@ OF_ONE = {
         "--whitening broken.npz": "broken.npz' is no whitening file",
     },
     "search": {
+        "--queries photos --model mixed-model": r"model\.json and model\.weights\.h5 in 'mixed-model' were not written",
         "--index none": "--index 'none' holds neither an index nor descriptors; make it with index.py",
         "--index foreign": "--index 'foreign' holds neither an index nor descriptors",
         "--queries none": "--queries 'none': there is no such file or folder",

@@ -68,7 +68,7 @@ def read(uri: str, protocol: str) -> Baseline:
 
     Raises UserError where it has no mAP, is of another protocol, or lies in a folder that is not whole.
     """
-    comparison.require_whole(uri)
+    comparison.require_own(uri)
     found = files.read_json(uri)
     value: Any = found.get("map") if isinstance(found, dict) else None
     if type(value) not in (int, float) or not 0 <= value <= 1:  # no NaN either, below which nothing can fall

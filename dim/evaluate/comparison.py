@@ -60,17 +60,18 @@ def compared(before: str, one: pa.Table, after: str, other: pa.Table) -> Compari
     return replace(both, change=bootstrap.paired(*pairs))
 
 
-def require_whole(metrics: str) -> None:
-    """Raises UserError where the metrics.json at `metrics` lies in the folder of an evaluation that is not whole, or
-    was never finished. One that was copied elsewhere, without its folder, is taken as it is.
+def require_own(metrics: str) -> None:
+    """Raises UserError where the metrics.json at `metrics`, or the per_query.parquet beside it, is not that of the
+    evaluation whose folder they lie in, or this was never finished. One that was copied elsewhere is taken as it is.
     """
     folder = files.parent(metrics)
     record = output.record_of(folder)
     if record is not None and record["job"] == "evaluate" and metrics.rpartition("/")[2] == METRICS:
-        sealed = output.whole(folder) or {}
+        output.finished(folder)
+        sealed = seal.of_record(record, folder) or {}
         for name in (METRICS, PER_QUERY):
-            if name in sealed:
-                uri = files.join(folder, name)
+            uri = files.join(folder, name)
+            if name in sealed and files.exists(uri):
                 seal.require_content(uri, files.read_bytes(uri), sealed[name], "evaluate")
 
 

@@ -4,6 +4,7 @@ import logging
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from dim import files
 from dim.extract import store
@@ -17,17 +18,20 @@ def pending(
 ) -> np.ndarray:
     """Positions (ascending) of the rows to compute, after shards with rows that no longer count have been rewritten.
 
-    A row counts if it is selected, its photo is unchanged, its shard is whole, and no shard before holds it.
+    A row counts if it is selected, its photo is unchanged, its shard is whole, and no shard before holds it. A shard
+    that doesn't say what made it, among others that do, may be of another embedding: it counts as damaged.
     With `retry_failed`, error rows don't count. Raises UserError for a shard that another than `embedding` made.
     """
     position = {key: row for row, key in enumerate(zip(image_ids, contents, strict=True))}
     done = np.zeros(len(image_ids), dtype=bool)
     _sweep(folder)
     rewritten: set[str] = set()
-    for name in store.shards(folder):
+    names = store.shards(folder)
+    says = {name: _says_what_made_it(folder, name) for name in names if store.is_whole(folder, name)}
+    for name in names:
         if name in rewritten:
             continue  # a run that died had begun the same
-        if not store.is_whole(folder, name):
+        if name not in says or (any(says.values()) and not says[name]):
             log.warning("shard %s is damaged; its rows are computed again", name)
             store.delete_shard(folder, name)
             continue
@@ -42,6 +46,11 @@ def pending(
         if not counts.all():
             rewritten |= _keep(folder, name, counts)
     return np.flatnonzero(~done)
+
+
+def _says_what_made_it(folder: str, name: str) -> bool:
+    with files.opened(files.join(folder, f"{name}.parquet")) as file:
+        return store.EMBEDDING in (pq.read_schema(file).metadata or {})
 
 
 def _sweep(folder: str) -> None:

@@ -30,6 +30,15 @@ class Shard:
         """Its file."""
         return files.join(self.folder, f"{self.name}{_SHARD}")
 
+    def read(self) -> bytes:
+        """The content of its file. Raises UserError where that can't be read."""
+        try:
+            return files.read_bytes(self.uri)
+        except OSError as error:
+            raise UserError(
+                f"cannot read {self.uri!r} ({files.reason(error)}); run the same extract.py again"
+            ) from error
+
     def require(self, rows: int, content: bytes | None = None) -> None:
         """Raises UserError unless it has these `rows`, its size, and, where it is at hand, this `content`."""
         found: dict[str, Any] = {"rows": rows, "bytes": self.size}

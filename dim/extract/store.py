@@ -95,10 +95,9 @@ def is_whole(folder: str, name: str) -> bool:
     content = files.read_bytes(files.join(folder, f"{name}.parquet"))
     try:
         statistics = files.read_json(files.join(folder, f"{name}.json"))
-        expected = (statistics["bytes"], statistics["sha256"])
+        return bool((statistics["bytes"], statistics["sha256"]) == (len(content), hashlib.sha256(content).hexdigest()))
     except (UserError, KeyError, TypeError):  # they are damaged themselves
         return False
-    return expected == (len(content), hashlib.sha256(content).hexdigest())
 
 
 def read_shard(
@@ -134,23 +133,19 @@ def read_shards(
 ) -> Iterator[tuple[Shard, pa.Table]]:
     """Each shard of the finished store `folder`, or some `of` them, and its rows.
 
-    With `hashed`, the file is read whole and its checksum looked at, too. Raises UserError as `shards.belonging` and
-    `read_shard` do, and where a shard is not what it must be.
+    With `hashed`, checksums are looked at, too. Raises UserError as `shards.belonging` and `read_shard` do, and where a
+    shard is not what it must be.
     """
-    embedding, size, mark = of_folder(folder), None, None
+    embedding, size = of_folder(folder), None
+    marks: set[bool] = set()
     for shard in belonging(folder) if of is None else of:
-        content = files.read_bytes(shard.uri) if hashed else None
+        content = shard.read() if hashed else None
         table = read_shard(folder, shard.name, columns, embedding, size, content=content)
         shard.require(table.num_rows, content)
-        marked = EMBEDDING in (table.schema.metadata or {})
-        if mark not in (None, marked):
-            raise UserError(
-                f"{folder!r} has shards that say which embedding made them, and others, such as {shard.uri!r}, that "
-                "don't; make this folder again"
-            )
-        mark = marked
-        if "descriptor" in columns:
-            size = table["descriptor"].type.list_size
+        marks.add(EMBEDDING in (table.schema.metadata or {}))
+        if len(marks) > 1:
+            raise UserError(f"of the shards of {folder!r}, not all say what made them; make this folder again")
+        size = table["descriptor"].type.list_size if "descriptor" in columns else None
         yield shard, table
 
 
@@ -201,8 +196,7 @@ def vectors(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
 def blocks(folder: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Streams the ok rows shard by shard: ids (n,) object and descriptors (n, D) float32."""
     for _, table in read_shards(folder, ["image_id", "descriptor", "status"]):
-        found = table.filter(pc.equal(table["status"], OK))
-        if found.num_rows:
+        if (found := table.filter(pc.equal(table["status"], OK))).num_rows:
             yield np.array(found["image_id"].to_pylist(), dtype=object), vectors(found["descriptor"])
 
 

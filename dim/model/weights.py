@@ -40,7 +40,7 @@ def load_into(model: keras.Model, uri: str, sha256: str | None = None) -> None:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"cannot load the weights {uri!r} into {model.name!r}: {reason}") from error
     if changed:
-        raise UserError(f"{uri!r} changed while this job ran; run the same command again")
+        raise seal.changed(uri)
     for variable in model.weights:
         if not np.isfinite(variable.numpy()).all():
             raise UserError(f"weights {uri!r}: {variable.path} is not finite throughout")

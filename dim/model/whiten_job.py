@@ -5,7 +5,7 @@ from typing import Any
 
 import ray
 
-from dim import cluster, files, lease, leftovers, output
+from dim import cluster, files, lease, leftovers, output, seal
 from dim.data import manifest as manifests
 from dim.data.manifest import Manifest
 from dim.errors import UserError
@@ -57,8 +57,11 @@ def _into_model(config: WhitenConfig, source: Source, chosen: Manifest) -> dict[
         else:
             folder = files.join(config.out, "descriptors")
             _extract(config, folder)
+            # The extraction read both again.
             if identity.of_folder(folder).weights != source.fingerprint():
-                raise UserError(f"{source.weights!r} changed while this job ran; run the same command again")
+                raise seal.changed(source.weights)
+            if not manifests.read(config.manifest).select(config.split).table.equals(chosen.table):
+                raise seal.changed(config.manifest)
             whitening = _of_descriptors(config, folder, chosen)
         # Here, where a local folder is this job's, but in a process of its own, that leaves the GPUs alone.
         write = ray.remote(_write_model).options(num_cpus=0, scheduling_strategy=cluster.here())

@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dim import files
 from dim.errors import UserError
 from dim.extract import identity, store
 from dim.extract.identity import Embedding
@@ -87,7 +86,7 @@ def _nothing(folder: str, errors: dict[str, str]) -> str:
 def _load(
     shard: Shard, hashed: bool, dimension: int, kept: pa.ChunkedArray | None, whitening: Whitening | None
 ) -> np.ndarray:
-    content = files.read_bytes(shard.uri) if hashed else None
+    content = shard.read() if hashed else None
     table = store.read_shard(shard.folder, shard.name, ["descriptor"], None, dimension, content=content)
     shard.require(table.num_rows, content)
     column = table["descriptor"]

@@ -10,6 +10,7 @@ import pytest
 
 from dim import files
 from dim.errors import GateNotMet, UserError
+from dim.evaluate import sources
 from dim.evaluate.config import EvaluateConfig
 from dim.evaluate.job import evaluate
 from dim.evaluate.ranked_lists import oxford, revisited
@@ -462,7 +463,9 @@ def test_a_baseline_of_an_evaluation_that_is_not_whole_is_refused(labelled, tmp_
         pq.write_table(other, per_query)
         refused(r"per_query\.parquet' is not the file that its run\.json tells of; make it again with evaluate\.py")
     per_query.unlink()
-    refused(r"no file '.*per_query\.parquet'; make it again with evaluate\.py")
+    found = evaluate(EvaluateConfig(**again, baseline=str(baseline), report=False))
+    assert "against_baseline" not in found
+    shutil.rmtree(again["out"])
     # Killed between its two files: one of another protocol, beside the old one.
     shutil.rmtree(baseline.parent)
     shutil.copytree(tmp_path / "whole", baseline.parent)
@@ -479,6 +482,22 @@ def test_a_baseline_of_an_evaluation_that_is_not_whole_is_refused(labelled, tmp_
             shutil.copy(tmp_path / "whole" / "per_query.parquet", tmp_path)
         found = evaluate(EvaluateConfig(**again, baseline=str(alone), report=False))
         assert found["map"] == before["map"] and "against_baseline" not in found
+
+
+@pytest.mark.parametrize("name", ["manifest", "ground_truth"])
+def test_a_table_that_changes_between_two_readings_ends_the_job(labelled, write_truth, monkeypatch, name):
+    truth = write_truth((IDS[0], IDS[1], "good"))
+    asked = labelled | {"protocol": "oxford", "ground_truth": truth, "report": False}
+    read = sources.read
+
+    def changing(*arguments):  # a person corrects it while the descriptors are made
+        Path(asked[name]).write_bytes(Path(asked[name]).read_bytes() + b" ")
+        return read(*arguments)
+
+    monkeypatch.setattr(sources, "read", changing)
+    with pytest.raises(UserError, match=r"' changed while this job ran; run the same command again") as caught:
+        evaluate(EvaluateConfig(**asked))
+    assert asked[name] in str(caught.value) and not Path(asked["out"]).exists()
 
 
 def dies_at(name, write):

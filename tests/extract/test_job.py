@@ -5,6 +5,7 @@ import json
 import os
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import ExifTags, Image
 
@@ -264,3 +265,15 @@ def test_a_mistake_of_the_network_ends_in_one_line_and_no_trace(ten, run, tmp_pa
     with pytest.raises(UserError, match=r"^the weights are of another network$"):
         run(ten)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_shard_that_hides_what_made_it_is_made_again(ten, run, rows, tmp_path):
+    run(ten)
+    folder, before = str(tmp_path / "out"), rows()
+    (name, *_) = store.shards(folder)
+    table = store.read_shard(folder, name)
+    values = pa.FixedSizeListArray.from_arrays(-store.vectors(table["descriptor"]).ravel(), 8)
+    table = table.set_column(1, table.schema.field(1), values).replace_schema_metadata(None)
+    store.write_shard(folder, name, table)  # of another network, its metadata dropped by some tool
+    assert run(ten)["computed"] == len(table)
+    assert rows() == before

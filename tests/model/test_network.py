@@ -85,6 +85,23 @@ def test_folder_loads_where_keras_has_named_other_layers_before(tmp_path):
     np.testing.assert_array_equal(dim.model.load(str(tmp_path / "model"))(IMAGES), model(IMAGES))
 
 
+def test_a_model_that_is_written_over_another_is_never_of_both(tmp_path, monkeypatch):
+    folder = tmp_path / "model"
+    model = fitted(folder, dimension=16)
+    assert json.loads((folder / "model.json").read_text())["weights_sha256"] == spec.sha256(
+        f"{folder}/model.weights.h5"
+    )
+
+    def dying(*_):
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):  # once the weights are written
+        patch.setattr(spec, "write", dying)
+        network.save(model, Spec(pooling="mac", dimension=16), str(folder))
+    with pytest.raises(UserError, match=r"no model .*model': neither a folder with model.json nor a name"):
+        spec.resolve(str(folder))
+
+
 @pytest.mark.parametrize("pooling", ["mac", "rmac"])
 def test_pooling_of_a_saved_model_can_be_changed(tmp_path, pooling):
     model = fitted(tmp_path / "model", dimension=16)

@@ -39,7 +39,7 @@ from dim.nightly.config import Measurement, NightlyConfig
 from dim.nightly.job import nightly
 from dim.search import exact, stored, target
 from dim.search.config import ExportConfig, IndexConfig, SearchConfig
-from dim.search.export import export
+from dim.search.export import LAYOUTS, export
 from dim.search.index_job import build
 from dim.search.search_job import search
 
@@ -168,13 +168,12 @@ RUNS: dict[str, Callable[[Path, str], object]] = {
     "audit": lambda given, out: audit(
         AuditConfig(manifest=f"{given}/photos.csv", descriptors=f"{given}/descriptors", out=out)
     ),
-    "export npy": lambda given, out: export(ExportConfig(format="npy", out=out, descriptors=f"{given}/descriptors")),
-    "export autofaiss": lambda given, out: export(
-        ExportConfig(format="autofaiss", out=out, descriptors=f"{given}/descriptors")
-    ),
-    "export clip-retrieval": lambda given, out: export(
-        ExportConfig(format="clip-retrieval", out=out, descriptors=f"{given}/descriptors")
-    ),
+    **{
+        f"export {layout}": lambda given, out, layout=layout: export(
+            ExportConfig(format=layout, out=out, descriptors=f"{given}/descriptors")
+        )
+        for layout in LAYOUTS
+    },
     "nightly": _nightly,
 }
 
@@ -199,11 +198,9 @@ def _sha256(path):
 
 
 def _split(_, out):
-    listed = f"{out}.unreadable.csv"
-    # The list is of this manifest or isn't there.
-    return manifest.read(f"{out}.csv").table.to_pydict(), tables.read(listed).to_pydict() if files.exists(
-        listed
-    ) else None
+    beside = f"{out}.unreadable.csv"
+    listed = tables.read(beside).to_pydict() if files.exists(beside) else None
+    return manifest.read(f"{out}.csv").table.to_pydict(), listed
 
 
 def _import(_, out):
@@ -235,7 +232,7 @@ def _index(_, out):
 
 def _evaluation(_, out):
     metrics = f"{out}/metrics.json"
-    comparison.require_whole(metrics)
+    comparison.require_own(metrics)
     return files.read_json(metrics)["map"], comparison.beside(metrics).to_pydict()
 
 

@@ -1,4 +1,5 @@
-"""A random walk of kills: a job, on an earlier run's output or on none, dies by SIGKILL at one of its file operations.
+"""A random walk of kills: a job, on an earlier run's output or on none, dies by SIGKILL at one of its file operations,
+or at some time.
 
 After each death every reader refuses what stands there, or finds the one result or the other whole; and the same
 command again gives what it would have given undisturbed, with nothing half-written left. Run as a program, in a process
@@ -27,15 +28,20 @@ import jobs
 from dim import files
 from dim.errors import UserError
 
+BY_TIME = 0.2  # of the deaths
+LONGEST = 1.0  # seconds; some jobs have ended by then
 FORK = multiprocessing.get_context("fork")
 
 
 @dataclass(frozen=True)
 class Death:
-    """At which file operation a process dies, from 1; where that opens a file to write, with `half` of it written."""
+    """At which file operation a process dies, from 1, and where that opens a file to write, with `half` of it written;
+    or after how many seconds.
+    """
 
     at: int = 0
     half: bool = False
+    seconds: float | None = None
 
 
 class Deadly:
@@ -88,8 +94,11 @@ def run(*asked, death=Death()):
     answer = FORK.SimpleQueue()
     child = FORK.Process(target=_run, args=(asked, death, answer))
     child.start()
-    child.join(120)
-    if child.exitcode == -signal.SIGKILL and death.at:
+    child.join(120 if death.seconds is None else death.seconds)
+    if death.seconds is not None and child.is_alive():
+        child.kill()
+        child.join()
+    if child.exitcode == -signal.SIGKILL and death != Death():
         return None
     assert child.exitcode == 0, (asked, child.exitcode)
     operations, error = answer.get()
@@ -157,8 +166,10 @@ class Walk:
         if before:
             run(job, before, self._root, out)
         death = Death(self._chance.randint(1, operations), self._chance.random() < 0.5)
+        if self._chance.random() < BY_TIME:
+            death = Death(seconds=self._chance.uniform(0.0, LONGEST))
         where = (job, before, kind, death)
-        assert run(job, kind, self._root, out, death=death) is None, where
+        assert run(job, kind, self._root, out, death=death) is None or death.seconds, where
         state, found = read(job, self._root, out)
         whole = [wanted, old]
         if job == "split":  # whose manifest counts without its list
