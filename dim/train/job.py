@@ -143,7 +143,11 @@ def _require_same_flags(config: TrainConfig) -> None:
 def _require_same_inputs(config: TrainConfig, learned_from: Inputs) -> None:
     if changed := learned_from.changed(config):
         trained = files.join(config.out, MODEL)
-        further = f", with --model {trained} to train that on" if files.exists(files.join(trained, SPEC_FILE)) else ""
+        further = (
+            f", and --model {trained} to go on from its best epoch"
+            if files.exists(files.join(trained, SPEC_FILE))
+            else ""
+        )
         raise UserError(f"{changed}; give another --out{further}")
 
 
