@@ -287,7 +287,7 @@ OF_ONE = {
         "--config no-evaluations.yaml": "evaluations is empty; name at least one, with its manifest",
         "--config typo-evaluations.yaml": "unknown key 'manifets' in .*; did you mean 'manifest'",
         "--config lost-evaluations.yaml": "no file '.*none.csv'",
-        "--config no-gate.yaml": "max-drop of 'test' must be from 0 to 1, not -1",
+        "--config no-gate.yaml": "max-drop of 'test' must be at least 0, not -1",
         "--config twin-evaluations.yaml": "evaluations: 'test' must be a file's name, and stand once",
         "--date tomorrow": "--date 'tomorrow'",
         "--model vgg16-gen": "unknown pooling 'gen'; did you mean 'gem'",
