@@ -11,62 +11,30 @@ from typing import Any
 import keras
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from dim.errors import UserError
 from dim.model import network
-from dim.model.normalisation import EPSILON as SHORTEST
+from dim.model.onnx_nodes import SPATIAL, Graph
 from dim.model.pooling import EPSILON
 from dim.model.preprocessing import PREPROCESSINGS
-from dim.model.regions import regions
+from dim.model.regions import STEPS
 from dim.model.spec import Source, Spec
 
 OPSET, IR_VERSION = 18, 10  # of ONNX 1.14 and 1.16
-SPATIAL = (2, 3)
-
-
-class Graph:
-    """Nodes and constants as they are added; each is known by the name of its one output."""
-
-    def __init__(self) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: list[onnx.TensorProto] = []
-
-    def constant(self, value: Any, dtype: Any = np.float32) -> str:
-        """A constant array."""
-        name = f"constant{len(self.constants)}"
-        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value, dtype), name))
-        return name
-
-    def add(self, operator: str, *inputs: str, name: str | None = None, **attributes: Any) -> str:
-        """A node."""
-        output = name or f"{operator.lower()}{len(self.nodes)}"
-        self.nodes.append(helper.make_node(operator, list(inputs), [output], **attributes))
-        return output
-
-    def reduce(self, operator: str, x: str, axes: tuple[int, ...], keep: bool = False) -> str:
-        """A reduction of `x` over `axes`, such as ReduceMax."""
-        return self.add(operator, x, self.constant(axes, np.int64), keepdims=int(keep))
-
-    def l2(self, x: str) -> str:
-        """x / max(‖x‖₂, 1e-6) along the last axis."""
-        length = self.reduce("ReduceL2", x, (-1,), keep=True)
-        return self.add("Div", x, self.add("Max", length, self.constant(SHORTEST)))
 
 
 def model_of(source: Source) -> onnx.ModelProto:
     """The network of `source`, float32: "images", uint8 RGB (N, H, W, 3), → "descriptors" (N, D), L2-normalised.
 
     H and W are the image size where photos are squashed to it, else any. Raises UserError where a layer of the backbone
-    has no translation, or the pooling must know the size but photos keep their aspect.
+    has no translation.
     """
     spec, graph = source.spec, Graph()
     size = spec.image_size if spec.resize == "squash" else None
-    if size is None and spec.pooling in ("rmac", "spoc-prior"):
-        raise UserError(f"pooling {spec.pooling} is exported for one size of photos; use --resize squash")
     model = network.load(source)
     x = _backbone(graph, model, spec)
-    x = POOLINGS[spec.pooling](graph, x, model.get_layer("pooling"), _map_size(model, spec, size))
+    x = POOLINGS[spec.pooling](graph, x, model.get_layer("pooling"))
     x = graph.l2(x)
     if spec.dimension is not None:
         kernel, bias = model.get_layer("pca").get_weights()
@@ -83,15 +51,6 @@ def model_of(source: Source) -> onnx.ModelProto:
     )
     onnx.checker.check_model(made)
     return made
-
-
-def _map_size(model: keras.Model, spec: Spec, size: int | None) -> tuple[int, int]:
-    """Height and width of the map that is pooled; zeros where they aren't known."""
-    if size is None:
-        return 0, 0
-    part = network.part(model, None, spec.layer)
-    _, height, width, _ = part.compute_output_shape((None, size, size, 3))
-    return height, width
 
 
 def _backbone(graph: Graph, model: keras.Model, spec: Spec) -> str:
@@ -116,7 +75,7 @@ def _preprocess(graph: Graph, layer: Any, images: str) -> str:
     how = PREPROCESSINGS[layer.mode]
     x = graph.add("Transpose", graph.add("Cast", images, to=TensorProto.FLOAT), perm=(0, 3, 1, 2))
     if how.order == "bgr":
-        x = graph.add("Gather", x, graph.constant((2, 1, 0), np.int64), axis=1)
+        x = graph.add("Gather", x, graph.whole((2, 1, 0)), axis=1)
     mean, scale = (graph.constant(np.reshape(values, (1, 3, 1, 1))) for values in (how.mean, how.scale))
     return graph.add("Div", graph.add("Sub", x, mean), scale)
 
@@ -152,12 +111,12 @@ def _normalisation(graph: Graph, layer: Any, x: str) -> str:
 
 def _zeros(graph: Graph, layer: Any, x: str) -> str:
     (top, bottom), (left, right) = layer.padding
-    return graph.add("Pad", x, graph.constant((0, 0, top, left, 0, 0, bottom, right), np.int64))
+    return graph.add("Pad", x, graph.whole((0, 0, top, left, 0, 0, bottom, right)))
 
 
 def _reshape(graph: Graph, layer: Any, x: str) -> str:
     height, width, channels = layer.target_shape  # of a vector that is spread over a map: (1, 1, K)
-    return graph.add("Reshape", x, graph.constant((-1, channels, height, width), np.int64))
+    return graph.add("Reshape", x, graph.whole((-1, channels, height, width)))
 
 
 LAYERS: dict[str, Callable[..., str]] = {
@@ -178,13 +137,21 @@ LAYERS: dict[str, Callable[..., str]] = {
 }
 
 
-def _spoc_prior(graph: Graph, maps: str, _: Any, size: tuple[int, int]) -> str:
-    sigma = min(size) / 6
-    down, across = (np.exp(-np.square((np.arange(side) - (side - 1) / 2) / sigma) / 2) for side in size)
-    return graph.reduce("ReduceSum", graph.add("Mul", maps, graph.constant(np.outer(down, across))), SPATIAL)
+def _spoc_prior(graph: Graph, maps: str, _: Any) -> str:
+    sides = [graph.side(maps, axis) for axis in SPATIAL]
+    sigma = graph.add("Div", graph.real(graph.add("Min", *sides)), graph.constant(6))
+    down, across = (_prior(graph, side, sigma) for side in sides)
+    weighed = graph.add("Mul", maps, graph.add("Mul", graph.column(down), across))
+    return graph.reduce("ReduceSum", weighed, SPATIAL)
 
 
-def _gem(graph: Graph, maps: str, layer: Any, _: tuple[int, int]) -> str:
+def _prior(graph: Graph, side: str, sigma: str) -> str:
+    centre = graph.add("Div", graph.add("Sub", graph.real(side), graph.constant(1)), graph.constant(2))
+    distance = graph.add("Div", graph.add("Sub", graph.real(graph.range(side)), centre), sigma)
+    return graph.add("Exp", graph.add("Div", graph.add("Mul", distance, distance), graph.constant(-2)))
+
+
+def _gem(graph: Graph, maps: str, layer: Any) -> str:
     maps = graph.add("Max", maps, graph.constant(EPSILON))
     largest = graph.reduce("ReduceMax", maps, SPATIAL, keep=True)
     exponent = float(layer.get_weights()[0])
@@ -193,7 +160,7 @@ def _gem(graph: Graph, maps: str, layer: Any, _: tuple[int, int]) -> str:
     return graph.add("Mul", graph.reduce("ReduceMax", maps, SPATIAL), mean)
 
 
-def _crow(graph: Graph, maps: str, *_: Any) -> str:
+def _crow(graph: Graph, maps: str, _: Any) -> str:
     zero, one = graph.constant(0), graph.constant(1)
     total = graph.reduce("ReduceSum", maps, (1,), keep=True)
     length = graph.reduce("ReduceL2", total, (1, *SPATIAL), keep=True)
@@ -207,22 +174,43 @@ def _crow(graph: Graph, maps: str, *_: Any) -> str:
     return graph.add("Mul", channel, graph.reduce("ReduceSum", graph.add("Mul", spatial, maps), SPATIAL))
 
 
-def _rmac(graph: Graph, maps: str, layer: Any, size: tuple[int, int]) -> str:
-    axes, found = graph.constant(SPATIAL, np.int64), []
-    for top, left, side in regions(*size, layer.levels):
-        corners = [graph.constant(values, np.int64) for values in ((top, left), (top + side, left + side))]
-        maxima = graph.reduce("ReduceMax", graph.add("Slice", maps, *corners, axes), SPATIAL)
-        found.append(graph.add("Unsqueeze", maxima, graph.constant((1,), np.int64)))
-    vectors = graph.l2(graph.add("Concat", *found, axis=1))
+def _rmac(graph: Graph, maps: str, layer: Any) -> str:
+    maxima = [_level_maxima(graph, maps, level) for level in range(1, layer.levels + 1)]
+    vectors = graph.l2(graph.add("Transpose", graph.add("Concat", *maxima, axis=2), perm=(0, 2, 1)))
     if layer.dimension is not None:
         kernel, bias = map(graph.constant, layer.get_weights())
         vectors = graph.l2(graph.add("Add", graph.add("MatMul", vectors, kernel), bias))
     return graph.reduce("ReduceSum", vectors, (1,))
 
 
+def _level_maxima(graph: Graph, maps: str, level: int) -> str:
+    """Maps (N, K, H, W) → the maxima of the regions of a level (N, K, R), as `regions.region_maxima` has them."""
+    height, width = sides = [graph.side(maps, axis) for axis in SPATIAL]
+    short = graph.add("Min", *sides)
+    side = graph.add("Div", graph.add("Mul", short, graph.whole(2)), graph.whole(level + 1))
+    exists, side = (graph.add(operator, side, graph.whole(1)) for operator in ("Min", "Max"))
+    down, across = (_spans(graph, length, short, side, level) for length in (height, width))
+    strips = graph.reduce("ReduceMax", graph.add("Gather", maps, across, axis=3), (4,))
+    maxima = graph.reduce("ReduceMax", graph.add("Gather", strips, down, axis=2), (3,))
+    flat = graph.add("Reshape", maxima, graph.whole((0, 0, -1)))
+    end = graph.add("Mul", graph.add("Reshape", exists, graph.whole((1,))), graph.side(flat, 2))
+    return graph.add("Slice", flat, graph.whole((0,)), end, graph.whole((2,)))
+
+
+def _spans(graph: Graph, length: str, short: str, side: str, level: int) -> str:
+    """The positions that each region of a level has along a map's side of `length`, (regions, `side`)."""
+    excess = graph.add("Mul", graph.add("Sub", length, short), graph.whole(5 * (2 * STEPS + 1)))
+    larger = graph.add("Greater", excess, graph.add("Mul", short, graph.whole(6 * STEPS * (STEPS + 1))))
+    more = graph.reduce("ReduceSum", graph.add("Cast", larger, to=TensorProto.INT64), (0,))
+    count = graph.add("Add", more, graph.whole(level))
+    gaps = graph.add("Max", graph.add("Sub", count, graph.whole(1)), graph.whole(1))
+    starts = graph.add("Div", graph.add("Mul", graph.range(count), graph.add("Sub", length, side)), gaps)
+    return graph.add("Add", graph.column(starts), graph.range(side))
+
+
 POOLINGS: dict[str, Callable[..., str]] = {
-    "mac": lambda graph, maps, *_: graph.reduce("ReduceMax", maps, SPATIAL),
-    "spoc": lambda graph, maps, *_: graph.reduce("ReduceSum", maps, SPATIAL),
+    "mac": lambda graph, maps, _: graph.reduce("ReduceMax", maps, SPATIAL),
+    "spoc": lambda graph, maps, _: graph.reduce("ReduceSum", maps, SPATIAL),
     "spoc-prior": _spoc_prior,
     "gem": _gem,
     "crow": _crow,

@@ -19,7 +19,10 @@ def portable(source: Source) -> keras.Model:
     """
     size = source.spec.image_size if source.spec.resize == "squash" else None
     if size is None and source.spec.pooling in _FIXED_SIZE:
-        raise UserError(f"pooling {source.spec.pooling} is exported for one size of photos; use --resize squash")
+        raise UserError(
+            f"pooling {source.spec.pooling} is exported to Keras for one size of photos; "
+            "use --resize squash, or --format onnx"
+        )
     images = keras.Input((size, size, 3), dtype="uint8", name="images")
     return keras.models.clone_model(
         network.load(source), input_tensors=images, clone_function=lambda layer: layer, call_function=_call

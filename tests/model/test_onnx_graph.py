@@ -27,17 +27,18 @@ def trained(spec):
 
 @pytest.fixture
 def both(monkeypatch):
-    """The descriptors of images by Keras and by ONNX Runtime."""
+    """The descriptors of photos by ONNX Runtime and by Keras, for each of `several` sizes."""
     from dim.model import onnx_graph
 
-    def run(spec, images):
+    def run(spec, *several):
         model = trained(spec)
         monkeypatch.setattr(onnx_graph.network, "load", lambda _: model)
         made = onnx_graph.model_of(Source(spec, "random", None)).SerializeToString()
         session = onnxruntime.InferenceSession(made, providers=["CPUExecutionProvider"])
-        expected = model(images, training=False).numpy()
+        expected = [model(images, training=False).numpy() for images in several]
         keras.backend.clear_session()
-        return session.run(["descriptors"], {"images": images})[0], expected
+        found = [session.run(["descriptors"], {"images": images})[0] for images in several]
+        return list(zip(found, expected, strict=True))
 
     return run
 
@@ -65,25 +66,35 @@ def images(height, width):
     ids=lambda spec: f"{spec.backbone}-{spec.pooling}@{spec.layer}",
 )  # fmt: skip
 def test_descriptors_are_equal(both, spec):
-    found, expected = both(spec, images(spec.image_size, spec.image_size))
+    ((found, expected),) = both(spec, images(spec.image_size, spec.image_size))
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
-@pytest.mark.parametrize("pooling", ["gem", "mac", "spoc", "crow"])
-def test_photos_of_any_size(both, pooling):
-    found, expected = both(Spec(pooling=pooling, resize="long-side"), images(48, 80))
-    np.testing.assert_allclose(found, expected, atol=2e-5)
+SIZES = [(48, 80), (80, 48), (32, 32), (33, 200), (240, 40), (64, 96), (32, 31), (16, 160), (160, 8)]
 
 
 @pytest.mark.parametrize(
-    ("spec", "message"),
+    "options",
     [
-        (Spec(backbone="convnexttiny", layer="layer_normalization"), "convnexttiny is not exported to ONNX: its layer"),
-        (Spec(pooling="rmac", resize="long-side"), "pooling rmac is exported for one size of photos"),
+        {"pooling": "gem"},
+        {"pooling": "mac"},
+        {"pooling": "spoc"},
+        {"pooling": "spoc-prior"},
+        {"pooling": "crow"},
+        {"pooling": "rmac"},
+        {"pooling": "rmac", "region_dimension": 8},
     ],
+    ids=lambda options: "-".join(map(str, options.values())),
 )
-def test_what_can_not_be_exported(spec, message):
+def test_photos_of_any_size(both, options):
+    spec = Spec(resize="long-side", layer="block4_conv3", **options)  # maps of an eighth: many shapes of few pixels
+    for found, expected in both(spec, *(images(*size) for size in SIZES)):
+        np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+def test_what_can_not_be_exported():
     from dim.model import onnx_graph
 
-    with pytest.raises(UserError, match=message):
+    spec = Spec(backbone="convnexttiny", layer="layer_normalization")
+    with pytest.raises(UserError, match="convnexttiny is not exported to ONNX: its layer"):
         onnx_graph.model_of(Source(spec, "random", None))

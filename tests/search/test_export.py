@@ -169,7 +169,7 @@ def test_what_can_not_be_exported(write_descriptors, tmp_path):
         ({"format": "npy", "descriptors": "nowhere"}, "'nowhere' is no output folder of dim"),
         (
             {"format": "keras", "model": "vgg16-rmac", "resize": "long-side"},
-            "for one size of photos; use --resize squash",
+            "pooling rmac is exported to Keras for one size of photos; use --resize squash, or --format onnx",
         ),
     ):
         with pytest.raises(UserError, match=message):
