@@ -176,6 +176,7 @@ def main(run: Callable[[C], dict[str, Any]], config: type[C], description: str |
     try:
         values, verbose = parse(config, description or "", sys.argv[1:])
         environment.require_usable()
+        environment.set_own()
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` ends a job as Ctrl-C does
         with _terminal(verbose):
             log.info("%s", _announcement(values, description or ""))

@@ -31,6 +31,11 @@ def require_usable() -> None:
         _require_token()
 
 
+def set_own() -> None:
+    """Sets what a job's processes need, its own Ray's among them, and other projects may have set for themselves."""
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+
+
 def _require_temporary_folder() -> None:
     try:
         Path.cwd()

@@ -14,10 +14,10 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-import keras
 import numpy as np
 
 from dim import files
+from dim.model.backend import keras
 
 log = logging.getLogger(__name__)
 

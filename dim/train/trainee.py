@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from dim.model import network
+from dim.model.backend import keras
 from dim.model.spec import BACKBONES, Spec
 from dim.train.step import local_replica, local_replicas
 
