@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from dim import config as configuration
-from dim import credentials, logs, progress, strict_json
+from dim import credentials, environment, logs, progress, strict_json
 from dim.errors import GateNotMet, JobFailed, UserError
 
 C = TypeVar("C")
@@ -175,6 +175,8 @@ def main(run: Callable[[C], dict[str, Any]], config: type[C], description: str |
     status = DONE
     try:
         values, verbose = parse(config, description or "", sys.argv[1:])
+        environment.require_usable()
+        environment.set_own()
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` ends a job as Ctrl-C does
         with _terminal(verbose):
             log.info("%s", _announcement(values, description or ""))

@@ -17,7 +17,7 @@ from ray.job_config import JobConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import dim
-from dim import children, scratch
+from dim import children, environment, scratch
 from dim.errors import JobFailed, UserError
 from dim.model import precision as precisions
 
@@ -55,6 +55,7 @@ def connected() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _started() -> Iterator[None]:
+    environment.require_usable()
     handler = signal.getsignal(signal.SIGTERM)
     address = _address()
     _require_answer(address)
@@ -73,13 +74,19 @@ def _started() -> Iterator[None]:
                 **own,
             )
         except Exception as error:  # Ray has no class of its own for this
-            reason = " ".join(str(error).split()).rstrip(".")
-            raise JobFailed(
-                f"Ray did not start: {reason}; where the machine has much else to do, run the same command again later"
-            ) from error
+            raise _not_started(address, error) from error
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # Ray's own would end the job with a status that says nothing
         yield
+
+
+def _not_started(address: str, error: Exception) -> UserError | JobFailed:
+    reason = " ".join(str(error).split()).rstrip(".")
+    if isinstance(error, ConnectionError) and address != "local":
+        return UserError(f"no Ray at RAY_ADDRESS={address!r} ({reason}); start it, or unset RAY_ADDRESS")
+    if "timed out" in reason:
+        reason += "; where the machine has much else to do, run the same command again later"
+    return JobFailed(f"Ray did not start: {reason}")
 
 
 @contextlib.contextmanager

@@ -96,13 +96,33 @@ def test_an_output_of_a_submitted_job_is_refused_before_anything_is_written(made
         pass
 
 
-def test_a_ray_that_does_not_start_is_said_in_one_line(monkeypatch):
-    def overloaded(**options):
-        raise Exception("The current node timed out during startup. This could\nhappen because it is overloaded.")
+@pytest.mark.parametrize(
+    ("address", "error", "expected", "said"),
+    [
+        (
+            None,
+            Exception("The current node timed out during startup. This could\nhappen because it is overloaded."),
+            JobFailed,
+            r"^Ray did not start: .* could happen .* overloaded; .* run the same command again later$",
+        ),
+        (None, ValueError("no such\nversion."), JobFailed, "^Ray did not start: no such version$"),
+        (
+            "auto",
+            ConnectionError("Could not find any running Ray instance."),
+            UserError,
+            r"^no Ray at RAY_ADDRESS='auto' \(Could not find any .*\); start it, or unset RAY_ADDRESS$",
+        ),
+    ],
+)
+def test_a_ray_that_does_not_start_is_said_in_one_line(monkeypatch, address, error, expected, said):
+    def failing(**options):
+        raise error
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
     monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(cluster.ray, "init", overloaded)
+    monkeypatch.setattr(cluster.ray, "init", failing)
     monkeypatch.setattr(cluster.ray, "shutdown", lambda: None)
-    with pytest.raises(JobFailed, match=r"did not start: .* could happen .*; .* again later$"), cluster.connected():
+    with pytest.raises(expected, match=said), cluster.connected():
         pass

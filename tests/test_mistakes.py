@@ -481,6 +481,25 @@ def test_mistake(fails, job, flags, said):
     assert re.search(said, fails(job, flags)), said
 
 
+# More of them: tests/test_environment.py.
+OF_ENVIRONMENTS = {
+    "RAY_TMPDIR": ("nowhere", "RAY_TMPDIR='nowhere' is not absolute; name another folder by it"),
+    "RAY_ADDRESS": ("", "RAY_ADDRESS='' is no address of Ray's; set it to the head's HOST:PORT, .*, or unset it"),
+    "TMPDIR": ("photos.csv", "TMPDIR='photos.csv' is no folder; name another, or unset it"),
+    "DIM_SCRATCH": ("photos.csv", "DIM_SCRATCH='photos.csv' is no folder; name another, or unset it"),
+    "DIM_LOG": ("xml", "DIM_LOG='xml' is unknown; set it to json, or unset it"),
+}
+
+
+@pytest.mark.parametrize("name", OF_ENVIRONMENTS)
+@pytest.mark.parametrize("job", RIGHT)
+def test_mistake_of_the_environment(fails, monkeypatch, job, name):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    value, said = OF_ENVIRONMENTS[name]
+    monkeypatch.setenv(name, value)
+    assert re.search(f"^error: {said}$", fails(job, "--verbose")), said
+
+
 @pytest.mark.parametrize(
     ("job", "flags", "said"),
     [

@@ -3,7 +3,7 @@
 import typing
 
 if typing.TYPE_CHECKING:
-    import keras
+    from dim.model.backend import keras
 
 
 def load(path: str) -> "keras.Model":

@@ -6,7 +6,7 @@ section 3.2, has a factor ½, which only scales the learning rate.)
 
 from typing import Any
 
-from keras import ops
+from dim.model.backend import ops
 
 
 def triplet_loss(anchors: Any, positives: Any, negatives: Any, margin: float) -> Any:

@@ -8,13 +8,12 @@ import contextlib
 import random
 from collections.abc import Iterator
 
-import keras
-
 from dim import files, leftovers
 from dim.errors import UserError
 from dim.model import spec as specs
 from dim.model import weights
 from dim.model.backbones import BACKBONES
+from dim.model.backend import keras
 from dim.model.normalisation import L2Normalisation
 from dim.model.pooling import POOLINGS
 from dim.model.precision import POLICIES

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-import keras
-from keras import ops
+from dim.model.backend import keras, ops
 
 EPSILON = 1e-6
 

@@ -8,13 +8,13 @@ here, as ONNX has them. The layers of the backbone are translated one by one by 
 from collections.abc import Callable
 from typing import Any
 
-import keras
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
 from dim.errors import UserError
 from dim.model import network
+from dim.model.backend import keras
 from dim.model.onnx_nodes import SPATIAL, Graph
 from dim.model.pooling import EPSILON
 from dim.model.preprocessing import PREPROCESSINGS

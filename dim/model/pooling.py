@@ -8,9 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import keras
-from keras import ops
-
+from dim.model.backend import keras, ops
 from dim.model.regions import rmac
 
 EPSILON = 1e-6

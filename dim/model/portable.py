@@ -2,10 +2,9 @@
 
 from typing import Any
 
-import keras
-
 from dim.errors import UserError
 from dim.model import network
+from dim.model.backend import keras
 from dim.model.spec import Source
 
 _FIXED_SIZE = ("rmac", "spoc-prior")  # what they compute depends on the map's size

@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-import keras
-from keras import ops
+from dim.model.backend import keras, ops
 
 
 @dataclass(frozen=True)

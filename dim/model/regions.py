@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from keras import ops
 
+from dim.model.backend import ops
 from dim.model.normalisation import l2_normalise
 
 STEPS = np.arange(6)

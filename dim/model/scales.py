@@ -5,10 +5,9 @@ Radenović et al., 1711.02512, section 3.5: scales 1, 1/√2, 1/2; their multi-s
 
 from typing import Any
 
-import keras
 import tensorflow as tf
-from keras import ops
 
+from dim.model.backend import keras, ops
 from dim.model.normalisation import l2_normalise
 
 GEM_P = 3.0

@@ -11,12 +11,12 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import keras
 import numpy as np
 
 from dim import files, seal
 from dim.errors import UserError
 from dim.model import hdf5
+from dim.model.backend import keras
 
 DOWNLOAD_SECONDS = 30.0  # without an answer
 NPY_HEADER_BYTES = 4096  # at most

@@ -3,12 +3,12 @@
 import math
 from typing import Any
 
-import keras
 import numpy as np
 import pyarrow as pa
 
 from dim import files, sheets
 from dim.errors import JobFailed
+from dim.model.backend import keras
 from dim.progress import Progress
 from dim.train import batches
 from dim.train.batches import Share

@@ -5,7 +5,6 @@ import logging
 import time
 from typing import Any
 
-import keras
 import numpy as np
 import ray
 import ray.train
@@ -19,6 +18,7 @@ from dim.extract.forward import set_up_tensorflow
 from dim.mine.mining import mine
 from dim.mine.triplets import Triplets
 from dim.model import moments, network
+from dim.model.backend import keras
 from dim.model.whitening import fit_pca
 from dim.train import checkpoint, examples, messages, verdict
 from dim.train.checkpoint import State

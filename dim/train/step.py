@@ -6,10 +6,10 @@ The strategy sums the replicas' gradients, so each divides its loss by the size 
 from dataclasses import dataclass
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
+from dim.model.backend import keras
 from dim.model.loss import triplet_loss
 
 

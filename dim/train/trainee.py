@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from dim.model import network
 from dim.model.backbones import BACKBONES
+from dim.model.backend import keras
 from dim.model.spec import Spec
 from dim.train.step import local_replica, local_replicas
 

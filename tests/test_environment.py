@@ -1,0 +1,116 @@
+"""What is wrong in the environment is said before a job begins, by the variable's name and value."""
+
+import json
+import re
+
+import pytest
+
+from dim import environment
+from dim.errors import UserError
+
+OWN = ("RAY_ADDRESS", "RAY_TMPDIR", "TMPDIR", "DIM_SCRATCH", "DIM_LOG", "KERAS_HOME", *environment._TOKENS)
+LONG = "a" * 40
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder to stand in, and an environment with nothing of what is looked at; HOME is one that can be written."""
+    for name in OWN:
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / LONG).mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+WRONG = [
+    ("RAY_TMPDIR", "", "is not absolute; name another folder"),
+    ("RAY_TMPDIR", "file", "is not absolute"),
+    ("RAY_TMPDIR", "{}/none", "does not exist"),
+    ("RAY_TMPDIR", "{}/file", "is no folder"),
+    ("RAY_TMPDIR", "/proc", "cannot be written"),
+    ("RAY_TMPDIR", f"{{}}/{LONG}", r"has \d+ bytes, and for the names of sockets to fit it may have 2\d"),
+    ("RAY_ADDRESS", "", "is no address of Ray's; set it to the head's HOST:PORT, .* or unset it"),
+    ("RAY_ADDRESS", "head", "is no address of Ray's"),
+    ("RAY_ADDRESS", "head:", "is no address of Ray's"),
+    ("RAY_ADDRESS", "ray://head", "is no address of Ray's"),
+    ("RAY_ADDRESS", "10.0.0.1:6379 ", "is no address of Ray's"),
+    ("RAY_ADDRESS", "http://127.0.0.1:8265", "is where jobs are submitted, .* RAY_API_SERVER_ADDRESS"),
+    ("TMPDIR", "{}/none", "does not exist; name another, or unset it"),
+    ("TMPDIR", "{}/file", "is no folder"),
+    ("TMPDIR", "/proc", "cannot be written"),
+    ("DIM_SCRATCH", "{}/file", "is no folder"),
+    ("DIM_SCRATCH", "/proc", "cannot be written"),
+    ("DIM_LOG", "jsonl", "is unknown; set it to json, or unset it"),
+    ("HOME", "{}/none", "does not exist, and Ray keeps its token there; set HOME"),
+    ("HOME", "/dev/null", "is no folder"),
+    ("HOME", "/proc", "cannot be written"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "said"), WRONG, ids=[f"{name}={value}" for name, value, _ in WRONG])
+def test_what_is_wrong_is_named(place, monkeypatch, name, value, said):
+    value = value.format(place)
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UserError) as error:
+        environment.require_usable()
+    shown = re.escape(value[:20])
+    assert re.search(f"^{name}='{shown}.*{said}", str(error.value)) and "\n" not in str(error.value), error.value
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("RAY_ADDRESS", value) for value in ("10.0.0.1:6379", "[::1]:6379", "head.local:6379", "auto", "local")),
+        ("RAY_ADDRESS", "ray://head:10001"),
+        ("DIM_LOG", "json"),
+        ("DIM_LOG", ""),
+        ("DIM_SCRATCH", "{}/made/later"),
+        ("DIM_SCRATCH", ""),
+        ("TMPDIR", "{}"),
+        ("TMPDIR", ""),
+        ("RAY_TMPDIR", "/tmp"),
+    ],
+)
+def test_what_is_right_passes(place, monkeypatch, name, value):
+    monkeypatch.setenv(name, value.format(place))
+    environment.require_usable()
+
+
+def test_what_a_cluster_does_not_use_is_not_looked_at(place, monkeypatch):
+    monkeypatch.setenv("RAY_TMPDIR", "none")
+    monkeypatch.setenv("HOME", str(place / "none"))
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    environment.require_usable()
+
+
+def test_a_home_that_cannot_be_written_will_do_where_there_is_a_token(place, monkeypatch):
+    monkeypatch.setenv("HOME", str(place / "none"))
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    environment.require_usable()
+
+
+def test_a_full_disk_is_named_before_ray_waits_for_it(place, monkeypatch, disk):
+    monkeypatch.setattr(environment, "_SOCKET_BYTES", 1000)  # the test's folder has a long name
+    monkeypatch.setenv("RAY_TMPDIR", str(disk))
+    with pytest.raises(UserError, match=r"^RAY_TMPDIR='.*' has [\d,]+ bytes left, .* make room"):
+        environment.require_usable()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ([], "holds no settings of Keras"),
+        ({"floatx": "bfloat16"}, "has floatx 'bfloat16', which Keras refuses; mend or delete it"),
+        ({"epsilon": 1}, "has epsilon 1, which"),
+        ({"image_data_format": "NCHW"}, "has image_data_format 'NCHW', which"),
+    ],
+)
+def test_settings_that_keras_refuses_are_named(place, settings, said):
+    file = place / "home" / ".keras" / "keras.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=f"^'{file}' {said}"):
+        environment.require_usable()
