@@ -57,7 +57,7 @@ def opened(file: IO[bytes], limits: Limits) -> Photo:
             raise
         except Exception as error:
             raise DecodeError(_not_decoded("TIFF", error)) from error
-    if brands & _HEIC and not brands & avif.BRANDS:
+    if brands and not brands & avif.BRANDS and (brands & _HEIC or b"hvc1" in start):
         raise DecodeError("an HEIC photo, which is not decoded here; convert it to JPEG")
     # Ours is the limit that counts. Pillow's would be applied by `Image.open`, before it.
     Image.MAX_IMAGE_PIXELS = None

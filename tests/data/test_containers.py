@@ -202,6 +202,8 @@ def test_heic_is_named(brand):
     for brands in (brand + bytes(4) + b"mif1" + brand, b"mif1" + bytes(4) + b"mif1" + brand):
         content = box(b"ftyp", brands) + bytes(500)
         assert reason(content) == "an HEIC photo, which is not decoded here; convert it to JPEG"
+    without_brand = avif(SMOOTH, brands=b"mif1\0\0\0\0miaf").replace(b"av01", b"hvc1")
+    assert "an HEIC photo" in reason(without_brand)
 
 
 UNKNOWN = {
