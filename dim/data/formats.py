@@ -66,7 +66,7 @@ def opened(file: IO[bytes], limits: Limits) -> Photo:
     if brands & avif.BRANDS or (brands and b"av01" in start):
         content = file.read(limits.bytes + 1)
         check_size(len(content), limits)
-        file, crop = io.BytesIO(avif.branded(content)), avif.crop(content)
+        file, crop = io.BytesIO(avif.accepted(content)), avif.crop(content)
     try:
         image = Image.open(file, formats=_FORMATS)
     except Exception as error:  # of almost any type

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import pyvips
 import tiffs
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from dim.data.decode import DecodeError, check_header, decode
 from dim.data.limits import Limits
@@ -116,6 +116,19 @@ def test_a_crop_comes_before_a_turn_and_a_box_after_both():
 def test_the_brands_of_avif(first, others):
     content = avif(SMOOTH, brands=first + bytes(4) + others)
     np.testing.assert_array_equal(full(content), full(avif(SMOOTH)))
+
+
+def test_an_avif_whose_alpha_has_no_size():
+    rgba = np.dstack([SMOOTH, (2 * X).astype(np.uint8)])
+    content = encoded(rgba, "AVIF", quality=95)
+    place = content.index(b"ipma") + 4 + 8  # one entry for the picture, then one for its alpha
+    place += 3 + content[place + 2] + 3
+    kinds = list(content[place : place + 2])
+    assert kinds == [1, 5]  # ispe, which both share, and pixi
+    lacking = content[:place] + bytes([kinds[1], kinds[1]]) + content[place + 2 :]
+    with pytest.raises(UnidentifiedImageError):
+        Image.open(io.BytesIO(lacking), formats=["AVIF"])
+    np.testing.assert_array_equal(full(lacking), full(content))
 
 
 # JPEG without its end marker.
