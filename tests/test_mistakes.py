@@ -220,8 +220,7 @@ WHITENS = ("extract", "index", "search", "evaluate", "audit")
 
 OF_DECODING = {
     "--max-megapixels 0": "--max-megapixels must be above 0, not 0.0",
-    "--max-megapixels nan": "--max-megapixels must be above 0, not nan",
-    "--max-megapixels many": "--max-megapixels: invalid float value: 'many'",
+    "--max-megapixels nan": "--max-megapixels: 'nan' is not a number",
 }
 OF_VERSIONS = {
     "--whitening first-whitening.npz": "profiles 'ignored' ≠ 'srgb'; .*first-whitening.npz' was made before dim "

@@ -21,11 +21,32 @@ def brands(content: bytes) -> set[bytes]:
     return {content[start : start + 4] for start in range(8, size, 4) if start != 12}
 
 
-def branded(content: bytes) -> bytes:
-    """The file under a first brand by which Pillow and libavif know AVIF: some writers name a profile's, or none."""
-    if content[8:12] in _KNOWN_FIRST and brands(content) & BRANDS:
+def accepted(content: bytes) -> bytes:
+    """The file in a form that Pillow and libavif take, if there is one.
+
+    Some writers name a profile's brand first, or none of AVIF's. Others give no size (ispe) for the alpha, which is
+    that of the picture: it is put where the alpha's number of bits (pixi) stood, which nobody needs.
+    """
+    if content[8:12] not in _KNOWN_FIRST or not brands(content) & BRANDS:
+        content = content[:8] + b"avif" + content[12:]
+    try:
+        return _with_sizes(content)
+    except (IndexError, KeyError, StopIteration, ValueError):
         return content
-    return content[:8] + b"avif" + content[12:]
+
+
+def _with_sizes(content: bytes) -> bytes:
+    about = _box(_box(content, b"meta")[4:], b"iprp")
+    kinds = [kind for kind, _ in _boxes(_box(about, b"ipco"))]
+    ipma = _box(about, b"ipma")
+    mended = bytearray(ipma)
+    size = 1 + kinds.index(b"ispe")
+    for used in _associations(ipma).values():
+        by_kind = {kinds[number - 1]: span for number, *span in used if number}
+        if b"ispe" not in by_kind and b"pixi" in by_kind:
+            start, end = by_kind[b"pixi"]
+            mended[start:end] = size.to_bytes(end - start)
+    return content.replace(ipma, bytes(mended), 1)
 
 
 def crop(content: bytes) -> Crop | None:
@@ -34,7 +55,7 @@ def crop(content: bytes) -> Crop | None:
     """
     try:
         return _clean_aperture(_primary_properties(content))
-    except (IndexError, StopIteration, ValueError, ZeroDivisionError):
+    except (IndexError, KeyError, StopIteration, ValueError, ZeroDivisionError):
         return None
 
 
@@ -64,25 +85,22 @@ def _primary_properties(content: bytes) -> dict[bytes, bytes]:
     item = int.from_bytes(primary[4 : 8 if primary[0] else 6])
     about = _box(meta, b"iprp")
     properties = list(_boxes(_box(about, b"ipco")))
-    for kind, found in _boxes(about):
-        if kind == b"ipma":
-            numbers = _associated(found, item)
-            return {properties[number - 1][0]: properties[number - 1][1] for number in numbers if number}
-    return {}
+    used = _associations(_box(about, b"ipma"))[item]
+    return {properties[number - 1][0]: properties[number - 1][1] for number, _, _ in used if number}
 
 
-def _associated(ipma: bytes, wanted: int) -> list[int]:
-    """The numbers of the properties of the item `wanted`, from 1."""
+def _associations(ipma: bytes) -> dict[int, list[tuple[int, int, int]]]:
+    """For each item, the number of each of its properties, from 1, and where in `ipma` it stands: start and end."""
     wide, long = 2 if ipma[3] & 1 else 1, 4 if ipma[0] else 2
-    place = 8
+    found, place = {}, 8
     for _ in range(int.from_bytes(ipma[4:8])):
         item, count = int.from_bytes(ipma[place : place + long]), ipma[place + long]
         place += long + 1
-        if item == wanted:
-            starts = range(place, place + wide * count, wide)
-            return [int.from_bytes(ipma[start : start + wide]) & (0x7FFF if wide == 2 else 0x7F) for start in starts]
+        spans = [(start, start + wide) for start in range(place, place + wide * count, wide)]
+        essential = 0x8000 if wide == 2 else 0x80
+        found[item] = [(int.from_bytes(ipma[start:end]) & ~essential, start, end) for start, end in spans]
         place += wide * count
-    return []
+    return found
 
 
 def _clean_aperture(properties: dict[bytes, bytes]) -> Crop | None:

@@ -57,7 +57,7 @@ def opened(file: IO[bytes], limits: Limits) -> Photo:
             raise
         except Exception as error:
             raise DecodeError(_not_decoded("TIFF", error)) from error
-    if brands & _HEIC and not brands & avif.BRANDS:
+    if brands and not brands & avif.BRANDS and (brands & _HEIC or b"hvc1" in start):
         raise DecodeError("an HEIC photo, which is not decoded here; convert it to JPEG")
     # Ours is the limit that counts. Pillow's would be applied by `Image.open`, before it.
     Image.MAX_IMAGE_PIXELS = None
@@ -66,7 +66,7 @@ def opened(file: IO[bytes], limits: Limits) -> Photo:
     if brands & avif.BRANDS or (brands and b"av01" in start):
         content = file.read(limits.bytes + 1)
         check_size(len(content), limits)
-        file, crop = io.BytesIO(avif.branded(content)), avif.crop(content)
+        file, crop = io.BytesIO(avif.accepted(content)), avif.crop(content)
     try:
         image = Image.open(file, formats=_FORMATS)
     except Exception as error:  # of almost any type
@@ -96,11 +96,11 @@ def _not_decoded(name: str, error: Exception) -> str:
 
 
 class PillowPhoto:
-    """A photo that Pillow decodes."""
+    """A photo that Pillow decodes: `image`, opened, and loaded by `load`."""
 
     def __init__(self, file: IO[bytes], image: Image.Image, start: bytes, crop: avif.Crop | None) -> None:
         self._file = file
-        self._image = image
+        self.image = image
         self._start = start
         self._crop = crop
         self._draft: tuple[int, int] | None = None
@@ -111,7 +111,7 @@ class PillowPhoto:
     def orientation(self) -> int:
         """EXIF's, or what AVIF has for it; 1 (upright) where there is none."""
         try:
-            return int(self._image.getexif().get(ExifTags.Base.Orientation, 1))
+            return int(self.image.getexif().get(ExifTags.Base.Orientation, 1))
         except Exception:  # a photo with broken EXIF is still a photo
             return 1
 
@@ -119,22 +119,22 @@ class PillowPhoto:
     def several(self) -> bool:
         """Whether the file holds further frames that are no small versions of the first."""
         try:
-            if self._image.format == "MPO":
-                entries = self._image.mpinfo[0xB002]  # type: ignore[attr-defined]
+            if self.image.format == "MPO":
+                entries = self.image.mpinfo[0xB002]  # type: ignore[attr-defined]
                 kinds = [entry["Attribute"]["MPType"] for entry in entries]
                 return sum("Thumbnail" not in kind for kind in kinds) > 1
-            return bool(getattr(self._image, "is_animated", False))
+            return bool(getattr(self.image, "is_animated", False))
         except Exception:  # what is broken is not the photo
             return False
 
     def draft(self, size: tuple[int, int]) -> None:
         """As `Photo` says; Pillow does it for JPEG."""
         self._draft = size
-        self._image.draft(None, size)
+        self.image.draft(None, size)
 
     def load(self) -> tuple[Image.Image, Image.Image | None]:
         """As `Photo` says. Raises what Pillow raises."""
-        self._image = image = self._loaded()
+        self.image = image = self._loaded()
         depth, kind = (self._start[24], self._start[25]) if image.format == "PNG" else (8, None)
         _fit_key(image, depth)
         colours, alpha = _colours(image), _alpha(image)
@@ -146,10 +146,10 @@ class PillowPhoto:
 
     def _loaded(self) -> Image.Image:
         try:
-            self._image.load()
-            return self._image
+            self.image.load()
+            return self.image
         except OSError:
-            if self._image.format not in _JPEG:
+            if self.image.format not in _JPEG:
                 raise
             self._file.seek(0)
             whole = jpeg.ended(self._file.read())

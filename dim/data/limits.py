@@ -26,7 +26,7 @@ LIMITS = Limits()
 
 def of_megapixels(most: float) -> Limits:
     """The limits under --max-megapixels `most`. Raises UserError where that is none."""
-    if not 0 < most < math.inf:
+    if most <= 0:
         raise UserError(f"--max-megapixels must be above 0, not {most}")
     return Limits(pixels=round(1e6 * most))
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import pyvips
 import tiffs
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from dim.data.decode import DecodeError, check_header, decode
 from dim.data.limits import Limits
@@ -118,6 +118,19 @@ def test_the_brands_of_avif(first, others):
     np.testing.assert_array_equal(full(content), full(avif(SMOOTH)))
 
 
+def test_an_avif_whose_alpha_has_no_size():
+    rgba = np.dstack([SMOOTH, (2 * X).astype(np.uint8)])
+    content = encoded(rgba, "AVIF", quality=95)
+    place = content.index(b"ipma") + 4 + 8  # one entry for the picture, then one for its alpha
+    place += 3 + content[place + 2] + 3
+    kinds = list(content[place : place + 2])
+    assert kinds == [1, 5]  # ispe, which both share, and pixi
+    lacking = content[:place] + bytes([kinds[1], kinds[1]]) + content[place + 2 :]
+    with pytest.raises(UnidentifiedImageError):
+        Image.open(io.BytesIO(lacking), formats=["AVIF"])
+    np.testing.assert_array_equal(full(lacking), full(content))
+
+
 # JPEG without its end marker.
 
 JPEGS = {
@@ -202,6 +215,8 @@ def test_heic_is_named(brand):
     for brands in (brand + bytes(4) + b"mif1" + brand, b"mif1" + bytes(4) + b"mif1" + brand):
         content = box(b"ftyp", brands) + bytes(500)
         assert reason(content) == "an HEIC photo, which is not decoded here; convert it to JPEG"
+    without_brand = avif(SMOOTH, brands=b"mif1\0\0\0\0miaf").replace(b"av01", b"hvc1")
+    assert "an HEIC photo" in reason(without_brand)
 
 
 UNKNOWN = {

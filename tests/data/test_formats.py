@@ -223,6 +223,7 @@ def other_cases():
     for name, options in {
         "JPEG": {"quality": 95},
         "JPEG, 4:4:4": {"quality": 95, "subsampling": 0},
+        "JPEG, RGB": {"quality": 95, "keep_rgb": True},
         "JPEG, progressive": {"quality": 95, "progressive": True},
         "WEBP": {"quality": 95},
         "WEBP, lossless": {"lossless": True},
@@ -241,6 +242,8 @@ def other_cases():
             yield f"{name}, grey", encoded(COLOURS[..., 0], format, **options), grey, vips and "narrow" not in name
         if format in ("WEBP", "JPEG2000", "AVIF"):
             yield f"{name}, alpha", encoded(rgba, format, **options), expected, vips
+    wide = encoded((257 * COLOURS[..., 0].astype(np.uint16)), "JPEG2000")
+    yield "JPEG2000, 16 bits", wide, grey, False
     for mode in ("1", "P"):
         image = Image.fromarray(COLOURS).convert(mode)
         yield f"BMP {mode}", encoded(image, "BMP"), np.asarray(image.convert("RGB")), False
