@@ -2,9 +2,11 @@
 
 All of dim takes `keras` and `ops` from here. Importing this sets Keras's float type, epsilon and image format for the
 process. The backend can't be changed once Keras is there, which TensorFlow imports, too: jobs set it in their
-environment before all else (`dim.environment`).
+environment before all else (`dim.environment`). Where TensorFlow is not installed, no job can run, but the layers can
+be tried on the backend that there is.
 """
 
+import importlib.util
 import os
 import sys
 from typing import Any
@@ -16,11 +18,12 @@ BACKEND = "tensorflow"
 
 def _imported() -> Any:
     """Keras with the settings that dim needs. Raises UserError where the process has imported it on another backend."""
-    if "keras" not in sys.modules:
+    jobs_can_run = importlib.util.find_spec("tensorflow") is not None
+    if jobs_can_run and "keras" not in sys.modules:
         os.environ["KERAS_BACKEND"] = BACKEND  # which wins over the file
     import keras  # noqa: PLC0415  (what comes before counts)
 
-    if (found := keras.config.backend()) != BACKEND:
+    if jobs_can_run and (found := keras.config.backend()) != BACKEND:
         raise UserError(
             f"Keras runs on {found!r} in this process, and dim needs {BACKEND!r}; set KERAS_BACKEND={BACKEND} before "
             "Keras or TensorFlow is imported"

@@ -20,10 +20,9 @@ from typing import Any
 import numpy as np
 
 from dim import files
-from dim.model.backend import keras
 
 if typing.TYPE_CHECKING:
-    import keras  # the job looks at checkpoints before it has a use for TensorFlow
+    from dim.model.backend import keras  # the job looks at checkpoints before it has a use for TensorFlow
 
 log = logging.getLogger(__name__)
 
