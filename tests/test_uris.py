@@ -297,10 +297,13 @@ def test_what_names_no_place_is_refused_by_name_and_nobody_is_asked(uri, alone, 
 
 
 def test_the_inputs_of_a_folder_that_somebody_else_made_are_asked_of_nobody(alone, write_descriptors):
+    folders = {}
     for kind in ("model", "whitening"):
         inputs = {kind: "abfs://account@evil.example/a"}
-        folder = write_descriptors(["a"], [[1.0, 0.0]], name=kind, inputs=inputs, whitening="0" * 64)
-        refused(lambda folder: provenance.whitenings(folder, None), folder, "no storage is called 'abfs'")
+        folders[kind] = write_descriptors(["a"], [[1.0, 0.0]], name=kind, inputs=inputs, whitening="0" * 64)
+    refused(lambda folder: provenance.whitenings(folder, None), folders["model"], "no storage is called 'abfs'")
+    (step,) = provenance.whitenings(folders["whitening"], None)
+    assert step["learned_on"] is None
 
 
 @settings(max_examples=300)

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dim import files
 from dim.data.decode import DecodeError, check_header, decode
 from dim.data.limits import LIMITS, Limits, check_size
+from dim.errors import UserError
 from dim.progress import Progress
 from dim.storage import patient
 from dim.uris import is_plain, parts
@@ -17,12 +18,17 @@ _AT_ONCE = 1000
 
 
 def named(uris: Sequence[str], folder: str) -> list[str]:
-    """How a manifest in `folder` names the photos: relative if below it, else by their full path or URI."""
+    """How a manifest in `folder` names the photos: relative if below it, else by their full path or URI. What names no
+    place stays as it is.
+    """
     scheme, top = parts(folder)
     within = f"{top.rstrip('/')}/"
 
     def name(uri: str) -> str:
-        kind, path = parts(uri)
+        try:
+            kind, path = parts(uri)
+        except UserError:
+            return uri
         relative = path.removeprefix(within)
         below = kind == scheme and relative != path and is_plain(relative)
         return relative if below else uri if kind else path

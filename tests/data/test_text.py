@@ -61,7 +61,7 @@ def test_a_type_that_is_refused(kind, name):
     columns = {"image_id": ["a"], "path": ["a.jpg"]} | {name: column}
     with pytest.raises(UserError, match=f"'m': column '{name}' must be text: .*{message}") as caught:
         manifest.checked("m", pa.table(columns))
-    assert str(caught.value).endswith(f"(its type is {column.type})")
+    assert f"(its type is {column.type})" in str(caught.value)
 
 
 @given(st.lists(st.integers(-(2**53) + 1, 2**53 - 1), min_size=1))
