@@ -5,6 +5,7 @@ Only Pillow and NumPy are needed. Whatever is wrong with a photo comes out as on
 
 import contextlib
 import io
+import math
 import threading
 import warnings
 from collections.abc import Iterator
@@ -12,7 +13,9 @@ from dataclasses import dataclass
 from typing import IO, Literal
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import AvifImagePlugin, ExifTags, Image, UnidentifiedImageError
+
+from dim.data import footprint
 
 Resize = Literal["squash", "long-side"]
 Box = tuple[float, float, float, float]
@@ -35,6 +38,8 @@ _UPRIGHT = {
 }
 _SIDEWAYS = (5, 6, 7, 8)
 
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # many photos are decoded at one time, and each thread takes memory
+
 
 class DecodeError(Exception):
     """A photo that cannot be decoded; the message is the reason."""
@@ -46,6 +51,11 @@ class Limits:
 
     pixels: int = 178_000_000
     bytes: int = 256 * 2**20
+
+    @property
+    def memory(self) -> int:
+        """The bytes that its decoding may take."""
+        return footprint.most(self.pixels, self.bytes)
 
 
 LIMITS = Limits()
@@ -127,6 +137,18 @@ def decode(
     return Decoded(pixels, *full)
 
 
+def needed(content: bytes, size: int, resize: Resize, *_: object, limits: Limits = LIMITS, **__: object) -> int:
+    """The bytes of memory that `decode` takes at most, called with the same, told from the header.
+
+    Raises DecodeError where no photo within the limits begins there.
+    """
+    check_size(len(content), limits)
+    with _guarded():
+        image = _opened(io.BytesIO(content), limits)
+        output = math.prod(output_size(image.size, image.size, size, resize))
+        return footprint.estimated(image, len(content), output)
+
+
 def check_size(size: int, limits: Limits = LIMITS) -> None:
     """Raises DecodeError where a photo's file of `size` bytes is over the limit."""
     if size > limits.bytes:
@@ -167,7 +189,21 @@ def _opened(file: IO[bytes], limits: Limits) -> Image.Image:
     width, height = image.size
     if width * height > limits.pixels:
         raise DecodeError(f"the photo has {width:,} × {height:,} pixels; the limit is {limits.pixels:,}")
+    _require_room(image, file, limits)
     return image
+
+
+def _require_room(image: Image.Image, file: IO[bytes], limits: Limits) -> None:
+    place = file.tell()
+    length = file.seek(0, io.SEEK_END)
+    file.seek(place)
+    memory = footprint.estimated(image, length)
+    if memory > limits.memory:
+        width, height = image.size
+        raise DecodeError(
+            f"to decode {image.format} of {width:,} × {height:,} pixels may take {memory / 2**30:,.1f} GiB of memory; "
+            f"the limit is {limits.memory / 2**30:,.1f} GiB"
+        )
 
 
 def _rgb(image: Image.Image) -> Image.Image:

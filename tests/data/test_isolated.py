@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dim.data import isolated
 from dim.data.decode import DecodeError, decode
-from dim.extract import isolated
 
 HOOKS = Path(__file__).parents[1] / "faults" / "hooks"
 
@@ -20,6 +20,14 @@ def photo():
     file = io.BytesIO()
     Image.effect_noise((60, 40), 100).convert("RGB").save(file, "JPEG")
     return file.getvalue()
+
+
+@pytest.fixture(autouse=True)
+def new_processes():
+    """No test gets a process that another's environment has made."""
+    isolated.end()
+    yield
+    isolated.end()
 
 
 @pytest.mark.parametrize("arguments", [(32, "squash"), (50, "long-side", (5.0, 5.0, 45.0, 30.0))])
@@ -57,9 +65,10 @@ def test_a_photo_that_takes_for_ever_is_an_error(monkeypatch, photo):
 def test_here_it_ends_the_process(photo):
     program = """if True:
         import sys, time
-        from dim.extract import isolated
+        from dim.data import isolated
         isolated.SECONDS = 0.5
-        isolated.decode_here = lambda content: time.sleep(len(content))
+        isolated.needed = lambda *_, **__: 0
+        isolated.decode_here = lambda content, **_: time.sleep(len(content))
         isolated.watched(b"")  # in time
         isolated.watched(bytes(600))
     """
@@ -68,6 +77,6 @@ def test_here_it_ends_the_process(photo):
 
 
 def test_a_process_that_cannot_start_is_no_fault_of_the_photo(monkeypatch, photo):
-    monkeypatch.setattr(isolated, "__name__", "dim.extract.none")
+    monkeypatch.setattr(isolated, "__name__", "dim.data.none")
     with pytest.raises(RuntimeError, match="No module named dim"):
         isolated.decode(photo, 32, "squash")
