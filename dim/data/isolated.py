@@ -7,6 +7,7 @@ pixels: nothing that could do anything here.
 import atexit
 import dataclasses
 import faulthandler
+import io
 import json
 import os
 import resource
@@ -14,11 +15,13 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from typing import IO, Any
 
 import numpy as np
 
 from dim.data.decode import LIMITS, Box, Decoded, DecodeError, Limits, Resize, needed
+from dim.data.decode import check_header as check_header_here
 from dim.data.decode import decode as decode_here
 from dim.data.turns import turn
 
@@ -56,20 +59,35 @@ def decode(
 
     Raises DecodeError also where each of TRIES processes died, or one took longer than SECONDS.
     """
-    call: dict[str, Any] = {"size": size, "resize": resize, "box": box, "scaled": scaled}
-    call |= {"limits": dataclasses.asdict(limits), "seconds": SECONDS, "length": len(content)}
-    for attempt in range(TRIES):
-        process = _kept() if attempt == 0 else _Process()  # one that was kept may have died since
-        answer = process.asked(json.dumps(call).encode() + b"\n", content)
-        if answer is not None:
-            _idle.append(process)
-            return _decoded(*answer)
-        status, said = process.end()
-        if status > 0 and "Timeout" in said:
-            raise DecodeError(f"its decoding took longer than {SECONDS:.0f} s")
-        if status >= 0:
-            raise RuntimeError(said)
-    raise DecodeError(f"its decoding killed the process ({signal.Signals(-status).name}, {TRIES} times of {TRIES})")
+    about, pixels = _answer(content, limits, size=size, resize=resize, box=box, scaled=scaled)
+    return Decoded(np.frombuffer(pixels, np.uint8).reshape(about["shape"]), about["width"], about["height"])
+
+
+def check_header(content: bytes, limits: Limits = LIMITS) -> None:
+    """As `dim.data.decode.check_header`, of a file that begins with `content`, in such a process."""
+    _answer(content, limits)
+
+
+def _answer(content: bytes, limits: Limits, **call: Any) -> tuple[dict[str, Any], bytes]:
+    how = {"call": call, "limits": dataclasses.asdict(limits), "seconds": SECONDS, "length": len(content)}
+    with _cores:
+        for attempt in range(TRIES):
+            process = _kept() if attempt == 0 else _Process()  # one that was kept may have died since
+            answer = process.asked(json.dumps(how).encode() + b"\n", content)
+            if answer is not None:
+                _idle.append(process)
+                break
+            status, said = process.end()
+            if status > 0 and "Timeout" in said:
+                raise DecodeError(f"its decoding took longer than {SECONDS:.0f} s")
+            if status >= 0:
+                raise RuntimeError(said)
+        else:
+            killer = signal.Signals(-status).name
+            raise DecodeError(f"its decoding killed the process ({killer}, {TRIES} times of {TRIES})")
+    if "error" in answer[0]:
+        raise DecodeError(answer[0]["error"])
+    return answer
 
 
 class _Process:
@@ -120,6 +138,7 @@ class _Process:
         return self._process.stdin, self._process.stdout
 
 
+_cores = threading.BoundedSemaphore(os.cpu_count() or 1)  # more processes at one time would gain nothing
 _idle: list[_Process] = []
 
 
@@ -137,30 +156,30 @@ def end() -> None:
         _idle.pop().end()
 
 
-def _decoded(about: dict[str, Any], pixels: bytes) -> Decoded:
-    if "error" in about:
-        raise DecodeError(about["error"])
-    return Decoded(np.frombuffer(pixels, np.uint8).reshape(about["shape"]), about["width"], about["height"])
-
-
 def _serve() -> None:
     while line := sys.stdin.buffer.readline():
-        call = json.loads(line)
-        content = sys.stdin.buffer.read(call.pop("length"))
-        limits = Limits(**call.pop("limits"))
+        how = json.loads(line)
+        content = sys.stdin.buffer.read(how["length"])
+        limits = Limits(**how["limits"])
         memory = limits.memory + BESIDE
         resource.setrlimit(resource.RLIMIT_AS, (memory, resource.RLIM_INFINITY))
         try:
-            found = watched(content, limits=limits, **call)
+            about, pixels = _found(content, limits, how["seconds"], how["call"])
         except DecodeError as error:
             short = isinstance(error.__cause__, MemoryError)
             reason = f"its decoding takes more than {memory / 2**30:.1f} GiB of memory" if short else str(error)
-            about, pixels = {"error": reason, "length": 0}, b""
-        else:
-            pixels = found.pixels.tobytes()
-            about = {"shape": found.pixels.shape, "width": found.width, "height": found.height, "length": len(pixels)}
-        sys.stdout.buffer.write(json.dumps(about).encode() + b"\n" + pixels)
+            about, pixels = {"error": reason}, b""
+        sys.stdout.buffer.write(json.dumps(about | {"length": len(pixels)}).encode() + b"\n" + pixels)
         sys.stdout.buffer.flush()
+
+
+def _found(content: bytes, limits: Limits, seconds: float, call: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+    if not call:
+        with _Watch(seconds):
+            check_header_here(io.BytesIO(content), limits)
+        return {}, b""
+    found = watched(content, limits=limits, seconds=seconds, **call)
+    return {"shape": found.pixels.shape, "width": found.width, "height": found.height}, found.pixels.tobytes()
 
 
 if __name__ == "__main__":

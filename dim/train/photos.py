@@ -10,8 +10,8 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
-from dim.data import photos
-from dim.data.decode import DecodeError, decode
+from dim.data import isolated, photos
+from dim.data.decode import DecodeError
 from dim.errors import JobFailed
 from dim.model.vocabulary import Resize
 
@@ -44,7 +44,7 @@ class Photos:
         """The photo at `row`, uint8 RGB (H, W, 3); None where it cannot be read."""
         try:
             content = photos.read(self.paths[row])
-            return decode(content, self.image_size, self.resize, self.boxes[row]).pixels
+            return isolated.decode(content, self.image_size, self.resize, self.boxes[row]).pixels
         except (DecodeError, OSError):
             return None
 

@@ -1,8 +1,11 @@
 """Decoding in a process of its own gives what decoding here gives, and survives what kills it."""
 
 import io
+import os
+import resource
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +13,7 @@ import pytest
 from PIL import Image
 
 from dim.data import isolated
-from dim.data.decode import DecodeError, decode
+from dim.data.decode import DecodeError, Limits, decode
 
 HOOKS = Path(__file__).parents[1] / "faults" / "hooks"
 
@@ -60,6 +63,48 @@ def test_a_photo_that_takes_for_ever_is_an_error(monkeypatch, photo):
     monkeypatch.setattr(isolated, "SECONDS", 3.0)
     with pytest.raises(DecodeError, match="took longer than 3 s"):
         isolated.decode(photo, 32, "squash")
+
+
+def test_more_memory_than_it_may_take_is_an_error(monkeypatch, photo):
+    monkeypatch.syspath_prepend(HOOKS)
+    with pytest.raises(DecodeError, match=r"its decoding takes more than \d\.\d GiB of memory"):
+        isolated.decode(photo + b"takes all memory", 32, "squash")
+
+
+def test_the_limit_is_that_of_the_address_space(photo):
+    limits = Limits(pixels=10**6, bytes=2**20)
+    isolated.decode(photo, 32, "squash", limits=limits)
+    [process] = isolated._idle
+    soft, _ = resource.prlimit(process._process.pid, resource.RLIMIT_AS)
+    assert soft == limits.memory + isolated.BESIDE
+
+
+def test_a_process_is_kept_and_another_takes_its_place(photo):
+    isolated.decode(photo, 32, "squash")
+    [first] = isolated._idle
+    isolated.decode(photo, 32, "squash")
+    assert isolated._idle == [first]
+    first._process.kill()
+    first._process.wait()
+    assert isolated.decode(photo, 32, "squash").width == 60
+    assert first not in isolated._idle
+
+
+def test_threads_decode_in_as_many_processes_as_there_are_cores(photo):
+    photos = [(photo, 32 + number) for number in range(40)]
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda call: isolated.decode(*call, "squash").pixels.shape, photos))
+    assert found == [(size, size, 3) for _, size in photos]
+    assert 1 <= len(isolated._idle) <= os.cpu_count()
+
+
+@pytest.mark.parametrize("hook", [b"dies by SIGKILL", b"hangs for ever"])
+def test_a_header_that_kills_or_hangs_is_an_error(monkeypatch, photo, hook):
+    monkeypatch.syspath_prepend(HOOKS)
+    monkeypatch.setattr(isolated, "SECONDS", 1.0)
+    isolated.check_header(photo)
+    with pytest.raises(DecodeError, match=r"killed the process|took longer than 1 s"):
+        isolated.check_header(photo + hook)
 
 
 def test_here_it_ends_the_process(photo):
