@@ -17,13 +17,18 @@ To turn a photo upright takes up to 4 more, where these don't take as much befor
 what decoding takes.
 """
 
+from typing import IO
+
 from PIL import Image
+
+from dim.data import jpeg2000
 
 # Bytes a pixel. The image itself, and what its format's library takes until it is loaded, or keeps beside it.
 _LOADED = 4
 _LOADING = {"WEBP": 16, "AVIF": 16, "TIFF": 8, "PPM": 4}
 _COEFFICIENT = 2  # of JPEG, for each band; all are kept where there are several scans
 _SAMPLE = 6  # of JPEG 2000, for each band
+_TILE, _TILE_BAND = 9500, 1200  # of JPEG 2000, for each tile, however small; and for each band of it
 _KEPT = {"WEBP": 12, "AVIF": 12}
 # From the image to upright RGB.
 _ALPHA, _OTHERS = 16, 12
@@ -60,7 +65,8 @@ def _library(image: Image.Image, area: int) -> int:
     if image.format in ("JPEG", "MPO"):
         return _COEFFICIENT * bands * area if _has_several_scans(image, bands) else 0
     if image.format == "JPEG2000":
-        return _SAMPLE * bands * area
+        grid = jpeg2000.grid(_file(image))  # which counts, whatever the boxes around it say
+        return _SAMPLE * grid.bands * max(area, grid.pixels) + (_TILE + _TILE_BAND * grid.bands) * grid.tiles
     if image.format == "TIFF":  # whose tiles may be larger than the photo
         tags = getattr(image, "tag_v2", {})
         area = max(area, tags.get(_TILE_WIDTH, 0) * tags.get(_TILE_HEIGHT, 0))
@@ -71,9 +77,14 @@ def _has_several_scans(image: Image.Image, bands: int) -> bool:
     if "progressive" in image.info:
         return True
     # Pillow has read up to the end of the first scan's header, which says how many of the bands are in it.
-    file, length = getattr(image, "fp", None), 6 + 2 * bands
-    if file is None or file.tell() < length:
+    file, length = _file(image), 6 + 2 * bands
+    if file.tell() < length:
         return True
     file.seek(-length, 1)
     header = file.read(length)
     return bool(header[:3] != bytes([0, length, bands]))
+
+
+def _file(image: Image.Image) -> IO[bytes]:
+    file: IO[bytes] = getattr(image, "fp")  # noqa: B009  (only an opened image has it)
+    return file

@@ -2,20 +2,13 @@
 
 import functools
 import io
-import json
-import os
-import struct
-import subprocess
-import sys
-import textwrap
-import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from dim.data import footprint
-from dim.data.decode import LIMITS, DecodeError, Limits, check_header, decode, needed
+from dim.data.decode import DecodeError, Limits, check_header, decode, needed
 
 WIDTH, HEIGHT = 1500, 1000
 SIDEWAYS = Image.Exif()
@@ -92,49 +85,11 @@ def made(name):
     return file.getvalue()
 
 
-PROGRAM = """
-    import json, os, sys
-    from pathlib import Path
-    from PIL import Image
-    from dim.data.decode import DecodeError, decode, needed
-
-    Image.init()  # or the libraries would count
-
-    def kept(what):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(what))
-
-    for path in sys.argv[1:]:
-        if os.fork():
-            os.wait()
-            continue
-        content = Path(path).read_bytes()
-        before, about = kept("VmRSS"), {}
-        try:
-            about["needed"] = needed(content, 64, "squash")
-            decode(content, 64, "squash")
-        except DecodeError as error:
-            about["error"] = str(error)
-        print(json.dumps(about | {"taken": kept("VmHWM") - before + len(content)}), flush=True)
-        os._exit(0)
-"""
-
-
-def measured(paths):
-    """For each of `paths`, in this order: the bytes that its decoding is said to need, those that it takes, and the
-    error, if any.
-    """
-    command = [sys.executable, "-c", textwrap.dedent(PROGRAM), *map(str, paths)]
-    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
 ROOM = 6 * 2**20  # what the measured process itself may take on the way
 
 
 @pytest.fixture(scope="module")
-def taken(tmp_path_factory):
+def taken(tmp_path_factory, measured):
     """name of a kind → what its decoding needs and takes."""
     folder = tmp_path_factory.mktemp("kinds")
     for number, name in enumerate(KINDS):
@@ -149,47 +104,6 @@ def test_no_more_is_taken_than_was_estimated(taken, name):
     assert "error" not in about
     assert about["taken"] <= about["needed"] - footprint._BESIDE + ROOM
     assert about["needed"] <= 6 * about["taken"], "an estimate that says nothing"
-
-
-def lossless_webp(width, height):
-    """A WebP of one colour."""
-    file = io.BytesIO()
-    Image.new("RGB", (8, 8), "red").save(file, "WEBP", lossless=True)
-    content = bytearray(file.getvalue())
-    flags = struct.unpack_from("<I", content, 21)[0] >> 28 << 28
-    struct.pack_into("<I", content, 21, flags | (height - 1) << 14 | (width - 1))
-    return bytes(content)
-
-
-def tiff_of_tiles(side):
-    """A photo of 32 × 32 pixels in a tile of `side` × `side`."""
-    data = zlib.compress(bytes(side * side * 3))
-    tags = {256: 32, 257: 32, 258: 0, 259: 8, 262: 2, 277: 3, 322: side, 323: side, 324: 0, 325: len(data)}
-    start = 8 + 2 + 12 * len(tags) + 4
-    values = {258: struct.pack("<HHII", 258, 3, 3, start), 324: struct.pack("<HHII", 324, 4, 1, start + 8)}
-    entries = b"".join(values.get(tag, struct.pack("<HHII", tag, 4, 1, value)) for tag, value in tags.items())
-    head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
-    return head + struct.pack("<HHHH", 8, 8, 8, 0) + data
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [("WEBP", lossless_webp(13_300, 13_300)), ("TIFF", tiff_of_tiles(21_000))],
-    ids=["a canvas", "a tile"],
-)
-def test_a_small_file_that_takes_much_is_refused_before(tmp_path, name, content):
-    assert len(content) < 2_000_000
-    (tmp_path / "photo").write_bytes(content)
-    [about] = measured([tmp_path / "photo"])
-    assert about["error"].startswith(f"to decode {name} of ")
-    assert about["error"].endswith(f"GiB of memory; the limit is {LIMITS.memory / 2**30:.1f} GiB")
-    assert about["taken"] < 2**26
-
-
-def test_a_tile_counts_as_it_is_decoded(tmp_path):
-    (tmp_path / "photo").write_bytes(tiff_of_tiles(8_000))
-    [about] = measured([tmp_path / "photo"])
-    assert 2**27 < about["taken"] <= about["needed"]
 
 
 @pytest.mark.parametrize("name", ["avif alpha", "webp lossless alpha", "jpeg2000 alpha"])
