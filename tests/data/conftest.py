@@ -38,7 +38,7 @@ PROGRAM = """
 
 @pytest.fixture(scope="session")
 def measured():
-    """Measures photos at paths: of each, the bytes that decoding is said to need, those it takes, and the error if any."""
+    """Measures photos at paths: what decoding each is said to need, and takes, in bytes; and the error, if any."""
     return _measured
 
 
