@@ -5,6 +5,7 @@ Whatever is wrong with a photo comes out as one `DecodeError` that says why.
 
 import contextlib
 import io
+import math
 import threading
 import warnings
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from typing import IO, Literal
 import numpy as np
 from PIL import Image
 
-from dim.data import formats
+from dim.data import footprint, formats
 from dim.data.colour import as_srgb
 from dim.data.formats import Photo
 from dim.data.limits import LIMITS, DecodeError, Limits, check_size
@@ -124,6 +125,18 @@ def decode(
         return Decoded(pixels, *full, several=photo.several)
 
 
+def needed(content: bytes, size: int, resize: Resize, *_: object, limits: Limits = LIMITS, **__: object) -> int:
+    """The bytes of memory that `decode` takes at most, called with the same, told from the header.
+
+    Raises DecodeError where no photo within the limits begins there.
+    """
+    check_size(len(content), limits)
+    with _guarded():
+        photo = _opened(io.BytesIO(content), limits)
+        output = math.prod(output_size(photo.size, photo.size, size, resize))
+        return photo.memory(len(content)) + footprint.OUTPUT * output
+
+
 def check_header(file: IO[bytes], limits: Limits = LIMITS) -> None:
     """Raises DecodeError where the seekable `file` does not open as a photo within `limits`; decodes no pixel."""
     with _guarded():
@@ -146,7 +159,17 @@ def output_size(region: tuple[int, int], photo: tuple[int, int], size: int, resi
 
 def _opened(file: IO[bytes], limits: Limits) -> Photo:
     """The photo in `file`, by its header. Raises DecodeError for what will not be decoded."""
-    return formats.opened(file, limits)
+    length = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    photo = formats.opened(file, limits)
+    memory = photo.memory(length)
+    if memory > limits.memory:
+        width, height = photo.size
+        raise DecodeError(
+            f"to decode {photo.format} of {width:,} × {height:,} pixels may take {memory / 2**30:,.1f} GiB of memory; "
+            f"the limit is {limits.memory / 2**30:,.1f} GiB; --max-megapixels {limits.megapixels_for(memory)} allows it"
+        )
+    return photo
 
 
 def _laid_on_white(image: Image.Image, alpha: Image.Image) -> Image.Image:

@@ -4,9 +4,9 @@ import io
 from typing import IO, Protocol
 
 import numpy as np
-from PIL import ExifTags, Image, PngImagePlugin
+from PIL import AvifImagePlugin, ExifTags, Image, PngImagePlugin
 
-from dim.data import avif, jpeg, tiff
+from dim.data import avif, footprint, jpeg, tiff
 from dim.data.colour import LARGEST
 from dim.data.limits import DecodeError, Limits, check_pixels, check_size
 
@@ -19,12 +19,16 @@ _START = 4096
 _JPEG = ("JPEG", "MPO")  # the second for several of them in a file
 _PNG_GREY_ALPHA = 4
 
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # many photos are decoded at one time, and each thread takes memory
+
 
 class Photo(Protocol):
-    """A photo whose header is known: `size` (width, height) as it is stored, EXIF's `orientation`, the ICC `profile`
-    of its colours, and whether the file holds `several` frames or pages, of which this is the first.
+    """A photo whose header is known: its `format`, `size` (width, height) as it is stored, EXIF's `orientation`, the
+    ICC `profile` of its colours, and whether the file holds `several` frames or pages, of which this is the first.
     """
 
+    @property
+    def format(self) -> str: ...  # noqa: D102
     @property
     def size(self) -> tuple[int, int]: ...  # noqa: D102
     @property
@@ -33,6 +37,9 @@ class Photo(Protocol):
     def profile(self) -> bytes | None: ...  # noqa: D102
     @property
     def several(self) -> bool: ...  # noqa: D102
+
+    def memory(self, length: int) -> int:
+        """The bytes that its decoding takes at most, from a file of `length` bytes, to upright RGB."""
 
     def draft(self, size: tuple[int, int]) -> None:
         """Lets `load` give a half, a quarter or an eighth of the size, at least `size`, where that is quicker."""
@@ -104,6 +111,7 @@ class PillowPhoto:
         self._start = start
         self._crop = crop
         self._draft: tuple[int, int] | None = None
+        self.format = str(image.format)
         self.size = image.size if crop is None else (crop[2] - crop[0], crop[3] - crop[1])
         self.profile: bytes | None = image.info.get("icc_profile")
 
@@ -126,6 +134,10 @@ class PillowPhoto:
             return bool(getattr(self.image, "is_animated", False))
         except Exception:  # what is broken is not the photo
             return False
+
+    def memory(self, length: int) -> int:
+        """As `Photo` says."""
+        return footprint.of_image(self.image, length)
 
     def draft(self, size: tuple[int, int]) -> None:
         """As `Photo` says; Pillow does it for JPEG."""

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 from dim.errors import UserError
 
+# Bytes that decoding may take: for each pixel, what a photo with alpha takes whose format adds nothing; copies of the
+# file; and beside them.
+ALPHA, FILE, BESIDE = 18, 2, 2**24
 MEGAPIXELS = 178.0  # the default of --max-megapixels
 MEGAPIXELS_HELP = "the largest photo that is decoded; what is larger is an error"
 
@@ -19,6 +22,15 @@ class Limits:
 
     pixels: int = round(1e6 * MEGAPIXELS)
     bytes: int = 256 * 2**20
+
+    @property
+    def memory(self) -> int:
+        """The bytes of memory that its decoding may take."""
+        return ALPHA * self.pixels + FILE * self.bytes + BESIDE
+
+    def megapixels_for(self, memory: int) -> int:
+        """The megapixels under which `memory` bytes would be allowed."""
+        return math.ceil((memory - FILE * self.bytes - BESIDE) / ALPHA / 1e6)
 
 
 LIMITS = Limits()

@@ -1,13 +1,11 @@
 """Photos, on any storage: how a manifest names them, and which cannot be read."""
 
-import contextlib
-import io
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from dim import files
-from dim.data.decode import DecodeError, check_header, decode
-from dim.data.limits import LIMITS, Limits, check_size
+from dim.data import isolated
+from dim.data.limits import LIMITS, DecodeError, Limits, check_size
 from dim.errors import UserError
 from dim.progress import Progress
 from dim.storage import patient
@@ -15,6 +13,7 @@ from dim.uris import is_plain, parts
 
 MISSING = "no such file"
 _AT_ONCE = 1000
+_HEADER = 2**16  # bytes that hold the header of most photos
 
 
 def named(uris: Sequence[str], folder: str) -> list[str]:
@@ -68,12 +67,23 @@ def read(uri: str) -> bytes:
 
 
 def decodes(uri: str, limits: Limits = LIMITS) -> bool:
-    """Whether the file holds several frames or pages. Raises DecodeError or OSError unless the first decodes."""
-    return decode(read(uri), 32, "squash", limits=limits).several
+    """Whether the file holds several frames or pages. Raises DecodeError or OSError unless the first decodes to its
+    end, which a process of its own tries.
+    """
+    return isolated.decode(read(uri), 32, "squash", limits=limits).several
 
 
 @patient
 def opens(uri: str, limits: Limits = LIMITS) -> None:
-    """Raises DecodeError or OSError unless the photo's header is sound; reads little more than that."""
-    with contextlib.closing(io.BufferedReader(files.opened(uri))) as file:
-        check_header(file, limits)
+    """Raises DecodeError or OSError unless the photo's header is sound, which a process of its own tries; reads little
+    more than that, where it stands at the file's beginning.
+    """
+    with files.opened(uri) as file:
+        check_size(file.size(), limits)
+        start = bytes(file.read(_HEADER))
+        try:
+            isolated.check_header(start, limits)
+        except DecodeError:
+            if len(start) == file.size():
+                raise
+            isolated.check_header(start + bytes(file.read()), limits)

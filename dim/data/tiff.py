@@ -7,11 +7,12 @@ imagecodecs for the compressions, so that what is left to do here is to say whic
 
 import logging
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 import numpy as np
 from PIL import Image
 
+from dim.data import footprint
 from dim.data.limits import DecodeError, Limits, check_pixels
 
 # How the files begin: both byte orders, of TIFF and of BigTIFF.
@@ -63,6 +64,24 @@ class Tiff:
     several: bool
     _page: Any
     _file: IO[bytes]
+
+    format: ClassVar[str] = "TIFF"
+
+    def memory(self, length: int) -> int:
+        """As `formats.Photo` says."""
+        page, (width, height) = self._page, self.size
+        chunk = page.tilewidth * page.tilelength if page.is_tiled else width * min(page.rowsperstrip, height)
+        sample = -(-page.bitspersample // 8)
+        extra = [int(kind) for kind in page.extrasamples]
+        return footprint.of_samples(
+            width * height,
+            chunk,
+            page.samplesperpixel,
+            sample,
+            alpha=bool(extra),
+            multiplied=_ASSOCIATED in extra,
+            length=length,
+        )
 
     def draft(self, size: tuple[int, int]) -> None:
         """Nothing: a TIFF is decoded at its full size."""
@@ -133,9 +152,6 @@ def _check_layout(page: Any) -> None:
         raise DecodeError(f"{name} pixels, whose range is not known")
     if page.imagedepth != 1 or page.samplesperpixel > _MOST_SAMPLES:
         raise DecodeError(f"a TIFF of {page.samplesperpixel} samples a pixel and the depth {page.imagedepth}")
-    across, down = page.tilewidth, page.tilelength
-    if page.is_tiled and across * down > max(2**22, 4 * page.imagewidth * page.imagelength):
-        raise DecodeError(f"a TIFF of tiles of {across:,} × {down:,} pixels, larger than the photo")
     lacking = sum(not count for count in page.databytecounts)
     if lacking or len(page.dataoffsets) < np.prod(page.chunked):
         raise DecodeError(f"the TIFF is truncated: {lacking or 'some'} of its strips or tiles are not there")

@@ -14,11 +14,11 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from dim import cluster, files
-from dim.data import photos
+from dim.data import isolated, photos
 from dim.data.decode import Decoded, DecodeError
 from dim.data.limits import Limits
 from dim.errors import JobFailed
-from dim.extract import isolated, store
+from dim.extract import store
 from dim.extract.embedder import Embedder, Recipe
 from dim.extract.forward import set_up_tensorflow
 from dim.extract.resources import Resources

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from dim.data import isolated
 from dim.data import photos as stored
-from dim.data.decode import Box, DecodeError, decode
+from dim.data.decode import Box, DecodeError
 from dim.errors import UserError
 from dim.pages.html import Html, element
 from dim.progress import Progress
@@ -87,7 +88,8 @@ def _thumbnail(photo: Photo) -> Image.Image | str:
     try:
         content = stored.read(photo.path)
         # A box is scaled as its photo is, which may leave little of a small one: it is cut out at full size.
-        found = decode(content, largest if photo.box is None else _FULL, "long-side", photo.box, scaled=True)
+        size = largest if photo.box is None else _FULL
+        found = isolated.decode(content, size, "long-side", photo.box, scaled=True)
     except FileNotFoundError:
         return stored.MISSING
     except (DecodeError, OSError, UserError) as error:

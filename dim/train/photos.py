@@ -11,9 +11,8 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
-from dim.data import photos
-from dim.data.decode import DecodeError, decode
-from dim.data.limits import LIMITS, Limits
+from dim.data import isolated, photos
+from dim.data.limits import LIMITS, DecodeError, Limits
 from dim.errors import JobFailed
 from dim.model.vocabulary import Resize
 
@@ -57,7 +56,7 @@ class Photos:
         """The photo at `row`, uint8 RGB (H, W, 3); None where it cannot be read."""
         try:
             content = photos.read(self.paths[row])
-            return decode(content, self.image_size, self.resize, self.boxes[row], limits=self.limits).pixels
+            return isolated.decode(content, self.image_size, self.resize, self.boxes[row], limits=self.limits).pixels
         except (DecodeError, OSError):
             return None
 

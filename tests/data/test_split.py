@@ -1,11 +1,14 @@
+import contextlib
 import json
 import os
 import random
 import subprocess
 import sys
+import time
 from collections import Counter, defaultdict
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,8 +17,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dim import tables
-from dim.data import manifest
+from dim.data import isolated, manifest, turns
+from dim.data.decode import needed
 from dim.data.labelled import unique_ids
+from dim.data.limits import LIMITS
 from dim.data.split import by_label, per_label, split
 from dim.data.split_config import SplitConfig
 from dim.errors import UserError
@@ -476,3 +481,56 @@ def test_what_a_killed_split_left_is_swept(shelf, tmp_path):
         path.write_text("half")
     split(SplitConfig(str(shelf), str(tmp_path / "photos.csv")))
     assert not any(path.exists() for path in half)
+
+
+def test_photos_that_hang_or_kill_are_listed(shelf, tmp_path, monkeypatch):
+    """What marks them does so in the processes that decode, see tests/faults/hooks."""
+    isolated.end()
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "faults" / "hooks")
+    monkeypatch.setattr(isolated, "SECONDS", 2.0)
+    marks = {"A/0.png": b"dies by SIGSEGV", "B/1.png": b"hangs for ever", "C/2.png": b"takes all memory"}
+    for name, mark in marks.items():
+        with open(shelf / name, "ab") as file:
+            file.write(mark)
+    result, rows = ran(shelf, tmp_path / "m.csv")
+    isolated.end()
+    assert (result["images"], result["unreadable"]) == (28, 4)
+    assert not {"A/0", "B/1", "C/2"} & set(rows.image_ids)
+    unreadable = tables.read(str(tmp_path / "m.unreadable.csv")).to_pylist()
+    reasons = {Path(row["path"]).relative_to("shelf").as_posix(): row["reason"] for row in unreadable}
+    assert reasons["A/0.png"] == "its decoding killed the process (SIGSEGV, 3 times of 3)"
+    assert reasons["B/1.png"] == "its decoding took longer than 2 s"
+    assert reasons["C/2.png"].startswith("its decoding takes more than ")
+
+
+def test_large_photos_are_not_decoded_all_at_one_time(tmp_path):
+    """Six that take 0.3 GB each, in a job that is watched with all processes that it starts."""
+    pixels = np.zeros((4000, 4500, 4), np.uint8)
+    (tmp_path / "photos" / "a").mkdir(parents=True)
+    for number in range(6):
+        Image.fromarray(pixels).save(tmp_path / "photos" / "a" / f"{number}.png", compress_level=1)
+    content = (tmp_path / "photos" / "a" / "0.png").read_bytes()
+    flags = ("--out", tmp_path / "m.csv", "--test-per-label", "1")
+    command = [sys.executable, Path(__file__).resolve().parents[2] / "jobs" / "split.py", tmp_path / "photos", *flags]
+    peak = 0
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True, text=True
+    ) as job:
+        while job.poll() is None:
+            peak = max(peak, memory_of_session(job.pid))
+            time.sleep(0.02)
+        assert json.loads(job.stdout.read())["images"] == 6
+    at_once = max(1, min(turns.memory() // 2 // LIMITS.memory, os.cpu_count()))
+    beside = 2**28 + os.cpu_count() * 2**26  # the job itself, and the processes that decode, without a photo
+    assert 2**28 < peak < at_once * needed(content, 32, "squash") + beside
+
+
+def memory_of_session(number):
+    """The bytes that the processes of a session take, what they share counted once."""
+    found = 0
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, StopIteration):  # it is no process, or has ended
+            if int((entry / "stat").read_text().rpartition(")")[2].split()[3]) == number:
+                lines = (entry / "smaps_rollup").read_text().splitlines()
+                found += next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+    return found
