@@ -27,7 +27,6 @@ from dim.data.limits import ALPHA, BESIDE, FILE
 # Bytes a pixel. The image itself, and what its format's library takes until it is loaded, or keeps beside it.
 _LOADED = 4
 _LOADING = {"WEBP": 16, "AVIF": 16, "PPM": 4}
-_COEFFICIENT = 2  # of JPEG, for each band; all are kept where there are several scans
 _SAMPLE = 6  # of JPEG 2000, for each band
 _TILE, _TILE_BAND = 9500, 1200  # of JPEG 2000, for each tile, however small; and for each band of it
 _KEPT = {"WEBP": 12, "AVIF": 12}
@@ -63,25 +62,10 @@ def of_samples(area: int, chunk: int, samples: int, size: int, *, alpha: bool, m
 
 def _library(image: Image.Image, area: int) -> int:
     """The bytes that the library of the format takes beside the image until it is loaded."""
-    bands = len(image.getbands())
-    if image.format in ("JPEG", "MPO"):
-        return _COEFFICIENT * bands * area if _has_several_scans(image, bands) else 0
     if image.format == "JPEG2000":
         grid = jpeg2000.grid(_file(image))  # which counts, whatever the boxes around it say
         return _SAMPLE * grid.bands * max(area, grid.pixels) + (_TILE + _TILE_BAND * grid.bands) * grid.tiles
     return _LOADING.get(str(image.format), 0) * area
-
-
-def _has_several_scans(image: Image.Image, bands: int) -> bool:
-    if "progressive" in image.info:
-        return True
-    # Pillow has read up to the end of the first scan's header, which says how many of the bands are in it.
-    file, length = _file(image), 6 + 2 * bands
-    if file.tell() < length:
-        return True
-    file.seek(-length, 1)
-    header = file.read(length)
-    return bool(header[:3] != bytes([0, length, bands]))
 
 
 def _file(image: Image.Image) -> IO[bytes]:

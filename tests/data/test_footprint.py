@@ -176,21 +176,6 @@ def test_a_photo_of_the_largest_size_is_not_refused():
     assert footprint.of_image(Image.new("RGBA", (1000, 1000)), 2**20) <= Limits(10**6, 2**20).memory
 
 
-def test_several_scans_are_told_from_one():
-    """Where they aren't progressive, by the first scan's header, which names fewer bands than the photo has."""
-    file = io.BytesIO()
-    Image.new("RGB", (64, 64)).save(file, "JPEG")
-    content = file.getvalue()
-    place = content.index(b"\xff\xda")
-    parted = content[:place] + bytes.fromhex("ffda 0008 01 0100 003f00") + content[place + 14 :]
-
-    def bytes_a_pixel(content):
-        with Image.open(io.BytesIO(content)) as image:
-            return (footprint.of_image(image, 0) - BESIDE) / 64**2
-
-    assert (bytes_a_pixel(content), bytes_a_pixel(parted)) == (8, 10)
-
-
 def test_what_is_asked_for_counts():
     content = made("png 1-bit")
     assert needed(content, 10_000, "squash") > 10_000**2 * 11
