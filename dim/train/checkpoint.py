@@ -3,8 +3,8 @@
 A checkpoint is `epoch-0003.npz` and, written after it, `epoch-0003.json`: the state, and size and sha256 of the arrays.
 It counts when both stand, fit each other and can be read, so what a death tore is skipped for the one before. (Ray
 Train writes its own list of checkpoints in place: a death while it is written leaves a run that can't be resumed.)
-`beginning.npz` and `beginning.json` are the same of epoch 0, the network before the first step: it may turn out to be the
-best, but nothing is resumed from it.
+`beginning.npz` and `beginning.json` are the same of epoch 0, the network before the first step: it may turn out to be
+the best, but nothing is resumed from it.
 """
 
 import dataclasses
