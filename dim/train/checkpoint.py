@@ -3,8 +3,8 @@
 A checkpoint is `epoch-0003.npz` and, written after it, `epoch-0003.json`: the state, and size and sha256 of the arrays.
 It counts when both stand, fit each other and can be read, so what a death tore is skipped for the one before. (Ray
 Train writes its own list of checkpoints in place: a death while it is written leaves a run that can't be resumed.)
-`fitted.npz` and `fitted.json` are the same of epoch 0, the network before the first step: it may turn out to be the
-best, but nothing is resumed from it.
+`beginning.npz` and `beginning.json` are the same of epoch 0, the network before the first step: it may turn out to be
+the best, but nothing is resumed from it.
 """
 
 import dataclasses
@@ -114,7 +114,7 @@ def keep(folder: str, epochs: Collection[int]) -> None:
 
 
 def _path(folder: str, epoch: int, ending: str) -> str:
-    return files.join(folder, f"epoch-{epoch:04d}.{ending}" if epoch else f"fitted.{ending}")
+    return files.join(folder, f"epoch-{epoch:04d}.{ending}" if epoch else f"beginning.{ending}")
 
 
 def _statistics(content: bytes) -> dict[str, Any]:

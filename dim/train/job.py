@@ -20,7 +20,7 @@ from dim.mine.mining import check_candidates
 from dim.mine.pool import check_labels
 from dim.model import spec
 from dim.model.backbones import BACKBONES
-from dim.model.spec import SPEC_FILE, Source
+from dim.model.spec import Source
 from dim.output import Output
 from dim.train import inputs, messages, report, tracking
 from dim.train.config import TrainConfig
@@ -143,12 +143,8 @@ def _require_same_flags(config: TrainConfig) -> None:
 def _require_same_inputs(config: TrainConfig, learned_from: Inputs) -> None:
     if changed := learned_from.changed(config):
         trained = files.join(config.out, MODEL)
-        further = (
-            f", and --model {trained} to go on from its best epoch"
-            if files.exists(files.join(trained, SPEC_FILE))
-            else ""
-        )
-        raise UserError(f"{changed}; give another --out{further}")
+        further = f", and --model {trained} to go on from its best epoch"
+        raise UserError(f"{changed}; give another --out{further if files.exists(trained) else ''}")
 
 
 def _fit(config: TrainConfig, gpus: float, job: Job) -> None:

@@ -122,7 +122,7 @@ def test_what_does_not_matter_to_the_run_may_change(place, name):
 
 def test_before_the_first_epoch_is_done_all_may_change(place):
     place.finishes(1)
-    (place.folder / "run/checkpoints/epoch-0001.json").rename(place.folder / "run/checkpoints/fitted.json")
+    (place.folder / "run/checkpoints/epoch-0001.json").rename(place.folder / "run/checkpoints/beginning.json")
     head(place.rows)
     assert place.inputs().changed(place.config) is None
 
