@@ -12,6 +12,7 @@ from dim.errors import UserError
 from dim.seal import Facts, Seal
 
 _PREFIX, _SHARD, _STATISTICS = "part-", ".parquet", ".json"
+_FACTS = {"rows": int, "bytes": int, "sha256": str}
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def sealed(folder: str, names: list[str]) -> Seal:
 def _statistics(folder: str, name: str) -> Facts:
     found: Any = files.read_json(files.join(folder, f"{name}{_STATISTICS}"))
     known = found if isinstance(found, dict) else {}
-    return {fact: known[fact] for fact in ("rows", "bytes", "sha256") if fact in known}
+    return {fact: known[fact] for fact, kind in _FACTS.items() if isinstance(known.get(fact), kind)}
 
 
 def belonging(folder: str) -> list[Shard]:
@@ -75,7 +76,8 @@ def belonging(folder: str) -> list[Shard]:
     if of_all is None:
         facts = _of_statistics(folder, shards, [name for name in present if name.endswith(_STATISTICS)])
     else:
-        facts = {name.removesuffix(_SHARD): known for name, known in of_all.items()}
+        # An index, say, has none.
+        facts = {name.removesuffix(_SHARD): known for name, known in of_all.items() if name.startswith(_PREFIX)}
         if strange := sorted({*shards} - facts.keys()):
             uri = files.join(folder, f"{strange[0]}{_SHARD}")
             raise UserError(

@@ -159,3 +159,15 @@ def test_vectors_of_any_slice(kind):
     np.testing.assert_array_equal(store.vectors(table["descriptor"][3:6]), expected[3:6])
     np.testing.assert_array_equal(store.vectors(table["descriptor"].filter(pa.array([True, False] * 5))), expected[::2])
     assert store.vectors(table["descriptor"][:0]).shape == (0, 2)
+
+
+def test_an_index_is_no_store_and_statistics_that_say_nothing_refuse_nothing(folder, tmp_path):
+    (tmp_path / "part-a.json").write_text('{"rows": "two", "bytes": null, "sha256": 5}')
+    assert store.read(folder, manifest_of("0", "3")).rows.tolist() == [0, 1]
+    sealed = {"ids.parquet": {"bytes": 4}}
+    (tmp_path / "index").mkdir()
+    (tmp_path / "index" / "ids.parquet").write_bytes(b"PAR1")
+    record = {"job": "index", "embedding": EMBEDDING.as_json(), "files": sealed}
+    files.write_json(f"{folder}/index/run.json", record)
+    with pytest.raises(UserError, match=r"index' holds no descriptors; make them with extract\.py"):
+        stored.read(f"{folder}/index")
