@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from dim import config as configuration
-from dim import credentials, logs, progress
+from dim import credentials, interpreter, logs, progress, submission
 from dim.errors import GateNotMet, JobFailed, UserError
 
 C = TypeVar("C")
@@ -174,12 +174,13 @@ def main(run: Callable[[C], dict[str, Any]], config: type[C], description: str |
     result: dict[str, Any] | None = None
     status = DONE
     try:
+        interpreter.require_ray()
         values, verbose = parse(config, description or "", sys.argv[1:])
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` ends a job as Ctrl-C does
         with _terminal(verbose):
             log.info("%s", _announcement(values, description or ""))
             try:
-                result = run(values)
+                result = run(submission.keeping_its_output(values))
             except SystemExit as ended:  # how Ray Train answers Ctrl-C
                 raise KeyboardInterrupt from ended
     except UserError as error:
