@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from dim import config as configuration
-from dim import credentials, environment, logs, progress, strict_json
+from dim import credentials, environment, interpreter, logs, progress, strict_json, submission
 from dim.errors import GateNotMet, JobFailed, UserError
 
 C = TypeVar("C")
@@ -174,6 +174,7 @@ def main(run: Callable[[C], dict[str, Any]], config: type[C], description: str |
     result: dict[str, Any] | None = None
     status = DONE
     try:
+        interpreter.require_ray()
         values, verbose = parse(config, description or "", sys.argv[1:])
         environment.require_usable()
         environment.set_own()
@@ -181,7 +182,7 @@ def main(run: Callable[[C], dict[str, Any]], config: type[C], description: str |
         with _terminal(verbose):
             log.info("%s", _announcement(values, description or ""))
             try:
-                result = run(values)
+                result = run(submission.keeping_its_output(values))
             except SystemExit as ended:  # how Ray Train answers Ctrl-C
                 raise KeyboardInterrupt from ended
     except UserError as error:

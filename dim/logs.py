@@ -8,7 +8,7 @@ import platform
 import re
 from typing import Any
 
-from dim import credentials
+from dim import credentials, submission
 
 # What a record may say beside its message.
 DETAILS = ("node", "worker", "shard", "stage", "done", "total", "errors")
@@ -26,7 +26,7 @@ class JsonFormatter(_Formatter):
 
     def __init__(self, job: str) -> None:
         super().__init__()
-        self._job = {"job": job} | ({"submission": submission} if (submission := _submission()) else {})
+        self._job = {"job": job} | ({"submission": known} if (known := submission.identifier()) else {})
 
     def format(self, record: logging.LogRecord) -> str:
         """`record` as one line."""
@@ -57,14 +57,6 @@ def plain(text: str) -> str:
 def traced(text: str) -> str:
     """The lines of a traceback, each of them `plain`."""
     return "\n".join(map(plain, text.splitlines()))
-
-
-def _submission() -> str | None:
-    try:
-        known = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))["metadata"]["job_submission_id"]
-    except (ValueError, KeyError, TypeError):
-        return None
-    return str(known)
 
 
 def set_up(handler: logging.Handler, job: str) -> None:

@@ -1,3 +1,4 @@
+#!/usr/bin/env -S python3 -X job
 r"""Find likely label errors, and duplicates under two labels or in two splits.
 
     python jobs/audit.py --manifest photos.csv --descriptors runs/descriptors --out runs/audit

@@ -1,3 +1,4 @@
+#!/usr/bin/env -S python3 -X job
 r"""Measure how well descriptors find the photos that show the same object.
 
     python jobs/evaluate.py --manifest dim/assets/demo/manifest.csv --split test --model vgg16-gem --out runs/evaluation

@@ -1,3 +1,4 @@
+#!/usr/bin/env -S python3 -X job
 r"""Write descriptors, or a network, in a format that other tools read.
 
     python jobs/export.py --descriptors runs/descriptors --format npy --out runs/npy

@@ -1,3 +1,4 @@
+#!/usr/bin/env -S python3 -X job
 r"""Make one descriptor of each photo of a manifest.
 
     python jobs/extract.py --manifest photos.csv --model vgg16-gem --out runs/descriptors

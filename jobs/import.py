@@ -1,3 +1,4 @@
+#!/usr/bin/env -S python3 -X job
 """Turn a benchmark as distributed into a manifest and, where labels don't say it, a ground truth.
 
     python jobs/import.py oxford5k datasets/oxford5k --out runs/oxford5k

@@ -1,3 +1,4 @@
+#!/usr/bin/env -S python3 -X job
 r"""Build an FAISS index of descriptors.
 
     python jobs/index.py --descriptors runs/descriptors --out runs/index

@@ -1,3 +1,4 @@
+#!/usr/bin/env -S python3 -X job
 r"""Mine hard triplets from descriptors and labels, hardest first.
 
     python jobs/mine.py --manifest photos.csv --descriptors runs/descriptors --out runs/triplets --top 1600

@@ -1,3 +1,4 @@
+#!/usr/bin/env -S python3 -X job
 r"""Measure the network on the photos as they are tonight, and refuse a night that is worse than the last good one.
 
     python jobs/nightly.py --config cluster/nightly.yaml

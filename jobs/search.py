@@ -1,3 +1,4 @@
+#!/usr/bin/env -S python3 -X job
 r"""Find the photos of an index that are nearest to each query.
 
     python jobs/search.py --index runs/index --model vgg16-gem --queries photo.jpg --out runs/search

@@ -1,3 +1,4 @@
+#!/usr/bin/env -S python3 -X job
 """Split labelled photos into train, val and test: writes the manifest that all other jobs read.
 
     python jobs/split.py dim/assets/demo --out runs/demo/manifest.parquet

@@ -1,3 +1,4 @@
+#!/usr/bin/env -S python3 -X job
 r"""Fine-tune the network on labelled photos, so that it finds your objects better.
 
     python jobs/train.py

@@ -1,3 +1,4 @@
+#!/usr/bin/env -S python3 -X job
 r"""Fit a whitening: on descriptors, or as part of a model.
 
     python jobs/whiten.py --manifest photos.csv --descriptors runs/descriptors --out runs/whitening.npz --dimension 256

@@ -1,11 +1,15 @@
 """cluster/aws.yaml and cluster/config.yaml against a mocked AWS: what they ask for is granted, node by node."""
 
 import copy
+import importlib.metadata
 import json
+import re
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 CLUSTER = Path(__file__).resolve().parents[2] / "cluster"
 boto3 = pytest.importorskip("boto3")
@@ -47,7 +51,9 @@ _Template.add_multi_constructor("!", lambda loader, _, node: loader.construct_sc
 
 
 def template():
-    return yaml.load((CLUSTER / "aws.yaml").read_text(), _Template)["Resources"]
+    region = cluster_config()["provider"]["region"]
+    text = (CLUSTER / "aws.yaml").read_text().replace("${AWS::Region}", region)
+    return yaml.load(text, _Template)["Resources"]
 
 
 def _make_roles(iam):
@@ -112,7 +118,8 @@ def test_the_head_and_the_fallback_are_on_demand_and_the_rest_spot(launched):
 def test_nodes_get_the_roles_of_the_stack_and_no_keys(launched):
     for name, instance in launched.items():
         profile = instance["IamInstanceProfile"]["Arn"].rpartition("/")[2]
-        assert profile == ("dim-head" if name == "head" else "dim-worker")
+        region = cluster_config()["provider"]["region"]
+        assert profile == f"dim-{'head' if name == 'head' else 'worker'}-{region}"
     assert "Policies" not in template()["WorkerRole"]["Properties"]  # it reads and writes the bucket, no more
 
 
@@ -157,3 +164,49 @@ def test_a_wrong_field_of_the_file_is_refused(wrong):
 
     with pytest.raises(ValidationError):
         validate_config(prepare_config(cluster_config() | wrong))
+
+
+# The python3 of Ubuntu's releases.
+UBUNTU = {"20.04": "3.8", "22.04": "3.10", "24.04": "3.12"}
+
+
+def python_of(commands, image):
+    """The Python that these set-up commands install into: the one that uv is told to bring, or the image's own."""
+    brought = [found[1] for command in commands if (found := re.search(r"uv venv .*--python (3\.\d+)", command))]
+    return brought[0] if brought else UBUNTU[re.search(r"ubuntu-(\d\d\.\d\d)", image)[1]]
+
+
+def refusing(lock, python):
+    """The packages of `lock`, as far as they are installed here, that don't run on this Python."""
+    wanted = {}
+    for line in lock.read_text().splitlines():
+        if "==" in line and not line.startswith((" ", "#")):
+            requirement = Requirement(line.rstrip(" \\"))
+            environment = {"python_version": python, "python_full_version": f"{python}.0"}
+            if requirement.marker is None or requirement.marker.evaluate(environment):
+                wanted[requirement.name] = requirement
+    refused = set()
+    for distribution in importlib.metadata.distributions():
+        runs_on = distribution.metadata["Requires-Python"]
+        if distribution.name in wanted and runs_on and f"{python}.99" not in SpecifierSet(runs_on):
+            refused.add(distribution.name)
+    return refused
+
+
+@pytest.mark.parametrize("node", cluster_config()["available_node_types"])
+def test_each_node_gets_a_python_that_the_lock_is_for(node):
+    config = cluster_config()
+    kind = config["available_node_types"][node]
+    commands = (
+        kind.get("worker_setup_commands")
+        or config["head_setup_commands" if node == config["head_node_type"] else "worker_setup_commands"]
+    )
+    python = python_of(commands, kind["node_config"]["ImageId"])
+    locks = re.findall(r"~/dim/(requirements\S*\.lock)", " ".join(commands))
+    assert len(locks) == 1
+    assert refusing(CLUSTER / locks[0], python) == set()
+
+
+def test_the_images_own_python_would_not_do():
+    image = cluster_config()["available_node_types"]["head"]["node_config"]["ImageId"]
+    assert "numpy" in refusing(CLUSTER / "requirements.lock", python_of(["python3 -m venv ~/venv"], image))

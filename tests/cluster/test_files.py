@@ -1,6 +1,10 @@
-"""The files of cluster/: Kubernetes' against KubeRay's own schemas, the Dockerfile's lint, and what a job uploads."""
+"""The files of cluster/: Kubernetes' against KubeRay's own schemas and rules, the Dockerfile's lint, and what a job
+uploads.
+"""
 
+import copy
 import gzip
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -37,6 +41,11 @@ def strict(schema):
     return made
 
 
+_spec = importlib.util.spec_from_file_location("operator_rules", Path(__file__).with_name("operator_rules.py"))
+rules = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(rules)
+
+
 def schema(name):
     """The schema of a kind of KubeRay's."""
     made = strict(json.loads(gzip.decompress((SCHEMAS / f"{name}.json.gz").read_bytes())))
@@ -60,6 +69,70 @@ def test_the_schema_refuses_a_wrong_field():
         jsonschema.validate(wrong, schema("rayjob"))
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_the_operator_refuses_none_of_them(name):
+    assert rules.refused(manifest(name)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "why"),
+    [
+        ("rayjob", {"backoffLimit": 2}, "backoffLimit with clusterSelector"),
+        ("rayjob", {"ttlSecondsAfterFinished": 86400}, "without shutdownAfterJobFinishes"),
+        ("rayjob", {"suspend": True}, "suspend with clusterSelector"),
+        ("rayjob", {"submissionMode": "SidecarMode"}, "SidecarMode"),
+        ("rayjob", {"clusterSelector": {}}, "neither rayClusterSpec nor clusterSelector"),
+        ("raycronjob", {"ttlSecondsAfterFinished": 604800}, "without shutdownAfterJobFinishes"),
+        ("raycluster", {"rayVersion": "2.51.0"}, "2.52"),
+    ],
+)
+def test_the_operators_rules_know_what_it_refuses(name, wrong, why):
+    document = copy.deepcopy(manifest(name))
+    spec = document["spec"]["jobTemplate"] if name == "raycronjob" else document["spec"]
+    spec |= wrong
+    assert any(why in reason for reason in rules.refused(document))
+
+
+def pods():
+    """The pods of cluster/kubernetes: where each is defined, its spec, and all of its containers."""
+    spec = manifest("raycluster")["spec"]
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        pod = group["template"]["spec"]
+        # KubeRay gives the container that waits for the head the security context of the worker's own.
+        yield group.get("groupName", "head"), pod, pod["containers"]
+    yield "autoscaler", spec["headGroupSpec"]["template"]["spec"], [spec["autoscalerOptions"]]
+    nightly = manifest("cronjob")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    yield "cronjob", nightly, nightly["containers"]
+
+
+@pytest.mark.parametrize(("pod", "containers"), [pytest.param(*rest, id=name) for name, *rest in pods()])
+def test_a_restricted_namespace_takes_the_pods(pod, containers):
+    assert list(rules.unrestricted(pod, containers)) == []
+    bare = [{"name": container.get("name", "autoscaler")} for container in containers]
+    assert len(list(rules.unrestricted({}, bare))) == 4 * len(bare)
+
+
+def test_what_the_pods_name_is_defined():
+    account, budget = yaml.safe_load_all((CLUSTER / "kubernetes" / "access.yaml").read_text())
+    named = {pod["serviceAccountName"] for name, pod, _ in pods() if name != "cronjob"}
+    assert named == {account["metadata"]["name"]}
+    head = {"ray.io/cluster": manifest("raycluster")["metadata"]["name"], "ray.io/node-type": "head"}
+    assert budget["spec"]["selector"]["matchLabels"] == head
+    (scraped,) = manifest("podmonitor")["spec"]["podMetricsEndpoints"]
+    for name, _, (container,) in pods():
+        if name not in ("autoscaler", "cronjob"):
+            assert scraped["port"] in {port["name"] for port in container["ports"]}
+
+
+def test_the_plain_cron_job_does_what_kuberays_does():
+    ours, theirs = manifest("cronjob")["spec"], manifest("raycronjob")["spec"]
+    assert (ours["schedule"], ours["timeZone"]) == (theirs["schedule"], theirs["timeZone"])
+    (container,) = ours["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    assert " ".join(container["args"]) == theirs["jobTemplate"]["entrypoint"]
+    image = manifest("raycluster")["spec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["image"]
+    assert container["image"] == image
+
+
 def test_pods_have_probes_limits_and_no_privileges():
     spec = manifest("raycluster")["spec"]
     assert spec["authOptions"] == {"mode": "token"}
@@ -70,6 +143,14 @@ def test_pods_have_probes_limits_and_no_privileges():
         (container,) = pod["containers"]
         assert {"readinessProbe", "livenessProbe"} <= container.keys()
         assert container["resources"]["limits"] == container["resources"]["requests"]
+        assert group["template"]["metadata"]["annotations"]["karpenter.sh/do-not-disrupt"] == "true"
+
+
+def test_spot_nodes_come_first_and_on_demand_where_there_are_none():
+    spot, on_demand, _ = manifest("raycluster")["spec"]["workerGroupSpecs"]
+    assert (spot["groupName"], on_demand["groupName"]) == ("gpu-spot", "gpu-on-demand")
+    assert spot["priority"] > on_demand["priority"]
+    assert spot["template"]["spec"]["containers"] == on_demand["template"]["spec"]["containers"]
 
 
 def test_the_head_says_as_many_gpus_as_may_come():

@@ -1,0 +1,49 @@
+"""What Ray tells a job that was submitted to a cluster (`ray job submit`) of itself, in the environment."""
+
+import dataclasses
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dim.errors import UserError
+
+C = TypeVar("C")
+
+log = logging.getLogger(__name__)
+
+
+def _known() -> dict[str, Any]:
+    try:
+        known = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    except ValueError:
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def identifier() -> str | None:
+    """The id under which the job was submitted; None where it was not."""
+    metadata = _known().get("metadata")
+    known = metadata.get("job_submission_id") if isinstance(metadata, dict) else None
+    return None if known is None else str(known)
+
+
+def keeping_its_output(config: C) -> C:
+    """`config`, a job's, whose `out` outlives the job.
+
+    A submitted job runs in a copy of its working directory, which Ray deletes some time later. Raises UserError there
+    for a relative `out`; but a job without any flag, the demo, gets a folder in `dim-runs` of the home folder.
+    """
+    out = getattr(config, "out", None)
+    if out is None or identifier() is None or "://" in out or out.startswith(("/", "~")):
+        return config
+    fields = dataclasses.fields(config)  # type: ignore[arg-type]
+    if all(getattr(config, field.name) == field.default for field in fields):
+        kept = str(Path.home() / "dim-runs" / Path(out).name)
+        log.info("writing to %s on this machine, as no --out is given", kept)
+        return dataclasses.replace(config, out=kept)  # type: ignore[type-var]
+    raise UserError(
+        f"--out {out!r} is relative, and would be lost with this submitted job's copy of the working directory; write "
+        "s3://…, gs://…, or a whole path that starts with /"
+    )

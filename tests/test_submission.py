@@ -1,0 +1,53 @@
+"""What a submitted job knows of itself, and where it may write."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from dim import submission
+from dim.errors import UserError
+from dim.extract.config import ExtractConfig
+from dim.train.config import TrainConfig
+
+
+@pytest.fixture
+def submitted(monkeypatch):
+    known = {"runtime_env": {"working_dir": "gcs://_ray_pkg_1.zip"}, "metadata": {"job_submission_id": "raysubmit_1"}}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(known))
+
+
+@pytest.mark.parametrize("said", [None, "", "no JSON", "[]", '{"metadata": 1}', '{"metadata": {}}'])
+def test_a_job_that_was_not_submitted_has_no_id(monkeypatch, said):
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    if said is not None:
+        monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", said)
+    assert submission.identifier() is None
+    config = TrainConfig()
+    assert submission.keeping_its_output(config) is config
+
+
+@pytest.mark.parametrize("out", ["runs/x", "x", "./x", "../x"])
+def test_a_relative_output_of_a_submitted_job_is_refused(submitted, out):
+    with pytest.raises(UserError, match=f"--out '{out}' is relative"):
+        submission.keeping_its_output(ExtractConfig(manifest="photos.csv", model="vgg16-gem", out=out))
+    with pytest.raises(UserError, match="is relative"):
+        submission.keeping_its_output(TrainConfig(out=out))
+    with pytest.raises(UserError, match="is relative"):
+        submission.keeping_its_output(TrainConfig(epochs=1))  # its default is as relative
+
+
+@pytest.mark.parametrize("out", ["/mnt/x", "~/x", "s3://bucket/x", "file:///mnt/x"])
+def test_an_output_that_lasts_is_taken_as_it_is(submitted, out):
+    config = ExtractConfig(manifest="photos.csv", model="vgg16-gem", out=out)
+    assert submission.keeping_its_output(config) is config
+
+
+def test_the_demo_goes_to_the_home_folder_and_says_so(submitted, monkeypatch, tmp_path, caplog):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with caplog.at_level(logging.INFO, "dim"):
+        config = submission.keeping_its_output(TrainConfig())
+    assert Path(config.out) == tmp_path / "dim-runs" / "demo"
+    assert config.out in caplog.text
+    assert config.manifest is None
