@@ -250,6 +250,8 @@ REFUSED = {
     "s3://evil.example?x/a.jpg": "is no bucket",
     "s3://b%2Fc/a.jpg": "is no bucket",
     "s3:///a.jpg": "'' is no bucket",
+    "s3://bucket//a.jpg": "its key has an empty part, //; copy it to a key without",
+    "gs://bucket/a//b.jpg": "its key has an empty part",
     "gs:///a.jpg": "'' is no bucket; write gs://BUCKET/KEY",
     "gs://": "'' is no bucket",
     "gs://bucket:80/a.jpg": "is no bucket",
