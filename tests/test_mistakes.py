@@ -220,6 +220,7 @@ WHITENS = ("extract", "index", "search", "evaluate", "audit")
 
 OF_DECODING = {
     "--max-megapixels 0": "--max-megapixels must be above 0, not 0.0",
+    "--max-megapixels 1e12": "--max-megapixels must be at most 100,000, not 1e\\+12",
     "--max-megapixels nan": "--max-megapixels: 'nan' is not a number",
 }
 OF_VERSIONS = {

@@ -18,7 +18,7 @@ from PIL import Image
 from dim.data import footprint, formats
 from dim.data.colour import as_srgb
 from dim.data.formats import Photo
-from dim.data.limits import LIMITS, DecodeError, Limits, check_size
+from dim.data.limits import LIMITS, DecodeError, Limits, allowance, check_size
 
 __all__ = ["Box", "DecodeError", "Decoded", "Limits", "Resize", "check_header", "decode", "output_size"]
 
@@ -167,7 +167,7 @@ def _opened(file: IO[bytes], limits: Limits) -> Photo:
         width, height = photo.size
         raise DecodeError(
             f"to decode {photo.format} of {width:,} × {height:,} pixels may take {memory / 2**30:,.1f} GiB of memory; "
-            f"the limit is {limits.memory / 2**30:,.1f} GiB; --max-megapixels {limits.megapixels_for(memory)} allows it"
+            f"the limit is {limits.memory / 2**30:,.1f} GiB; {allowance(limits.megapixels_for(memory))}"
         )
     return photo
 
