@@ -270,6 +270,7 @@ OF_MODELS = {
     "--manifest gone.csv": "none of the 12 photos of '.*gone.csv' exists, the first at '.*elsewhere/a0.png'",
 }
 OF_OUTPUTS = {
+    "--out=": "--out is empty; give it a value, or leave it out",
     "--out foreign": r"holds the output of elsewhere\.py; choose another --out",
     "--out broken-record": "broken-record/run.json' is not JSON",
     "--out out.csv": "cannot make the folder '.*out.csv'",
