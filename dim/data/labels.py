@@ -28,11 +28,16 @@ def of_folders(names: Sequence[str], where: str) -> tuple[list[str | None], list
     of_splits = {top for top in tops if top.lower() in _SPLITS}
     if of_splits != tops:
         _require_no_splits(folders, where)
-        return ["/".join(folder) or None for folder in folders], None
+        return list(map(_label, folders)), None
     below = [folder[1:] for folder in folders]
     _require_no_splits(below, where)
     splits = [_SPLITS[folder[0].lower()] if folder else "" for folder in folders]
-    return ["/".join(folder) or None for folder in below], splits if tops else None
+    return list(map(_label, below)), splits if tops else None
+
+
+def _label(folder: list[str]) -> str | None:
+    label = "/".join(folder)
+    return label if label.strip() else None  # of spaces only, a manifest has it as none
 
 
 def _require_no_splits(folders: Sequence[list[str]], where: str) -> None:

@@ -311,6 +311,15 @@ def test_labels_that_look_alike_are_told(shelf, tmp_path, caplog):
     assert told.count(" and ") == 5
 
 
+def test_photos_in_a_folder_whose_name_is_of_spaces_are_listed(shelf, tmp_path):
+    for name in (" ", "\u3000", "A ", " / "):
+        photo(tmp_path / "shelf" / name / "x.png")
+    result, rows = ran(tmp_path / "shelf", tmp_path / "m.csv", min_per_label=1)
+    assert result["skipped"] == 3 and None not in rows.labels and "A " in rows.labels
+    listed = tables.read(str(tmp_path / "m.unreadable.csv")).to_pylist()
+    assert [row["reason"] for row in listed].count("it lies in no folder of a label") == 3
+
+
 def test_a_label_with_something_invisible_in_it_is_told(shelf, tmp_path, caplog):
     labels = ["a", "a\u200b", "\ufeffa", "a\u00ad", "b"]
     table = pa.table({"path": [f"shelf/{label}/0.png" for label in "ABCDE"], "label": labels})
