@@ -133,6 +133,18 @@ def _is_that_of(record: Facts, path: str) -> bool:
     return all(record.get(name) == value for name, value in sealed(path).items())
 
 
+def _set(index: Any, parameters: str) -> None:
+    what = f"--parameters {parameters!r} are none of this index's"
+    # FAISS casts what it reads to whole numbers, and complains of what comes out in the midst of a search.
+    for value in re.findall(r"=\s*([+-]?[0-9.]+(?:[eE][+-]?[0-9]+)?)", parameters):
+        if not 0 <= float(value) <= LARGEST:
+            raise UserError(f"{what}: {value} is not from 0 to {LARGEST}")
+    with refusals(what):
+        faiss.ParameterSpace().set_index_parameters(index, parameters)
+    if (inverted := lists(index)) is not None and inverted.nprobe < 1:
+        raise UserError(f"{what}: nprobe must be at least 1")
+
+
 def read(path: str, place: np.ndarray, parameters: str | None, record: Facts) -> Database:
     """The index in the file at `path`: a flat one is searched exactly, its vectors mapped to memory.
 
@@ -155,8 +167,7 @@ def read(path: str, place: np.ndarray, parameters: str | None, record: Facts) ->
     if objection := cosines.objection(index):  # an earlier dim made such ones
         raise UserError(f"{path!r}: {objection}; {again}")
     if parameters:
-        with refusals(f"--parameters {parameters!r} are none of this index's"):
-            faiss.ParameterSpace().set_index_parameters(index, parameters)
+        _set(index, parameters)
     if isinstance(index, faiss.IndexFlatIP):
         offset = before.st_size - 4 * index.ntotal * index.d
         vectors = np.memmap(path, "<f4", "r", offset, (index.ntotal, index.d))

@@ -23,8 +23,10 @@ def build(config: IndexConfig) -> dict[str, Any]:
 
     Raises UserError where the folder holds no descriptors, or FAISS can't make this index of them.
     """
-    if config.seed < 0 or (config.train_rows is not None and config.train_rows < 1):
-        raise UserError(f"--seed {config.seed} must be 0 or more, --train-rows {config.train_rows} 1 or more")
+    if not 0 <= config.seed < 2**31:  # FAISS's integers
+        raise UserError(f"--seed {config.seed} must be from 0 to {2**31 - 1}")
+    if config.train_rows is not None and config.train_rows < 1:
+        raise UserError(f"--train-rows {config.train_rows} must be 1 or more")
     rows = stored.read(config.descriptors, config.whitening, hashed=True)
     dimension = next(iter(rows)).shape[1]
     made = index.made(config.factory, dimension, config.seed)

@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
+MOST_NEIGHBOURS = 100_000
+
 
 @dataclass(frozen=True)
 class Method:
@@ -41,8 +43,10 @@ def check(names: Sequence[Expansion], neighbours: int | None) -> None:
     for name in names[:-1]:
         if METHODS[name].ranks:
             raise UserError(f"--expansion {name} replaces the scores, so it must be the last")
-    if neighbours is not None and (neighbours < 1 or not names):
-        raise UserError(f"--neighbours {neighbours}: it is at least 1, and goes with --expansion")
+    if neighbours is not None and (not 1 <= neighbours <= MOST_NEIGHBOURS or not names):
+        raise UserError(
+            f"--neighbours {neighbours}: it is at least 1, at most {MOST_NEIGHBOURS}, and goes with --expansion"
+        )
 
 
 @dataclass

@@ -155,6 +155,7 @@ def test_whitening_is_applied_and_stands_in_the_embedding(folder, tmp_path):
         ({"factory": "RCQ2x4"}, "'RCQ2x4' takes no rows"),
         ({"train_rows": 0}, "--train-rows 0"),
         ({"seed": -1}, "--seed -1"),
+        ({"factory": "IVF2,Flat", "seed": 2**31}, "--seed 2147483648 must be from 0 to 2147483647"),
         ({"descriptors": "nowhere"}, "'nowhere' is no output folder of dim"),
         ({"whitening": "nowhere.npz"}, "no whitening file 'nowhere.npz'"),
     ],

@@ -262,5 +262,7 @@ def test_what_can_not_follow_is_refused():
         check(["diffusion", "aqe"], None)
     with pytest.raises(UserError, match="--neighbours 0: it is at least 1"):
         check(["aqe"], 0)
+    with pytest.raises(UserError, match="--neighbours 100001: it is at least 1"):
+        check(["aqe"], 100_001)
     with pytest.raises(UserError, match="goes with --expansion"):
         check([], 5)

@@ -237,6 +237,19 @@ def test_parameters_that_the_index_does_not_have(indexed, asked, answered):
         answered(indexed("HNSW16"), asked, parameters="nprobe=3")
 
 
+@pytest.mark.parametrize(
+    ("parameters", "fault"),
+    [
+        ("nprobe=0", "nprobe must be at least 1"),
+        ("nprobe=-1", "-1 is not from 0"),
+        ("nprobe=1e11", "1e11 is not from 0"),
+    ],
+)
+def test_parameters_that_no_search_can_have(indexed, asked, answered, parameters, fault):
+    with pytest.raises(UserError, match=f"--parameters '{parameters}' are none of this index's: {fault}"):
+        answered(indexed("IVF4,Flat"), asked, parameters=parameters)
+
+
 def test_queries_are_a_photo_a_folder_or_the_rows_of_a_manifest_that_may_be_queries(tmp_path, write_manifest):
     (tmp_path / "photos" / "sub").mkdir(parents=True)
     for name in ("b.jpg", "sub/a.png", ".hidden"):
