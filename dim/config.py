@@ -12,6 +12,8 @@ from typing import Any
 
 from dim.errors import UserError, quoted
 
+MOST_SEED = 2**31 - 1  # in FAISS, whose integers are the shortest
+
 
 def option(default: Any = dataclasses.MISSING, help: str = "", **extra: Any) -> Any:
     """A field of a configuration: its default (none: required), its help line, and

@@ -339,6 +339,7 @@ OF_ONE = {
     },
     "mine": {
         "--manifest more.csv": r"lacks 6 of the 6 images asked for, the first 'new 0'; run extract\.py",
+        "--seed 99999999999": "--seed must be at most 2147483647, not 99999999999",
         "--margin -1": "--margin must be at least 0, not -1.0",
         "--strategy hard": "--strategy: invalid choice: 'hard'",
         "--strategy distinct": "lower --negatives-per-anchor or use --strategy hardest",
@@ -372,6 +373,7 @@ OF_ONE = {
         "--queries photos --model vgg16-mac --weights random": "different embeddings: pooling 'gem' ≠ 'mac'",
         "--queries gone.csv --model vgg16-gem --weights random": "none of the 12 photos of .* exists",
         "--top 0": "--top must be at least 1, not 0",
+        "--expansion aqe --neighbours 99999999999999999999": "--neighbours 9+: it is at least 1, at most 100000, and",
     },
     "evaluate": {
         "--baseline killed-evaluation/metrics.json": r"'killed-evaluation' was never finished; run evaluate\.py again",

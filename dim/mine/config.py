@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from dim.config import flag_name, option
+from dim.config import MOST_SEED, flag_name, option
 from dim.errors import UserError
 
 StrategyName = Literal["hardest", "distinct", "random"]
@@ -53,6 +53,8 @@ class Mining:
             value = getattr(self, name)
             if value is not None and not value >= least:
                 raise UserError(f"{flag_name(name)} must be at least {least}, not {value}")
+        if self.seed > MOST_SEED:
+            raise UserError(f"--seed must be at most {MOST_SEED}, not {self.seed}")
         if self.candidates and self.strategy == "random":
             raise UserError("--candidates proposes the nearest negatives; --strategy random draws them, so drop one")
         if self.candidate_parameters and not self.candidates:

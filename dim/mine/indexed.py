@@ -26,8 +26,7 @@ def empty_index(settings: Mining, dimension: int) -> Any:
     """The index that is to propose. Raises UserError where FAISS has none by this name, or none of these parameters."""
     made = indexes.made(str(settings.candidates), dimension, settings.seed, flag="--candidates")
     if settings.candidate_parameters:
-        with indexes.refusals(f"--candidate-parameters {settings.candidate_parameters!r} are none of this index's"):
-            faiss.ParameterSpace().set_index_parameters(made, settings.candidate_parameters)
+        indexes.set_parameters(made, settings.candidate_parameters, "--candidate-parameters")
     return made
 
 
@@ -40,8 +39,9 @@ def build(pool: Pool, settings: Mining, threads: int) -> np.ndarray:
         drawn = np.random.default_rng(settings.seed).choice(len(pool), count, replace=False)
         with indexes.refusals(f"--candidates {settings.candidates!r} can't be trained on {count} rows"):
             cosines.train(made, pool.take(np.sort(drawn)))
-    for i in range(len(pool.blocks)):
-        made.add(pool.block(i))
+    with indexes.refusals(f"--candidates {settings.candidates!r} takes no rows"):
+        for i in range(len(pool.blocks)):
+            made.add(pool.block(i))
     serialised: np.ndarray = faiss.serialize_index(made)
     return serialised
 

@@ -133,8 +133,9 @@ def _is_that_of(record: Facts, path: str) -> bool:
     return all(record.get(name) == value for name, value in sealed(path).items())
 
 
-def _set(index: Any, parameters: str) -> None:
-    what = f"--parameters {parameters!r} are none of this index's"
+def set_parameters(index: Any, parameters: str, flag: str = "--parameters") -> None:
+    """Sets FAISS's search parameters. Raises UserError, naming the `flag`, where they are none of this index's."""
+    what = f"{flag} {parameters!r} are none of this index's"
     # FAISS casts what it reads to whole numbers, and complains of what comes out in the midst of a search.
     for value in re.findall(r"=\s*([+-]?[0-9.]+(?:[eE][+-]?[0-9]+)?)", parameters):
         if not 0 <= float(value) <= LARGEST:
@@ -167,7 +168,7 @@ def read(path: str, place: np.ndarray, parameters: str | None, record: Facts) ->
     if objection := cosines.objection(index):  # an earlier dim made such ones
         raise UserError(f"{path!r}: {objection}; {again}")
     if parameters:
-        _set(index, parameters)
+        set_parameters(index, parameters)
     if isinstance(index, faiss.IndexFlatIP):
         offset = before.st_size - 4 * index.ntotal * index.d
         vectors = np.memmap(path, "<f4", "r", offset, (index.ntotal, index.d))

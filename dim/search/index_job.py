@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from dim import files, output, seal, tables
+from dim.config import MOST_SEED
 from dim.errors import UserError
 from dim.progress import told
 from dim.search import cosines, exact, index, stored
@@ -23,8 +24,8 @@ def build(config: IndexConfig) -> dict[str, Any]:
 
     Raises UserError where the folder holds no descriptors, or FAISS can't make this index of them.
     """
-    if not 0 <= config.seed < 2**31:  # FAISS's integers
-        raise UserError(f"--seed {config.seed} must be from 0 to {2**31 - 1}")
+    if not 0 <= config.seed <= MOST_SEED:
+        raise UserError(f"--seed {config.seed} must be from 0 to {MOST_SEED}")
     if config.train_rows is not None and config.train_rows < 1:
         raise UserError(f"--train-rows {config.train_rows} must be 1 or more")
     rows = stored.read(config.descriptors, config.whitening, hashed=True)

@@ -110,6 +110,11 @@ def test_an_index_whose_scores_are_no_cosines_is_refused(factory, message):
         empty_index(Mining(candidates=factory), DIMENSION)
 
 
+def test_parameters_that_no_search_for_candidates_can_have():
+    with pytest.raises(UserError, match="--candidate-parameters 'nprobe=0' are none of this index's: nprobe must be"):
+        empty_index(Mining(candidates="IVF4,Flat", candidate_parameters="nprobe=0"), DIMENSION)
+
+
 @pytest.mark.parametrize(
     ("factory", "message"),
     [
