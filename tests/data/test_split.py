@@ -18,7 +18,7 @@ from PIL import Image
 
 from dim import tables
 from dim.data import isolated, manifest, turns
-from dim.data.decode import needed
+from dim.data.decode import prepared
 from dim.data.labelled import unique_ids
 from dim.data.limits import LIMITS
 from dim.data.split import by_label, per_label, split
@@ -522,7 +522,7 @@ def test_large_photos_are_not_decoded_all_at_one_time(tmp_path):
         assert json.loads(job.stdout.read())["images"] == 6
     at_once = max(1, min(turns.memory() // 2 // LIMITS.memory, os.cpu_count()))
     beside = 2**28 + os.cpu_count() * 2**26  # the job itself, and the processes that decode, without a photo
-    assert 2**28 < peak < at_once * needed(content, 32, "squash") + beside
+    assert 2**28 < peak < at_once * prepared(content, 32, "squash").memory + beside
 
 
 def memory_of_session(number):
