@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dim import files, tables
+from dim import files, strict_json, tables
 from dim.data.manifest import Manifest
 from dim.errors import UserError
 from dim.extract.identity import Embedding, from_json, of_folder, require_equal
@@ -173,7 +173,7 @@ def _misfits(table: pa.Table, columns: list[str], dimension: int | None) -> Iter
 
 def _marked_by(mark: bytes, uri: str) -> Embedding:
     try:
-        document = files.parsed_json(mark)
+        document = strict_json.loads(mark)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{uri!r}: the embedding in its metadata is not JSON; make this folder again") from error
     return from_json(document, uri)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from dim import files, output, seal, tables
+from dim import files, local_copies, output, seal, tables
 from dim.data import manifest
 from dim.errors import UserError
 from dim.extract import identity
@@ -44,7 +44,7 @@ def read(folder: str, whitening: str | None, parameters: str | None) -> Target:
     facts = {index.IDS_FILE: {}, **(seal.of_record(record, folder) or {}), index.FILE: known}
     ids = _ids(files.join(folder, index.IDS_FILE), facts[index.IDS_FILE])
     seal.require_whole(folder, facts, "index")
-    with files.on_disk(files.join(folder, index.FILE)) as path:
+    with local_copies.read(files.join(folder, index.FILE)) as path:
         return Target(index.read(path, exact.places(ids), parameters, known), ids, embedding)
 
 
