@@ -475,11 +475,12 @@ def test_the_list_of_unreadable_photos_is_of_the_manifest_that_it_stands_beside(
     assert out.exists() and not listed.exists()
 
 
-def test_what_a_killed_split_left_is_swept(shelf, tmp_path):
-    half = [tmp_path / f"photos{name}.csv.4194304.tmp" for name in ("", ".unreadable")]  # no process has this number
+@pytest.mark.parametrize("written", [str, Path.as_uri], ids=["path", "uri"])
+def test_what_a_killed_split_left_is_swept(shelf, tmp_path, written):
+    half = [tmp_path / f"my photos{name}.csv.4194304.tmp" for name in ("", ".unreadable")]  # no process has this number
     for path in half:
         path.write_text("half")
-    split(SplitConfig(str(shelf), str(tmp_path / "photos.csv")))
+    split(SplitConfig(str(shelf), written(tmp_path / "my photos.csv")))
     assert not any(path.exists() for path in half)
 
 
