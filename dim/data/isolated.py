@@ -21,9 +21,8 @@ from typing import IO, Any
 import numpy as np
 
 from dim import children
-from dim.data.decode import Box, Decoded, Resize, needed
+from dim.data.decode import Box, Decoded, Resize, prepared
 from dim.data.decode import check_header as check_header_here
-from dim.data.decode import decode as decode_here
 from dim.data.limits import LIMITS, DecodeError, Limits
 from dim.data.turns import turn
 
@@ -38,9 +37,9 @@ def watched(content: bytes, *arguments: Any, limits: Limits = LIMITS, seconds: f
     whatever holds it up. The wait for its turn doesn't count.
     """
     with _Watch(seconds or SECONDS):
-        memory = needed(content, *arguments, limits=limits, **named)
-    with turn(memory, limits.memory), _Watch(seconds or SECONDS):
-        return decode_here(content, *arguments, limits=limits, **named)
+        photo = prepared(content, *arguments, limits=limits, **named)
+    with turn(photo.memory, limits.memory), _Watch(seconds or SECONDS):
+        return photo.decode()
 
 
 class _Watch:

@@ -56,7 +56,7 @@ def split(config: SplitConfig) -> dict[str, Any]:
     # The list never tells of another manifest than the one that it stands beside.
     beside = f"{config.out.rpartition('.')[0]}.unreadable.csv"
     for uri in (config.out, beside):
-        leftovers.sweep(folder, uri.rpartition("/")[2])
+        leftovers.sweep(folder, files.name(uri))
     files.delete(beside)
     tables.write(config.out, result.table)
     sheets.write(beside, _named(pa.concat_tables([unreadable, skipped]), folder))

@@ -72,7 +72,7 @@ def require_own(metrics: str) -> None:
         for name in (METRICS, PER_QUERY):
             uri = files.join(folder, name)
             if name in sealed and files.exists(uri):
-                seal.require_content(uri, files.read_bytes(uri), sealed[name], "evaluate")
+                seal.require_content(uri, sealed[name], "evaluate")
 
 
 def beside(metrics: str) -> pa.Table | None:

@@ -7,7 +7,7 @@ of images in its run.json.
 from dataclasses import dataclass
 from typing import Any
 
-from dim import files, output, seal
+from dim import checksum, files, output
 from dim.errors import UserError
 from dim.seal import Facts, Seal
 
@@ -44,7 +44,7 @@ class Shard:
         """Raises UserError unless it has these `rows`, its size, and, where it is at hand, this `content`."""
         found: dict[str, Any] = {"rows": rows, "bytes": self.size}
         if content is not None:
-            found["sha256"] = seal.sha256(content)
+            found["sha256"] = checksum.of(content)
         for fact, value in found.items():
             if self.facts.get(fact) not in (None, value):
                 raise UserError(

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dim import files, tables
+from dim import checksum, files, strict_json, tables
 from dim.data.manifest import Manifest
 from dim.errors import UserError
 from dim.extract.identity import Embedding, from_json, of_folder, require_equal
@@ -69,7 +69,7 @@ def write_shard(folder: str, name: str, table: pa.Table) -> None:
         "rows": table.num_rows,
         "errors": table["status"].to_pylist().count(ERROR),
         "bytes": len(content),
-        "sha256": hashlib.sha256(content).hexdigest(),
+        "sha256": checksum.of(content),
     }
     files.write_json(files.join(folder, f"{name}.json"), statistics)
 
@@ -95,7 +95,7 @@ def is_whole(folder: str, name: str) -> bool:
     content = files.read_bytes(files.join(folder, f"{name}.parquet"))
     try:
         statistics = files.read_json(files.join(folder, f"{name}.json"))
-        return bool((statistics["bytes"], statistics["sha256"]) == (len(content), hashlib.sha256(content).hexdigest()))
+        return bool((statistics["bytes"], statistics["sha256"]) == (len(content), checksum.of(content)))
     except (UserError, KeyError, TypeError):  # they are damaged themselves
         return False
 
@@ -173,7 +173,7 @@ def _misfits(table: pa.Table, columns: list[str], dimension: int | None) -> Iter
 
 def _marked_by(mark: bytes, uri: str) -> Embedding:
     try:
-        document = files.parsed_json(mark)
+        document = strict_json.loads(mark)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{uri!r}: the embedding in its metadata is not JSON; make this folder again") from error
     return from_json(document, uri)

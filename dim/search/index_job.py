@@ -7,7 +7,7 @@ import faiss
 import numpy as np
 import pyarrow as pa
 
-from dim import files, output, seal, tables
+from dim import files, local_copies, output, seal, tables
 from dim.errors import UserError
 from dim.progress import told
 from dim.search import cosines, exact, index, stored
@@ -42,7 +42,7 @@ def build(config: IndexConfig) -> dict[str, Any]:
     inputs = {"descriptors": config.descriptors, "whitening": config.whitening}
     with output.opened(config.out, "index", config, inputs, rows.embedding.as_json()) as out:
         tables.write(out.path(index.IDS_FILE), pa.table({"image_id": rows.ids}))
-        with files.written(out.path(index.FILE)) as path:
+        with local_copies.written(out.path(index.FILE)) as path:
             _write(made, rows, path, dimension, config.factory)
             sealed = index.sealed(path)
         known = {index.FILE: {**sealed, "rows": len(rows)}}

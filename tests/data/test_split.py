@@ -18,7 +18,7 @@ from PIL import Image
 
 from dim import tables
 from dim.data import isolated, manifest, turns
-from dim.data.decode import needed
+from dim.data.decode import prepared
 from dim.data.labelled import unique_ids
 from dim.data.limits import LIMITS
 from dim.data.split import by_label, per_label, split
@@ -475,11 +475,12 @@ def test_the_list_of_unreadable_photos_is_of_the_manifest_that_it_stands_beside(
     assert out.exists() and not listed.exists()
 
 
-def test_what_a_killed_split_left_is_swept(shelf, tmp_path):
-    half = [tmp_path / f"photos{name}.csv.4194304.tmp" for name in ("", ".unreadable")]  # no process has this number
+@pytest.mark.parametrize("written", [str, Path.as_uri], ids=["path", "uri"])
+def test_what_a_killed_split_left_is_swept(shelf, tmp_path, written):
+    half = [tmp_path / f"my photos{name}.csv.4194304.tmp" for name in ("", ".unreadable")]  # no process has this number
     for path in half:
         path.write_text("half")
-    split(SplitConfig(str(shelf), str(tmp_path / "photos.csv")))
+    split(SplitConfig(str(shelf), written(tmp_path / "my photos.csv")))
     assert not any(path.exists() for path in half)
 
 
@@ -522,7 +523,7 @@ def test_large_photos_are_not_decoded_all_at_one_time(tmp_path):
         assert json.loads(job.stdout.read())["images"] == 6
     at_once = max(1, min(turns.memory() // 2 // LIMITS.memory, os.cpu_count()))
     beside = 2**28 + os.cpu_count() * 2**26  # the job itself, and the processes that decode, without a photo
-    assert 2**28 < peak < at_once * needed(content, 32, "squash") + beside
+    assert 2**28 < peak < at_once * prepared(content, 32, "squash").memory + beside
 
 
 def memory_of_session(number):

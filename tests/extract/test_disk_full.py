@@ -2,7 +2,7 @@
 
 import pytest
 
-from dim import files
+from dim import files, local_copies
 from dim.errors import JobFailed
 from dim.extract import store
 
@@ -21,7 +21,7 @@ def test_a_file_is_whole_or_what_it_was(disk, fill):
 
 
 def _large(uri, content):
-    with files.written(uri) as path, open(path, "wb") as file:
+    with local_copies.written(uri) as path, open(path, "wb") as file:
         file.write(content)
 
 
