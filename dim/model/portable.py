@@ -1,10 +1,11 @@
-"""The network as a plain Keras model, which loads where there is no dim."""
+"""The network as a plain Keras model, which loads where there is no dim, on any of Keras's backends."""
 
 from typing import Any
 
 from dim.errors import UserError
 from dim.model import network
 from dim.model.backend import keras
+from dim.model.pooling import GeM, gem
 from dim.model.spec import Source
 
 _FIXED_SIZE = ("rmac", "spoc-prior")  # what they compute depends on the map's size
@@ -30,6 +31,9 @@ def portable(source: Source) -> keras.Model:
 
 def _call(layer: keras.layers.Layer, *arguments: Any, **options: Any) -> Any:
     # What a layer of dim's computes is made of Keras's operations: called by itself, it leaves these in the graph.
+    # A weight of its own is none of the graph's, so it becomes a constant.
+    if isinstance(layer, GeM):
+        return gem(arguments[0], layer.get_weights()[0].item())
     if type(layer).__module__.startswith("dim."):
         return layer.call(*arguments)
     return layer(*arguments, **options)
