@@ -22,7 +22,10 @@ POOLINGS = [
     {"pooling": "gem", "dimension": 16},
     {"pooling": "mac"},
     {"pooling": "spoc"},
+    {"pooling": "spoc-prior"},
     {"pooling": "crow"},
+    {"pooling": "rmac"},
+    {"pooling": "rmac", "region_dimension": 8, "dimension": 4},
 ]
 
 
