@@ -1,6 +1,7 @@
 """Mistakes: exit status 2, one line on stderr that names the value and what to do, and nothing written."""
 
 import dataclasses
+import hashlib
 import json
 import re
 import runpy
@@ -144,11 +145,14 @@ def write_first_version(place):
     write_whitening(place / "first-whitening.npz", FIRST)
     write_descriptors(place / "first", FIRST)
     (place / "first-index").mkdir()
-    files.write_json(str(place / "first-index" / "run.json"), {"job": "index", "embedding": FIRST.as_json()})
     tables.write(str(place / "first-index" / "ids.parquet"), pa.table({"image_id": IDS}))
     flat = faiss.IndexFlatIP(8)
     flat.add(np.eye(12, 8, dtype=np.float32))
     faiss.write_index(flat, str(place / "first-index" / "knn.index"))
+    content = (place / "first-index" / "knn.index").read_bytes()
+    counts = {"dimension": 8, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    record = {"job": "index", "embedding": FIRST.as_json(), "counts": counts}
+    files.write_json(str(place / "first-index" / "run.json"), record)
 
 
 def write_configurations(place):
@@ -289,7 +293,6 @@ OF_ONE = {
         "none": "no folder 'none'; name a folder with one sub-folder per label, or a .parquet or .csv table",
         "no-label.csv": "has no column 'label'; it has 'image_id', 'path', 'split'",
         "gone.csv": "none of the 12 photos of 'gone.csv' can be read",
-        "web.csv": r"row 10 \(image_id 'd0'\): .* no storage is called 'https'; .*; 3 rows are like it",
         "photos.csv --out ./photos.csv": "--out './photos.csv' is the table to split; choose another",
         "gs:///photos": "cannot open 'gs:///photos': '' is no bucket; write gs://BUCKET/KEY",
         "photos.csv --ignore-label z": "--ignore-label 'z': no photo of 'photos.csv' has this label",
