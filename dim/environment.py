@@ -77,7 +77,8 @@ def _require_keras_settings() -> None:
     wrong = {name for name, values in allowed.items() if known.get(name, values[0]) not in values}
     if not isinstance(known.get("epsilon", 0.0), float):
         wrong.add("epsilon")
-    for name in sorted(wrong):
+    if wrong:
+        name = min(wrong)
         raise UserError(f"{str(path)!r} has {name} {quoted(known[name])}, which Keras refuses; mend or delete it")
 
 
