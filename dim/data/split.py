@@ -193,7 +193,7 @@ def _nowhere(uri: str) -> str | None:
 
 def _hint(uri: str, reason: str) -> str:
     windows = reason == photos.MISSING and re.search(r"\\|(^|/)[A-Za-z]:/", uri)
-    return "; it looks like a path of Windows: write it as it is on this machine, with /" if windows else ""
+    return "; it looks like a Windows path: write it as it is on this machine, with /" if windows else ""
 
 
 def _large_enough(table: pa.Table, config: SplitConfig) -> pa.Table:
