@@ -20,7 +20,7 @@ def of_file(uri: str) -> str:
 
 @contextlib.contextmanager
 def unchanged(*uris: str | None) -> Iterator[None]:
-    """For tables that the steps of a job each read. Raises UserError where the content of one is another at the end."""
+    """For files that several steps of a job read: raises UserError where one has another content at the end."""
     given = [uri for uri in uris if uri]
     before = [_if_readable(uri) for uri in given]
     yield
@@ -30,7 +30,7 @@ def unchanged(*uris: str | None) -> Iterator[None]:
 
 
 def changed(uri: str) -> UserError:
-    """What is said of an input that a job has read twice, and found another the second time."""
+    """The error for an input that was another when a job read it a second time."""
     return UserError(f"{uri!r} changed while this job ran; run the same command again")
 
 

@@ -53,7 +53,7 @@ def parent(uri: str) -> str:
 
 
 def name(uri: str) -> str:
-    """The name of what `uri` is, within the folder that holds it."""
+    """The name of the file or folder at `uri`, decoded, within the folder that holds it."""
     return parts(uri)[1].rpartition("/")[2]
 
 
@@ -68,11 +68,11 @@ def is_folder(uri: str) -> bool:
 
 
 def path_of(info: pafs.FileInfo) -> str:
-    """The path of what a folder holds. Raises UserError where it is no UTF-8: nothing could be opened by it."""
+    """The path of what a folder holds. Raises UserError where it is not UTF-8: nothing could be opened by it."""
     try:
         return str(info.path)
     except UnicodeDecodeError as error:
-        raise UserError(f"the file name {error.object!r} is no UTF-8; rename it") from error
+        raise UserError(f"the file name {error.object!r} is not UTF-8; rename it") from error
 
 
 def infos(uris: Sequence[str]) -> list[pafs.FileInfo]:

@@ -1,4 +1,4 @@
-"""Large files by paths on this machine's disks, for libraries that take no others, wherever the files are stored."""
+"""Large files, stored anywhere, as paths on this machine's disks, for libraries that take nothing else."""
 
 import contextlib
 import os

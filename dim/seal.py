@@ -78,8 +78,8 @@ def require_content(uri: str, facts: Facts, job: str) -> None:
 
 
 def not_the_one(uri: str, job: str) -> UserError:
-    """What is said of a file that is not the one that its folder, the output of `job`, was sealed with."""
-    return UserError(f"{uri!r} is not the file that its {RECORD} tells of; {_again(job)}")
+    """The error for a file that is not the one with which its folder, the output of `job`, was sealed."""
+    return UserError(f"{uri!r} is not the file that its {RECORD} describes; {_again(job)}")
 
 
 def _again(job: str) -> str:

@@ -250,7 +250,7 @@ OF_DESCRIPTORS = {
     "--descriptors list-record": "list-record/run.json' is no record of a job",
     "--descriptors foreign": "holds no complete embedding",
     "--descriptors lost": r"lost' has 12 rows in its shards, and 20 images in its run\.json; run the same extract\.py",
-    "--descriptors strange": r"part-1\.parquet' is none of the shards that run\.json tells of; take it away, or run",
+    "--descriptors strange": r"part-1\.parquet' is not one of the shards that run\.json lists; remove it, or run",
 }
 OF_MODELS = {
     "--model vgg17-gem": "unknown backbone 'vgg17'; did you mean 'vgg1[69]'",
@@ -294,7 +294,7 @@ OF_ONE = {
         "no-label.csv": "has no column 'label'; it has 'image_id', 'path', 'split'",
         "gone.csv": "none of the 12 photos of 'gone.csv' can be read",
         "photos.csv --out ./photos.csv": "--out './photos.csv' is the table to split; choose another",
-        "gs:///photos": "cannot open 'gs:///photos': '' is no bucket; write gs://BUCKET/KEY",
+        "gs:///photos": "cannot open 'gs:///photos': '' is not a bucket; write gs://BUCKET/KEY",
         "photos.csv --ignore-label z": "--ignore-label 'z': no photo of 'photos.csv' has this label",
         "photos.csv --test-labels 0.99": "--val-labels and --test-labels sum to 1.09; leave some for train",
         "photos.csv --out out.csv/new.csv": "cannot make the folder '.*out.csv'",
@@ -311,8 +311,8 @@ OF_ONE = {
     },
     "extract": {
         "--manifest azure.csv": r"row 12 \(image_id 'd2'\): .* no storage is called 'abfs'; use a",
-        "--manifest windows.csv": r"row 1 \(image_id 'a0'\): 'C:.* is a path of Windows; .*; 12 rows are like it",
-        "--manifest backslashes.csv": r"none of the 12 photos .* exists, .* and have / where Windows has \\",
+        "--manifest windows.csv": r"row 1 \(image_id 'a0'\): 'C:.* is a Windows path; .*; 12 rows are like it",
+        "--manifest backslashes.csv": r"none of the 12 photos .* exists, .* and use / where Windows uses \\",
         "--manifest file://host/photos.csv": "names the host 'host'; write file:///…, the path on this machine",
         "--out file:new": "cannot open .file:new.*: it must begin with file:///",
         "--root abfss://a@b/c": "no storage is called 'abfss'",
@@ -486,7 +486,7 @@ def test_mistake(fails, job, flags, said):
 # More of them: tests/test_environment.py.
 OF_ENVIRONMENTS = {
     "RAY_TMPDIR": ("nowhere", "RAY_TMPDIR='nowhere' is not absolute; name another folder by it"),
-    "RAY_ADDRESS": ("", "RAY_ADDRESS='' is no address of Ray's; set it to the head's HOST:PORT, .*, or unset it"),
+    "RAY_ADDRESS": ("", "RAY_ADDRESS='' is not the address of a Ray; set it to the head's HOST:PORT, .*, or unset it"),
     "TMPDIR": ("photos.csv", "TMPDIR='photos.csv' is no folder; name another, or unset it"),
     "DIM_SCRATCH": ("photos.csv", "DIM_SCRATCH='photos.csv' is no folder; name another, or unset it"),
     "DIM_LOG": ("xml", "DIM_LOG='xml' is unknown; set it to json, or unset it"),

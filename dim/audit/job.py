@@ -43,6 +43,6 @@ def audit(config: AuditConfig) -> dict[str, Any]:
         log.info("suspected: %d of a wrong label, %d duplicates, %d far from their label", *counts.values())
         where = [Photo(chosen.paths[row], chosen.boxes[row]) for row in rows]
         if pairs > counts[DUPLICATE]:
-            log.warning("there are %d pairs of duplicates; listed are the %d nearest", pairs, counts[DUPLICATE])
+            log.warning("there are %d pairs of duplicates; the %d nearest are listed", pairs, counts[DUPLICATE])
         page.write(out.path("report.html"), config, photos, where, found)
         return out.finish({"images": len(rows), "errors": len(chosen) - len(rows), **counts, "duplicate_pairs": pairs})

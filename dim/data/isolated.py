@@ -66,7 +66,7 @@ def decode(
 
 
 def check_header(content: bytes, limits: Limits = LIMITS) -> None:
-    """As `dim.data.decode.check_header`, of a file that begins with `content`, in such a process."""
+    """As `dim.data.decode.check_header`, for a file that begins with `content`, in a process of its own."""
     _answer(content, limits)
 
 
@@ -107,7 +107,7 @@ class _Process:
         )
 
     def asked(self, *question: bytes) -> tuple[dict[str, Any], bytes] | None:
-        """What it answers, JSON and pixels; None where it dies over it."""
+        """Its answer, JSON and pixels; None where it dies over the question."""
         to, back = self._pipes()
         try:
             for part in question:
@@ -120,7 +120,7 @@ class _Process:
         return (about, pixels) if len(pixels) == about["length"] else None
 
     def end(self) -> tuple[int, str]:
-        """Its status, and what it said."""
+        """Ends it, and returns its exit status and what it wrote to stderr."""
         to, back = self._pipes()
         with back, self._said:
             try:

@@ -81,8 +81,8 @@ def belonging(folder: str) -> list[Shard]:
         if strange := sorted({*shards} - facts.keys()):
             uri = files.join(folder, f"{strange[0]}{_SHARD}")
             raise UserError(
-                f"{uri!r} is none of the shards that {output.RECORD} tells of; "
-                "take it away, or run the same extract.py again"
+                f"{uri!r} is not one of the shards that {output.RECORD} lists; "
+                "remove it, or run the same extract.py again"
             )
     infos = files.infos([files.join(folder, f"{name}{_SHARD}") for name in facts])
     sizes = {name: info.size for name, info in zip(facts, infos, strict=True)}

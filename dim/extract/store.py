@@ -144,7 +144,7 @@ def read_shards(
         shard.require(table.num_rows, content)
         marks.add(EMBEDDING in (table.schema.metadata or {}))
         if len(marks) > 1:
-            raise UserError(f"of the shards of {folder!r}, not all say what made them; make this folder again")
+            raise UserError(f"not all shards of {folder!r} say what made them; make this folder again")
         size = table["descriptor"].type.list_size if "descriptor" in columns else None
         yield shard, table
 

@@ -139,7 +139,7 @@ def test_a_folder_by_label(shelf, tmp_path, name):
     assert unreadable[0]["path"] == str(shelf / "A" / "broken.jpg")
     assert "<html>" in unreadable[0]["reason"]
     assert unreadable[1]["path"] == str(shelf / "README.md")
-    assert unreadable[1]["reason"] == "it lies in no folder of a label"
+    assert unreadable[1]["reason"] == "it is in no label's folder"
 
 
 def test_photos_over_the_limit_are_unreadable(shelf, tmp_path):
@@ -270,7 +270,7 @@ def test_whatever_is_not_taken_is_counted_and_named(shelf, tmp_path, caplog):
     assert named["shelf/B/link 3.png"] == "a link to nothing"
     assert named["shelf/C/itself"] == "a link that leads to itself"
     assert named["shelf/nothing"] == "an empty folder"
-    assert named["shelf/C/\\xff.png"] == "its name is no UTF-8; rename it"
+    assert named["shelf/C/\\xff.png"] == "its name is not UTF-8; rename it"
     told = "\n".join(caplog.messages)
     assert "what else was not taken: 16 (12 × a link to nothing, 1 × " in told
     assert "photos that could not be read: 2 (1 × " in told and f"see {tmp_path}/m.unreadable.csv" in told
@@ -293,7 +293,7 @@ def test_one_bad_row_does_not_refuse_a_table(shelf, tmp_path):
     assert (result["images"], result["unreadable"]) == (4, 5)
     named = tables.read(str(tmp_path / "m.unreadable.csv"))["reason"].to_pylist()
     assert "'https'" in named[0]
-    windows = "no such file; it looks like a path of Windows: write it as it is on this machine, with /"
+    windows = "no such file; it looks like a Windows path: write it as it is on this machine, with /"
     assert named[1:] == [windows, windows, windows, "no such file"]
 
 

@@ -461,7 +461,7 @@ def test_a_baseline_of_an_evaluation_that_is_not_whole_is_refused(labelled, tmp_
     table = pq.read_table(per_query)
     for other in (table.slice(1), table.set_column(2, "ap", table["ap"].take(np.roll(np.arange(len(table)), 1)))):
         pq.write_table(other, per_query)
-        refused(r"per_query\.parquet' is not the file that its run\.json tells of; make it again with evaluate\.py")
+        refused(r"per_query\.parquet' is not the file that its run\.json describes; make it again with evaluate\.py")
     per_query.unlink()
     found = evaluate(EvaluateConfig(**again, baseline=str(baseline), report=False))
     assert "against_baseline" not in found

@@ -202,7 +202,7 @@ def test_a_damaged_file_is_refused_before_faiss_reads_it(folder, tmp_path, facto
     whole = file.read_bytes()
     for content in (b"", whole[:30], whole[:-1], whole[:40] + b"\xff" + whole[41:]):
         file.write_bytes(content)
-        refused(tmp_path, r"knn.index' is not the file that its run.json tells of; make it again with index.py")
+        refused(tmp_path, r"knn.index' is not the file that its run.json describes; make it again with index.py")
     file.unlink()
     refused(tmp_path, r"no file '.*knn.index'; make it again with index.py")
 
@@ -217,7 +217,7 @@ def recorded(folder, **changes):
 def test_a_file_that_is_no_index_or_another_one(folder, tmp_path, monkeypatch):
     built(folder, tmp_path)
     recorded(tmp_path, sha256=None)
-    refused(tmp_path, "is not the file that its run.json tells of; make it again")
+    refused(tmp_path, "is not the file that its run.json describes; make it again")
     recorded(tmp_path, dimension=8)
     refused(tmp_path, "has 198 rows of 16 values, its ids.parquet 198 and its run.json 8; make it again")
     faiss.write_index(faiss.IndexFlatIP(16), str(tmp_path / "knn.index"))
@@ -282,7 +282,7 @@ def test_ids_of_another_index_of_as_many_rows(folder, write_descriptors, tmp_pat
     for swapped in (tables.read(str(tmp_path / "two" / "ids.parquet")).slice(0, ROWS - 2), turned):
         tables.write(str(ids), swapped)
         refused(
-            tmp_path / "one", r"ids\.parquet' is not the file that its run\.json tells of; make it again with index"
+            tmp_path / "one", r"ids\.parquet' is not the file that its run\.json describes; make it again with index"
         )
     ids.write_bytes(before)
     target.read(str(tmp_path / "one"), None, None)
