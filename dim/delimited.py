@@ -1,8 +1,11 @@
 """Tables as delimited text (CSV, TSV), as spreadsheets and other programs save them: their columns as text."""
 
 import codecs
+import csv
+import io
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 from dim import files
@@ -42,7 +45,25 @@ def read(uri: str) -> pa.Table:
     converting = pacsv.ConvertOptions(
         column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True, null_values=[""]
     )
-    return pacsv.read_csv(pa.BufferReader(content), parse_options=parsing, convert_options=converting)
+    table = pacsv.read_csv(pa.BufferReader(content), parse_options=parsing, convert_options=converting)
+    if any(pc.any(pc.match_substring(column, "\n")).as_py() for column in table.columns):
+        _require_closed(content, parsing.delimiter)
+    return table
+
+
+def _require_closed(content: pa.Buffer, delimiter: str) -> None:
+    """Raises ValueError where a cell is quoted and its end is not: Arrow would take the rows after it for its text."""
+    ended = 0
+    with io.TextIOWrapper(pa.BufferReader(content), "utf-8", newline="") as text:
+        rows = csv.reader(text, delimiter=delimiter, strict=True)
+        try:
+            for _ in rows:
+                ended = rows.line_num
+        except csv.Error as error:
+            raise ValueError(
+                f"a quotation mark in line {ended + 1} is not closed in its cell; close it, or write it twice within "
+                "quotation marks"
+            ) from error
 
 
 def _as_utf8(content: pa.Buffer) -> pa.Buffer:

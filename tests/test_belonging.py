@@ -177,3 +177,15 @@ def test_the_seal_lists_the_shards_as_their_statistics_do(store_of):
         assert sealed[path.name].items() <= facts.items() and set(sealed[path.name]) == {"rows", "bytes", "sha256"}
     assert [shard.name for shard in shards.belonging(folder)] == [path.stem for path in parts(folder)]
     assert of_folder(folder).pooling == "gem"
+
+
+def test_an_index_with_the_index_json_of_another_is_refused(write_descriptors, tmp_path):
+    made = [write_descriptors(IDS, VECTORS + shift, name=name) for name, shift in (("one", 0), ("two", 1))]
+    one, two = (tmp_path / f"index of {Path(folder).name}" for folder in made)
+    for folder, out in zip(made, (one, two), strict=True):
+        build(IndexConfig(descriptors=folder, out=str(out)))
+    assert (one / "index.json").stat().st_size == (two / "index.json").stat().st_size
+    shutil.copy2(two / "index.json", one)
+    with pytest.raises(UserError, match=r"index\.json' is not the file that its run\.json tells of; make it again"):
+        search(SearchConfig(index=str(one), queries=made[0], out=str(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()

@@ -42,6 +42,12 @@ def test_text_that_is_read(tmp_path, name):
     assert tables.read(str(tmp_path / name)).to_pydict() == ROWS
 
 
+def test_a_cell_of_several_lines_and_a_quotation_mark_within_one(tmp_path):
+    (tmp_path / "a.csv").write_text('path,label\n1.jpg,"two\nlines ""so"""\n2.jpg,5" pipe\n')
+    labels = ['two\nlines "so"', '5" pipe']
+    assert tables.read(str(tmp_path / "a.csv")).to_pydict() == {"path": ["1.jpg", "2.jpg"], "label": labels}
+
+
 def test_a_comma_in_the_header_of_a_tsv(tmp_path):
     (tmp_path / "a.tsv").write_text("path\tlabel, old\n1.jpg\tmilk\n")
     assert tables.read(str(tmp_path / "a.tsv")).to_pydict() == {"path": ["1.jpg"], "label, old": ["milk"]}
@@ -70,6 +76,11 @@ REFUSED = {
     "a.jsonl": (b"{}", "but JSON; make a table of it, as pandas.read_json"),
     "a.feather": (b"", "but Arrow's; make it Parquet"),
     "a.txt": (b"", "is neither .parquet nor .csv; name the table by such an ending"),
+    "open.csv": (b'path,label\n1.jpg,"a"\n2.jpg,"b\n3.jpg,c\n', "a quotation mark in line 3 is not closed in its cell"),
+    "stray.tsv": (
+        b'path\tlabel\n1.jpg\t"a\n2.jpg\t"b\n3.jpg\tc\n',
+        "a quotation mark in line 2 is not closed in its cell",
+    ),
     "empty.csv": (b"", "cannot read the table .*: Empty CSV file"),
 }
 

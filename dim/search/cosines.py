@@ -47,13 +47,21 @@ def objection(index: Any) -> str | None:
         if stage.metric_type != faiss.METRIC_INNER_PRODUCT:
             return "it compares by L2 distance; with HNSW take SQ8 in place of PQ"
         for transform in _transforms(stage):
-            if not isinstance(transform, _ROTATIONS):
+            if not _rotates(transform):
                 return f"its {type(transform).__name__} changes the cosines that photos are ranked by; take PCA or OPQ"
             if getattr(transform, "eigen_power", 0):
                 return "it whitens, which changes the cosines that photos are ranked by; use PCA and --whitening FILE"
             if getattr(transform, "have_bias", False) and faiss.vector_to_array(transform.b).any():
                 return "its PCA subtracts the mean, so that its scores are not cosines"
     return None
+
+
+def _rotates(transform: Any) -> bool:
+    if type(transform) is not faiss.LinearTransform:  # as which FAISS reads an OPQMatrix from its file
+        return isinstance(transform, _ROTATIONS)
+    matrix = faiss.vector_to_array(transform.A).reshape(transform.d_out, transform.d_in)
+    products = matrix @ matrix.T if transform.d_out <= transform.d_in else matrix.T @ matrix
+    return bool(np.allclose(products, np.eye(len(products)), atol=1e-4))
 
 
 def train(index: Any, sample: np.ndarray) -> None:

@@ -71,6 +71,28 @@ def test_pca_to_fewer_dimensions_is_the_best_projection_for_inner_products(dimen
     assert dimension < 31 or recall(rows) > recall(rows_of_faiss) + 0.1
 
 
+@pytest.mark.parametrize("factory", ["OPQ4,PQ4x4", "OPQ2_16,PQ2x4", "OPQ4_40,Flat", "PCA16,OPQ4,IVF4,PQ4x4,RFlat"])
+def test_an_index_with_opq_is_read_as_it_was_made(tmp_path, factory):
+    made = trained(factory)
+    path = str(tmp_path / "knn.index")
+    faiss.write_index(made.index, path)
+    again = index.read(path, made.place, None, {"dimension": DIMENSION} | index.sealed(path))
+    for found, expected in zip(again.nearest(QUERIES, 50), made.nearest(QUERIES, 50), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_a_linear_transform_that_is_no_rotation_is_refused(tmp_path):
+    stretched = faiss.LinearTransform(DIMENSION, DIMENSION)
+    faiss.copy_array_to_vector(np.diag(np.linspace(1, 2, DIMENSION)).astype(np.float32).ravel(), stretched.A)
+    stretched.is_trained = True
+    made = faiss.IndexPreTransform(stretched, faiss.IndexFlatIP(DIMENSION))
+    made.add(VECTORS)
+    path = str(tmp_path / "knn.index")
+    faiss.write_index(made, path)
+    with pytest.raises(UserError, match="its LinearTransform changes the cosines"):
+        index.read(path, np.arange(ROWS), None, {"dimension": DIMENSION} | index.sealed(path))
+
+
 REFUSED = [
     ("PCAW16,Flat", "'PCAW16,Flat': it whitens, .*; use PCA and --whitening FILE"),
     ("PCAWR32,HNSW16", "'PCAWR32,HNSW16': it whitens"),

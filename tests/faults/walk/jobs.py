@@ -96,7 +96,7 @@ def _embedded(rows, recipe, dtype, _):
         vector = pixels.mean(axis=0).reshape(-1) - pixels.mean()
         known = {"descriptor": (vector / np.linalg.norm(vector)).tolist(), "status": store.OK, "width": 8, "height": 8}
         table = pa.Table.from_pylist([row | known], schema=store.schema(len(vector), dtype))
-        yield table.append_column("shard", pa.array([row["shard"]]))
+        yield table.append_column("shard", pa.array([row["shard"]])).append_column("several", pa.array([False]))
 
 
 def make_input(root):
