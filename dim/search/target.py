@@ -44,14 +44,9 @@ def read(folder: str, whitening: str | None, parameters: str | None) -> Target:
     facts = {index.IDS_FILE: {}, **(seal.of_record(record, folder) or {}), index.FILE: known}
     ids = _ids(files.join(folder, index.IDS_FILE), facts[index.IDS_FILE])
     seal.require_whole(folder, facts, "index")
-<<<<<<< HEAD
-    with local_copies.read(files.join(folder, index.FILE)) as path:
-=======
     if index.SEAL_FILE in facts:
-        uri = files.join(folder, index.SEAL_FILE)
-        seal.require_content(uri, files.read_bytes(uri), facts[index.SEAL_FILE], "index")
-    with files.on_disk(files.join(folder, index.FILE)) as path:
->>>>>>> attack
+        seal.require_content(files.join(folder, index.SEAL_FILE), facts[index.SEAL_FILE], "index")
+    with local_copies.read(files.join(folder, index.FILE)) as path:
         return Target(index.read(path, exact.places(ids), parameters, known), ids, embedding)
 
 
