@@ -186,6 +186,6 @@ def test_an_index_with_the_index_json_of_another_is_refused(write_descriptors, t
         build(IndexConfig(descriptors=folder, out=str(out)))
     assert (one / "index.json").stat().st_size == (two / "index.json").stat().st_size
     shutil.copy2(two / "index.json", one)
-    with pytest.raises(UserError, match=r"index\.json' is not the file that its run\.json tells of; make it again"):
+    with pytest.raises(UserError, match=r"index\.json' is not the file that its run\.json describes; make it again"):
         search(SearchConfig(index=str(one), queries=made[0], out=str(tmp_path / "out")))
     assert not (tmp_path / "out").exists()
