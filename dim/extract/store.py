@@ -26,7 +26,8 @@ from dim.extract.identity import Embedding, from_json, of_folder, require_equal
 from dim.extract.shards import Shard, belonging
 
 OK, ERROR = "ok", "error"
-EMBEDDING = b"embedding"  # in a shard's metadata
+# In a shard's metadata: what made it, and the ids of its photos whose files hold several frames or pages.
+EMBEDDING, SEVERAL = b"embedding", b"several_frames"
 
 
 def schema(dimension: int, dtype: str = "float32") -> pa.Schema:
@@ -52,8 +53,18 @@ def shard_name(rows: Sequence[tuple[str, str]]) -> str:
 
 
 def marked(table: pa.Table, embedding: Embedding) -> pa.Table:
-    """`table`, whose file will say that `embedding` made it."""
-    return table.replace_schema_metadata({EMBEDDING: json.dumps(embedding.as_json())})
+    """`table`, whose file will say that `embedding` made it, and of which photos its column `several` is true."""
+    several: list[str] = []
+    if "several" in table.column_names:
+        several = table.filter(table["several"].fill_null(False))["image_id"].to_pylist()
+        table = table.drop_columns("several")
+    return table.replace_schema_metadata({EMBEDDING: json.dumps(embedding.as_json()), SEVERAL: json.dumps(several)})
+
+
+def several_frames(shard: pa.Table) -> int:
+    """How many photos of a shard, as `read_shard` gives it with its ids, hold several frames or pages."""
+    told = set(json.loads((shard.schema.metadata or {}).get(SEVERAL, b"[]")))
+    return sum(image_id in told for image_id in shard["image_id"].to_pylist())
 
 
 def write_shard(folder: str, name: str, table: pa.Table) -> None:
