@@ -47,7 +47,7 @@ def _spans(line: Any, length: Any, short: Any, side: Any, level: int) -> tuple[A
     starts = (ops.minimum(last, number) * (length - side) // ops.maximum(last, 1))[:, :, None]
     line = line[:, None]
     inside = ops.logical_and(line >= starts, line < starts + ops.maximum(side, 1)[:, :, None])
-    return inside, ops.cast(last >= number, "float32")
+    return inside, ops.cast(ops.greater_equal(last, number), "float32")
 
 
 def _maxima(maps: Any, inside: Any) -> Any:
