@@ -2,7 +2,7 @@
 
 `regions` cuts regions out by indices. How many there are depends on the size, and no operation of Keras makes indices
 of a number that is not known. Here each level has as many regions as it could have at most, each a mask over the map.
-That costs several times as much, which is little beside a backbone, but too much of a training.
+That is more work, though little beside a backbone's: what knows the size, or needs the regions alone, cuts them out.
 """
 
 from collections.abc import Callable
@@ -47,7 +47,7 @@ def _spans(line: Any, length: Any, short: Any, side: Any, level: int) -> tuple[A
     starts = (ops.minimum(last, number) * (length - side) // ops.maximum(last, 1))[:, :, None]
     line = line[:, None]
     inside = ops.logical_and(line >= starts, line < starts + ops.maximum(side, 1)[:, :, None])
-    return inside, ops.cast(last >= number, "float32")
+    return inside, ops.cast(ops.greater_equal(last, number), "float32")
 
 
 def _maxima(maps: Any, inside: Any) -> Any:
