@@ -108,7 +108,7 @@ def parse(config: type[C], description: str, arguments: Sequence[str]) -> tuple[
             raise UserError(f"{_called(field, hints[name])} is required (see --help)")
     for name, value in values.items():
         for text in value if isinstance(value, tuple) else (value,):
-            configuration.require_unicode(_called(fields[name], hints[name]), text)
+            configuration.require_text(_called(fields[name], hints[name]), text)
             credentials.require_no_secret(str(text))
     return config(**values), verbose
 

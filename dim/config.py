@@ -133,10 +133,13 @@ def _made(name: str, value: Any, config: Any) -> Any:
     return config(**values)
 
 
-def require_unicode(name: str, value: Any) -> None:
-    """Raises UserError where `value` is text that is no Unicode: half a surrogate pair, which stands for what is no
-    UTF-8, can be neither written nor shown.
+def require_text(name: str, value: Any) -> None:
+    """Raises UserError where `value` is an empty text, as a variable that is not set gives one, whose path would be the
+    working directory; or one that is no Unicode: half a surrogate pair, which stands for what is no UTF-8, can be
+    neither written nor shown.
     """
+    if value == "":
+        raise UserError(f"{name} is empty; give it a value, or leave it out")
     try:
         str(value).encode()
     except UnicodeEncodeError as error:
@@ -156,7 +159,7 @@ def _typed(name: str, value: Any, kind: Kind) -> Any:
     if dataclasses.is_dataclass(kind.type):
         return _made(name, value, kind.type)
     value = _converted(value, kind.type)
-    require_unicode(name, value)
+    require_text(name, value)
     if type(value) is not kind.type or (kind.type is float and not math.isfinite(value)):
         raise UserError(f"{name} must be {_NAMES[kind.type]}, not {quoted(value)}")
     if kind.choices and value not in kind.choices:

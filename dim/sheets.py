@@ -11,8 +11,9 @@ import pyarrow.types as pat
 
 from dim import tables
 
-_RUN = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+# Some programs take off what is not seen at the beginning while they import.
+_RUN = re.compile(r"[\t\r\n]|[\s\u200b\ufeff]*[=+\-@＝＋－＠]")
+_NUMBER = re.compile(r" *[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
 def write(uri: str, table: pa.Table) -> None:
@@ -36,4 +37,4 @@ def unescaped(text: str | None) -> str | None:
 
 def _is_run(text: str) -> bool:
     bare = text.lstrip("'")
-    return bare.startswith(_RUN) and not _NUMBER.fullmatch(bare)
+    return _RUN.match(bare) is not None and not _NUMBER.fullmatch(bare)

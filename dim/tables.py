@@ -65,11 +65,11 @@ def require_columns(table: pa.Table, names: Iterable[str], uri: str) -> None:
     for name in names:
         if name not in table.column_names:
             has = ", ".join(map(repr, table.column_names))
-            raise UserError(f"{uri!r} has no column {name!r}; it has {has or 'none'}{_photos_within(table)}")
+            raise UserError(f"{uri!r} has no column {name!r}; it has {has or 'none'}{photos_within(table)}")
 
 
-def _photos_within(table: pa.Table) -> str:
-    """What to do where the photos themselves stand in the table, as Hugging Face's data sets have them."""
+def photos_within(table: pa.Table) -> str:
+    """What to do where the photos themselves stand in the table, as in Hugging Face's data sets; "" elsewhere."""
     for field in table.schema:
         if pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0:
             return (

@@ -26,7 +26,7 @@ _MISSPELT = re.compile(r"\s*(file|s3|gs):(?!//)", re.IGNORECASE)
 # A name like this is sound: `parts` needn't be asked about each of millions.
 SOUND = (
     r"^[^:\\\x00]*$"
-    rf"|^(s3|gs)://{_BUCKET.pattern}/[^:\\\x00?&;@]*$"
+    rf"|^(s3|gs)://{_BUCKET.pattern}/([^:\\\x00?&;@/]+/)*[^:\\\x00?&;@/]*$"
     r"|^file:///([^:\\\x00%]|%[2-7][0-9A-Fa-f])*$"
 )
 _PARAMETERS = re.compile(r"\?(access_key|secret_key|endpoint_override|region|scheme|retry_limit_seconds)=")
@@ -52,6 +52,8 @@ def parts(uri: str) -> tuple[str, str]:
         raise UserError(f"cannot open {quoted(uri)}: {quoted(bucket)} is not a bucket; write {scheme}://BUCKET/KEY")
     if _PARAMETERS.search(rest):
         raise UserError(f"{quoted(uri)} has parameters; set AWS_ENDPOINT_URL and AWS_REGION in the environment instead")
+    if "//" in rest.rstrip("/"):
+        raise UserError(f"cannot open {quoted(uri)}: its key has an empty part, //; copy it to a key without")
     return scheme, rest
 
 

@@ -224,6 +224,7 @@ WHITENS = ("extract", "index", "search", "evaluate", "audit")
 
 OF_DECODING = {
     "--max-megapixels 0": "--max-megapixels must be above 0, not 0.0",
+    "--max-megapixels 1e12": "--max-megapixels must be at most 100,000, not 1e\\+12",
     "--max-megapixels nan": "--max-megapixels: 'nan' is not a number",
 }
 OF_VERSIONS = {
@@ -273,6 +274,7 @@ OF_MODELS = {
     "--manifest gone.csv": "none of the 12 photos of '.*gone.csv' exists, the first at '.*elsewhere/a0.png'",
 }
 OF_OUTPUTS = {
+    "--out=": "--out is empty; give it a value, or leave it out",
     "--out foreign": r"holds the output of elsewhere\.py; choose another --out",
     "--out broken-record": "broken-record/run.json' is not JSON",
     "--out out.csv": "cannot make the folder '.*out.csv'",

@@ -245,6 +245,7 @@ REFUSED = {
     "gs://user:hush@bucket/a.jpg": "has credentials in it",
     "file://user:hush@host/a.jpg": "has credentials in it",
     "https://user:hush@evil.example/a.jpg": "has credentials in it",
+<<<<<<< HEAD
     "s3://bucket:9000/a.jpg": "'bucket:9000' is not a bucket",
     "s3://evil.example#/a.jpg": "'evil.example#' is not a bucket",
     "s3://evil.example?x/a.jpg": "is not a bucket",
@@ -253,6 +254,18 @@ REFUSED = {
     "gs:///a.jpg": "'' is not a bucket; write gs://BUCKET/KEY",
     "gs://": "'' is not a bucket",
     "gs://bucket:80/a.jpg": "is not a bucket",
+=======
+    "s3://bucket:9000/a.jpg": "'bucket:9000' is no bucket",
+    "s3://evil.example#/a.jpg": "'evil.example#' is no bucket",
+    "s3://evil.example?x/a.jpg": "is no bucket",
+    "s3://b%2Fc/a.jpg": "is no bucket",
+    "s3:///a.jpg": "'' is no bucket",
+    "s3://bucket//a.jpg": "its key has an empty part, //; copy it to a key without",
+    "gs://bucket/a//b.jpg": "its key has an empty part",
+    "gs:///a.jpg": "'' is no bucket; write gs://BUCKET/KEY",
+    "gs://": "'' is no bucket",
+    "gs://bucket:80/a.jpg": "is no bucket",
+>>>>>>> attack
     "s3://bucket/a.jpg?endpoint_override=evil.example": "has parameters",
     "s3://bucket/a.jpg?scheme=http&region=x": "has parameters",
     "C:\\photos\\a.jpg": "is a Windows path",

@@ -25,10 +25,9 @@ def of_folder(config: SplitConfig) -> tuple[pa.Table, pa.Table, int]:
     Raises UserError where there is no such photo, the folder holds tables, or flags ask for another split than its own.
     """
     folder, found = config.images, listing(config.images)
-    if found.files and all(map(tables.is_table, found.files)):
-        raise UserError(f"{folder!r} holds tables ({found.files[0]!r}), not photos; {tables.ONE_TABLE}")
     labels, splits = of_folders(found.files, folder)
     rows = [row for row, label in enumerate(labels) if label is not None]
+    _require_no_tables(folder, [found.files[row] for row in rows] or found.files)
     if not rows:
         below = "a sub-folder" if splits is None else "a sub-folder of its splits"
         raise UserError(f"{folder!r} has no photo in {below}; it needs one sub-folder per label")
@@ -44,6 +43,13 @@ def of_folder(config: SplitConfig) -> tuple[pa.Table, pa.Table, int]:
     skipped = dict.fromkeys(loose, "it is in no label's folder") | found.skipped
     seen = untaken([files.join(folder, name) for name in skipped], [None] * len(skipped), skipped.values())
     return pa.table(columns), seen, found.hidden
+
+
+def _require_no_tables(folder: str, names: Sequence[str]) -> None:
+    """Raises UserError where all files but those that a program leaves beside its tables, as _SUCCESS, are tables."""
+    parts = [name for name in names if tables.is_table(name)]
+    if parts and not any(name.rpartition("/")[2][0] != "_" for name in {*names} - {*parts}):
+        raise UserError(f"{folder!r} holds tables ({parts[0]!r}), not photos; {tables.ONE_TABLE}")
 
 
 def _require_no_shares(config: SplitConfig) -> None:

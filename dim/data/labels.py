@@ -83,6 +83,7 @@ def _warn(what: str, groups: list[list[str]], counts: Counter[str]) -> None:
 
 
 def _seen(label: str) -> str:
-    """What a person sees of `label`: no case, no spaces around, one Unicode form, 3 for 3.0."""
-    text = " ".join(unicodedata.normalize("NFKC", label).casefold().split())
+    """What a person sees of `label`: no case, no spaces around, nothing invisible, one Unicode form, 3 for 3.0."""
+    visible = "".join(letter for letter in label if unicodedata.category(letter) != "Cf")
+    text = " ".join(unicodedata.normalize("NFKC", visible).casefold().split())
     return re.sub(r"^(\d+)\.0+$", r"\1", text)

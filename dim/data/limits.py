@@ -9,6 +9,7 @@ from dim.errors import UserError
 # file; and beside them.
 ALPHA, FILE, BESIDE = 18, 2, 2**24
 MEGAPIXELS = 178.0  # the default of --max-megapixels
+MOST_MEGAPIXELS = 100_000  # a side of 316,000: what claims more is no photo, and its bytes overflow integers soon
 MEGAPIXELS_HELP = "the largest photo that is decoded; what is larger is an error"
 
 
@@ -40,6 +41,8 @@ def of_megapixels(most: float) -> Limits:
     """The limits under --max-megapixels `most`. Raises UserError where that is none."""
     if most <= 0:
         raise UserError(f"--max-megapixels must be above 0, not {most}")
+    if most > MOST_MEGAPIXELS:
+        raise UserError(f"--max-megapixels must be at most {MOST_MEGAPIXELS:,}, not {most:g}")
     return Limits(pixels=round(1e6 * most))
 
 
@@ -66,8 +69,14 @@ def check_size(size: int, limits: Limits = LIMITS) -> None:
 def check_pixels(width: int, height: int, limits: Limits = LIMITS) -> None:
     """Raises DecodeError where a photo of `width` × `height` pixels is over the limit."""
     if width * height > limits.pixels:
-        needed = math.ceil(width * height / 1e6)
         raise DecodeError(
             f"the photo has {width:,} × {height:,} pixels; the limit is {limits.pixels:,}; "
-            f"--max-megapixels {needed} allows it"
+            f"{allowance(math.ceil(width * height / 1e6))}"
         )
+
+
+def allowance(megapixels: int) -> str:
+    """What to do about a photo that takes a limit of so many megapixels, as a message says it."""
+    if megapixels > MOST_MEGAPIXELS:
+        return "no photo is so large: it is broken, or made to fill the memory"
+    return f"--max-megapixels {megapixels} allows it"

@@ -186,7 +186,7 @@ def text(uri: str, table: pa.Table, name: str) -> pa.ChunkedArray:
     except pa.ArrowException as error:
         raise UserError(
             f"{uri!r}: column {name!r} must be text: {files.reason(error)} (its type is {table[name].type})"
-            f"{_where_no_text(table[name])}"
+            f"{_where_no_text(table[name])}{tables.photos_within(table.select([name]))}"
         ) from error
 
 

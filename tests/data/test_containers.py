@@ -12,7 +12,8 @@ import tiffs
 from PIL import Image, UnidentifiedImageError
 
 from dim.data.decode import DecodeError, check_header, decode
-from dim.data.limits import Limits
+from dim.data.limits import Limits, of_megapixels
+from dim.errors import UserError
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 Y, X = np.mgrid[0:64, 0:96]
@@ -298,9 +299,24 @@ def test_over_the_limit(monkeypatch, format):
     for thread in threads:
         thread.join()
     assert found == [message] * 4
+
     with pytest.raises(DecodeError, match="the limit is 119,999"):
         check_header(io.BytesIO(content), Limits(pixels=119_999))
     decode(content, 64, "squash", limits=Limits(pixels=120_000))
+
+
+def test_what_no_flag_allows_is_not_said_to_be_allowed():
+    def claiming(width, height):
+        content = encoded(LARGE, "PPM").replace(b"400 300", b"%d %d" % (width, height))
+        return reason(content, Limits())
+
+    assert claiming(100_000, 1_000_000).endswith("the limit is 178,000,000; --max-megapixels 100000 allows it")
+    assert of_megapixels(100_000).pixels == 100_000 * 1_000_000
+    assert claiming(999_999_999, 999_999_999).endswith(
+        "the limit is 178,000,000; no photo is so large: it is broken, or made to fill the memory"
+    )
+    with pytest.raises(UserError, match="--max-megapixels must be at most 100,000, not 100001"):
+        of_megapixels(100_001)
 
 
 @pytest.mark.parametrize("options", [{"big": True}, {"tile": 16}, {"planar": True}])

@@ -311,6 +311,15 @@ def test_labels_that_look_alike_are_told(shelf, tmp_path, caplog):
     assert told.count(" and ") == 5
 
 
+def test_a_label_with_something_invisible_in_it_is_told(shelf, tmp_path, caplog):
+    labels = ["a", "a\u200b", "\ufeffa", "a\u00ad", "b"]
+    table = pa.table({"path": [f"shelf/{label}/0.png" for label in "ABCDE"], "label": labels})
+    tables.write(str(tmp_path / "photos.csv"), table)
+    ran(tmp_path / "photos.csv", tmp_path / "m.csv", min_per_label=1)
+    [told] = [message for message in caplog.messages if "look alike" in message]
+    assert told.count("(1 photos)") == 4
+
+
 def test_a_table_keeps_its_columns_and_gets_ids(shelf, tmp_path):
     paths = ["shelf/A/0.png", "shelf/A/1.png", "shelf/B/0.png", "shelf/B/1.png", "shelf/B/none.png", "shelf/C/0.png"]
     table = pa.table({"path": paths, "label": [*"AABBB", None], "colour": [*"rgbrgb"], "split": ["train"] * 6})
@@ -399,6 +408,10 @@ def test_the_demo_set_can_be_split_again(demo, tmp_path):
         ({"images": "empty"}, "no photo in a sub-folder"),
         ({"images": "flat"}, "no photo in a sub-folder"),
         ({"images": "parts"}, r"'parts' holds tables \('part-0.parquet'\), not photos; name one table; parts"),
+        ({"images": "spark"}, r"'spark' holds tables \('part-0.parquet'\), not photos; name one table; parts"),
+        ({"images": "hive"}, r"'hive' holds tables \('label=a/0.parquet'\), not photos; name one table; parts"),
+        ({"images": "hub"}, r"'hub' holds tables \('data/train-0.parquet'\), not photos; name one table; parts"),
+        ({"images": "struct.parquet"}, "column 'path' must be text: .* 'path' holds the photos themselves; write each"),
         ({"images": "book.xlsx"}, "'book.xlsx' is neither .parquet nor .csv but a spreadsheet's own file; save its"),
         ({"images": "hugging.parquet"}, "has no column 'path'; .* 'image' holds the photos themselves; write each"),
         (
@@ -432,6 +445,13 @@ def test_wrong_input_is_one_clear_line_and_nothing_is_written(shelf, tmp_path, m
     photo(Path("flat/0.png"))
     Path("broken/A/0.png").touch()
     Path("parts/part-0.parquet").touch()
+    for name in ("spark/part-0.parquet", "spark/_SUCCESS", "hive/label=a/0.parquet", "hive/_SUCCESS"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
+    Path("hub/data").mkdir(parents=True)
+    Path("hub/data/train-0.parquet").touch()
+    Path("hub/README.md").write_text("A data set of Hugging Face's hub.")
+    pq.write_table(pa.table({"path": [{"bytes": b"", "path": "1.jpg"}], "label": [0]}), "struct.parquet")
     Path("book.xlsx").touch()
     pq.write_table(pa.table({"image": [{"bytes": b"", "path": "1.jpg"}], "label": [0]}), "hugging.parquet")
     Path("nolabel.csv").write_text("path\nx.jpg\n")

@@ -152,6 +152,7 @@ def test_whitening_is_applied_and_stands_in_the_embedding(folder, tmp_path):
         ({"factory": "IDMap,Flat"}, "leave IDMap out"),
         ({"factory": "IVF1000,Flat"}, "'IVF1000,Flat' can't be trained on 198 rows: Number of training points"),
         ({"factory": "IVF8,Flat", "train_rows": 4}, "can't be trained on 4 rows"),
+        ({"factory": "RCQ2x4"}, "'RCQ2x4' takes no rows"),
         ({"train_rows": 0}, "--train-rows 0"),
         ({"seed": -1}, "--seed -1"),
         ({"descriptors": "nowhere"}, "'nowhere' is no output folder of dim"),
