@@ -192,13 +192,8 @@ def _opened(file: IO[bytes], limits: Limits) -> Photo:
     if memory > limits.memory:
         width, height = photo.size
         raise DecodeError(
-<<<<<<< HEAD
             f"decoding {photo.format} of {width:,} × {height:,} pixels may take {memory / 2**30:,.1f} GiB of memory; "
-            f"the limit is {limits.memory / 2**30:,.1f} GiB; --max-megapixels {limits.megapixels_for(memory)} allows it"
-=======
-            f"to decode {photo.format} of {width:,} × {height:,} pixels may take {memory / 2**30:,.1f} GiB of memory; "
             f"the limit is {limits.memory / 2**30:,.1f} GiB; {allowance(limits.megapixels_for(memory))}"
->>>>>>> attack
         )
     return photo
 

@@ -41,12 +41,7 @@ def build(config: IndexConfig) -> dict[str, Any]:
     trained_on = _train(made, rows, config)
     inputs = {"descriptors": config.descriptors, "whitening": config.whitening}
     with output.opened(config.out, "index", config, inputs, rows.embedding.as_json()) as out:
-<<<<<<< HEAD
-        tables.write(out.path(index.IDS_FILE), pa.table({"image_id": rows.ids}))
         with local_copies.written(out.path(index.FILE)) as path:
-=======
-        with files.written(out.path(index.FILE)) as path:
->>>>>>> attack
             _write(made, rows, path, dimension, config.factory)
             sealed = index.sealed(path)
         tables.write(out.path(index.IDS_FILE), pa.table({"image_id": rows.ids}))
