@@ -9,7 +9,6 @@ A shard `part-<hash>.parquet` is named by the ids and contents that it holds, an
 says which embedding made it, so that a shard that was copied from elsewhere is refused.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -47,8 +46,8 @@ def schema(dimension: int, dtype: str = "float32") -> pa.Schema:
 
 def shard_name(rows: Sequence[tuple[str, str]]) -> str:
     """The name of the shard that holds these (image_id, content) rows."""
-    digest = hashlib.sha256("\n".join(f"{image_id}\t{content}" for image_id, content in rows).encode())
-    return f"part-{digest.hexdigest()[:16]}"
+    listed = "\n".join(f"{image_id}\t{content}" for image_id, content in rows)
+    return f"part-{checksum.of(listed.encode())[:16]}"
 
 
 def marked(table: pa.Table, embedding: Embedding) -> pa.Table:
@@ -90,14 +89,15 @@ def shards(folder: str) -> list[str]:
     )
 
 
-def is_whole(folder: str, name: str) -> bool:
-    """Whether the shard's file has the size and checksum of its statistics."""
+def whole(folder: str, name: str) -> bytes | None:
+    """The content of the shard's file; None where it has not the size and checksum of its statistics."""
     content = files.read_bytes(files.join(folder, f"{name}.parquet"))
     try:
         statistics = files.read_json(files.join(folder, f"{name}.json"))
-        return bool((statistics["bytes"], statistics["sha256"]) == (len(content), checksum.of(content)))
+        known = statistics["bytes"], statistics["sha256"]
     except (UserError, KeyError, TypeError):  # they are damaged themselves
-        return False
+        return None
+    return content if known == (len(content), checksum.of(content)) else None
 
 
 def read_shard(

@@ -52,7 +52,7 @@ def test_statistics_stand_beside_the_shard(folder, tmp_path):
     assert statistics["rows"] == 2 and statistics["errors"] == 1
     assert statistics["bytes"] == (tmp_path / "part-b.parquet").stat().st_size
     assert store.shards(folder) == ["part-a", "part-b"]
-    assert store.is_whole(folder, "part-a")
+    assert store.whole(folder, "part-a")
 
 
 def test_only_what_is_finished_counts(folder, tmp_path):
@@ -90,7 +90,7 @@ def test_a_damaged_shard_is_named(folder, tmp_path):
     start = pq.ParquetFile(path).metadata.row_group(0).column(1).data_page_offset
     for damaged in (whole[:-20], whole[: start + 60] + b"\xff" + whole[start + 61 :]):
         path.write_bytes(damaged)
-        assert not store.is_whole(folder, "part-a")
+        assert not store.whole(folder, "part-a")
         with pytest.raises(UserError, match=r"part-a\.parquet' is damaged .*; run the same extract\.py again") as error:
             store.read(folder, manifest_of("0"))
         assert "\n" not in str(error.value)
