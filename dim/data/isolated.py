@@ -102,7 +102,7 @@ class _Process:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,
-            env=children.environment(OPENBLAS_NUM_THREADS="1"),  # each of its threads counts as memory
+            env=children.environment(),
             process_group=0,  # Ctrl-C is for the job, which ends it
         )
 

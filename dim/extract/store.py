@@ -9,10 +9,8 @@ A shard `part-<hash>.parquet` is named by the ids and contents that it holds, an
 says which embedding made it, so that a shard that was copied from elsewhere is refused.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +18,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dim import checksum, files, strict_json, tables
-from dim.data.manifest import Manifest
 from dim.errors import UserError
 from dim.extract.identity import Embedding, from_json, of_folder, require_equal
 from dim.extract.shards import Shard, belonging
@@ -48,8 +45,8 @@ def schema(dimension: int, dtype: str = "float32") -> pa.Schema:
 
 def shard_name(rows: Sequence[tuple[str, str]]) -> str:
     """The name of the shard that holds these (image_id, content) rows."""
-    digest = hashlib.sha256("\n".join(f"{image_id}\t{content}" for image_id, content in rows).encode())
-    return f"part-{digest.hexdigest()[:16]}"
+    listed = "\n".join(f"{image_id}\t{content}" for image_id, content in rows)
+    return f"part-{checksum.of(listed.encode())[:16]}"
 
 
 def marked(table: pa.Table, embedding: Embedding) -> pa.Table:
@@ -101,14 +98,15 @@ def shards(folder: str) -> list[str]:
     )
 
 
-def is_whole(folder: str, name: str) -> bool:
-    """Whether the shard's file has the size and checksum of its statistics."""
+def whole(folder: str, name: str) -> bytes | None:
+    """The content of the shard's file; None where it has not the size and checksum of its statistics."""
     content = files.read_bytes(files.join(folder, f"{name}.parquet"))
     try:
         statistics = files.read_json(files.join(folder, f"{name}.json"))
-        return bool((statistics["bytes"], statistics["sha256"]) == (len(content), checksum.of(content)))
+        known = statistics["bytes"], statistics["sha256"]
     except (UserError, KeyError, TypeError):  # they are damaged themselves
-        return False
+        return None
+    return content if known == (len(content), checksum.of(content)) else None
 
 
 def read_shard(
@@ -202,60 +200,3 @@ def vectors(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
         array = array.chunk(0)
     values: np.ndarray = array.flatten().to_numpy(zero_copy_only=False)
     return values.reshape(len(array), array.type.list_size).astype(np.float32, copy=False)
-
-
-def blocks(folder: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Streams the ok rows shard by shard: ids (n,) object and descriptors (n, D) float32."""
-    for _, table in read_shards(folder, ["image_id", "descriptor", "status"]):
-        if (found := table.filter(pc.equal(table["status"], OK))).num_rows:
-            yield np.array(found["image_id"].to_pylist(), dtype=object), vectors(found["descriptor"])
-
-
-@dataclass(frozen=True)
-class Descriptors:
-    """Descriptors in memory: `rows` (n,) are positions in the manifest asked for, `vectors` (n, D) float32."""
-
-    embedding: Embedding
-    rows: np.ndarray
-    vectors: np.ndarray
-
-
-def read(folder: str, manifest: Manifest) -> Descriptors:
-    """The descriptors of the manifest's rows, in the manifest's order; rows that could not be decoded are left out.
-
-    Raises UserError as `read_shards` does, and where `folder` holds no descriptors, or has not each row once.
-    """
-    embedding = of_folder(folder)
-    position = {image_id: row for row, image_id in enumerate(manifest.image_ids)}
-    times = np.zeros(len(manifest), dtype=np.int64)
-    found: list[np.ndarray] = []
-    parts: list[np.ndarray] = []
-    for _, table in read_shards(folder, ["image_id", "descriptor", "status"], hashed=True):
-        rows = np.array([position.get(image_id, -1) for image_id in table["image_id"].to_pylist()], dtype=np.int64)
-        times += np.bincount(rows[rows >= 0], minlength=len(manifest))
-        wanted = (rows >= 0) & (table["status"].to_numpy() == OK)
-        if wanted.any():
-            found.append(rows[wanted])
-            parts.append(vectors(table["descriptor"].filter(pa.array(wanted))))
-    if (times > 1).any():
-        raise UserError(
-            f"{folder!r} has {manifest.image_ids[times > 1][0]!r} more than once; run the same extract.py again"
-        )
-    require_present(times > 0, folder, manifest)
-    if not found:
-        raise UserError(
-            f"{folder!r} has no descriptor: each of its {len(manifest)} rows is an error; see its column 'error'"
-        )
-    rows = np.concatenate(found)
-    order = np.argsort(rows, kind="stable")
-    return Descriptors(embedding, rows[order], np.concatenate(parts)[order])
-
-
-def require_present(present: np.ndarray, folder: str, manifest: Manifest) -> None:
-    """Raises UserError unless `folder` has each row of the manifest, as `present` (N,) says."""
-    if not present.all():
-        missing = manifest.image_ids[~present]
-        raise UserError(
-            f"{folder!r} lacks {len(missing)} of the {len(manifest)} images asked for, the first {missing[0]!r}; "
-            f"run extract.py on {manifest.uri!r} with --out {folder}"
-        )

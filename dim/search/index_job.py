@@ -45,8 +45,8 @@ def build(config: IndexConfig) -> dict[str, Any]:
             _write(made, rows, path, dimension, config.factory)
             sealed = index.sealed(path)
         tables.write(out.path(index.IDS_FILE), pa.table({"image_id": rows.ids}))
-        known = {index.FILE: {**sealed, "rows": len(rows)}}
-        files.write_json(out.path(index.SEAL_FILE), {seal.FILES: seal.of(config.out, [index.IDS_FILE], known)})
+        both = seal.of(config.out, [index.IDS_FILE], {index.FILE: {**sealed, "rows": len(rows)}})
+        files.write_json(out.path(index.SEAL_FILE), {seal.FILES: both})
         return out.finish(
             {
                 "factory": config.factory,
@@ -57,7 +57,7 @@ def build(config: IndexConfig) -> dict[str, Any]:
                 **sealed,
                 "bytes_per_row": round(sealed["bytes"] / len(rows), 1),
             },
-            known,
+            both,
         )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from dim import tables
@@ -30,6 +31,12 @@ def built(folder, out, **changes):
     return build(IndexConfig(descriptors=folder, out=str(out), **changes))
 
 
+def tables_of(folder):
+    """The rows that have a descriptor, shard by shard."""
+    for _, table in store.read_shards(folder, ["image_id", "descriptor", "status"]):
+        yield table.filter(pc.equal(table["status"], store.OK))
+
+
 def ids_of(out):
     return tables.read(str(out / "ids.parquet"))["image_id"].to_pylist()
 
@@ -48,7 +55,9 @@ def test_faiss_reads_it_and_each_row_has_its_id(folder, tmp_path, factory):
     ids = ids_of(tmp_path / "out")
     assert sorted(ids) == sorted(IDS[2:])
     vectors = {
-        id_: vector for block_ids, block in store.blocks(folder) for id_, vector in zip(block_ids, block, strict=True)
+        image_id: vector
+        for table in tables_of(folder)
+        for image_id, vector in zip(table["image_id"].to_pylist(), store.vectors(table["descriptor"]), strict=True)
     }
     _, nearest = found.search(np.array([vectors[image_id] for image_id in ids]), 1)
     assert nearest[:, 0].tolist() == list(range(ROWS - 2)) or factory == "HNSW16"
@@ -60,8 +69,8 @@ def test_faiss_reads_it_and_each_row_has_its_id(folder, tmp_path, factory):
 def test_a_flat_index_is_written_as_faiss_writes_it(folder, tmp_path):
     built(folder, tmp_path / "out")
     by_faiss = faiss.IndexFlatIP(16)
-    for _, block in store.blocks(folder):
-        by_faiss.add(block)
+    for table in tables_of(folder):
+        by_faiss.add(store.vectors(table["descriptor"]))
     faiss.write_index(by_faiss, str(tmp_path / "faiss.index"))
     assert (tmp_path / "out" / "knn.index").read_bytes() == (tmp_path / "faiss.index").read_bytes()
 
