@@ -17,9 +17,11 @@ def command(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-P", "-m", module, *arguments]
 
 
-def environment(**changes: str) -> dict[str, str]:
-    """This process's environment with these `changes`, and what it imports from but for the working directory."""
-    return os.environ | import_path() | changes
+def environment() -> dict[str, str]:
+    """This process's environment, for a child whose memory is limited and that imports the same, but for what is in the
+    working directory.
+    """
+    return os.environ | import_path() | {"OPENBLAS_NUM_THREADS": "1"}  # each of its threads counts as memory
 
 
 def import_path() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What a job takes from the environment, looked at before it begins: else it ends later, deep in Ray or Keras."""
+"""The environment of a job, checked before it begins: what is wrong would else end it later, deep in Ray or Keras."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def require_usable() -> None:
 
 
 def set_own() -> None:
-    """Sets what a job's processes need, its own Ray's among them, and other projects may have set for themselves."""
+    """Sets, for this process and all that it starts, what other projects may have set differently."""
     os.environ["KERAS_BACKEND"] = "tensorflow"
 
 
@@ -40,7 +40,7 @@ def _require_temporary_folder() -> None:
     try:
         Path.cwd()
     except FileNotFoundError as error:
-        raise UserError("the working directory was deleted; change into another") from error
+        raise UserError("the working directory was deleted; change to another") from error
     if (wanted := os.environ.get("TMPDIR")) and (fault := _fault(wanted)):
         raise UserError(f"TMPDIR={quoted(wanted)} {fault}; name another, or unset it")
     try:
@@ -69,7 +69,7 @@ def _require_keras_settings() -> None:
     except (OSError, ValueError):
         return
     if not isinstance(known, dict):
-        raise UserError(f"{str(path)!r} holds no settings of Keras; mend or delete it")
+        raise UserError(f"{str(path)!r} is not a file of Keras's settings; mend or delete it")
     allowed = {
         "floatx": ("float16", "float32", "float64"),
         "image_data_format": ("channels_last", "channels_first"),
@@ -77,7 +77,8 @@ def _require_keras_settings() -> None:
     wrong = {name for name, values in allowed.items() if known.get(name, values[0]) not in values}
     if not isinstance(known.get("epsilon", 0.0), float):
         wrong.add("epsilon")
-    for name in sorted(wrong):
+    if wrong:
+        name = min(wrong)
         raise UserError(f"{str(path)!r} has {name} {quoted(known[name])}, which Keras refuses; mend or delete it")
 
 
@@ -90,7 +91,7 @@ def _require_address(address: str) -> None:
             f"RAY_ADDRESS={quoted(address)} is where jobs are submitted, for which there is RAY_API_SERVER_ADDRESS; "
             f"set it to {known}, or unset it"
         )
-    raise UserError(f"RAY_ADDRESS={quoted(address)} is no address of Ray's; set it to {known}, or unset it")
+    raise UserError(f"RAY_ADDRESS={quoted(address)} is not the address of a Ray; set it to {known}, or unset it")
 
 
 def _require_ray_folder() -> None:

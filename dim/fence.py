@@ -18,7 +18,7 @@ def guarded(folder: str, require: Callable[[], None]) -> Iterator[None]:
 
 
 def require_open(uri: str) -> None:
-    """Raises what the guard of a folder that holds `uri` raises."""
+    """Raises whatever is raised by the guard of a folder that holds `uri`."""
     for folder, require in list(_guards):
         if f"{uri}/".startswith(folder):
             require()

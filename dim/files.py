@@ -7,9 +7,7 @@ What a store fails to do is tried again, as `dim.storage` says. Nothing is writt
 
 import contextlib
 import errno
-import json
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,7 +53,7 @@ def parent(uri: str) -> str:
 
 
 def name(uri: str) -> str:
-    """The name of what `uri` is, within the folder that holds it."""
+    """The name of the file or folder at `uri`, decoded, within the folder that holds it."""
     return parts(uri)[1].rpartition("/")[2]
 
 
@@ -70,11 +68,11 @@ def is_folder(uri: str) -> bool:
 
 
 def path_of(info: pafs.FileInfo) -> str:
-    """The path of what a folder holds. Raises UserError where it is no UTF-8: nothing could be opened by it."""
+    """The path of what a folder holds. Raises UserError where it is not UTF-8: nothing could be opened by it."""
     try:
         return str(info.path)
     except UnicodeDecodeError as error:
-        raise UserError(f"the file name {error.object!r} is no UTF-8; rename it") from error
+        raise UserError(f"the file name {error.object!r} is not UTF-8; rename it") from error
 
 
 def infos(uris: Sequence[str]) -> list[pafs.FileInfo]:
@@ -154,7 +152,7 @@ def read_bytes(uri: str) -> bytes:
 
 def write_bytes(uri: str, content: bytes) -> None:
     """Writes `content` to `uri` at once: whole or not at all. Raises JobFailed where it can't, as on a full disk."""
-    with _writing(uri):
+    with writing(uri):
         _write(uri, content)
 
 
@@ -180,7 +178,8 @@ def _write(uri: str, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def _writing(uri: str) -> Iterator[None]:
+def writing(uri: str) -> Iterator[None]:
+    """Within the block `uri` is written. Raises JobFailed, which says what to do, for an OSError."""
     try:
         yield
     except OSError as error:
@@ -220,7 +219,7 @@ def copy_folder(source: str, target: str) -> None:
 def read_json(uri: str) -> Any:
     """The JSON document at `uri`. Raises UserError where it can't be read or is not JSON."""
     try:
-        return parsed_json(read_bytes(uri))
+        return strict_json.loads(read_bytes(uri))
     except FileNotFoundError as error:
         raise UserError(f"no file {uri!r}") from error
     except (ValueError, RecursionError) as error:
@@ -229,61 +228,6 @@ def read_json(uri: str) -> Any:
         raise UserError(f"cannot read {uri!r}: {reason(error)}") from error
 
 
-def parsed_json(content: bytes | str) -> Any:
-    """The JSON document in `content`.
-
-    Raises ValueError or RecursionError where it is none, or has text that is no Unicode: half a surrogate pair, which
-    JSON can escape, can be neither written nor shown.
-    """
-    document = json.loads(content)
-    json.dumps(document, ensure_ascii=False).encode()
-    return document
-
-
 def write_json(uri: str, document: object) -> None:
     """Writes `document` to `uri` as indented JSON."""
     write_bytes(uri, (strict_json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode())
-
-
-@contextlib.contextmanager
-def written(uri: str) -> Iterator[str]:
-    """A path on this machine's disks to write a large file to; once the block is done, the file stands at `uri`."""
-    filesystem, path = locate(uri)
-    with _writing(uri):
-        if isinstance(filesystem, pafs.LocalFileSystem):
-            beside = Path(f"{path}.{os.getpid()}.tmp")
-            try:
-                beside.unlink(missing_ok=True)
-                yield str(beside)
-                beside.replace(path)
-            finally:
-                beside.unlink(missing_ok=True)
-        else:
-            with tempfile.TemporaryDirectory() as folder:
-                yield f"{folder}/file"
-                _upload(f"{folder}/file", uri)
-
-
-@patient
-def _upload(source: str, uri: str) -> None:
-    filesystem, path = locate(uri)
-    fence.require_open(uri)
-    pafs.copy_files(source, path, pafs.LocalFileSystem(), filesystem)
-
-
-# What is copied at once. From an object store each piece is a request; Arrow's own are of 1 MB.
-_PIECE_BYTES = 2**26
-
-
-@contextlib.contextmanager
-def on_disk(uri: str) -> Iterator[str]:
-    """A path on this machine's disks to read the file at `uri` from."""
-    filesystem, path = locate(uri)
-    if isinstance(filesystem, pafs.LocalFileSystem):
-        yield path
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            patient(pafs.copy_files)(
-                path, f"{folder}/file", filesystem, pafs.LocalFileSystem(), chunk_size=_PIECE_BYTES
-            )
-            yield f"{folder}/file"

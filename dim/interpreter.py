@@ -25,7 +25,7 @@ def require_ray() -> None:
     if _AS_A_FILE in sys._xoptions and (python := _of_the_cluster()) is not None:
         os.execv(python, [python, *sys.argv])
     raise UserError(
-        f"{sys.executable} has no Ray; run the job by the Python of the environment that dim is installed in "
+        f"{sys.executable} has no Ray; run the job with the Python of the environment that dim is installed in "
         "(submitted as jobs/NAME.py, without python, it finds that by itself)"
     )
 

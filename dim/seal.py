@@ -4,12 +4,10 @@ The seal stands as `files` in the run.json that says that the job is done, so no
 that was made before there were seals has none. It names no place and no time: what is copied whole stays whole.
 """
 
-import contextlib
-import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
-from dim import files, tables
+from dim import checksum, files, tables
 from dim.errors import UserError, quoted
 
 RECORD, FILES = "run.json", "files"  # where it stands
@@ -30,15 +28,10 @@ def of(folder: str, names: Iterable[str], known: Mapping[str, Facts]) -> Seal:
 def _facts(uri: str, size: int) -> Facts:
     facts: Facts = {"bytes": size}
     if size <= MOST_HASHED:
-        facts["sha256"] = sha256(files.read_bytes(uri))
+        facts["sha256"] = checksum.of_file(uri)
     if uri.endswith(".parquet"):
         facts["rows"] = tables.rows(uri)
     return facts
-
-
-def sha256(content: bytes) -> str:
-    """The sha256 of `content`, hexadecimal."""
-    return hashlib.sha256(content).hexdigest()
 
 
 def of_record(record: Mapping[str, Any], folder: str) -> Seal | None:
@@ -78,38 +71,15 @@ def require_whole(folder: str, sealed: Seal, job: str) -> None:
             raise not_the_one(uri, job)
 
 
-def require_content(uri: str, content: bytes, facts: Facts, job: str) -> None:
-    """Raises UserError unless `content`, that of the file at `uri`, is what the seal says of it, if it does."""
-    if facts.get("sha256") not in (None, sha256(content)):
+def require_content(uri: str, facts: Facts, job: str) -> None:
+    """Raises UserError unless the file at `uri` has the checksum of its `facts`; one without is not read."""
+    if facts.get("sha256") is not None and facts["sha256"] != checksum.of_file(uri):
         raise not_the_one(uri, job)
 
 
-@contextlib.contextmanager
-def unchanged(*uris: str | None) -> Iterator[None]:
-    """For tables that the steps of a job each read. Raises UserError where the content of one is another at the end."""
-    given = [uri for uri in uris if uri]
-    before = [_content(uri) for uri in given]
-    yield
-    for uri, content in zip(given, before, strict=True):
-        if _content(uri) != content:
-            raise changed(uri)
-
-
-def changed(uri: str) -> UserError:
-    """What is said of an input that a job has read twice, and found another the second time."""
-    return UserError(f"{uri!r} changed while this job ran; run the same command again")
-
-
-def _content(uri: str) -> str | None:
-    try:
-        return sha256(files.read_bytes(uri))
-    except OSError:  # whoever reads it says so
-        return None
-
-
 def not_the_one(uri: str, job: str) -> UserError:
-    """What is said of a file that is not the one that its folder, the output of `job`, was sealed with."""
-    return UserError(f"{uri!r} is not the file that its {RECORD} tells of; {_again(job)}")
+    """The error for a file that is not the one with which its folder, the output of `job`, was sealed."""
+    return UserError(f"{uri!r} is not the file that its {RECORD} describes; {_again(job)}")
 
 
 def _again(job: str) -> str:

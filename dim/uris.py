@@ -49,7 +49,7 @@ def parts(uri: str) -> tuple[str, str]:
     if scheme not in STORES:
         raise UserError(f"cannot open {quoted(uri)}: no storage is called {quoted(scheme)}; {USE}")
     if not _BUCKET.fullmatch(bucket := rest.partition("/")[0]):
-        raise UserError(f"cannot open {quoted(uri)}: {quoted(bucket)} is no bucket; write {scheme}://BUCKET/KEY")
+        raise UserError(f"cannot open {quoted(uri)}: {quoted(bucket)} is not a bucket; write {scheme}://BUCKET/KEY")
     if _PARAMETERS.search(rest):
         raise UserError(f"{quoted(uri)} has parameters; set AWS_ENDPOINT_URL and AWS_REGION in the environment instead")
     if "//" in rest.rstrip("/"):
@@ -61,14 +61,14 @@ def _require_text(name: str, uri: str) -> None:
     try:
         name.encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"{uri!r} is no UTF-8; rename it") from error
+        raise UserError(f"{uri!r} is not UTF-8; rename it") from error
     if "\0" in name:
-        raise UserError(f"{uri!r} has a NUL in it, which no name has")
+        raise UserError(f"{uri!r} has a NUL in it, which no file name can have")
 
 
 def _require_spelling(uri: str) -> None:
     if _WINDOWS.match(uri):
-        raise UserError(f"{quoted(uri)} is a path of Windows; name the file as this machine does, such as /mnt/a.jpg")
+        raise UserError(f"{quoted(uri)} is a Windows path; name the file as this machine does, such as /mnt/a.jpg")
     if misspelt := _MISSPELT.match(uri):
         right = f"{misspelt[1].lower()}://"
         raise UserError(f"cannot open {quoted(uri)}: it must begin with {right + '/' if right == FILE else right}")

@@ -86,7 +86,7 @@ def with_other_values(folder, _):
     turned = np.roll(store.vectors(table["descriptor"]), 1, axis=1)
     column = store.pa.FixedSizeListArray.from_arrays(turned.ravel(), 4)
     facts = files.read_json(str(path.with_suffix(".json")))
-    store.write_shard(folder, path.stem, table.set_column(1, table.schema.field(1), column))
+    store.write_shard(folder, path.stem, table.set_column(1, store.schema(4).field(1), column))
     path.with_suffix(".json").write_text(json.dumps(facts))
     assert path.stat().st_size == facts["bytes"]
 
@@ -94,9 +94,9 @@ def with_other_values(folder, _):
 SAID = {
     lost: r"no file '.*part-\w+\.parquet'",
     lost_with_its_statistics: r"no file '.*part-\w+\.parquet'; make it again with extract\.py",
-    strange: r"part-\w+\.parquet' is none of the shards that run\.json tells of; take it away, or run the same extract",
-    unmarked: r"part-\w+\.parquet' (is not the file that its run\.json tells of|is damaged)",
-    of_another: r"part-\w+\.parquet' is (not the file that its run\.json tells of|damaged)",
+    strange: r"part-\w+\.parquet' is not one of the shards that run\.json lists; remove it, or run the same extract",
+    unmarked: r"part-\w+\.parquet' (is not the file that its run\.json describes|is damaged)",
+    of_another: r"part-\w+\.parquet' is (not the file that its run\.json describes|damaged)",
     with_other_values: r"part-\w+\.parquet' is damaged \(sha256 ",
 }
 
@@ -165,7 +165,7 @@ def test_a_shard_that_hides_what_made_it_is_refused_among_others_that_say_so(sto
     manifest, folder, _ = store_of(sealed=False)
     name = parts(folder)[1].stem
     store.write_shard(folder, name, store.read_shard(folder, name).replace_schema_metadata(None))
-    refused("evaluate", manifest, folder, tmp_path / "out", "of the shards of .*, not all say what made them")
+    refused("evaluate", manifest, folder, tmp_path / "out", "not all shards of .* say what made them")
 
 
 def test_the_seal_lists_the_shards_as_their_statistics_do(store_of):
@@ -186,6 +186,6 @@ def test_an_index_with_the_index_json_of_another_is_refused(write_descriptors, t
         build(IndexConfig(descriptors=folder, out=str(out)))
     assert (one / "index.json").stat().st_size == (two / "index.json").stat().st_size
     shutil.copy2(two / "index.json", one)
-    with pytest.raises(UserError, match=r"index\.json' is not the file that its run\.json tells of; make it again"):
+    with pytest.raises(UserError, match=r"index\.json' is not the file that its run\.json describes; make it again"):
         search(SearchConfig(index=str(one), queries=made[0], out=str(tmp_path / "out")))
     assert not (tmp_path / "out").exists()

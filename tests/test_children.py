@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from dim import children
-from dim.extract import isolated
+from dim.data import isolated
 from dim.model import hdf5
 
 TRAPS = ("h5py", "numpy", "json", "logging", "random", "PIL/__init__", "ray", "dim", "sitecustomize", "tensorflow")

@@ -283,8 +283,8 @@ def test_names_that_are_no_text(tmp_path):
     for name in (b"a\xff.jpg", b"b.jpg"):
         Path(os.fsdecode(bytes(tmp_path) + b"/" + name)).touch()
     found = listing.listing(str(tmp_path))
-    assert (found.files, found.skipped) == (["b.jpg"], {"a\\xff.jpg": "its name is no UTF-8; rename it"})
-    refused(files.names, str(tmp_path), match="is no UTF-8; rename it")
+    assert (found.files, found.skipped) == (["b.jpg"], {"a\\xff.jpg": "its name is not UTF-8; rename it"})
+    refused(files.names, str(tmp_path), match="is not UTF-8; rename it")
 
 
 def test_a_path_that_cannot_be_is_one_error_not_the_end(tmp_path, write_manifest):

@@ -15,7 +15,7 @@ import pyarrow.fs as pafs
 import pytest
 
 import dim.train
-from dim import files, lease, output
+from dim import files, lease, local_copies, output
 from dim.errors import JobFailed, UserError
 from dim.train import task
 
@@ -245,7 +245,7 @@ def test_a_writer_that_wakes_and_does_not_know_yet_writes_nothing(bucket, monkey
         ):
             with pytest.raises(JobFailed, match="could not renew its lease"):
                 write()
-        with pytest.raises(JobFailed, match="could not renew"), files.written("s3://bucket/a") as path:
+        with pytest.raises(JobFailed, match="could not renew"), local_copies.written("s3://bucket/a") as path:
             Path(path).write_bytes(b"late")
         files.write_bytes("s3://bucketful", b"another place")
     assert (bucket / "a").read_bytes() == b"in time"

@@ -1,6 +1,7 @@
 """Mistakes: exit status 2, one line on stderr that names the value and what to do, and nothing written."""
 
 import dataclasses
+import hashlib
 import json
 import re
 import runpy
@@ -144,11 +145,14 @@ def write_first_version(place):
     write_whitening(place / "first-whitening.npz", FIRST)
     write_descriptors(place / "first", FIRST)
     (place / "first-index").mkdir()
-    files.write_json(str(place / "first-index" / "run.json"), {"job": "index", "embedding": FIRST.as_json()})
     tables.write(str(place / "first-index" / "ids.parquet"), pa.table({"image_id": IDS}))
     flat = faiss.IndexFlatIP(8)
     flat.add(np.eye(12, 8, dtype=np.float32))
     faiss.write_index(flat, str(place / "first-index" / "knn.index"))
+    content = (place / "first-index" / "knn.index").read_bytes()
+    counts = {"dimension": 8, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    record = {"job": "index", "embedding": FIRST.as_json(), "counts": counts}
+    files.write_json(str(place / "first-index" / "run.json"), record)
 
 
 def write_configurations(place):
@@ -247,7 +251,7 @@ OF_DESCRIPTORS = {
     "--descriptors list-record": "list-record/run.json' is no record of a job",
     "--descriptors foreign": "holds no complete embedding",
     "--descriptors lost": r"lost' has 12 rows in its shards, and 20 images in its run\.json; run the same extract\.py",
-    "--descriptors strange": r"part-1\.parquet' is none of the shards that run\.json tells of; take it away, or run",
+    "--descriptors strange": r"part-1\.parquet' is not one of the shards that run\.json lists; remove it, or run",
 }
 OF_MODELS = {
     "--model vgg17-gem": "unknown backbone 'vgg17'; did you mean 'vgg1[69]'",
@@ -291,9 +295,8 @@ OF_ONE = {
         "none": "no folder 'none'; name a folder with one sub-folder per label, or a .parquet or .csv table",
         "no-label.csv": "has no column 'label'; it has 'image_id', 'path', 'split'",
         "gone.csv": "none of the 12 photos of 'gone.csv' can be read",
-        "web.csv": r"row 10 \(image_id 'd0'\): .* no storage is called 'https'; .*; 3 rows are like it",
         "photos.csv --out ./photos.csv": "--out './photos.csv' is the table to split; choose another",
-        "gs:///photos": "cannot open 'gs:///photos': '' is no bucket; write gs://BUCKET/KEY",
+        "gs:///photos": "cannot open 'gs:///photos': '' is not a bucket; write gs://BUCKET/KEY",
         "photos.csv --ignore-label z": "--ignore-label 'z': no photo of 'photos.csv' has this label",
         "photos.csv --test-labels 0.99": "--val-labels and --test-labels sum to 1.09; leave some for train",
         "photos.csv --out out.csv/new.csv": "cannot make the folder '.*out.csv'",
@@ -310,8 +313,8 @@ OF_ONE = {
     },
     "extract": {
         "--manifest azure.csv": r"row 12 \(image_id 'd2'\): .* no storage is called 'abfs'; use a",
-        "--manifest windows.csv": r"row 1 \(image_id 'a0'\): 'C:.* is a path of Windows; .*; 12 rows are like it",
-        "--manifest backslashes.csv": r"none of the 12 photos .* exists, .* and have / where Windows has \\",
+        "--manifest windows.csv": r"row 1 \(image_id 'a0'\): 'C:.* is a Windows path; .*; 12 rows are like it",
+        "--manifest backslashes.csv": r"none of the 12 photos .* exists, .* and use / where Windows uses \\",
         "--manifest file://host/photos.csv": "names the host 'host'; write file:///…, the path on this machine",
         "--out file:new": "cannot open .file:new.*: it must begin with file:///",
         "--root abfss://a@b/c": "no storage is called 'abfss'",
@@ -487,7 +490,7 @@ def test_mistake(fails, job, flags, said):
 # More of them: tests/test_environment.py.
 OF_ENVIRONMENTS = {
     "RAY_TMPDIR": ("nowhere", "RAY_TMPDIR='nowhere' is not absolute; name another folder by it"),
-    "RAY_ADDRESS": ("", "RAY_ADDRESS='' is no address of Ray's; set it to the head's HOST:PORT, .*, or unset it"),
+    "RAY_ADDRESS": ("", "RAY_ADDRESS='' is not the address of a Ray; set it to the head's HOST:PORT, .*, or unset it"),
     "TMPDIR": ("photos.csv", "TMPDIR='photos.csv' is no folder; name another, or unset it"),
     "DIM_SCRATCH": ("photos.csv", "DIM_SCRATCH='photos.csv' is no folder; name another, or unset it"),
     "DIM_LOG": ("xml", "DIM_LOG='xml' is unknown; set it to json, or unset it"),

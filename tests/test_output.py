@@ -180,7 +180,7 @@ def test_a_folder_that_lost_a_file_or_has_another_is_not_whole(tmp_path):
     sealed(out, a_csv="1", b_csv="22")
     (out / "b.csv").write_text("333")
     with pytest.raises(
-        UserError, match=r"b\.csv' is not the file that its run\.json tells of; make it again with audit"
+        UserError, match=r"b\.csv' is not the file that its run\.json describes; make it again with audit"
     ):
         output.whole(str(out))
     (out / "b.csv").unlink()

@@ -76,7 +76,7 @@ def test_what_a_person_left_unencoded_stands_for_itself(name):
     try:
         path.decode()
     except UnicodeDecodeError:
-        with pytest.raises(UserError, match="is no UTF-8"):
+        with pytest.raises(UserError, match="is not UTF-8"):
             uris.parts(uri)
         return
     assert uris.parts(uri)[1] == os.path.abspath(path.decode())
@@ -245,24 +245,24 @@ REFUSED = {
     "gs://user:hush@bucket/a.jpg": "has credentials in it",
     "file://user:hush@host/a.jpg": "has credentials in it",
     "https://user:hush@evil.example/a.jpg": "has credentials in it",
-    "s3://bucket:9000/a.jpg": "'bucket:9000' is no bucket",
-    "s3://evil.example#/a.jpg": "'evil.example#' is no bucket",
-    "s3://evil.example?x/a.jpg": "is no bucket",
-    "s3://b%2Fc/a.jpg": "is no bucket",
-    "s3:///a.jpg": "'' is no bucket",
+    "s3://bucket:9000/a.jpg": "'bucket:9000' is not a bucket",
+    "s3://evil.example#/a.jpg": "'evil.example#' is not a bucket",
+    "s3://evil.example?x/a.jpg": "is not a bucket",
+    "s3://b%2Fc/a.jpg": "is not a bucket",
+    "s3:///a.jpg": "'' is not a bucket",
     "s3://bucket//a.jpg": "its key has an empty part, //; copy it to a key without",
     "gs://bucket/a//b.jpg": "its key has an empty part",
-    "gs:///a.jpg": "'' is no bucket; write gs://BUCKET/KEY",
-    "gs://": "'' is no bucket",
-    "gs://bucket:80/a.jpg": "is no bucket",
+    "gs:///a.jpg": "'' is not a bucket; write gs://BUCKET/KEY",
+    "gs://": "'' is not a bucket",
+    "gs://bucket:80/a.jpg": "is not a bucket",
     "s3://bucket/a.jpg?endpoint_override=evil.example": "has parameters",
     "s3://bucket/a.jpg?scheme=http&region=x": "has parameters",
-    "C:\\photos\\a.jpg": "is a path of Windows",
-    "d:/photos/a.jpg": "is a path of Windows",
-    "file:///C:/photos/a.jpg": "is a path of Windows",
-    "\\\\server\\share\\a.jpg": "is a path of Windows",
+    "C:\\photos\\a.jpg": "is a Windows path",
+    "d:/photos/a.jpg": "is a Windows path",
+    "file:///C:/photos/a.jpg": "is a Windows path",
+    "\\\\server\\share\\a.jpg": "is a Windows path",
     "file:///a%00.jpg": "has a NUL",
-    "file:///a%FF.jpg": "is no UTF-8; rename it",
+    "file:///a%FF.jpg": "is not UTF-8; rename it",
 }
 
 
@@ -351,7 +351,7 @@ def test_a_path_that_is_no_text_is_named_with_its_row(tmp_path):
 
 def test_backslashes_of_windows_are_told_where_nothing_is_found(tmp_path, write_manifest):
     rows = manifest.read(write_manifest(image_id=["a"], path=["photos\\a.jpg"]))
-    with pytest.raises(UserError, match=r"and have / where Windows has \\"):
+    with pytest.raises(UserError, match=r"and use / where Windows uses \\"):
         content.of_manifest(rows)
     (tmp_path / "photos\\a.jpg").touch()  # a name like any other, here
     assert content.of_manifest(rows).present == [True]

@@ -8,7 +8,7 @@ from dim.audit import page
 from dim.audit.config import AuditConfig
 from dim.audit.suspects import DUPLICATE, KINDS, Photos, suspects, table
 from dim.data import manifest as manifests
-from dim.extract import store
+from dim.extract import descriptors
 from dim.mine.config import Mining
 from dim.mine.pool import check
 from dim.pages.photos import Photo
@@ -24,12 +24,12 @@ def audit(config: AuditConfig) -> dict[str, Any]:
     lacks a row, or the whitening doesn't fit.
     """
     chosen = manifests.read(config.manifest).select(config.split)
-    descriptors = store.read(config.descriptors, chosen)
-    embedding, vectors = descriptors.embedding, descriptors.vectors
+    embedded = descriptors.read(config.descriptors, chosen)
+    embedding, vectors = embedded.embedding, embedded.vectors
     if config.whitening and not embedding.whitening:
         embedding, whitening = stored.whitened(config.whitening, embedding, config.descriptors)
         vectors = whitening.apply(vectors)
-    rows = descriptors.rows
+    rows = embedded.rows
     photos = Photos(vectors, chosen.image_ids[rows], chosen.labels[rows], chosen.table["split"].to_numpy()[rows])
     check(vectors, photos.labels, photos.ids, Mining(), repr(config.manifest))
     inputs = {name: getattr(config, name) for name in ("manifest", "descriptors", "whitening")}
@@ -43,6 +43,6 @@ def audit(config: AuditConfig) -> dict[str, Any]:
         log.info("suspected: %d of a wrong label, %d duplicates, %d far from their label", *counts.values())
         where = [Photo(chosen.paths[row], chosen.boxes[row]) for row in rows]
         if pairs > counts[DUPLICATE]:
-            log.warning("there are %d pairs of duplicates; listed are the %d nearest", pairs, counts[DUPLICATE])
+            log.warning("there are %d pairs of duplicates; the %d nearest are listed", pairs, counts[DUPLICATE])
         page.write(out.path("report.html"), config, photos, where, found)
         return out.finish({"images": len(rows), "errors": len(chosen) - len(rows), **counts, "duplicate_pairs": pairs})

@@ -35,7 +35,7 @@ def as_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
 
 @lru_cache(maxsize=16)
 def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """From the colours of `profile` to sRGB; None where there is nothing to do, or the profile doesn't fit."""
+    """Turns the colours of `profile` into sRGB; None where there is nothing to do, or the profile doesn't fit."""
     try:
         known = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         if known.profile.xcolor_space.strip() != _SPACES[mode]:

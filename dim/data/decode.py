@@ -20,7 +20,18 @@ from dim.data.colour import as_srgb
 from dim.data.formats import Photo
 from dim.data.limits import LIMITS, DecodeError, Limits, allowance, check_size
 
-__all__ = ["Box", "DecodeError", "Decoded", "Limits", "Resize", "check_header", "decode", "output_size"]
+__all__ = [
+    "Box",
+    "DecodeError",
+    "Decoded",
+    "Limits",
+    "Resize",
+    "Undecoded",
+    "check_header",
+    "decode",
+    "output_size",
+    "prepared",
+]
 
 Resize = Literal["squash", "long-side"]
 Box = tuple[float, float, float, float]
@@ -92,6 +103,51 @@ def _guarded() -> Iterator[None]:
         raise DecodeError(" ".join(str(error).split()) or type(error).__name__) from error
 
 
+@dataclass(frozen=True)
+class Undecoded:
+    """A photo whose header has been read, and what is asked of it. `memory`: the bytes that `decode` takes at most."""
+
+    photo: Photo
+    size: int
+    resize: Resize
+    box: Box | None
+    scaled: bool
+    memory: int
+
+    def decode(self) -> Decoded:
+        """The photo, as the function `decode` says; it can be asked for once."""
+        with _guarded():
+            photo = self.photo
+            full = photo.size
+            if self.scaled and self.box is None:
+                width, height = output_size(full, full, self.size, self.resize)
+                photo.draft((SCALED_MARGIN * width, SCALED_MARGIN * height))
+            image, alpha = photo.load()
+            image = as_srgb(image, photo.profile)
+            if alpha is not None:
+                image = _laid_on_white(image, alpha)
+            orientation = photo.orientation
+            if orientation in _UPRIGHT:
+                image = image.transpose(_UPRIGHT[orientation])
+                full = full[::-1] if orientation in _SIDEWAYS else full
+            region = image if self.box is None else _cropped(image, self.box)
+            shape = output_size(full if self.box is None else region.size, full, self.size, self.resize)
+            pixels = np.array(region.resize(shape, Image.Resampling.BILINEAR))
+            return Decoded(pixels, *full, several=photo.several)
+
+
+def prepared(
+    content: bytes, size: int, resize: Resize, box: Box | None = None, *, scaled: bool = False, limits: Limits = LIMITS
+) -> Undecoded:
+    """What `decode` begins with: the header. Raises DecodeError where no photo within the limits begins there."""
+    check_size(len(content), limits)
+    with _guarded():
+        photo = _opened(io.BytesIO(content), limits)
+        output = math.prod(output_size(photo.size, photo.size, size, resize))
+        memory = photo.memory(len(content)) + footprint.OUTPUT * output
+        return Undecoded(photo, size, resize, box, scaled, memory)
+
+
 def decode(
     content: bytes, size: int, resize: Resize, box: Box | None = None, *, scaled: bool = False, limits: Limits = LIMITS
 ) -> Decoded:
@@ -104,37 +160,7 @@ def decode(
 
     Raises DecodeError for anything wrong: unknown, broken, truncated, over the limits, empty box.
     """
-    check_size(len(content), limits)
-    with _guarded():
-        photo = _opened(io.BytesIO(content), limits)
-        full = photo.size
-        if scaled and box is None:
-            width, height = output_size(full, full, size, resize)
-            photo.draft((SCALED_MARGIN * width, SCALED_MARGIN * height))
-        image, alpha = photo.load()
-        image = as_srgb(image, photo.profile)
-        if alpha is not None:
-            image = _laid_on_white(image, alpha)
-        orientation = photo.orientation
-        if orientation in _UPRIGHT:
-            image = image.transpose(_UPRIGHT[orientation])
-            full = full[::-1] if orientation in _SIDEWAYS else full
-        region = image if box is None else _cropped(image, box)
-        shape = output_size(full if box is None else region.size, full, size, resize)
-        pixels = np.array(region.resize(shape, Image.Resampling.BILINEAR))
-        return Decoded(pixels, *full, several=photo.several)
-
-
-def needed(content: bytes, size: int, resize: Resize, *_: object, limits: Limits = LIMITS, **__: object) -> int:
-    """The bytes of memory that `decode` takes at most, called with the same, told from the header.
-
-    Raises DecodeError where no photo within the limits begins there.
-    """
-    check_size(len(content), limits)
-    with _guarded():
-        photo = _opened(io.BytesIO(content), limits)
-        output = math.prod(output_size(photo.size, photo.size, size, resize))
-        return photo.memory(len(content)) + footprint.OUTPUT * output
+    return prepared(content, size, resize, box, scaled=scaled, limits=limits).decode()
 
 
 def check_header(file: IO[bytes], limits: Limits = LIMITS) -> None:
@@ -166,7 +192,7 @@ def _opened(file: IO[bytes], limits: Limits) -> Photo:
     if memory > limits.memory:
         width, height = photo.size
         raise DecodeError(
-            f"to decode {photo.format} of {width:,} × {height:,} pixels may take {memory / 2**30:,.1f} GiB of memory; "
+            f"decoding {photo.format} of {width:,} × {height:,} pixels may take {memory / 2**30:,.1f} GiB of memory; "
             f"the limit is {limits.memory / 2**30:,.1f} GiB; {allowance(limits.megapixels_for(memory))}"
         )
     return photo

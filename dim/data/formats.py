@@ -65,7 +65,7 @@ def opened(file: IO[bytes], limits: Limits) -> Photo:
         except Exception as error:
             raise DecodeError(_not_decoded("TIFF", error)) from error
     if brands and not brands & avif.BRANDS and (brands & _HEIC or b"hvc1" in start):
-        raise DecodeError("an HEIC photo, which is not decoded here; convert it to JPEG")
+        raise DecodeError("an HEIC photo, which dim can't decode; convert it to JPEG")
     # Ours is the limit that counts. Pillow's would be applied by `Image.open`, before it.
     Image.MAX_IMAGE_PIXELS = None
     PngImagePlugin.MAX_TEXT_CHUNK = LARGEST  # Pillow refuses a PNG whose profile has more than a megabyte
@@ -84,7 +84,7 @@ def opened(file: IO[bytes], limits: Limits) -> Photo:
 
 
 def _reason(file: IO[bytes], start: bytes) -> str:
-    """Why Pillow opens it as no format: what the decoder itself says, which Pillow keeps to itself."""
+    """Why no format of Pillow's opens it: what the decoder itself says, which Pillow doesn't pass on."""
     file.seek(0)
     prefix = file.read(16)
     for name in _FORMATS:
@@ -99,7 +99,7 @@ def _reason(file: IO[bytes], start: bytes) -> str:
 
 
 def _not_decoded(name: str, error: Exception) -> str:
-    return f"broken, or a kind of {name} that is not decoded here: {str(error) or type(error).__name__}"
+    return f"broken, or a kind of {name} that dim can't decode: {str(error) or type(error).__name__}"
 
 
 class PillowPhoto:
@@ -117,7 +117,7 @@ class PillowPhoto:
 
     @property
     def orientation(self) -> int:
-        """EXIF's, or what AVIF has for it; 1 (upright) where there is none."""
+        """EXIF's orientation, or AVIF's own; 1 (upright) where there is none."""
         try:
             return int(self.image.getexif().get(ExifTags.Base.Orientation, 1))
         except Exception:  # a photo with broken EXIF is still a photo
@@ -125,7 +125,7 @@ class PillowPhoto:
 
     @property
     def several(self) -> bool:
-        """Whether the file holds further frames that are no small versions of the first."""
+        """Whether the file holds further frames that are more than small versions of the first."""
         try:
             if self.image.format == "MPO":
                 entries = self.image.mpinfo[0xB002]  # type: ignore[attr-defined]

@@ -21,9 +21,8 @@ from typing import IO, Any
 import numpy as np
 
 from dim import children
-from dim.data.decode import Box, Decoded, Resize, needed
+from dim.data.decode import Box, Decoded, Resize, prepared
 from dim.data.decode import check_header as check_header_here
-from dim.data.decode import decode as decode_here
 from dim.data.limits import LIMITS, DecodeError, Limits
 from dim.data.turns import turn
 
@@ -38,9 +37,9 @@ def watched(content: bytes, *arguments: Any, limits: Limits = LIMITS, seconds: f
     whatever holds it up. The wait for its turn doesn't count.
     """
     with _Watch(seconds or SECONDS):
-        memory = needed(content, *arguments, limits=limits, **named)
-    with turn(memory, limits.memory), _Watch(seconds or SECONDS):
-        return decode_here(content, *arguments, limits=limits, **named)
+        photo = prepared(content, *arguments, limits=limits, **named)
+    with turn(photo.memory, limits.memory), _Watch(seconds or SECONDS):
+        return photo.decode()
 
 
 class _Watch:
@@ -67,7 +66,7 @@ def decode(
 
 
 def check_header(content: bytes, limits: Limits = LIMITS) -> None:
-    """As `dim.data.decode.check_header`, of a file that begins with `content`, in such a process."""
+    """As `dim.data.decode.check_header`, for a file that begins with `content`, in a process of its own."""
     _answer(content, limits)
 
 
@@ -103,12 +102,12 @@ class _Process:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,
-            env=children.environment(OPENBLAS_NUM_THREADS="1"),  # each of its threads counts as memory
+            env=children.environment(),
             process_group=0,  # Ctrl-C is for the job, which ends it
         )
 
     def asked(self, *question: bytes) -> tuple[dict[str, Any], bytes] | None:
-        """What it answers, JSON and pixels; None where it dies over it."""
+        """Its answer, JSON and pixels; None where it dies over the question."""
         to, back = self._pipes()
         try:
             for part in question:
@@ -121,7 +120,7 @@ class _Process:
         return (about, pixels) if len(pixels) == about["length"] else None
 
     def end(self) -> tuple[int, str]:
-        """Its status, and what it said."""
+        """Ends it, and returns its exit status and what it wrote to stderr."""
         to, back = self._pipes()
         with back, self._said:
             try:

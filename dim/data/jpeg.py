@@ -13,10 +13,10 @@ _MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")  # no restart (D0 to D7), n
 
 
 def ended(content: bytes) -> bytes | None:
-    """The JPEG in `content`, which has no end marker, with one; None where rows, or scans that refine them, lack.
+    """The JPEG in `content`, which has no end marker, with one; None where rows are missing, or scans that refine them.
 
-    What comes after the last block changes nothing of the picture, but would be taken for the blocks that lack: so the
-    picture is whole if it is the same with either of two tails.
+    What comes after the last block changes nothing of the picture, but would be taken for blocks that are missing. So
+    the picture is whole if it is the same with either of two tails.
     """
     content = content.rstrip(b"\xff")
     if not _has_all_scans(content):

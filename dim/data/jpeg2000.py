@@ -1,4 +1,4 @@
-"""What a JPEG 2000 file says of its samples, which Pillow doesn't hand on."""
+"""What a JPEG 2000 file says of its samples, which Pillow doesn't pass on."""
 
 import struct
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ _START = b"\xff\x4f\xff\x51"  # of a codestream
 
 @dataclass(frozen=True)
 class Grid:
-    """How many `pixels` the codestream has, in how many `tiles`, and `bands` of each."""
+    """How many `pixels` the codestream has, in how many `tiles`, and how many `bands` each pixel has."""
 
     pixels: int
     tiles: int

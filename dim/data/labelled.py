@@ -40,7 +40,7 @@ def of_folder(config: SplitConfig) -> tuple[pa.Table, pa.Table, int]:
     if deepest := max((label for label in known if "/" in label), default=None):
         log.info("a label is the folder that holds its photos, such as %r", deepest)
     loose = [name for name, label in zip(found.files, labels, strict=True) if label is None]
-    skipped = dict.fromkeys(loose, "it lies in no folder of a label") | found.skipped
+    skipped = dict.fromkeys(loose, "it is in no label's folder") | found.skipped
     seen = untaken([files.join(folder, name) for name in skipped], [None] * len(skipped), skipped.values())
     return pa.table(columns), seen, found.hidden
 

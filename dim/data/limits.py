@@ -46,6 +46,20 @@ def of_megapixels(most: float) -> Limits:
     return Limits(pixels=round(1e6 * most))
 
 
+class Limited:
+    """The part of a job's settings that has --max-megapixels. Raises UserError where that is no limit."""
+
+    max_megapixels: float
+
+    def __post_init__(self) -> None:
+        of_megapixels(self.max_megapixels)
+
+    @property
+    def limits(self) -> Limits:
+        """What a photo may need at most."""
+        return of_megapixels(self.max_megapixels)
+
+
 def check_size(size: int, limits: Limits = LIMITS) -> None:
     """Raises DecodeError where a photo's file of `size` bytes is over the limit."""
     if size > limits.bytes:

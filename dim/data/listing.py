@@ -112,7 +112,7 @@ def _unfit(entry: os.DirEntry[str]) -> str | None:
         if entry.is_dir() or entry.is_file():
             return None
     except UnicodeEncodeError:
-        return "its name is no UTF-8; rename it"
+        return "its name is not UTF-8; rename it"
     except OSError as error:
         return "a link that leads to itself" if error.errno == errno.ELOOP else f"can't be read: {error.strerror}"
     return "a link to nothing" if entry.is_symlink() else "neither a file nor a folder"

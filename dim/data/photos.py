@@ -36,7 +36,7 @@ def named(uris: Sequence[str], folder: str) -> list[str]:
 
 
 def unreadable(uris: Sequence[str], check: Callable[[str], None]) -> dict[int, str]:
-    """Position → reason of each photo that fails `check`, which is `decodes` or `opens`; many are tried at once."""
+    """Position → reason of each photo on which `check` raises DecodeError or OSError; many are checked at once."""
 
     def reason(uri: str) -> str | None:
         try:

@@ -1,9 +1,8 @@
 """Labelled photos → a manifest with splits train, val and test.
 
-Where a tree's top folders are the splits, they are kept. Else:
-By label, whole labels go to val and test, so that these hold objects never trained on. Per label, a number of photos of
-each label go there. Which ones, the order of sha256(seed, name) decides: it is the same for any order of the input, any
-machine and any version of this program.
+If the top folders of a tree are splits, they are kept. Else there are two ways. By label: whole labels go to val and
+test, so that these hold objects that were never trained on. Per label: a number of photos of each label go there. The
+order of sha256(seed, name) decides which: it is the same for any order of the input, any machine, any version.
 """
 
 import hashlib
@@ -48,29 +47,16 @@ def split(config: SplitConfig) -> dict[str, Any]:
         kept = kept.append_column("split", pa.array(_splits(labels, image_ids, config), pa.string()))
     splits = kept["split"].to_pylist()
     tell(labels)
-    counts = Counter(label for label, _ in set(zip(labels, splits, strict=True)))
-    log.info("labels in more than one split: %d of %d", sum(n > 1 for n in counts.values()), len(counts))
-    folder = files.parent(config.out)
-    result = manifest.checked(config.out, _named(kept, folder))
-    files.make_folder(folder)
-    # The list never tells of another manifest than the one that it stands beside.
-    beside = f"{config.out.rpartition('.')[0]}.unreadable.csv"
-    for uri in (config.out, beside):
-        leftovers.sweep(folder, uri.rpartition("/")[2])
-    files.delete(beside)
-    tables.write(config.out, result.table)
-    sheets.write(beside, _named(pa.concat_tables([unreadable, skipped]), folder))
-    for what, those in (("photos that could not be read", unreadable), ("what else was not taken", skipped)):
-        if len(those):
-            log.warning("%s: %d (%s); see %s", what, len(those), summed(those["reason"].to_pylist()), beside)
-    require_once(image_ids, manifest.read(config.out).image_ids, repr(config.out))
+    spread = Counter(label for label, _ in set(zip(labels, splits, strict=True)))
+    log.info("labels in more than one split: %d of %d", sum(n > 1 for n in spread.values()), len(spread))
+    _write(config.out, kept, unreadable, skipped)
     left_out = len(table) - len(unreadable) - len(kept)
     if left_out:
         log.info("left out: %d photos, without a label, of an ignored one or of one with too few photos", left_out)
     counts = Counter(splits)
     return {
         "manifest": config.out,
-        "images": len(result),
+        "images": len(kept),
         "labels": len(set(labels)),
         **{name: counts[name] for name in manifest.SPLITS},
         "unreadable": len(unreadable),
@@ -79,6 +65,24 @@ def split(config: SplitConfig) -> dict[str, Any]:
         "skipped": len(skipped),
         "hidden": hidden,
     }
+
+
+def _write(out: str, kept: pa.Table, unreadable: pa.Table, skipped: pa.Table) -> None:
+    """Writes the manifest of the rows `kept`, and beside it the list of the others, of which it says how many."""
+    folder = files.parent(out)
+    result = manifest.checked(out, _named(kept, folder))
+    files.make_folder(folder)
+    # The list never tells of another manifest than the one that it stands beside.
+    beside = f"{out.rpartition('.')[0]}.unreadable.csv"
+    for uri in (out, beside):
+        leftovers.sweep(folder, files.name(uri))
+    files.delete(beside)
+    tables.write(out, result.table)
+    sheets.write(beside, _named(pa.concat_tables([unreadable, skipped]), folder))
+    for what, those in (("photos that could not be read", unreadable), ("what else was not taken", skipped)):
+        if len(those):
+            log.warning("%s: %d (%s); see %s", what, len(those), summed(those["reason"].to_pylist()), beside)
+    require_once(kept["image_id"].to_pylist(), manifest.read(out).image_ids, repr(out))
 
 
 def _splits(labels: list[str], image_ids: list[str], config: SplitConfig) -> list[str]:
@@ -189,7 +193,7 @@ def _nowhere(uri: str) -> str | None:
 
 def _hint(uri: str, reason: str) -> str:
     windows = reason == photos.MISSING and re.search(r"\\|(^|/)[A-Za-z]:/", uri)
-    return "; it looks like a path of Windows: write it as it is on this machine, with /" if windows else ""
+    return "; it looks like a Windows path: write it as it is on this machine, with /" if windows else ""
 
 
 def _large_enough(table: pa.Table, config: SplitConfig) -> pa.Table:

@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 
 from dim.config import option
-from dim.data.limits import MEGAPIXELS, MEGAPIXELS_HELP, Limits, of_megapixels
+from dim.data.limits import MEGAPIXELS, MEGAPIXELS_HELP, Limited
 
 _BY_LABEL = "by label: whole labels to val and test (the default)"
 _PER_LABEL = "per label: some photos of each label to val and test"
 
 
 @dataclass(frozen=True)
-class SplitConfig:
+class SplitConfig(Limited):
     """The flags of split.py."""
 
     images: str = option(
@@ -28,11 +28,3 @@ class SplitConfig:
     ignore_label: tuple[str, ...] = option((), "leave out this label; may be given more than once", metavar="L")
     seed: int = option(0, "which labels or photos go where")
     max_megapixels: float = option(MEGAPIXELS, MEGAPIXELS_HELP)
-
-    def __post_init__(self) -> None:
-        of_megapixels(self.max_megapixels)
-
-    @property
-    def limits(self) -> Limits:
-        """What a photo may need at most."""
-        return of_megapixels(self.max_megapixels)

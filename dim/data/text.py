@@ -12,8 +12,8 @@ def as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """`column` as strings: a whole number without decimals whatever its type (3, 3.0 and the decimal 3.00 are "3"),
     NaN null.
 
-    Raises an Arrow error for a type that has no text, text that is no UTF-8, and a number that is infinite or too large
-    for its type to hold it exactly: two of these could be one text.
+    Raises an Arrow error for a type that has no text, for text that is not UTF-8, and for a number that is infinite, or
+    too large for its type to hold exactly: two of these could be one text.
     """
     column = plain(column)
     if pat.is_floating(column.type):

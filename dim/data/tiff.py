@@ -158,7 +158,7 @@ def _check_layout(page: Any) -> None:
 
 
 def _require_ends(page: Any, file: IO[bytes]) -> None:
-    """Raises DecodeError where a strip or tile of JPEG lacks its end: the decoder would fill up with grey."""
+    """Raises DecodeError where a strip or tile of JPEG has no end: the decoder would fill the rest with grey."""
     for offset, size in zip(page.dataoffsets, page.databytecounts, strict=True):
         file.seek(offset)
         data = file.read(size)

@@ -20,7 +20,7 @@ _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_b
 
 @contextlib.contextmanager
 def turn(needed: int, most: int) -> Iterator[None]:
-    """Waits until a photo that takes `needed` bytes may be decoded, and says so until it is.
+    """Waits for a turn to decode a photo that takes `needed` bytes, and holds it within the block.
 
     At one time, as many of more than SMALL are as half of the memory holds if each takes `most`, and one a core; at
     least one.

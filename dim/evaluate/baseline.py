@@ -1,4 +1,4 @@
-"""An earlier evaluation that this one is held against: read, compared on the queries in common, and the gate."""
+"""An earlier evaluation as the baseline of this one: reading it, comparing on common queries, and the gate."""
 
 import logging
 from dataclasses import dataclass

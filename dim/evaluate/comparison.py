@@ -66,13 +66,13 @@ def require_own(metrics: str) -> None:
     """
     folder = files.parent(metrics)
     record = output.record_of(folder)
-    if record is not None and record["job"] == "evaluate" and metrics.rpartition("/")[2] == METRICS:
+    if record is not None and record["job"] == "evaluate" and files.name(metrics) == METRICS:
         output.finished(folder)
         sealed = seal.of_record(record, folder) or {}
         for name in (METRICS, PER_QUERY):
             uri = files.join(folder, name)
             if name in sealed and files.exists(uri):
-                seal.require_content(uri, files.read_bytes(uri), sealed[name], "evaluate")
+                seal.require_content(uri, sealed[name], "evaluate")
 
 
 def beside(metrics: str) -> pa.Table | None:
@@ -80,9 +80,8 @@ def beside(metrics: str) -> pa.Table | None:
 
     Raises UserError where it is not that of an evaluation.
     """
-    folder, _, name = metrics.rpartition("/")
-    uri = files.join(folder, PER_QUERY)
-    if name != METRICS or not files.exists(uri):
+    uri = files.join(files.parent(metrics), PER_QUERY)
+    if files.name(metrics) != METRICS or not files.exists(uri):
         return None
     table = tables.read(uri)
     if missing := {*COLUMNS} - {*table.column_names}:

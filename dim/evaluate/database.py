@@ -6,8 +6,8 @@ import numpy as np
 
 from dim.data.manifest import Manifest
 from dim.errors import UserError
-from dim.extract import store
-from dim.extract.store import Descriptors
+from dim.extract import descriptors
+from dim.extract.descriptors import Descriptors
 from dim.model.whitening import Whitening
 from dim.search import stored
 from dim.search.database import slices
@@ -41,9 +41,9 @@ class Database:
 def read(folder: str, manifest: Manifest, whitening: Whitening | None) -> Descriptors:
     """The descriptors of the manifest's rows that could be decoded, whitened where asked.
 
-    Raises UserError as `store.read` does, and where a descriptor is not a unit vector.
+    Raises UserError as `descriptors.read` does, and where a descriptor is not a unit vector.
     """
-    found = store.read(folder, manifest)
+    found = descriptors.read(folder, manifest)
     return Descriptors(found.embedding, found.rows, prepared(found.vectors, whitening, folder))
 
 

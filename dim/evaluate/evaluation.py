@@ -11,7 +11,7 @@ from dim.evaluate.database import Database
 from dim.evaluate.metrics import GROUP, Metric
 from dim.evaluate.protocols import NOT_LISTED, means, measure
 from dim.evaluate.task import Task
-from dim.extract.store import Descriptors
+from dim.extract.descriptors import Descriptors
 from dim.pages.parts import Verdict
 from dim.progress import Progress
 from dim.rows import require_once
@@ -139,7 +139,7 @@ def applicable(task: Task, n_listed: int) -> dict[str, Metric]:
 
 
 def takes_all(name: str, n_listed: int) -> bool:
-    """Whether the metric `name` looks for any positive, and looks through all of a list, where there must be one."""
+    """Whether the metric `name` takes in a whole list of `n_listed`, so that it says nothing of the descriptors."""
     found, _, depth = name.partition("@")
     if found == "ns_score":
         return n_listed <= GROUP

@@ -3,7 +3,7 @@
 import logging
 from typing import Any
 
-from dim import files, output, seal, tables
+from dim import checksum, files, output, tables
 from dim.errors import GateNotMet
 from dim.evaluate import baseline, classification, comparison, evaluation, report, result, sources
 from dim.evaluate.baseline import Baseline
@@ -36,7 +36,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 def measure(config: EvaluateConfig, before: Baseline | None = None) -> tuple[dict[str, Any], Comparison | None]:
     """`evaluate` without the gate: the contents of metrics.json, and how they compare with the baseline `before`."""
     methods.check(config.expansion, config.neighbours)
-    with seal.unchanged(config.manifest, config.ground_truth, config.distractors):  # an extraction reads them again
+    with checksum.unchanged(config.manifest, config.ground_truth, config.distractors):  # an extraction reads them again
         task = task_of(config)
         read = sources.read(config, task)
     inputs = {"manifest": config.manifest, "ground_truth": config.ground_truth, "whitening": config.whitening}

@@ -3,7 +3,7 @@
 import contextlib
 from typing import Any
 
-from dim import files
+from dim import checksum, files
 from dim.errors import UserError
 from dim.extract import identity
 from dim.extract.identity import Embedding
@@ -36,7 +36,7 @@ def whitenings(folder: str, applied: Whitening | None) -> list[dict[str, Any]]:
 
 def _model(folder: str | None, embedding: Embedding) -> Spec | None:
     weights = files.join(folder or "", spec.WEIGHTS_FILE)
-    if not folder or not files.exists(weights) or spec.sha256(weights) != embedding.weights:
+    if not folder or not files.exists(weights) or checksum.of_file(weights) != embedding.weights:
         return None
     return spec.read(folder)
 

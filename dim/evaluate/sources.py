@@ -14,8 +14,8 @@ from dim.evaluate.database import Database
 from dim.evaluate.task import Task
 from dim.extract import content, identity
 from dim.extract.config import ExtractConfig, Extraction, Split
+from dim.extract.descriptors import Descriptors
 from dim.extract.identity import Embedding
-from dim.extract.store import Descriptors
 from dim.search.stored import whitened
 
 

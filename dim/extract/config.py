@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dim.config import flag_name, option
-from dim.data.limits import MEGAPIXELS, MEGAPIXELS_HELP, Limits, of_megapixels
+from dim.data.limits import MEGAPIXELS, MEGAPIXELS_HELP, Limited
 from dim.errors import UserError
 from dim.model.precision import Precision
 from dim.model.vocabulary import Resize
@@ -17,7 +17,7 @@ Split = Literal["train", "val", "test"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Extraction:
+class Extraction(Limited):
     """How photos become descriptors, in every job that takes a model. Raises UserError for a value out of range."""
 
     root: str | None = option(
@@ -69,12 +69,7 @@ class Extraction:
                 raise UserError(f"{flag_name(name)} must be at least 1, not {value}")
         if not self.scales or not all(0 < scale <= 4 for scale in self.scales):
             raise UserError(f"--scales must be above 0 and at most 4, not {', '.join(map(str, self.scales))}")
-        of_megapixels(self.max_megapixels)
-
-    @property
-    def limits(self) -> Limits:
-        """What a photo may need at most."""
-        return of_megapixels(self.max_megapixels)
+        super().__post_init__()
 
     def source(self, model: str) -> "Source":
         """The network that `model` names, changed as these settings say. Raises UserError as `spec.resolve` does."""

@@ -33,7 +33,7 @@ def of_manifest(manifest: Manifest) -> Contents:
         key = f"{path}\t{info.size}\t{info.mtime_ns}\t{box}"
         contents.append(hashlib.sha256(key.encode()).hexdigest()[:32])
     if not any(present):
-        windows = " and have / where Windows has \\" if "\\" in manifest.paths[0] else ""
+        windows = " and use / where Windows uses \\" if "\\" in manifest.paths[0] else ""
         raise UserError(
             f"none of the {len(present)} photos of {manifest.uri!r} exists, the first at {manifest.paths[0]!r}; "
             f"paths are relative to the manifest's folder{windows}"

@@ -63,7 +63,7 @@ def from_json(document: Any, where: str) -> Embedding:
         if known not in (1, VERSION):
             raise UserError(f"{where} holds an embedding of version {quoted(known)}; this dim reads 1 and {VERSION}")
         added = {"profiles": IGNORED} if known == 1 else {}
-        found = added | document
+        found = document | added
         embedding = Embedding(
             **{field.name: _typed(field, found[field.name]) for field in dataclasses.fields(Embedding)}
         )

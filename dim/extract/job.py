@@ -43,10 +43,8 @@ def extract(config: ExtractConfig) -> dict[str, Any]:
         with output.opened(config.out, "extract", config, inputs, embedding.as_json()) as out:
             left = resume.pending(config.out, embedding, selected.image_ids, contents.contents, config.retry_failed)
             log.info("%d photos, %d to do", len(selected), len(left))
-            seconds, several = _run(config, selected, contents.contents, left, recipe, embedding=embedding)
-            if several:
-                log.info("%d of the %d photos hold several frames or pages: the first is taken", several, len(left))
-            result = _result(config.out, selected, len(left), seconds) | {"several_frames": several}
+            seconds = _run(config, selected, contents.contents, left, recipe, embedding=embedding)
+            result = _result(config.out, selected, len(left), seconds)
             return out.finish(result, shards.sealed(config.out, store.shards(config.out)))
 
 
@@ -102,10 +100,10 @@ def _run(
     recipe: Recipe,
     *,
     embedding: Embedding,
-) -> tuple[float, int]:
-    """Extracts the rows `left`. The seconds that it took, and how many of their photos hold several frames or pages."""
+) -> float:
+    """Extracts the rows `left`; returns the seconds that it took."""
     if not len(left):
-        return 0.0, 0
+        return 0.0
     from dim.extract import pipeline  # noqa: PLC0415  (nothing to do needs no Ray Data)
 
     parts = [left[start : start + config.shard_rows] for start in range(0, len(left), config.shard_rows)]
@@ -125,7 +123,6 @@ def _run(
     log.info("starting %d network actor%s", machine.workers, "" if machine.workers == 1 else "s")
     progress = Progress("extracting", len(left), errors=True)
     open_shards: dict[str, list[pa.Table]] = {}
-    several = 0
     # Closed here also after an error: what is left of it once Ray is gone would start another.
     with (
         Writer(config.out, embedding) as writer,
@@ -133,31 +130,35 @@ def _run(
     ):
         for batch in batches:
             progress.add(batch.num_rows, batch["status"].to_pylist().count(store.ERROR))
-            several += pa.compute.sum(batch["several"]).as_py() or 0
             for name in batch["shard"].unique().to_pylist():
-                part = batch.filter(pa.compute.equal(batch["shard"], name)).drop_columns(["shard", "several"])
+                part = batch.filter(pa.compute.equal(batch["shard"], name)).drop_columns("shard")
                 open_shards.setdefault(name, []).append(part)
                 waiting[name] -= part.num_rows
                 if waiting[name] == 0:
                     writer.write(name, pa.concat_tables(open_shards.pop(name)))
-    return progress.seconds, several
+    return progress.seconds
 
 
 def _result(folder: str, selected: Manifest, computed: int, seconds: float) -> dict[str, Any]:
     image_ids: list[str] = []
     errors: list[str] = []
+    several = 0
     for name in store.shards(folder):
         table = store.read_shard(folder, name, ["image_id", "status", "error"])
         image_ids += table["image_id"].to_pylist()
+        several += store.several_frames(table)
         failed = table.filter(pa.compute.equal(table["status"], store.ERROR))
         errors += failed["error"].fill_null("no reason is known").to_pylist()
     require_once(selected.image_ids, image_ids, repr(folder))
     if errors:
         log.warning("photos that could not be read: %d (%s); each has an error row", len(errors), summed(errors))
+    if several:
+        log.info("photos whose files hold several frames or pages, of which the first is taken: %d", several)
     return {
         "images": len(selected),
         "ok": len(selected) - len(errors),
         "errors": len(errors),
+        "several_frames": several,
         "computed": computed,
         "images_per_second": round(computed / seconds, 2) if computed else 0.0,
     }

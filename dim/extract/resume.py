@@ -27,11 +27,12 @@ def pending(
     _sweep(folder)
     rewritten: set[str] = set()
     names = store.shards(folder)
-    says = {name: _says_what_made_it(folder, name) for name in names if store.is_whole(folder, name)}
+    whole = {name: _says_what_made_it(content) for name in names if (content := store.whole(folder, name))}
+    must_say = any(whole.values())
     for name in names:
         if name in rewritten:
             continue  # a run that died had begun the same
-        if name not in says or (any(says.values()) and not says[name]):
+        if name not in whole or (must_say and not whole[name]):
             log.warning("shard %s is damaged; its rows are computed again", name)
             store.delete_shard(folder, name)
             continue
@@ -48,9 +49,8 @@ def pending(
     return np.flatnonzero(~done)
 
 
-def _says_what_made_it(folder: str, name: str) -> bool:
-    with files.opened(files.join(folder, f"{name}.parquet")) as file:
-        return store.EMBEDDING in (pq.read_schema(file).metadata or {})
+def _says_what_made_it(shard: bytes) -> bool:
+    return store.EMBEDDING in (pq.read_schema(pa.BufferReader(shard)).metadata or {})
 
 
 def _sweep(folder: str) -> None:

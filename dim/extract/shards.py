@@ -7,7 +7,7 @@ of images in its run.json.
 from dataclasses import dataclass
 from typing import Any
 
-from dim import files, output, seal
+from dim import checksum, files, output
 from dim.errors import UserError
 from dim.seal import Facts, Seal
 
@@ -44,7 +44,7 @@ class Shard:
         """Raises UserError unless it has these `rows`, its size, and, where it is at hand, this `content`."""
         found: dict[str, Any] = {"rows": rows, "bytes": self.size}
         if content is not None:
-            found["sha256"] = seal.sha256(content)
+            found["sha256"] = checksum.of(content)
         for fact, value in found.items():
             if self.facts.get(fact) not in (None, value):
                 raise UserError(
@@ -81,8 +81,8 @@ def belonging(folder: str) -> list[Shard]:
         if strange := sorted({*shards} - facts.keys()):
             uri = files.join(folder, f"{strange[0]}{_SHARD}")
             raise UserError(
-                f"{uri!r} is none of the shards that {output.RECORD} tells of; "
-                "take it away, or run the same extract.py again"
+                f"{uri!r} is not one of the shards that {output.RECORD} lists; "
+                "remove it, or run the same extract.py again"
             )
     infos = files.infos([files.join(folder, f"{name}{_SHARD}") for name in facts])
     sizes = {name: info.size for name, info in zip(facts, infos, strict=True)}

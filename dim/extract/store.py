@@ -9,24 +9,22 @@ A shard `part-<hash>.parquet` is named by the ids and contents that it holds, an
 says which embedding made it, so that a shard that was copied from elsewhere is refused.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dim import files, tables
-from dim.data.manifest import Manifest
+from dim import checksum, files, strict_json, tables
 from dim.errors import UserError
 from dim.extract.identity import Embedding, from_json, of_folder, require_equal
 from dim.extract.shards import Shard, belonging
 
 OK, ERROR = "ok", "error"
-EMBEDDING = b"embedding"  # in a shard's metadata
+# In a shard's metadata: what made it, and the ids of its photos whose files hold several frames or pages.
+EMBEDDING, SEVERAL = b"embedding", b"several_frames"
 
 
 def schema(dimension: int, dtype: str = "float32") -> pa.Schema:
@@ -47,13 +45,23 @@ def schema(dimension: int, dtype: str = "float32") -> pa.Schema:
 
 def shard_name(rows: Sequence[tuple[str, str]]) -> str:
     """The name of the shard that holds these (image_id, content) rows."""
-    digest = hashlib.sha256("\n".join(f"{image_id}\t{content}" for image_id, content in rows).encode())
-    return f"part-{digest.hexdigest()[:16]}"
+    listed = "\n".join(f"{image_id}\t{content}" for image_id, content in rows)
+    return f"part-{checksum.of(listed.encode())[:16]}"
 
 
 def marked(table: pa.Table, embedding: Embedding) -> pa.Table:
-    """`table`, whose file will say that `embedding` made it."""
-    return table.replace_schema_metadata({EMBEDDING: json.dumps(embedding.as_json())})
+    """`table`, whose file will say that `embedding` made it, and of which photos its column `several` is true."""
+    several: list[str] = []
+    if "several" in table.column_names:
+        several = table.filter(table["several"].fill_null(False))["image_id"].to_pylist()
+        table = table.drop_columns("several")
+    return table.replace_schema_metadata({EMBEDDING: json.dumps(embedding.as_json()), SEVERAL: json.dumps(several)})
+
+
+def several_frames(shard: pa.Table) -> int:
+    """How many photos of a shard, as `read_shard` gives it with its ids, hold several frames or pages."""
+    told = set(json.loads((shard.schema.metadata or {}).get(SEVERAL, b"[]")))
+    return sum(image_id in told for image_id in shard["image_id"].to_pylist())
 
 
 def write_shard(folder: str, name: str, table: pa.Table) -> None:
@@ -69,7 +77,7 @@ def write_shard(folder: str, name: str, table: pa.Table) -> None:
         "rows": table.num_rows,
         "errors": table["status"].to_pylist().count(ERROR),
         "bytes": len(content),
-        "sha256": hashlib.sha256(content).hexdigest(),
+        "sha256": checksum.of(content),
     }
     files.write_json(files.join(folder, f"{name}.json"), statistics)
 
@@ -90,14 +98,15 @@ def shards(folder: str) -> list[str]:
     )
 
 
-def is_whole(folder: str, name: str) -> bool:
-    """Whether the shard's file has the size and checksum of its statistics."""
+def whole(folder: str, name: str) -> bytes | None:
+    """The content of the shard's file; None where it has not the size and checksum of its statistics."""
     content = files.read_bytes(files.join(folder, f"{name}.parquet"))
     try:
         statistics = files.read_json(files.join(folder, f"{name}.json"))
-        return bool((statistics["bytes"], statistics["sha256"]) == (len(content), hashlib.sha256(content).hexdigest()))
+        known = statistics["bytes"], statistics["sha256"]
     except (UserError, KeyError, TypeError):  # they are damaged themselves
-        return False
+        return None
+    return content if known == (len(content), checksum.of(content)) else None
 
 
 def read_shard(
@@ -144,7 +153,7 @@ def read_shards(
         shard.require(table.num_rows, content)
         marks.add(EMBEDDING in (table.schema.metadata or {}))
         if len(marks) > 1:
-            raise UserError(f"of the shards of {folder!r}, not all say what made them; make this folder again")
+            raise UserError(f"not all shards of {folder!r} say what made them; make this folder again")
         size = table["descriptor"].type.list_size if "descriptor" in columns else None
         yield shard, table
 
@@ -173,7 +182,7 @@ def _misfits(table: pa.Table, columns: list[str], dimension: int | None) -> Iter
 
 def _marked_by(mark: bytes, uri: str) -> Embedding:
     try:
-        document = files.parsed_json(mark)
+        document = strict_json.loads(mark)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{uri!r}: the embedding in its metadata is not JSON; make this folder again") from error
     return from_json(document, uri)
@@ -191,60 +200,3 @@ def vectors(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
         array = array.chunk(0)
     values: np.ndarray = array.flatten().to_numpy(zero_copy_only=False)
     return values.reshape(len(array), array.type.list_size).astype(np.float32, copy=False)
-
-
-def blocks(folder: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Streams the ok rows shard by shard: ids (n,) object and descriptors (n, D) float32."""
-    for _, table in read_shards(folder, ["image_id", "descriptor", "status"]):
-        if (found := table.filter(pc.equal(table["status"], OK))).num_rows:
-            yield np.array(found["image_id"].to_pylist(), dtype=object), vectors(found["descriptor"])
-
-
-@dataclass(frozen=True)
-class Descriptors:
-    """Descriptors in memory: `rows` (n,) are positions in the manifest asked for, `vectors` (n, D) float32."""
-
-    embedding: Embedding
-    rows: np.ndarray
-    vectors: np.ndarray
-
-
-def read(folder: str, manifest: Manifest) -> Descriptors:
-    """The descriptors of the manifest's rows, in the manifest's order; rows that could not be decoded are left out.
-
-    Raises UserError as `read_shards` does, and where `folder` holds no descriptors, or has not each row once.
-    """
-    embedding = of_folder(folder)
-    position = {image_id: row for row, image_id in enumerate(manifest.image_ids)}
-    times = np.zeros(len(manifest), dtype=np.int64)
-    found: list[np.ndarray] = []
-    parts: list[np.ndarray] = []
-    for _, table in read_shards(folder, ["image_id", "descriptor", "status"], hashed=True):
-        rows = np.array([position.get(image_id, -1) for image_id in table["image_id"].to_pylist()], dtype=np.int64)
-        times += np.bincount(rows[rows >= 0], minlength=len(manifest))
-        wanted = (rows >= 0) & (table["status"].to_numpy() == OK)
-        if wanted.any():
-            found.append(rows[wanted])
-            parts.append(vectors(table["descriptor"].filter(pa.array(wanted))))
-    if (times > 1).any():
-        raise UserError(
-            f"{folder!r} has {manifest.image_ids[times > 1][0]!r} more than once; run the same extract.py again"
-        )
-    require_present(times > 0, folder, manifest)
-    if not found:
-        raise UserError(
-            f"{folder!r} has no descriptor: each of its {len(manifest)} rows is an error; see its column 'error'"
-        )
-    rows = np.concatenate(found)
-    order = np.argsort(rows, kind="stable")
-    return Descriptors(embedding, rows[order], np.concatenate(parts)[order])
-
-
-def require_present(present: np.ndarray, folder: str, manifest: Manifest) -> None:
-    """Raises UserError unless `folder` has each row of the manifest, as `present` (N,) says."""
-    if not present.all():
-        missing = manifest.image_ids[~present]
-        raise UserError(
-            f"{folder!r} lacks {len(missing)} of the {len(manifest)} images asked for, the first {missing[0]!r}; "
-            f"run extract.py on {manifest.uri!r} with --out {folder}"
-        )

@@ -6,7 +6,7 @@ from typing import Any
 from dim import tables
 from dim.cluster import connected
 from dim.data import manifest
-from dim.extract import store
+from dim.extract import descriptors
 from dim.mine.config import MineConfig
 from dim.mine.mining import check_candidates, mine
 from dim.mine.pool import check
@@ -18,13 +18,13 @@ logger = logging.getLogger(__name__)
 def mine_folder(config: MineConfig) -> dict[str, Any]:
     """Mines the descriptors of one split and writes `triplets.parquet`; returns the counts and mean distances."""
     rows = manifest.read(config.manifest).select(config.split)
-    descriptors = store.read(config.descriptors, rows)
-    labels, image_ids = rows.labels[descriptors.rows], rows.image_ids[descriptors.rows]
-    check(descriptors.vectors, labels, image_ids, config, f"split {config.split!r} of {config.manifest!r}")
-    check_candidates(config, descriptors.vectors.shape[1])
+    embedded = descriptors.read(config.descriptors, rows)
+    labels, image_ids = rows.labels[embedded.rows], rows.image_ids[embedded.rows]
+    check(embedded.vectors, labels, image_ids, config, f"split {config.split!r} of {config.manifest!r}")
+    check_candidates(config, embedded.vectors.shape[1])
     inputs: dict[str, str | None] = {"manifest": config.manifest, "descriptors": config.descriptors}
-    with opened(config.out, "mine", config, inputs, descriptors.embedding.as_json()) as output, connected():
-        triplets = mine(descriptors.vectors, labels, image_ids, config)
+    with opened(config.out, "mine", config, inputs, embedded.embedding.as_json()) as output, connected():
+        triplets = mine(embedded.vectors, labels, image_ids, config)
         tables.write(output.path("triplets.parquet"), triplets.table(image_ids))
         if not triplets.kept:
             logger.warning("no triplet is active: every negative is farther than its positive by the margin")

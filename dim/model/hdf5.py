@@ -20,11 +20,15 @@ MEMORY = 2**32  # bytes; its largest array takes a tenth where the classifier is
 
 def require_whole(path: str) -> None:
     """Raises ValueError where the file at `path` can't be read to its end, or keeps an array elsewhere."""
-    environment = children.environment(OPENBLAS_NUM_THREADS="1")  # each of its threads counts as memory
-    command = children.command(__name__, os.path.abspath(path))
     try:
         child = subprocess.run(
-            command, capture_output=True, env=environment, check=False, timeout=SECONDS, text=True, errors="replace"
+            children.command(__name__, os.path.abspath(path)),
+            capture_output=True,
+            env=children.environment(),
+            check=False,
+            timeout=SECONDS,
+            text=True,
+            errors="replace",
         )
     except subprocess.TimeoutExpired as error:
         raise ValueError(f"damaged: reading it took longer than {SECONDS:.0f} s") from error

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from dim.model.backend import keras, ops
+from dim.model.positions import positions
 from dim.model.regions import rmac
 
 EPSILON = 1e-6
@@ -30,14 +31,14 @@ def spoc_prior(maps: Any) -> Any:
 
     d is the distance of p to the centre, σ a third of the distance from the centre to the nearest border, min(H, W)/2.
     """
-    _, height, width, _ = ops.shape(maps)
-    sigma = ops.cast(ops.minimum(height, width), maps.dtype) / 6
+    down, across = positions(maps, 1), positions(maps, 2)
+    bottom, right = (ops.max(line, axis=1, keepdims=True) for line in (down, across))
+    sigma = (ops.minimum(bottom, right) + 1) / 6
 
-    def prior(length: Any) -> Any:
-        distance = ops.arange(length, dtype=maps.dtype) - (ops.cast(length, maps.dtype) - 1) / 2
-        return ops.exp(-ops.square(distance / sigma) / 2)
+    def prior(line: Any, last: Any) -> Any:
+        return ops.exp(-ops.square((line - last / 2) / sigma) / 2)
 
-    return ops.einsum("nhwk,h,w->nk", maps, prior(height), prior(width))
+    return ops.einsum("nhwk,nh,nw->nk", maps, prior(down, bottom), prior(across, right))
 
 
 def gem(maps: Any, p: Any = 3.0) -> Any:

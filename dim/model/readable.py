@@ -2,7 +2,7 @@
 
 import zipfile
 
-from dim import files
+from dim import files, local_copies
 from dim.errors import UserError
 from dim.model import hdf5
 
@@ -28,5 +28,5 @@ def _require_npz(uri: str) -> None:
 
 
 def _require_h5(uri: str) -> None:
-    with files.on_disk(uri) as path:
+    with local_copies.read(uri) as path:
         hdf5.require_whole(path)

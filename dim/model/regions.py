@@ -15,14 +15,20 @@ from dim.model.normalisation import l2_normalise
 STEPS = np.arange(6)
 
 
+def more(length: Any, short: Any, xp: Any) -> Any:
+    """How many regions a level has along a side of `length` beyond those it has along the shorter one, up to
+    len(STEPS): of numbers, or of tensors (…, 1) one for each.
+    """
+    # s + 1 more regions overlap closer to 40 % than s do if the excess / short > 6/5 s(s + 1) / (2s + 1).
+    return xp.sum((length - short) * (5 * (2 * STEPS + 1)) > short * (6 * STEPS * (STEPS + 1)), axis=-1)
+
+
 def _starts(length: Any, short: Any, side: Any, level: int, xp: Any) -> Any:
     """Where the regions of a level start along a map's side of `length`, in whole numbers throughout, so that the same
     map has the same regions everywhere. (The original's float rounding differs at 9:5, 11:3 and a few sizes above 60.)
     """
-    # s + 1 more regions overlap closer to 40 % than s do if the excess / short > 6/5 s(s + 1) / (2s + 1).
-    excess = length - short
-    more = xp.sum(5 * (2 * STEPS + 1) * excess > 6 * STEPS * (STEPS + 1) * short)
-    return xp.arange(level + more) * (length - side) // xp.maximum(level + more - 1, 1)
+    count = level + more(length, short, xp)
+    return xp.arange(count) * (length - side) // xp.maximum(count - 1, 1)
 
 
 def regions(height: int, width: int, levels: int = 3) -> Iterator[tuple[int, int, int]]:

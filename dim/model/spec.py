@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import dim
-from dim import config, files, seal
+from dim import checksum, config, files
 from dim.errors import UserError, quoted
 from dim.model import readable
 from dim.model.backbones import BACKBONES
@@ -109,12 +109,7 @@ class Source:
         """sha256 of the weights file; for "random" and "imagenet" the word itself."""
         if self.weights in WORDS:
             return self.weights
-        return self.sha256 or sha256(self.weights)
-
-
-def sha256(uri: str) -> str:
-    """The sha256 of the file at `uri`, hexadecimal."""
-    return seal.sha256(files.read_bytes(uri))
+        return self.sha256 or checksum.of_file(self.weights)
 
 
 def resolve(model: str, weights: str | None = None, **changes: Any) -> Source:
@@ -144,7 +139,7 @@ def resolve(model: str, weights: str | None = None, **changes: Any) -> Source:
     digest = None
     if found not in WORDS:
         readable.require_readable(found)
-        digest = sha256(found)
+        digest = checksum.of_file(found)
     if document and (document[1] not in (None, digest) or document != _read(model)):
         raise UserError(
             f"{SPEC_FILE} and {WEIGHTS_FILE} in {model!r} were not written together; if a job is writing them now, run "

@@ -21,7 +21,7 @@ import ray
 
 from dim.data.manifest import Manifest
 from dim.errors import UserError
-from dim.extract import store
+from dim.extract import descriptors, store
 from dim.extract.shards import Shard, belonging
 from dim.model import moments
 from dim.model.moments import Moments
@@ -91,7 +91,7 @@ def _decoded(folder: str, manifest: Manifest) -> np.ndarray:
     for rows, ok in map(ray.get, _by_shards(_states, folder, manifest)):
         present[rows] = True
         decoded[rows] = ok
-    store.require_present(present, folder, manifest)
+    descriptors.require_present(present, folder, manifest)
     log.info("learning from %d descriptors; %d images have none", decoded.sum(), (~decoded).sum())
     return decoded
 

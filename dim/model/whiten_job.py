@@ -5,7 +5,7 @@ from typing import Any
 
 import ray
 
-from dim import cluster, files, lease, leftovers, output, seal
+from dim import checksum, cluster, files, lease, leftovers, output
 from dim.data import manifest as manifests
 from dim.data.manifest import Manifest
 from dim.errors import UserError
@@ -40,7 +40,7 @@ def _into_file(config: WhitenConfig, folder: str, chosen: Manifest) -> dict[str,
     with cluster.connected():
         whitening = _of_descriptors(config, files.absolute(folder), chosen, embedding)  # tasks stand in other folders
     files.make_folder(files.parent(config.out))
-    leftovers.sweep(files.parent(config.out), config.out.rpartition("/")[2])
+    leftovers.sweep(files.parent(config.out), files.name(config.out))
     whitening.save(config.out)
     return _summary(whitening) | {"whitening": config.out}
 
@@ -59,9 +59,9 @@ def _into_model(config: WhitenConfig, source: Source, chosen: Manifest) -> dict[
             _extract(config, folder)
             # The extraction read both again.
             if identity.of_folder(folder).weights != source.fingerprint():
-                raise seal.changed(source.weights)
+                raise checksum.changed(source.weights)
             if not manifests.read(config.manifest).select(config.split).table.equals(chosen.table):
-                raise seal.changed(config.manifest)
+                raise checksum.changed(config.manifest)
             whitening = _of_descriptors(config, folder, chosen)
         # Here, where a local folder is this job's, but in a process of its own, that leaves the GPUs alone.
         write = ray.remote(_write_model).options(num_cpus=0, scheduling_strategy=cluster.here())

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dim import files, seal
+from dim import checksum, files, strict_json
 from dim.errors import UserError
 from dim.model.moments import Moments
 from dim.model.vocabulary import POWER
@@ -87,7 +87,7 @@ def load(uri: str) -> Whitening:
     except OSError as error:
         raise UserError(f"cannot read the whitening {uri!r}: {files.reason(error)}") from error
     try:
-        return replace(_parse(content), uri=uri, sha256=seal.sha256(content))
+        return replace(_parse(content), uri=uri, sha256=checksum.of(content))
     except Exception as error:  # whatever reading a stranger's file raises, the file is at fault
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"{uri!r} is no whitening file ({reason}); make it with whiten.py") from error
@@ -104,8 +104,8 @@ def _parse(content: bytes) -> Whitening:
             eigenvalues=arrays["eigenvalues"],
             power=float(arrays["power"]),
             kind=str(arrays["kind"]),  # type: ignore[arg-type]
-            learned_on=files.parsed_json(str(arrays["learned_on"])),
-            embedding=files.parsed_json(str(arrays["embedding"])),
+            learned_on=strict_json.loads(str(arrays["learned_on"])),
+            embedding=strict_json.loads(str(arrays["embedding"])),
         )
     dimension, size = found.projection.shape
     if not (1 <= dimension <= size and found.mean.shape == found.eigenvalues.shape == (size,)):

@@ -7,7 +7,7 @@ import json
 import logging
 from typing import Any
 
-from dim import cluster, files, leftovers, output, tables
+from dim import checksum, cluster, files, leftovers, output, tables
 from dim.errors import GateNotMet, JobFailed, UserError
 from dim.evaluate import baseline as baselines
 from dim.evaluate import comparison
@@ -98,7 +98,7 @@ def _made_of(config: NightlyConfig, model: str) -> dict[str, str]:
 
 def _content(uri: str) -> str:
     try:
-        return spec.sha256(uri)
+        return checksum.of_file(uri)
     except FileNotFoundError as error:
         raise UserError(f"no file {uri!r}") from error
     except OSError as error:
@@ -158,7 +158,7 @@ def _run(config: NightlyConfig, date: str, model: str, past: History) -> dict[st
 def _key(measurement: Measurement, found: Collection) -> str:
     """A sha256 of all that an evaluation depends on."""
     asked = {name: value for name, value in dataclasses.asdict(measurement).items() if name not in _GATES}
-    contents = [spec.sha256(uri) for uri in (measurement.manifest, measurement.ground_truth) if uri]
+    contents = [checksum.of_file(uri) for uri in (measurement.manifest, measurement.ground_truth) if uri]
     return _digest([found.embedding.id, found.rows, asked, contents])
 
 

@@ -42,7 +42,7 @@ def _transforms(index: Any) -> list[Any]:
 
 
 def objection(index: Any) -> str | None:
-    """Why the scores of `index` are no cosines, None where they are."""
+    """Why the scores of `index` are not cosines, None where they are."""
     for stage in stages(index):
         if stage.metric_type != faiss.METRIC_INNER_PRODUCT:
             return "it compares by L2 distance; with HNSW take SQ8 in place of PQ"
@@ -52,7 +52,7 @@ def objection(index: Any) -> str | None:
             if getattr(transform, "eigen_power", 0):
                 return "it whitens, which changes the cosines that photos are ranked by; use PCA and --whitening FILE"
             if getattr(transform, "have_bias", False) and faiss.vector_to_array(transform.b).any():
-                return "its PCA subtracts the mean, so that its scores are no cosines"
+                return "its PCA subtracts the mean, so that its scores are not cosines"
     return None
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dim import files, leftovers, output
+from dim import files, leftovers, local_copies, output
 from dim.errors import UserError
 from dim.output import Output
 from dim.progress import told
@@ -82,7 +82,7 @@ def _descriptors(config: ExportConfig, folder: str) -> dict[str, Any]:
 def npy(rows: Stored, out: Output) -> int:
     """`descriptors.npy`, float32 (N, D), and `names.txt`, the image_id of each row on a line of its own."""
     written = 0
-    with files.written(out.path("descriptors.npy")) as path, open(path, "wb") as file:
+    with local_copies.written(out.path("descriptors.npy")) as path, open(path, "wb") as file:
         for number, block in enumerate(told(rows, len, "exporting", len(rows), "rows")):
             if number == 0:
                 header = {"descr": "<f4", "fortran_order": False, "shape": (len(rows), block.shape[1])}

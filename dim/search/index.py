@@ -151,7 +151,7 @@ def read(path: str, place: np.ndarray, parameters: str | None, record: Facts) ->
 
     `parameters` are FAISS's, such as "nprobe=16"; `record` is what the job that built it said. Raises UserError where
     the parameters are none of this index's, the file is not the one of the record and of as many rows as `place`, or
-    its scores are no cosines.
+    its scores are not cosines.
     """
     again = "make it again with index.py"
     before = Path(path).stat()

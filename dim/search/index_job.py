@@ -7,7 +7,7 @@ import faiss
 import numpy as np
 import pyarrow as pa
 
-from dim import files, output, seal, tables
+from dim import files, local_copies, output, seal, tables
 from dim.config import MOST_SEED
 from dim.errors import UserError
 from dim.progress import told
@@ -44,12 +44,12 @@ def build(config: IndexConfig) -> dict[str, Any]:
     trained_on = _train(made, rows, config)
     inputs = {"descriptors": config.descriptors, "whitening": config.whitening}
     with output.opened(config.out, "index", config, inputs, rows.embedding.as_json()) as out:
-        with files.written(out.path(index.FILE)) as path:
+        with local_copies.written(out.path(index.FILE)) as path:
             _write(made, rows, path, dimension, config.factory)
             sealed = index.sealed(path)
         tables.write(out.path(index.IDS_FILE), pa.table({"image_id": rows.ids}))
-        known = {index.FILE: {**sealed, "rows": len(rows)}}
-        files.write_json(out.path(index.SEAL_FILE), {seal.FILES: seal.of(config.out, [index.IDS_FILE], known)})
+        both = seal.of(config.out, [index.IDS_FILE], {index.FILE: {**sealed, "rows": len(rows)}})
+        files.write_json(out.path(index.SEAL_FILE), {seal.FILES: both})
         return out.finish(
             {
                 "factory": config.factory,
@@ -60,7 +60,7 @@ def build(config: IndexConfig) -> dict[str, Any]:
                 **sealed,
                 "bytes_per_row": round(sealed["bytes"] / len(rows), 1),
             },
-            known,
+            both,
         )
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from dim import files, output, seal, tables
+from dim import files, local_copies, output, seal, tables
 from dim.data import manifest
 from dim.errors import UserError
 from dim.extract import identity
@@ -45,9 +45,8 @@ def read(folder: str, whitening: str | None, parameters: str | None) -> Target:
     ids = _ids(files.join(folder, index.IDS_FILE), facts[index.IDS_FILE])
     seal.require_whole(folder, facts, "index")
     if index.SEAL_FILE in facts:
-        uri = files.join(folder, index.SEAL_FILE)
-        seal.require_content(uri, files.read_bytes(uri), facts[index.SEAL_FILE], "index")
-    with files.on_disk(files.join(folder, index.FILE)) as path:
+        seal.require_content(files.join(folder, index.SEAL_FILE), facts[index.SEAL_FILE], "index")
+    with local_copies.read(files.join(folder, index.FILE)) as path:
         return Target(index.read(path, exact.places(ids), parameters, known), ids, embedding)
 
 
@@ -56,5 +55,5 @@ def _ids(uri: str, facts: Facts) -> pa.Array:
     if "image_id" not in table.column_names or table["image_id"].null_count:
         raise UserError(f"{uri!r} has no image_id for each row; make it again with index.py")
     ids = manifest.text(uri, table, "image_id").combine_chunks()
-    seal.require_content(uri, files.read_bytes(uri), facts, "index")
+    seal.require_content(uri, facts, "index")
     return ids

@@ -8,7 +8,6 @@ the best, but nothing is resumed from it.
 """
 
 import dataclasses
-import hashlib
 import io
 import logging
 import re
@@ -19,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from dim import files
+from dim import checksum, files
 
 if typing.TYPE_CHECKING:
     from dim.model.backend import keras  # the job looks at checkpoints before it has a use for TensorFlow
@@ -118,7 +117,7 @@ def _path(folder: str, epoch: int, ending: str) -> str:
 
 
 def _statistics(content: bytes) -> dict[str, Any]:
-    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    return {"bytes": len(content), "sha256": checksum.of(content)}
 
 
 def _is_whole(folder: str, epoch: int) -> bool:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dim.config import flag_name, option
-from dim.data.limits import MEGAPIXELS, MEGAPIXELS_HELP, Limits, of_megapixels
+from dim.data.limits import MEGAPIXELS, MEGAPIXELS_HELP, Limited
 from dim.errors import UserError
 from dim.mine.config import Mining
 from dim.model.vocabulary import Resize
@@ -13,7 +13,7 @@ TrainLayers = Literal["pca", "block5", "all"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(Mining):
+class TrainConfig(Mining, Limited):
     """What `jobs/train.py` does; each field is a flag. Raises UserError where a value is out of range."""
 
     manifest: str | None = option(
@@ -110,9 +110,4 @@ class TrainConfig(Mining):
                 raise UserError(f"{flag_name(name)} must be from 0 to {most}, not {getattr(self, name)}")
         if self.batch_size < self.workers:
             raise UserError(f"--batch-size {self.batch_size} gives {self.workers} workers less than a triplet each")
-        of_megapixels(self.max_megapixels)
-
-    @property
-    def limits(self) -> Limits:
-        """What a photo may need at most."""
-        return of_megapixels(self.max_megapixels)
+        Limited.__post_init__(self)

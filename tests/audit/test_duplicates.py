@@ -98,4 +98,4 @@ def test_a_burst_in_two_splits_is_listed(write_manifest, write_descriptors, tmp_
     monkeypatch.setattr(module, "EACH", 20)
     result = audit(config)
     assert (result["duplicate"], result["duplicate_pairs"]) == (20, 144)
-    assert "there are 144 pairs of duplicates; listed are the 20 nearest" in caplog.text
+    assert "there are 144 pairs of duplicates; the 20 nearest are listed" in caplog.text

@@ -21,7 +21,7 @@ import numpy as np
 from dim.audit.config import AuditConfig
 from dim.audit.suspects import LABEL, Photos, suspects
 from dim.data import manifest as manifests
-from dim.extract import store
+from dim.extract import descriptors
 from dim.extract.config import ExtractConfig
 from dim.extract.job import extract
 from dim.model import moments
@@ -79,12 +79,12 @@ def main() -> None:
     if not arguments.descriptors:
         extract(ExtractConfig(manifest=manifest, model="vgg16-gem", out=folder))
     rows = manifests.read(manifest)
-    descriptors = store.read(folder, rows)
-    labels, ids = rows.labels[descriptors.rows], rows.image_ids[descriptors.rows]
+    embedded = descriptors.read(folder, rows)
+    labels, ids = rows.labels[embedded.rows], rows.image_ids[embedded.rows]
     splits = np.full(len(ids), None, dtype=object)
-    whitening = fit_pca(moments.of(descriptors.vectors), None, {"manifest": manifest, "rows": len(ids)}, power=0.25)
+    whitening = fit_pca(moments.of(embedded.vectors), None, {"manifest": manifest, "rows": len(ids)}, power=0.25)
     results = {}
-    for name, vectors in (("plain", descriptors.vectors), ("whitened", whitening.apply(descriptors.vectors))):
+    for name, vectors in (("plain", embedded.vectors), ("whitened", whitening.apply(embedded.vectors))):
         clean, _ = suspects(Photos(vectors, ids, labels, splits), LEAST["default"], DUPLICATES)
         results[f"{name} as they are"] = {"listed_default": sum(one.kind == LABEL for one in clean)}
         for way in (exchanged, moved):

@@ -24,7 +24,7 @@ from dim import tables
 from dim.data import manifest as manifests
 from dim.evaluate.config import EvaluateConfig
 from dim.evaluate.job import evaluate
-from dim.extract import store
+from dim.extract import descriptors
 from dim.extract.config import ExtractConfig
 from dim.extract.job import extract
 from dim.model.whiten_config import WhitenConfig
@@ -84,7 +84,7 @@ def least_cosine(network: str, arrays: Path, manifest: str, out: Path) -> Figure
     tables.write(few, table.set_column(table.column_names.index("path"), "path", paths))
     folder = str(out / f"{network}-few")
     extract(ExtractConfig(manifest=few, model=f"vgg16-{network}", precision="float32", out=folder))
-    mine = store.read(folder, manifests.read(few)).vectors
+    mine = descriptors.read(folder, manifests.read(few)).vectors
     cosine = float(np.min(np.sum(mine * vectors, axis=1) / np.linalg.norm(vectors, axis=1)))
     return Figure(f"{network} cosine", round(cosine, 7), COSINE, cosine >= COSINE)
 

@@ -12,7 +12,7 @@ PROGRAM = """
     import json, os, sys
     from pathlib import Path
     from PIL import Image
-    from dim.data.decode import DecodeError, decode, needed
+    from dim.data.decode import DecodeError, decode, prepared
 
     Image.init()  # or the libraries would count
 
@@ -27,7 +27,7 @@ PROGRAM = """
         content = Path(path).read_bytes()
         before, about = kept("VmRSS"), {}
         try:
-            about["needed"] = needed(content, 64, "squash")
+            about["needed"] = prepared(content, 64, "squash").memory
             decode(content, 64, "squash")
         except DecodeError as error:
             about["error"] = str(error)

@@ -215,13 +215,13 @@ def test_a_raw_file_is_told(name):
 def test_heic_is_named(brand):
     for brands in (brand + bytes(4) + b"mif1" + brand, b"mif1" + bytes(4) + b"mif1" + brand):
         content = box(b"ftyp", brands) + bytes(500)
-        assert reason(content) == "an HEIC photo, which is not decoded here; convert it to JPEG"
+        assert reason(content) == "an HEIC photo, which dim can't decode; convert it to JPEG"
     without_brand = avif(SMOOTH, brands=b"mif1\0\0\0\0miaf").replace(b"av01", b"hvc1")
     assert "an HEIC photo" in reason(without_brand)
 
 
 UNKNOWN = {
-    "PNG": (b"\x89PNG\r\n\x1a\n" + bytes(40), "a kind of PNG that is not decoded here: broken PNG file"),
+    "PNG": (b"\x89PNG\r\n\x1a\n" + bytes(40), "a kind of PNG that dim can't decode: broken PNG file"),
     "BMP": (b"BM" + struct.pack("<IIII", 99, 0, 54, 77) + bytes(99), "a kind of BMP .*: Unsupported BMP header type"),
     "PPM": (b"P6 3 x 255\n" + bytes(99), "a kind of PPM .*: invalid literal"),
     "JPEG": (b"\xff\xd8\xff\xc0\0\x11\x0c\0\x20\0\x20\3" + bytes(99), "12-bit"),

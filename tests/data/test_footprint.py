@@ -10,7 +10,7 @@ import tifffile
 from PIL import Image, ImageCms
 
 from dim.data import footprint
-from dim.data.decode import check_header, decode, needed
+from dim.data.decode import check_header, decode, prepared
 from dim.data.limits import BESIDE, DecodeError, Limits
 
 WIDTH, HEIGHT = 1500, 1000
@@ -157,10 +157,10 @@ def test_no_more_is_taken_than_was_estimated(taken, name):
     "call",
     [
         lambda content, limits: decode(content, 32, "squash", limits=limits),
-        lambda content, limits: needed(content, 32, "squash", limits=limits),
+        lambda content, limits: prepared(content, 32, "squash", limits=limits).memory,
         lambda content, limits: check_header(io.BytesIO(content), limits),
     ],
-    ids=["decode", "needed", "check_header"],
+    ids=["decode", "prepared", "check_header"],
 )
 def test_refused_by_every_way_that_opens_a_photo(name, call):
     content, pixels = made(name), WIDTH * HEIGHT
@@ -178,4 +178,4 @@ def test_a_photo_of_the_largest_size_is_not_refused():
 
 def test_what_is_asked_for_counts():
     content = made("png 1-bit")
-    assert needed(content, 10_000, "squash") > 10_000**2 * 11
+    assert prepared(content, 10_000, "squash").memory > 10_000**2 * 11

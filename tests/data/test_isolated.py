@@ -120,8 +120,11 @@ def test_here_it_ends_the_process(photo):
         import sys, time
         from dim.data import isolated
         isolated.SECONDS = 0.5
-        isolated.needed = lambda *_, **__: 0
-        isolated.decode_here = lambda content, **_: time.sleep(len(content))
+        class Slow:
+            memory = 0
+            def __init__(self, content, **_):
+                self.decode = lambda: time.sleep(len(content))
+        isolated.prepared = Slow
         isolated.watched(b"")  # in time
         isolated.watched(bytes(600))
     """

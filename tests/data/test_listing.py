@@ -62,8 +62,8 @@ def test_whatever_is_not_taken_is_named(folder):
     assert found.files == ["a/1.png", "b/2.png", "b/deep/3.png"]
     assert found.hidden == 2
     assert found.skipped == {
-        "\\xfe": "its name is no UTF-8; rename it",
-        "a/\\xff.jpg": "its name is no UTF-8; rename it",
+        "\\xfe": "its name is not UTF-8; rename it",
+        "a/\\xff.jpg": "its name is not UTF-8; rename it",
         "a/broken.jpg": "a link to nothing",
         "a/fifo": "neither a file nor a folder",
         "a/itself.jpg": "a link that leads to itself",

@@ -18,7 +18,7 @@ from PIL import Image
 
 from dim import tables
 from dim.data import isolated, manifest, turns
-from dim.data.decode import needed
+from dim.data.decode import prepared
 from dim.data.labelled import unique_ids
 from dim.data.limits import LIMITS
 from dim.data.split import by_label, per_label, split
@@ -139,7 +139,7 @@ def test_a_folder_by_label(shelf, tmp_path, name):
     assert unreadable[0]["path"] == str(shelf / "A" / "broken.jpg")
     assert "<html>" in unreadable[0]["reason"]
     assert unreadable[1]["path"] == str(shelf / "README.md")
-    assert unreadable[1]["reason"] == "it lies in no folder of a label"
+    assert unreadable[1]["reason"] == "it is in no label's folder"
 
 
 def test_photos_over_the_limit_are_unreadable(shelf, tmp_path):
@@ -270,7 +270,7 @@ def test_whatever_is_not_taken_is_counted_and_named(shelf, tmp_path, caplog):
     assert named["shelf/B/link 3.png"] == "a link to nothing"
     assert named["shelf/C/itself"] == "a link that leads to itself"
     assert named["shelf/nothing"] == "an empty folder"
-    assert named["shelf/C/\\xff.png"] == "its name is no UTF-8; rename it"
+    assert named["shelf/C/\\xff.png"] == "its name is not UTF-8; rename it"
     told = "\n".join(caplog.messages)
     assert "what else was not taken: 16 (12 × a link to nothing, 1 × " in told
     assert "photos that could not be read: 2 (1 × " in told and f"see {tmp_path}/m.unreadable.csv" in told
@@ -293,7 +293,7 @@ def test_one_bad_row_does_not_refuse_a_table(shelf, tmp_path):
     assert (result["images"], result["unreadable"]) == (4, 5)
     named = tables.read(str(tmp_path / "m.unreadable.csv"))["reason"].to_pylist()
     assert "'https'" in named[0]
-    windows = "no such file; it looks like a path of Windows: write it as it is on this machine, with /"
+    windows = "no such file; it looks like a Windows path: write it as it is on this machine, with /"
     assert named[1:] == [windows, windows, windows, "no such file"]
 
 
@@ -504,11 +504,12 @@ def test_the_list_of_unreadable_photos_is_of_the_manifest_that_it_stands_beside(
     assert out.exists() and not listed.exists()
 
 
-def test_what_a_killed_split_left_is_swept(shelf, tmp_path):
-    half = [tmp_path / f"photos{name}.csv.4194304.tmp" for name in ("", ".unreadable")]  # no process has this number
+@pytest.mark.parametrize("written", [str, Path.as_uri], ids=["path", "uri"])
+def test_what_a_killed_split_left_is_swept(shelf, tmp_path, written):
+    half = [tmp_path / f"my photos{name}.csv.4194304.tmp" for name in ("", ".unreadable")]  # no process has this number
     for path in half:
         path.write_text("half")
-    split(SplitConfig(str(shelf), str(tmp_path / "photos.csv")))
+    split(SplitConfig(str(shelf), written(tmp_path / "my photos.csv")))
     assert not any(path.exists() for path in half)
 
 
@@ -551,7 +552,7 @@ def test_large_photos_are_not_decoded_all_at_one_time(tmp_path):
         assert json.loads(job.stdout.read())["images"] == 6
     at_once = max(1, min(turns.memory() // 2 // LIMITS.memory, os.cpu_count()))
     beside = 2**28 + os.cpu_count() * 2**26  # the job itself, and the processes that decode, without a photo
-    assert 2**28 < peak < at_once * needed(content, 32, "squash") + beside
+    assert 2**28 < peak < at_once * prepared(content, 32, "squash").memory + beside
 
 
 def memory_of_session(number):

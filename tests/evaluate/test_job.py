@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from dim import files
+from dim import checksum, files
 from dim.errors import GateNotMet, UserError
 from dim.evaluate import sources
 from dim.evaluate.config import EvaluateConfig
@@ -282,7 +282,7 @@ def test_whitening_is_applied_to_both_sides_and_named(labelled, whitening_file, 
     made = write_descriptors(IDS, whitening.load(whitening_file).apply(unit), name="whitened")
     plain = evaluate(EvaluateConfig(**labelled | {"descriptors": (made,), "out": labelled["out"] + "-plain"}))
     assert found["map"] == pytest.approx(plain["map"], abs=1e-6)
-    assert found["embedding"]["whitening"] == spec.sha256(whitening_file)
+    assert found["embedding"]["whitening"] == checksum.of_file(whitening_file)
     (step,) = found["whitening"]
     assert (step["by"], step["learned_on"]) == ("evaluate", {"manifest": "train.csv", "split": "train"})
 
@@ -298,8 +298,8 @@ def test_whitening_in_extract_and_in_the_model_is_named(labelled, whitening_file
         VECTORS,
         name="both",
         inputs={"model": str(model), "whitening": whitening_file},
-        weights=spec.sha256(str(model / spec.WEIGHTS_FILE)),
-        whitening=spec.sha256(whitening_file),
+        weights=checksum.of_file(str(model / spec.WEIGHTS_FILE)),
+        whitening=checksum.of_file(whitening_file),
     )
     config = EvaluateConfig(**labelled | {"descriptors": (folder,)})
     by_model, by_extract = evaluate(config)["whitening"]
@@ -461,7 +461,7 @@ def test_a_baseline_of_an_evaluation_that_is_not_whole_is_refused(labelled, tmp_
     table = pq.read_table(per_query)
     for other in (table.slice(1), table.set_column(2, "ap", table["ap"].take(np.roll(np.arange(len(table)), 1)))):
         pq.write_table(other, per_query)
-        refused(r"per_query\.parquet' is not the file that its run\.json tells of; make it again with evaluate\.py")
+        refused(r"per_query\.parquet' is not the file that its run\.json describes; make it again with evaluate\.py")
     per_query.unlink()
     found = evaluate(EvaluateConfig(**again, baseline=str(baseline), report=False))
     assert "against_baseline" not in found

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dim import files
+from dim import files, local_copies
 from dim.errors import JobFailed
 from dim.extract import store
 
@@ -21,7 +21,7 @@ def test_a_file_is_whole_or_what_it_was(disk, fill):
 
 
 def _large(uri, content):
-    with files.written(uri) as path, open(path, "wb") as file:
+    with local_copies.written(uri) as path, open(path, "wb") as file:
         file.write(content)
 
 
@@ -32,7 +32,7 @@ def test_extract_goes_on_once_there_is_room(disk, fill, ten, run, stand_in):
     out = disk / "out"
     assert not list(out.glob("*.tmp")) and not (out / "result.json").exists()
     finished = store.shards(str(out))
-    assert 0 < len(finished) < 10 and all(store.is_whole(str(out), name) for name in finished)
+    assert 0 < len(finished) < 10 and all(store.whole(str(out), name) for name in finished)
     filler.unlink()
     result = run(ten, out="disk/out", shard_rows=1)
     assert (result["ok"], result["computed"]) == (10, 10 - len(finished))

@@ -15,7 +15,7 @@ from dim import tables
 from dim.data import manifest as manifests
 from dim.data.decode import decode
 from dim.errors import UserError
-from dim.extract import store
+from dim.extract import descriptors
 from dim.extract.embedder import Embedder, Recipe
 from dim.model import spec
 
@@ -64,7 +64,7 @@ def test_photos_of_several_shapes_as_each_alone(ray_session, demo, tmp_path):
             batch_size=5,
         )
     )
-    found = store.read(out, manifests.read(str(tmp_path / "photos.csv")))
+    found = descriptors.read(out, manifests.read(str(tmp_path / "photos.csv")))
     assert found.rows.tolist() == [row for row in range(12) if row != 7]
     recipe = Recipe(spec.resolve("vgg16-gem", image_size=96, resize="long-side"), "float32", (1.0, 0.5))
     expected = one_by_one(recipe, [paths[row] for row in found.rows])

@@ -74,7 +74,7 @@ def test_what_is_left_and_what_is_kept_are_all_rows_once(tmp_path_factory, shard
         elif state == "no statistics":
             path.with_suffix(".json").unlink()
     for name in store.shards(str(folder)):
-        if store.is_whole(str(folder), name):
+        if store.whole(str(folder), name):
             table = pq.read_table(folder / f"{name}.parquet")
             good |= {(row["image_id"], row["content"], row["status"]) for row in table.to_pylist()}
 

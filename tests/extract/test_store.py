@@ -8,7 +8,7 @@ import pytest
 from dim import files
 from dim.data import manifest as manifests
 from dim.errors import UserError
-from dim.extract import store
+from dim.extract import descriptors, store
 from dim.extract.identity import Embedding
 from dim.search import stored
 
@@ -52,7 +52,7 @@ def test_statistics_stand_beside_the_shard(folder, tmp_path):
     assert statistics["rows"] == 2 and statistics["errors"] == 1
     assert statistics["bytes"] == (tmp_path / "part-b.parquet").stat().st_size
     assert store.shards(folder) == ["part-a", "part-b"]
-    assert store.is_whole(folder, "part-a")
+    assert store.whole(folder, "part-a")
 
 
 def test_only_what_is_finished_counts(folder, tmp_path):
@@ -65,23 +65,18 @@ def test_only_what_is_finished_counts(folder, tmp_path):
 
 
 def test_rows_come_in_the_manifests_order_without_errors(folder):
-    found = store.read(folder, manifest_of("0", "1", "2", "3"))
+    found = descriptors.read(folder, manifest_of("0", "1", "2", "3"))
     assert found.embedding == EMBEDDING
     assert found.rows.tolist() == [0, 2, 3]
     np.testing.assert_array_equal(found.vectors, np.array([[0.5, 0.5], [1, 0], [0, 1]], np.float32))
-    assert store.read(folder, manifest_of("3", "0")).vectors.tolist() == [[0, 1], [0.5, 0.5]]
-
-
-def test_blocks_stream_shard_by_shard(folder):
-    blocks = [(ids.tolist(), vectors.tolist()) for ids, vectors in store.blocks(folder)]
-    assert blocks == [(["2", "0"], [[1, 0], [0.5, 0.5]]), (["3"], [[0, 1]])]
+    assert descriptors.read(folder, manifest_of("3", "0")).vectors.tolist() == [[0, 1], [0.5, 0.5]]
 
 
 def test_rows_that_are_missing_or_all_errors(folder):
     with pytest.raises(UserError, match=r"lacks 2 of the 3 images asked for, the first 'x'; run extract\.py"):
-        store.read(folder, manifest_of("0", "x", "y"))
+        descriptors.read(folder, manifest_of("0", "x", "y"))
     with pytest.raises(UserError, match="each of its 1 rows is an error"):
-        store.read(folder, manifest_of("1"))
+        descriptors.read(folder, manifest_of("1"))
 
 
 def test_a_damaged_shard_is_named(folder, tmp_path):
@@ -90,9 +85,9 @@ def test_a_damaged_shard_is_named(folder, tmp_path):
     start = pq.ParquetFile(path).metadata.row_group(0).column(1).data_page_offset
     for damaged in (whole[:-20], whole[: start + 60] + b"\xff" + whole[start + 61 :]):
         path.write_bytes(damaged)
-        assert not store.is_whole(folder, "part-a")
+        assert not store.whole(folder, "part-a")
         with pytest.raises(UserError, match=r"part-a\.parquet' is damaged .*; run the same extract\.py again") as error:
-            store.read(folder, manifest_of("0"))
+            descriptors.read(folder, manifest_of("0"))
         assert "\n" not in str(error.value)
 
 
@@ -135,14 +130,14 @@ def test_a_shard_whose_mark_is_no_embedding_is_named(folder, tmp_path, mark):
     path = tmp_path / "part-a.parquet"
     pq.write_table(pq.read_table(path).replace_schema_metadata({store.EMBEDDING: mark}), path)
     with pytest.raises(UserError, match=r"part-a\.parquet.* embedding .*; make this folder again"):
-        store.read(folder, manifest_of("0"))
+        descriptors.read(folder, manifest_of("0"))
 
 
 def test_shards_of_two_dimensions_are_refused(folder):
     store.write_shard(folder, "part-c", table_of({"4": [1.0, 0.0, 0.0]}))
     said = r"part-c\.parquet' .* has 3 values a row, that of the shard before 2; make this folder again"
     with pytest.raises(UserError, match=said):
-        store.read(folder, manifest_of("0", "3", "4"))
+        descriptors.read(folder, manifest_of("0", "3", "4"))
     with pytest.raises(UserError, match=said):
         list(stored.read(folder))
 
@@ -163,7 +158,7 @@ def test_vectors_of_any_slice(kind):
 
 def test_an_index_is_no_store_and_statistics_that_say_nothing_refuse_nothing(folder, tmp_path):
     (tmp_path / "part-a.json").write_text('{"rows": "two", "bytes": null, "sha256": 5}')
-    assert store.read(folder, manifest_of("0", "3")).rows.tolist() == [0, 1]
+    assert descriptors.read(folder, manifest_of("0", "3")).rows.tolist() == [0, 1]
     sealed = {"ids.parquet": {"bytes": 4}}
     (tmp_path / "index").mkdir()
     (tmp_path / "index" / "ids.parquet").write_bytes(b"PAR1")

@@ -20,17 +20,21 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["dim", "pickletools", "json", "yaml", "zipfile"]):
+with atheris.instrument_imports(include=["dim", "tifffile", "pickletools", "json", "yaml", "zipfile"]):
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
+    import tifffile
+    from PIL import Image
 
     from dim import uris
     from dim.config import read_yaml
     from dim.data import ground_truth, manifest
+    from dim.data.decode import decode
     from dim.data.importers import LAYOUTS
     from dim.data.importers.config import ImportConfig
     from dim.data.importers.job import _manifest
+    from dim.data.limits import DecodeError, Limits
     from dim.data.unpickle import unpickle
     from dim.errors import UserError
     from dim.extract.config import ExtractConfig
@@ -107,6 +111,27 @@ def _uri(content):
     uris.parts(content.decode(errors="surrogateescape"))
 
 
+def _photo(content):
+    try:
+        decode(content, 32, "squash", limits=Limits(pixels=10**6, bytes=2**20))
+    except DecodeError as error:
+        assert "\n" not in str(error), f"more than one line: {error}"
+
+
+def _photos():
+    """Small photos, a file of each kind."""
+    colours = np.arange(12 * 9 * 3, dtype=np.uint8).reshape(12, 9, 3)
+    for form in ("JPEG", "PNG", "WEBP", "AVIF", "JPEG2000", "GIF", "BMP", "PPM"):
+        file = io.BytesIO()
+        Image.fromarray(colours).save(file, form)
+        yield file.getvalue()
+    for options in ({"compression": "lzw"}, {"planarconfig": "separate", "tile": (16, 16)}, {"bigtiff": True}):
+        file, values = io.BytesIO(), colours.astype(np.uint16)
+        values = np.moveaxis(values, 2, 0) if "tile" in options else values
+        tifffile.imwrite(file, values, photometric="rgb", **options)
+        yield file.getvalue()
+
+
 def _parquet(columns, **options):
     file = io.BytesIO()
     pq.write_table(pa.table(columns), file, **options)
@@ -145,6 +170,7 @@ TARGETS = {
     "model": (_file(spec.SPEC_FILE, lambda uri: spec.read(str(Path(uri).parent))), _model()),
     "whitening": (_file("whitening.npz", whitening.load), [_whitening()]),
     "uri": (_uri, [b"file:///a/%C3%BC%20.jpg", b"s3://bucket/a%2B.jpg", b"C:\\a.jpg", b"~/a.tar#b", b"abfs://a@b/c"]),
+    "photo": (_photo, [*_photos()]),
     "pickle": (_file("a.pkl", unpickle), [pickle.dumps(REVISITED, protocol) for protocol in range(6)]),
     "configuration": (
         _file("config.yaml", lambda uri: read_yaml(uri, ExtractConfig)),

@@ -14,7 +14,7 @@ from dim.data import manifest as manifests
 from dim.data.decode import decode
 from dim.errors import UserError
 from dim.evaluate import provenance
-from dim.extract import store
+from dim.extract import descriptors
 from dim.extract.embedder import Recipe
 from dim.extract.job import embedding_of
 from dim.model import moments, network, spec, whitening
@@ -66,8 +66,8 @@ def test_model_equals_extraction_and_whitening(out, photos, tmp_path, kind):
     whiten(config(photos, out, model="vgg16-gem", kind=kind))
     whiten(config(photos, tmp_path / "w.npz", descriptors=str(out / "descriptors"), kind=kind))
     fitted = whitening.load(str(tmp_path / "w.npz"))
-    descriptors = store.read(str(out / "descriptors"), manifests.read(photos))
-    expected = fitted.apply(descriptors.vectors)
+    embedded = descriptors.read(str(out / "descriptors"), manifests.read(photos))
+    expected = fitted.apply(embedded.vectors)
     model = dim.model.load(str(out))
     found = np.concatenate([model(image) for image in decoded(photos, "squash")])
     np.testing.assert_allclose(found, expected, atol=1e-5)

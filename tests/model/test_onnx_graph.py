@@ -3,26 +3,13 @@
 import keras
 import numpy as np
 import pytest
+from networks import SIZES, images, trained
 
 from dim.errors import UserError
-from dim.model import network
 from dim.model.backbones import BACKBONES
 from dim.model.spec import Source, Spec
 
 onnxruntime = pytest.importorskip("onnxruntime")
-
-
-def trained(spec):
-    """The network of `spec`, its head's weights as none of them begins, and its batch statistics as after training."""
-    generator = np.random.default_rng(0)
-    model = network.build(spec)
-    for layer in model.layers:
-        if isinstance(layer, keras.layers.BatchNormalization):
-            layer.set_weights([generator.uniform(0.5, 1.5, weight.shape) for weight in layer.get_weights()])
-    for name in {"pca", "pooling"} & {layer.name for layer in model.layers}:
-        weights = model.get_layer(name).get_weights()
-        model.get_layer(name).set_weights([np.asarray(w) + 0.1 * generator.standard_normal(w.shape) for w in weights])
-    return model
 
 
 @pytest.fixture
@@ -41,10 +28,6 @@ def both(monkeypatch):
         return list(zip(found, expected, strict=True))
 
     return run
-
-
-def images(height, width):
-    return np.random.default_rng(1).integers(0, 256, (2, height, width, 3), dtype=np.uint8)
 
 
 @pytest.mark.parametrize(
@@ -70,9 +53,6 @@ def test_descriptors_are_equal(both, spec):
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
-SIZES = [(48, 80), (80, 48), (32, 32), (33, 200), (240, 40), (64, 96), (32, 31), (16, 160), (160, 8)]
-
-
 @pytest.mark.parametrize(
     "options",
     [
@@ -87,7 +67,7 @@ SIZES = [(48, 80), (80, 48), (32, 32), (33, 200), (240, 40), (64, 96), (32, 31),
     ids=lambda options: "-".join(map(str, options.values())),
 )
 def test_photos_of_any_size(both, options):
-    spec = Spec(resize="long-side", layer="block4_conv3", **options)  # maps of an eighth: many shapes of few pixels
+    spec = Spec(resize="long-side", layer="block4_conv3", **options)
     for found, expected in both(spec, *(images(*size) for size in SIZES)):
         np.testing.assert_allclose(found, expected, atol=2e-5)
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from dim.model import region_masks
 from dim.model.pooling import POOLINGS
 from dim.model.regions import region_maxima, rmac
 
@@ -109,6 +110,18 @@ def test_equals_a_naive_loop(size):
     np.testing.assert_allclose(rmac(maps), plain, rtol=1e-5, atol=1e-5)
     whitened = [naive(image, kernel, bias) for image in maps]
     np.testing.assert_allclose(rmac(maps, 3, kernel, bias), whitened, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("levels", [1, 4])
+def test_masks_for_sizes_unknown_until_run_time_equal_what_is_cut_out(levels):
+    random = np.random.default_rng(0)
+    for size in [*SIZES[::3], *TIES, (2, 40), (40, 1), (24, 32)]:
+        maps = random.normal(size=(2, *size, 4)).astype(np.float32)
+        kernel, bias = random.normal(size=(4, 3)).astype(np.float32), random.normal(size=3).astype(np.float32)
+        masked = region_masks.rmac(maps, levels, None)
+        np.testing.assert_allclose(masked, rmac(maps, levels), rtol=1e-5, atol=1e-5, err_msg=str(size))
+        whitened = region_masks.rmac(maps, levels, lambda vectors, kernel=kernel, bias=bias: vectors @ kernel + bias)
+        np.testing.assert_allclose(whitened, rmac(maps, levels, kernel, bias), rtol=1e-5, atol=1e-5, err_msg=str(size))
 
 
 def test_negative_activations_have_their_own_maximum():

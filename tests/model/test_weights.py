@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 
+from dim import checksum
 from dim.errors import UserError
 from dim.model import hdf5, spec, weights
 
@@ -223,7 +224,7 @@ def test_other_endings_and_missing_files(tmp_path):
 def test_weights_that_changed_since_they_were_hashed_are_not_loaded(tmp_path):
     model, path = network(), tmp_path / "w.npz"
     np.savez(path, **arrays())
-    known = spec.sha256(str(path))
+    known = checksum.of_file(str(path))
     weights.load_into(model, str(path), known)
     before = model.get_layer("pca").kernel.numpy()
     np.savez(path, **{name: 2 * array for name, array in arrays().items()})
@@ -231,4 +232,4 @@ def test_weights_that_changed_since_they_were_hashed_are_not_loaded(tmp_path):
         weights.load_into(model, str(path), known)
     np.testing.assert_array_equal(model.get_layer("pca").kernel, before)
     saved = str(tmp_path / "w.weights.h5")
-    assert weights.save(model, saved) == spec.sha256(saved)
+    assert weights.save(model, saved) == checksum.of_file(saved)

@@ -61,7 +61,7 @@ def embedded(monkeypatch):
                 "height": 32,
             }
             table = pa.Table.from_pylist([row | known], schema=store.schema(len(vector), dtype))
-            yield table.append_column("shard", pa.array([row["shard"]]))
+            yield table.append_column("shard", pa.array([row["shard"]])).append_column("several", pa.array([False]))
 
     monkeypatch.setattr(pipeline, "run", run)
     monkeypatch.setattr(extraction, "resources", lambda *_: Resources(1, 1, 0, 32))

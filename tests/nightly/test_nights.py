@@ -87,12 +87,12 @@ def test_what_changed_since_a_date_was_run_is_named(night, photos, embedded, tmp
 
 
 def test_a_table_that_changes_while_the_night_runs_makes_no_night(night, photos, embedded, tmp_path, monkeypatch):
-    evaluate = job.evaluate
-    monkeypatch.setattr(job, "evaluate", lambda config: (evaluate(config), photos.add(20, 3)))
+    measure = job.measure
+    monkeypatch.setattr(job, "measure", lambda *asked: (measure(*asked), photos.add(20, 3)))
     with pytest.raises(JobFailed, match=r"photos.csv' changed while the night ran; run the same command again$"):
         night("2030-01-01")
     assert not (tmp_path / "nightly" / "history.csv").exists()
-    monkeypatch.setattr(job, "evaluate", evaluate)
+    monkeypatch.setattr(job, "measure", measure)
     assert night("2030-01-01")["images"] == 51
 
 

@@ -167,10 +167,6 @@ def test_what_can_not_be_exported(write_descriptors, tmp_path):
         ({"format": "keras", "model": "vgg16-gem", "descriptors": folder}, "--format keras is made from --model"),
         ({"format": "onnx", "descriptors": folder}, "--format onnx is made from --model"),
         ({"format": "npy", "descriptors": "nowhere"}, "'nowhere' is no output folder of dim"),
-        (
-            {"format": "keras", "model": "vgg16-rmac", "resize": "long-side"},
-            "pooling rmac is exported to Keras for one size of photos; use --resize squash, or --format onnx",
-        ),
     ):
         with pytest.raises(UserError, match=message):
             export(ExportConfig(out=str(tmp_path / "out"), **values))

@@ -8,6 +8,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from dim import tables
@@ -30,6 +31,12 @@ def built(folder, out, **changes):
     return build(IndexConfig(descriptors=folder, out=str(out), **changes))
 
 
+def tables_of(folder):
+    """The rows that have a descriptor, shard by shard."""
+    for _, table in store.read_shards(folder, ["image_id", "descriptor", "status"]):
+        yield table.filter(pc.equal(table["status"], store.OK))
+
+
 def ids_of(out):
     return tables.read(str(out / "ids.parquet"))["image_id"].to_pylist()
 
@@ -48,7 +55,9 @@ def test_faiss_reads_it_and_each_row_has_its_id(folder, tmp_path, factory):
     ids = ids_of(tmp_path / "out")
     assert sorted(ids) == sorted(IDS[2:])
     vectors = {
-        id_: vector for block_ids, block in store.blocks(folder) for id_, vector in zip(block_ids, block, strict=True)
+        image_id: vector
+        for table in tables_of(folder)
+        for image_id, vector in zip(table["image_id"].to_pylist(), store.vectors(table["descriptor"]), strict=True)
     }
     _, nearest = found.search(np.array([vectors[image_id] for image_id in ids]), 1)
     assert nearest[:, 0].tolist() == list(range(ROWS - 2)) or factory == "HNSW16"
@@ -60,8 +69,8 @@ def test_faiss_reads_it_and_each_row_has_its_id(folder, tmp_path, factory):
 def test_a_flat_index_is_written_as_faiss_writes_it(folder, tmp_path):
     built(folder, tmp_path / "out")
     by_faiss = faiss.IndexFlatIP(16)
-    for _, block in store.blocks(folder):
-        by_faiss.add(block)
+    for table in tables_of(folder):
+        by_faiss.add(store.vectors(table["descriptor"]))
     faiss.write_index(by_faiss, str(tmp_path / "faiss.index"))
     assert (tmp_path / "out" / "knn.index").read_bytes() == (tmp_path / "faiss.index").read_bytes()
 
@@ -204,7 +213,7 @@ def test_a_damaged_file_is_refused_before_faiss_reads_it(folder, tmp_path, facto
     whole = file.read_bytes()
     for content in (b"", whole[:30], whole[:-1], whole[:40] + b"\xff" + whole[41:]):
         file.write_bytes(content)
-        refused(tmp_path, r"knn.index' is not the file that its run.json tells of; make it again with index.py")
+        refused(tmp_path, r"knn.index' is not the file that its run.json describes; make it again with index.py")
     file.unlink()
     refused(tmp_path, r"no file '.*knn.index'; make it again with index.py")
 
@@ -219,7 +228,7 @@ def recorded(folder, **changes):
 def test_a_file_that_is_no_index_or_another_one(folder, tmp_path, monkeypatch):
     built(folder, tmp_path)
     recorded(tmp_path, sha256=None)
-    refused(tmp_path, "is not the file that its run.json tells of; make it again")
+    refused(tmp_path, "is not the file that its run.json describes; make it again")
     recorded(tmp_path, dimension=8)
     refused(tmp_path, "has 198 rows of 16 values, its ids.parquet 198 and its run.json 8; make it again")
     faiss.write_index(faiss.IndexFlatIP(16), str(tmp_path / "knn.index"))
@@ -284,7 +293,7 @@ def test_ids_of_another_index_of_as_many_rows(folder, write_descriptors, tmp_pat
     for swapped in (tables.read(str(tmp_path / "two" / "ids.parquet")).slice(0, ROWS - 2), turned):
         tables.write(str(ids), swapped)
         refused(
-            tmp_path / "one", r"ids\.parquet' is not the file that its run\.json tells of; make it again with index"
+            tmp_path / "one", r"ids\.parquet' is not the file that its run\.json describes; make it again with index"
         )
     ids.write_bytes(before)
     target.read(str(tmp_path / "one"), None, None)

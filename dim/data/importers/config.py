@@ -4,22 +4,14 @@ from dataclasses import dataclass
 
 from dim.config import option
 from dim.data.importers import LAYOUTS
-from dim.data.limits import MEGAPIXELS, MEGAPIXELS_HELP, Limits, of_megapixels
+from dim.data.limits import MEGAPIXELS, MEGAPIXELS_HELP, Limited
 
 
 @dataclass(frozen=True)
-class ImportConfig:
+class ImportConfig(Limited):
     """The flags of import.py."""
 
     layout: str = option(help=f"which benchmark: {', '.join(LAYOUTS)}", positional=True)
     source: str = option(help="the folder of the benchmark as distributed", positional=True)
     out: str = option(help="folder for manifest.parquet, ground_truth.parquet and problems.csv", metavar="DIR")
     max_megapixels: float = option(MEGAPIXELS, MEGAPIXELS_HELP)
-
-    def __post_init__(self) -> None:
-        of_megapixels(self.max_megapixels)
-
-    @property
-    def limits(self) -> Limits:
-        """What a photo may need at most."""
-        return of_megapixels(self.max_megapixels)

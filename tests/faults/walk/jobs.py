@@ -26,8 +26,8 @@ from dim.errors import UserError
 from dim.evaluate import comparison
 from dim.evaluate.config import EvaluateConfig
 from dim.evaluate.job import evaluate
+from dim.extract import descriptors, pipeline, store
 from dim.extract import job as extraction
-from dim.extract import pipeline, store
 from dim.extract.config import ExtractConfig
 from dim.extract.resources import Resources
 from dim.mine.config import MineConfig
@@ -96,7 +96,7 @@ def _embedded(rows, recipe, dtype, _):
         vector = pixels.mean(axis=0).reshape(-1) - pixels.mean()
         known = {"descriptor": (vector / np.linalg.norm(vector)).tolist(), "status": store.OK, "width": 8, "height": 8}
         table = pa.Table.from_pylist([row | known], schema=store.schema(len(vector), dtype))
-        yield table.append_column("shard", pa.array([row["shard"]]))
+        yield table.append_column("shard", pa.array([row["shard"]])).append_column("several", pa.array([False]))
 
 
 def make_input(root):
@@ -212,7 +212,7 @@ def _descriptors(root, out):
     rows = stored.read(out)
     known = [manifest.read(f"{root}/{kind}/photos.csv") for kind in KINDS]
     asked = next(one for one in known if sorted(one.image_ids) == sorted(rows.ids.to_pylist()))
-    in_memory = store.read(out, asked)
+    in_memory = descriptors.read(out, asked)
     order = np.argsort(exact.places(rows.ids))
     streamed = np.concatenate(list(rows))[order]
     placed = np.argsort(asked.image_ids[in_memory.rows])

@@ -1,0 +1,61 @@
+"""The descriptors of a manifest's rows, in memory and in the manifest's order."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from dim.data.manifest import Manifest
+from dim.errors import UserError
+from dim.extract import identity, store
+from dim.extract.identity import Embedding
+
+
+@dataclass(frozen=True)
+class Descriptors:
+    """Descriptors in memory: `rows` (n,) are positions in the manifest asked for, `vectors` (n, D) float32."""
+
+    embedding: Embedding
+    rows: np.ndarray
+    vectors: np.ndarray
+
+
+def read(folder: str, manifest: Manifest) -> Descriptors:
+    """The descriptors of the manifest's rows, in the manifest's order; rows that could not be decoded are left out.
+
+    Raises UserError as `store.read_shards` does, and where `folder` holds no descriptors, or has not each row once.
+    """
+    embedding = identity.of_folder(folder)
+    position = {image_id: row for row, image_id in enumerate(manifest.image_ids)}
+    times = np.zeros(len(manifest), dtype=np.int64)
+    found: list[np.ndarray] = []
+    parts: list[np.ndarray] = []
+    for _, table in store.read_shards(folder, ["image_id", "descriptor", "status"], hashed=True):
+        rows = np.array([position.get(image_id, -1) for image_id in table["image_id"].to_pylist()], dtype=np.int64)
+        times += np.bincount(rows[rows >= 0], minlength=len(manifest))
+        wanted = (rows >= 0) & (table["status"].to_numpy() == store.OK)
+        if wanted.any():
+            found.append(rows[wanted])
+            parts.append(store.vectors(table["descriptor"].filter(pa.array(wanted))))
+    if (times > 1).any():
+        raise UserError(
+            f"{folder!r} has {manifest.image_ids[times > 1][0]!r} more than once; run the same extract.py again"
+        )
+    require_present(times > 0, folder, manifest)
+    if not found:
+        raise UserError(
+            f"{folder!r} has no descriptor: each of its {len(manifest)} rows is an error; see its column 'error'"
+        )
+    rows = np.concatenate(found)
+    order = np.argsort(rows, kind="stable")
+    return Descriptors(embedding, rows[order], np.concatenate(parts)[order])
+
+
+def require_present(present: np.ndarray, folder: str, manifest: Manifest) -> None:
+    """Raises UserError unless `folder` has each row of the manifest, as `present` (N,) says."""
+    if not present.all():
+        missing = manifest.image_ids[~present]
+        raise UserError(
+            f"{folder!r} lacks {len(missing)} of the {len(manifest)} images asked for, the first {missing[0]!r}; "
+            f"run extract.py on {manifest.uri!r} with --out {folder}"
+        )
