@@ -172,7 +172,7 @@ def main(run: Callable[[C], dict[str, Any]], config: type[C], description: str |
     """
     started = time.monotonic()
     result: dict[str, Any] | None = None
-    status = DONE
+    status, verbose = DONE, False
     try:
         interpreter.require_ray()
         values, verbose = parse(config, description or "", sys.argv[1:])
@@ -197,6 +197,11 @@ def main(run: Callable[[C], dict[str, Any]], config: type[C], description: str |
     except KeyboardInterrupt:
         print("interrupted; run the same command again to resume", file=sys.stderr)
         status = INTERRUPTED
+    except OSError as error:  # a disk or a store, which the message names
+        if verbose:
+            print(logs.traced(traceback.format_exc()), file=sys.stderr)
+        _say("failed", JobFailed(f"{' '.join(str(error).split())}; see to that and run the same command again"))
+        status = FAILED
     except Exception:
         print(logs.traced(traceback.format_exc()), file=sys.stderr)
         status = FAILED

@@ -182,6 +182,18 @@ def test_a_message_is_not_as_long_as_the_file_that_it_quotes(ended):
     assert err.startswith("error: xxx") and err.endswith("x…\n") and len(err) < 2100
 
 
+@pytest.mark.parametrize("flags", [(), ("-v",)])
+def test_a_disk_or_store_that_fails_ends_in_a_line(ended, flags):
+    def run(_):
+        raise OSError("When getting information for key 'x' in bucket 'b':\nAWS Error NETWORK_CONNECTION")
+
+    status, _, err = ended(run, *flags)
+    line = "failed: When getting information for key 'x' in bucket 'b': AWS Error NETWORK_CONNECTION; see to that and "
+    assert status == 1
+    assert err.endswith(f"{line}run the same command again\n")
+    assert ("Traceback" in err) is bool(flags)
+
+
 def test_a_bug_ends_in_its_traceback(ended):
     status, out, err = ended(fail(ZeroDivisionError("division by zero")))
     assert (status, out) == (1, "")
