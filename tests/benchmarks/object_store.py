@@ -24,7 +24,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY))
 
 from dim import files  # noqa: E402
-from dim.data import photos  # noqa: E402
+from dim.data.listing import listing  # noqa: E402
 from dim.extract import store  # noqa: E402
 from dim.train.job import DEMO  # noqa: E402
 
@@ -84,7 +84,7 @@ def main() -> None:
         port = free.getsockname()[1]
     server = served(port)
     try:
-        for name in photos.listed(str(DEMO.parent)):
+        for name in listing(str(DEMO.parent)).files:
             files.write_bytes(f"{BUCKET}/photos/{name}", (DEMO.parent / name).read_bytes())
         rates = {name: getattr(arguments, name) for name in ("failing", "slow", "seed")}
         size = ("--image-size", arguments.image_size, "--precision", "float32")
