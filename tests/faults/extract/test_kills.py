@@ -29,8 +29,10 @@ ALL = {"images": 48, "ok": 48, "errors": 0}
 def test_killed(extract, photos, assert_whole, out, kill):
     victim, moment = kill
     job = extract(photos, out, decode_seconds=0.4, write_seconds=0.5)
-    assert job.until(lambda: MOMENTS[moment](job) and job.pids(victim)), job.said()
-    assert job.kill(victim)
+    if job.until(lambda: MOMENTS[moment](job) and job.pids(victim)):
+        assert job.kill(victim)
+    else:  # the network has no more to do while the last shards are written, and may be gone
+        assert kill == ("network", "end"), job.said()
     status, result = job.end()
     if victim not in CARRIED_ON:
         assert status != 0 or moment == "end"  # all that remains then may need none of Ray's processes
