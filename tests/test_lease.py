@@ -154,9 +154,9 @@ with lease.held({folder!r}, "the first"):
 
 
 WRITES_ON = """
-    for number in range(400):
+    for number in range(40):
+        time.sleep(2)  # in which it is stopped: a request that is under way can't be taken back
         files.write_bytes(out.path("photos"), str(number).encode())
-        time.sleep(0.05)
 """
 WAITS = """
     threading.Event().wait(120)
