@@ -187,7 +187,7 @@ def refusing(lock, python):
                 wanted[requirement.name] = requirement
     refused = set()
     for distribution in importlib.metadata.distributions():
-        runs_on = distribution.metadata["Requires-Python"]
+        runs_on = distribution.metadata.get("Requires-Python")
         if distribution.name in wanted and runs_on and f"{python}.99" not in SpecifierSet(runs_on):
             refused.add(distribution.name)
     return refused
