@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from dim.model import devices
+
 log = logging.getLogger(__name__)
 
 
 def set_up_tensorflow(threads: int, streams: int = 1) -> None:
-    """Gives TensorFlow `threads` threads for `streams` passes at once, and GPU memory as it needs it; to be called
+    """Gives TensorFlow `threads` threads for `streams` passes at once, and the GPUs that Ray has assigned; to be called
     first.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -20,8 +22,7 @@ def set_up_tensorflow(threads: int, streams: int = 1) -> None:
 
     tf.config.threading.set_intra_op_parallelism_threads(max(1, threads // streams))
     tf.config.threading.set_inter_op_parallelism_threads(streams)
-    for gpu in tf.config.list_physical_devices("GPU"):
-        tf.config.experimental.set_memory_growth(gpu, True)
+    devices.keep_assigned()
 
 
 def batches(images: Sequence[np.ndarray], size: int) -> Iterator[tuple[list[int], np.ndarray]]:

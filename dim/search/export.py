@@ -49,8 +49,10 @@ def _network(config: ExportConfig) -> dict[str, Any]:
 
 def _keras(source: "Source") -> tuple[bytes, int]:
     """The `.keras` file of the network of `source`, and how many values its descriptors have."""
+    from dim.model import devices  # noqa: PLC0415
     from dim.model.portable import portable  # noqa: PLC0415
 
+    devices.keep_assigned()
     model = portable(source)
     with tempfile.TemporaryDirectory() as folder:  # Keras knows the format by the ending
         model.save(f"{folder}/model.keras")
@@ -61,8 +63,10 @@ def _onnx(source: "Source") -> tuple[bytes, int]:
     """The ONNX file of the network of `source`, and how many values its descriptors have."""
     if importlib.util.find_spec("onnx") is None:
         raise UserError('--format onnx needs the package onnx; install the extra: pip install ".[export]"')
+    from dim.model import devices  # noqa: PLC0415
     from dim.model.onnx_graph import model_of  # noqa: PLC0415
 
+    devices.keep_assigned()
     model = model_of(source)
     return model.SerializeToString(), model.graph.output[0].type.tensor_type.shape.dim[-1].dim_value
 

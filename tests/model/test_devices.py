@@ -1,0 +1,82 @@
+"""Which GPUs a process leaves to TensorFlow; the machine's two GPUs, and TensorFlow, are made up."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from dim.extract import forward
+from dim.model import devices
+from dim.search import export
+
+GPUS = ["/physical_device:GPU:0", "/physical_device:GPU:1"]
+
+
+@pytest.fixture
+def tensorflow(monkeypatch):
+    """Takes the place of TensorFlow, which would take the memory of the GPUs that are `visible`, but for `growing`."""
+    found = SimpleNamespace(visible=list(GPUS), growing=[])
+
+    def show(gpus, kind):
+        assert kind == "GPU"
+        found.visible = list(gpus)
+
+    config = SimpleNamespace(
+        list_physical_devices=lambda _: list(GPUS),
+        get_visible_devices=lambda _: found.visible,
+        set_visible_devices=show,
+        experimental=SimpleNamespace(set_memory_growth=lambda gpu, grows: found.growing.append(gpu) if grows else None),
+        threading=SimpleNamespace(
+            set_intra_op_parallelism_threads=lambda _: None, set_inter_op_parallelism_threads=lambda _: None
+        ),
+    )
+    monkeypatch.setitem(sys.modules, "tensorflow", SimpleNamespace(config=config))
+    return found
+
+
+@pytest.fixture
+def assigned(monkeypatch):
+    """Makes this process a worker to which Ray has assigned these GPUs."""
+
+    def to(*ids):
+        monkeypatch.setattr(devices.ray, "is_initialized", lambda: True)
+        context = SimpleNamespace(get_accelerator_ids=lambda: {"GPU": list(ids), "TPU": []})
+        monkeypatch.setattr(devices.ray, "get_runtime_context", lambda: context)
+
+    return to
+
+
+def test_a_worker_that_has_asked_for_none_sees_none(tensorflow, assigned):
+    assigned()
+    forward.set_up_tensorflow(2)
+    assert tensorflow.visible == []
+
+
+def test_a_worker_takes_the_memory_of_its_gpus_as_it_needs_it(tensorflow, assigned):
+    assigned("0", "1")
+    forward.set_up_tensorflow(2)
+    assert tensorflow.visible == tensorflow.growing == GPUS
+
+
+def test_a_driver_sees_none(tensorflow, monkeypatch):
+    monkeypatch.setattr(devices.ray, "is_initialized", lambda: False)
+    devices.keep_assigned()
+    assert tensorflow.visible == []
+    devices.keep_assigned()  # TensorFlow may be at work by now, and refuses changes
+
+
+@pytest.mark.parametrize("format", ["keras", "onnx"])
+def test_an_export_leaves_the_gpus_alone(tensorflow, monkeypatch, format):
+    seen = []
+
+    def made(_):
+        seen.append(list(tensorflow.visible))
+        raise EOFError
+
+    monkeypatch.setattr(devices.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(export.importlib.util, "find_spec", lambda _: True)
+    for name in ("portable", "onnx_graph"):
+        monkeypatch.setitem(sys.modules, f"dim.model.{name}", SimpleNamespace(portable=made, model_of=made))
+    with pytest.raises(EOFError):
+        export.NETWORKS[format](None)
+    assert seen == [[]]
