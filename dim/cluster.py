@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import re
 import signal
 import socket
 import tempfile
@@ -19,11 +20,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 import dim
 from dim import children, environment, scratch
 from dim.errors import JobFailed, UserError
-from dim.model import precision as precisions
 
-# What a head node says of itself: how many GPUs there would be if the autoscaler had started all that it may.
-# Ray can't be asked for it.
-AUTOSCALED_GPUS = "autoscaled_gpus"
+# What a head node says of the nodes that the autoscaler may start: a resource for each kind of node, by its CPUs and
+# GPUs, whose amount is how many there may be. Ray 2.60 can't be asked for it, neither on Kubernetes nor after `ray up`.
+_AUTOSCALED = re.compile(r"autoscaled_(\d+)CPU(?:_(\d+)GPU)?")
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +109,11 @@ def _own_folder() -> Iterator[str]:
                     os.environ[name] = value
 
 
+def is_own() -> bool:
+    """Whether the Ray of this job is its own, on this machine."""
+    return _address() == "local"
+
+
 def _address() -> str:
     # "local" starts an own Ray; without it, ray.init would join any Ray that runs on this machine.
     return os.environ.get("RAY_ADDRESS", "local")
@@ -130,48 +135,34 @@ def verbose() -> bool:
     return logging.getLogger("dim").isEnabledFor(logging.DEBUG)
 
 
-def all_gpus() -> float:
-    """The GPUs that the cluster has, or may have once it has grown."""
-    found = ray.cluster_resources()
-    return float(max(found.get("GPU", 0), found.get(AUTOSCALED_GPUS, 0)))
-
-
-def gpus(wanted: float | None) -> float:
-    """GPUs that a worker gets: as many as are `wanted`; if nothing is asked for, one, where the cluster has any."""
-    return float(all_gpus() > 0) if wanted is None else wanted
-
-
 def nodes() -> list[dict[str, float]]:
     """The resources of each live node."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
+def may_come() -> list[tuple[dict[str, float], int]]:
+    """The resources of each kind of node that the autoscaler may start, and how many of it there may be.
+
+    Raises UserError where the head says it in words that dim doesn't know.
+    """
+    kinds = []
+    for name, count in ray.cluster_resources().items():
+        if not name.startswith("autoscaled"):
+            continue
+        found = _AUTOSCALED.fullmatch(name)
+        if found is None:
+            raise UserError(
+                f"the head node has the resource {name!r}, which dim doesn't know; name the nodes that may come as in "
+                "autoscaled_8CPU_1GPU"
+            )
+        cpus, gpus = map(float, found.groups(default="0"))
+        kinds.append(({"CPU": cpus, "GPU": gpus}, int(count)))
+    return kinds
+
+
 def here() -> NodeAffinitySchedulingStrategy:
     """Where the caller runs: for what others may not do, or for an actor that no other node shall take down with it."""
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-
-
-def cpus_each(workers: int, gpus: float) -> int:
-    """The most CPUs that each of `workers`, with this many `gpus`, can have so that all find room on the nodes."""
-
-    def room(cpus: int) -> float:
-        by_cpu = (node.get("CPU", 0) // cpus for node in nodes())
-        by_gpu = (node.get("GPU", 0) // gpus if gpus else workers for node in nodes())
-        return sum(map(min, by_cpu, by_gpu))
-
-    most = int(max(node.get("CPU", 0) for node in nodes()))
-    return next((cpus for cpus in range(most, 1, -1) if room(cpus) >= workers), 1)
-
-
-def precision(wanted: str, gpus: float) -> str:
-    """`wanted`, or for "auto" what suits the machine that workers with this many `gpus` get."""
-    if wanted != "auto":
-        return wanted
-    if _address() == "local":
-        return precisions.best(gpus > 0)
-    # Asked there, for the driver may sit on a head node of another kind. A trace of a CPU keeps it off a head without.
-    best = ray.remote(precisions.best).options(num_cpus=0 if gpus else 0.001, num_gpus=gpus)
-    return str(ray.get(best.remote(gpus > 0)))
 
 
 def require_shared(paths: Iterable[str], written: bool = False) -> None:

@@ -27,30 +27,6 @@ def made_up(monkeypatch):
     return of
 
 
-@pytest.mark.parametrize(
-    ("nodes", "workers", "gpus", "expected"),
-    [
-        (({"CPU": 2},), 1, 0, 2),
-        (({"CPU": 2},), 2, 0, 1),
-        (({"CPU": 2}, {"CPU": 2}, {"CPU": 2}), 2, 0, 2),  # each on a node of its own
-        (({"CPU": 0}, {"CPU": 8}, {"CPU": 8}), 4, 0, 4),
-        (({"CPU": 2}, {"CPU": 16}), 2, 0, 8),  # not 9, for which there is room once
-        (({"CPU": 64}, {"CPU": 8, "GPU": 1}, {"CPU": 8, "GPU": 1}), 2, 1, 8),
-        (({"CPU": 0, cluster.AUTOSCALED_GPUS: 8},), 4, 1, 1),  # nothing is there yet
-    ],
-)
-def test_workers_get_the_cpus_for_which_there_is_room(made_up, nodes, workers, gpus, expected):
-    made_up(*nodes)
-    assert cluster.cpus_each(workers, gpus) == expected
-
-
-def test_gpus_that_the_autoscaler_may_start_count(made_up):
-    made_up({"CPU": 0, cluster.AUTOSCALED_GPUS: 8})
-    assert (cluster.gpus(None), cluster.gpus(0.5), cluster.all_gpus()) == (1, 0.5, 8)
-    made_up({"CPU": 4})
-    assert (cluster.gpus(None), cluster.all_gpus()) == (0, 0)
-
-
 @pytest.mark.parametrize("path", ["/data/1.jpg", "runs/x", "~/photos"])
 def test_one_machines_disk_is_refused_where_there_are_several(made_up, path):
     made_up(*SEVERAL)

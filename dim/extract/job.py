@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dim import cluster, output
+from dim import cluster, output, placement
 from dim.data import manifest as manifests
 from dim.data.manifest import Manifest
 from dim.data.reasons import summed
@@ -50,11 +50,18 @@ def extract(config: ExtractConfig) -> dict[str, Any]:
 
 def recipe_of(config: ExtractConfig, source: Source) -> Recipe:
     """How `config` makes descriptors by the network `source`, on the Ray that is connected."""
-    gpus = cluster.gpus(config.gpus_per_worker)
-    precision = cluster.precision(config.precision, gpus)
+    precision = _kept_precision(config) or placement.precision(config.precision, placement.gpus(config.gpus_per_worker))
     # Loaded once, here, and handed to the workers: the file may be another when they begin.
     whiten_by = whitening.load(config.whitening) if config.whitening else None
     return Recipe(source, precision, config.scales, config.scales_mean, whiten_by, config.scaled_decode, config.limits)
+
+
+def _kept_precision(config: ExtractConfig) -> str | None:
+    """The precision of what stands in `config.out`, which an extraction that asks for none in particular keeps."""
+    record = output.record_of(config.out) if config.precision == "auto" and config.out else None
+    if record is None or record["job"] != "extract":
+        return None
+    return identity.of_record(record, config.out).precision
 
 
 def embedding_of(recipe: Recipe) -> Embedding:
@@ -119,7 +126,7 @@ def _run(
     )
     waiting = {name: len(part) for name, part in zip(names, parts, strict=True)}
     image_size = recipe.source.spec.image_size
-    machine = resources(config.workers, config.gpus_per_worker, config.batch_size, image_size)
+    machine = resources(config.workers, config.gpus_per_worker, config.batch_size, image_size, len(left))
     log.info("starting %d network actor%s", machine.workers, "" if machine.workers == 1 else "s")
     progress = Progress("extracting", len(left), errors=True)
     open_shards: dict[str, list[pa.Table]] = {}

@@ -1,12 +1,16 @@
 """What the network's actors take of the cluster."""
 
+import dataclasses
 from dataclasses import dataclass
 
-from dim import cluster
+from dim import placement
 
 # Images a forward pass. A CPU gains nothing by more than keep it busy; a GPU that hasn't the memory is given less
 # (`forward.Forward`).
 CPU_BATCH, CPU_PIXELS, GPU_BATCH = 32, 8 * 224**2, 256
+# How often an actor is busy with `images_at_once` in about the time that its start takes: ten seconds of a CPU, which
+# embeds 7 photos of 224 pixels a second; a GPU is taken to embed 800, and its node takes minutes to start.
+CPU_LOADS, GPU_LOADS = 4, 64
 
 
 @dataclass(frozen=True)
@@ -20,8 +24,8 @@ class Resources:
 
     @property
     def threads(self) -> int:
-        """Threads of an actor: one a CPU, and one for the CPU left for decoding, which is mostly idle without GPUs."""
-        return int(self.cpus) + 1
+        """Threads of an actor."""
+        return placement.threads(self.cpus)
 
     @property
     def streams(self) -> int:
@@ -34,27 +38,37 @@ class Resources:
         return self.batch_size * (self.streams if self.gpus > 0 else 2 * self.streams)
 
 
-def resources(workers: int | None, gpus_per_worker: float | None, batch_size: int | None, image_size: int) -> Resources:
-    """The resources asked for, for images of `image_size` pixels a side.
+def resources(
+    workers: int | None, gpus_per_worker: float | None, batch_size: int | None, image_size: int, images: int
+) -> Resources:
+    """The resources asked for, for so many `images` of `image_size` pixels a side.
 
     What is not given follows the cluster, also as it will be once the autoscaler has started what it may: an actor a
-    GPU; without GPUs, one for each node, and more on nodes of several times the CPUs.
+    GPU; without GPUs, one for each node, and more on nodes of several times the CPUs. It follows the work, too: an
+    actor that is not asked for by `workers` has photos for about as long as it takes to start, and one that is, photos.
+    Raises UserError where no node has, or will have, room for such an actor.
     """
-    gpus = cluster.gpus(gpus_per_worker)
+    gpus = placement.gpus(gpus_per_worker)
+    count = workers or _most(gpus)
+    cpus = placement.taken(placement.share(count, gpus))
+    # A CPU feeds the GPU, the others decode.
+    cpus, batch = (min(1.0, cpus), GPU_BATCH) if gpus > 0 else (cpus, _cpu_batch(image_size))
+    machine = Resources(count, cpus, gpus, batch_size or batch)
+    loads = 1 if workers else GPU_LOADS if gpus > 0 else CPU_LOADS
+    busy = -(-images // (loads * machine.images_at_once))
+    machine = dataclasses.replace(machine, workers=max(1, min(count, busy)))
+    placement.require_room("network actor", machine.workers, cpus, gpus)
+    return machine
+
+
+def _most(gpus: float) -> int:
+    """The actors for which there is room, or will be."""
+    nodes = placement.known()
     if gpus > 0:
-        # A CPU feeds the GPU, the others decode.
-        count = workers or max(1, int(cluster.all_gpus() / gpus))
-        return Resources(count, _feeding(gpus), gpus, batch_size or GPU_BATCH)
-    sizes = [node["CPU"] for node in cluster.nodes() if node.get("CPU", 0) > 0] or [1.0]
-    # On a node that is a multiple of the smallest, as many actors: all CPUs have work.
-    count = workers or sum(int(size // min(sizes)) for size in sizes)
-    share = min(*sizes, sum(sizes) / count)
-    # Nothing would be decoded if actors took all CPUs.
-    cpus = int(share) - 1.0 if share >= 2 else share / 4
-    return Resources(count, cpus, gpus, batch_size or max(1, min(CPU_BATCH, CPU_PIXELS // image_size**2)))
+        return max(1, placement.room(nodes, 0, gpus))
+    # On a node that is a multiple of the smallest, as many: all CPUs have work.
+    return max(1, placement.room(nodes, min((node.cpus for node in nodes), default=1.0), 0))
 
 
-def _feeding(gpus: float) -> float:
-    """The CPUs of an actor with this many `gpus`: one, or less where its share of a node is less than two."""
-    shares = [node["CPU"] * gpus / node["GPU"] for node in cluster.nodes() if node.get("GPU")]
-    return 1.0 if min(shares, default=2) >= 2 else min(shares) / 4
+def _cpu_batch(image_size: int) -> int:
+    return max(1, min(CPU_BATCH, CPU_PIXELS // image_size**2))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import ray
 
+from dim import placement
 from dim.mine import hardest, sampling
 from dim.mine.config import Mining
 from dim.mine.pool import BLOCK_ROWS, Pool, check, pool_of
@@ -18,19 +19,22 @@ from dim.progress import Progress
 
 @dataclasses.dataclass(frozen=True)
 class Strategy:
-    """How triplets are found: `units` of work, the `work` on a range of them, and what makes triplets of its parts."""
+    """How triplets are found: `units` of work, the `work` on a range of them, and what makes triplets of its parts.
+    `worth` units take some seconds, for which a further CPU is worth starting.
+    """
 
     units: Callable[[Pool], int]
+    worth: int
     work: Callable[[Pool, Mining, int, int], Any]
     finish: Callable[[Pool, Mining, Iterator[Any]], Triplets]
 
 
 _CACHED = 64  # blocks that a task holds at a time; they lie in the memory that all tasks of a machine share
-_HARDEST = Strategy(hardest.units, hardest.work, hardest.finish)
+_HARDEST = Strategy(hardest.units, 32, hardest.work, hardest.finish)
 STRATEGIES = {
     "hardest": _HARDEST,
     "distinct": _HARDEST,
-    "random": Strategy(sampling.units, sampling.work, sampling.finish),
+    "random": Strategy(sampling.units, 16_384, sampling.work, sampling.finish),
 }
 
 
@@ -56,7 +60,7 @@ def mine(
         pool = dataclasses.replace(pool, index=_built(pool, settings, num_cpus))
     strategy = _strategy(settings)
     units = strategy.units(pool)
-    tasks = min(units, max(1, int(ray.cluster_resources().get("CPU", 1))))
+    tasks = placement.tasks(units, strategy.worth if num_cpus else units)
     ends = np.linspace(0, units, tasks + 1).astype(int).tolist()
     task, shared = ray.remote(num_cpus=num_cpus, scheduling_strategy="SPREAD")(_work), ray.put(pool)
     parts = [task.remote(shared, settings, start, stop) for start, stop in itertools.pairwise(ends)]
@@ -76,15 +80,15 @@ def _strategy(settings: Mining) -> Strategy:
     if settings.candidates:
         from dim.mine import indexed  # noqa: PLC0415  (as above)
 
-        return Strategy(indexed.units, indexed.work, hardest.finish)
+        return Strategy(indexed.units, 4, indexed.work, hardest.finish)
     return STRATEGIES[settings.strategy]
 
 
 def _built(pool: Pool, settings: Mining, num_cpus: float) -> Any:
     """A reference to the index that proposes negatives, which one task builds with all CPUs of its node."""
-    cpus = max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
+    cpus = max((int(node.cpus) for node in placement.live() or placement.known()), default=1)
     task = ray.remote(num_cpus=cpus if num_cpus else 0, num_returns=2)(_build)
-    reference, size = task.remote(ray.put(pool), settings, max(1, cpus))
+    reference, size = task.remote(ray.put(pool), settings, cpus)
     ray.get(size)  # what goes wrong is said here, and the tasks that need the index don't take the CPUs that build it
     return reference
 

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
+from dim import placement
 from dim.data.manifest import Manifest
 from dim.errors import UserError
 from dim.extract import descriptors, store
@@ -28,6 +29,7 @@ from dim.model.moments import Moments
 from dim.progress import told
 
 TASKS = 64  # at most; each returns one or two K × K matrices
+SHARDS_WORTH = 16  # a further CPU, that isn't there yet: of 1,024 rows each, they take some seconds
 LABELS_IN_A_PART = 16384
 UNUSED = -1
 
@@ -82,7 +84,8 @@ def _by_shards(
     shards = belonging(folder)
     remote = ray.remote(task).options(num_returns=returns)
     shared = [ray.put(value) for value in (manifest.table["image_id"].combine_chunks(), *arguments)]
-    return [remote.remote(folder, shards[start::TASKS], *shared) for start in range(min(TASKS, len(shards)))]
+    tasks = min(TASKS, placement.tasks(len(shards), SHARDS_WORTH))
+    return [remote.remote(folder, shards[start::tasks], *shared) for start in range(tasks)]
 
 
 def _decoded(folder: str, manifest: Manifest) -> np.ndarray:

@@ -5,7 +5,7 @@ from typing import Any
 
 import ray
 
-from dim import checksum, cluster, files, lease, leftovers, output
+from dim import checksum, cluster, files, lease, leftovers, output, placement
 from dim.data import manifest as manifests
 from dim.data.manifest import Manifest
 from dim.errors import UserError
@@ -63,7 +63,7 @@ def _into_model(config: WhitenConfig, source: Source, chosen: Manifest) -> dict[
             if not manifests.read(config.manifest).select(config.split).table.equals(chosen.table):
                 raise checksum.changed(config.manifest)
             whitening = _of_descriptors(config, folder, chosen)
-        # Here, where a local folder is this job's, but in a process of its own, that leaves the GPUs alone.
+        # Here, where a local folder is this job's, but in a process of its own, for TensorFlow.
         write = ray.remote(_write_model).options(num_cpus=0, scheduling_strategy=cluster.here())
         ray.get(write.remote(source, whitening, config.regions, files.absolute(config.out), lease.claims()))
         return out.finish(_summary(whitening) | {"model": config.out})
@@ -95,10 +95,10 @@ def _extract(config: WhitenConfig, out: str) -> None:
 def _of_regions(config: WhitenConfig, source: Source, chosen: Manifest) -> Whitening:
     from dim.model.region_sums import sum_regions  # noqa: PLC0415  (as above)
 
-    gpus = cluster.gpus(config.gpus_per_worker)
-    precision = cluster.precision(config.precision, gpus)
+    precision = placement.precision(config.precision, placement.gpus(config.gpus_per_worker))
     recipe = Recipe(source, precision, scaled_decode=config.scaled_decode, limits=config.limits)
-    machine = resources(config.workers, config.gpus_per_worker, config.batch_size, source.spec.image_size)
+    size = source.spec.image_size
+    machine = resources(config.workers, config.gpus_per_worker, config.batch_size, size, len(chosen))
     return _pca(config, sum_regions(chosen, recipe, machine))
 
 
@@ -123,8 +123,9 @@ def _learned_on(config: WhitenConfig) -> dict[str, Any]:
 def _write_model(
     source: Source, whitening: Whitening, regions: bool, folder: str, claims: tuple[lease.Claim, ...]
 ) -> None:
-    from dim.model import network  # noqa: PLC0415  (TensorFlow is for workers)
+    from dim.model import devices, network  # noqa: PLC0415  (TensorFlow is for workers)
 
+    devices.keep_assigned()
     about = {"kind": whitening.kind, "power": whitening.power, "learned_on": whitening.learned_on}
     spec = _whitened(source.spec, regions, len(whitening.projection), about)
     model = network.load(replace(source, spec=spec))

@@ -19,12 +19,13 @@ from dim.train import checkpoint
 from dim.train.config import TrainConfig
 
 PHOTOS, NETWORK = "photos.parquet", "network.json"  # in the folder of the checkpoints
+PRECISION = "precision"  # of the network, beside what it is
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """`photos`: image_id, label, split and content of each row that has a split. `network`: the fields of the spec, and
-    the fingerprint of the `weights`.
+    """`photos`: image_id, label, split and content of each row that has a split. `network`: the fields of the spec, the
+    fingerprint of the `weights` and, once it is known, the precision.
     """
 
     photos: pa.Table
@@ -55,6 +56,15 @@ class Inputs:
             if before.get(name) != value:
                 return f"{config.model!r} has changed {since}: its {name} was {before.get(name)!r} and is {value!r}"
         return None
+
+
+def kept_precision(run: str) -> str | None:
+    """The precision of the epochs done in the folder `run`, in which those to come go on; None where none is done."""
+    folder = files.join(run, checkpoint.FOLDER)
+    if not checkpoint.newest_first(folder) or not files.exists(files.join(folder, NETWORK)):
+        return None
+    found: str | None = files.read_json(files.join(folder, NETWORK)).get(PRECISION)
+    return found
 
 
 def of(manifest: Manifest, contents: Contents, source: Source) -> Inputs:

@@ -10,7 +10,7 @@ from typing import Any
 from ray.exceptions import RayActorError
 
 import dim
-from dim import cluster, files, lease, output, scratch
+from dim import cluster, files, lease, output, placement, scratch
 from dim.data import manifest as manifests
 from dim.data.manifest import Manifest
 from dim.errors import JobFailed, UserError
@@ -64,8 +64,10 @@ def train(config: TrainConfig) -> dict[str, Any]:
         tracking.require_mlflow()
     with cluster.connected():
         cluster.require_shared(photos.paths)
-        gpus = cluster.gpus(config.gpus_per_worker)
-        chosen = cluster.precision(config.precision, gpus)
+        gpus = placement.gpus(config.gpus_per_worker)
+        kept = inputs.kept_precision(config.out) if config.precision == "auto" else None
+        chosen = kept or placement.precision(config.precision, gpus)
+        learned_from = dataclasses.replace(learned_from, network=learned_from.network | {inputs.PRECISION: chosen})
         named = {"manifest": manifest.uri, "model": config.model}
         with output.opened(config.out, "train", config, named) as out, messages.listening() as queue:
             run = tracking.begun(config.mlflow, config) if config.mlflow else None
@@ -152,8 +154,9 @@ def _fit(config: TrainConfig, gpus: float, job: Job) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError  # noqa: PLC0415
     from ray.train.tensorflow import TensorflowTrainer  # noqa: PLC0415
 
+    cpus = placement.taken(placement.share(config.workers, gpus))
+    placement.require_room("training worker", config.workers, cpus, gpus)
     log.info("starting %d training worker%s", config.workers, "" if config.workers == 1 else "s")
-    cpus = cluster.cpus_each(config.workers, gpus)
     with tempfile.TemporaryDirectory() as folder:  # Ray Train wants one; checkpoints are in the run's
         trainer = TensorflowTrainer(
             train_worker,

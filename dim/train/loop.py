@@ -11,7 +11,7 @@ import ray.train
 import tensorflow as tf
 from ray.train.collective import broadcast_from_rank_zero
 
-from dim import files
+from dim import files, placement
 from dim.errors import JobFailed, UserError
 from dim.evaluate import metrics
 from dim.extract.forward import set_up_tensorflow
@@ -41,7 +41,7 @@ def run(job: Job) -> None:
     # What worker 0 has to say of the run is what all would say.
     messages.speak_through(job.queue, logging.INFO if rank == 0 else logging.WARNING, rank)
     assigned = ray.get_runtime_context().get_assigned_resources()
-    set_up_tensorflow(max(1, int(assigned.get("CPU", 1))))
+    set_up_tensorflow(placement.threads(assigned.get("CPU", 0)))
     keras.utils.set_random_seed(job.config.seed)
     strategy = _strategy(context.get_world_size())
     try:
@@ -56,7 +56,7 @@ def _strategy(workers: int) -> tf.distribute.Strategy:
     if workers == 1:
         return tf.distribute.MirroredStrategy()
     how = tf.distribute.experimental.CommunicationImplementation
-    chosen = how.NCCL if tf.config.list_physical_devices("GPU") else how.AUTO
+    chosen = how.NCCL if tf.config.get_visible_devices("GPU") else how.AUTO
     options = tf.distribute.experimental.CommunicationOptions(implementation=chosen)
     return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
 

@@ -12,6 +12,7 @@ import argparse
 import io
 import json
 import os
+import sys
 import tempfile
 import threading
 import time
@@ -74,7 +75,7 @@ def measured(actors: int, calls: int, folder: Path) -> dict[str, Any]:
     quiet = {"include_dashboard": False, "logging_level": "ERROR", "log_to_driver": False}
     ray.init(address="local", num_cpus=CPUS, num_gpus=actors, **quiet)
     recipe = Recipe(spec.resolve("vgg16-gem", "random", image_size=SIDE), "float32")
-    machine = resources(None, None, IMAGES_A_SECOND, SIDE)
+    machine = resources(None, None, IMAGES_A_SECOND, SIDE, sys.maxsize)
     rows = photos(folder, actors * calls * pipeline.WINDOW_BATCHES * IMAGES_A_SECOND)
     driver = time.process_time()
     dataset = pipeline.staged(rows, recipe, machine, Accelerator, ())

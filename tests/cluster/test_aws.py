@@ -130,12 +130,16 @@ def test_nothing_but_ssh_is_reachable_from_outside(launched):
         assert [(rule["FromPort"], rule["ToPort"]) for rule in public] == [(22, 22)]
 
 
-def test_the_head_says_as_many_gpus_as_may_come():
+def test_the_head_says_what_nodes_may_come():
     config = cluster_config()
     kinds = config["available_node_types"]
-    most = kinds["gpu-spot"]["max_workers"] * kinds["gpu-spot"]["resources"]["GPU"]
-    assert kinds["head"]["resources"] == {"CPU": 0, "GPU": 0, "autoscaled_gpus": most}
-    assert f'{{"autoscaled_gpus": {most}}}' in config["head_start_ray_commands"][-1]
+    said = {}
+    for name in ("gpu-spot", "decoders"):
+        size = "".join(f"_{count}{what}" for what, count in kinds[name]["resources"].items())
+        said[f"autoscaled{size}"] = kinds[name]["max_workers"]
+    assert kinds["gpu-on-demand"]["resources"] == kinds["gpu-spot"]["resources"]
+    assert kinds["head"]["resources"] == {"CPU": 0, "GPU": 0, **said}
+    assert f"--resources='{json.dumps(said)}'" in config["head_start_ray_commands"][-1]
     assert config["max_workers"] == sum(kind.get("max_workers", 0) for kind in kinds.values())
 
 

@@ -153,12 +153,16 @@ def test_spot_nodes_come_first_and_on_demand_where_there_are_none():
     assert spot["template"]["spec"]["containers"] == on_demand["template"]["spec"]["containers"]
 
 
-def test_the_head_says_as_many_gpus_as_may_come():
+def test_the_head_says_what_nodes_may_come():
     spec = manifest("raycluster")["spec"]
-    gpu = spec["workerGroupSpecs"][0]
-    (container,) = gpu["template"]["spec"]["containers"]
-    most = gpu["maxReplicas"] * container["resources"]["limits"]["nvidia.com/gpu"]
-    assert spec["headGroupSpec"]["rayStartParams"]["resources"] == rf'"{{\"autoscaled_gpus\": {most}}}"'
+    said = {}
+    for group in spec["workerGroupSpecs"]:
+        (container,) = group["template"]["spec"]["containers"]
+        limits = container["resources"]["limits"]
+        gpus = f"_{limits['nvidia.com/gpu']}GPU" if "nvidia.com/gpu" in limits else ""
+        said[f"autoscaled_{limits['cpu']}CPU{gpus}"] = group["maxReplicas"]
+    quoted = json.dumps(said).replace('"', r"\"")
+    assert spec["headGroupSpec"]["rayStartParams"]["resources"] == f'"{quoted}"'
 
 
 def test_the_dockerfile_passes_hadolint():

@@ -59,7 +59,7 @@ def test_a_gpu_starts_with_more_and_a_cpu_with_what_keeps_it_busy(monkeypatch, g
     node = {"CPU": 8.0} | ({"GPU": float(gpus)} if gpus else {})
     monkeypatch.setattr(ray, "cluster_resources", lambda: node)
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": node}])
-    assert resources(None, None, asked, side).batch_size == expected
+    assert resources(None, None, asked, side, images=10**6).batch_size == expected
 
 
 @pytest.mark.parametrize("streams", [1, 2, 5])

@@ -24,6 +24,30 @@ def cluster(monkeypatch):
     return of
 
 
+# One node with 8 CPUs lives; as many with a GPU as on the shipped cluster may come.
+GROWING = {"CPU": 8, "autoscaled_8CPU_1GPU": 8}
+
+
+@pytest.mark.parametrize(
+    ("asked", "images", "workers"),
+    [
+        ((None, None), 1, 1),  # a query: no second node is started for it
+        ((None, None), 64 * 256, 1),
+        ((None, None), 64 * 256 + 1, 2),
+        ((None, None), 10**6, 8),
+        ((8, None), 1, 1),  # no actor that would get no photo
+        ((8, None), 3 * 256, 3),
+        ((8, None), 10**6, 8),
+        ((None, 0.0), 1, 1),
+        ((None, 0.0), 10**6, 9),
+    ],
+)
+def test_the_pool_follows_the_work(monkeypatch, asked, images, workers):
+    monkeypatch.setattr(pipeline.ray, "cluster_resources", lambda: GROWING)
+    monkeypatch.setattr(pipeline.ray, "nodes", lambda: [{"Alive": True, "Resources": GROWING}])
+    assert resources(*asked, None, 224, images).workers == workers
+
+
 @pytest.mark.parametrize(
     ("cpus", "gpus", "asked", "expected"),
     [
@@ -44,7 +68,7 @@ def cluster(monkeypatch):
 )
 def test_resources(cluster, cpus, gpus, asked, expected):
     cluster(*cpus, gpus=gpus)
-    found = resources(*asked, 32, 224)
+    found = resources(*asked, 32, 224, images=10**9)
     assert (found.workers, found.cpus, found.gpus, found.batch_size) == (*expected, 32)
     assert found.streams == (1 if found.gpus else int(found.cpus) + 1)
     # Ray Data needs CPUs left for decoding, and another number than a decoder's so as not to fuse the two.
