@@ -50,8 +50,15 @@ def known() -> Counter[Node]:
 
 
 def gpus(wanted: float | None) -> float:
-    """GPUs that a worker gets: as many as are `wanted`; if nothing is asked for, one, where any node has, or will."""
-    return float(any(node.gpus > 0 for node in known())) if wanted is None else wanted
+    """GPUs that a worker gets: as many as are `wanted`; if nothing is asked for, one, where any node has, or will.
+
+    Raises UserError for what is neither a share of one GPU nor a number of them.
+    """
+    if wanted is None:
+        return float(any(node.gpus > 0 for node in known()))
+    if not (0 <= wanted <= 1 or (wanted > 1 and float(wanted).is_integer())):
+        raise UserError(f"--gpus-per-worker must be a share of one GPU or a number of them, not {wanted:g}")
+    return wanted
 
 
 def room(nodes: Counter[Node], cpus: float, gpus: float) -> int:
@@ -72,11 +79,15 @@ def share(workers: int, gpus: float) -> float:
     return max((cpus for cpus in shares if room(nodes, cpus, gpus) >= workers), default=1.0)
 
 
-def taken(share: float) -> float:
-    """The CPUs that a worker takes of its share of a node: all but one, which decodes photos for it; of a share that is
-    below two, a quarter.
+def taken(share: float, gpus: float) -> float:
+    """The CPUs that a worker with this many `gpus`, an actor or a trainer, takes of its share of a node.
+
+    The others decode photos for it: a GPU needs many of them and one that feeds it, without one the network needs all
+    but one. Of a share that is below two it is a quarter.
     """
-    return float(int(share) - 1) if share >= 2 else math.floor(share / 4 * 1e4) / 1e4  # Ray counts in ten-thousandths
+    if share < 2:
+        return math.floor(share / 4 * 1e4) / 1e4  # Ray counts in ten-thousandths
+    return 1.0 if gpus > 0 else int(share) - 1.0
 
 
 def threads(cpus: float) -> int:

@@ -419,6 +419,11 @@ OF_ONE = {
         "--format nyp": "--format: invalid choice: 'nyp'",
     },
 }
+OF_GPUS = {
+    "--gpus-per-worker 1": "takes 1 GPU and 1 CPU, and no node of this cluster has so many or may come with them: "
+    "2 CPUs; ask for less by --gpus-per-worker, or let the head say what nodes may come, as in cluster/config.yaml",
+    "--gpus-per-worker -1": "--gpus-per-worker must be a share of one GPU or a number of them, not -1",
+}
 MISTAKES = [
     (job, flags, said)
     for jobs, mistakes in (
@@ -427,6 +432,7 @@ MISTAKES = [
         (TAKES_SPLIT, OF_SPLITS),
         (TAKES_DESCRIPTORS, OF_DESCRIPTORS),
         (TAKES_MODEL, OF_MODELS),
+        (TAKES_MODEL, OF_GPUS),
         (DECODES, OF_DECODING),
         (WHITENS, OF_VERSIONS),
         (WRITES_FOLDER, OF_OUTPUTS),

@@ -55,10 +55,20 @@ def test_a_worker_has_the_share_for_which_there_is_room(made_up, nodes, workers,
 
 
 @pytest.mark.parametrize(
-    ("share", "expected"), [(16, 15), (8, 7), (2.5, 1), (2, 1), (1.5, 0.375), (1, 0.25), (1 / 3, 0.0833)]
+    ("share", "gpus", "expected"),
+    [
+        (16, 0, 15),
+        (2.5, 0, 1),
+        (2, 0, 1),
+        (8, 1, 1),  # seven decode
+        (2, 0.5, 1),
+        (1.5, 0, 0.375),
+        (1, 1, 0.25),
+        (1 / 3, 0, 0.0833),
+    ],
 )
-def test_a_worker_leaves_a_cpu_for_decoding(share, expected):
-    assert placement.taken(share) == expected
+def test_a_worker_leaves_cpus_for_decoding(share, gpus, expected):
+    assert placement.taken(share, gpus) == expected
     assert placement.threads(expected) == int(expected) + 1
 
 
@@ -103,6 +113,14 @@ def test_gpus_that_may_come_count(made_up):
     assert placement.gpus(None) == 0
     made_up({"CPU": 4, "autoscaled_16CPU": 2})
     assert placement.gpus(None) == 0
+
+
+@pytest.mark.parametrize("wanted", [-1, -0.5, 1.5, float("inf")])
+def test_gpus_are_asked_for_as_a_share_or_a_number(wanted):
+    with pytest.raises(
+        UserError, match=f"--gpus-per-worker must be a share of one GPU or a number of them, not {wanted:g}$"
+    ):
+        placement.gpus(wanted)
 
 
 @pytest.mark.parametrize("name", ["autoscaled_gpus", "autoscaled_8CPU_GPU", "autoscaled_1GPU"])

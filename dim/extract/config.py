@@ -52,7 +52,9 @@ class Extraction(Limited):
     precision: Precision = option(
         "auto", help="bfloat16 where the hardware is made for it, else float32", group="machine"
     )
-    workers: int | None = option(None, help="network actors; one a GPU, or one a node, if not given", group="machine")
+    workers: int | None = option(
+        None, help="network actors; one a GPU, or one a node, if not given; fewer for few photos", group="machine"
+    )
     gpus_per_worker: float | None = option(None, help="GPUs, or a share of one; 1 where there are any", group="machine")
     batch_size: int | None = option(
         None,

@@ -50,9 +50,8 @@ def resources(
     """
     gpus = placement.gpus(gpus_per_worker)
     count = workers or _most(gpus)
-    cpus = placement.taken(placement.share(count, gpus))
-    # A CPU feeds the GPU, the others decode.
-    cpus, batch = (min(1.0, cpus), GPU_BATCH) if gpus > 0 else (cpus, _cpu_batch(image_size))
+    cpus = placement.taken(placement.share(count, gpus), gpus)
+    batch = GPU_BATCH if gpus > 0 else max(1, min(CPU_BATCH, CPU_PIXELS // image_size**2))
     machine = Resources(count, cpus, gpus, batch_size or batch)
     loads = 1 if workers else GPU_LOADS if gpus > 0 else CPU_LOADS
     busy = -(-images // (loads * machine.images_at_once))
@@ -68,7 +67,3 @@ def _most(gpus: float) -> int:
         return max(1, placement.room(nodes, 0, gpus))
     # On a node that is a multiple of the smallest, as many: all CPUs have work.
     return max(1, placement.room(nodes, min((node.cpus for node in nodes), default=1.0), 0))
-
-
-def _cpu_batch(image_size: int) -> int:
-    return max(1, min(CPU_BATCH, CPU_PIXELS // image_size**2))

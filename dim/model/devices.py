@@ -11,7 +11,7 @@ def keep_assigned() -> None:
     """
     import tensorflow as tf  # noqa: PLC0415  (a driver that needs no TensorFlow does without it)
 
-    if not _assigned():
+    if not assigned():
         if tf.config.get_visible_devices("GPU"):
             tf.config.set_visible_devices([], "GPU")
         return
@@ -19,7 +19,7 @@ def keep_assigned() -> None:
         tf.config.experimental.set_memory_growth(gpu, True)
 
 
-def _assigned() -> list[str]:
-    # The ids that Ray has put into CUDA_VISIBLE_DEVICES, where it has assigned any.
+def assigned() -> list[str]:
+    """The ids of the GPUs that Ray has assigned to this task or actor, which no other is to use."""
     found: list[str] = ray.get_runtime_context().get_accelerator_ids()["GPU"] if ray.is_initialized() else []
     return found

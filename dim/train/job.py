@@ -150,13 +150,13 @@ def _require_same_inputs(config: TrainConfig, learned_from: Inputs) -> None:
 
 
 def _fit(config: TrainConfig, gpus: float, job: Job) -> None:
+    cpus = placement.taken(placement.share(config.workers, gpus), gpus)
+    placement.require_room("training worker", config.workers, cpus, gpus)
+    log.info("starting %d training worker%s", config.workers, "" if config.workers == 1 else "s")
     # These import TensorFlow, which takes seconds; what is wrong with the input has been said by now.
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError  # noqa: PLC0415
     from ray.train.tensorflow import TensorflowTrainer  # noqa: PLC0415
 
-    cpus = placement.taken(placement.share(config.workers, gpus))
-    placement.require_room("training worker", config.workers, cpus, gpus)
-    log.info("starting %d training worker%s", config.workers, "" if config.workers == 1 else "s")
     with tempfile.TemporaryDirectory() as folder:  # Ray Train wants one; checkpoints are in the run's
         trainer = TensorflowTrainer(
             train_worker,

@@ -12,6 +12,7 @@ from PIL import ExifTags, Image
 from dim import files
 from dim.errors import UserError
 from dim.extract import store
+from dim.model import precision
 
 pytestmark = pytest.mark.usefixtures("stand_in")
 
@@ -196,6 +197,18 @@ def test_another_embedding_or_store_is_refused(ten, run, rows, tmp_path):
             run(ten, **options)
         assert "\n" not in str(error.value)
     assert (tmp_path / "out" / "run.json").read_text() == before
+
+
+def test_what_is_there_decides_on_the_precision_where_none_is_asked_for(ten, run, tmp_path, monkeypatch):
+    monkeypatch.setattr(precision, "best", lambda _: "bfloat16")
+    run(ten, precision="float32")
+    ten.add("new.png")
+    assert run(ten, precision="auto").items() >= {"images": 11, "computed": 1}.items()
+    run(ten, precision="auto", out="other")
+    for out, kept in (("out", "float32"), ("other", "bfloat16")):
+        assert json.loads((tmp_path / out / "run.json").read_text())["embedding"]["precision"] == kept
+    with pytest.raises(UserError, match="precision 'float32' ≠ 'bfloat16'"):
+        run(ten, precision="bfloat16")
 
 
 def test_half_precision_on_disk(ten, run, rows):

@@ -14,6 +14,7 @@ from dim import files, tables
 from dim.data import manifest as manifests
 from dim.errors import UserError
 from dim.extract import content
+from dim.model import precision
 from dim.model.spec import Source, Spec
 from dim.train import inputs, job
 from dim.train.config import TrainConfig
@@ -189,6 +190,15 @@ def test_a_run_on_a_changed_table_is_refused_and_stays_as_it_is(ray_session, pla
         train()
     shutil.rmtree(Path(place.config.out) / "model")
     assert contents(place.config.out) == before
+
+
+def test_a_run_goes_on_in_the_precision_of_its_epochs(ray_session, place, train, monkeypatch):
+    fitted, tasks = job._fit, []
+    monkeypatch.setattr(job, "_fit", lambda *arguments: tasks.append(arguments[-1]) or fitted(*arguments))
+    for best in ("bfloat16", "float32"):
+        monkeypatch.setattr(precision, "best", lambda _, best=best: best)
+        train(precision="auto")
+    assert [task.precision for task in tasks] == ["bfloat16", "bfloat16"]
 
 
 def test_fewer_photos_than_dimensions_are_told_as_rows_and_not_as_shapes(ray_session, place, train):
