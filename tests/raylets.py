@@ -12,10 +12,18 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+# Ray Data looks at how busy nodes are over ten seconds otherwise, and asks for more every ten.
+os.environ |= {
+    "RAY_DATA_CLUSTER_UTIL_AVG_WINDOW_S": "1",
+    "RAY_DATA_MIN_GAP_BETWEEN_AUTOSCALING_REQUESTS": "1",
+}
+
 import numpy as np
 import pyarrow as pa
 import ray
 from PIL import Image
+from ray._raylet import GcsClient
+from ray.autoscaler.v2.sdk import get_cluster_resource_state
 from ray.cluster_utils import Cluster
 
 from dim import cluster, placement, tables
@@ -37,6 +45,7 @@ class StandIn:
 
     def __call__(self, table):
         Path(os.environ["RAYLETS_GPUS"]).write_text(json.dumps(devices.assigned()))
+        time.sleep(3 if table.num_rows == PHOTOS else 0)  # in which Ray Data finds the node busy
         images = pipeline.images(table)
         vectors = np.ones((len(images), 8), np.float32)
         return pipeline.embedded(table, vectors, self._dtype)
@@ -49,6 +58,13 @@ class Said(logging.Handler):
 
     def emit(self, record):
         self.lines.append(record.getMessage())
+
+
+def asked_for(address):
+    """The GPUs of the nodes that Ray Data asks the autoscaler for, those that it has among them."""
+    state = get_cluster_resource_state(GcsClient(address))
+    bundles = [bundle for constraint in state.cluster_resource_constraints for bundle in constraint.resource_requests]
+    return sum(bundle.count * bundle.request.resources_bundle.get("GPU", 0) for bundle in bundles)
 
 
 def taken():
@@ -107,6 +123,10 @@ def main(folder):
                     time.sleep(0.1)
                 found["said"] = said.lines[-1]
                 raylets.add_node(num_cpus=4, num_gpus=1)
+                found["asked_for"] = []
+                while not waiting.done():
+                    found["asked_for"].append(asked_for(raylets.address))
+                    time.sleep(0.1)
                 found["waited"] = waiting.result()
             # There is a GPU for one of them only.
             found["several"] = extracted(folder, "several", workers=2, batch_size=4)

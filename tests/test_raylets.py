@@ -35,6 +35,10 @@ def test_a_job_waits_for_a_node_and_says_so(found):
     )
 
 
+def test_a_busy_node_is_no_reason_to_start_another(found):
+    assert max(found["asked_for"]) == 1  # the one that there is
+
+
 def test_an_actor_without_a_node_holds_no_other_up(found):
     assert found["several"] == [24, ["0"]]
 
