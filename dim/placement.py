@@ -108,15 +108,14 @@ def tasks(units: int, worth: int) -> int:
 def require_room(what: str, workers: int, cpus: float, gpus: float) -> None:
     """Says so where `workers`, each a `what` of so many CPUs and GPUs, have to wait for nodes.
 
-    Raises UserError where no node has, or will have, room for one. Where no node is known, none can be ruled out.
+    Raises UserError where no node has, or will have, the GPUs for one. Where no node is known, none can be ruled out.
     """
     alive, nodes = live(), known()
     if nodes and not room(nodes, cpus, gpus):
         sizes = ", ".join(sorted(map(str, nodes)))
         raise UserError(
-            f"a {what} takes {counted(cpus, gpus)}, and no node of this cluster has so many or may come with them: "
-            f"{sizes}; ask for less by --gpus-per-worker, or let the head say what nodes may come, as in "
-            "cluster/config.yaml"
+            f"--gpus-per-worker {gpus:g}: no node of this cluster has so many GPUs, or may come with them ({sizes}); "
+            "ask for fewer, or let the head say what nodes may come, as in cluster/config.yaml"
         )
     ready = min(workers, room(alive, cpus, gpus))
     if ready == workers:

@@ -22,9 +22,9 @@ import numpy as np
 import pyarrow as pa
 import ray
 from PIL import Image
-from ray._raylet import GcsClient
-from ray.autoscaler.v2.sdk import get_cluster_resource_state
+from ray._private.ray_constants import AUTOSCALER_RESOURCE_REQUEST_CHANNEL
 from ray.cluster_utils import Cluster
+from ray.experimental.internal_kv import _internal_kv_get
 
 from dim import cluster, placement, tables
 from dim.extract import pipeline
@@ -60,11 +60,10 @@ class Said(logging.Handler):
         self.lines.append(record.getMessage())
 
 
-def asked_for(address):
+def asked_for():
     """The GPUs of the nodes that Ray Data asks the autoscaler for, those that it has among them."""
-    state = get_cluster_resource_state(GcsClient(address))
-    bundles = [bundle for constraint in state.cluster_resource_constraints for bundle in constraint.resource_requests]
-    return sum(bundle.count * bundle.request.resources_bundle.get("GPU", 0) for bundle in bundles)
+    found = _internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL)
+    return sum(bundle.get("GPU", 0) for bundle in json.loads(found or "[]"))
 
 
 def taken():
@@ -121,11 +120,11 @@ def main(folder):
                 waiting = thread.submit(extracted, folder, "waited")
                 while not any(line.startswith("waiting") for line in said.lines):
                     time.sleep(0.1)
-                found["said"] = said.lines[-1]
+                (found["said"],) = (line for line in said.lines if line.startswith("waiting"))
                 raylets.add_node(num_cpus=4, num_gpus=1)
                 found["asked_for"] = []
                 while not waiting.done():
-                    found["asked_for"].append(asked_for(raylets.address))
+                    found["asked_for"].append(asked_for())
                     time.sleep(0.1)
                 found["waited"] = waiting.result()
             # There is a GPU for one of them only.

@@ -420,8 +420,8 @@ OF_ONE = {
     },
 }
 OF_GPUS = {
-    "--gpus-per-worker 1": "takes 1 GPU and 1 CPU, and no node of this cluster has so many or may come with them: "
-    "2 CPUs; ask for less by --gpus-per-worker, or let the head say what nodes may come, as in cluster/config.yaml",
+    "--gpus-per-worker 1": r"--gpus-per-worker 1: no node of this cluster has so many GPUs, or may come with them "
+    r"\(2 CPUs\); ask for fewer, or let the head say what nodes may come, as in cluster/config.yaml$",
     "--gpus-per-worker -1": "--gpus-per-worker must be a share of one GPU or a number of them, not -1",
 }
 MISTAKES = [

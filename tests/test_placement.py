@@ -157,7 +157,7 @@ def test_what_has_to_wait_is_said(made_up, caplog, nodes, workers, said):
 @pytest.mark.parametrize("nodes", [(HEAD,), (GPU_NODE,), (GPU_NODE, DECODER)])
 def test_what_can_never_be_is_refused(made_up, nodes):
     made_up(*nodes)
-    said = "a trainer takes 2 GPUs and 7 CPUs, and no node .*: 1 GPU and 8 CPUs.*; ask for less by --gpus-per-worker"
+    said = r"^--gpus-per-worker 2: no node of this cluster has so many .* \(1 GPU and 8 CPUs.*\); ask for fewer, or"
     with pytest.raises(UserError, match=said):
         placement.require_room("trainer", 1, 7, 2)
 
