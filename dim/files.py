@@ -18,7 +18,7 @@ import pyarrow.fs as pafs
 
 from dim import fence, listings, storage, strict_json
 from dim.errors import JobFailed, UserError
-from dim.storage import at_once, patient
+from dim.storage import at_once, finish, patient
 from dim.uris import FILE, canonical, encoded, parts
 
 _ASKED_OF_DISK = 100  # questions of a thread at a time
@@ -199,8 +199,7 @@ def reason(error: Exception) -> str:
 
 def delete_all(uris: Iterable[str]) -> None:
     """Deletes the files at `uris`, as far as there are any, many at a time."""
-    for _ in at_once(delete, uris):
-        pass
+    finish(at_once(delete, uris))
 
 
 @patient
@@ -222,8 +221,7 @@ def delete_folder(uri: str) -> None:
 def copy_folder(source: str, target: str) -> None:
     """Copies the files directly in the folder `source` into the folder `target`, which is made."""
     make_folder(target)
-    for _ in at_once(lambda name: write_bytes(join(target, name), read_bytes(join(source, name))), names(source), 4):
-        pass
+    finish(at_once(lambda name: write_bytes(join(target, name), read_bytes(join(source, name))), names(source)))
 
 
 def read_json(uri: str) -> Any:

@@ -115,6 +115,11 @@ def at_once(call: Callable[[Item], T], items: Iterable[Item], most: int = AT_ONC
             yield result.result()
 
 
+def finish(results: Iterable[object]) -> None:
+    """Waits for all of `results`, of which nothing is wanted. Raises what they do."""
+    deque(results, maxlen=0)
+
+
 def in_flight(
     call: Callable[[Item], T], items: Iterable[Item], most: int = AT_ONCE
 ) -> Generator[Future[T], None, None]:
