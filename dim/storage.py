@@ -133,4 +133,5 @@ def in_flight(
                 yield first
                 asked.extend(threads.submit(call, item) for item in islice(left, 1))
         finally:
-            threads.shutdown(wait=False, cancel_futures=True)
+            for future in asked:  # the caller takes no more
+                future.cancel()

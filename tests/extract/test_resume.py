@@ -112,7 +112,7 @@ def test_a_death_between_the_new_shard_and_the_old_leaves_no_row_twice(tmp_path,
 
 def test_shards_in_a_store_are_looked_at_several_at_a_time(s3):
     folder = s3.bucket("shards-at-a-time")
-    rows = [(f"image {number}", "version 0") for number in range(3 * store.AT_ONCE)]
+    rows = [(f"image {number}", "version 0") for number in range(2 * store.AT_ONCE)]
     for row in rows:
         values = {"image_id": [row[0]], "descriptor": [[1, 0]], "status": [store.OK], "content": [row[1]]}
         table = pa.table({**{name: [None] for name in SCHEMA.names}, **values}, schema=SCHEMA)
