@@ -24,6 +24,8 @@ from dim.errors import JobFailed, UserError
 # What a head node says of the nodes that the autoscaler may start: a resource for each kind of node, by its CPUs and
 # GPUs, whose amount is how many there may be. Ray 2.60 can't be asked for it, neither on Kubernetes nor after `ray up`.
 _AUTOSCALED = re.compile(r"autoscaled_(\d+)CPU(?:_(\d+)GPU)?")
+_MAY_COME = "autoscaled"  # how the names of these begin
+_NODE_GROUP = "ray.io/node-group"  # the label of a node of a group that may grow
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +149,7 @@ def may_come() -> list[tuple[dict[str, float], int]]:
     """
     kinds = []
     for name, count in ray.cluster_resources().items():
-        if not name.startswith("autoscaled"):
+        if not name.startswith(_MAY_COME):
             continue
         found = _AUTOSCALED.fullmatch(name)
         if found is None:
@@ -166,22 +168,32 @@ def here() -> NodeAffinitySchedulingStrategy:
 
 
 def require_shared(paths: Iterable[str], written: bool = False) -> None:
-    """Raises UserError for a path on the disk of one machine where the cluster has several.
+    """Raises UserError for a path on the disk of one machine where the cluster has several, or may have once it grows.
 
     What a job brings along, its working directory and dim itself, each machine has; but nothing is to be `written`
     there. A `file:///…` is taken at its word: that all of them mount it.
     """
-    count = len(nodes())
-    if count < 2:
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    if len(alive) < 2 and not any(map(_others_may_come, alive)):
         return
+    has = f"this cluster has {len(alive)}" if len(alive) > 1 else "this cluster starts others for the work"
     brought = () if written else _brought()
     for path in paths:
         if "://" in path or os.path.abspath(path).startswith(brought):
             continue
         raise UserError(
-            f"{path!r} is on the disk of one machine, and this cluster has {count}; use s3://… or gs://…, or file:///… "
-            "for a folder that each of them mounts"
+            f"{path!r} is on the disk of one machine, and {has}; use s3://… or gs://…, or file:///… for a folder that "
+            "each of them mounts"
         )
+
+
+def _others_may_come(node: dict[str, Any]) -> bool:
+    """Whether nodes may join this one, the first: it says so, is of a kind that Ray's autoscaler or KubeRay starts, or
+    does no work itself.
+    """
+    resources = node["Resources"]
+    says = any(name.startswith(_MAY_COME) for name in resources)
+    return says or _NODE_GROUP in node["Labels"] or not resources.get("CPU")
 
 
 def _brought() -> tuple[str, ...]:

@@ -131,8 +131,8 @@ class Output:
         `known` are files that need not be read again, by name, as they shall stand in the seal.
         """
         sealed = seal.of(self.folder, self._names, known or {})
-        for name in {*self._record.pop(REPLACED)} - sealed.keys():
-            files.delete(files.join(self.folder, name))
+        replaced = {*self._record.pop(REPLACED)} - sealed.keys()
+        files.delete_all(files.join(self.folder, name) for name in replaced)
         self._record |= {"status": DONE, "finished": _now(), "counts": result}
         if sealed:
             self._record[seal.FILES] = sealed

@@ -9,8 +9,10 @@ from typing import Any, TypeAlias
 
 from dim import checksum, files, tables
 from dim.errors import UserError, quoted
+from dim.storage import at_once
 
 RECORD, FILES = "run.json", "files"  # where it stands
+_READ = 4  # files at a time
 MOST_HASHED = 2**26  # bytes; of a larger file whose job gives no checksum, the size and the rows have to do
 
 Facts: TypeAlias = dict[str, Any]  # bytes and, where they are known, sha256 and rows
@@ -21,8 +23,10 @@ def of(folder: str, names: Iterable[str], known: Mapping[str, Facts]) -> Seal:
     """The seal of the files `names` of `folder`, as far as they are there; those that are `known` are not read."""
     asked = sorted({*names, *known})
     uris = [files.join(folder, name) for name in asked]
-    found = zip(asked, uris, files.infos(uris), strict=True)
-    return {name: known.get(name) or _facts(uri, info.size) for name, uri, info in found if info.is_file}
+    found = {name: info.size for name, info in zip(asked, files.infos(uris), strict=True) if info.is_file}
+    new = [name for name in found if not known.get(name)]
+    facts = dict(zip(new, at_once(lambda name: _facts(files.join(folder, name), found[name]), new, _READ), strict=True))
+    return {name: known.get(name) or facts[name] for name in found}
 
 
 def _facts(uri: str, size: int) -> Facts:

@@ -5,13 +5,17 @@ Credentials, region and endpoint come from the environment or the machine's role
 and in run.json.
 """
 
+import contextlib
 import functools
 import os
 import random
 import re
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
+from itertools import islice
 from typing import ParamSpec, TypeVar
 
 import pyarrow as pa
@@ -24,10 +28,12 @@ from dim.errors import UserError
 # than the small object that was asked for), `patient` tries again after a wait, doubled each time: 15 s in all.
 RETRIES, TRIES, FIRST_WAIT = 3, 5, 1.0
 CONNECT_SECONDS, SILENT_SECONDS = 5.0, 10.0  # a connection from which no byte comes for as long is given up
+AT_ONCE = 64  # small requests of a process; a store takes thousands a second, and answers each in 20 to 100 ms
 GOOGLE_SECONDS = 10.0  # in which Google's library makes a failed request again, before `patient` does
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Item = TypeVar("Item")
 
 _LOCAL = pafs.LocalFileSystem()
 # What Arrow writes into its messages; such errors of stores have no number.
@@ -54,6 +60,8 @@ def _opened(uri: str) -> pafs.FileSystem:
 
 
 def _s3(bucket: str) -> pafs.S3FileSystem:
+    # Arrow opens as many connections to a store as it has threads for input and output when this is made.
+    pa.set_io_thread_count(max(pa.io_thread_count(), AT_ONCE))
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     return pafs.S3FileSystem(
         endpoint_override=endpoint,
@@ -95,3 +103,35 @@ def patient(call: Callable[P, T]) -> Callable[P, T]:
         return call(*arguments, **named)
 
     return again
+
+
+def at_once(call: Callable[[Item], T], items: Iterable[Item], most: int = AT_ONCE) -> Iterator[T]:
+    """What `call` gives for each of `items`, in their order; `most` run at a time, at most as far ahead of the caller.
+
+    Raises what the first of them in that order raises; what has not begun by then never does.
+    """
+    with contextlib.closing(in_flight(call, items, most)) as results:
+        for result in results:
+            yield result.result()
+
+
+def finish(results: Iterable[object]) -> None:
+    """Waits for all of `results`, of which nothing is wanted. Raises what they do."""
+    deque(results, maxlen=0)
+
+
+def in_flight(
+    call: Callable[[Item], T], items: Iterable[Item], most: int = AT_ONCE
+) -> Generator[Future[T], None, None]:
+    """As `at_once`, but each result comes as a future, which raises what its call did."""
+    left = iter(items)
+    with ThreadPoolExecutor(most) as threads:
+        asked = deque(threads.submit(call, item) for item in islice(left, most))
+        try:
+            while asked:
+                first = asked.popleft()
+                yield first
+                asked.extend(threads.submit(call, item) for item in islice(left, 1))
+        finally:
+            for future in asked:  # the caller takes no more
+                future.cancel()

@@ -97,7 +97,7 @@ class S3:
             return False
 
     def faults(self, **rates):
-        """From now on requests fail at these `rates` (failing, slow, stuck; seed), at none without them.
+        """From now on requests fail at these `rates` (failing, slow, stuck; seed), and take `latency` seconds each.
 
         Returns what was counted since the call before.
         """

@@ -2,7 +2,9 @@
 
 Of all requests, the share `failing` ends in an error (500 before the work is done, 503, or a connection that is cut
 after it), and the share `slow` is answered late; `stuck` ones are never answered. Which, follows from `seed` and the
-request alone, so that it is the same in each run, whatever the order in which requests arrive.
+request alone, so that it is the same in each run, whatever the order in which requests arrive. Each request takes
+`latency` seconds, as on the way to a real store. Counted are, beside what failed, all `requests`, those of each method,
+and the `most` that were in flight at a time.
 """
 
 import argparse
@@ -13,6 +15,7 @@ import threading
 import time
 from collections import Counter
 
+from moto.s3.models import FakeKey
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
@@ -25,16 +28,28 @@ class Faults:
 
     def __init__(self, application, **rates):
         self._application, self._lock = application, threading.Lock()
+        self._in_flight = 0
         self.set(rates)
 
     def set(self, rates):
         with self._lock:
-            self._rates = {"failing": 0.0, "slow": 0.0, "stuck": 0.0, "seed": 0} | rates
+            self._rates = {"failing": 0.0, "slow": 0.0, "stuck": 0.0, "seed": 0, "latency": 0.0} | rates
             self._seen, self.counts = Counter(), Counter()
 
     def __call__(self, environ, start_response):
         if environ["PATH_INFO"] == CONTROL:
             return self._control(environ, start_response)
+        with self._lock:
+            self._in_flight += 1
+            self.counts["most"] = max(self.counts["most"], self._in_flight)
+        try:
+            time.sleep(self._rates["latency"])
+            return self._answer(environ, start_response)
+        finally:
+            with self._lock:
+                self._in_flight -= 1
+
+    def _answer(self, environ, start_response):
         chance, kind = self._drawn(environ)
         failing, slow, stuck = (self._rates[name] for name in ("failing", "slow", "stuck"))
         if chance < failing:
@@ -54,6 +69,7 @@ class Faults:
         with self._lock:
             self._seen[request] += 1
             self.counts["requests"] += 1
+            self.counts[environ["REQUEST_METHOD"]] += 1
             text = f"{self._rates['seed']} {request} {self._seen[request]}"
         digest = hashlib.sha256(text.encode()).digest()
         return int.from_bytes(digest[:8]) / 2**64, digest[8] / 256
@@ -81,6 +97,11 @@ class Faults:
         return [json.dumps(counts).encode()]
 
 
+def _milliseconds(key):
+    """When an object was changed, as some stores say it in a listing; of one object, each says whole seconds."""
+    return key.last_modified.isoformat(timespec="milliseconds")[:23] + "Z"
+
+
 class _Quiet(WSGIRequestHandler):
     protocol_version = "HTTP/1.1"  # so that connections are kept, as those of a real store
 
@@ -92,10 +113,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
-    for rate in ("failing", "slow", "stuck"):
+    for rate in ("failing", "slow", "stuck", "latency"):
         parser.add_argument(f"--{rate}", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=0)
     rates = vars(parser.parse_args())
+    FakeKey.last_modified_ISO8601 = property(_milliseconds)
     host, port = rates.pop("host"), rates.pop("port")
     application = Faults(DomainDispatcherApplication(create_backend_app), **rates)
     make_server(host, port, application, threaded=True, request_handler=_Quiet).serve_forever()

@@ -16,10 +16,11 @@ SEVERAL = ({"CPU": 2}, {"CPU": 8}, {"CPU": 8, "GPU": 1})
 def made_up(monkeypatch):
     """A cluster of nodes with these resources, to which the job was submitted with a working directory, or without."""
 
-    def of(*nodes, working_dir=None):
+    def of(*nodes, working_dir=None, labels=()):
         total = {name: sum(node.get(name, 0) for node in nodes) for node in nodes for name in node}
         monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: total)
-        monkeypatch.setattr(cluster.ray, "nodes", lambda: [{"Alive": True, "Resources": node} for node in nodes])
+        alive = [{"Alive": True, "Resources": node, "Labels": dict(labels)} for node in nodes]
+        monkeypatch.setattr(cluster.ray, "nodes", lambda: [*alive, {"Alive": False, "Resources": {}, "Labels": {}}])
         environment = {"working_dir": working_dir} if working_dir else {}
         context = SimpleNamespace(runtime_env=environment)
         monkeypatch.setattr(cluster.ray, "get_runtime_context", lambda: context)
@@ -36,6 +37,27 @@ def test_one_machines_disk_is_refused_where_there_are_several(made_up, path):
 
 def test_one_node_may_use_its_disk(made_up):
     made_up({"CPU": 8})
+    cluster.require_shared(["/data/1.jpg"], written=True)
+
+
+@pytest.mark.parametrize(
+    ("head", "labels"),
+    [
+        ({"CPU": 0, cluster.AUTOSCALED_GPUS: 8}, {}),  # the shipped cluster before its first worker
+        ({"CPU": 4, "autoscaled_16CPU": 4}, {}),
+        ({}, {}),  # `ray start --head --num-cpus 0`
+        ({"CPU": 4}, {"ray.io/node-id": "a", "ray.io/node-group": "head"}),  # KubeRay, or `ray up`
+    ],
+)
+def test_one_machines_disk_is_refused_where_others_may_come(made_up, head, labels):
+    made_up(head, labels=labels)
+    for written in (False, True):
+        with pytest.raises(UserError, match=r"^'/data/1\.jpg' is on the disk of one machine, .* starts others for"):
+            cluster.require_shared(["s3://bucket/0.jpg", "/data/1.jpg"], written)
+    cluster.require_shared(["s3://bucket/0.jpg", "file:///mnt/1.jpg"], written=True)
+
+
+def test_a_real_ray_of_one_node_may_use_its_disk(ray_session):
     cluster.require_shared(["/data/1.jpg"], written=True)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -61,6 +62,54 @@ def test_nothing_is_lost_where_a_third_of_the_requests_fails(s3, bucket):
     assert [len(files.read_bytes(f"{bucket}/{number}")) for number in range(50)] == sizes
     counts = s3.faults()
     assert all(counts[kind] > 5 for kind in ("InternalError", "SlowDown", "cut"))
+
+
+def test_many_questions_are_asked_at_a_time(s3, bucket):
+    uris = [f"{bucket}/{number}" for number in range(200)]
+    assert not any(storage.at_once(lambda uri: files.write_bytes(uri, b"x"), uris))
+    s3.faults(latency=0.1)
+    assert [info.size for info in files.infos([*uris, f"{bucket}/none"])] == [1] * 200 + [None]
+    counts = s3.faults(latency=0.1)
+    assert counts["most"] >= 32 and counts["requests"] <= 202
+    files.delete_all(uris[:40])
+    assert s3.faults()["most"] >= 32 and sorted(files.names(bucket)) == sorted(map(str, range(40, 200)))
+
+
+def test_at_once_keeps_the_order_and_runs_no_further_ahead_than_it_may():
+    running, most, begun, lock = 0, 0, [], threading.Lock()
+
+    def square(number):
+        nonlocal running, most
+        with lock:
+            running += 1
+            begun.append(number)
+            most = max(most, running)
+        time.sleep(0.002 * (number % 3))
+        with lock:
+            running -= 1
+        return number**2
+
+    for used, found in enumerate(storage.at_once(square, iter(range(50)), 4)):
+        assert found == used**2 and max(begun) <= used + 4
+    assert 1 < most <= 4 and sorted(begun) == list(range(50))
+    assert list(storage.at_once(square, [])) == []
+
+
+def test_at_once_raises_the_first_error_and_begins_no_more():
+    begun = []
+
+    def failing(number):
+        begun.append(number)
+        if number in (5, 6):
+            time.sleep(0.2 * (6 - number))  # the later fails first
+            raise OSError(f"no {number}")
+        return number
+
+    results = storage.at_once(failing, range(1000), 4)
+    assert [next(results) for _ in range(5)] == list(range(5))
+    with pytest.raises(OSError, match="no 5"):
+        next(results)
+    assert max(begun) < 16
 
 
 @pytest.fixture

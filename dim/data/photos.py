@@ -1,18 +1,20 @@
 """Photos, on any storage: how a manifest names them, and which cannot be read."""
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
 
 from dim import files
 from dim.data import isolated
 from dim.data.limits import LIMITS, DecodeError, Limits, check_size
 from dim.errors import UserError
 from dim.progress import Progress
-from dim.storage import patient
+from dim.storage import at_once, in_flight, patient
 from dim.uris import is_plain, parts
 
 MISSING = "no such file"
-_AT_ONCE = 1000
+# Photos of a task or a process that are read at a time; those that have more bytes, only when it is their turn.
+READ_AT_ONCE, READ_AHEAD = 16, 2**23
 _HEADER = 2**16  # bytes that hold the header of most photos
 
 
@@ -35,8 +37,8 @@ def named(uris: Sequence[str], folder: str) -> list[str]:
     return list(map(name, uris))
 
 
-def unreadable(uris: Sequence[str], check: Callable[[str], None]) -> dict[int, str]:
-    """Position → reason of each photo on which `check` raises DecodeError or OSError; many are checked at once."""
+def unreadable(uris: Sequence[str], check: Callable[[str], None], most: int = READ_AT_ONCE) -> dict[int, str]:
+    """Position → reason of each photo on which `check` raises DecodeError or OSError; `most` are checked at a time."""
 
     def reason(uri: str) -> str | None:
         try:
@@ -49,12 +51,10 @@ def unreadable(uris: Sequence[str], check: Callable[[str], None]) -> dict[int, s
 
     failed: dict[int, str] = {}
     progress = Progress("checking", len(uris), errors=True)
-    with ThreadPoolExecutor() as threads:
-        for start in range(0, len(uris), _AT_ONCE):
-            for row, why in enumerate(threads.map(reason, uris[start : start + _AT_ONCE]), start):
-                progress.add(1, errors=why is not None)
-                if why is not None:
-                    failed[row] = why
+    for row, why in enumerate(at_once(reason, uris, most)):
+        progress.add(1, errors=why is not None)
+        if why is not None:
+            failed[row] = why
     return failed
 
 
@@ -64,6 +64,29 @@ def read(uri: str) -> bytes:
     with files.opened(uri) as file:
         check_size(file.size())
         return bytes(file.read())
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """The photo at `uri`, whose file is read ahead if it is small."""
+
+    uri: str
+    _ahead: Future[bytes | None]
+
+    def read(self) -> bytes:
+        """As `read`."""
+        return self._ahead.result() or read(self.uri)
+
+
+def fetched(uris: Sequence[str]) -> Iterator[Fetched]:
+    """The photos at `uris`, in their order; several are read while the caller works on one."""
+    return map(Fetched, uris, in_flight(_read_small, uris, READ_AT_ONCE))
+
+
+@patient
+def _read_small(uri: str) -> bytes | None:
+    with files.opened(uri) as file:
+        return bytes(file.read()) if file.size() <= READ_AHEAD else None
 
 
 def decodes(uri: str, limits: Limits = LIMITS) -> bool:

@@ -56,16 +56,19 @@ DECODED = pa.schema(
 def _decode(table: pa.Table, size: int, resize: Resize, scaled: bool, limits: Limits) -> pa.Table:
     # What has killed its worker again and again is a photo among these, not bad luck.
     how = isolated.decode if cluster.earlier_attempts() >= UNGUARDED_TRIES else isolated.watched
-    rows = [_decode_row(row, how, size, resize, scaled=scaled, limits=limits) for row in table.to_pylist()]
-    return pa.Table.from_pylist(rows, schema=DECODED)
+    decoded = [
+        _decode_row(row, photo, how, size, resize, scaled=scaled, limits=limits)
+        for row, photo in zip(table.to_pylist(), photos.fetched(table["path"].to_pylist()), strict=True)
+    ]
+    return pa.Table.from_pylist(decoded, schema=DECODED)
 
 
 def _decode_row(
-    row: dict[str, Any], how: Callable[..., Decoded], size: int, resize: Resize, **named: Any
+    row: dict[str, Any], photo: photos.Fetched, how: Callable[..., Decoded], size: int, resize: Resize, **named: Any
 ) -> dict[str, Any]:
     outcome = {name: row[name] for name in ("image_id", "content", "shard")}
     try:
-        image = how(photos.read(row["path"]), size, resize, row["box"] and tuple(row["box"]), **named)
+        image = how(photo.read(), size, resize, row["box"] and tuple(row["box"]), **named)
     except (DecodeError, OSError) as error:
         reason = str(error) if isinstance(error, DecodeError) else f"cannot read the file: {files.reason(error)}"
         return outcome | {"status": store.ERROR, "error": reason}

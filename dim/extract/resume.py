@@ -1,14 +1,18 @@
 """What is left to do: the rows of a selection that the finished shards do not hold."""
 
 import logging
+from functools import partial
+from itertools import compress
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dim import files
+from dim.errors import UserError
 from dim.extract import store
 from dim.extract.identity import Embedding
+from dim.storage import at_once, finish
 
 log = logging.getLogger(__name__)
 
@@ -25,51 +29,64 @@ def pending(
     position = {key: row for row, key in enumerate(zip(image_ids, contents, strict=True))}
     done = np.zeros(len(image_ids), dtype=bool)
     _sweep(folder)
-    rewritten: set[str] = set()
     names = store.shards(folder)
-    whole = {name: _says_what_made_it(content) for name in names if (content := store.whole(folder, name))}
-    must_say = any(whole.values())
+    looked_at = at_once(partial(_looked_at, folder, embedding), names, store.AT_ONCE)
+    whole = {name: found for name, found in zip(names, looked_at, strict=True) if found}
+    must_say = any(says for says, _ in whole.values())
+    dropped: list[str] = []
+    kept: dict[str, tuple[str, np.ndarray]] = {}  # by the name of the shard to be: which rows it keeps of which
     for name in names:
-        if name in rewritten:
+        if name in kept:
             continue  # a run that died had begun the same
-        if name not in whole or (must_say and not whole[name]):
+        says, table = whole.get(name, (False, None))
+        if table is None or (must_say and not says):
             log.warning("shard %s is damaged; its rows are computed again", name)
-            store.delete_shard(folder, name)
+            dropped.append(name)
             continue
-        table = store.read_shard(folder, name, ["image_id", "content", "status"], embedding)
-        keys = zip(table["image_id"].to_pylist(), table["content"].to_pylist(), strict=True)
+        if isinstance(table, UserError):
+            raise table
+        keys = list(zip(table["image_id"].to_pylist(), table["content"].to_pylist(), strict=True))
         rows = np.array([position.get(key, -1) for key in keys], dtype=np.int64)
         counts = rows >= 0
         counts[counts] &= ~done[rows[counts]]
         if retry_failed:
             counts &= table["status"].to_numpy(zero_copy_only=False) == store.OK
         done[rows[counts]] = True
-        if not counts.all():
-            rewritten |= _keep(folder, name, counts)
+        if counts.all():
+            continue
+        log.info("shard %s: %d of %d rows no longer count", name, int((~counts).sum()), len(counts))
+        if counts.any():
+            kept[store.shard_name(list(compress(keys, counts)))] = name, counts
+        else:
+            dropped.append(name)
+    # These first: one that is to be may have the name of one that is damaged.
+    finish(at_once(partial(store.delete_shard, folder), dropped))
+    finish(at_once(partial(_replace, folder), kept.items(), store.AT_ONCE))
     return np.flatnonzero(~done)
 
 
-def _says_what_made_it(shard: bytes) -> bool:
-    return store.EMBEDDING in (pq.read_schema(pa.BufferReader(shard)).metadata or {})
+def _looked_at(folder: str, embedding: Embedding, name: str) -> tuple[bool, pa.Table | UserError] | None:
+    """Whether the shard says what made it, and its rows, or why they can't be taken; None where it is damaged."""
+    content = store.whole(folder, name)
+    if not content:
+        return None
+    says = store.EMBEDDING in (pq.read_schema(pa.BufferReader(content)).metadata or {})
+    try:
+        return says, store.read_shard(folder, name, ["image_id", "content", "status"], embedding, content=content)
+    except UserError as error:
+        return says, error
 
 
 def _sweep(folder: str) -> None:
     # Half-written files, and shards whose statistics never came, are of a run that died.
     whole = {f"{name}{ending}" for name in store.shards(folder) for ending in (".parquet", ".json")}
-    for name in files.names(folder):
-        if name.startswith("part-") and name not in whole:
-            files.delete(files.join(folder, name))
+    left = (name for name in files.names(folder) if name.startswith("part-") and name not in whole)
+    files.delete_all(files.join(folder, name) for name in left)
 
 
-def _keep(folder: str, name: str, counts: np.ndarray) -> set[str]:
-    """Replaces a shard by one of the rows that count, if there are any; returns its name."""
-    kept: set[str] = set()
-    if counts.any():
-        table = store.read_shard(folder, name).filter(pa.array(counts))
-        rows = list(zip(table["image_id"].to_pylist(), table["content"].to_pylist(), strict=True))
-        kept.add(store.shard_name(rows))
-        # Should we die before the old shard is gone, its rows stand twice, and the next run drops one of each.
-        store.write_shard(folder, store.shard_name(rows), table)
-    log.info("shard %s: %d of %d rows no longer count", name, int((~counts).sum()), len(counts))
-    store.delete_shard(folder, name)
-    return kept
+def _replace(folder: str, change: tuple[str, tuple[str, np.ndarray]]) -> None:
+    """Writes the shard to be, of the rows that count of another, and deletes that."""
+    new, (old, counts) = change
+    # Should we die before the old shard is gone, its rows stand twice, and the next run drops one of each.
+    store.write_shard(folder, new, store.read_shard(folder, old).filter(pa.array(counts)))
+    store.delete_shard(folder, old)

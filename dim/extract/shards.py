@@ -5,11 +5,13 @@ of images in its run.json.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from dim import checksum, files, output
 from dim.errors import UserError
 from dim.seal import Facts, Seal
+from dim.storage import at_once
 
 _PREFIX, _SHARD, _STATISTICS = "part-", ".parquet", ".json"
 _FACTS = {"rows": int, "bytes": int, "sha256": str}
@@ -55,7 +57,11 @@ class Shard:
 
 def sealed(folder: str, names: list[str]) -> Seal:
     """What is to be sealed of the shards `names`, from their statistics."""
-    return {f"{name}{_SHARD}": _statistics(folder, name) for name in names}
+    return {f"{name}{_SHARD}": facts for name, facts in _all_statistics(folder, names).items()}
+
+
+def _all_statistics(folder: str, names: list[str]) -> dict[str, Facts]:
+    return dict(zip(names, at_once(partial(_statistics, folder), names), strict=True))
 
 
 def _statistics(folder: str, name: str) -> Facts:
@@ -94,7 +100,7 @@ def _of_statistics(folder: str, shards: list[str], statistics: list[str]) -> dic
     if alone := sorted({*shards} ^ {*described}):
         missing = _STATISTICS if alone[0] in shards else _SHARD
         raise UserError(f"no file {files.join(folder, alone[0] + missing)!r}; run the same extract.py again")
-    facts = {name: _statistics(folder, name) for name in shards}
+    facts = _all_statistics(folder, shards)
     counts = (output.record_of(folder) or {}).get("counts")
     images = counts.get("images") if isinstance(counts, dict) else None
     rows = sum(known.get("rows", 0) for known in facts.values())

@@ -11,6 +11,7 @@ says which embedding made it, so that a shard that was copied from elsewhere is 
 
 import json
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 import numpy as np
 import pyarrow as pa
@@ -21,8 +22,10 @@ from dim import checksum, files, strict_json, tables
 from dim.errors import UserError
 from dim.extract.identity import Embedding, from_json, of_folder, require_equal
 from dim.extract.shards import Shard, belonging
+from dim.storage import at_once
 
 OK, ERROR = "ok", "error"
+AT_ONCE = 8  # shards that are read or written; each has some megabytes
 # In a shard's metadata: what made it, and the ids of its photos whose files hold several frames or pages.
 EMBEDDING, SEVERAL = b"embedding", b"several_frames"
 
@@ -145,15 +148,23 @@ def read_shards(
     With `hashed`, checksums are looked at, too. Raises UserError as `shards.belonging` and `read_shard` do, and where a
     shard is not what it must be.
     """
-    embedding, size = of_folder(folder), None
-    marks: set[bool] = set()
-    for shard in belonging(folder) if of is None else of:
+    embedding = of_folder(folder)
+    shards = belonging(folder) if of is None else of
+    says, size = None, None
+
+    def read(shard: Shard) -> pa.Table:
         content = shard.read() if hashed else None
         table = read_shard(folder, shard.name, columns, embedding, size, content=content)
         shard.require(table.num_rows, content)
-        marks.add(EMBEDDING in (table.schema.metadata or {}))
-        if len(marks) > 1:
+        return table
+
+    # The first says what the others, which are read ahead, must be.
+    tables = chain(map(read, shards[:1]), at_once(read, shards[1:], AT_ONCE))
+    for shard, table in zip(shards, tables, strict=True):
+        marked = EMBEDDING in (table.schema.metadata or {})
+        if says not in (None, marked):
             raise UserError(f"not all shards of {folder!r} say what made them; make this folder again")
+        says = marked
         size = table["descriptor"].type.list_size if "descriptor" in columns else None
         yield shard, table
 

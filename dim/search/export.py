@@ -139,9 +139,7 @@ def _emptied(folder: str) -> None:
     """Makes `folder`, and takes out what an earlier export left: the tools read whole folders."""
     files.make_folder(folder)
     leftovers.sweep(folder)
-    for name in files.names(folder):
-        if _PART.fullmatch(name):
-            files.delete(files.join(folder, name))
+    files.delete_all(files.join(folder, name) for name in files.names(folder) if _PART.fullmatch(name))
 
 
 _PART = re.compile(r"((img_emb|metadata)_)?[0-9]{6}\.(npy|parquet)")

@@ -107,9 +107,10 @@ def newest_first(folder: str) -> list[int]:
 def keep(folder: str, epochs: Collection[int]) -> None:
     """Deletes the other epochs' checkpoints, and what deaths left."""
     kept = {_path("", epoch, ending) for epoch in epochs for ending in ("npz", "json")}
-    for name in files.names(folder):  # the .json of a checkpoint stands before its .npz, so it stops counting first
-        if name.startswith("epoch-") and name not in kept:
-            files.delete(files.join(folder, name))
+    left = [name for name in files.names(folder) if name.startswith("epoch-") and name not in kept]
+    counting = {name for name in left if name.endswith(".json")}  # without which a checkpoint no longer counts
+    for those in (counting, {*left} - counting):
+        files.delete_all(files.join(folder, name) for name in those)
 
 
 def _path(folder: str, epoch: int, ending: str) -> str:

@@ -9,7 +9,7 @@ import re
 import numpy as np
 import pyarrow as pa
 
-from dim import files, tables
+from dim import files, storage, tables
 from dim.mine.triplets import Triplets
 
 KEPT = 100  # triplets of an epoch
@@ -29,7 +29,8 @@ def hardest(run: str) -> dict[int, pa.Table]:
     epochs = {
         int(number): name for name in files.names(folder) for number in re.findall(r"epoch-(\d+)\.parquet$", name)
     }
-    return {epoch: tables.read(files.join(folder, epochs[epoch])) for epoch in sorted(epochs)}
+    found = storage.at_once(lambda epoch: tables.read(files.join(folder, epochs[epoch])), sorted(epochs))
+    return dict(zip(sorted(epochs), found, strict=True))
 
 
 def keep_found(run: str, moment: str, rankings: pa.Table) -> None:

@@ -1,10 +1,14 @@
 """Which photo a row was computed from."""
 
+import contextlib
+import hashlib
 import os
+import time
 
 import pyarrow as pa
 import pytest
 
+from dim import files, listings
 from dim.data import manifest as manifests
 from dim.errors import UserError
 from dim.extract import content
@@ -47,6 +51,35 @@ def test_photos_on_several_storages_keep_their_order(folder):
     found = contents(folder, path=paths)
     assert found.present == [True, False, True, True, False]
     assert len(set(found.contents)) == 5
+
+
+def test_a_store_s_photos_keep_their_content_however_they_are_asked_for(s3, monkeypatch):
+    bucket = s3.bucket("content")
+    uris = [f"{bucket}/{number} ü%.jpg" for number in range(3)]
+    for uri in uris:
+        files.write_bytes(uri, b"photo")
+    filesystem, _ = files.locate(bucket)
+    one_by_one = [
+        hashlib.sha256(f"{uri}\t{info.size}\t{info.mtime_ns}\tNone".encode()).hexdigest()[:32]
+        for uri, info in zip(uris, filesystem.get_file_info([uri[5:] for uri in uris]), strict=True)
+    ]
+    found = manifests.checked("photos.csv", pa.table({"image_id": ["a", "b", "c"], "path": uris}))
+    assert content.of_manifest(found).contents == one_by_one
+    monkeypatch.setattr(listings, "FEWEST", 1)
+    monkeypatch.setattr(listings, "PAGE", 1)
+    monkeypatch.setattr(files, "info", lambda uri: pytest.fail(f"asked for {uri}"))
+    arriving = listings._arriving
+
+    @contextlib.contextmanager
+    def arrived(uris):
+        with arriving(uris) as known:
+            end = time.monotonic() + 60
+            while len(known) < len(uris) and time.monotonic() < end:
+                time.sleep(0.05)
+            yield known
+
+    monkeypatch.setattr(listings, "_arriving", arrived)
+    assert content.of_manifest(found).contents == one_by_one
 
 
 def test_not_one_photo_there_is_a_mistake(folder):

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dim.extract import store
+from dim import files
+from dim.extract import shards, store
 from dim.extract.identity import Embedding
 from dim.extract.resume import pending
 
@@ -107,3 +108,30 @@ def test_a_death_between_the_new_shard_and_the_old_leaves_no_row_twice(tmp_path,
     ids = np.array(["image 0", "image 1", "image 2"], dtype=object)
     assert pending(str(tmp_path), EMBEDDING, ids, ["version 1"] * 3, False).tolist() == [gone]
     assert sorted(held(tmp_path)) == [(f"image {n}", "version 1", "ok") for n in range(3) if n != gone]
+
+
+def test_shards_in_a_store_are_looked_at_several_at_a_time(s3):
+    folder = s3.bucket("shards-at-a-time")
+    rows = [(f"image {number}", "version 0") for number in range(2 * store.AT_ONCE)]
+    for row in rows:
+        values = {"image_id": [row[0]], "descriptor": [[1, 0]], "status": [store.OK], "content": [row[1]]}
+        table = pa.table({**{name: [None] for name in SCHEMA.names}, **values}, schema=SCHEMA)
+        store.write_shard(folder, store.shard_name([row]), table)
+    ids, contents = (list(column) for column in zip(*rows, strict=True))
+    files.write_json(f"{folder}/run.json", {"job": "extract", "embedding": EMBEDDING.as_json()})
+
+    def most(call):
+        s3.faults(latency=0.05)
+        call()
+        return s3.faults()["most"]
+
+    def left():
+        assert pending(folder, EMBEDDING, np.array(ids), contents, retry_failed=False).tolist() == []
+
+    assert most(left) >= 8
+    assert most(lambda: shards.sealed(folder, store.shards(folder))) >= 8
+    assert most(lambda: list(store.read_shards(folder, ["image_id", "descriptor"]))) >= 8
+    assert most(lambda: files.copy_folder(folder, f"{folder}/copy")) >= 8
+    contents[::2] = ["version 1"] * len(contents[::2])
+    assert most(lambda: pending(folder, EMBEDDING, np.array(ids), contents, retry_failed=False)) >= 8
+    assert len(store.shards(folder)) == len(rows) / 2

@@ -18,6 +18,7 @@ from dim.data.reasons import summed
 from dim.errors import UserError
 from dim.output import opened
 from dim.rows import require_once
+from dim.storage import AT_ONCE
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ def _write_grades(uri: str, benchmark: Benchmark) -> None:
 def _problems(benchmark: Benchmark, config: ImportConfig) -> pa.Table:
     """path and problem of each photo that is missing or whose header is unsound."""
     uris = list(dict.fromkeys(files.join(config.source, photo.path) for photo in benchmark.photos))
-    reasons = photos.unreadable(uris, partial(photos.opens, limits=config.limits))
+    reasons = photos.unreadable(uris, partial(photos.opens, limits=config.limits), AT_ONCE)
     if len(reasons) == len(uris):
         raise UserError(f"none of the {len(uris)} photos of {config.source!r} is there; the first: {uris[0]}")
     paths = photos.named([uris[row] for row in reasons], config.out)

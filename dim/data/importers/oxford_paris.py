@@ -13,6 +13,7 @@ from functools import partial
 from dim.data.decode import Box
 from dim.data.importers.benchmark import Benchmark, Photo, by_stem, lines, listed
 from dim.errors import UserError, quoted
+from dim.storage import at_once
 
 _QUERY = "_query.txt"
 # An image in two lists has the first of these grades: the official compute_ap looks for junk first.
@@ -26,12 +27,12 @@ def read(source: str, published: int) -> Benchmark:
     if not queries:
         raise UserError(f"{source!r} holds no *{_QUERY}; unpack the set's ground truth files there")
     found = by_stem(source, names)
-    boxes = {name: _box(source, name) for name in queries}
+    boxes = dict(zip(queries, at_once(partial(_box, source), queries), strict=True))
     graded: dict[tuple[str, str], str] = {}
-    for name in queries:
-        for grade in _GRADES:
-            for _, (image,) in lines(source, f"{name.removesuffix(_QUERY)}_{grade}.txt", 1):
-                graded.setdefault((_query_id(name), image), grade)
+    lists = [(name, grade) for name in queries for grade in _GRADES]
+    for (name, grade), images in zip(lists, at_once(partial(_listed_in, source), lists), strict=True):
+        for image in images:
+            graded.setdefault((_query_id(name), image), grade)
     known = dict.fromkeys([*sorted(found), *(image for image, _ in boxes.values()), *(image for _, image in graded)])
     path = {image: found.get(image, f"{image}.jpg") for image in known}
     rows = [Photo(_query_id(name), path[image], role="query", box=box) for name, (image, box) in boxes.items()]
@@ -41,6 +42,11 @@ def read(source: str, published: int) -> Benchmark:
 
 def _query_id(name: str) -> str:
     return name.rpartition("/")[2].removesuffix(_QUERY)
+
+
+def _listed_in(source: str, query_and_grade: tuple[str, str]) -> list[str]:
+    query, grade = query_and_grade
+    return [image for _, (image,) in lines(source, f"{query.removesuffix(_QUERY)}_{grade}.txt", 1)]
 
 
 def _box(source: str, name: str) -> tuple[str, Box]:

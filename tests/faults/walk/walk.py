@@ -17,6 +17,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections import Counter
@@ -48,11 +49,12 @@ class Deadly:
     """Counts this process's file operations, and kills it at one of them."""
 
     def __init__(self, death):
-        self.seen, self._death = 0, death
+        self.seen, self._death, self._lock = 0, death, threading.Lock()
 
     def _counted(self):
-        self.seen += 1
-        return self.seen == self._death.at
+        with self._lock:
+            self.seen += 1
+            return self.seen == self._death.at
 
     def before(self, call):
         def deadly(*arguments, **named):

@@ -1,0 +1,142 @@
+"""What listings say of many objects: the same as the store says of each, and never later than that."""
+
+import contextlib
+import json
+import subprocess
+import time
+from collections import Counter
+
+import pyarrow.fs as pafs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dim import children, files, listings, storage
+
+NAMES = (
+    "a.jpg",
+    "50 % off.jpg",
+    "%41.jpg",
+    "*?.jpg",
+    "+&=.jpg",
+    "Ü ☃.jpg",
+    "deep/er/b.jpg",
+    "a.jpg.jpg",
+    "#x",
+    "[1].jpg",
+)
+
+
+def facts(info):
+    return info.path, info.type, info.size, info.mtime_ns
+
+
+def listed(uris, wanted):
+    """What listings alone say, once they have said it of as many files as are `wanted`."""
+    end = time.monotonic() + 60
+    with listings._arriving(uris) as known:
+        while len(known) < wanted:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        return known
+
+
+@pytest.fixture
+def few(monkeypatch):
+    monkeypatch.setattr(listings, "FEWEST", 1)
+    monkeypatch.setattr(listings, "PAGE", 1)
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs"])
+def test_a_listing_says_what_the_store_says_of_each(scheme, request, few):
+    bucket = request.getfixturevalue(scheme).bucket("listed-is-asked")
+    uris = [f"{bucket}/photos {part}/{name}" for part in range(2) for name in NAMES]
+    for uri in uris:
+        files.write_bytes(uri, uri.encode())
+    asked = [facts(files.info(uri)) for uri in uris]
+    known = listed(uris, len(uris))
+    assert [facts(known[uri]) for uri in uris] == asked
+    assert all(kind == pafs.FileType.File and mtime_ns > 0 for _, kind, _, mtime_ns in asked)
+    others = [f"{bucket}/none.jpg", f"{bucket}/photos 0", f"{bucket}/photos 0/deep"]  # no file, and two folders
+    found = files.infos([others[0], *uris, *others[1:], uris[0]])
+    assert list(map(facts, found)) == [facts(files.info(uri)) for uri in (others[0], *uris, *others[1:], uris[0])]
+
+
+def test_many_photos_are_one_request(s3, few):
+    bucket = s3.bucket("many-listed")
+    uris = [f"{bucket}/{number // 10}/{number}" for number in range(300)]
+    assert not any(storage.at_once(lambda uri: files.write_bytes(uri, b"photo"), uris))
+    listings.PAGE = 300
+    s3.faults()
+    assert {info.size for info in listed(uris, 300).values()} == {5}
+    assert s3.faults()["requests"] == 1
+
+
+def test_what_a_listing_has_said_is_not_asked(monkeypatch):
+    uris = [f"s3://bucket/{number}" for number in range(3)]
+    known = {uri: pafs.FileInfo(uri, pafs.FileType.File, size=1) for uri in uris[:2]}
+    monkeypatch.setattr(listings, "_arriving", lambda _: contextlib.nullcontext(known))
+    asked = []
+
+    def ask(uri):
+        asked.append(uri)
+        return pafs.FileInfo(uri, pafs.FileType.NotFound)
+
+    assert [info.size for info in listings.infos(uris, ask).values()] == [1, 1, None]
+    assert asked == uris[2:]
+
+
+def test_a_listing_that_never_ends_is_ended_once_all_is_known(s3, few, monkeypatch):
+    bucket = s3.bucket("never-listed")
+    files.write_bytes(f"{bucket}/a", b"photo")
+    begun = []
+
+    def sleeping(module):
+        begun.append(module)
+        return ["sleep", "600"]
+
+    monkeypatch.setattr(children, "command", sleeping)
+    assert files.infos([f"{bucket}/a"])[0].size == 5
+    assert begun == [listings.__name__]
+
+
+@pytest.mark.parametrize("said", ["", "no JSON", '[["s3://'])
+def test_a_listing_that_fails_is_done_without(s3, few, monkeypatch, said):
+    bucket = s3.bucket("not-listed")
+    files.write_bytes(f"{bucket}/a", b"photo")
+    monkeypatch.setattr(children, "command", lambda _: ["echo", "-n", said])
+    assert files.infos([f"{bucket}/a"])[0].size == 5
+
+
+def test_the_process_that_lists_ends_with_its_parent(s3, few):
+    bucket = s3.bucket("orphan")
+    s3.faults(latency=5)
+    with subprocess.Popen(
+        children.command(listings.__name__), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=children.environment()
+    ) as process:
+        process.stdin.write(json.dumps({"folders": [f"{bucket}/a"], "uris": [f"{bucket}/a/b"]}).encode() + b"\n")
+        process.stdin.flush()
+        time.sleep(0.5)
+        assert process.poll() is None
+        process.stdin.close()
+        assert process.wait() == 1
+
+
+FOLDERS = st.lists(st.sampled_from("abc"), max_size=3).map(lambda parts: "/".join(["s3://bucket", *parts]))
+
+
+@given(st.lists(FOLDERS, max_size=20), st.integers(1, 5))
+def test_what_is_worth_listing(folders, page):
+    uris = [f"{folder}/{number}.jpg" for number, folder in enumerate(folders)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(listings, "PAGE", page)
+        found = listings.worth_listing(uris)
+    # By hand: the deepest folder with enough takes its photos away from those above it.
+    left, expected = set(uris), set()
+    every = {"/".join(uri.split("/")[:end]) for uri in uris for end in range(3, uri.count("/") + 1)}
+    for folder in sorted(every, key=lambda name: -name.count("/")):
+        below = {uri for uri in left if uri.startswith(f"{folder}/")}
+        if len(below) >= page:
+            expected.add(folder)
+            left -= below
+    assert Counter(found) == Counter(expected)
