@@ -91,11 +91,11 @@ class Run:
 
     def _say_workers(self, state: State) -> None:
         # Batches are the same for any number of workers: fewer of them cost time only.
-        if self.workers < self.config.workers and state.epoch < self.config.epochs:
-            log.warning(
-                "from epoch %d on, %d of %d workers train, as many as there is room for; when more nodes come, all "
-                "workers start again from the last checkpoint",
-                state.epoch + 1, self.workers, self.config.workers,
+        if self.config.workers > 1 and state.epoch < self.config.epochs:
+            fewer = ", as many as there is room for; when more nodes come, all start again from the last checkpoint"
+            log.info(
+                "from epoch %d on, %d of %d workers train%s",
+                state.epoch + 1, self.workers, self.config.workers, fewer if self.workers < self.config.workers else "",
             )  # fmt: skip
 
     def _whole(self, epochs: list[int]) -> int | None:

@@ -5,12 +5,13 @@ import pickle
 from types import SimpleNamespace
 
 import pytest
+import tensorflow as tf
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from dim.errors import JobFailed, UserError
-from dim.train import failures, task
+from dim.train import failures, loop, task
 from dim.train.failures import TRIES, Failures, as_own, described
 
 
@@ -94,14 +95,29 @@ def test_what_ray_train_gives_up_is_one_line_that_says_how_to_go_on():
 
 
 def test_whatever_a_worker_meets_leaves_it_with_the_nodes_name(monkeypatch):
-    loop = pytest.importorskip("dim.train.loop")
-    monkeypatch.setattr(task.platform, "node", lambda: "node-b")
-
     def fail(_):
         raise MemoryError("no room")
 
-    monkeypatch.setattr(loop, "run", fail)
+    monkeypatch.setattr(task.platform, "node", lambda: "node-b")
     monkeypatch.setattr(task.cluster.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(loop, "run", fail)
     with pytest.raises(MemoryError) as raised:
         task.train_worker({"job": SimpleNamespace(claims=())})
-    assert raised.value.__notes__ == ["on node-b"]
+    assert (str(raised.value), raised.value.__notes__) == ("no room", ["on node-b"])
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_every_worker_sees_that_the_weights_of_one_differ(rank):
+    others = tf.constant([[1, 2, 3, 4]], tf.int64)  # another's sha256
+
+    def gather(own, axis):
+        return tf.concat([own, others] if rank == 0 else [others, own], axis)
+
+    run = object.__new__(loop.Run)
+    run.workers, run.rank = 2, rank
+    run.trainee = SimpleNamespace(variables=[tf.Variable([1.0, 2.0])])
+    run.strategy = SimpleNamespace(gather=gather)
+    with pytest.raises(RuntimeError, match="no longer hold the same weights"):
+        run._require_equal_weights()
+    run.strategy = SimpleNamespace(gather=lambda own, axis: tf.concat([own, own], axis))
+    run._require_equal_weights()
