@@ -23,8 +23,7 @@ from dim.model import precision as precisions
 
 # What a head node says of itself: how many GPUs there would be if the autoscaler had started all that it may.
 # Ray can't be asked for it.
-AUTOSCALED = "autoscaled_"
-AUTOSCALED_GPUS = f"{AUTOSCALED}gpus"
+AUTOSCALED_GPUS = "autoscaled_gpus"
 
 log = logging.getLogger(__name__)
 
@@ -140,11 +139,6 @@ def all_gpus() -> float:
 def gpus(wanted: float | None) -> float:
     """GPUs that a worker gets: as many as are `wanted`; if nothing is asked for, one, where the cluster has any."""
     return float(all_gpus() > 0) if wanted is None else wanted
-
-
-def grows() -> bool:
-    """Whether the cluster's head says that an autoscaler may start nodes."""
-    return any(name.startswith(AUTOSCALED) for name in ray.cluster_resources())
 
 
 def nodes() -> list[dict[str, float]]:

@@ -148,7 +148,7 @@ def _fit(config: TrainConfig, gpus: float, job: Job) -> dict[str, Any]:
 
     cpus = cluster.cpus_each(config.workers, gpus)
     each = {"CPU": float(cpus)} | ({"GPU": gpus} if gpus else {})
-    room.wait(config.workers, each, growing=cluster.grows())
+    room.wait(config.workers, each)
     log.info("starting %d training worker%s", config.workers, "" if config.workers == 1 else "s")
     with tempfile.TemporaryDirectory() as folder:  # Ray Train wants one; checkpoints are in the run's
         trainer = TensorflowTrainer(

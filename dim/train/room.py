@@ -3,6 +3,7 @@
 import logging
 import time
 
+import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
 log = logging.getLogger(__name__)
@@ -10,21 +11,26 @@ log = logging.getLogger(__name__)
 PATIENCE = 600.0  # seconds in which a cloud has started its nodes, or won't
 
 
-def wait(workers: int, each: dict[str, float], *, growing: bool) -> None:
+def wait(workers: int, each: dict[str, float]) -> None:
     """Waits until there is room for all `workers`, with the resources `each`; in vain, then until there is for one.
 
-    On a cluster that is `growing`, all of them get PATIENCE seconds. Ray Train would start with the first worker that
-    finds room, and from the last checkpoint again as nodes come; an epoch that is lost costs more than to wait.
+    On a cluster that grows, all of them get PATIENCE seconds. Ray Train would start with the first worker that finds
+    room, and from the last checkpoint again as nodes come; an epoch that is lost costs more than to wait.
     """
     if _found(workers, each, 1):
         return
-    if growing:
+    if _grows():
         log.info("waiting %.0f s at most for room for %d workers with %s each", PATIENCE, workers, _said(each))
         if _found(workers, each, PATIENCE):
             return
     if not _found(1, each, 1):
         log.info("waiting for room for one worker with %s", _said(each))
         _found(1, each, float("inf"))
+
+
+def _grows() -> bool:
+    """Whether the head says that nodes may come, as cluster/config.yaml makes it do."""
+    return any(name.startswith("autoscaled") for name in ray.cluster_resources())
 
 
 def _found(workers: int, each: dict[str, float], seconds: float) -> bool:

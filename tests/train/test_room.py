@@ -27,11 +27,12 @@ def holder(ray_session):
 
 
 @pytest.fixture
-def wait(caplog):
-    def said(*arguments, **options):
+def wait(caplog, monkeypatch):
+    def said(workers, each, growing=False):
         caplog.clear()
+        monkeypatch.setattr(room, "_grows", lambda: growing)
         with caplog.at_level(logging.INFO, "dim"):
-            room.wait(*arguments, **options)
+            room.wait(workers, each)
         return caplog.messages
 
     return said
@@ -50,9 +51,9 @@ def test_room_that_comes_is_waited_for(holder, wait):
 def test_room_that_does_not_come_is_done_without(holder, wait, monkeypatch):
     monkeypatch.setattr(room, "PATIENCE", 1.0)
     assert len(wait(2, {"CPU": 1}, growing=True)) == 1
-    assert wait(2, {"CPU": 1}, growing=False) == []  # nobody starts a node
+    assert wait(2, {"CPU": 1}) == []  # nobody starts a node
 
 
 def test_one_worker_is_waited_for_as_long_as_it_takes(holder, wait):
     threading.Timer(3, lambda: ray.kill(holder)).start()
-    assert wait(2, {"CPU": 2}, growing=False) == ["waiting for room for one worker with 2 CPU"]
+    assert wait(2, {"CPU": 2}) == ["waiting for room for one worker with 2 CPU"]
