@@ -43,7 +43,7 @@ def test_one_node_may_use_its_disk(made_up):
 @pytest.mark.parametrize(
     ("head", "labels"),
     [
-        ({"CPU": 0, cluster.AUTOSCALED_GPUS: 8}, {}),  # the shipped cluster before its first worker
+        ({"CPU": 0, "autoscaled_8CPU_1GPU": 8}, {}),  # the shipped cluster before its first worker
         ({"CPU": 4, "autoscaled_16CPU": 4}, {}),
         ({}, {}),  # `ray start --head --num-cpus 0`
         ({"CPU": 4}, {"ray.io/node-id": "a", "ray.io/node-group": "head"}),  # KubeRay, or `ray up`

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from ray.train import collective
 
 from dim import files, sheets
 from dim.errors import JobFailed
@@ -94,6 +95,7 @@ class Fitting:
         where = files.join(self._config.out, DIVERGED)
         if self._own.start == 0:  # worker 0 writes for all
             sheets.write(where, pa.table(dict(zip(COLUMNS, ids.tolist(), strict=True))))
+        collective.barrier()  # all of them fail, and worker 0 would be ended with the first
         return (
             f"the loss is not a number at step {number + 1} of epoch {epoch + 1}; its {ids.shape[1]} triplets are in "
             f"{where!r}, the first of them {ids[:, 0].tolist()}; lower --learning-rate, or try --precision float32, "

@@ -3,7 +3,9 @@
 import dataclasses
 import hashlib
 import logging
+import signal
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import dim
 from dim import cluster, files, lease, output, placement, scratch
 from dim.data import manifest as manifests
 from dim.data.manifest import Manifest
-from dim.errors import JobFailed, UserError
+from dim.errors import UserError
 from dim.extract import content
 from dim.extract.content import Contents
 from dim.mine.mining import check_candidates
@@ -21,19 +23,17 @@ from dim.mine.pool import check_labels
 from dim.model import spec
 from dim.model.backbones import BACKBONES
 from dim.model.spec import Source
-from dim.output import Output
-from dim.train import inputs, messages, report, tracking
+from dim.train import inputs, messages, report, room, tracking
 from dim.train.config import TrainConfig
 from dim.train.inputs import Inputs
 from dim.train.photos import Photos
-from dim.train.task import MODEL, SUMMARY, Job, train_worker
+from dim.train.task import MODEL, Job, train_worker
 
 log = logging.getLogger(__name__)
 
 DEMO = Path(dim.__file__).parent / "assets" / "demo" / "manifest.csv"
 # What may differ when a run is resumed: how long it goes on, where it stands, and on what it runs.
 FREE = {"root", "epochs", "out", "mlflow", "workers", "gpus_per_worker", "scratch", "scratch_gigabytes"}
-FAILURES = 3
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -71,8 +71,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
         named = {"manifest": manifest.uri, "model": config.model}
         with output.opened(config.out, "train", config, named) as out, messages.listening() as queue:
             run = tracking.begun(config.mlflow, config) if config.mlflow else None
-            _fit(config, gpus, Job(config, photos, source, learned_from, chosen, fit_pca, queue, run, lease.claims()))
-            summary = _summary(out)
+            job = Job(config, photos, source, learned_from, chosen, fit_pca, queue, run, lease.claims())
+            summary = _fit(config, gpus, job)
             for warning in summary["warnings"]:
                 log.warning("%s", warning)
             report.write(config, photos, summary, out)
@@ -85,15 +85,6 @@ def _on_disk(scratch: str) -> str:
     if not files.is_local(scratch):
         raise UserError(f"--scratch {scratch!r} is in a store; name a folder on each node's own disk")
     return files.locate(scratch)[1]
-
-
-def _summary(out: Output) -> dict[str, Any]:
-    """What worker 0 left. Raises what ended the run, where it has not come to its end."""
-    summary: dict[str, Any] = files.read_json(out.path(SUMMARY))
-    if "error" in summary:
-        files.delete(out.path(SUMMARY))
-        raise (UserError if summary["usage"] else JobFailed)(summary["error"])
-    return summary
 
 
 def _photos(manifest: Manifest, contents: Contents, source: Source, config: TrainConfig) -> Photos:
@@ -149,13 +140,18 @@ def _require_same_inputs(config: TrainConfig, learned_from: Inputs) -> None:
         raise UserError(f"{changed}; give another --out{further if files.exists(trained) else ''}")
 
 
-def _fit(config: TrainConfig, gpus: float, job: Job) -> None:
+def _fit(config: TrainConfig, gpus: float, job: Job) -> dict[str, Any]:
+    """What the workers found, once they are done. Raises the UserError or JobFailed of one that can't go on."""
     cpus = placement.taken(placement.share(config.workers, gpus), gpus)
     placement.require_room("training worker", config.workers, cpus, gpus)
+    each = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
+    room.wait(config.workers, each)
     log.info("starting %d training worker%s", config.workers, "" if config.workers == 1 else "s")
     # These import TensorFlow, which takes seconds; what is wrong with the input has been said by now.
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError  # noqa: PLC0415
     from ray.train.tensorflow import TensorflowTrainer  # noqa: PLC0415
+
+    from dim.train import failures  # noqa: PLC0415
 
     with tempfile.TemporaryDirectory() as folder:  # Ray Train wants one; checkpoints are in the run's
         trainer = TensorflowTrainer(
@@ -165,25 +161,23 @@ def _fit(config: TrainConfig, gpus: float, job: Job) -> None:
                 # Elastic: after a loss, as many workers go on as the cluster still has room for.
                 num_workers=(1, config.workers) if config.workers > 1 else 1,
                 use_gpu=gpus > 0,
-                resources_per_worker={"CPU": cpus} | ({"GPU": gpus} if gpus else {}),
+                resources_per_worker=each,
                 # What they leave of a node is for decoding, not for another of them; GPUs talk faster on one node.
                 placement_strategy="PACK" if gpus > 0 else "SPREAD",
             ),
-            run_config=RunConfig(storage_path=folder, failure_config=FailureConfig(max_failures=FAILURES)),
+            run_config=RunConfig(
+                storage_path=folder,
+                failure_config=FailureConfig(max_failures=failures.TRIES - 1),
+                callbacks=[failures.Failures(job.queue)],
+            ),
         )
+        interrupt = signal.getsignal(signal.SIGINT)
         try:
-            trainer.fit()
+            summary: dict[str, Any] = trainer.fit().return_value
         except (TrainingFailedError, RayActorError) as error:
             log.debug("Ray Train's account of it:", exc_info=True)
-            raise JobFailed(f"{_failure(error)}; run the same command again to go on") from error
-
-
-def _failure(error: Exception) -> str:
-    """What ended a training that Ray Train could not save, in one line."""
-    failures = getattr(error, "worker_failures", None)
-    if not failures:
-        return f"Ray Train failed: {files.reason(error)}"
-    rank, reason = next(iter(failures.items()))
-    if isinstance(reason, RayActorError):
-        return f"training workers died {FAILURES + 1} times over, as they do where memory is short"
-    return f"training worker {rank} failed {FAILURES + 1} times over, the last time with: {files.reason(reason)}"
+            raise failures.as_own(error) from error
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, interrupt)  # Ray Train's own stays, and would leave Ctrl-C without effect
+    return summary

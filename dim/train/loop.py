@@ -12,7 +12,7 @@ import tensorflow as tf
 from ray.train.collective import broadcast_from_rank_zero
 
 from dim import files, placement
-from dim.errors import JobFailed, UserError
+from dim.errors import JobFailed
 from dim.evaluate import metrics
 from dim.extract.forward import set_up_tensorflow
 from dim.mine.mining import mine
@@ -25,7 +25,7 @@ from dim.train.checkpoint import State
 from dim.train.fitting import Fitting, from_pixels
 from dim.train.history import History
 from dim.train.inference import Inference
-from dim.train.task import MODEL, SUMMARY, Job
+from dim.train.task import MODEL, Job
 from dim.train.trainee import Trainee
 from dim.train.trunk import trunk_of
 
@@ -34,8 +34,8 @@ log = logging.getLogger(__name__)
 OPTIMIZERS = {"adam": keras.optimizers.Adam, "sgd": keras.optimizers.SGD}
 
 
-def run(job: Job) -> None:
-    """Runs this worker's part of `job`, from the last checkpoint if there is one."""
+def run(job: Job) -> dict[str, Any]:
+    """Runs this worker's part of `job`, from the last checkpoint if there is one, and returns the run's figures."""
     context = ray.train.get_context()
     rank = context.get_world_rank()
     # What worker 0 has to say of the run is what all would say.
@@ -44,12 +44,7 @@ def run(job: Job) -> None:
     set_up_tensorflow(placement.threads(assigned.get("CPU", 0)))
     keras.utils.set_random_seed(job.config.seed)
     strategy = _strategy(context.get_world_size())
-    try:
-        summary = Run(job, strategy, rank, context.get_world_size()).run()
-    except (JobFailed, UserError) as error:  # another try would end the same way
-        summary = {"error": str(error), "usage": isinstance(error, UserError)}
-    if rank == 0:
-        files.write_json(files.join(job.config.out, SUMMARY), summary)
+    return Run(job, strategy, rank, context.get_world_size()).run()
 
 
 def _strategy(workers: int) -> tf.distribute.Strategy:
@@ -79,8 +74,9 @@ class Run:
         self.history = History(job.config.out, job.tracking) if rank == 0 else None
 
     def run(self) -> dict[str, Any]:
-        """Trains and returns the summary."""
+        """Trains and returns the run's figures."""
         state = self._restored() or self._started()
+        self._say_workers(state)
         for epoch in range(state.epoch, self.config.epochs):
             self._epoch(state, epoch)
         return self._finished(state)
@@ -92,6 +88,15 @@ class Run:
         state = checkpoint.read(self.checkpoints, epoch, self.trainee.variables, self.optimizer)
         log.info("resumed after epoch %d", state.epoch)
         return state
+
+    def _say_workers(self, state: State) -> None:
+        # Batches are the same for any number of workers: fewer of them cost time only.
+        if self.config.workers > 1 and state.epoch < self.config.epochs:
+            fewer = ", as many as there is room for; when more nodes come, all start again from the last checkpoint"
+            log.info(
+                "from epoch %d on, %d of %d workers train%s",
+                state.epoch + 1, self.workers, self.config.workers, fewer if self.workers < self.config.workers else "",
+            )  # fmt: skip
 
     def _whole(self, epochs: list[int]) -> int | None:
         # Worker 0 decides for all: what one of several finds on a storage, another may not.
@@ -168,7 +173,7 @@ class Run:
         clock.lap("validate")
         self._require_equal_weights()
         state.epoch = epoch + 1
-        row = {"epoch": epoch + 1, **fitted, "val_map": val_map, **mined, **clock.laps}
+        row = {"epoch": epoch + 1, **fitted, "val_map": val_map, **mined, **clock.laps, "workers": self.workers}
         state.history.append(row)
         self._checkpoint(state)
         log.info(
@@ -188,9 +193,13 @@ class Run:
         return found
 
     def _require_equal_weights(self) -> None:
-        own = hashlib.sha256(b"".join(variable.numpy().tobytes() for variable in self.trainee.variables)).hexdigest()
-        if own != broadcast_from_rank_zero(own):
-            raise RuntimeError(f"worker {self.rank} no longer holds the weights of worker 0")
+        if self.workers == 1:
+            return
+        own = hashlib.sha256(b"".join(variable.numpy().tobytes() for variable in self.trainee.variables)).digest()
+        # All workers see all, so that none goes on to write a checkpoint.
+        found = self.strategy.gather(tf.constant([np.frombuffer(own, np.int64)]), axis=0).numpy()
+        if not (found == found[0]).all():
+            raise RuntimeError("the workers no longer hold the same weights")
 
     def _checkpoint(self, state: State) -> None:
         if self.history is None:

@@ -24,11 +24,15 @@ def listening() -> Iterator[Queue]:
         queue.shutdown()
 
 
-def speak_through(queue: Queue, level: int, worker: int) -> None:
-    """Sends this process's `dim` log records of at least `level` to `queue`, as those of `worker` on this node."""
+def speak_through(queue: Queue, level: int, worker: int | None = None) -> None:
+    """Sends this process's `dim` log records of at least `level` to `queue`, as those of `worker`, if it is one, on
+    this node.
+    """
 
     def signed(record: logging.LogRecord) -> bool:
-        record.node, record.worker = platform.node(), worker
+        record.node = platform.node()
+        if worker is not None:
+            record.worker = worker
         return True
 
     logger = logging.getLogger("dim")

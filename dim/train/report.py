@@ -82,7 +82,7 @@ def _settings(config: TrainConfig) -> dict[str, str]:
         "Margin": f"{config.margin:g}",
         "Learning rate": f"{config.learning_rate:g}, {config.optimizer}",
         "Triplets": f"the {config.top:,} hardest" if config.top else "all active ones",
-        "Batch": f"{config.batch_size} triplets on {config.workers} workers",
+        "Batch": f"{config.batch_size} triplets on up to {config.workers} workers",
         "Seed": str(config.seed),
     }
 

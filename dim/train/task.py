@@ -1,10 +1,12 @@
 """What a training worker is handed, and where it begins. The driver needs no TensorFlow for it."""
 
+import platform
 from dataclasses import dataclass
 from typing import Any
 
 from ray.util.queue import Queue
 
+from dim import cluster
 from dim.lease import Claim, under
 from dim.model.spec import Source
 from dim.train.config import TrainConfig
@@ -12,8 +14,8 @@ from dim.train.inputs import Inputs
 from dim.train.photos import Photos
 from dim.train.tracking import Tracking
 
-# What the workers leave in the run's folder: its figures, those of each epoch, and the trained model.
-SUMMARY, HISTORY, MODEL = "training.json", "history.csv", "model"
+# What the workers leave in the run's folder: the figures of each epoch, and the trained model.
+HISTORY, MODEL = "history.csv", "model"
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,17 @@ class Job:
     claims: tuple[Claim, ...]
 
 
-def train_worker(arguments: dict[str, Any]) -> None:
-    """Runs a worker's part of the job `arguments["job"]`."""
+def train_worker(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Runs a worker's part of the job `arguments["job"]` and returns the figures of the run.
+
+    What it can't do it raises: the other workers wait for this one, and Ray Train ends them only for what is raised.
+    """
     from dim.train import loop  # noqa: PLC0415  (TensorFlow is for the workers)
 
     job: Job = arguments["job"]
-    with under(job.claims):
-        loop.run(job)
+    try:
+        with cluster.connected(), under(job.claims):
+            return loop.run(job)
+    except Exception as error:
+        error.add_note(f"on {platform.node()}")  # Ray Train names the worker's rank only
+        raise

@@ -160,7 +160,7 @@ def train(place, monkeypatch):
         if not files.names(f"{config.out}/checkpoints"):
             task.inputs.write(config.out)
             files.write_json(f"{config.out}/checkpoints/epoch-0001.json", {})
-        files.write_json(f"{config.out}/training.json", {"warnings": []})
+        return {"warnings": []}
 
     monkeypatch.setattr(job, "_fit", fit)
     monkeypatch.setattr(job.report, "write", lambda *_: None)

@@ -81,6 +81,6 @@ def test_without_splits_to_judge_on_nothing_is_called_nan(run, tmp_path):
     assert [result[name] for name in ("map_before", "map_fitted", "map_after", "judged_on")] == [None] * 4
     assert result["best_epoch"] == 1
     assert "there is no split val" in result["warnings"][0] and "nan" not in text.lower()
-    for name in ("run.json", "result.json", "training.json", "checkpoints/epoch-0001.json"):
+    for name in ("run.json", "result.json", "checkpoints/epoch-0001.json"):
         json.loads((tmp_path / "run" / name).read_text(), parse_constant=pytest.fail)
     assert "nan" not in (tmp_path / "run/history.csv").read_text()

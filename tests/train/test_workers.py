@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging.handlers
 
 import numpy as np
 import pytest
@@ -27,12 +28,18 @@ def weights(run):
 
 @pytest.fixture(scope="module")
 def runs(ray_session, tmp_path_factory, scratch):
-    """The same five steps by one worker and by two; the results and the folders."""
+    """The same five steps by one worker and by two, as many as the session's Ray has room for of the three that are
+    asked for; the results, the folders, and what was said.
+    """
     found = {}
-    for workers in (1, 2):
-        out = tmp_path_factory.mktemp(f"by{workers}")
-        result = train(TrainConfig(out=str(out), workers=workers, scratch=scratch, **FIVE_STEPS, **SMALL))
-        found[workers] = (result, out)
+    for workers, asked in ((1, 1), (2, 3)):
+        out, said = tmp_path_factory.mktemp(f"by{workers}"), logging.handlers.BufferingHandler(1000)
+        logging.getLogger().addHandler(said)
+        try:
+            result = train(TrainConfig(out=str(out), workers=asked, scratch=scratch, **FIVE_STEPS, **SMALL))
+        finally:
+            logging.getLogger().removeHandler(said)
+        found[workers] = (result, out, [record.getMessage() for record in said.buffer])
     return found
 
 
@@ -46,7 +53,7 @@ def started(scratch, ray_session, tmp_path_factory):
 def test_updates_of_two_workers_equal_those_of_one(runs, ray_session, tmp_path_factory, scratch):
     before = started(scratch, ray_session, tmp_path_factory)
     # That both workers hold the same weights after the steps, the loop itself demands.
-    one, two = (weights(out) for _, out in runs.values())
+    one, two = (weights(out) for _, out, _ in runs.values())
     names = [name for name in before if name.startswith("weight/")]
     assert names
     for name in names:
@@ -58,19 +65,25 @@ def test_updates_of_two_workers_equal_those_of_one(runs, ray_session, tmp_path_f
 
 
 def test_two_workers_report_the_figures_of_one(runs):
-    (one, _), (two, _) = runs.values()
+    (one, *_), (two, *_) = runs.values()
     for name in ("map_before", "map_fitted", "map_after"):
         assert two[name] == pytest.approx(one[name], abs=1e-4)
 
 
 def test_a_run_leaves_what_it_promises(runs):
-    result, out = runs[2]
+    result, out, _ = runs[2]
     assert result["workers"] == 2
     with (out / "history.csv").open() as file:
         (epoch,) = csv.DictReader(file)
     assert json.loads((out / "result.json").read_text())["best_epoch"] == result["best_epoch"]
     assert result["best_epoch"] == (result["val_fitted"] <= float(epoch["val_map"]))  # 0 is the fitted network
-    assert (epoch["steps"], epoch["kept"]) == ("5", "40")
+    assert (epoch["steps"], epoch["kept"], epoch["workers"]) == ("5", "40", "2")
     assert 0 < float(epoch["active_share"]) <= 1
     assert list((out / "tensorboard").iterdir())
     assert {path.name for path in (out / "model").iterdir()} == {"model.json", "model.weights.h5"}
+
+
+def test_a_run_with_fewer_workers_than_asked_for_says_so(runs):
+    assert not [line for line in runs[1][2] if "workers train" in line]
+    (line,) = [line for line in runs[2][2] if "workers train" in line]
+    assert line.startswith("from epoch 1 on, 2 of 3 workers train, as many as there is room for")

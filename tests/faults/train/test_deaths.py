@@ -39,18 +39,26 @@ def test_told_to_end_it_goes_on_when_told_again(train, assert_same, out, number)
 
 
 @pytest.fixture
-def nodes():
-    """Two nodes of three CPUs each, the head and another, on a port of their own: two are a worker's, one decodes."""
+def start_node():
+    """Starts a node of three CPUs, the first as the head of a cluster on a port of its own; the address, and the node.
+
+    Two of the CPUs are a worker's, one decodes.
+    """
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment["RAY_AUTH_MODE"] = "disabled"
     port = 20_000 + os.getpid() % 10_000
-    places = (["--head", f"--port={port}", "--include-dashboard=false"], [f"--address=127.0.0.1:{port}"])
     started = []
-    for place in places:
+
+    def start():
+        place = (
+            [f"--address=127.0.0.1:{port}"] if started else ["--head", f"--port={port}", "--include-dashboard=false"]
+        )
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=3", *place]
         started.append(subprocess.Popen(command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL))
         time.sleep(10)
-    yield f"127.0.0.1:{port}", *started
+        return f"127.0.0.1:{port}", started[-1]
+
+    yield start
     for node in started:
         end(node)
 
@@ -66,8 +74,9 @@ def end(node):
 
 @pytest.mark.all_kills
 @pytest.mark.timeout(3000)
-def test_a_lost_node_leaves_fewer_workers_and_the_same_batches(train, nodes, assert_same, out):
-    address, _, other = nodes
+def test_a_lost_node_leaves_fewer_workers_and_the_same_batches(train, start_node, assert_same, out):
+    address, _ = start_node()
+    _, other = start_node()
     job = train(f"file://{out}", "--workers", "2", address=address)  # as what all nodes mount
     assert job.until(lambda: job.epochs() == [1]), job.said()
     end(other)
@@ -75,4 +84,20 @@ def test_a_lost_node_leaves_fewer_workers_and_the_same_batches(train, nodes, ass
     assert status == 0, job.said()
     assert result["workers"] == 1
     assert "resumed after epoch" in job.said()
+    assert "1 of 2 workers train, as many as there is room for" in job.said()
+    assert_same(result, out)
+
+
+@pytest.mark.all_kills
+@pytest.mark.timeout(3000)
+def test_a_node_that_comes_is_used_from_the_last_checkpoint_on(train, start_node, assert_same, out):
+    address, _ = start_node()
+    job = train(f"file://{out}", "--workers", "2", address=address, write_seconds=10)  # it lasts a few minutes
+    assert job.until(lambda: job.epochs() == [1]), job.said()
+    assert "from epoch 1 on, 1 of 2 workers train, as many as there is room for" in job.said()
+    start_node()
+    status, result = job.end()
+    assert status == 0, job.said()
+    assert result["workers"] == 2
+    assert "resumed after epoch" in job.said() and "2 of 2 workers train" in job.said()
     assert_same(result, out)

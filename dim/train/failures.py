@@ -1,0 +1,74 @@
+"""What becomes of a training when a worker fails: it ends where a new try would fail alike, else it is tried again."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from ray.exceptions import RayActorError
+from ray.train import UserCallback
+from ray.util.queue import Queue
+
+from dim import files
+from dim.errors import JobFailed, UserError
+from dim.train import messages
+
+TRIES = 4  # a dead worker or a lost node costs one; a node that the cloud takes back costs none
+
+log = logging.getLogger(__name__)
+
+
+class Failures(UserCallback):  # type: ignore[misc]
+    """Ends the training at a worker's UserError or JobFailed; says of any other failure that the workers start again.
+
+    Ray Train's controller, a process of its own, calls it for each failure. What workers raise is tried again, whatever
+    it is; what a callback raises ends the training at once.
+    """
+
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
+        self._tries = 0
+
+    def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
+        """Raises the first UserError or JobFailed of `worker_exceptions`, which are by rank."""
+        messages.speak_through(self._queue, logging.INFO)
+        for rank, error in sorted(worker_exceptions.items()):
+            if isinstance(error, UserError | JobFailed):
+                if run_context.scaling_config.max_workers > 1:
+                    log.warning("%s ends the training", _named(rank, error))
+                raise error
+        taken = any(getattr(_cause(error), "preempted", False) for error in worker_exceptions.values())
+        self._tries += not taken
+        if self._tries < TRIES:
+            log.warning("%s; the workers start again from the last checkpoint", described(worker_exceptions))
+
+
+def described(failures: Mapping[int, Exception]) -> str:
+    """Which worker failed and why, in one line. A death goes first: it makes the others fail, too."""
+    rank, error = min(failures.items(), key=lambda failure: (not _died(failure[1]), failure[0]))
+    if _died(error):
+        return f"{_named(rank, error)} died, as it does where memory is short or its node is lost"
+    return f"{_named(rank, error)} failed: {files.reason(error)}"
+
+
+def as_own(error: Exception) -> UserError | JobFailed:
+    """`error`, with which Ray Train ended a training, as the user reads it."""
+    cause = getattr(error, "controller_failure", error)
+    if isinstance(cause, UserError | JobFailed):
+        return cause
+    failures = getattr(error, "worker_failures", None)
+    said = f"after {TRIES} tries, {described(failures)}" if failures else f"Ray Train failed: {files.reason(cause)}"
+    return JobFailed(f"{said}; run the same command again to go on")
+
+
+def _named(rank: int, error: Exception) -> str:
+    node = "".join(f" {note}" for note in getattr(error, "__notes__", ()))
+    return f"training worker {rank}{node}"
+
+
+def _cause(error: Exception) -> Exception:
+    cause: Exception = getattr(error, "health_check_failure", error)  # Ray Train asks its workers how they are
+    return cause
+
+
+def _died(error: Exception) -> bool:
+    return isinstance(_cause(error), RayActorError)

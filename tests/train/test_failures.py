@@ -1,0 +1,123 @@
+"""Which failures of workers end a training and which are tried again, and what is said of them; without Ray."""
+
+import logging
+import pickle
+from types import SimpleNamespace
+
+import pytest
+import tensorflow as tf
+from ray.exceptions import ActorDiedError, ActorUnavailableError
+from ray.train import ControllerError, WorkerGroupError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+
+from dim.errors import JobFailed, UserError
+from dim.train import failures, loop, task
+from dim.train.failures import TRIES, Failures, as_own, described
+
+
+def died(**options):
+    """A worker's death as Ray Train reports it."""
+    return WorkerHealthCheckFailedError("A worker health check failed.\nWorker info: …", ActorDiedError(**options))
+
+
+def preempted():
+    death = died()
+    death.health_check_failure._preempted = True
+    assert death.health_check_failure.preempted
+    return death
+
+
+def on(node, error):
+    error.add_note(f"on {node}")
+    return pickle.loads(pickle.dumps(error))  # it comes from another process
+
+
+@pytest.fixture
+def fail(monkeypatch, caplog):
+    """Tells the callback of a run of so many workers of failures by rank, one after another; returns what it said."""
+    monkeypatch.setattr(failures.messages, "speak_through", lambda *_: None)
+
+    def told(*moments, workers=2):
+        callback, context = Failures(None), SimpleNamespace(scaling_config=SimpleNamespace(max_workers=workers))
+        with caplog.at_level(logging.INFO, "dim"):
+            for moment in moments:
+                callback.after_exception(context, moment)
+        return caplog.messages
+
+    return told
+
+
+@pytest.mark.parametrize("error", [UserError("a wrong label"), JobFailed("a full disk")])
+def test_a_fault_that_another_try_would_meet_ends_the_run_at_once(fail, caplog, error):
+    with pytest.raises(type(error)) as raised:
+        fail({0: RuntimeError("collateral"), 1: on("node-b", error)})
+    assert str(raised.value) == str(error)
+    assert caplog.messages == ["training worker 1 on node-b ends the training"]
+
+
+def test_a_worker_that_is_alone_needs_no_name(fail, caplog):
+    with pytest.raises(JobFailed):
+        fail({0: JobFailed("a full disk")}, workers=1)
+    assert caplog.messages == []
+
+
+def test_other_failures_are_tried_again_and_said_each_time_but_the_last(fail):
+    said = fail(*[{1: on("node-b", RuntimeError("no\nluck"))}] * TRIES)
+    assert said == ["training worker 1 on node-b failed: no luck; the workers start again from the last checkpoint"] * (
+        TRIES - 1
+    )
+
+
+def test_a_node_that_the_cloud_takes_back_costs_no_try(fail):
+    assert len(fail(*[{1: preempted()}] * 9, {0: died()})) == 10
+
+
+def test_a_death_is_named_before_what_follows_from_it():
+    said = described({0: RuntimeError("Connection reset by peer"), 1: died()})
+    assert said == "training worker 1 died, as it does where memory is short or its node is lost"
+    assert described({0: ActorUnavailableError("gone", b"0" * 16)}).startswith("training worker 0 died")
+
+
+@pytest.mark.parametrize("error", [UserError("a wrong label"), JobFailed("a full disk")])
+def test_what_ended_the_run_comes_out_as_it_was_raised(error):
+    found = as_own(pickle.loads(pickle.dumps(ControllerError(error))))
+    assert (type(found), str(found)) == (type(error), str(error))
+
+
+def test_what_ray_train_gives_up_is_one_line_that_says_how_to_go_on():
+    found = as_own(WorkerGroupError("two\nlines", {3: on("node-b", RuntimeError("no\nluck"))}))
+    assert isinstance(found, JobFailed)
+    assert str(found) == (
+        f"after {TRIES} tries, training worker 3 on node-b failed: no luck; run the same command again to go on"
+    )
+    assert str(as_own(ControllerError(OSError("no\nroom")))).startswith("Ray Train failed: no room; run the same")
+    assert str(as_own(ActorDiedError())).startswith("Ray Train failed: The actor died")
+
+
+def test_whatever_a_worker_meets_leaves_it_with_the_nodes_name(monkeypatch):
+    def fail(_):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(task.platform, "node", lambda: "node-b")
+    monkeypatch.setattr(task.cluster.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(loop, "run", fail)
+    with pytest.raises(MemoryError) as raised:
+        task.train_worker({"job": SimpleNamespace(claims=())})
+    assert (str(raised.value), raised.value.__notes__) == ("no room", ["on node-b"])
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_every_worker_sees_that_the_weights_of_one_differ(rank):
+    others = tf.constant([[1, 2, 3, 4]], tf.int64)  # another's sha256
+
+    def gather(own, axis):
+        return tf.concat([own, others] if rank == 0 else [others, own], axis)
+
+    run = object.__new__(loop.Run)
+    run.workers, run.rank = 2, rank
+    run.trainee = SimpleNamespace(variables=[tf.Variable([1.0, 2.0])])
+    run.strategy = SimpleNamespace(gather=gather)
+    with pytest.raises(RuntimeError, match="no longer hold the same weights"):
+        run._require_equal_weights()
+    run.strategy = SimpleNamespace(gather=lambda own, axis: tf.concat([own, own], axis))
+    run._require_equal_weights()
