@@ -75,8 +75,9 @@ class Run:
 
     def run(self) -> dict[str, Any]:
         """Trains and returns the run's figures."""
-        state = self._restored() or self._started()
-        self._say_workers(state)
+        state = self._restored()
+        self._say_workers(state.epoch if state else 0)
+        state = state or self._started()
         for epoch in range(state.epoch, self.config.epochs):
             self._epoch(state, epoch)
         return self._finished(state)
@@ -89,13 +90,13 @@ class Run:
         log.info("resumed after epoch %d", state.epoch)
         return state
 
-    def _say_workers(self, state: State) -> None:
+    def _say_workers(self, done: int) -> None:
         # Batches are the same for any number of workers: fewer of them cost time only.
-        if self.config.workers > 1 and state.epoch < self.config.epochs:
+        if self.config.workers > 1 and done < self.config.epochs:
             fewer = ", as many as there is room for; when more nodes come, all start again from the last checkpoint"
             log.info(
                 "from epoch %d on, %d of %d workers train%s",
-                state.epoch + 1, self.workers, self.config.workers, fewer if self.workers < self.config.workers else "",
+                done + 1, self.workers, self.config.workers, fewer if self.workers < self.config.workers else "",
             )  # fmt: skip
 
     def _whole(self, epochs: list[int]) -> int | None:
