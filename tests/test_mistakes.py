@@ -412,6 +412,7 @@ OF_ONE = {
         "--config no-gate.yaml": "max-drop of 'test' must be at least 0, not -1",
         "--config twin-evaluations.yaml": "evaluations: 'test' must be a file's name, and stand once",
         "--date tomorrow": "--date 'tomorrow'",
+        "--date 2999-12-31": "--date 2999-12-31 is yet to come",
         "--model vgg16-gen": "unknown pooling 'gen'; did you mean 'gem'",
     },
     "export": {

@@ -8,11 +8,11 @@ extreme as the observed one where a set A of objects, whose signs are turned, ha
 
     p(fall) = (1 + #{A: Σ_A S_c ≥ 0}) / (1 + number of sets)        and p_value = 2 min(p(fall), p(rise)), two-sided
 
-The 1 is the empty set, which is what was observed. The test is exact: it raises a false alarm no more often than it says,
-however few the objects and however many queries each of them has. (Fisher's randomisation test; for retrieval: Smucker,
-Allan and Carterette, CIKM 2007. That clusters must be drawn whole: Cameron, Gelbach and Miller, Bootstrap-Based
-Improvements for Inference with Clustered Errors, 2008; Field and Welsh, Bootstrapping Clustered Data, 2007, who also
-show that the percentile bootstrap over few clusters is too narrow, which is why it is not used here.)
+The 1 is the empty set, which is what was observed. The test is exact: it gives false alarms no more often than it
+says, however few the objects and however many queries each of them has. (Fisher's randomisation test; for retrieval:
+Smucker, Allan and Carterette, CIKM 2007. That clusters must be drawn whole: Cameron, Gelbach and Miller,
+Bootstrap-Based Improvements for Inference with Clustered Errors, 2008; Field and Welsh, Bootstrapping Clustered Data,
+2007. The percentile bootstrap of few clusters is too narrow, which is why it is not used here.)
 
 The 95 % interval is all δ that this test does not reject when each d_i is δ too large: as Σ_A (S_c − n_c δ) ≥ 0 means
 that A's mean Σ_A S_c / Σ_A n_c is at least δ, it runs between the 2.5 % and the 97.5 % quantiles of the means of random

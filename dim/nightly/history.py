@@ -18,8 +18,9 @@ MOST_MISSED = 366  # nights that are listed as missed at once: one wrong date wo
 
 @dataclass(frozen=True)
 class Row:
-    """A night's figure. `difference`, `low`, `high` and `p_value` are of its comparison with the night `baseline`;
-    `images`, `computed` and `errors` are counts of the whole manifest; `reason` says why it was refused.
+    """A night's figure. `difference` is its mAP less that of the network of the night `baseline` on the same photos;
+    `low` and `high` bound its 95 % interval, and `p_value` is two-sided. `images`, `computed` and `errors` are counts
+    of the whole manifest; `reason` says why it was refused.
     """
 
     date: str
@@ -45,7 +46,7 @@ class History:
     """The rows in the folder `out`, by date; written whole. Raises UserError where they are no history."""
 
     def __init__(self, out: str) -> None:
-        self._uri = files.join(out, FILE)
+        self._uri, self._nights = files.join(out, FILE), files.join(out, "nights")
         self._rows: list[dict[str, Any]] = []
         if files.exists(self._uri):
             self._rows = _checked(self._uri, tables.read(self._uri))
@@ -63,6 +64,18 @@ class History:
             if row["evaluation"] == evaluation and row["status"] == ACCEPTED and row["date"] < date
         )
         return max(accepted, key=lambda row: str(row["date"]), default=None)
+
+    def require_next(self, date: str) -> None:
+        """Raises UserError where `date` is before the last night: it would be compared with nights that came later."""
+        if self.last is None or date >= self.last:
+            return
+        today = datetime.datetime.now(datetime.UTC).date()
+        if datetime.date.fromisoformat(self.last) > latest(today):
+            raise UserError(
+                f"{self._uri!r} has the night {self.last}, which is yet to come, so that none can follow it; delete "
+                f"its rows after {today}, and the folders of these dates in {self._nights!r}"
+            )
+        raise UserError(f"--date {date} is before {self.last}, the last night of {self._uri!r}; use a later one")
 
     def put(self, date: str, rows: Iterable[Row]) -> None:
         """Writes the rows of the night `date` in place of any that it had, and those of the last nights missed."""
@@ -87,6 +100,19 @@ def _checked(uri: str, table: pa.Table) -> list[dict[str, Any]]:
                 f"{row['status']!r}; mend or delete it"
             )
     return rows
+
+
+def latest(today: datetime.date) -> datetime.date:
+    """The last date that it is anywhere on Earth while it is `today` in UTC."""
+    return today + datetime.timedelta(days=1)
+
+
+def number(row: dict[str, Any], name: str) -> float | None:
+    """The number in the column `name` of a row, None where there is none."""
+    try:
+        return float(row[name])
+    except (TypeError, ValueError):  # empty, or mended by hand
+        return None
 
 
 def _is_date(text: str | None) -> bool:
