@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -52,6 +53,11 @@ class History:
             self._rows = _checked(self._uri, tables.read(self._uri))
 
     @property
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows by date, their values as text."""
+        return list(self._rows)
+
+    @property
     def last(self) -> str | None:
         """The date of the last night."""
         return max((row["date"] for row in self._rows), default=None)
@@ -79,13 +85,15 @@ class History:
 
     def put(self, date: str, rows: Iterable[Row]) -> None:
         """Writes the rows of the night `date` in place of any that it had, and those of the last nights missed."""
-        new = [dataclasses.asdict(row) for row in rows]
+        new = [{name: _text(value) for name, value in dataclasses.asdict(row).items()} for row in rows]
         before = max((row["date"] for row in self._rows if row["date"] < date), default=None)
         for missed in _between(before, date) if before else ():
-            new += [dataclasses.asdict(Row(missed, row["evaluation"], MISSED)) for row in new if row["date"] == date]
+            new += [
+                dataclasses.asdict(Row(missed, str(row["evaluation"]), MISSED)) for row in new if row["date"] == date
+            ]
         self._rows = [row for row in self._rows if row["date"] != date] + new
         self._rows.sort(key=lambda row: (str(row["date"]), str(row["evaluation"])))
-        columns = {field.name: [_text(row.get(field.name)) for row in self._rows] for field in dataclasses.fields(Row)}
+        columns = {field.name: [row.get(field.name) for row in self._rows] for field in dataclasses.fields(Row)}
         sheets.write(self._uri, pa.table({name: pa.array(cells, pa.string()) for name, cells in columns.items()}))
 
 
@@ -110,9 +118,10 @@ def latest(today: datetime.date) -> datetime.date:
 def number(row: dict[str, Any], name: str) -> float | None:
     """The number in the column `name` of a row, None where there is none."""
     try:
-        return float(row[name])
+        value = float(row[name])
     except (TypeError, ValueError):  # empty, or mended by hand
         return None
+    return value if math.isfinite(value) else None
 
 
 def _is_date(text: str | None) -> bool:

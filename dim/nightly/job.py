@@ -9,7 +9,7 @@ from dim import checksum, cluster, files, leftovers, output
 from dim.errors import GateNotMet, JobFailed, UserError
 from dim.extract import identity
 from dim.model import spec
-from dim.nightly import collection, figure, gate, history
+from dim.nightly import collection, figure, gate, history, metrics, trend
 from dim.nightly.config import NightlyConfig
 from dim.nightly.figure import NIGHT, digest
 from dim.nightly.history import ACCEPTED, REFUSED, History, Row
@@ -149,6 +149,8 @@ def _record(config: NightlyConfig, night: dict[str, Any], past: History, uri: st
         reason = "; ".join(text for text in night["unmet"] if text.startswith(f"{name}: ")) or None
         rows.append(Row(night["date"], name, status, **known, model=night["model"], reason=reason))
     past.put(night["date"], rows)
+    trend.write(config.out, past.rows)
+    metrics.write(config.out, past.rows)
     files.write_json(uri, night)
     figures = night["evaluations"].values()
     kept = {figured[key] for figured in figures for key in ("collection", "baseline_collection") if key in figured}
