@@ -42,8 +42,8 @@ class Comparison:
             return f"{self.after} and {self.before} have no query in common"
         found = self.change
         return (
-            f"{self.after} against {self.before}: mAP {found.difference:+.4f} on {len(self.judged)} queries, "
-            f"95 % interval {found.low:+.4f} to {found.high:+.4f}, p {found.p_value:.4f}"
+            f"{self.after} against {self.before}: mAP {found.difference:+.4f} on {len(self.judged)} queries of "
+            f"{found.objects} objects, {found.told()}, p {found.p_value:.4f}"
         )
 
 

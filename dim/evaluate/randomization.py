@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import numpy as np
 
 CONFIDENCE = 0.95
-_WIDEST = 1.0  # a difference of two values from 0 to 1
+WIDEST = 1.0  # a difference of two values from 0 to 1
 _ALL_SETS = 13  # objects, of which all 2^13 sets are taken
 _CELLS = 2**22  # objects of sets in memory at once
 
@@ -48,6 +48,17 @@ class Interval:
     def p_fall(self) -> float:
         """The one-sided p-value of a fall. The test is symmetric: that of a fall is half the two-sided one."""
         return self.p_value / 2 if self.difference < 0 else 1 - self.p_value / 2
+
+    @property
+    def bounded(self) -> bool:
+        """Whether there are objects enough for an interval."""
+        return self.high - self.low < 2 * WIDEST
+
+    def told(self) -> str:
+        """The interval in words."""
+        if not self.bounded:
+            return f"{self.objects} objects are too few for a 95 % interval"
+        return f"95 % interval {self.low:+.4f} to {self.high:+.4f}"
 
 
 def least_p(objects: int) -> float:
@@ -88,7 +99,7 @@ def _quantiles(means: np.ndarray) -> tuple[float, float]:
     """The bounds of all differences that the test doesn't reject, of the sorted `means` of sets."""
     beyond = int((1 - CONFIDENCE) / 2 * (1 + len(means)) + 1e-9) - 1  # means that may lie beyond either bound
     if beyond < 0:
-        return -_WIDEST, _WIDEST
+        return -WIDEST, WIDEST
     return float(means[beyond]), float(means[-1 - beyond])
 
 

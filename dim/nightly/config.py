@@ -32,8 +32,8 @@ class Measurement:
     def __post_init__(self) -> None:
         for name in ("min_map", "max_drop", "significance"):
             value = getattr(self, name)
-            if value is not None and not value >= 0:  # NaN would be no gate at all
-                raise UserError(f"{flag_name(name)[2:]} of {self.name!r} must be at least 0, not {value}")
+            if value is not None and not 0 <= value <= 1:  # NaN, or a percentage, would be no gate at all
+                raise UserError(f"{flag_name(name)[2:]} of {self.name!r} must be from 0 to 1, not {value}")
 
 
 @dataclass(frozen=True, kw_only=True)

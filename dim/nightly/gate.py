@@ -49,5 +49,5 @@ def _unmet(asked: Measurement, figure: Figure, p_fall: float | None) -> Iterator
     if change.difference < 0 and p_fall is not None and p_fall < asked.significance:
         yield (
             f"{asked.name}: {fall}, which is no chance (one-sided p {p_fall:.4f} < significance {asked.significance}; "
-            f"95 % interval {change.low:.4f} to {change.high:.4f})"
+            f"{change.told()})"
         )

@@ -30,6 +30,8 @@ def keep(folder: str, made: ExtractConfig, embedding: Embedding) -> None:
         return
     known = {name: getattr(made, name) for name in _SETTINGS} | {"precision": embedding.precision}
     known |= {"model": made.model, "whitening": made.whitening}
+    if made.weights and made.weights not in spec.WORDS:
+        known["weights"] = files.absolute(made.weights)
     if files.exists(files.join(made.model, spec.SPEC_FILE)):
         known["model"] = None
         _copy(folder, {f"{MODEL}/{name}": files.join(made.model, name) for name in (spec.SPEC_FILE, spec.WEIGHTS_FILE)})

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dim import files
+from dim.evaluate.randomization import WIDEST
 from dim.nightly.history import ACCEPTED, MISSED, REFUSED, number
 from dim.pages import parts, timeline
 from dim.pages.html import Html, element, name
@@ -66,9 +67,12 @@ def _mark(row: dict[str, Any], before: dict[str, Any] | None) -> Mark:
     kind: Kind = "refused" if row["status"] == REFUSED else "changed" if changed else "kept"
     told = f"{date}, {row['status']}: mAP {value:.4f} with {number(row, 'images') or 0:,.0f} photos"
     change = number(row, "difference")
-    if change is None or not changed or low is None or high is None:
+    if change is None or not changed:
         return Mark(date, kind, told, value)
-    told += f"; {change:+.4f} against the network of {row['baseline']}, 95 % interval {low:+.4f} to {high:+.4f}"
+    told += f"; {change:+.4f} against the network of {row['baseline']}"
+    if low is None or high is None or high - low >= 2 * WIDEST:  # too few objects for an interval
+        return Mark(date, kind, told, value)
+    told += f", 95 % interval {low:+.4f} to {high:+.4f}"
     known = value - change
     return Mark(date, kind, told, value, max(0.0, known + low), min(1.0, known + high))
 

@@ -119,6 +119,9 @@ def test_no_difference_is_no_evidence_and_one_in_every_object_is_all_there_can_b
     assert worse.p_fall == pytest.approx(max(least_p(count), 1 / 100 if count == 60 else 0))
     bounds = (-0.1, -0.1) if count > 5 else (-1, 1)  # of three objects nothing can be said
     assert (worse.low, worse.high) == pytest.approx(bounds)
+    assert worse.bounded == (count > 5)
+    told = "95 % interval -0.1000 to -0.1000" if count > 5 else "3 objects are too few for a 95 % interval"
+    assert worse.told() == told
 
 
 def test_the_opposite_comparison_is_its_mirror_image():
