@@ -103,8 +103,8 @@ def _note(asked: Measurement, figure: Figure, row: dict[str, Any]) -> str | None
         if before is None or photos is None:
             return f"the network is that of {figure.baseline}"
         return (
-            f"the network is that of {figure.baseline}: from {before:.4f} then, in {photos:,.0f} photos, to "
-            f"{figure.map:.4f}, in {figure.found.counts['images']:,}, mAP moved by photos and labels alone"
+            f"the network is that of {figure.baseline}: only photos or labels can have moved mAP, from {before:.4f} "
+            f"({photos:,.0f} photos) to {figure.map:.4f} ({figure.found.counts['images']:,} photos)"
         )
     if figure.change and 0 < asked.significance <= least_p(figure.change.objects):
         return (

@@ -41,8 +41,8 @@ def test_six_nights_that_grow_by_a_product_are_accepted(night, photos, embedded,
     maps = [float(row["map"]) for row in recorded(tmp_path)]
     assert maps[-1] < maps[0] - 0.05  # which was taken for a fall of the network
     assert figure["note"] == (
-        f"the network is that of 2020-01-06: from {maps[-2]:.4f} then, in 44 photos, to {maps[-1]:.4f}, in 48, mAP "
-        "moved by photos and labels alone"
+        "the network is that of 2020-01-06: only photos or labels can have moved mAP, from "
+        f"{maps[-2]:.4f} (44 photos) to {maps[-1]:.4f} (48 photos)"
     )
 
 
