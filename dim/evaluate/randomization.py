@@ -92,7 +92,7 @@ def paired(
     close = 1e-12  # sums of the same values in another order
     p_fall, p_rise = ((1 + np.count_nonzero(sign * means >= -close)) / (1 + len(means)) for sign in (1, -1))
     low, high = _quantiles(means)
-    return Interval(mean, low, high, min(1.0, 2 * p_fall, 2 * p_rise), len(sums))
+    return Interval(mean, low, high, float(min(1.0, 2 * p_fall, 2 * p_rise)), len(sums))
 
 
 def _quantiles(means: np.ndarray) -> tuple[float, float]:
