@@ -4,11 +4,13 @@ r"""Measure the network on the photos as they are tonight, and refuse a night th
     python jobs/nightly.py --config cluster/nightly.yaml
     ray job submit --working-dir . -- python jobs/nightly.py --config cluster/nightly.yaml
 
-Only photos that are new or changed are extracted; then come index, evaluation, and the comparison with the last
-accepted night by a paired bootstrap over queries. A night that meets its gates becomes the next baseline; one that
-doesn't ends in exit status 3 and leaves the baseline as it was. history.csv has a row for each night and evaluation,
-nights/DATE/NAME/ its metrics, queries and report. A date that was run already is not run again; --accept takes it for
-the baseline after all. cluster/nightly.yaml is an example of the file. In cron (for Kubernetes: cluster/kubernetes/):
+Only photos that are new or changed are extracted; then come index and evaluation. Where the network is another than in
+the last accepted night, that one, of which a copy is kept, measures tonight's photos, too, and the two are compared
+query by query, by a randomisation test that takes an object's queries together. A night that meets its gates becomes
+the next baseline; one that doesn't ends in exit status 3 and leaves the baseline as it was. history.csv has a row for
+each night and evaluation, trend.html shows them, metrics.prom has the last ones for Prometheus, and nights/DATE/NAME/
+the metrics, queries and report. A date that was run already is not run again; --accept takes it for the baseline after
+all. cluster/nightly.yaml is an example of the file. In cron (for Kubernetes: cluster/kubernetes/):
 
     0 2 * * *  RAY_API_SERVER_ADDRESS=http://127.0.0.1:8265 ray job submit --working-dir /srv/dim -- \
         python jobs/nightly.py --config cluster/nightly.yaml

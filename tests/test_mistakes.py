@@ -409,9 +409,10 @@ OF_ONE = {
         "--config azure-evaluations.yaml": "cannot open 'abfs://account@evil.example/photos.csv': no storage is called",
         "--config folder-evaluations.yaml": r"cannot read 'photos' \(.*\); name another file",
         "--whitening none.npz": "no file 'none.npz'",
-        "--config no-gate.yaml": "max-drop of 'test' must be at least 0, not -1",
+        "--config no-gate.yaml": "max-drop of 'test' must be from 0 to 1, not -1",
         "--config twin-evaluations.yaml": "evaluations: 'test' must be a file's name, and stand once",
         "--date tomorrow": "--date 'tomorrow'",
+        "--date 2999-12-31": "--date 2999-12-31 is yet to come",
         "--model vgg16-gen": "unknown pooling 'gen'; did you mean 'gem'",
     },
     "export": {

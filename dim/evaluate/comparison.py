@@ -9,8 +9,8 @@ import pyarrow.compute as pc
 
 from dim import files, output, seal, tables
 from dim.errors import UserError
-from dim.evaluate import bootstrap
-from dim.evaluate.bootstrap import Interval
+from dim.evaluate import randomization
+from dim.evaluate.randomization import Interval
 
 COLUMNS = ["query_id", "label", "ap"]
 METRICS, PER_QUERY = "metrics.json", "per_query.parquet"
@@ -42,22 +42,32 @@ class Comparison:
             return f"{self.after} and {self.before} have no query in common"
         found = self.change
         return (
-            f"{self.after} against {self.before}: mAP {found.difference:+.4f} on {len(self.judged)} queries, "
-            f"95 % interval {found.low:+.4f} to {found.high:+.4f}, p {found.p_value:.4f}"
+            f"{self.after} against {self.before}: mAP {found.difference:+.4f} on {len(self.judged)} queries of "
+            f"{found.objects} objects, {found.told()}, p {found.p_value:.4f}"
         )
 
 
 def compared(before: str, one: pa.Table, after: str, other: pa.Table) -> Comparison:
-    """Compares two tables as `per_query.parquet` has them; `before` and `after` are what the runs are called."""
-    aps = other.select(["query_id", "ap"])
-    joined = one.select(COLUMNS).join(aps, "query_id", join_type="inner", right_suffix="_other")
+    """Compares two tables as `per_query.parquet` has them; `before` and `after` are what the runs are called.
+
+    The labels are those of the run `after`. Queries of one label show one object; one without is an object by itself.
+    """
+    aps = one.select(["query_id", "ap"])
+    joined = aps.join(other.select(COLUMNS), "query_id", join_type="inner", right_suffix="_other")
+    joined = joined.select([*COLUMNS, "ap_other"])
     joined = joined.append_column("difference", pc.subtract(joined["ap_other"], joined["ap"]))
     joined = joined.sort_by([("difference", "descending"), ("query_id", "ascending")])
     both = Comparison(before, after, joined, None)
     if not both.judged:
         return both
-    pairs = (np.array([row[column] for row in both.judged]) for column in ("ap", "ap_other"))
-    return replace(both, change=bootstrap.paired(*pairs))
+    ap, ap_other = (np.array([row[column] for row in both.judged]) for column in ("ap", "ap_other"))
+    return replace(both, change=randomization.paired(ap, ap_other, _objects(both.judged)))
+
+
+def _objects(rows: list[dict[str, Any]]) -> np.ndarray:
+    known = [("query", row["query_id"]) if row["label"] is None else ("label", row["label"]) for row in rows]
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(known))}
+    return np.array([numbers[name] for name in known])
 
 
 def require_own(metrics: str) -> None:

@@ -144,8 +144,8 @@ def _compared(made: Page, comparison: Comparison, shown: Sequence[Side]) -> Iter
     yield parts.figures(
         {
             "mAP": (f"{after:.4f}", f"was {before:.4f}"),
-            "Change": (f"{change.difference:+.4f}", f"95 % interval {change.low:+.4f} to {change.high:+.4f}"),
-            "p": (f"{change.p_value:.4f}", "of no difference, by paired bootstrap"),
+            "Change": (f"{change.difference:+.4f}", change.told()),
+            "p": (f"{change.p_value:.4f}", f"of no difference, two-sided; {change.objects} objects exchanged"),
             "Better": (f"{better}", f"of {len(known)} queries"),
             "Worse": (f"{worse}", f"of {len(known)} queries"),
         }

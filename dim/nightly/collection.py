@@ -1,8 +1,8 @@
-"""What is kept from night to night of one manifest under one embedding: its descriptors and their index."""
+"""What is kept from night to night of one manifest under one embedding: descriptors, their index, and the network."""
 
 import hashlib
 import logging
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -12,6 +12,7 @@ from dim.extract import identity, store
 from dim.extract import job as extraction
 from dim.extract.config import ExtractConfig, Extraction
 from dim.extract.identity import Embedding
+from dim.nightly import network
 from dim.nightly.config import NightlyConfig
 from dim.search import index_job
 from dim.search.config import IndexConfig
@@ -51,16 +52,25 @@ def refreshed(config: NightlyConfig, model: str, manifest: str) -> Collection:
     """Extracts what is new or changed in `manifest` and, if anything is, builds the index again. Needs a Ray."""
     how = {field.name: getattr(config, field.name) for field in fields(Extraction)}
     wanted = ExtractConfig(manifest=manifest, model=model, whitening=config.whitening, out="", **how)
-    embedding = extraction.embedding_of(extraction.recipe_of(wanted, wanted.source(model)))
-    folder = files.join(home(config.out, manifest), embedding.id[:16])
-    leftovers.sweep(folder)
-    counts = extraction.extract(ExtractConfig(**(vars(wanted) | {"out": files.join(folder, "descriptors")})))
-    made = identity.of_folder(files.join(folder, "descriptors"))
-    identity.require_equal(embedding, model, made, f"{model}, as it is now")
-    names = "\n".join(store.shards(files.join(folder, "descriptors")))
-    found = Collection(folder, embedding, hashlib.sha256(names.encode()).hexdigest(), counts)
+    found = extracted(config.out, wanted)
     _index(found, config.factory)
     return found
+
+
+def extracted(out: str, wanted: ExtractConfig) -> Collection:
+    """The collection of `wanted.manifest` by `wanted.model`, in which what is new or changed is extracted. Needs a Ray.
+
+    The network is kept with it. The index stays as it is.
+    """
+    embedding = extraction.embedding_of(extraction.recipe_of(wanted, wanted.source(wanted.model)))
+    folder = files.join(home(out, wanted.manifest), embedding.id[:16])
+    leftovers.sweep(folder)
+    counts = extraction.extract(replace(wanted, out=files.join(folder, "descriptors")))
+    made = identity.of_folder(files.join(folder, "descriptors"))
+    identity.require_equal(embedding, wanted.model, made, f"{wanted.model}, as it is now")
+    network.keep(folder, wanted, embedding)
+    names = "\n".join(store.shards(files.join(folder, "descriptors")))
+    return Collection(folder, embedding, hashlib.sha256(names.encode()).hexdigest(), counts)
 
 
 def _index(found: Collection, factory: str) -> None:

@@ -20,16 +20,20 @@ class Measurement:
     query_split: Split | None = option(None, help="split of the queries")
     database_split: Split | None = option(None, help="split of the database")
     min_map: float | None = option(None, help="gate: the least mAP")
-    max_drop: float | None = option(None, help="gate: the most that mAP may fall below the last accepted night's")
+    max_drop: float | None = option(
+        None, help="gate: the most that mAP may fall below that of the last accepted night's network on the same photos"
+    )
     significance: float = option(
-        0.05, help="gate: refuse a fall that chance explains with a lower probability than this; 0: never"
+        0.05,
+        help="gate: refuse a fall that chance explains with a lower probability than this, one-sided; so often is a "
+        "network refused that is no worse; 0: never",
     )
 
     def __post_init__(self) -> None:
         for name in ("min_map", "max_drop", "significance"):
             value = getattr(self, name)
-            if value is not None and not value >= 0:  # NaN would be no gate at all
-                raise UserError(f"{flag_name(name)[2:]} of {self.name!r} must be at least 0, not {value}")
+            if value is not None and not 0 <= value <= 1:  # NaN, or a percentage, would be no gate at all
+                raise UserError(f"{flag_name(name)[2:]} of {self.name!r} must be from 0 to 1, not {value}")
 
 
 @dataclass(frozen=True, kw_only=True)

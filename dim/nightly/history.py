@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +19,9 @@ MOST_MISSED = 366  # nights that are listed as missed at once: one wrong date wo
 
 @dataclass(frozen=True)
 class Row:
-    """A night's figure. `difference`, `low`, `high` and `p_value` are of its comparison with the night `baseline`;
-    `images`, `computed` and `errors` are counts of the whole manifest; `reason` says why it was refused.
+    """A night's figure. `difference` is its mAP less that of the network of the night `baseline` on the same photos;
+    `low` and `high` bound its 95 % interval, and `p_value` is two-sided. `images`, `computed` and `errors` are counts
+    of the whole manifest; `reason` says why it was refused.
     """
 
     date: str
@@ -45,10 +47,15 @@ class History:
     """The rows in the folder `out`, by date; written whole. Raises UserError where they are no history."""
 
     def __init__(self, out: str) -> None:
-        self._uri = files.join(out, FILE)
+        self._uri, self._nights = files.join(out, FILE), files.join(out, "nights")
         self._rows: list[dict[str, Any]] = []
         if files.exists(self._uri):
             self._rows = _checked(self._uri, tables.read(self._uri))
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows by date, their values as text."""
+        return list(self._rows)
 
     @property
     def last(self) -> str | None:
@@ -64,15 +71,29 @@ class History:
         )
         return max(accepted, key=lambda row: str(row["date"]), default=None)
 
+    def require_next(self, date: str) -> None:
+        """Raises UserError where `date` is before the last night: it would be compared with nights that came later."""
+        if self.last is None or date >= self.last:
+            return
+        today = datetime.datetime.now(datetime.UTC).date()
+        if datetime.date.fromisoformat(self.last) > latest(today):
+            raise UserError(
+                f"{self._uri!r} has the night {self.last}, which is yet to come, so that none can follow it; delete "
+                f"its rows after {today}, and the folders of these dates in {self._nights!r}"
+            )
+        raise UserError(f"--date {date} is before {self.last}, the last night of {self._uri!r}; use a later one")
+
     def put(self, date: str, rows: Iterable[Row]) -> None:
         """Writes the rows of the night `date` in place of any that it had, and those of the last nights missed."""
-        new = [dataclasses.asdict(row) for row in rows]
+        new = [{name: _text(value) for name, value in dataclasses.asdict(row).items()} for row in rows]
         before = max((row["date"] for row in self._rows if row["date"] < date), default=None)
         for missed in _between(before, date) if before else ():
-            new += [dataclasses.asdict(Row(missed, row["evaluation"], MISSED)) for row in new if row["date"] == date]
+            new += [
+                dataclasses.asdict(Row(missed, str(row["evaluation"]), MISSED)) for row in new if row["date"] == date
+            ]
         self._rows = [row for row in self._rows if row["date"] != date] + new
         self._rows.sort(key=lambda row: (str(row["date"]), str(row["evaluation"])))
-        columns = {field.name: [_text(row.get(field.name)) for row in self._rows] for field in dataclasses.fields(Row)}
+        columns = {field.name: [row.get(field.name) for row in self._rows] for field in dataclasses.fields(Row)}
         sheets.write(self._uri, pa.table({name: pa.array(cells, pa.string()) for name, cells in columns.items()}))
 
 
@@ -87,6 +108,20 @@ def _checked(uri: str, table: pa.Table) -> list[dict[str, Any]]:
                 f"{row['status']!r}; mend or delete it"
             )
     return rows
+
+
+def latest(today: datetime.date) -> datetime.date:
+    """The last date that it is anywhere on Earth while it is `today` in UTC."""
+    return today + datetime.timedelta(days=1)
+
+
+def number(row: dict[str, Any], name: str) -> float | None:
+    """The number in the column `name` of a row, None where there is none."""
+    try:
+        value = float(row[name])
+    except (TypeError, ValueError):  # empty, or mended by hand
+        return None
+    return value if math.isfinite(value) else None
 
 
 def _is_date(text: str | None) -> bool:

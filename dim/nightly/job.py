@@ -2,31 +2,22 @@
 
 import dataclasses
 import datetime
-import hashlib
-import json
 import logging
 from typing import Any
 
-from dim import checksum, cluster, files, leftovers, output, tables
+from dim import checksum, cluster, files, leftovers, output
 from dim.errors import GateNotMet, JobFailed, UserError
-from dim.evaluate import baseline as baselines
-from dim.evaluate import comparison
-from dim.evaluate.comparison import Comparison
-from dim.evaluate.config import EvaluateConfig
-from dim.evaluate.job import measure
 from dim.extract import identity
 from dim.model import spec
-from dim.nightly import collection, gate
-from dim.nightly.collection import Collection
-from dim.nightly.config import Measurement, NightlyConfig
+from dim.nightly import collection, figure, gate, history, metrics, trend
+from dim.nightly.config import NightlyConfig
+from dim.nightly.figure import NIGHT, digest
 from dim.nightly.history import ACCEPTED, REFUSED, History, Row
 
 log = logging.getLogger(__name__)
 
-NIGHT, METRICS = "night.json", "metrics.json"
 LATEST = "9999-12-31"
 _SETTINGS = ("scales", "scales_mean", "scaled_decode", "precision", "factory")  # and the network's, in its spec
-_GATES = ("name", "min_map", "max_drop", "significance")
 
 
 def nightly(config: NightlyConfig) -> dict[str, Any]:
@@ -48,10 +39,7 @@ def nightly(config: NightlyConfig) -> dict[str, Any]:
             night: dict[str, Any] = files.read_json(record)
             _warn_of_others(night, made_of)
         else:
-            if past.last and date < past.last:
-                raise UserError(
-                    f"--date {date} is before {past.last}, the last night of {config.out!r}; use a later one"
-                )
+            past.require_next(date)
             with cluster.connected():
                 night = _run(config, date, model, past) | {"made_of": made_of}
             if changed := _differing(made_of, _made_of(config, model)):
@@ -66,12 +54,19 @@ def nightly(config: NightlyConfig) -> dict[str, Any]:
 
 
 def _date(wanted: str | None) -> str:
+    today = datetime.datetime.now(datetime.UTC).date()
     if wanted is None:
-        return datetime.datetime.now(datetime.UTC).date().isoformat()
+        return today.isoformat()
     try:
-        return datetime.date.fromisoformat(wanted).isoformat()
+        date = datetime.date.fromisoformat(wanted)
     except ValueError as error:
-        raise UserError(f"--date {wanted!r} is no date such as 2030-01-31") from error
+        raise UserError(f"--date {wanted!r} is no date such as {today}") from error
+    if date > (latest := history.latest(today)):
+        raise UserError(
+            f"--date {wanted} is yet to come (today is {today} in UTC), and no earlier date could follow it; use "
+            f"{latest} at the latest"
+        )
+    return date.isoformat()
 
 
 def _model(name: str) -> str:
@@ -93,7 +88,7 @@ def _made_of(config: NightlyConfig, model: str) -> dict[str, str]:
     known |= {f"the evaluation {asked.name!r}": dataclasses.asdict(asked) for asked in config.evaluations}
     read = (uri for asked in config.evaluations for uri in (asked.manifest, asked.ground_truth))
     known |= {repr(uri): _content(uri) for uri in (*read, config.whitening) if uri}
-    return {name: _digest(value) for name, value in known.items()}
+    return {name: digest(value) for name, value in known.items()}
 
 
 def _content(uri: str) -> str:
@@ -103,10 +98,6 @@ def _content(uri: str) -> str:
         raise UserError(f"no file {uri!r}") from error
     except OSError as error:
         raise UserError(f"cannot read {uri!r} ({files.reason(error)}); name another file") from error
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _differing(one: dict[str, str], other: dict[str, str]) -> list[str]:
@@ -129,18 +120,11 @@ def _run(config: NightlyConfig, date: str, model: str, past: History) -> dict[st
     first, *others = collections.values()
     for other in others:  # a training run may have written its model anew since
         identity.require_equal(first.embedding, model, other.embedding, f"{model}, as it is now")
-    unmet: list[str] = []
-    figures = {}
-    for measurement in config.evaluations:
-        found = collections[measurement.manifest]
-        folder, key = files.join(config.out, f"nights/{date}/{measurement.name}"), _key(measurement, found)
-        baseline = _baseline(config.out, past, measurement.name, date)
-        if not _carried(config.out, past.last, measurement.name, key, folder):
-            _evaluate(measurement, found, folder, baseline and baseline[1])
-        value = files.read_json(files.join(folder, METRICS))["map"]
-        against = _compared(date, folder, baseline) if baseline else None
-        unmet += gate.unmet(measurement, value, against)
-        figures[measurement.name] = _figure(value, against, found) | {"key": key}
+    figures = {
+        asked.name: figure.measured(config, date, asked, collections[asked.manifest], past)
+        for asked in config.evaluations
+    }
+    unmet = gate.unmet(config.evaluations, figures)
     counts = {
         name: sum(found.counts[name] for found in collections.values()) for name in ("images", "computed", "errors")
     }
@@ -151,58 +135,8 @@ def _run(config: NightlyConfig, date: str, model: str, past: History) -> dict[st
         "unmet": unmet,
         "previous": past.last,
         **counts,
-        "evaluations": figures,
+        "evaluations": {name: found.as_json() for name, found in figures.items()},
     }
-
-
-def _key(measurement: Measurement, found: Collection) -> str:
-    """A sha256 of all that an evaluation depends on."""
-    asked = {name: value for name, value in dataclasses.asdict(measurement).items() if name not in _GATES}
-    contents = [checksum.of_file(uri) for uri in (measurement.manifest, measurement.ground_truth) if uri]
-    return _digest([found.embedding.id, found.rows, asked, contents])
-
-
-def _carried(out: str, last: str | None, name: str, key: str, folder: str) -> bool:
-    """Whether the night `last` measured the same, whose evaluation then stands in `folder`, too."""
-    record = files.join(out, f"nights/{last}/{NIGHT}")
-    if last is None or not files.exists(record):
-        return False
-    if files.read_json(record)["evaluations"].get(name, {}).get("key") != key:
-        return False
-    log.info("%s: nothing has changed since %s", name, last)
-    leftovers.sweep(folder)
-    files.copy_folder(files.join(out, f"nights/{last}/{name}"), folder)
-    return True
-
-
-def _baseline(out: str, past: History, name: str, date: str) -> tuple[str, str] | None:
-    """The last accepted night before `date` and the folder of its evaluation `name`; None where there is none."""
-    row = past.baseline(name, date)
-    return (row["date"], files.join(out, f"nights/{row['date']}/{name}")) if row else None
-
-
-def _evaluate(measurement: Measurement, found: Collection, folder: str, baseline: str | None) -> None:
-    """Evaluates into `folder`; the report compares with the evaluation in the folder `baseline`."""
-    asked = {name: value for name, value in vars(measurement).items() if name not in _GATES}
-    beside = files.join(baseline, METRICS) if baseline else None
-    config = EvaluateConfig(descriptors=(found.descriptors,), out=folder, baseline=beside, **asked)
-    measure(config, baselines.read(beside, config.protocol) if beside else None)  # the gates are held elsewhere
-
-
-def _compared(date: str, folder: str, baseline: tuple[str, str]) -> Comparison:
-    """The evaluation of the night `date` in `folder` against that of `baseline`, a night and its folder."""
-    for where in (baseline[1], folder):
-        output.whole(where)
-    per_query = (tables.read(files.join(where, comparison.PER_QUERY)) for where in (baseline[1], folder))
-    return comparison.compared(baseline[0], next(per_query), date, next(per_query))
-
-
-def _figure(value: float, against: Comparison | None, found: Collection) -> dict[str, Any]:
-    figure: dict[str, Any] = {"map": value, "embedding": found.embedding.id, "collection": found.folder, **found.counts}
-    if against is not None:
-        figure |= {"baseline": against.before, "queries": len(against.judged)}
-        figure |= dataclasses.asdict(against.change) if against.change else {}
-    return figure
 
 
 def _record(config: NightlyConfig, night: dict[str, Any], past: History, uri: str) -> None:
@@ -210,13 +144,16 @@ def _record(config: NightlyConfig, night: dict[str, Any], past: History, uri: st
     status = ACCEPTED if night["accepted"] else REFUSED
     columns = {field.name for field in dataclasses.fields(Row)}
     rows = []
-    for name, figure in night["evaluations"].items():
-        known = {key: value for key, value in figure.items() if key in columns}
+    for name, figured in night["evaluations"].items():
+        known = {key: value for key, value in figured.items() if key in columns}
         reason = "; ".join(text for text in night["unmet"] if text.startswith(f"{name}: ")) or None
         rows.append(Row(night["date"], name, status, **known, model=night["model"], reason=reason))
     past.put(night["date"], rows)
+    trend.write(config.out, past.rows)
+    metrics.write(config.out, past.rows)
     files.write_json(uri, night)
-    kept = {figure["collection"] for figure in night["evaluations"].values()}
+    figures = night["evaluations"].values()
+    kept = {figured[key] for figured in figures for key in ("collection", "baseline_collection") if key in figured}
     standing = (past.baseline(measurement.name, LATEST) for measurement in config.evaluations)
     kept |= {str(row["collection"]) for row in standing if row}
     for measurement in config.evaluations:

@@ -14,7 +14,9 @@ _DASHES = ("none", "7 4", "2 3", "9 3 2 3")  # lines differ by more than their c
 
 @dataclass(frozen=True)
 class Axis:
-    """From `low` to `high` with `ticks`; `logarithmic` where low is above 0. `form` is how its values are written."""
+    """From `low` to `high` with `ticks`; `logarithmic` where low is above 0. `form` is how its values are written, if
+    the ticks don't have `names`.
+    """
 
     title: str
     low: float
@@ -22,6 +24,7 @@ class Axis:
     ticks: Sequence[float]
     form: str = "g"
     logarithmic: bool = False
+    names: Sequence[str] = ()
 
     def share(self, value: float) -> float:
         """Where `value` lies between low (0) and high (1)."""
@@ -29,6 +32,10 @@ class Axis:
         if self.logarithmic:
             low, high, value = math.log(low), math.log(high), math.log(value)
         return (value - low) / ((high - low) or 1)
+
+    def named(self) -> Iterator[tuple[float, str]]:
+        """Each tick and what is written at it."""
+        return zip(self.ticks, self.names or [format(tick, self.form) for tick in self.ticks], strict=True)
 
 
 def axis(title: str, values: Iterable[float], form: str = "g", zero: bool = True) -> Axis:
@@ -57,27 +64,31 @@ def shares(title: str) -> Axis:
 
 
 @dataclass(frozen=True)
-class _Frame:
+class Frame:
     """The area of a chart: where values lie in it, and its axes."""
 
     x: Axis
     y: Axis
+    width: int = WIDTH
 
     def left(self, value: float) -> float:
-        return round(LEFT + self.x.share(value) * (WIDTH - LEFT - RIGHT), 1)
+        """Where `value` lies on the x axis."""
+        return round(LEFT + self.x.share(value) * (self.width - LEFT - RIGHT), 1)
 
     def up(self, value: float) -> float:
+        """Where `value` lies on the y axis."""
         return round(FLOOR - self.y.share(value) * (FLOOR - TOP), 1)
 
     def axes(self) -> Iterator[Html]:
-        for tick in self.y.ticks:
+        """Both axes, their ticks and titles."""
+        for tick, told in self.y.named():
             up = self.up(tick)
-            yield element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=up, y2=up, class_="grid")
-            yield element("text", format(tick, self.y.form), x=LEFT - 8, y=up + 4, class_="tick end")
-        for tick in self.x.ticks:
-            yield element("text", format(tick, self.x.form), x=self.left(tick), y=FLOOR + 16, class_="tick middle")
+            yield element("line", x1=LEFT, x2=self.width - RIGHT, y1=up, y2=up, class_="grid")
+            yield element("text", told, x=LEFT - 8, y=up + 4, class_="tick end")
+        for tick, told in self.x.named():
+            yield element("text", told, x=self.left(tick), y=FLOOR + 16, class_="tick middle")
         middle = (TOP + FLOOR) / 2
-        yield element("text", self.x.title, x=(LEFT + WIDTH - RIGHT) / 2, y=HEIGHT - 6, class_="title middle")
+        yield element("text", self.x.title, x=(LEFT + self.width - RIGHT) / 2, y=HEIGHT - 6, class_="title middle")
         yield element("text", self.y.title, x=11, y=middle, class_="title middle", transform=f"rotate(-90 11 {middle})")
 
 
@@ -100,12 +111,12 @@ class Bars:
 
 def lines(title: str, x: Axis, y: Axis, drawn: Sequence[Line]) -> Html:
     """A chart of `drawn`, with a key where there are several."""
-    frame = _Frame(x, y)
+    frame = Frame(x, y)
     parts = [part for number, line in enumerate(drawn) for part in _line(frame, line, number)]
     ends = "; ".join(f"{line.name} ends at {line.y[-1]:.3g}" for line in drawn if line.y)
     shapes = [element("path", d="M0 6H26", class_=f"line c{n}", stroke_dasharray=_dashes(n)) for n in range(len(drawn))]
-    key = _key([line.name for line in drawn], shapes)
-    return _chart(title, f"{y.title} by {x.title}. {ends}", [*frame.axes(), *parts], key)
+    key = key_of([line.name for line in drawn], shapes)
+    return figure(frame, title, f"{y.title} by {x.title}. {ends}", parts, key)
 
 
 def bars(title: str, x: Axis, edges: Sequence[float], drawn: Sequence[Bars]) -> Html:
@@ -113,19 +124,19 @@ def bars(title: str, x: Axis, edges: Sequence[float], drawn: Sequence[Bars]) -> 
 
     The last bin takes in its upper edge.
     """
-    frame = _Frame(x, axis("queries", [count for shown in drawn for count in shown.counts]))
+    frame = Frame(x, axis("queries", [count for shown in drawn for count in shown.counts]))
     parts = [part for n, shown in enumerate(drawn) for part in _bars(frame, edges, shown, n, len(drawn))]
     told = "; ".join(f"{shown.name}: {', '.join(f'{count:g}' for count in shown.counts)}" for shown in drawn)
     shapes = [element("rect", x=4, y=1, width=14, height=10, class_=f"bar c{n}") for n in range(len(drawn))]
-    key = _key([shown.name for shown in drawn], shapes)
-    return _chart(title, f"Counts from {edges[0]:g} to {edges[-1]:g}: {told}", [*frame.axes(), *parts], key)
+    key = key_of([shown.name for shown in drawn], shapes)
+    return figure(frame, title, f"Counts from {edges[0]:g} to {edges[-1]:g}: {told}", parts, key)
 
 
 def _dashes(number: int) -> str:
     return _DASHES[number % len(_DASHES)]
 
 
-def _line(frame: _Frame, line: Line, number: int) -> Iterator[Html]:
+def _line(frame: Frame, line: Line, number: int) -> Iterator[Html]:
     places = [(frame.left(x), frame.up(y)) for x, y in zip(line.x, line.y, strict=True)]
     points = " ".join(f"{left},{up}" for left, up in places)
     yield element("polyline", points=points, class_=f"line c{number}", stroke_dasharray=_dashes(number))
@@ -134,7 +145,7 @@ def _line(frame: _Frame, line: Line, number: int) -> Iterator[Html]:
         yield element("circle", told, cx=left, cy=up, r=3, class_=f"point c{number}")
 
 
-def _bars(frame: _Frame, edges: Sequence[float], shown: Bars, number: int, of: int) -> Iterator[Html]:
+def _bars(frame: Frame, edges: Sequence[float], shown: Bars, number: int, of: int) -> Iterator[Html]:
     for (low, high), count in zip(itertools.pairwise(edges), shown.counts, strict=True):
         width = (frame.left(high) - frame.left(low) - 2) / of
         left, up = frame.left(low) + 1 + number * width, frame.up(count)
@@ -143,7 +154,8 @@ def _bars(frame: _Frame, edges: Sequence[float], shown: Bars, number: int, of: i
         yield element("rect", told, class_=f"bar c{number}", **size)
 
 
-def _key(names: Sequence[str], shapes: Sequence[Html]) -> Html | None:
+def key_of(names: Sequence[str], shapes: Sequence[Html]) -> Html | None:
+    """What the shapes in a chart, drawn 26 × 12, stand for, where there are several."""
     if len(names) < 2:
         return None
     drawn = [element("svg", shape, viewBox="0 0 26 12", aria_hidden="true") for shape in shapes]
@@ -151,8 +163,10 @@ def _key(names: Sequence[str], shapes: Sequence[Html]) -> Html | None:
     return element("ul", items, class_="key")
 
 
-def _chart(title: str, told: str, parts: Iterable[Html], key: Html | None) -> Html:
-    drawing = element("svg", parts, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=f"{title}: {told}")
+def figure(frame: Frame, title: str, told: str, parts: Iterable[Html], key: Html | None) -> Html:
+    """A chart: the axes of `frame`, then `parts`; `told` says in words what is to be seen."""
+    size, label = f"0 0 {frame.width} {HEIGHT}", f"{title}: {told}"
+    drawing = element("svg", frame.axes(), parts, viewBox=size, role="img", aria_label=label)
     return element("figure", element("figcaption", title), drawing, key, class_="chart")
 
 

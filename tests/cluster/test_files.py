@@ -220,10 +220,14 @@ def test_data_runs_and_environments_stay_behind(tmp_path):
 
 def test_the_dashboard_asks_for_metrics_that_there_are():
     from dim import telemetry
+    from dim.nightly import metrics
 
     dashboard = json.loads((CLUSTER / "grafana.json").read_text())
     asked = " ".join(target["expr"] for panel in dashboard["panels"] for target in panel["targets"])
     for name in ("ray_dim_done_total", "ray_dim_waiting", "ray_dim_errors_total"):
         assert name in asked
         assert name in telemetry.__doc__
+    for name in ("dim_night_map", "dim_night_accepted", "dim_night_seconds"):
+        assert name in asked
+        assert name in metrics.__doc__
     assert "ray_node_gpus_utilization" in asked

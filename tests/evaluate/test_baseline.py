@@ -107,8 +107,8 @@ def test_a_drop_that_is_none_is_refused(value):
 
 
 @pytest.mark.parametrize("name", ["min_map", "max_drop", "significance"])
-@pytest.mark.parametrize("value", [-0.1, math.nan])
+@pytest.mark.parametrize("value", [-0.1, 1.01, 5, 50, math.inf, math.nan])
 def test_a_gate_of_the_night_that_is_none_is_refused(name, value):
     flag = name.replace("_", "-")
-    with pytest.raises(UserError, match=rf"^{flag} of 'shelf' must be at least 0, not {value}$"):
+    with pytest.raises(UserError, match=rf"^{flag} of 'shelf' must be from 0 to 1, not {value}$"):
         Measurement(name="shelf", manifest="m", **{name: value})

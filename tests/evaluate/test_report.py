@@ -103,7 +103,7 @@ def test_a_comparison_joins_the_queries_that_both_have():
     ]  # fmt: skip
     assert found.change.difference == pytest.approx(0.125)
     assert found.as_json()["before"] == "old"
-    assert "new against old: mAP +0.1250 on 2 queries, 95 % interval" in found.line()
+    assert "new against old: mAP +0.1250 on 2 queries of 2 objects, 2 objects are too few for" in found.line()
     nothing = comparison.compared("old", table(a=0.5), "new", table(b=0.75))
     assert nothing.as_json() is None
     assert "no query in common" in nothing.line()

@@ -6,6 +6,8 @@ from PIL import Image
 
 from dim.evaluate.config import EvaluateConfig
 from dim.evaluate.job import evaluate
+from dim.nightly import trend
+from dim.nightly.history import History, Row
 from dim.search.config import SearchConfig
 from dim.search.search_job import search
 
@@ -128,3 +130,23 @@ def test_what_the_policy_does_not_know_is_refused(photos, browser, tmp_path):
     browser.open(tmp_path / "broken.html")
     assert browser.run("document.title") == "What was found"
     assert len([told for told in browser.complaints if "Content Security Policy" in told]) == 2
+
+
+def test_the_trend_of_nights(look, tmp_path):
+    history = History(str(tmp_path))
+    for day in (1, 2, 3, 5, 6):
+        status = "refused" if day == 3 else "accepted"
+        known = {"map": 0.5 + day / 100, "images": 1000, "embedding": "one" if day < 3 else str(day)}
+        known |= {"difference": 0.01, "low": -0.01, "high": 0.03, "baseline": "2020-01-02", "reason": EVIL[0]}
+        history.put(f"2020-01-0{day}", [Row(f"2020-01-0{day}", name, status, **known) for name in EVIL])
+    trend.write(str(tmp_path), history.rows)
+
+    def check(browser):
+        assert browser.run("document.title") == "Night after night"
+        assert browser.run("document.querySelectorAll('.timeline svg .dot').length") >= 2 * len(EVIL)
+        # Marks have their colours: the style that is allowed takes in theirs.
+        assert browser.run("getComputedStyle(document.querySelector('.cross')).stroke") == "rgb(198, 47, 47)"
+        assert browser.run(f"{SHOWN}.length") == 6
+        assert browser.run(f"{TABLE}.querySelector('a').getAttribute('href')").startswith("nights/2020-01-06/")
+
+    look(tmp_path / "trend.html", check)

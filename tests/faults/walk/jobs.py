@@ -143,7 +143,7 @@ def _extract(given, out):
 
 def _nightly(given, out):
     # The same manifest for both kinds, since a night is of one: what differs is the date.
-    date = {"old": "2030-01-01", "new": "2030-01-02"}[given.name]
+    date = {"old": "2020-01-01", "new": "2020-01-02"}[given.name]
     shelf = Measurement(name="shelf", manifest=f"{given.parent}/old/photos.csv", split="test")
     nightly(NightlyConfig(out=out, date=date, evaluations=(shelf,), shard_rows=16, **NETWORK))
 

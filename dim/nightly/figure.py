@@ -1,0 +1,158 @@
+"""One evaluation of a night: tonight's network and that of the last accepted night, measured on the same photos.
+
+The mAP that was recorded then tells nothing of the network: it is of other photos, fewer as a rule, among which each
+query is found more easily. So the baseline's network, which is kept with its collection, extracts what is new since,
+and both are measured on tonight's photos, labels and ground truth. Where the network is the baseline's, nothing is to
+be compared: that mAP moved can be due to photos and labels alone, and no gate on a fall refuses that; min-map does.
+
+What a night costs: photos that are new or changed are extracted once, and once more by the baseline's network where
+tonight's is another; a network that is new extracts all photos in its first night. Each network is measured once.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dim import checksum, files, leftovers, output, tables
+from dim.errors import UserError
+from dim.evaluate import baseline as baselines
+from dim.evaluate import comparison
+from dim.evaluate.comparison import METRICS, PER_QUERY, Comparison
+from dim.evaluate.config import EvaluateConfig
+from dim.evaluate.job import measure
+from dim.evaluate.randomization import Interval, least_p
+from dim.nightly import collection, network
+from dim.nightly.collection import Collection
+from dim.nightly.config import Measurement, NightlyConfig
+from dim.nightly.history import History, number
+
+log = logging.getLogger(__name__)
+
+NIGHT, BASELINE = "night.json", "baseline"
+_GATES = ("name", "min_map", "max_drop", "significance")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What an evaluation came to: its mAP, and tonight's network `against` that of the last accepted night, `baseline`,
+    None in a first night and where `fault` says why that can't be measured any more.
+    """
+
+    map: float
+    found: Collection
+    key: str
+    baseline: str | None = None
+    standing: Collection | None = None  # the baseline's, where its network is another
+    against: Comparison | None = None
+    fault: str | None = None
+    note: str | None = None
+
+    @property
+    def change(self) -> Interval | None:
+        """The change of mAP from the baseline's network to tonight's."""
+        return self.against.change if self.against else None
+
+    def as_json(self) -> dict[str, Any]:
+        """The figure as it stands in night.json."""
+        known: dict[str, Any] = {"map": self.map, "key": self.key, "note": self.note, "baseline": self.baseline}
+        known |= {"embedding": self.found.embedding.id, "collection": self.found.folder, **self.found.counts}
+        if self.standing:
+            known["baseline_collection"] = self.standing.folder
+        if self.against:
+            known["queries"] = len(self.against.judged)
+        return known | (dataclasses.asdict(self.change) if self.change else {})
+
+
+def measured(config: NightlyConfig, date: str, asked: Measurement, found: Collection, past: History) -> Figure:
+    """Measures what is `asked` of the collection `found`, and the baseline's network, into the folder of the night."""
+    row = past.baseline(asked.name, date)
+    standing, fault = None, None
+    if row and row["embedding"] != found.embedding.id:
+        try:
+            known = network.kept(str(row["collection"]), config)
+        except UserError as error:
+            fault = str(error)
+        else:
+            standing = collection.extracted(config.out, replace(known, manifest=asked.manifest))
+    folder, key = files.join(config.out, f"nights/{date}/{asked.name}"), _key(asked, found, standing)
+    beside = files.join(folder, BASELINE)
+    if not _carried(config.out, past.last, asked.name, key, folder):
+        if standing:
+            _evaluate(asked, standing, beside, None)
+        _evaluate(asked, found, folder, files.join(beside, METRICS) if standing else None)
+    value = files.read_json(files.join(folder, METRICS))["map"]
+    if row is None:
+        return Figure(value, found, key)
+    against = None if fault else _compared(row["date"], beside if standing else folder, date, folder)
+    figure = Figure(value, found, key, row["date"], standing, against, fault)
+    note = _note(asked, figure, row)
+    if note:
+        log.info("%s: %s", asked.name, note)
+    return replace(figure, note=note)
+
+
+def _note(asked: Measurement, figure: Figure, row: dict[str, Any]) -> str | None:
+    """What one must know to read the figure."""
+    if figure.fault:
+        return None
+    if figure.standing is None:
+        before, photos = number(row, "map"), number(row, "images")
+        if before is None or photos is None:
+            return f"the network is that of {figure.baseline}"
+        return (
+            f"the network is that of {figure.baseline}: only photos or labels can have moved mAP, from {before:.4f} "
+            f"({photos:,.0f} photos) to {figure.map:.4f} ({figure.found.counts['images']:,} photos)"
+        )
+    if figure.change and 0 < asked.significance <= least_p(figure.change.objects):
+        return (
+            f"{figure.change.objects} objects are too few to tell a fall from chance: no p-value of theirs is below "
+            f"{least_p(figure.change.objects):g}, and significance is {asked.significance:g}"
+        )
+    return None
+
+
+def digest(value: Any) -> str:
+    """A sha256 of `value`, which JSON can write."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _key(asked: Measurement, found: Collection, standing: Collection | None) -> str:
+    """A sha256 of all that an evaluation depends on."""
+    how = {name: value for name, value in dataclasses.asdict(asked).items() if name not in _GATES}
+    contents = [checksum.of_file(uri) for uri in (asked.manifest, asked.ground_truth) if uri]
+    made = [[known.embedding.id, known.rows] for known in (found, standing) if known]
+    return digest([made, how, contents])
+
+
+def _carried(out: str, last: str | None, name: str, key: str, folder: str) -> bool:
+    """Whether the night `last` measured the same, whose evaluation then stands in `folder`, too."""
+    record = files.join(out, f"nights/{last}/{NIGHT}")
+    if last is None or not files.exists(record):
+        return False
+    if files.read_json(record)["evaluations"].get(name, {}).get("key") != key:
+        return False
+    log.info("%s: nothing has changed since %s", name, last)
+    measured_then = files.join(out, f"nights/{last}/{name}")
+    for where in ("", *({BASELINE} & {*files.folders(measured_then)})):
+        leftovers.sweep(files.join(folder, where))
+        files.copy_folder(files.join(measured_then, where), files.join(folder, where))
+    return True
+
+
+def _evaluate(asked: Measurement, of: Collection, folder: str, baseline: str | None) -> None:
+    """Evaluates `of` into `folder`; where it isn't the baseline, a report compares it with `baseline`, its metrics."""
+    how = {name: value for name, value in vars(asked).items() if name not in _GATES}
+    report = files.name(folder) != BASELINE
+    config = EvaluateConfig(descriptors=(of.descriptors,), out=folder, baseline=baseline, report=report, **how)
+    measure(config, baselines.read(baseline, config.protocol) if baseline else None)  # the gates are held elsewhere
+
+
+def _compared(before: str, one: str, after: str, other: str) -> Comparison:
+    """The night `after`, whose evaluation is in the folder `other`, against `before`, whose network's is in `one`."""
+    for where in {one, other}:
+        output.whole(where)
+    per_query = [tables.read(files.join(where, PER_QUERY)) for where in (one, other)]
+    return comparison.compared(before, per_query[0], after, per_query[1])
