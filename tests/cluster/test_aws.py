@@ -1,14 +1,13 @@
 """cluster/aws.yaml and cluster/config.yaml against a mocked AWS: what they ask for is granted, node by node."""
 
 import copy
-import fnmatch
 import json
-from pathlib import Path
 
+import aws_templates
 import pytest
 import yaml
+from aws_templates import ACCOUNT, CLUSTER, REGION, SSH_FROM, granted
 
-CLUSTER = Path(__file__).resolve().parents[2] / "cluster"
 boto3 = pytest.importorskip("boto3")
 moto_server = pytest.importorskip("moto.server")
 
@@ -29,7 +28,7 @@ def aws(tmp_path_factory):
         patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
         patch.setenv("AWS_ACCESS_KEY_ID", "test")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        patch.setenv("AWS_DEFAULT_REGION", cluster_config()["provider"]["region"])
+        patch.setenv("AWS_DEFAULT_REGION", REGION)
         home = tmp_path_factory.mktemp("home")  # Ray leaves its key pair in ~/.ssh
         (home / ".ray").mkdir()
         (home / ".ray" / "auth_token").write_text("0" * 64)
@@ -41,20 +40,8 @@ def aws(tmp_path_factory):
     server.stop()
 
 
-class _Template(yaml.SafeLoader):
-    """Reads a CloudFormation template, `!Ref X` and `!Sub X` as the text X."""
-
-
-_Template.add_multi_constructor("!", lambda loader, _, node: loader.construct_scalar(node))
-ACCOUNT, SSH_FROM = "123456789012", "203.0.113.7/32"
-
-
-def template(name="aws.yaml"):
-    values = {"Region": cluster_config()["provider"]["region"], "AccountId": ACCOUNT, "Partition": "aws"}
-    text = (CLUSTER / name).read_text().replace("!Ref SshFrom", SSH_FROM)
-    for variable, value in values.items():
-        text = text.replace(f"${{AWS::{variable}}}", value)
-    return yaml.load(text, _Template)["Resources"]
+def template():
+    return aws_templates.resources("aws.yaml")
 
 
 def _make_roles(iam):
@@ -131,8 +118,7 @@ def test_the_head_and_the_fallback_are_on_demand_and_the_rest_spot(launched):
 def test_nodes_get_the_roles_of_the_stack_and_no_keys(launched):
     for name, instance in launched.items():
         profile = instance["IamInstanceProfile"]["Arn"].rpartition("/")[2]
-        region = cluster_config()["provider"]["region"]
-        assert profile == f"dim-{'head' if name == 'head' else 'worker'}-{region}"
+        assert profile == f"dim-{'head' if name == 'head' else 'worker'}-{REGION}"
     assert "Policies" not in template()["WorkerRole"]["Properties"]  # it reads and writes the bucket, no more
 
 
@@ -146,31 +132,12 @@ def test_nothing_but_ssh_is_reachable_from_outside_and_that_from_ones_own_addres
     assert (among["IpProtocol"], [pair["GroupId"] for pair in among["UserIdGroupPairs"]]) == ("-1", [group])
 
 
-def granted(statements, action, resource, **context):
-    """Whether one of a policy's statements allows `action` on the ARN `resource` in a request of this `context`."""
-
-    def matches(patterns, text):
-        return any(fnmatch.fnmatchcase(text, p) for p in ([patterns] if isinstance(patterns, str) else patterns))
-
-    def holds(statement):
-        for operator, keys in statement.get("Condition", {}).items():
-            assert operator in ("StringLike", "StringEquals")
-            if not all(matches(wanted, context.get(key, "")) for key, wanted in keys.items()):
-                return False
-        if "NotResource" in statement:
-            return not matches(statement["NotResource"], resource)
-        return matches(statement["Resource"], resource)
-
-    return any(matches(statement["Action"], action) and holds(statement) for statement in statements)
-
-
 def head_policy():
-    statements = template()["HeadRole"]["Properties"]["Policies"][0]["PolicyDocument"]["Statement"]
-    assert {statement["Effect"] for statement in statements} == {"Allow"}
-    return statements
+    (policy,) = template()["HeadRole"]["Properties"]["Policies"]
+    return policy["PolicyDocument"]["Statement"]
 
 
-EC2 = f"arn:aws:ec2:us-east-1:{ACCOUNT}"
+EC2 = f"arn:aws:ec2:{REGION}:{ACCOUNT}"
 OWN, OTHER = {"ec2:ResourceTag/ray-cluster-name": "dim-anna"}, {"ec2:ResourceTag/ray-cluster-name": "production"}
 
 
@@ -189,8 +156,8 @@ def asked_by_the_head(config, monkeypatch):
 
     monkeypatch.setattr(BaseClient, "_make_api_call", recorded)
     provider = AWSNodeProvider(config["provider"], config["cluster_name"])
-    kind = config["available_node_types"]["decoders"]["node_config"]
-    (node,) = provider.create_node(copy.deepcopy(kind), {"ray-node-kind": "worker"}, 1)
+    decoder = copy.deepcopy(config["available_node_types"]["decoders"]["node_config"])
+    (node,) = provider.create_node(decoder, {"ray-node-kind": "worker"}, 1)
     assert node in provider.non_terminated_nodes({})
     provider.set_node_tags(node, {TAG_RAY_NODE_STATUS: "up-to-date"})
     provider.internal_ip(node)
@@ -208,7 +175,7 @@ def test_the_heads_role_grants_what_ray_asks_for(asked_by_the_head):
         assert granted(head_policy(), "ec2:RunInstances", f"{EC2}:{resource}", **launch), resource
     assert granted(head_policy(), "ec2:CreateTags", f"{EC2}:instance/*", **{"ec2:CreateAction": "RunInstances"})
     image = cluster_config()["available_node_types"]["head"]["node_config"]["ImageId"].removeprefix("resolve:ssm:")
-    assert granted(head_policy(), "ssm:GetParameters", f"arn:aws:ssm:us-east-1:{ACCOUNT}:parameter{image}")
+    assert granted(head_policy(), "ssm:GetParameters", f"arn:aws:ssm:{REGION}:{ACCOUNT}:parameter{image}")
 
 
 @pytest.mark.parametrize(
@@ -230,9 +197,8 @@ def test_the_head_may_touch_no_machine_that_is_not_the_clusters(action, context)
 
 def test_a_second_cluster_of_an_account_needs_another_name_only():
     for name in ("dim", "dim-anna"):
-        for key in ("aws:RequestTag/ray-cluster-name", "ec2:ResourceTag/ray-cluster-name"):
-            action = "ec2:RunInstances" if key.startswith("aws") else "ec2:TerminateInstances"
-            assert granted(head_policy(), action, f"{EC2}:instance/i-1", **{key: name})
+        for action, key in (("ec2:RunInstances", "aws:RequestTag"), ("ec2:TerminateInstances", "ec2:ResourceTag")):
+            assert granted(head_policy(), action, f"{EC2}:instance/i-1", **{f"{key}/ray-cluster-name": name})
     assert cluster_config()["provider"]["security_group"]["GroupName"] == "dim"  # not named after the cluster
 
 

@@ -3,14 +3,14 @@
 import importlib.metadata
 import re
 import subprocess
-from pathlib import Path
 
+import aws_templates
 import pytest
 import yaml
+from aws_templates import CLUSTER
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-CLUSTER = Path(__file__).resolve().parents[2] / "cluster"
 PARENT = "base-oss-nvidia-driver-gpu-ubuntu-22.04"  # of cluster/image.yaml
 LOCKS = ("requirements.lock", "requirements-gpu.lock")
 # Ubuntu's own begins so; a shell that isn't interactive reads no further.
@@ -195,12 +195,7 @@ def test_image_builder_knows_all_that_the_template_asks_for():
     session = pytest.importorskip("boto3").session.Session(region_name="us-east-1")
     validate = pytest.importorskip("botocore.validate").validate_parameters
     model = session._session.get_service_model("imagebuilder")
-
-    class Template(yaml.SafeLoader):
-        """Reads `!Ref X` as the text X."""
-
-    Template.add_multi_constructor("!", lambda loader, _, node: loader.construct_scalar(node))
-    resources = yaml.load((CLUSTER / "image.yaml").read_text(), Template)["Resources"]
+    resources = aws_templates.resources("image.yaml")
 
     def as_called(part):
         """CloudFormation's names as the service's own."""
