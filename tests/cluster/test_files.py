@@ -93,8 +93,7 @@ def test_the_operators_rules_know_what_it_refuses(name, wrong, why):
     assert any(why in reason for reason in rules.refused(document))
 
 
-def redis():
-    """The Service and the StatefulSet of redis.yaml."""
+def redis():  # a Service and a StatefulSet
     return yaml.safe_load_all((CLUSTER / "kubernetes" / "redis.yaml").read_text())
 
 
@@ -169,6 +168,7 @@ def test_pods_have_probes_limits_and_no_privileges():
         assert {"readinessProbe", "livenessProbe"} <= container.keys()
         assert container["resources"]["limits"] == container["resources"]["requests"]
         assert group["template"]["metadata"]["annotations"]["karpenter.sh/do-not-disrupt"] == "true"
+        assert pod.get("automountServiceAccountToken", True) == (group == spec["headGroupSpec"])  # its autoscaler's
 
 
 def test_spot_nodes_come_first_and_on_demand_where_there_are_none():
