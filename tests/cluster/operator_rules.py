@@ -68,6 +68,8 @@ def _cluster(spec):
             yield "RAY_enable_autoscaler_v2 beside autoscalerOptions.version"
         if name == "head" and variables & {"RAY_REDIS_ADDRESS", "REDIS_PASSWORD", "REDIS_USERNAME"}:
             yield "Redis in the environment, not in gcsFaultToleranceOptions"
+        if name == "head" and parameters.keys() & {"redis-password", "redis-username"}:
+            yield "Redis in rayStartParams, not in gcsFaultToleranceOptions"
     version = tuple(map(int, spec.get("rayVersion", "0").split(".")))
     if spec.get("authOptions", {}).get("mode") == "token" and version < RAY_WITH_TOKENS:
         yield "a token without a rayVersion of 2.52 or later"

@@ -1,17 +1,13 @@
 """cluster/aws.yaml and cluster/config.yaml against a mocked AWS: what they ask for is granted, node by node."""
 
 import copy
-import importlib.metadata
 import json
-import re
-from pathlib import Path
 
+import aws_templates
 import pytest
 import yaml
-from packaging.requirements import Requirement
-from packaging.specifiers import SpecifierSet
+from aws_templates import ACCOUNT, CLUSTER, REGION, SSH_FROM, granted
 
-CLUSTER = Path(__file__).resolve().parents[2] / "cluster"
 boto3 = pytest.importorskip("boto3")
 moto_server = pytest.importorskip("moto.server")
 
@@ -32,28 +28,20 @@ def aws(tmp_path_factory):
         patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
         patch.setenv("AWS_ACCESS_KEY_ID", "test")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        patch.setenv("AWS_DEFAULT_REGION", cluster_config()["provider"]["region"])
+        patch.setenv("AWS_DEFAULT_REGION", REGION)
         home = tmp_path_factory.mktemp("home")  # Ray leaves its key pair in ~/.ssh
         (home / ".ray").mkdir()
         (home / ".ray" / "auth_token").write_text("0" * 64)
         patch.setenv("HOME", str(home))
         patch.chdir(CLUSTER.parent)
         _make_roles(boto3.client("iam"))
+        _make_security_group(boto3.client("ec2"))
         yield
     server.stop()
 
 
-class _Template(yaml.SafeLoader):
-    """Reads a CloudFormation template, `!Ref X` and `!Sub X` as the text X."""
-
-
-_Template.add_multi_constructor("!", lambda loader, _, node: loader.construct_scalar(node))
-
-
 def template():
-    region = cluster_config()["provider"]["region"]
-    text = (CLUSTER / "aws.yaml").read_text().replace("${AWS::Region}", region)
-    return yaml.load(text, _Template)["Resources"]
+    return aws_templates.resources("aws.yaml")
 
 
 def _make_roles(iam):
@@ -70,6 +58,18 @@ def _make_roles(iam):
             iam.add_role_to_instance_profile(
                 InstanceProfileName=profile["InstanceProfileName"], RoleName=resources[role][1]["RoleName"]
             )
+
+
+def _make_security_group(ec2):
+    """The template's security group, in the default VPC."""
+    group = template()["SecurityGroup"]["Properties"]
+    found = ec2.create_security_group(GroupName=group["GroupName"], Description=group["GroupDescription"])["GroupId"]
+    for rule in group["SecurityGroupIngress"]:
+        ec2.authorize_security_group_ingress(GroupId=found, **rule)
+    among = template()["AmongNodes"]["Properties"]
+    assert (among["GroupId"], among["SourceSecurityGroupId"]) == ("SecurityGroup.GroupId",) * 2
+    pair = {"IpProtocol": among["IpProtocol"], "UserIdGroupPairs": [{"GroupId": found}]}
+    ec2.authorize_security_group_ingress(GroupId=found, IpPermissions=[pair])
 
 
 @pytest.fixture(scope="module")
@@ -118,16 +118,100 @@ def test_the_head_and_the_fallback_are_on_demand_and_the_rest_spot(launched):
 def test_nodes_get_the_roles_of_the_stack_and_no_keys(launched):
     for name, instance in launched.items():
         profile = instance["IamInstanceProfile"]["Arn"].rpartition("/")[2]
-        region = cluster_config()["provider"]["region"]
-        assert profile == f"dim-{'head' if name == 'head' else 'worker'}-{region}"
+        assert profile == f"dim-{'head' if name == 'head' else 'worker'}-{REGION}"
     assert "Policies" not in template()["WorkerRole"]["Properties"]  # it reads and writes the bucket, no more
 
 
-def test_nothing_but_ssh_is_reachable_from_outside(launched):
-    groups = {group["GroupId"] for instance in launched.values() for group in instance["SecurityGroups"]}
-    for group in boto3.client("ec2").describe_security_groups(GroupIds=sorted(groups))["SecurityGroups"]:
-        public = [rule for rule in group["IpPermissions"] if rule.get("IpRanges")]
-        assert [(rule["FromPort"], rule["ToPort"]) for rule in public] == [(22, 22)]
+def test_nothing_but_ssh_is_reachable_from_outside_and_that_from_ones_own_addresses(launched):
+    (group,) = {group["GroupId"] for instance in launched.values() for group in instance["SecurityGroups"]}
+    (found,) = boto3.client("ec2").describe_security_groups(GroupIds=[group])["SecurityGroups"]
+    public = [rule for rule in found["IpPermissions"] if rule.get("IpRanges")]
+    opened = [(rule["FromPort"], rule["ToPort"], [ip["CidrIp"] for ip in rule["IpRanges"]]) for rule in public]
+    assert opened == [(22, 22, [SSH_FROM])]
+    (among,) = [rule for rule in found["IpPermissions"] if rule["UserIdGroupPairs"]]
+    assert (among["IpProtocol"], [pair["GroupId"] for pair in among["UserIdGroupPairs"]]) == ("-1", [group])
+
+
+def head_policy():
+    (policy,) = template()["HeadRole"]["Properties"]["Policies"]
+    return policy["PolicyDocument"]["Statement"]
+
+
+EC2 = f"arn:aws:ec2:{REGION}:{ACCOUNT}"
+OWN, OTHER = {"ec2:ResourceTag/ray-cluster-name": "dim-anna"}, {"ec2:ResourceTag/ray-cluster-name": "production"}
+
+
+@pytest.fixture
+def asked_by_the_head(config, monkeypatch):
+    """The EC2 actions of a node's life as Ray's provider on the head asks for them."""
+    from botocore.client import BaseClient
+    from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
+    from ray.autoscaler.tags import TAG_RAY_NODE_STATUS
+
+    asked, call = set(), BaseClient._make_api_call
+
+    def recorded(client, operation, parameters):
+        asked.add(f"{client.meta.service_model.service_name}:{operation}")
+        return call(client, operation, parameters)
+
+    monkeypatch.setattr(BaseClient, "_make_api_call", recorded)
+    provider = AWSNodeProvider(config["provider"], config["cluster_name"])
+    decoder = copy.deepcopy(config["available_node_types"]["decoders"]["node_config"])
+    (node,) = provider.create_node(decoder, {"ray-node-kind": "worker"}, 1)
+    assert node in provider.non_terminated_nodes({})
+    provider.set_node_tags(node, {TAG_RAY_NODE_STATUS: "up-to-date"})
+    provider.internal_ip(node)
+    provider.terminate_nodes([node])
+    AWSNodeProvider.fillout_available_node_types_resources(config)
+    return asked
+
+
+def test_the_heads_role_grants_what_ray_asks_for(asked_by_the_head):
+    assert {"ec2:RunInstances", "ec2:CreateTags", "ec2:TerminateInstances"} <= asked_by_the_head
+    for action in asked_by_the_head - {"ec2:RunInstances"}:
+        assert granted(head_policy(), action, f"{EC2}:instance/i-1", **OWN), action
+    launch = {"aws:RequestTag/ray-cluster-name": cluster_config()["cluster_name"]}
+    for resource in ("instance/*", "subnet/subnet-1", "security-group/sg-1", "volume/*", "key-pair/ray", "image/ami-1"):
+        assert granted(head_policy(), "ec2:RunInstances", f"{EC2}:{resource}", **launch), resource
+    assert granted(head_policy(), "ec2:CreateTags", f"{EC2}:instance/*", **{"ec2:CreateAction": "RunInstances"})
+    image = cluster_config()["available_node_types"]["head"]["node_config"]["ImageId"].removeprefix("resolve:ssm:")
+    assert granted(head_policy(), "ssm:GetParameters", f"arn:aws:ssm:{REGION}:{ACCOUNT}:parameter{image}")
+
+
+@pytest.mark.parametrize(
+    ("action", "context"),
+    [
+        ("ec2:TerminateInstances", OTHER),
+        ("ec2:TerminateInstances", {}),
+        ("ec2:CreateTags", OTHER),  # it could call any machine its own, and end it then
+        ("ec2:CreateTags", {}),
+        ("ec2:RunInstances", {}),
+        ("ec2:RunInstances", {"aws:RequestTag/ray-cluster-name": "production"}),
+        ("iam:PassRole", {"iam:PassedToService": "lambda.amazonaws.com"}),
+    ],
+)
+def test_the_head_may_touch_no_machine_that_is_not_the_clusters(action, context):
+    resource = "WorkerRole.Arn" if action == "iam:PassRole" else f"{EC2}:instance/i-1"
+    assert not granted(head_policy(), action, resource, **context)
+
+
+def test_a_second_cluster_of_an_account_needs_another_name_only():
+    for name in ("dim", "dim-anna"):
+        for action, key in (("ec2:RunInstances", "aws:RequestTag"), ("ec2:TerminateInstances", "ec2:ResourceTag")):
+            assert granted(head_policy(), action, f"{EC2}:instance/i-1", **{f"{key}/ray-cluster-name": name})
+    assert cluster_config()["provider"]["security_group"]["GroupName"] == "dim"  # not named after the cluster
+
+
+def test_what_a_killed_upload_left_is_not_kept():
+    (rule,) = template()["Bucket"]["Properties"]["LifecycleConfiguration"]["Rules"]
+    assert rule["Status"] == "Enabled"
+    assert rule["AbortIncompleteMultipartUpload"]["DaysAfterInitiation"] <= 7
+    assert "Prefix" not in rule and "Filter" not in rule  # wherever it lies
+
+
+def test_no_disk_outlives_its_machine():
+    for kind in cluster_config()["available_node_types"].values():
+        assert [disk["Ebs"]["DeleteOnTermination"] for disk in kind["node_config"]["BlockDeviceMappings"]] == [True]
 
 
 def test_the_head_says_what_nodes_may_come():
@@ -168,49 +252,3 @@ def test_a_wrong_field_of_the_file_is_refused(wrong):
 
     with pytest.raises(ValidationError):
         validate_config(prepare_config(cluster_config() | wrong))
-
-
-# The python3 of Ubuntu's releases.
-UBUNTU = {"20.04": "3.8", "22.04": "3.10", "24.04": "3.12"}
-
-
-def python_of(commands, image):
-    """The Python that these set-up commands install into: the one that uv is told to bring, or the image's own."""
-    brought = [found[1] for command in commands if (found := re.search(r"uv venv .*--python (3\.\d+)", command))]
-    return brought[0] if brought else UBUNTU[re.search(r"ubuntu-(\d\d\.\d\d)", image)[1]]
-
-
-def refusing(lock, python):
-    """The packages of `lock`, as far as they are installed here, that don't run on this Python."""
-    wanted = {}
-    for line in lock.read_text().splitlines():
-        if "==" in line and not line.startswith((" ", "#")):
-            requirement = Requirement(line.rstrip(" \\"))
-            environment = {"python_version": python, "python_full_version": f"{python}.0"}
-            if requirement.marker is None or requirement.marker.evaluate(environment):
-                wanted[requirement.name] = requirement
-    refused = set()
-    for distribution in importlib.metadata.distributions():
-        runs_on = distribution.metadata.get("Requires-Python")
-        if distribution.name in wanted and runs_on and f"{python}.99" not in SpecifierSet(runs_on):
-            refused.add(distribution.name)
-    return refused
-
-
-@pytest.mark.parametrize("node", cluster_config()["available_node_types"])
-def test_each_node_gets_a_python_that_the_lock_is_for(node):
-    config = cluster_config()
-    kind = config["available_node_types"][node]
-    commands = (
-        kind.get("worker_setup_commands")
-        or config["head_setup_commands" if node == config["head_node_type"] else "worker_setup_commands"]
-    )
-    python = python_of(commands, kind["node_config"]["ImageId"])
-    locks = re.findall(r"~/dim/(requirements\S*\.lock)", " ".join(commands))
-    assert len(locks) == 1
-    assert refusing(CLUSTER / locks[0], python) == set()
-
-
-def test_the_images_own_python_would_not_do():
-    image = cluster_config()["available_node_types"]["head"]["node_config"]["ImageId"]
-    assert "numpy" in refusing(CLUSTER / "requirements.lock", python_of(["python3 -m venv ~/venv"], image))

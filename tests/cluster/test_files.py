@@ -93,6 +93,10 @@ def test_the_operators_rules_know_what_it_refuses(name, wrong, why):
     assert any(why in reason for reason in rules.refused(document))
 
 
+def redis():  # a Service and a StatefulSet
+    return yaml.safe_load_all((CLUSTER / "kubernetes" / "redis.yaml").read_text())
+
+
 def pods():
     """The pods of cluster/kubernetes: where each is defined, its spec, and all of its containers."""
     spec = manifest("raycluster")["spec"]
@@ -101,6 +105,8 @@ def pods():
         # KubeRay gives the container that waits for the head the security context of the worker's own.
         yield group.get("groupName", "head"), pod, pod["containers"]
     yield "autoscaler", spec["headGroupSpec"]["template"]["spec"], [spec["autoscalerOptions"]]
+    store = list(redis())[1]["spec"]["template"]["spec"]
+    yield "redis", store, store["containers"]
     nightly = manifest("cronjob")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
     yield "cronjob", nightly, nightly["containers"]
 
@@ -114,14 +120,32 @@ def test_a_restricted_namespace_takes_the_pods(pod, containers):
 
 def test_what_the_pods_name_is_defined():
     account, budget = yaml.safe_load_all((CLUSTER / "kubernetes" / "access.yaml").read_text())
-    named = {pod["serviceAccountName"] for name, pod, _ in pods() if name != "cronjob"}
+    others = ("autoscaler", "cronjob", "redis")
+    named = {pod["serviceAccountName"] for name, pod, _ in pods() if name not in others}
     assert named == {account["metadata"]["name"]}
     head = {"ray.io/cluster": manifest("raycluster")["metadata"]["name"], "ray.io/node-type": "head"}
     assert budget["spec"]["selector"]["matchLabels"] == head
     (scraped,) = manifest("podmonitor")["spec"]["podMetricsEndpoints"]
     for name, _, (container,) in pods():
-        if name not in ("autoscaler", "cronjob"):
+        if name not in others:
             assert scraped["port"] in {port["name"] for port in container["ports"]}
+
+
+def test_the_clusters_state_is_kept_where_the_head_looks_for_it():
+    service, stateful = redis()
+    options = manifest("raycluster")["spec"]["gcsFaultToleranceOptions"]
+    (port,) = service["spec"]["ports"]
+    assert options["redisAddress"] == f"{service['metadata']['name']}:{port['port']}"
+    assert service["spec"]["selector"] == stateful["spec"]["template"]["metadata"]["labels"]
+    (container,) = stateful["spec"]["template"]["spec"]["containers"]
+    assert port["port"] in {port["containerPort"] for port in container["ports"]}
+    (password,) = container["env"]
+    assert f"$({password['name']})" in container["args"]
+    assert password["valueFrom"] == options["redisPassword"]["valueFrom"]
+    # As the operator wants it: nowhere else.
+    head = copy.deepcopy(manifest("raycluster"))
+    head["spec"]["headGroupSpec"]["rayStartParams"]["redis-password"] = "secret"
+    assert rules.refused(head) == ["Redis in rayStartParams, not in gcsFaultToleranceOptions"]
 
 
 def test_the_plain_cron_job_does_what_kuberays_does():
@@ -144,6 +168,7 @@ def test_pods_have_probes_limits_and_no_privileges():
         assert {"readinessProbe", "livenessProbe"} <= container.keys()
         assert container["resources"]["limits"] == container["resources"]["requests"]
         assert group["template"]["metadata"]["annotations"]["karpenter.sh/do-not-disrupt"] == "true"
+        assert pod.get("automountServiceAccountToken", True) == (group == spec["headGroupSpec"])  # its autoscaler's
 
 
 def test_spot_nodes_come_first_and_on_demand_where_there_are_none():
