@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TextIO, TypeVar
 
-from dim import telemetry
+from dim import logs, telemetry
 
 T = TypeVar("T")
 
@@ -90,7 +90,7 @@ class Handler(logging.StreamHandler):  # type: ignore[type-arg]
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
-        self._live = stream.isatty() and os.environ.get("TERM") != "dumb"
+        self._live = stream.isatty() and os.environ.get("TERM") != "dumb" and not logs.wants_json()
         self._standing = ""  # the line of progress on the terminal, whose end is not written
         self._written = 0.0
 

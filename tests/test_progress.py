@@ -161,3 +161,16 @@ def test_ctrl_c_says_how_to_resume(terminal, demo):
     out, _ = job.communicate(timeout=60)
     assert (job.returncode, out) == (130, "")
     assert screen().endswith("interrupted; run the same command again to resume\n")
+
+
+def test_a_machine_reads_json_on_a_terminal_and_after_ctrl_c(terminal, demo):
+    stream, screen = terminal
+    command = [sys.executable, JOBS / "split.py", demo, "--out", "/dev/null/manifest.csv"]
+    environment = os.environ | {"DIM_LOG": "json"}
+    job = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stream, text=True, env=environment)
+    said = screen("Split")
+    job.send_signal(signal.SIGINT)
+    job.communicate(timeout=60)
+    lines = (said + screen()).splitlines()
+    assert json.loads(lines[-1])["message"] == "interrupted; run the same command again to resume"
+    assert all(json.loads(line)["job"] == "split" for line in lines)
