@@ -82,6 +82,14 @@ def test_what_a_line_says(clock, caplog):
     assert stage.seconds == 62
 
 
+def test_an_epoch_is_named_beside_its_stage(caplog):
+    caplog.set_level(logging.INFO, "dim")
+    Progress("fitting", 40, "triplets", epoch=3).add(8)
+    (record,) = caplog.records
+    assert record.getMessage() == "fitting epoch 3: 8 of 40 triplets"
+    assert (record.stage, record.epoch) == ("fitting", 3)
+
+
 def test_parts_are_counted_once_they_have_been_used(clock, caplog):
     caplog.set_level(logging.INFO, "dim")
     for _ in told([[1, 2], [3]], len, "indexing", 3, "rows"):

@@ -5,6 +5,7 @@ from typing import Any
 
 from ray.util.queue import Queue
 
+from dim import telemetry
 from dim.lease import Claim, under
 from dim.model.spec import Source
 from dim.train.config import TrainConfig
@@ -39,5 +40,6 @@ def train_worker(arguments: dict[str, Any]) -> None:
     from dim.train import loop  # noqa: PLC0415  (TensorFlow is for the workers)
 
     job: Job = arguments["job"]
+    telemetry.count_for("train")
     with under(job.claims):
         loop.run(job)
