@@ -5,17 +5,14 @@ import contextlib
 import dataclasses
 import logging
 import math
-import os
 import signal
 import sys
 import time
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from dim import config as configuration
-from dim import credentials, environment, interpreter, logs, progress, strict_json, submission
+from dim import credentials, environment, interpreter, logs, strict_json, submission, terminal
 from dim.errors import GateNotMet, JobFailed, UserError
 
 C = TypeVar("C")
@@ -24,8 +21,6 @@ log = logging.getLogger(__name__)
 
 DONE, FAILED, WRONG_USAGE, GATE = 0, 1, 2, 3
 INTERRUPTED = 128 + signal.SIGINT
-
-_MESSAGE = 2000  # letters of it, at most
 
 _METAVARS = {int: "N", float: "F"}
 
@@ -122,30 +117,6 @@ def _called(field: dataclasses.Field[Any], annotation: Any) -> str:
     return configuration.flag_name(field.name)
 
 
-@contextlib.contextmanager
-def _terminal(verbose: bool) -> Iterator[None]:
-    """While a job runs, stderr has its own lines, and stdout nothing.
-
-    What Ray's and TensorFlow's C++ write to file descriptor 2 has no logger and no setting, so it goes nowhere.
-    """
-    with contextlib.ExitStack() as stack:
-        own = sys.stderr
-        if not verbose:
-            own = stack.enter_context(open(os.dup(2), "w", encoding="utf-8", errors="replace", buffering=1))
-            with open(os.devnull, "wb") as nowhere:
-                os.dup2(nowhere.fileno(), 2)
-            stack.callback(os.dup2, own.fileno(), 2)
-        stack.enter_context(contextlib.redirect_stderr(own))
-        stack.enter_context(contextlib.redirect_stdout(own))  # Ray prints there when a worker dies
-        handler = progress.Handler(own)
-        logs.set_up(handler, Path(sys.argv[0]).stem)
-        logging.getLogger().addHandler(handler)
-        stack.callback(handler.close)
-        stack.callback(logging.getLogger().removeHandler, handler)
-        logging.getLogger("dim").setLevel(logging.DEBUG if verbose else logging.INFO)
-        yield
-
-
 def _announcement(values: Any, description: str) -> str:
     """What the job does, by the first line of its description, and the settings that are not at their defaults."""
     said = []
@@ -157,12 +128,6 @@ def _announcement(values: Any, description: str) -> str:
         flag = "" if field.metadata.get("positional") else f"{configuration.flag_name(field.name)} "
         said.append(flag + ",".join(map(str, parts)))
     return f"{description.partition(chr(10))[0].rstrip('.:')}: {' '.join(said) or 'the defaults'}"
-
-
-def _say(what: str, error: Exception) -> None:
-    # A value that is quoted may be as long as the file that it stands in.
-    said = logs.plain(str(error))
-    print(f"{what}: {said if len(said) <= _MESSAGE else said[: _MESSAGE - 1] + '…'}", file=sys.stderr)
 
 
 def main(run: Callable[[C], dict[str, Any]], config: type[C], description: str | None) -> NoReturn:
@@ -179,31 +144,32 @@ def main(run: Callable[[C], dict[str, Any]], config: type[C], description: str |
         environment.require_usable()
         environment.set_own()
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` ends a job as Ctrl-C does
-        with _terminal(verbose):
+        with terminal.of_job(verbose):
             log.info("%s", _announcement(values, description or ""))
             try:
                 result = run(submission.keeping_its_output(values))
             except SystemExit as ended:  # how Ray Train answers Ctrl-C
                 raise KeyboardInterrupt from ended
     except UserError as error:
-        _say("error", error)
+        logs.say(logging.ERROR, f"error: {error}")
         status = WRONG_USAGE
     except JobFailed as error:
-        _say("failed", error)
+        logs.say(logging.ERROR, f"failed: {error}")
         status = FAILED
     except GateNotMet as error:
-        _say("gate not met", error)
+        logs.say(logging.ERROR, f"gate not met: {error}")
         result, status = error.result, GATE
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to resume", file=sys.stderr)
+        logs.say(logging.WARNING, "interrupted; run the same command again to resume")
         status = INTERRUPTED
     except OSError as error:  # a disk or a store, which the message names
         if verbose:
-            print(logs.traced(traceback.format_exc()), file=sys.stderr)
-        _say("failed", JobFailed(f"{' '.join(str(error).split())}; see to that and run the same command again"))
+            logs.say(logging.DEBUG, str(error), bug=error)
+        reason = " ".join(str(error).split())
+        logs.say(logging.ERROR, f"failed: {reason}; see to that and run the same command again")
         status = FAILED
-    except Exception:
-        print(logs.traced(traceback.format_exc()), file=sys.stderr)
+    except Exception as error:
+        logs.say(logging.ERROR, f"failed: {type(error).__name__}: {error}", bug=error)
         status = FAILED
     if result is not None:
         result["seconds"] = round(time.monotonic() - started, 3)

@@ -19,7 +19,6 @@ import logging
 import os
 import random
 import signal
-import sys
 import threading
 import time
 import uuid
@@ -187,7 +186,7 @@ class _Lease:
         if signal.getsignal(LOST_SIGNAL) is signal.default_int_handler:
             signal.pthread_kill(threading.main_thread().ident or 0, LOST_SIGNAL)
         if not self._ended.wait(GRACE):  # it is in native code that doesn't return, say
-            print(f"failed: {_lost(self._folder)}", file=sys.stderr, flush=True)
+            log.error("failed: %s", _lost(self._folder))
             os._exit(1)  # Ray's processes and the decoders end with their parent
 
     def _renew(self) -> None:

@@ -6,12 +6,17 @@ import logging
 import os
 import platform
 import re
+import sys
+import traceback
+from pathlib import Path
 from typing import Any
 
 from dim import credentials, submission
 
 # What a record may say beside its message.
-DETAILS = ("node", "worker", "shard", "stage", "done", "total", "errors")
+DETAILS = ("node", "worker", "shard", "stage", "epoch", "done", "total", "errors")
+
+_MESSAGE = 2000  # letters of it, at most: a value that is quoted may be as long as the file that it stands in
 
 
 class _Formatter(logging.Formatter):
@@ -54,14 +59,41 @@ def plain(text: str) -> str:
     return re.sub(marks, lambda found: found[0].encode("unicode_escape").decode(), credentials.redacted(text))
 
 
+def message(text: str) -> str:
+    """`text` as `plain`, and not longer than a message may be."""
+    said = plain(text)
+    return said if len(said) <= _MESSAGE else said[: _MESSAGE - 1] + "…"
+
+
 def traced(text: str) -> str:
     """The lines of a traceback, each of them `plain`."""
     return "\n".join(map(plain, text.splitlines()))
 
 
+def wants_json() -> bool:
+    """Whether a machine reads the log."""
+    return os.environ.get("DIM_LOG") == "json"
+
+
+def job() -> str:
+    """The name of the job that this process runs."""
+    return Path(sys.argv[0]).stem
+
+
+def say(level: int, text: str, bug: Exception | None = None) -> None:
+    """Writes to stderr, as DIM_LOG says, how the job ends: `text`; to a person, for a `bug`, its traceback instead."""
+    said = message(text)
+    if wants_json():
+        about = (type(bug), bug, bug.__traceback__) if bug else None
+        said = JsonFormatter(job()).format(logging.LogRecord("dim", level, "", 0, said, None, about))
+    elif bug:
+        said = traced("".join(traceback.format_exception(bug)))
+    print(said, file=sys.stderr, flush=True)
+
+
 def set_up(handler: logging.Handler, job: str) -> None:
     """Makes `handler` write the records of `job` as DIM_LOG says."""
-    if os.environ.get("DIM_LOG") == "json":
+    if wants_json():
         handler.setFormatter(JsonFormatter(job))
         return
     handler.setFormatter(PlainFormatter("%(asctime)s %(message)s", "%H:%M:%S"))

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import dim
-from dim import files, lease, leftovers, seal
-from dim.errors import UserError
+from dim import files, lease, leftovers, logs, seal
+from dim.errors import JobFailed, UserError
 from dim.seal import Seal
 
 FORMAT_VERSION = 1
 RECORD, RESULT, LOCK = seal.RECORD, "result.json", ".lock"
-RUNNING, DONE = "running", "done"  # the status in run.json
+# The status in run.json. A job that was killed leaves "running", too, but no lock and no live lease.
+RUNNING, DONE, STOPPED, FAILED = "running", "done", "stopped", "failed"
 REPLACED = "replaces"  # in the run.json of a job that runs: the files that the folder had before
 _PACKAGES = ("ray", "tensorflow", "keras", "numpy", "pillow", "pyarrow", "scikit-learn", "faiss-cpu")
 
@@ -54,9 +55,9 @@ def record_of(folder: str) -> dict[str, Any] | None:
 
 
 def finished(folder: str) -> dict[str, Any] | None:
-    """The run.json of `folder`, None where it has none. Raises UserError where the job that writes it has not ended."""
+    """The run.json of `folder`, None where it has none. Raises UserError where the job that writes it is not done."""
     record = record_of(folder)
-    if record is not None and record.get("status") == RUNNING:
+    if record is not None and record.get("status", DONE) != DONE:
         raise UserError(f"{folder!r} was never finished; run {record['job']}.py again")
     return record
 
@@ -110,7 +111,7 @@ class Output:
         self.folder = folder
         self._record = record
         self._names: set[str] = set()
-        before = record_of(folder) or {}
+        self._before = before = record_of(folder) or {}
         # What is not written again goes, once this run is whole.
         self._record[REPLACED] = seal.names(before.get(seal.FILES) or before.get(REPLACED) or [], folder)
         files.delete(files.join(folder, RESULT))
@@ -140,6 +141,49 @@ class Output:
         self._write()
         return result
 
+    def ended(self, error: BaseException) -> None:
+        """Records that `error` ended the job before `finish`, as far as anything can still be written.
+
+        A mistake of the user's leaves no trace of a folder that was not there before, and an output as it was.
+        """
+        if self._record["status"] == DONE:
+            return
+        with contextlib.suppress(OSError, UserError, JobFailed):  # the disk or the lease may be what ended it
+            if isinstance(error, UserError) and self._undone():
+                return
+            known = isinstance(error, UserError | JobFailed)
+            reason = str(error) if known else f"{type(error).__name__}: {error}"
+            ended = {"status": FAILED, "reason": logs.message(reason)}
+            if not isinstance(error, Exception):  # Ctrl-C, or `ray job stop`
+                ended = {"status": STOPPED, "reason": "interrupted"}
+            self._record |= {"finished": _now(), **ended}
+            self._write()
+
+    def _undone(self) -> bool:
+        """Makes the folder what it was before; returns whether it could."""
+        if not self._before:
+            _forget(self.folder)
+            return True
+        if not self._is_as_before():
+            return False
+        self._record = self._before
+        files.write_json(files.join(self.folder, RESULT), self._before["counts"])
+        self._write()
+        return True
+
+    def _is_as_before(self) -> bool:
+        sealed = seal.of_record(self._before, self.folder)
+        if self._before.get("status") != DONE or "counts" not in self._before or (sealed is None and self._names):
+            return False
+        sealed = sealed or {}
+        try:
+            seal.require_whole(self.folder, sealed, self._before["job"])
+            for name in self._names & sealed.keys():  # what this run may have written
+                seal.require_content(files.join(self.folder, name), sealed[name], self._before["job"])
+        except UserError:
+            return False
+        return True
+
 
 @contextlib.contextmanager
 def opened(
@@ -149,7 +193,8 @@ def opened(
 
     Raises UserError where it cannot be written, where another process writes it, where it belongs to another job, or
     where it or an input is on one machine's disk and the job on a cluster of several.
-    A UserError that comes only now, out of a worker, say, leaves no trace of a folder that was not there before.
+    A UserError that comes only now, out of a worker, say, leaves the folder as it was: no trace of a new one. What else
+    ends the job is told by the status in run.json.
     """
     _require_shared(folder, inputs)
     before = record_of(folder)
@@ -168,11 +213,11 @@ def opened(
             "configuration": dataclasses.asdict(config),
             "versions": _versions(),
         }
+        out = Output(folder, record)
         try:
-            yield Output(folder, record)
-        except UserError:
-            if before is None:
-                _forget(folder)
+            yield out
+        except (Exception, KeyboardInterrupt, SystemExit) as error:  # the last is how Ray Train answers Ctrl-C
+            out.ended(error)
             raise
 
 

@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TextIO, TypeVar
 
-from dim import telemetry
+from dim import logs, telemetry
+from dim.telemetry import Stage
 
 T = TypeVar("T")
 
@@ -24,11 +25,13 @@ _ERASED = "\r\x1b[K"
 class Progress:
     """A stage of `total` units of work: "embedding: 320 of 1,687 images, 13.1 images/s, 1 error, 1 min 44 s left".
 
-    `errors`: a unit may end in an error; they are told then, also while there is none.
+    `errors`: a unit may end in an error; they are told then, also while there is none. `epoch`: the stage's, from 1.
     """
 
-    def __init__(self, stage: str, total: int, unit: str = "images", *, errors: bool = False) -> None:
-        self._stage, self._total, self._unit = stage, total, unit
+    def __init__(
+        self, stage: Stage, total: int, unit: str = "images", *, errors: bool = False, epoch: int | None = None
+    ) -> None:
+        self._stage, self._total, self._unit, self._epoch = stage, total, unit, epoch
         self._done, self._errors = 0, 0 if errors else None
         self._started = time.monotonic()
         self._told = 0.0
@@ -50,8 +53,9 @@ class Progress:
         if finished or now - self._told >= SECONDS_BETWEEN_RECORDS:
             self._told = now
             counts = {"stage": self._stage, "done": self._done, "total": self._total, "errors": self._errors or 0}
-            extra = {"finished": finished, **counts}
-            log.info("%s: %s", self._stage, ", ".join(self._parts(now)), extra=extra)
+            which, epoch = ("", {}) if self._epoch is None else (f" epoch {self._epoch}", {"epoch": self._epoch})
+            extra = {"finished": finished, **counts, **epoch}
+            log.info("%s%s: %s", self._stage, which, ", ".join(self._parts(now)), extra=extra)
         # What came before the first units is start-up, and says nothing of the time left.
         self._first = self._first or (now, self._done)
 
@@ -67,7 +71,7 @@ class Progress:
         return parts
 
 
-def told(parts: Iterable[T], size: Callable[[T], int], stage: str, total: int, unit: str = "images") -> Iterator[T]:
+def told(parts: Iterable[T], size: Callable[[T], int], stage: Stage, total: int, unit: str = "images") -> Iterator[T]:
     """`parts`, whose sizes sum to `total`, the progress told as each has been used."""
     progress = Progress(stage, total, unit)
     for part in parts:
@@ -90,7 +94,7 @@ class Handler(logging.StreamHandler):  # type: ignore[type-arg]
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
-        self._live = stream.isatty() and os.environ.get("TERM") != "dumb"
+        self._live = stream.isatty() and os.environ.get("TERM") != "dumb" and not logs.wants_json()
         self._standing = ""  # the line of progress on the terminal, whose end is not written
         self._written = 0.0
 

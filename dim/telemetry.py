@@ -1,12 +1,39 @@
 """What jobs count, as metrics of Ray's: every node exports them to Prometheus, beside Ray's of GPUs, CPUs and memory.
 
 `ray_dim_done_total` and `ray_dim_errors_total` count units of work, photos mostly, and `ray_dim_waiting` says how many
-are left; each has the tag `stage`, and Ray's tags of job and node.
+are left. Each has the tags `program`, such as "train" (Prometheus has its own tag `job`), `JobId`, by which Ray's
+metrics and dashboard name the job, and `stage`, beside Ray's tags of node and process.
 """
 
 import functools
 import sys
-from typing import Any
+from typing import Any, Literal
+
+from dim import logs
+
+# All that there are: each value of a tag is a series of its own.
+Stage = Literal[
+    "checking",
+    "embedding",
+    "evaluating",
+    "exporting",
+    "extracting",
+    "finding neighbours",
+    "fitting",
+    "indexing",
+    "mining",
+    "reading photos for the page",
+    "summing",
+]
+
+TAGS = ("program", "JobId", "stage")
+_program: str | None = None
+
+
+def count_for(program: str) -> None:
+    """From now on, what this process counts is counted for `program`. A job's own process needs not say so."""
+    global _program  # noqa: PLW0603  (of the process, as its metrics are)
+    _program = program
 
 
 @functools.cache
@@ -14,19 +41,19 @@ def _instruments() -> tuple[Any, Any, Any]:
     from ray.util.metrics import Counter, Gauge  # noqa: PLC0415  (not every job has a Ray)
 
     return (
-        Counter("dim_done", "Units of work done, photos mostly", ("stage",)),
-        Counter("dim_errors", "Units of work that ended in an error", ("stage",)),
-        Gauge("dim_waiting", "Units of work that are left", ("stage",)),
+        Counter("dim_done", "Units of work done, photos mostly", TAGS),
+        Counter("dim_errors", "Units of work that ended in an error", TAGS),
+        Gauge("dim_waiting", "Units of work that are left", TAGS),
     )
 
 
-def tell(stage: str, done: int, errors: int, waiting: int) -> None:
+def tell(stage: Stage, done: int, errors: int, waiting: int) -> None:
     """Counts `done` more units of `stage`, `errors` of them failed; `waiting` are left. Without a Ray, nothing."""
     ray = sys.modules.get("ray")
     if ray is None or not ray.is_initialized():
         return
     counted, failed, left = _instruments()
-    tags = {"stage": stage}
+    tags = {"program": _program or logs.job(), "JobId": ray.get_runtime_context().get_job_id(), "stage": stage}
     if done:
         counted.inc(done, tags)
     if errors:

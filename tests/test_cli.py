@@ -11,7 +11,9 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 import typing
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -126,7 +128,7 @@ def test_each_flag_is_explained(job):
 
 
 @pytest.fixture
-def ended(monkeypatch, capfd):
+def whole(monkeypatch, capfd):
     """Runs a job in this process: (exit status, stdout, stderr)."""
     monkeypatch.setattr(sys, "argv", ["job.py", "in", "--out", "o"])
     handlers = list(logging.getLogger().handlers)
@@ -136,10 +138,20 @@ def ended(monkeypatch, capfd):
         with pytest.raises(SystemExit) as exit:
             main(job, Config, "What it does.")
         assert logging.getLogger().handlers == handlers
-        out, err = capfd.readouterr()
+        return exit.value.code, *capfd.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def ended(whole):
+    """Runs a job as `whole` does; of stderr, what follows the announcement."""
+
+    def run(job, *flags):
+        status, out, err = whole(job, *flags)
         begun, _, rest = err.partition("\n")
         assert begun.partition(" ")[2] == "What it does: in --out o"
-        return exit.value.code, out, rest
+        return status, out, rest
 
     return run
 
@@ -221,6 +233,66 @@ def noisy(config):
     print("a worker died")
     os.write(2, b"C++ has something to say\n")
     return {}
+
+
+def gate_not_met(_):
+    raise GateNotMet("mAP fell", {"map": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("job", "flags", "ending"),
+    [
+        (lambda _: {}, (), (0, None)),
+        (fail(UserError("no file 'x'")), (), (2, "error: no file 'x'")),
+        (
+            lambda _: {},
+            ("--imagesize", "3"),
+            (2, "error: unknown argument '--imagesize'; did you mean '--image-size'?"),
+        ),
+        (lambda _: {}, ("--margin", "inf"), (2, "error: argument --margin: 'inf' is not a number (see --help)")),
+        (fail(JobFailed("it diverged")), (), (1, "failed: it diverged")),
+        (fail(OSError("disk\nfull")), ("-v",), (1, "failed: disk full; see to that and run the same command again")),
+        (fail(ZeroDivisionError("division\nby zero")), (), (1, r"failed: ZeroDivisionError: division\nby zero")),
+        (gate_not_met, (), (3, "gate not met: mAP fell")),
+        (fail(KeyboardInterrupt()), (), (130, "interrupted; run the same command again to resume")),
+    ],
+)
+def test_a_machine_reads_json_however_a_job_ends(whole, monkeypatch, job, flags, ending):
+    status, said = ending
+    monkeypatch.setenv("DIM_LOG", "json")
+    found, _, err = whole(job, *flags)
+    records = [json.loads(line) for line in err.splitlines()]
+    assert found == status
+    assert all(record["job"] == "job" and record["time"] and record["level"] for record in records)
+    if said is not None:
+        assert records[-1]["message"] == said
+        assert records[-1]["level"] == ("WARNING" if status == 130 else "ERROR")
+    if "ZeroDivision" in (said or ""):
+        assert records[-1]["exception"].startswith("Traceback")
+
+
+@pytest.mark.parametrize("flags", [(), ("-v",)])
+def test_a_machine_reads_json_whoever_speaks(whole, monkeypatch, flags):
+    def job(config):
+        warnings.warn("this is old", DeprecationWarning, stacklevel=1)
+        try:
+            raise ZeroDivisionError("which is told and survived")
+        except ZeroDivisionError:
+            traceback.print_exc()
+        print("begun, ", end="", file=sys.stderr)
+        print("and ended", file=sys.stderr)
+        return noisy(config)
+
+    monkeypatch.setenv("DIM_LOG", "json")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        _, out, err = whole(job, *flags)
+    assert list(json.loads(out)) == ["seconds"]
+    said = [json.loads(line)["message"] for line in err.splitlines()]
+    assert [line for line in said if "this is old" in line]
+    for line in ("3 photos", "begun, and ended", "a worker died", "ZeroDivisionError: which is told and survived"):
+        assert line in said
+    assert ("C++ has something to say" in said) is bool(flags)
 
 
 def test_the_terminal_is_the_jobs_own(ended):

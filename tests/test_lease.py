@@ -222,7 +222,7 @@ def test_a_writer_that_slept_while_another_took_over_writes_nothing_more(s3, mon
                 writer.send_signal(signal.SIGCONT)
                 printed, said = writer.communicate(timeout=60)
                 assert (writer.returncode, printed) == (1, "")
-                assert said.splitlines()[-1].startswith(f"failed: this job could not renew its lease on {folder!r}")
+                assert f"failed: this job could not renew its lease on {folder!r}" in said.splitlines()[-1]
                 assert contents(folder) == before
                 out.finish({"by": "the second"})
             assert files.read_json(f"{folder}/result.json") == {"by": "the second"}

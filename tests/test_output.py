@@ -1,5 +1,6 @@
 """Output folders: run.json and result.json, one writer, one job, no trace of a mistake."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from dim import output, seal, tables
-from dim.errors import UserError
+from dim.errors import JobFailed, UserError
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,99 @@ def test_a_mistake_that_shows_late_leaves_no_trace(tmp_path):
     with pytest.raises(UserError), open_as("extract", tmp_path / "out"):
         raise UserError("the weights are of another network")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "reason"),
+    [
+        (KeyboardInterrupt(), "stopped", "interrupted"),
+        (SystemExit(0), "stopped", "interrupted"),
+        (JobFailed("it diverged"), "failed", "it diverged"),
+        (OSError("the disk\nis full"), "failed", r"OSError: the disk\nis full"),
+        (ZeroDivisionError("see s3://key:secret@bucket/a"), "failed", "ZeroDivisionError: see s3://…@bucket/a"),
+    ],
+)
+@pytest.mark.parametrize("again", [False, True])
+def test_how_a_job_ended_stands_in_the_folder(tmp_path, error, status, reason, again):
+    out = tmp_path / "out"
+    if again:
+        sealed(out, a_csv="1")
+    with pytest.raises(type(error)), open_as("audit", out):
+        raise error
+    record = read(out / "run.json")
+    assert (record["status"], record["reason"]) == (status, reason)
+    assert record["finished"] >= record["started"]
+    with pytest.raises(UserError, match=r"was never finished; run audit\.py again"):
+        output.whole(str(out))
+    sealed(out, a_csv="1")
+    assert "reason" not in read(out / "run.json") and output.whole(str(out))
+
+
+def test_what_ended_the_job_is_told_although_it_cannot_be_recorded(tmp_path):
+    with pytest.raises(OSError, match="full"), open_as("audit", tmp_path / "out"):
+        shutil.rmtree(tmp_path / "out")
+        (tmp_path / "out").touch()
+        raise OSError("the disk is full")
+
+
+def test_a_job_that_was_killed_leaves_its_record_and_no_lock(tmp_path):
+    program = f"""
+import os, signal, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import test_output
+with test_output.open_as("audit", {str(tmp_path / "out")!r}):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    subprocess.run([sys.executable, "-c", program], check=False)
+    assert read(tmp_path / "out" / "run.json")["status"] == "running"
+    assert not locked(tmp_path / "out" / ".lock")
+    with open_as("audit", tmp_path / "out"):
+        assert locked(tmp_path / "out" / ".lock")
+
+
+def locked(path):
+    with path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def test_a_mistake_that_shows_late_leaves_an_output_as_it_was(tmp_path):
+    out = tmp_path / "out"
+    sealed(out, a_csv="1", b_csv="22")
+    before = {path: path.read_bytes() for path in out.iterdir() if path.name != ".lock"}
+    with pytest.raises(UserError), open_as("audit", out) as again:
+        again.path("a.csv")
+        raise UserError("it takes no rows")
+    assert {path: path.read_bytes() for path in out.iterdir() if path.name != ".lock"} == before
+    assert output.whole(str(out))
+
+
+def test_a_mistake_over_what_is_not_sealed_leaves_it_as_it_was(tmp_path):
+    out = tmp_path / "out"
+    with open_as("nightly", out) as first:
+        first.finish({"map": 0.5})
+    before = read(out / "run.json")
+    with pytest.raises(UserError), open_as("nightly", out):
+        raise UserError("the date is before the last night")
+    assert read(out / "run.json") == before and read(out / "result.json") == {"map": 0.5}
+
+
+@pytest.mark.parametrize("change", ["3", None])
+def test_a_mistake_that_shows_once_something_was_written_is_recorded(tmp_path, change):
+    out = tmp_path / "out"
+    sealed(out, a_csv="1", b_csv="22")
+    with pytest.raises(UserError), open_as("audit", out) as again:
+        if change is None:
+            (out / "b.csv").unlink()
+        else:
+            Path(again.path("a.csv")).write_text(change)
+        raise UserError("late")
+    assert read(out / "run.json").items() >= {"status": "failed", "reason": "late"}.items()
+    with pytest.raises(UserError, match="was never finished"):
+        output.whole(str(out))
 
 
 def test_a_mistake_deletes_nothing_but_its_own(tmp_path):

@@ -82,6 +82,14 @@ def test_what_a_line_says(clock, caplog):
     assert stage.seconds == 62
 
 
+def test_an_epoch_is_named_beside_its_stage(caplog):
+    caplog.set_level(logging.INFO, "dim")
+    Progress("fitting", 40, "triplets", epoch=3).add(8)
+    (record,) = caplog.records
+    assert record.getMessage() == "fitting epoch 3: 8 of 40 triplets"
+    assert (record.stage, record.epoch) == ("fitting", 3)
+
+
 def test_parts_are_counted_once_they_have_been_used(clock, caplog):
     caplog.set_level(logging.INFO, "dim")
     for _ in told([[1, 2], [3]], len, "indexing", 3, "rows"):
@@ -161,3 +169,16 @@ def test_ctrl_c_says_how_to_resume(terminal, demo):
     out, _ = job.communicate(timeout=60)
     assert (job.returncode, out) == (130, "")
     assert screen().endswith("interrupted; run the same command again to resume\n")
+
+
+def test_a_machine_reads_json_on_a_terminal_and_after_ctrl_c(terminal, demo):
+    stream, screen = terminal
+    command = [sys.executable, JOBS / "split.py", demo, "--out", "/dev/null/manifest.csv"]
+    environment = os.environ | {"DIM_LOG": "json"}
+    job = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stream, text=True, env=environment)
+    said = screen("Split")
+    job.send_signal(signal.SIGINT)
+    job.communicate(timeout=60)
+    lines = (said + screen()).splitlines()
+    assert json.loads(lines[-1])["message"] == "interrupted; run the same command again to resume"
+    assert all(json.loads(line)["job"] == "split" for line in lines)

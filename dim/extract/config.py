@@ -69,6 +69,11 @@ class Extraction(Limited):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{flag_name(name)} must be at least 1, not {value}")
+        if self.gpus_per_worker is not None and not 0 <= self.gpus_per_worker <= 1:
+            raise UserError(
+                f"--gpus-per-worker must be from 0 to 1, not {self.gpus_per_worker:g}: an actor computes on one GPU, "
+                "and there are as many actors as GPUs"
+            )
         if not self.scales or not all(0 < scale <= 4 for scale in self.scales):
             raise UserError(f"--scales must be above 0 and at most 4, not {', '.join(map(str, self.scales))}")
         super().__post_init__()

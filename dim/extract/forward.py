@@ -13,11 +13,15 @@ from dim.model import devices
 log = logging.getLogger(__name__)
 
 
-def set_up_tensorflow(threads: int, streams: int = 1) -> None:
+def set_up_tensorflow(threads: int, streams: int = 1, *, one_shape: bool = False) -> None:
     """Gives TensorFlow `threads` threads for `streams` passes at once, and the GPUs that Ray has assigned; to be called
-    first.
+    first. `one_shape`: nearly all passes have the same shape, the number of images included.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # For each new shape of each convolution, TensorFlow runs all of cuDNN's algorithms to keep the fastest
+    # (tensorflow/core/kernels/conv_ops_gpu.cc, whose map has batch and sides in its keys). Where shapes vary, that is
+    # done again and again: without it, the first that cuDNN's own heuristics name is taken.
+    os.environ.setdefault("TF_CUDNN_USE_AUTOTUNE", "1" if one_shape else "0")
     import tensorflow as tf  # noqa: PLC0415
 
     tf.config.threading.set_intra_op_parallelism_threads(max(1, threads // streams))

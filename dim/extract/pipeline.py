@@ -113,7 +113,7 @@ class Network:
 
 
 def _embedder(recipe: Recipe, machine: Resources) -> Embedder:
-    set_up_tensorflow(machine.threads, machine.streams)
+    set_up_tensorflow(machine.threads, machine.streams, one_shape=recipe.source.spec.resize == "squash")
     return Embedder(recipe, machine.batch_size, machine.streams)
 
 

@@ -60,7 +60,7 @@ class _Regions:
 
 
 def _forward(recipe: Recipe, machine: Resources) -> Forward:
-    set_up_tensorflow(machine.threads, machine.streams)
+    set_up_tensorflow(machine.threads, machine.streams, one_shape=recipe.source.spec.resize == "squash")
     import tensorflow as tf  # noqa: PLC0415
 
     from dim.model import network  # noqa: PLC0415

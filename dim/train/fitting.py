@@ -58,7 +58,7 @@ class Fitting:
         plan = list(batches.epoch(triplets, self._photos.labels, self._config.batch_size, self._replicas, generator))
         own = [shares[self._own] for shares in plan]
         losses, active = [], 0
-        progress = Progress(f"fitting epoch {epoch + 1}", sum(map(_size, plan)), "triplets")
+        progress = Progress("fitting", sum(map(_size, plan)), "triplets", epoch=epoch + 1)
         for number, (shares, mine, found) in enumerate(zip(plan, own, self._inputs(own, epoch), strict=True)):
             images = [packed([self._readable(found, row) for row in share.rows.tolist()]) for share in mine]
             loss, hard = self._step(images, [share.indices for share in mine], _size(shares))

@@ -6,7 +6,7 @@ from typing import Any
 
 from ray.util.queue import Queue
 
-from dim import cluster
+from dim import cluster, telemetry
 from dim.lease import Claim, under
 from dim.model.spec import Source
 from dim.train.config import TrainConfig
@@ -44,6 +44,7 @@ def train_worker(arguments: dict[str, Any]) -> dict[str, Any]:
     from dim.train import loop  # noqa: PLC0415  (TensorFlow is for the workers)
 
     job: Job = arguments["job"]
+    telemetry.count_for("train")
     try:
         with cluster.connected(), under(job.claims):
             return loop.run(job)

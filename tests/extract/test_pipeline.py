@@ -1,5 +1,9 @@
 """What the network's actors take of a cluster, and what of the pipeline is the same for any network."""
 
+import os
+import sys
+from unittest.mock import MagicMock
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -9,7 +13,11 @@ from dim.data.limits import LIMITS
 from dim.errors import JobFailed, UserError
 from dim.extract import pipeline
 from dim.extract.config import ExtractConfig
+from dim.extract.embedder import Recipe
+from dim.extract.forward import set_up_tensorflow
 from dim.extract.resources import Resources, resources
+from dim.model import region_sums
+from dim.model.spec import Source, Spec
 
 
 @pytest.fixture
@@ -158,3 +166,33 @@ def test_a_decoding_task_reads_several_photos_at_a_time(s3, demo, monkeypatch):
     assert found.drop_columns("error") == expected.drop_columns("error")
     assert found["status"].to_pylist() == ["ok"] * len(names) + ["error"]
     assert counts["most"] >= 8 and counts["requests"] <= 2 * len(names) + 2
+
+
+class Begun(Exception):
+    pass
+
+
+@pytest.mark.parametrize(("resize", "one_shape"), [("squash", True), ("long-side", False)])
+@pytest.mark.parametrize(("module", "made"), [(pipeline, pipeline._embedder), (region_sums, region_sums._forward)])
+def test_tensorflow_is_told_whether_shapes_vary(monkeypatch, resize, one_shape, module, made):
+    def set_up(*_, **named):
+        raise Begun(named)
+
+    monkeypatch.setattr(module, "set_up_tensorflow", set_up)
+    recipe = Recipe(Source(Spec(resize=resize), "random", None), "float32")
+    with pytest.raises(Begun) as begun:
+        made(recipe, Resources(1, 1, 1, 256))
+    assert begun.value.args == ({"one_shape": one_shape},)
+
+
+@pytest.mark.parametrize(
+    ("named", "users", "tuned"),
+    [({}, None, "0"), ({"one_shape": True}, None, "1"), ({}, "1", "1"), ({"one_shape": True}, "0", "0")],
+)
+def test_convolutions_are_tuned_for_a_shape_that_comes_again(monkeypatch, named, users, tuned):
+    monkeypatch.setenv("TF_CUDNN_USE_AUTOTUNE", users or "")  # which puts it back after the test
+    if users is None:
+        del os.environ["TF_CUDNN_USE_AUTOTUNE"]
+    monkeypatch.setitem(sys.modules, "tensorflow", MagicMock())
+    set_up_tensorflow(2, **named)
+    assert os.environ["TF_CUDNN_USE_AUTOTUNE"] == tuned

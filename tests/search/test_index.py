@@ -16,7 +16,7 @@ from dim.errors import UserError
 from dim.extract import identity, store
 from dim.model import whitening
 from dim.model.whitening import Whitening
-from dim.search import index, target
+from dim.search import index, index_job, target
 from dim.search.config import IndexConfig
 from dim.search.index_job import build
 
@@ -197,6 +197,19 @@ def test_a_build_that_dies_leaves_no_half_of_an_index(folder, tmp_path, monkeypa
     assert not list((tmp_path / "out").glob("*.tmp"))
     with pytest.raises(UserError, match=r"was never finished; run index.py again"):
         target.read(str(tmp_path / "out"), None, None)
+
+
+def test_a_build_that_is_refused_leaves_the_index_as_it_was(folder, tmp_path, monkeypatch):
+    built(folder, tmp_path / "out")
+
+    def refusing(*_):
+        raise UserError("--factory 'SQ8' takes no rows")
+
+    monkeypatch.setattr(index_job, "_write", refusing)
+    with pytest.raises(UserError, match="takes no rows"):
+        built(folder, tmp_path / "out", factory="SQ8")
+    assert len(target.read(str(tmp_path / "out"), None, None).ids) == ROWS - 2
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["factory"] == "Flat"
 
 
 def refused(out, message):
