@@ -2,7 +2,9 @@
 
 Of all requests, the share `failing` ends in an error (500 before the work is done, 503, or a connection that is cut
 after it), and the share `slow` is answered late; `stuck` ones are never answered. Which, follows from `seed` and the
-request alone, so that it is the same in each run, whatever the order in which requests arrive.
+request alone, so that it is the same in each run, whatever the order in which requests arrive. Each request takes
+`latency` seconds, as on the way to a real store. Counted are, beside what failed, all `requests`, those of each method,
+and the `most` that were in flight at a time. To write what has `denied` in its name is forbidden.
 """
 
 import argparse
@@ -25,16 +27,31 @@ class Faults:
 
     def __init__(self, application, **rates):
         self._application, self._lock = application, threading.Lock()
+        self._in_flight = 0
         self.set(rates)
 
     def set(self, rates):
         with self._lock:
-            self._rates = {"failing": 0.0, "slow": 0.0, "stuck": 0.0, "seed": 0} | rates
+            self._rates = {"failing": 0.0, "slow": 0.0, "stuck": 0.0, "seed": 0, "latency": 0.0, "denied": None} | rates
             self._seen, self.counts = Counter(), Counter()
 
     def __call__(self, environ, start_response):
         if environ["PATH_INFO"] == CONTROL:
             return self._control(environ, start_response)
+        with self._lock:
+            self._in_flight += 1
+            self.counts["most"] = max(self.counts["most"], self._in_flight)
+        try:
+            time.sleep(self._rates["latency"])
+            return self._answer(environ, start_response)
+        finally:
+            with self._lock:
+                self._in_flight -= 1
+
+    def _answer(self, environ, start_response):
+        denied, written = self._rates["denied"], environ["REQUEST_METHOD"] in ("PUT", "POST")
+        if denied and written and denied in environ["PATH_INFO"]:
+            return self._error("403 Forbidden", "AccessDenied", start_response)
         chance, kind = self._drawn(environ)
         failing, slow, stuck = (self._rates[name] for name in ("failing", "slow", "stuck"))
         if chance < failing:
@@ -54,6 +71,7 @@ class Faults:
         with self._lock:
             self._seen[request] += 1
             self.counts["requests"] += 1
+            self.counts[environ["REQUEST_METHOD"]] += 1
             text = f"{self._rates['seed']} {request} {self._seen[request]}"
         digest = hashlib.sha256(text.encode()).digest()
         return int.from_bytes(digest[:8]) / 2**64, digest[8] / 256
@@ -61,14 +79,17 @@ class Faults:
     def _fail(self, kind, environ, start_response):
         if kind < 2 / 3:
             status, code = ("500 Internal Server Error", "InternalError") if kind < 1 / 3 else ("503 ", "SlowDown")
-            self._count(code)
-            start_response(status, [("Content-Type", "application/xml"), ("Connection", "close")])
-            return [f"<Error><Code>{code}</Code><Message>on purpose</Message></Error>".encode()]
+            return self._error(status, code, start_response)
         self._count("cut")
         for _ in self._application(environ, lambda *_: None):  # done, but nobody hears of it
             pass
         environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
         raise ConnectionError("cut on purpose")
+
+    def _error(self, status, code, start_response):
+        self._count(code)
+        start_response(status, [("Content-Type", "application/xml"), ("Connection", "close")])
+        return [f"<Error><Code>{code}</Code><Message>on purpose</Message></Error>".encode()]
 
     def _count(self, what):
         with self._lock:
@@ -92,7 +113,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
-    for rate in ("failing", "slow", "stuck"):
+    for rate in ("failing", "slow", "stuck", "latency"):
         parser.add_argument(f"--{rate}", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=0)
     rates = vars(parser.parse_args())

@@ -1,0 +1,65 @@
+"""What is made for a cluster of hosts ends with it, however it ends, and has nothing of this machine's own clusters."""
+
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+from cluster.hosts import Lan
+from cluster.ray_cluster import HEAD, WORKERS, Cluster
+
+from cluster import ray_cluster
+
+
+def started():
+    """The processes that this one has started and not ended."""
+    return {pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
+
+
+def networks():
+    """The networks that this process has made and not ended."""
+    names = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout.split()
+    return {name for name in names if name.startswith(f"d{os.getpid() % 100000}")}
+
+
+def fail(*_, **__):
+    raise TimeoutError("on purpose")
+
+
+@pytest.mark.parametrize("step", ["_derived", "until", "up", "down"])
+def test_a_cluster_of_which_a_step_fails_leaves_nothing_that_runs(needs_hosts, demo, monkeypatch, step):
+    """With `until`, the S3 server has been started, and does not answer; with `up`, a tunnel has been, too."""
+    before = started(), networks()
+    if step != "until":
+        monkeypatch.setattr(Cluster, "serve_photos", lambda cluster, _: cluster.start("sleep", "600", log=cluster.file))
+        monkeypatch.setattr(Cluster, "up", lambda cluster: cluster.start("sleep", "600", log=cluster.file))
+    monkeypatch.setattr(Cluster, step, fail)
+    with pytest.raises(TimeoutError, match="on purpose"), ray_cluster.running(demo):
+        pass
+    assert (started(), networks()) == before
+
+
+def test_a_host_that_does_not_start_ends_the_others(needs_hosts, tmp_path, monkeypatch):
+    before = started(), networks()
+    monkeypatch.setattr("cluster.hosts.START", "echo nothing to start; exit 1")
+    with pytest.raises(RuntimeError, match="does not start: nothing to start"), Lan(tmp_path, ("head",), {}):
+        pass
+    assert (started(), networks()) == before
+
+
+def test_the_person_sees_no_state_of_this_machines_clusters(needs_hosts, monkeypatch):
+    """Ray keeps it in ~ and in the temporary folder, by the name of the cluster, or where the environment says."""
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setenv("TMPDIR", "/var/tmp")
+    with (
+        tempfile.TemporaryDirectory(prefix="ray-of-this-machine-", dir="/tmp") as theirs,
+        tempfile.TemporaryDirectory(dir="/var/tmp") as folder,
+        Lan(Path(folder), (HEAD, *WORKERS), {}) as lan,
+    ):
+        cluster = Cluster(lan)
+        looked = cluster.run("bash", "-c", f"test ! -e {theirs} && touch ~/seen /tmp/seen && env")
+        assert looked.returncode == 0, looked.stderr
+        assert not {"RAY_ADDRESS", "TMPDIR"} & {line.partition("=")[0] for line in looked.stdout.splitlines()}
+        assert not Path("/tmp/seen").exists()
+        assert not Path("/root/seen").exists()
