@@ -22,7 +22,12 @@ AWS = {
     "AWS_DEFAULT_REGION": "us-east-1",
     "AWS_ENDPOINT_URL": S3,
 }
-PERSON = {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0", "RAY_API_SERVER_ADDRESS": DASHBOARD}
+PERSON = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_API_SERVER_ADDRESS": DASHBOARD,
+    "PYTHONUNBUFFERED": "1",  # a job's lines are there as it says them, though they go to a file
+}
 
 UPLOAD = """
 import sys, boto3, pathlib
@@ -56,7 +61,7 @@ class Cluster:
         self.folder, self.hosts = lan.folder, lan.hosts
         self.file = lan.folder / "cluster.yaml"
         self.file.write_text(yaml.safe_dump(self._derived()))
-        self._submitted = 0
+        self._jobs = []
 
     def _derived(self):
         """cluster/onprem.yaml for these hosts, on which everything is installed."""
@@ -89,8 +94,6 @@ class Cluster:
 
     def down(self):
         """`ray down`, after which nothing of Ray runs on any host."""
-        for host in self.hosts.values():
-            host.plug()
         done = self.run(RAY, "down", "-y", self.file)
         assert done.returncode == 0, done.stdout + done.stderr
         # It stops the head; the others give up a minute after they have heard the last of it.
@@ -115,9 +118,18 @@ class Cluster:
 
     def submit(self, *words):
         """`ray job submit --working-dir .` with these further words, started."""
-        self._submitted += 1
-        log = self.folder / f"job-{self._submitted}.log"
-        return Submitted(self, self.start(RAY, "job", "submit", "--working-dir", ".", *words, log=log), log)
+        log = self.folder / f"job-{len(self._jobs)}.log"
+        process = self.start(RAY, "job", "submit", "--working-dir", ".", *words, log=log)
+        self._jobs.append(Submitted(self, process, log))
+        return self._jobs[-1]
+
+    def settle(self):
+        """Puts all cables back and stops the jobs that still run."""
+        for host in self.hosts.values():
+            host.plug()
+        for job in self._jobs:
+            if job.runs():
+                job.stop()
 
     def serve_photos(self, demo):
         """Starts the S3 server on the head, which has the bucket with the demo photos then."""
@@ -156,11 +168,14 @@ class Submitted:
     def said(self):
         return self._log.read_text()
 
+    def runs(self):
+        return self._process.poll() is None
+
     def until(self, text, seconds=600):
         """Waits until the job has said `text`."""
 
         def said():
-            if self._process.poll() is not None and text not in self.said():
+            if not self.runs() and text not in self.said():
                 raise AssertionError(self.said())
             return text in self.said()
 
