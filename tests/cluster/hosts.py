@@ -40,7 +40,7 @@ def missing():
     """What this machine lacks to make hosts, None where it lacks nothing."""
     if os.geteuid() != 0:
         return "root"
-    for program in ("ip", "unshare", "nsenter", "ssh-keygen", "ssh", "rsync"):
+    for program in ("ip", "setpriv", "unshare", "nsenter", "ssh-keygen", "ssh", "rsync"):
         if shutil.which(program) is None:
             return f"{program} (Debian: iproute2, openssh-server, rsync)"
     if not Path("/usr/sbin/sshd").exists():
@@ -63,6 +63,7 @@ class Host:
         self.environment = environment | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
         self.netns = f"{lan.prefix}{name}"
         self.home = lan.folder / name
+        self._started = []
         self._make_home()
         _run("ip", "netns", "add", self.netns)
         self._port = f"{lan.prefix}{name}"
@@ -91,17 +92,17 @@ class Host:
         self._log = self.lan.folder / f"{self.name}.log"
         script = START.format(home=self.home, name=self.name)
         with self._log.open("w") as log:
-            boot = subprocess.Popen(
+            self._boots = subprocess.Popen(
                 [
-                    *("ip", "netns", "exec", self.netns, "unshare", "--mount", "--uts", "--ipc", "--pid", "--fork"),
-                    *("--kill-child", "--mount-proc", "--propagation", "private", "bash", "-ec", script),
+                    *("setpriv", "--pdeathsig=KILL", "ip", "netns", "exec", self.netns),  # it ends with this process
+                    *("unshare", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child", "--mount-proc"),
+                    *("--propagation", "private", "bash", "-ec", script),
                 ],
                 stdout=log,
                 stderr=log,
                 cwd="/",
                 start_new_session=True,
             )
-        self._boots, self._started = boot, []
 
     def wait(self):
         """Waits until the host takes logins."""

@@ -1,12 +1,15 @@
 """What is made for a cluster of hosts ends with it, however it ends, and has nothing of this machine's own clusters."""
 
+import contextlib
 import os
 import subprocess
+import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
-from cluster.hosts import Lan
+from cluster.hosts import REPOSITORY, Lan
 from cluster.ray_cluster import HEAD, WORKERS, Cluster
 
 from cluster import ray_cluster
@@ -21,6 +24,15 @@ def networks():
     """The networks that this process has made and not ended."""
     names = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout.split()
     return {name for name in names if name.startswith(f"d{os.getpid() % 100000}")}
+
+
+def namespaces():
+    """Those of processes in which any is."""
+    found = set()
+    for entry in Path("/proc").glob("[0-9]*/ns/pid"):
+        with contextlib.suppress(OSError):  # it ends just now
+            found.add(entry.readlink())
+    return found
 
 
 def fail(*_, **__):
@@ -38,6 +50,29 @@ def test_a_cluster_of_which_a_step_fails_leaves_nothing_that_runs(needs_hosts, d
     with pytest.raises(TimeoutError, match="on purpose"), ray_cluster.running(demo):
         pass
     assert (started(), networks()) == before
+
+
+def test_no_host_outlives_a_test_that_is_killed(needs_hosts, tmp_path):
+    program = """
+import sys, pathlib, time
+from cluster.hosts import Lan
+with Lan(pathlib.Path(sys.argv[1]), (), {}) as lan:
+    lan.hosts["user"].start("sleep", "600", log=lan.folder / "sleep.log")
+    print(lan.prefix, lan.hosts["user"]._first(), flush=True)
+    time.sleep(600)
+"""
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY / "tests")}
+    command = [sys.executable, "-c", program, tmp_path]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as test:
+        prefix, first = test.stdout.readline().split()
+        host = Path(f"/proc/{first}/ns/pid").readlink()
+        test.kill()
+    for network in ("sw", "user"):
+        subprocess.run(["ip", "netns", "delete", f"{prefix}{network}"], check=True)
+    end = time.monotonic() + 60
+    while host in namespaces():
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 def test_a_host_that_does_not_start_ends_the_others(needs_hosts, tmp_path, monkeypatch):
