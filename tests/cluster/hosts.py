@@ -10,11 +10,24 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+PLACE = "/var/tmp"  # for the hosts' disks; each has a /tmp of its own
 NET = "10.77.0"
+# What making hosts takes, tried in a folder.
+TRIAL = """
+cd {folder}
+mkdir upper work
+ip netns add dim-trial-$$
+trap "ip netns delete dim-trial-$$" EXIT
+unshare --net --mount --pid --fork bash -ec "
+mount -t overlay -o lowerdir=/root,upperdir=upper,workdir=work overlay /root
+ip link add switch type bridge
+ip link add one type veth peer name other"
+"""
 SSHD = """
 Port 22
 HostKey /root/.ssh/host_key
@@ -47,8 +60,10 @@ def missing():
         return "sshd (Debian: openssh-server)"
     if any(path.is_relative_to("/tmp") for path in (REPOSITORY, Path(sys.prefix))):
         return "a repository and a virtual environment outside /tmp, of which each host has its own"
-    done = subprocess.run(["unshare", "--net", "--mount", "--pid", "--fork", "true"], capture_output=True, check=False)
-    return None if done.returncode == 0 else "the right to make namespaces"
+    with tempfile.TemporaryDirectory(dir=PLACE) as folder:
+        tried = ["bash", "-ec", TRIAL.format(folder=folder)]
+        done = subprocess.run(tried, capture_output=True, text=True, check=False)
+    return f"the right to make namespaces ({done.stderr.strip()})" if done.returncode else None
 
 
 def _run(*command, **options):

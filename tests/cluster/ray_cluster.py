@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import yaml
-from cluster.hosts import NET, REPOSITORY, Lan
+from cluster.hosts import NET, PLACE, REPOSITORY, Lan
 
 RAY = str(Path(sys.executable).with_name("ray"))
 HEAD, WORKERS = "head", ("one", "two")
@@ -205,7 +205,7 @@ class Submitted:
 def running(demo):
     """The cluster, up, with the photos of the folder `demo`; afterwards it is taken down, and nothing runs any more."""
     with (
-        tempfile.TemporaryDirectory(dir="/var/tmp") as folder,  # not in /tmp, of which each host has its own
+        tempfile.TemporaryDirectory(dir=PLACE) as folder,
         Lan(Path(folder), (HEAD, *WORKERS), AWS) as lan,
     ):
         made = Cluster(lan)
