@@ -11,12 +11,14 @@ from dim.errors import UserError
 
 C = TypeVar("C")
 
+_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+
 log = logging.getLogger(__name__)
 
 
 def _known() -> dict[str, Any]:
     try:
-        known = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+        known = json.loads(os.environ.get(_CONFIG, "{}"))
     except ValueError:
         return {}
     return known if isinstance(known, dict) else {}
@@ -33,7 +35,8 @@ def keeping_its_output(config: C) -> C:
     """`config`, a job's, whose `out` outlives the job.
 
     A submitted job runs in a copy of its working directory, which Ray deletes some time later. Raises UserError there
-    for a relative `out`; but a job without any flag, the demo, gets a folder in `dim-runs` of the home folder.
+    for a relative `out`; but a job without any flag, the demo, gets a folder in `dim-runs` of the home folder. As the
+    other nodes don't have that, it is kept from the cluster: its Ray will be its own, on this machine.
     """
     out = getattr(config, "out", None)
     if out is None or identifier() is None or "://" in out or out.startswith(("/", "~")):
@@ -41,7 +44,9 @@ def keeping_its_output(config: C) -> C:
     fields = dataclasses.fields(config)  # type: ignore[arg-type]
     if all(getattr(config, field.name) == field.default for field in fields):
         kept = str(Path.home() / "dim-runs" / Path(out).name)
-        log.info("writing to %s on this machine, as no --out is given", kept)
+        log.info("running on this machine alone and writing to %s there, as no --out is given", kept)
+        for name in (_CONFIG, "RAY_ADDRESS"):
+            os.environ.pop(name, None)
         return dataclasses.replace(config, out=kept)  # type: ignore[type-var]
     raise UserError(
         f"--out {out!r} is relative, and would be lost with this submitted job's copy of the working directory; write "

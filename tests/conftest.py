@@ -85,6 +85,9 @@ class S3:
     def __init__(self):
         server = REPOSITORY / "tests" / "s3_server.py"
         self._process = subprocess.Popen([sys.executable, server, "--port", str(S3_PORT)])
+
+    def wait(self):
+        """Waits until the server answers."""
         end = time.monotonic() + 60
         while not self._answers():
             assert self._process.poll() is None and time.monotonic() < end, "the S3 server did not start"
@@ -119,8 +122,11 @@ class S3:
 @pytest.fixture(scope="session")
 def _s3() -> Iterator[S3]:
     server = S3()
-    yield server
-    server.end()
+    try:
+        server.wait()
+        yield server
+    finally:
+        server.end()
 
 
 @pytest.fixture

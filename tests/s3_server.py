@@ -4,7 +4,7 @@ Of all requests, the share `failing` ends in an error (500 before the work is do
 after it), and the share `slow` is answered late; `stuck` ones are never answered. Which, follows from `seed` and the
 request alone, so that it is the same in each run, whatever the order in which requests arrive. Each request takes
 `latency` seconds, as on the way to a real store. Counted are, beside what failed, all `requests`, those of each method,
-and the `most` that were in flight at a time.
+and the `most` that were in flight at a time. To write what has `denied` in its name is forbidden.
 """
 
 import argparse
@@ -33,7 +33,7 @@ class Faults:
 
     def set(self, rates):
         with self._lock:
-            self._rates = {"failing": 0.0, "slow": 0.0, "stuck": 0.0, "seed": 0, "latency": 0.0} | rates
+            self._rates = {"failing": 0.0, "slow": 0.0, "stuck": 0.0, "seed": 0, "latency": 0.0, "denied": None} | rates
             self._seen, self.counts = Counter(), Counter()
 
     def __call__(self, environ, start_response):
@@ -50,6 +50,9 @@ class Faults:
                 self._in_flight -= 1
 
     def _answer(self, environ, start_response):
+        denied, written = self._rates["denied"], environ["REQUEST_METHOD"] in ("PUT", "POST")
+        if denied and written and denied in environ["PATH_INFO"]:
+            return self._error("403 Forbidden", "AccessDenied", start_response)
         chance, kind = self._drawn(environ)
         failing, slow, stuck = (self._rates[name] for name in ("failing", "slow", "stuck"))
         if chance < failing:
@@ -77,14 +80,17 @@ class Faults:
     def _fail(self, kind, environ, start_response):
         if kind < 2 / 3:
             status, code = ("500 Internal Server Error", "InternalError") if kind < 1 / 3 else ("503 ", "SlowDown")
-            self._count(code)
-            start_response(status, [("Content-Type", "application/xml"), ("Connection", "close")])
-            return [f"<Error><Code>{code}</Code><Message>on purpose</Message></Error>".encode()]
+            return self._error(status, code, start_response)
         self._count("cut")
         for _ in self._application(environ, lambda *_: None):  # done, but nobody hears of it
             pass
         environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
         raise ConnectionError("cut on purpose")
+
+    def _error(self, status, code, start_response):
+        self._count(code)
+        start_response(status, [("Content-Type", "application/xml"), ("Connection", "close")])
+        return [f"<Error><Code>{code}</Code><Message>on purpose</Message></Error>".encode()]
 
     def _count(self, what):
         with self._lock:

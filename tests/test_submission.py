@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -39,15 +40,19 @@ def test_a_relative_output_of_a_submitted_job_is_refused(submitted, out):
 
 
 @pytest.mark.parametrize("out", ["/mnt/x", "~/x", "s3://bucket/x", "file:///mnt/x"])
-def test_an_output_that_lasts_is_taken_as_it_is(submitted, out):
+def test_an_output_that_lasts_is_taken_as_it_is(submitted, monkeypatch, out):
     config = ExtractConfig(manifest="photos.csv", model="vgg16-gem", out=out)
+    monkeypatch.setenv("RAY_ADDRESS", "10.77.0.2:6379")
     assert submission.keeping_its_output(config) is config
+    assert os.environ["RAY_ADDRESS"] == "10.77.0.2:6379"
 
 
-def test_the_demo_goes_to_the_home_folder_and_says_so(submitted, monkeypatch, tmp_path, caplog):
+def test_the_demo_stays_on_this_machine_in_the_home_folder_and_says_so(submitted, monkeypatch, tmp_path, caplog):
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RAY_ADDRESS", "10.77.0.2:6379")
     with caplog.at_level(logging.INFO, "dim"):
         config = submission.keeping_its_output(TrainConfig())
     assert Path(config.out) == tmp_path / "dim-runs" / "demo"
     assert config.out in caplog.text
     assert config.manifest is None
+    assert not {"RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR"} & os.environ.keys()

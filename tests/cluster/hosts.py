@@ -1,17 +1,33 @@
 """Hosts on one machine: each with a network, processes, a /tmp, a home and an sshd of its own. Needs root.
 
 They are Linux namespaces on a switch that leads nowhere else. `user` is one more: the machine in front of a person.
+What is started on a host sees nothing of the machine's own Ray, and ends with the host.
 """
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
+REPOSITORY = Path(__file__).resolve().parents[2]
+PLACE = "/var/tmp"  # for the hosts' disks; each has a /tmp of its own
 NET = "10.77.0"
+# What making hosts takes, tried in a folder.
+TRIAL = """
+cd {folder}
+mkdir upper work
+ip netns add dim-trial-$$
+trap "ip netns delete dim-trial-$$" EXIT
+unshare --net --mount --pid --fork bash -ec "
+mount -t overlay -o lowerdir=/root,upperdir=upper,workdir=work overlay /root
+ip link add switch type bridge
+ip link add one type veth peer name other"
+"""
 SSHD = """
 Port 22
 HostKey /root/.ssh/host_key
@@ -37,15 +53,17 @@ def missing():
     """What this machine lacks to make hosts, None where it lacks nothing."""
     if os.geteuid() != 0:
         return "root"
-    for program in ("ip", "unshare", "nsenter", "ssh-keygen", "ssh", "rsync"):
+    for program in ("ip", "setpriv", "unshare", "nsenter", "ssh-keygen", "ssh", "rsync"):
         if shutil.which(program) is None:
             return f"{program} (Debian: iproute2, openssh-server, rsync)"
     if not Path("/usr/sbin/sshd").exists():
         return "sshd (Debian: openssh-server)"
-    if Path(sys.prefix).is_relative_to("/tmp"):
-        return "a virtual environment outside /tmp, of which each host has its own"
-    done = subprocess.run(["unshare", "--net", "--mount", "--pid", "--fork", "true"], capture_output=True, check=False)
-    return None if done.returncode == 0 else "the right to make namespaces"
+    if any(path.is_relative_to("/tmp") for path in (REPOSITORY, Path(sys.prefix))):
+        return "a repository and a virtual environment outside /tmp, of which each host has its own"
+    with tempfile.TemporaryDirectory(dir=PLACE) as folder:
+        tried = ["bash", "-ec", TRIAL.format(folder=folder)]
+        done = subprocess.run(tried, capture_output=True, text=True, check=False)
+    return f"the right to make namespaces ({done.stderr.strip()})" if done.returncode else None
 
 
 def _run(*command, **options):
@@ -53,17 +71,20 @@ def _run(*command, **options):
 
 
 class Host:
-    """One host: `address`, and `pid`, its first process as this machine counts."""
+    """One host, at `address`, on which all have `environment`."""
 
     def __init__(self, lan, name, number, environment):
         self.lan, self.name, self.address = lan, name, f"{NET}.{number}"
+        self.environment = environment | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
         self.netns = f"{lan.prefix}{name}"
         self.home = lan.folder / name
-        self._make_home(environment)
+        self._started = []
+        self._make_home()
         _run("ip", "netns", "add", self.netns)
-        port = f"{lan.prefix}{name}"
-        _run("ip", "-n", lan.switch, "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", self.netns)
-        _run("ip", "-n", lan.switch, "link", "set", port, "master", "switch", "up")
+        self._port = f"{lan.prefix}{name}"
+        peer = ("type", "veth", "peer", "name", "eth0", "netns", self.netns)
+        _run("ip", "-n", lan.switch, "link", "add", self._port, *peer)
+        _run("ip", "-n", lan.switch, "link", "set", self._port, "master", "switch", "up")
         for command in (
             ("addr", "add", f"{self.address}/24", "dev", "eth0"),
             ("link", "set", "lo", "up"),
@@ -71,36 +92,59 @@ class Host:
             ("route", "add", "default", "via", f"{NET}.254"),  # by which Ray learns its own address
         ):
             _run("ip", "-n", self.netns, *command)
-        self._port = port
-        self._process = None
-        self.start()
+        self._boot()
 
-    def _make_home(self, environment):
+    def _make_home(self):
         Path(f"{self.home}.work").mkdir()
         (self.home / ".ssh").mkdir(parents=True)
         (self.home / ".ray").mkdir()
         _run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.home / ".ssh" / "host_key")
         shutil.copy(self.lan.folder / "key.pub", self.home / ".ssh" / "authorized_keys")
-        exports = [f"export {name}={value}" for name, value in environment.items()]
-        (self.home / ".bashrc").write_text(
-            "\n".join([*exports, f"export PATH={Path(sys.executable).parent}:$PATH", ""])
-        )
+        (self.home / ".bashrc").write_text("".join(f"export {name}={it}\n" for name, it in self.environment.items()))
         (self.home / "sshd_config").write_text(SSHD)
 
-    def start(self):
-        """Boots: nothing of before runs, and /tmp is empty."""
+    def _boot(self):
+        self._log = self.lan.folder / f"{self.name}.log"
         script = START.format(home=self.home, name=self.name)
-        self._log = open(self.lan.folder / f"{self.name}.log", "a")  # noqa: SIM115
-        self._process = subprocess.Popen(
-            [
-                *("ip", "netns", "exec", self.netns, "unshare", "--mount", "--uts", "--ipc", "--pid", "--fork"),
-                *("--kill-child", "--mount-proc", "--propagation", "private", "bash", "-ec", script),
-            ],
-            stdout=self._log,
-            stderr=self._log,
-            cwd="/",
-            start_new_session=True,
-        )
+        with self._log.open("w") as log:
+            self._boots = subprocess.Popen(
+                [
+                    *("setpriv", "--pdeathsig=KILL", "ip", "netns", "exec", self.netns),  # it ends with this process
+                    *("unshare", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child", "--mount-proc"),
+                    *("--propagation", "private", "bash", "-ec", script),
+                ],
+                stdout=log,
+                stderr=log,
+                cwd="/",
+                start_new_session=True,
+            )
+
+    def wait(self):
+        """Waits until the host takes logins."""
+        probe = f"import socket; socket.create_connection(('{self.address}', 22), timeout=2)"
+        end = time.monotonic() + 60
+        on_the_switch = ("ip", "netns", "exec", self.lan.switch, sys.executable, "-c", probe)
+        while subprocess.run(on_the_switch, capture_output=True, check=False).returncode:
+            if time.monotonic() > end or self._boots.poll() is not None:
+                raise RuntimeError(f"{self.name} does not start: {self._log.read_text()}")
+            time.sleep(0.2)
+
+    def command(self, *command, **environment):
+        """`command` as run on this host, in the repository, with nothing of the machine's environment."""
+        environment = {"HOME": "/root"} | self.environment | environment
+        return [
+            *("nsenter", f"--target={self._first()}", "--mount", "--uts", "--ipc", "--net", "--pid"),
+            *("env", "--ignore-environment", f"--chdir={REPOSITORY}"),
+            *(f"{name}={value}" for name, value in environment.items()),
+            *map(str, command),
+        ]
+
+    def start(self, *command, log, **environment):
+        """Starts `command` on this host; what it says is in the file `log`."""
+        with log.open("w") as said:
+            process = subprocess.Popen(self.command(*command, **environment), stdout=said, stderr=said)
+        self._started.append(process)
+        return process
 
     def unplug(self):
         """Takes the cable out."""
@@ -111,15 +155,10 @@ class Host:
         _run("ip", "-n", self.lan.switch, "link", "set", self._port, "up")
 
     def off(self):
-        """Cuts the power."""
-        if self._process and self._process.poll() is None:
-            self._process.send_signal(signal.SIGKILL)
-            self._process.wait()
-        self._log.close()
-
-    def command(self, *command):
-        """`command` as run on this host's network, on this machine's disks."""
-        return ["ip", "netns", "exec", self.netns, *map(str, command)]
+        """Cuts the power: all that runs on this host ends."""
+        self._boots.send_signal(signal.SIGKILL)
+        for process in (self._boots, *self._started):
+            process.wait(60)
 
     def rays(self):
         """What runs of Ray on this host: command lines."""
@@ -136,46 +175,40 @@ class Host:
         return found
 
     def _first(self):
-        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
-        return children[0] if children else self._process.pid
+        """The number, on this machine, of the host's first process."""
+        (first,) = Path(f"/proc/{self._boots.pid}/task/{self._boots.pid}/children").read_text().split()
+        return first
 
 
 class Lan:
-    """Hosts and the user's machine, on one switch."""
+    """Hosts and the user's machine, on one switch, all with `environment`; what runs on them ends with the block."""
 
     def __init__(self, folder, hosts, environment):
-        self.folder, self.prefix, self.environment = folder, f"d{os.getpid() % 100000}", environment
+        self.folder, self.prefix = folder, f"d{os.getpid() % 100000}"
         self.switch = f"{self.prefix}sw"
         self.hosts = {}
-        _run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / "key")
-        _run("ip", "netns", "add", self.switch)
-        try:
+        self._names, self._environment = ("user", *hosts), environment
+
+    def __enter__(self):
+        with contextlib.ExitStack() as made:
+            _run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.folder / "key")
+            made.callback(_forget, self.switch)
+            _run("ip", "netns", "add", self.switch)
             _run("ip", "-n", self.switch, "link", "add", "switch", "type", "bridge")
             _run("ip", "-n", self.switch, "addr", "add", f"{NET}.254/24", "dev", "switch")
             _run("ip", "-n", self.switch, "link", "set", "switch", "up")
-            for number, name in enumerate(("user", *hosts), start=1):
-                self.hosts[name] = Host(self, name, number, environment)
-            self._wait()
-        except BaseException:
-            self.close()
-            raise
+            for number, name in enumerate(self._names, start=1):
+                made.callback(_forget, f"{self.prefix}{name}")
+                self.hosts[name] = Host(self, name, number, self._environment)
+                made.callback(self.hosts[name].off)
+            for host in self.hosts.values():
+                host.wait()
+            self._made = made.pop_all()
+        return self
 
-    def _wait(self):
-        end = time.monotonic() + 60
-        for host in self.hosts.values():
-            probe = f"import socket; socket.create_connection(('{host.address}', 22), timeout=2)"
-            while subprocess.run(self.user.command(sys.executable, "-c", probe), capture_output=True).returncode:  # noqa: PLW1510
-                if time.monotonic() > end:
-                    raise TimeoutError(f"{host.name}: {(self.folder / f'{host.name}.log').read_text()}")
-                time.sleep(0.5)
+    def __exit__(self, *_):
+        self._made.close()
 
-    @property
-    def user(self):
-        return self.hosts["user"]
 
-    def close(self):
-        """Ends everything that was started here."""
-        for host in self.hosts.values():
-            host.off()
-        for name in (*(host.netns for host in self.hosts.values()), self.switch):
-            subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
+def _forget(network):
+    subprocess.run(["ip", "netns", "delete", network], capture_output=True, check=False)

@@ -52,6 +52,9 @@ class Head:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
+
+    def wait(self):
+        """Waits until jobs are taken."""
         end = time.monotonic() + SECONDS
         while not self._answers():
             assert self._process.poll() is None and time.monotonic() < end, "Ray did not start"
@@ -88,8 +91,11 @@ def head():
     folder.mkdir()
     try:
         started = Head(folder)
-        yield started
-        started.end()
+        try:
+            started.wait()
+            yield started
+        finally:
+            started.end()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

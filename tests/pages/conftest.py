@@ -41,6 +41,9 @@ class Browser:
         self.complaints: list[str] = []
         self.requests: list[str] = []
         self._loaded = False
+
+    def attach(self) -> None:
+        """Waits until Chromium has a page to work with."""
         target = self._ask("Target.createTarget", url="about:blank")["targetId"]
         self._session = self._ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
@@ -129,5 +132,8 @@ def browser() -> Iterator[Browser]:
         pytest.skip(f"needs one of {', '.join(NAMES)} (Debian: apt-get install chromium)")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         found = Browser(program, profile)
-        yield found
-        found.close()
+        try:
+            found.attach()
+            yield found
+        finally:
+            found.close()
