@@ -73,7 +73,7 @@ class Run:
             self.trainee = Trainee(strategy, model, job.source.spec, job.config.train_layers, from_pixels(self.config))
             self.optimizer = OPTIMIZERS[job.config.optimizer](job.config.learning_rate)
             self.optimizer.build(self.trainee.variables)
-        trunk = trunk_of(job, self.trainee, ray.train.get_context().get_local_world_size())
+        trunk = trunk_of(job, self.trainee)
         self.inference = Inference(self.trainee, trunk, job, rank, workers)
         self.fitting = Fitting(job, self.trainee, self.optimizer, trunk, rank)
         self.history = History(job.config.out, job.tracking) if rank == 0 else None

@@ -75,15 +75,15 @@ class Trunk:
                 yield from zip(batch, self._forward(np.stack([pixels[row] for row in batch])), strict=True)
 
 
-def trunk_of(job: Job, trainee: Trainee, workers: int) -> Trunk:
-    """What the run `job` leaves as it is, kept on a scratch disk that so many `workers` of the node share."""
+def trunk_of(job: Job, trainee: Trainee) -> Trunk:
+    """What the run `job` leaves as it is, kept on its node's scratch disk."""
     config, spec = job.config, job.source.spec
     weights = (job.inputs.network["weights"], config.seed if job.source.weights == "random" else None)
     below = (spec.backbone, spec.preprocessing, spec.image_size, spec.resize)
     # The other cut lies below the layer that is pooled.
     pooled = (spec.layer, spec.pooling, spec.region_dimension) if trainee.cut == "l2" else None
     fingerprint = repr((weights, below, pooled, trainee.cut, job.precision, identity.SRGB))
-    cache = TrunkCache(config.scratch, fingerprint, int(config.scratch_gigabytes * 1e9 / max(1, workers)))
+    cache = TrunkCache(config.scratch, fingerprint, int(config.scratch_gigabytes * 1e9))
     threads = tf.config.threading.get_intra_op_parallelism_threads()
     return Trunk(job.photos, cache, trainee.trunk, config.batch_size, threads)
 
