@@ -49,12 +49,22 @@ def resources(workers: int | None, gpus_per_worker: float | None, batch_size: in
     # On a node that is a multiple of the smallest, as many actors: all CPUs have work.
     count = workers or sum(int(size // min(sizes)) for size in sizes)
     share = min(*sizes, sum(sizes) / count)
-    # Nothing would be decoded if actors took all CPUs.
-    cpus = int(share) - 1.0 if share >= 2 else share / 4
-    return Resources(count, cpus, gpus, batch_size or max(1, min(CPU_BATCH, CPU_PIXELS // image_size**2)))
+    return Resources(
+        count, beside_decoding(share, 0), gpus, batch_size or max(1, min(CPU_BATCH, CPU_PIXELS // image_size**2))
+    )
+
+
+def beside_decoding(share: float, gpus: float) -> float:
+    """The CPUs that a network with `gpus` takes of its `share`: nothing would be decoded if it took all.
+
+    One feeds a GPU; without, all work but one.
+    """
+    if share < 2:
+        return share / 4
+    return 1.0 if gpus > 0 else int(share) - 1.0
 
 
 def _feeding(gpus: float) -> float:
     """The CPUs of an actor with this many `gpus`: one, or less where its share of a node is less than two."""
     shares = [node["CPU"] * gpus / node["GPU"] for node in cluster.nodes() if node.get("GPU")]
-    return 1.0 if min(shares, default=2) >= 2 else min(shares) / 4
+    return beside_decoding(min(shares, default=2), gpus)

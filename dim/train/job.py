@@ -16,6 +16,7 @@ from dim.data.manifest import Manifest
 from dim.errors import JobFailed, UserError
 from dim.extract import content
 from dim.extract.content import Contents
+from dim.extract.resources import beside_decoding
 from dim.mine.mining import check_candidates
 from dim.mine.pool import check_labels
 from dim.model import spec
@@ -153,7 +154,7 @@ def _fit(config: TrainConfig, gpus: float, job: Job) -> None:
     from ray.train.tensorflow import TensorflowTrainer  # noqa: PLC0415
 
     log.info("starting %d training worker%s", config.workers, "" if config.workers == 1 else "s")
-    cpus = cluster.cpus_each(config.workers, gpus)
+    cpus = beside_decoding(cluster.cpus_each(config.workers, gpus), gpus)
     with tempfile.TemporaryDirectory() as folder:  # Ray Train wants one; checkpoints are in the run's
         trainer = TensorflowTrainer(
             train_worker,

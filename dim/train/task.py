@@ -12,8 +12,9 @@ from dim.train.inputs import Inputs
 from dim.train.photos import Photos
 from dim.train.tracking import Tracking
 
-# What the workers leave in the run's folder: its figures, those of each epoch, and the trained model.
-SUMMARY, HISTORY, MODEL = "training.json", "history.csv", "model"
+# What the workers leave in the run's folder: its figures, those of each epoch, the photos that could not be read, and
+# the trained model.
+SUMMARY, HISTORY, UNREADABLE, MODEL = "training.json", "history.csv", "unreadable.csv", "model"
 
 
 @dataclass(frozen=True)
