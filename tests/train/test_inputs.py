@@ -214,6 +214,6 @@ def test_new_random_variants_and_triplets_belong_to_photos_wherever_their_rows_s
         rows = photos.positions(np.array([["é0", "é2", "é1"]]))
         assert ids[rows].tolist() == [["é0", "é2", "é1"]]
         change = NewVariants(Augmentation(20, 0.3), (0, 1)).apply
-        return [pixels.tobytes() for pixels in Ingest(photos, 2, 1).decoded(rows[0], ids[rows[0]], change)]
+        return [pixels.tobytes() for pixels in Ingest(photos, 2, 1).decoded(rows[0].tolist(), ids[rows[0]], change)]
 
     assert variants([0, 1, 2]) == variants([2, 0, 1])
