@@ -59,7 +59,7 @@ class Inference:
         own = np.array([[self._trunk.asked, self._trunk.computed]])
         self._trunk.asked = self._trunk.computed = 0
         asked, computed = from_all(self._trainee.strategy, own).sum(axis=0).tolist()
-        return {"cached_share": 1 - computed / max(1, asked), "computed": computed}
+        return {"cached_share": round(1 - computed / max(1, asked), 4), "computed": computed}
 
     def map(self, split: str, rows: np.ndarray, vectors: np.ndarray) -> float | None:
         """The mAP of those of `rows` that are in `split`, by their `vectors`; None where no query has a positive."""

@@ -33,7 +33,7 @@ def test_photos_that_kill_or_are_broken_are_left_out_with_their_reasons(train, d
     with open(manifest.parent / deadly, "ab") as photo:
         photo.write(b"dies by SIGKILL")
     (manifest.parent / broken).write_bytes(b"<html>")
-    job = train(out, "--manifest", manifest, "--epochs", "1")
+    job = train(out, "--manifest", manifest, "--epochs", "1", "--workers", "2")  # of which each meets one
     status, result = job.end()
     assert status == 0, job.said()
     assert result["unreadable"] == 2
