@@ -1,12 +1,14 @@
 """The Ray Data pipeline: photos are read and decoded by CPU tasks and embedded by a pool of network actors.
 
+Training takes its photos from the same decoding tasks.
+
 One row goes out for each row in: a photo that cannot be decoded becomes an error row with its reason.
 """
 
 import logging
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -53,18 +55,30 @@ DECODED = pa.schema(
 )
 
 
-def _decode(table: pa.Table, size: int, resize: Resize, scaled: bool, limits: Limits) -> pa.Table:
+# Makes of a photo's pixels (H, W, 3) others of the same shape, by its `content`.
+Change: TypeAlias = Callable[[np.ndarray, str], np.ndarray]
+
+
+def _decode(
+    table: pa.Table, *, size: int, resize: Resize, scaled: bool, limits: Limits, change: Change | None
+) -> pa.Table:
     # What has killed its worker again and again is a photo among these, not bad luck.
     how = isolated.decode if cluster.earlier_attempts() >= UNGUARDED_TRIES else isolated.watched
     decoded = [
-        _decode_row(row, photo, how, size, resize, scaled=scaled, limits=limits)
+        _decode_row(row, photo, how, change, size, resize, scaled=scaled, limits=limits)
         for row, photo in zip(table.to_pylist(), photos.fetched(table["path"].to_pylist()), strict=True)
     ]
     return pa.Table.from_pylist(decoded, schema=DECODED)
 
 
 def _decode_row(
-    row: dict[str, Any], photo: photos.Fetched, how: Callable[..., Decoded], size: int, resize: Resize, **named: Any
+    row: dict[str, Any],
+    photo: photos.Fetched,
+    how: Callable[..., Decoded],
+    change: Change | None,
+    size: int,
+    resize: Resize,
+    **named: Any,
 ) -> dict[str, Any]:
     outcome = {name: row[name] for name in ("image_id", "content", "shard")}
     try:
@@ -72,8 +86,9 @@ def _decode_row(
     except (DecodeError, OSError) as error:
         reason = str(error) if isinstance(error, DecodeError) else f"cannot read the file: {files.reason(error)}"
         return outcome | {"status": store.ERROR, "error": reason}
-    height, width, _ = image.pixels.shape
-    pixels = {"data": image.pixels.tobytes(), "height": height, "width": width}
+    made = change(image.pixels, row["content"]) if change else image.pixels
+    height, width, _ = made.shape
+    pixels = {"data": made.tobytes(), "height": height, "width": width}
     found = {"width": image.width, "height": image.height, "several": image.several}
     return outcome | found | {"pixels": pixels, "status": store.OK}
 
@@ -138,49 +153,63 @@ def _window(spec: Spec, machine: Resources) -> int:
     return max(machine.images_at_once, min(WINDOW_BATCHES * machine.images_at_once, fitting))
 
 
-def staged(rows: pa.Table, recipe: Recipe, machine: Resources, stage: type, arguments: tuple[Any, ...]) -> Dataset:
-    """The data set `rows` → decoded for `recipe` → through actors of the class `stage`, made with `arguments`."""
-    spec = recipe.source.spec
+def decoded(
+    rows: pa.Table,
+    step: int,
+    *,
+    size: int,
+    resize: Resize,
+    limits: Limits,
+    scaled: bool = False,
+    change: Change | None = None,
+    after: ExecutionResources | None = None,
+) -> Dataset:
+    """The data set of DECODED of `rows` (image_id, path, box, content, shard), of which a task takes `step`.
+
+    `change` is done to the pixels of each where they are decoded. `after` is what the stages after this one take.
+    """
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.raise_original_map_exception = True
-    context.max_consecutive_actor_init_deaths = NETWORK_TRIES - 1
     if not cluster.verbose():
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    step = machine.images_at_once
     blocks = [rows.slice(start, step) for start in range(0, rows.num_rows, step)]
-    # All that these could use at once, reading included. Without it, Ray Data asks for a further node of each kind
-    # whenever those that it has are busy, for a single photo, too.
-    context.execution_options.resource_limits = ExecutionResources(
-        cpu=machine.workers * machine.cpus + len(blocks) * (1 + DECODER_CPUS), gpu=machine.workers * machine.gpus
+    # All that these could use at once. Without it, Ray Data asks for a further node of each kind whenever those that it
+    # has are busy, for a single photo, too.
+    decoding = ExecutionResources(cpu=len(blocks) * DECODER_CPUS, gpu=0)
+    context.execution_options.resource_limits = decoding.add(after) if after else decoding
+    how = {"size": size, "resize": resize, "scaled": scaled, "limits": limits, "change": change}
+    # `from_arrow` would ask for a task of a whole CPU for each block, which no node of one CPU has beside a trainer.
+    return ray.data.from_blocks(blocks).map_batches(
+        _decode, fn_kwargs=how, batch_size=None, batch_format="pyarrow", num_cpus=DECODER_CPUS
     )
-    return (
-        ray.data.from_arrow(blocks)
-        .map_batches(
-            _decode,
-            fn_kwargs={
-                "size": spec.image_size,
-                "resize": spec.resize,
-                "scaled": recipe.scaled_decode,
-                "limits": recipe.limits,
-            },
-            batch_size=None,
-            batch_format="pyarrow",
-            num_cpus=DECODER_CPUS,
-        )
-        .map_batches(
-            stage,
-            fn_constructor_args=arguments,
-            batch_size=_window(spec, machine),
-            batch_format="pyarrow",
-            num_cpus=machine.cpus,
-            num_gpus=machine.gpus,
-            # While the last passes of a window run, the first of the next do.
-            compute=ActorPoolStrategy(
-                size=machine.workers, max_concurrent_calls_per_actor=2, enable_true_multi_threading=True
-            ),
-        )
+
+
+def staged(rows: pa.Table, recipe: Recipe, machine: Resources, stage: type, arguments: tuple[Any, ...]) -> Dataset:
+    """The data set `rows` → decoded for `recipe` → through actors of the class `stage`, made with `arguments`."""
+    spec = recipe.source.spec
+    DataContext.get_current().max_consecutive_actor_init_deaths = NETWORK_TRIES - 1
+    photos = decoded(
+        rows,
+        machine.images_at_once,
+        size=spec.image_size,
+        resize=spec.resize,
+        limits=recipe.limits,
+        scaled=recipe.scaled_decode,
+        after=ExecutionResources(cpu=machine.workers * machine.cpus, gpu=machine.workers * machine.gpus),
+    )
+    return photos.map_batches(
+        stage,
+        fn_constructor_args=arguments,
+        batch_size=_window(spec, machine),
+        batch_format="pyarrow",
+        num_cpus=machine.cpus,
+        num_gpus=machine.gpus,
+        # While the last passes of a window run, the first of the next do.
+        compute=ActorPoolStrategy(
+            size=machine.workers, max_concurrent_calls_per_actor=2, enable_true_multi_threading=True
+        ),
     )
 
 

@@ -4,6 +4,9 @@ An anchor's triplets stand together: they share their anchor, and mostly their p
 that share their negatives, as what is hard for one is hard for those that look like it. Objects stay mixed: a batch of
 one or two pulls their photos together wherever they lie.
 The loss and its gradient are those of the network applied to all three images of every triplet.
+
+A batch is divided among the replicas so that an anchor's triplets go to the machine that keeps its activations, as far
+as all get equally many.
 """
 
 from collections import Counter, defaultdict
@@ -28,21 +31,43 @@ class Share:
 
 
 def epoch(
-    triplets: np.ndarray, labels: np.ndarray, batch_size: int, replicas: int, generator: np.random.Generator
+    triplets: np.ndarray,
+    labels: np.ndarray,
+    batch_size: int,
+    *,
+    machines: np.ndarray,
+    owners: np.ndarray,
+    generator: np.random.Generator,
 ) -> Iterator[list[Share]]:
-    """The epoch's batches, each as the shares of all `replicas`, from `triplets` (T, 3) of rows; `labels` of all rows.
+    """The epoch's batches, each as the shares of all replicas, from `triplets` (T, 3) of rows; `labels` of all rows.
 
+    `machines` (R,) is that of each replica, `owners` that which keeps each row.
     Batches come in random order. Random triplets, as many as don't fill a batch, are left out; with fewer triplets
     than one batch, that one is smaller. The batches are the same for any number of replicas, and each has a share in
     all of them: where they are fewer than that, there is none.
     """
     size = min(batch_size, len(triplets))
-    count = len(triplets) // size if size >= replicas else 0
+    count = len(triplets) // size if size >= len(machines) else 0
     chosen = triplets[generator.permutation(len(triplets))[: count * size]]
     ordered = chosen[_Anchors(chosen, labels, size, generator).order()]
     for start in generator.permutation(count) * size:
-        parts = np.array_split(ordered[start : start + size], replicas)
-        yield [_share(part) for part in parts]
+        batch = ordered[start : start + size]
+        replicas = _divided(owners[batch[:, 0]], machines)
+        yield [_share(batch[replicas == replica]) for replica in range(len(machines))]
+
+
+def _divided(owners: np.ndarray, machines: np.ndarray) -> np.ndarray:
+    """The replica of each triplet (B,): one of its owner's machine while there is room, and all get equally many, but
+    for one; those that stand together stay together.
+    """
+    room = [len(part) for part in np.array_split(owners, len(machines))]
+    found = np.full(len(owners), -1)
+    for replica, machine in enumerate(machines):
+        own = np.flatnonzero((found < 0) & (owners == machine))[: room[replica]]
+        found[own] = replica
+        room[replica] -= len(own)
+    found[found < 0] = np.repeat(np.arange(len(machines)), room)
+    return found
 
 
 class _Anchors:

@@ -14,7 +14,8 @@ from dim.progress import Progress
 from dim.train import batches
 from dim.train.batches import Share
 from dim.train.config import TrainConfig
-from dim.train.photos import Augmentation, Variants
+from dim.train.ownership import Ownership
+from dim.train.photos import Augmentation, NewVariants, Variants
 from dim.train.step import Step, local_replicas, packed
 from dim.train.task import Job
 from dim.train.trainee import Trainee
@@ -37,11 +38,18 @@ class Fitting:
     """Fits the network of worker `rank`."""
 
     def __init__(
-        self, job: Job, trainee: Trainee, optimizer: keras.optimizers.Optimizer, trunk: Trunk, rank: int
+        self,
+        job: Job,
+        trainee: Trainee,
+        optimizer: keras.optimizers.Optimizer,
+        trunk: Trunk,
+        *,
+        rank: int,
+        ownership: Ownership,
     ) -> None:
         self._config, self._photos, self._trunk = job.config, job.photos, trunk
-        self._replicas = trainee.strategy.num_replicas_in_sync
         local = local_replicas(trainee.strategy)
+        self._machines, self._owners = np.repeat(ownership.machines, local), ownership.owners
         self._own = slice(rank * local, (rank + 1) * local)
         self._step = Step(
             trainee.strategy,
@@ -55,7 +63,16 @@ class Fitting:
     def fit(self, triplets: np.ndarray, epoch: int) -> dict[str, Any]:
         """Fits one epoch of `triplets` (T, 3), rows, and returns its figures. Raises JobFailed for a NaN loss."""
         generator = np.random.default_rng([self._config.seed, epoch])
-        plan = list(batches.epoch(triplets, self._photos.labels, self._config.batch_size, self._replicas, generator))
+        plan = list(
+            batches.epoch(
+                triplets,
+                self._photos.labels,
+                self._config.batch_size,
+                machines=self._machines,
+                owners=self._owners,
+                generator=generator,
+            )
+        )
         own = [shares[self._own] for shares in plan]
         losses, active = [], 0
         progress = Progress("fitting", sum(map(_size, plan)), "triplets", epoch=epoch + 1)
@@ -82,12 +99,15 @@ class Fitting:
             return self._trunk.read(lists)
         augmentation = Augmentation(self._config.rotation, self._config.crop)
         if from_pixels(self._config):
-            return self._trunk.new_variants(lists, augmentation, (self._config.seed, epoch))
+            return self._trunk.new_variants(lists, NewVariants(augmentation, (self._config.seed, epoch)))
         return self._trunk.read(lists, Variants(augmentation, self._config.variants, self._config.seed), epoch)
 
     def _readable(self, found: dict[int, np.ndarray], row: int) -> np.ndarray:
         if row not in found:
-            raise RuntimeError(f"photo {self._photos.image_ids[row]!r} was readable when it was mined and no longer is")
+            raise JobFailed(
+                f"photo {self._photos.image_ids[row]!r} was readable when it was mined and no longer is: "
+                f"{self._trunk.unreadable[row]}; mend {self._photos.paths[row]!r} and run the same command again"
+            )
         return found[row]
 
     def _diverged(self, shares: list[Share], epoch: int, number: int) -> str:

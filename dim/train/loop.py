@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import platform
 import time
 from typing import Any
 
@@ -20,11 +21,13 @@ from dim.mine.triplets import Triplets
 from dim.model import moments, network
 from dim.model.backend import keras
 from dim.model.whitening import fit_pca
-from dim.train import checkpoint, examples, messages, verdict
+from dim.train import checkpoint, examples, messages, unreadable, verdict
 from dim.train.checkpoint import State
 from dim.train.fitting import Fitting, from_pixels
+from dim.train.gathered import objects_from_all
 from dim.train.history import History
 from dim.train.inference import Inference
+from dim.train.ownership import ownership
 from dim.train.task import MODEL, Job
 from dim.train.trainee import Trainee
 from dim.train.trunk import trunk_of
@@ -68,9 +71,11 @@ class Run:
             self.trainee = Trainee(strategy, model, job.source.spec, job.config.train_layers, from_pixels(self.config))
             self.optimizer = OPTIMIZERS[job.config.optimizer](job.config.learning_rate)
             self.optimizer.build(self.trainee.variables)
-        trunk = trunk_of(job, self.trainee, ray.train.get_context().get_local_world_size())
-        self.inference = Inference(self.trainee, trunk, job, rank, workers)
-        self.fitting = Fitting(job, self.trainee, self.optimizer, trunk, rank)
+        trunk = trunk_of(job, self.trainee, workers)
+        # Workers on one host share its cache, so its name says who owns what, also in the next run.
+        owned = ownership(self.photos, objects_from_all(strategy, platform.node()))
+        self.inference = Inference(self.trainee, trunk, job, rank, owned)
+        self.fitting = Fitting(job, self.trainee, self.optimizer, trunk, rank=rank, ownership=owned)
         self.history = History(job.config.out, job.tracking) if rank == 0 else None
 
     def run(self) -> dict[str, Any]:
@@ -108,12 +113,12 @@ class Run:
 
     def _started(self) -> State:
         state = State()
-        log.info("computing the frozen layers of %d photos, once", len(self.photos.image_ids))
         # The head's inputs of all photos are made here; the following passes read them back.
         rows, vectors = self.inference.embed(np.arange(len(self.photos.image_ids)), pooled=True)
         state.unreadable = len(self.photos.image_ids) - len(rows)
-        if state.unreadable:
-            log.warning("%d photos could not be read and are left out", state.unreadable)
+        reasons = self.inference.unreadable()
+        if self.rank == 0:
+            unreadable.tell(self.config.out, self.photos, reasons)
         if self.job.fit_pca:
             state.map_before = self._judge(examples.BEFORE, rows, vectors)
             state.val_before = self.inference.map("val", rows, vectors)
@@ -158,6 +163,7 @@ class Run:
 
     def _epoch(self, state: State, epoch: int) -> None:
         clock = _Clock()
+        self.inference.reads()  # those before are not this epoch's
         mined = dict.fromkeys(("candidates", "active", "kept", "mean_distance_ap", "mean_distance_an"))
         clock.laps |= {"embed_seconds": 0.0, "mine_seconds": 0.0}
         if epoch % self.config.mine_every == 0 or not len(state.triplets):
@@ -174,13 +180,16 @@ class Run:
         clock.lap("validate")
         self._require_equal_weights()
         state.epoch = epoch + 1
-        row = {"epoch": epoch + 1, **fitted, "val_map": val_map, **mined, **clock.laps, "workers": self.workers}
+        row = {"epoch": epoch + 1, **fitted, "val_map": val_map, **mined, **self.inference.reads(), **clock.laps}
+        row["workers"] = self.workers
         state.history.append(row)
         self._checkpoint(state)
         log.info(
-            "epoch %d of %d: loss %.4f, %.0f %% of triplets active, val mAP %s, %.0f s",
+            "epoch %d of %d: loss %.4f, %.0f %% of triplets active, val mAP %s, %.0f %% of activations from the cache, "
+            "%d computed, %.0f s",
             epoch + 1, self.config.epochs, fitted["loss"], 100 * fitted["active_share"],
-            "–" if val_map is None else f"{val_map:.4f}", sum(clock.laps.values()),
+            "–" if val_map is None else f"{val_map:.4f}", 100 * row["cached_share"], row["computed"],
+            sum(clock.laps.values()),
         )  # fmt: skip
 
     def _mine(self, rows: np.ndarray, vectors: np.ndarray, epoch: int) -> Triplets:

@@ -1,25 +1,14 @@
-"""The photos of a run as a worker reads them: decoded by threads, ahead of the network."""
+"""The photos of a run, and random variants of them."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
 
 import numpy as np
 from PIL import Image
 
-from dim.data import isolated, photos
-from dim.data.limits import LIMITS, DecodeError, Limits
-from dim.errors import JobFailed
+from dim.data.limits import LIMITS, Limits
 from dim.model.vocabulary import Resize
-
-T = TypeVar("T")
-
-# A store is given up after about three minutes, and no photo within the limits takes one to decode.
-STUCK_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
@@ -51,14 +40,6 @@ class Photos:
     @cached_property
     def _position(self) -> dict[str, int]:
         return {image_id: row for row, image_id in enumerate(self.image_ids.tolist())}
-
-    def decode(self, row: int) -> np.ndarray | None:
-        """The photo at `row`, uint8 RGB (H, W, 3); None where it cannot be read."""
-        try:
-            content = photos.read(self.paths[row])
-            return isolated.decode(content, self.image_size, self.resize, self.boxes[row], limits=self.limits).pixels
-        except (DecodeError, OSError):
-            return None
 
 
 @dataclass(frozen=True)
@@ -98,30 +79,16 @@ class Variants:
         return self.augmentation.apply(pixels, np.random.default_rng(int(key, 16)))
 
 
-def fetched_ahead(
-    lists: Iterable[Sequence[int]], fetch: Callable[[int], T], pool: ThreadPoolExecutor
-) -> Iterator[dict[int, T]]:
-    """For each of `lists` of rows, what `fetch` gives; `pool` fetches the next while the caller works on one.
+@dataclass(frozen=True)
+class NewVariants:
+    """A random variant of each photo that no other `seed` has."""
 
-    Raises JobFailed where one takes longer than STUCK_SECONDS.
-    """
-    ahead: dict[int, Future[T]] | None = None
-    for rows in lists:
-        now, ahead = ahead, {row: pool.submit(fetch, row) for row in rows}
-        if now is not None:
-            yield _arrived(now)
-    if ahead is not None:
-        yield _arrived(ahead)
+    augmentation: Augmentation
+    seed: tuple[int, ...]
 
-
-def _arrived(fetched: dict[int, Future[T]]) -> dict[int, T]:
-    found = {}
-    for row, future in fetched.items():
-        try:
-            found[row] = future.result(timeout=STUCK_SECONDS)
-        except FutureTimeout as error:
-            raise JobFailed(
-                f"row {row + 1} of the manifest took longer than {STUCK_SECONDS:.0f} s to read and decode; extract.py "
-                "says which photos are stuck: take them out"
-            ) from error
-    return found
+    def apply(self, pixels: np.ndarray, image_id: str) -> np.ndarray:
+        """The variant of `pixels` (H, W, 3). It is drawn from the seed and the photo's id, so that no division among
+        workers and no other row changes it.
+        """
+        own = int(hashlib.sha256(image_id.encode()).hexdigest()[:32], 16)
+        return self.augmentation.apply(pixels, np.random.default_rng([*self.seed, own]))

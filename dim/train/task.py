@@ -14,8 +14,9 @@ from dim.train.inputs import Inputs
 from dim.train.photos import Photos
 from dim.train.tracking import Tracking
 
-# What the workers leave in the run's folder: the figures of each epoch, and the trained model.
-HISTORY, MODEL = "history.csv", "model"
+# What the workers leave in the run's folder: the figures of each epoch, the photos that could not be read, and the
+# trained model.
+HISTORY, UNREADABLE, MODEL = "history.csv", "unreadable.csv", "model"
 
 
 @dataclass(frozen=True)

@@ -1,71 +1,140 @@
 """What training leaves as it is, photo by photo: from the cache, or computed and kept there."""
 
-import hashlib
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import contextlib
+import itertools
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
 
 import numpy as np
 import tensorflow as tf
 
 from dim.extract import identity
-from dim.train.photos import Augmentation, Photos, Variants, fetched_ahead
+from dim.extract.pipeline import Change
+from dim.progress import Progress
+from dim.train.ingest import Ingest
+from dim.train.photos import NewVariants, Photos, Variants
 from dim.train.task import Job
-from dim.train.trainee import Forward, Trainee
+from dim.train.trainee import Trainee
 from dim.train.trunk_cache import TrunkCache
 
 
+class Decoder(Protocol):
+    """Decodes photos; see `dim.train.ingest.Ingest`."""
+
+    def decoded(
+        self, rows: Sequence[int], names: Sequence[str], change: Change | None = None
+    ) -> Generator[np.ndarray | str, None, None]:
+        """For each of `rows`: its pixels, or why it is unreadable."""
+
+
 class Trunk:
-    """Reads photos' activations below the cut; `forward` computes them (None: nothing is frozen, they are pixels)."""
+    """Reads photos' activations below the cut; `forward` computes them (None: nothing is frozen, they are pixels).
+
+    `unreadable`: row → why, of each photo that could not be read once; it is not tried again. `asked` and `computed`
+    count the activations that were read, and those of them that were not in the cache.
+    """
 
     def __init__(
-        self, photos: Photos, cache: TrunkCache, forward: Forward | None, batch_size: int, threads: int
+        self,
+        photos: Photos,
+        decoder: Decoder,
+        cache: TrunkCache,
+        forward: Callable[[np.ndarray], np.ndarray] | None,
+        *,
+        batch_size: int,
+        threads: int,
     ) -> None:
-        self._photos, self._cache, self._forward, self._batch_size = photos, cache, forward, batch_size
+        self._photos, self._decoder, self._cache = photos, decoder, cache
+        self._forward, self._batch_size = forward, batch_size
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="photos")
+        self.unreadable: dict[int, str] = {}
+        self.asked = self.computed = 0
 
     def read(
-        self, lists: Iterable[Sequence[int]], variants: Variants | None = None, epoch: int = 0
+        self, lists: Sequence[Sequence[int]], variants: Variants | None = None, epoch: int = 0
     ) -> Iterator[dict[int, np.ndarray]]:
         """For each of `lists` of rows: the activations, float16 or uint8 pixels, of those that are readable; with
         `variants`, those of the variant that `epoch` has of each.
         """
+        change = variants.apply if variants else None
+        keys = {row: self._photos.keys[row] for rows in lists for row in rows}
+        if variants:
+            keys = {row: variants.key(key, epoch) for row, key in keys.items()}
+        kept = self._filled(keys, change)
+        read = self._read_ahead([[row for row in rows if row in kept] for rows in lists], keys)
+        new = self._computed([[row for row in rows if row not in kept] for rows in lists], keys, change)
+        with contextlib.closing(new):
+            for found, computed in zip(read, new, strict=True):
+                lost = [row for row, activations in found.items() if activations is None]
+                again = next(self._computed([lost], keys, change))  # cut short, or deleted by someone
+                whole = {row: activations for row, activations in found.items() if activations is not None}
+                self.asked += len(whole) + len(computed) + len(again)
+                yield whole | computed | again
 
-        def key(row: int) -> str:
-            photo = self._photos.keys[row]
-            return variants.key(photo, epoch) if variants else photo
+    def new_variants(self, lists: Sequence[Sequence[int]], variants: NewVariants) -> Iterator[dict[int, np.ndarray]]:
+        """For each of `lists` of rows: a random variant of each readable photo, uint8 (H, W, 3)."""
+        names = {row: str(self._photos.image_ids[row]) for rows in lists for row in rows}
+        return self._pixels(lists, names, variants.apply)
 
-        def fetch(row: int) -> tuple[np.ndarray | None, bool]:
-            kept = self._cache.get(key(row))
-            if kept is not None:
-                return np.array(kept), True
-            pixels = self._photos.decode(row)
-            return (variants.apply(pixels, key(row)) if variants and pixels is not None else pixels), False
+    def _filled(self, keys: Mapping[int, str], change: Change | None) -> set[int]:
+        """The rows whose activations are kept, once those that weren't have been computed, while there is room."""
+        rows = list(keys)
+        kept = set(itertools.compress(rows, self._pool.map(lambda row: self._cache.holds(keys[row]), rows)))
+        missing = [row for row in rows if row not in kept and row not in self.unreadable]
+        if not missing or self._cache.is_full():
+            return kept
+        progress = Progress("computing the frozen layers", len(missing), errors=True)
+        lists = [missing[start : start + self._batch_size] for start in range(0, len(missing), self._batch_size)]
+        with contextlib.closing(self._computed(lists, keys, change)) as computed:
+            for asked, found in zip(lists, computed, strict=False):
+                kept.update(row for row in found if self._cache.holds(keys[row]))
+                progress.add(len(asked), errors=len(asked) - len(found))
+                if self._cache.is_full():
+                    break
+        return kept
 
-        for fetched in fetched_ahead(lists, fetch, self._pool):
-            found = {row: array for row, (array, kept) in fetched.items() if kept and array is not None}
-            pixels = {row: array for row, (array, kept) in fetched.items() if not kept and array is not None}
-            for row, activations in self._computed(pixels):
-                self._cache.put(key(row), activations)
-                found[row] = activations
-            yield found
+    def _read_ahead(
+        self, lists: Sequence[Sequence[int]], keys: Mapping[int, str]
+    ) -> Iterator[dict[int, np.ndarray | None]]:
+        """For each of `lists`, what is kept; threads read the next while the caller works on one."""
 
-    def new_variants(
-        self, lists: Iterable[Sequence[int]], augmentation: Augmentation, seed: Sequence[int]
-    ) -> Iterator[dict[int, np.ndarray]]:
-        """For each of `lists` of rows: a random variant of each readable photo, uint8 (H, W, 3).
+        def get(row: int) -> np.ndarray | None:
+            kept = self._cache.get(keys[row])
+            return None if kept is None else np.array(kept)
 
-        It is drawn from `seed` and the photo's id, so that no division among workers and no other row changes it.
-        """
+        ahead: list[dict[int, Future[np.ndarray | None]]] = []
+        for rows in lists:
+            ahead.append({row: self._pool.submit(get, row) for row in rows})
+            if len(ahead) > 1:
+                yield {row: future.result() for row, future in ahead.pop(0).items()}
+        for fetched in ahead:
+            yield {row: future.result() for row, future in fetched.items()}
 
-        def variant(row: int) -> np.ndarray | None:
-            pixels = self._photos.decode(row)
-            own = int(hashlib.sha256(str(self._photos.image_ids[row]).encode()).hexdigest()[:32], 16)
-            return None if pixels is None else augmentation.apply(pixels, np.random.default_rng([*seed, own]))
+    def _computed(
+        self, lists: Sequence[Sequence[int]], keys: Mapping[int, str], change: Change | None
+    ) -> Generator[dict[int, np.ndarray], None, None]:
+        """For each of `lists`, the activations of those that are readable, which are kept if there is room."""
+        with contextlib.closing(self._pixels(lists, keys, change)) as decoded:
+            for pixels in decoded:
+                found = dict(self._through(pixels))
+                for row, activations in found.items():
+                    self._cache.put(keys[row], activations)
+                self.computed += len(found)
+                yield found
 
-        for fetched in fetched_ahead(lists, variant, self._pool):
-            yield {row: pixels for row, pixels in fetched.items() if pixels is not None}
+    def _pixels(
+        self, lists: Sequence[Sequence[int]], names: Mapping[int, str], change: Change | None
+    ) -> Generator[dict[int, np.ndarray], None, None]:
+        wanted = [[row for row in rows if row not in self.unreadable] for rows in lists]
+        order = [row for rows in wanted for row in rows]
+        with contextlib.closing(self._decoder.decoded(order, [names[row] for row in order], change)) as decoded:
+            for rows in wanted:
+                outcomes = dict(zip(rows, decoded, strict=False))
+                self.unreadable |= {row: reason for row, reason in outcomes.items() if isinstance(reason, str)}
+                yield {row: pixels for row, pixels in outcomes.items() if not isinstance(pixels, str)}
 
-    def _computed(self, pixels: dict[int, np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
+    def _through(self, pixels: dict[int, np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
         if self._forward is None:
             yield from pixels.items()
             return
@@ -76,16 +145,17 @@ class Trunk:
 
 
 def trunk_of(job: Job, trainee: Trainee, workers: int) -> Trunk:
-    """What the run `job` leaves as it is, kept on a scratch disk that so many `workers` of the node share."""
+    """What one of the `workers` of the run `job` leaves as it is, kept on its node's scratch disk."""
     config, spec = job.config, job.source.spec
     weights = (job.inputs.network["weights"], config.seed if job.source.weights == "random" else None)
     below = (spec.backbone, spec.preprocessing, spec.image_size, spec.resize)
     # The other cut lies below the layer that is pooled.
     pooled = (spec.layer, spec.pooling, spec.region_dimension) if trainee.cut == "l2" else None
     fingerprint = repr((weights, below, pooled, trainee.cut, job.precision, identity.SRGB))
-    cache = TrunkCache(config.scratch, fingerprint, int(config.scratch_gigabytes * 1e9 / max(1, workers)))
+    cache = TrunkCache(config.scratch, fingerprint, int(config.scratch_gigabytes * 1e9))
     threads = tf.config.threading.get_intra_op_parallelism_threads()
-    return Trunk(job.photos, cache, trainee.trunk, config.batch_size, threads)
+    ingest = Ingest(job.photos, config.batch_size, workers)
+    return Trunk(job.photos, ingest, cache, trainee.trunk, batch_size=config.batch_size, threads=threads)
 
 
 def by_shape(arrays: dict[int, np.ndarray]) -> list[list[int]]:

@@ -39,7 +39,9 @@ from dim.train.batches import Share
 from dim.train.config import TrainConfig
 from dim.train.fitting import Fitting
 from dim.train.inference import Inference
+from dim.train.ingest import Ingest
 from dim.train.job import DEMO, _photos, _with_pca
+from dim.train.ownership import ownership
 from dim.train.photos import Photos
 from dim.train.task import Job
 from dim.train.trainee import Trainee
@@ -70,9 +72,11 @@ class Ours:
             self.optimizer = keras.optimizers.Adam(config.learning_rate)
             self.optimizer.build(self.trainee.variables)
         cache = TrunkCache(f"{config.scratch}/{gigabytes}", precision, int(gigabytes * 1e9))
-        trunk = Trunk(photos, cache, self.trainee.trunk, BATCH, os.cpu_count() or 1)
-        self.inference = Inference(self.trainee, trunk, job, 0, 1)
-        self.fitting = Fitting(job, self.trainee, self.optimizer, trunk, 0)
+        threads = os.cpu_count() or 1
+        trunk = Trunk(photos, Ingest(photos, BATCH, 1), cache, self.trainee.trunk, batch_size=BATCH, threads=threads)
+        alone = ownership(photos, ["here"])
+        self.inference = Inference(self.trainee, trunk, job, 0, alone)
+        self.fitting = Fitting(job, self.trainee, self.optimizer, trunk, rank=0, ownership=alone)
 
     def fill(self, rows: np.ndarray) -> float:
         """Computes what is frozen of `rows` and fits the PCA on them; the seconds."""
@@ -209,8 +213,9 @@ def prototype_loss(_: Any, y: Any) -> Any:
 def prototype(photos: Photos, count: int) -> dict[str, Any]:
     """The seconds of an epoch of the prototype: a part of each, and what that makes for the whole."""
     three = prototype_model(photos.image_size)
-    images = [photos.decode(row) for row in range(FEATURES)]
-    batch = np.stack([image for image in images if image is not None]).astype(np.float32) / 255
+    rows = range(FEATURES)
+    images = Ingest(photos, FEATURES, 1).decoded(rows, [""] * FEATURES)
+    batch = np.stack([image for image in images if not isinstance(image, str)]).astype(np.float32) / 255
     predict = tf.function(lambda image: three([image, image, image], training=False))
     predict(batch[:1])
     features = seconds_of(lambda: [predict(image[None]) for image in batch]) / len(batch)

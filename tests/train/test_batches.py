@@ -12,11 +12,17 @@ from dim.train import batches
 TRIPLETS = st.lists(st.tuples(*[st.integers(0, 12)] * 3), max_size=60)
 
 
-def made(triplets, batch_size, replicas, seed=0, photos=3):
-    """The batches, where `photos` rows each, one after the other, show one object."""
+def made(triplets, batch_size, replicas, seed=0, *, photos=3, owners=None):
+    """The batches, where `photos` rows each, one after the other, show one object; `replicas` is how many of one
+    machine, or the machine of each.
+    """
     array = np.array(triplets, np.int64).reshape(-1, 3)
-    labels = (np.arange(array.max(initial=-1) + 1) // photos).astype(str).astype(object)
-    return list(batches.epoch(array, labels, batch_size, replicas, np.random.default_rng(seed)))
+    rows = np.arange(array.max(initial=-1) + 1)
+    labels = (rows // photos).astype(str).astype(object)
+    machines = np.zeros(replicas, int) if isinstance(replicas, int) else np.array(replicas)
+    owners = np.zeros(len(rows), int) if owners is None else np.array(owners)[: len(rows)]
+    generator = np.random.default_rng(seed)
+    return list(batches.epoch(array, labels, batch_size, machines=machines, owners=owners, generator=generator))
 
 
 def mined(objects, photos, negatives, hubs):
@@ -56,6 +62,30 @@ def test_batches_hold_the_triplets_once_each(triplets, replicas, batch_size):
 @given(TRIPLETS.filter(lambda triplets: len(triplets) >= 4), st.integers(2, 4), st.integers(4, 32))
 def test_batches_are_the_same_for_any_number_of_replicas(triplets, replicas, batch_size):
     assert told(made(triplets, batch_size, replicas)) == told(made(triplets, batch_size, 1))
+
+
+@given(
+    TRIPLETS.filter(lambda triplets: len(triplets) >= 4),
+    st.lists(st.integers(0, 2), min_size=2, max_size=4),
+    st.lists(st.integers(0, 2), min_size=13, max_size=13),
+)
+def test_whoever_owns_what_the_batches_are_the_same_and_replicas_get_equally_many(triplets, machines, owners):
+    found, alone = made(triplets, 8, machines, owners=owners), made(triplets, 8, 1)
+    for batch, (whole,) in zip(found, alone, strict=True):
+        sizes = [share.indices.shape[1] for share in batch]
+        assert min(sizes) >= 1 and max(sizes) - min(sizes) <= 1
+        told_once = [tuple(t) for share in batch for t in share.rows[share.indices].T.tolist()]
+        assert sorted(told_once) == sorted(map(tuple, whole.rows[whole.indices].T.tolist()))
+
+
+@given(TRIPLETS, st.lists(st.integers(0, 1), min_size=13, max_size=13))
+def test_no_triplet_is_elsewhere_while_its_owner_has_another_s(triplets, owners):
+    for batch in made(triplets, 8, [0, 1], owners=owners):
+        astray = [
+            np.count_nonzero(np.array(owners)[share.rows[share.indices[0]]] != machine)
+            for machine, share in enumerate(batch)
+        ]
+        assert min(astray) == 0
 
 
 @given(TRIPLETS)

@@ -209,10 +209,9 @@ def test_fewer_photos_than_dimensions_are_told_as_rows_and_not_as_shapes(ray_ses
         train(dimension=400)
 
 
-def test_new_random_variants_and_triplets_belong_to_photos_wherever_their_rows_stand(place, tmp_path):
-    from dim.train.photos import Augmentation, Photos
-    from dim.train.trunk import Trunk
-    from dim.train.trunk_cache import TrunkCache
+def test_new_random_variants_and_triplets_belong_to_photos_wherever_their_rows_stand(ray_session, place):
+    from dim.train.ingest import Ingest
+    from dim.train.photos import Augmentation, NewVariants, Photos
 
     for number in range(3):
         noise = np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8)
@@ -222,10 +221,9 @@ def test_new_random_variants_and_triplets_belong_to_photos_wherever_their_rows_s
         ids = np.array([f"é{n}" for n in order], dtype=object)
         paths = [str(place.folder / f"{n}.png") for n in order]
         photos = Photos(ids, ids, ids, paths, [None] * 3, ["ab"] * 3, 32, "squash")
-        trunk = Trunk(photos, TrunkCache(str(tmp_path / "cache"), "trunk", 0), None, 4, 1)
         rows = photos.positions(np.array([["é0", "é2", "é1"]]))
         assert ids[rows].tolist() == [["é0", "é2", "é1"]]
-        (found,) = trunk.new_variants([rows[0].tolist()], Augmentation(20, 0.3), (0, 1))
-        return [found[row].tobytes() for row in rows[0]]
+        change = NewVariants(Augmentation(20, 0.3), (0, 1)).apply
+        return [pixels.tobytes() for pixels in Ingest(photos, 2, 1).decoded(rows[0].tolist(), ids[rows[0]], change)]
 
     assert variants([0, 1, 2]) == variants([2, 0, 1])

@@ -1,15 +1,19 @@
 """What is frozen is computed once for each photo, and once for each of its stored variants."""
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from dim.train.photos import Augmentation, Photos, Variants
+from dim.data.decode import DecodeError, decode
+from dim.train.photos import Augmentation, NewVariants, Photos, Variants
 from dim.train.trunk import Trunk
 from dim.train.trunk_cache import TrunkCache
 
 AUGMENTATION = Augmentation(rotation=20, crop=0.2)
+FILE = pa.ipc.get_tensor_size(pa.Tensor.from_numpy(np.zeros((48, 48, 3), np.float16)))
 
 
 @pytest.fixture
@@ -31,8 +35,25 @@ class Forward:
         return batch.astype(np.float16) / 255
 
 
+class Decoder:
+    """Decodes `photos` here, where a run does it by Ray's tasks, and notes which."""
+
+    def __init__(self, photos):
+        self.photos, self.decoded_rows = photos, []
+
+    def decoded(self, rows, names, change=None):
+        for row, name in zip(rows, names, strict=True):
+            self.decoded_rows.append(row)
+            try:
+                pixels = decode(Path(self.photos.paths[row]).read_bytes(), self.photos.image_size, "squash").pixels
+                yield change(pixels, name) if change else pixels
+            except DecodeError as error:
+                yield str(error)
+
+
 def trunk(photos, folder, forward, limit=10**8):
-    return Trunk(photos, TrunkCache(str(folder), "trunk", limit), forward, 4, 2)
+    cache = TrunkCache(str(folder), "trunk", limit)
+    return Trunk(photos, Decoder(photos), cache, forward, batch_size=4, threads=2)
 
 
 def test_each_variant_is_computed_once_and_others_draw_the_same(photos, tmp_path):
@@ -63,7 +84,57 @@ def test_variants_are_kept_apart_from_photos_and_from_each_other(photos, tmp_pat
 
 def test_what_the_disk_has_no_room_for_is_computed_again(photos, tmp_path):
     forward = Forward()
-    small = trunk(photos, tmp_path, forward, limit=2 * 48 * 48 * 3 * 2)
+    small = trunk(photos, tmp_path, forward, limit=2 * FILE)
     first, second = next(small.read([range(6)])), next(small.read([range(6)]))
-    assert forward.photos == 6 + 4
+    # Two fit; four of the first read were computed until that was known, and four of each read after it.
+    assert forward.photos == 4 + 4 + 4
     assert all(np.array_equal(first[row], second[row]) for row in range(6))
+    assert (small.asked, small.computed) == (12, 12)
+
+
+def test_a_photo_of_many_batches_is_decoded_and_computed_once(photos, tmp_path):
+    forward = Forward()
+    made = trunk(photos, tmp_path, forward)
+    lists = [[0, 1, 2], [1, 2, 3], [0, 3], [], [4, 5, 0]]
+    found = list(made.read(lists))
+    assert [list(one) for one in found] == lists
+    assert forward.photos == 6 and sorted(made._decoder.decoded_rows) == list(range(6))
+    list(made.read(lists))
+    assert forward.photos == 6 and (made.asked, made.computed) == (22, 6)
+
+
+def test_what_was_deleted_or_torn_while_it_is_read_is_computed_again(photos, tmp_path):
+    forward = Forward()
+    made = trunk(photos, tmp_path, forward)
+    (whole,) = made.read([range(6)])
+    gone, torn = sorted(tmp_path.rglob("*.arrow"))[:2]
+    torn.write_bytes(b"torn")
+    lists = made.read([[], range(6)])
+    next(lists)
+    gone.unlink(missing_ok=True)
+    for found in (next(lists), next(made.read([range(6)]))):
+        assert found.keys() == whole.keys()
+        assert all(np.array_equal(found[row], whole[row]) for row in whole)
+
+
+def test_an_unreadable_photo_is_left_out_with_its_reason_and_not_tried_again(photos, tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"<html>")
+    photos.paths[3] = str(tmp_path / "broken.jpg")
+    made = trunk(photos, tmp_path, Forward())
+    for _ in range(2):
+        assert [list(found) for found in made.read([[0, 3], [3, 4]])] == [[0], [4]]
+    assert list(made.unreadable) == [3] and "<html>" in made.unreadable[3]
+    assert made._decoder.decoded_rows.count(3) == 1
+    (variants,) = made.new_variants([[2, 3]], NewVariants(AUGMENTATION, (0, 1)))
+    assert list(variants) == [2]
+
+
+def test_new_variants_differ_by_photo_and_epoch_only(photos, tmp_path):
+    made = trunk(photos, tmp_path, Forward())
+
+    def variants(rows, epoch):
+        (found,) = made.new_variants([rows], NewVariants(AUGMENTATION, (0, epoch)))
+        return {row: pixels.tobytes() for row, pixels in found.items()}
+
+    assert variants([0, 1, 2], 1) == variants([2, 0, 1], 1)
+    assert not set(variants([0, 1, 2], 1).values()) & set(variants([0, 1, 2], 2).values())

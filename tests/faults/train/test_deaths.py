@@ -3,6 +3,7 @@
 import csv
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,30 @@ def test_a_loss_that_is_no_number_ends_the_job_with_step_ids_and_advice(train, o
         rows = list(csv.DictReader(file))
     assert len(rows) == 16 and rows[0].keys() == {"anchor_id", "positive_id", "negative_id"}
     assert str(list(rows[0].values())) in last
+
+
+def test_photos_that_kill_or_are_broken_are_left_out_with_their_reasons(train, demo, out, tmp_path):
+    shutil.copytree(demo, tmp_path / "photos", copy_function=shutil.copy2)
+    manifest = tmp_path / "photos" / "manifest.csv"
+    with manifest.open() as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == "train"]
+    ids, (deadly, broken) = [rows[9]["image_id"], rows[30]["image_id"]], (rows[9]["path"], rows[30]["path"])
+    with open(manifest.parent / deadly, "ab") as photo:
+        photo.write(b"dies by SIGKILL")
+    (manifest.parent / broken).write_bytes(b"<html>")
+    job = train(out, "--manifest", manifest, "--epochs", "1", "--workers", "2")  # of which each meets one
+    status, result = job.end()
+    assert status == 0, job.said()
+    assert result["unreadable"] == 2
+    with (out / "unreadable.csv").open() as file:
+        reasons = {row["image_id"]: row["reason"] for row in csv.DictReader(file)}
+    assert list(reasons) == ids
+    assert reasons[ids[0]] == "its decoding killed the process (SIGKILL, 3 times of 3)"
+    assert "<html>" in reasons[ids[1]]
+    said = job.said()
+    assert "photos that could not be read: 2 (1 × its decoding killed the process" in said
+    assert f"they are left out; see {out}/unreadable.csv" in said and "memory is short" not in said
+    assert "100 % of activations from the cache, 0 computed" in said
 
 
 @pytest.mark.all_kills

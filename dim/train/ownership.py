@@ -1,0 +1,81 @@
+"""Which machine works on which photos: the one that keeps their activations, in every epoch and every later run.
+
+Objects are handed out by rendezvous hashing with bounded loads (Thaler and Ravishankar 1998; Mirrokni, Thorup and
+Zadimoghaddam 2018): each machine draws a number for each object from both names, and the largest draw has it while it
+has room. So a machine that comes or goes changes the owner of few other objects.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dim.train.photos import Photos
+
+SLACK = 1.05  # how much more than its part a machine may get, so that the largest draw mostly counts
+PARTS = 8  # an object of more than such a part of what a machine gets is divided
+
+
+@dataclass(frozen=True)
+class Ownership:
+    """`machines` (W,), the number of each worker's machine; `owners` (n,), that of the machine that has each row."""
+
+    machines: np.ndarray
+    owners: np.ndarray
+
+    def rows(self, rows: np.ndarray, worker: int) -> np.ndarray:
+        """Those of `rows` that `worker` works on; workers of one machine share what it has."""
+        mates = np.flatnonzero(self.machines == self.machines[worker])
+        own: np.ndarray = rows[self.owners[rows] == self.machines[worker]]
+        return own[int(np.flatnonzero(mates == worker)[0]) :: len(mates)]
+
+
+def ownership(photos: Photos, names: Sequence[str]) -> Ownership:
+    """Divides `photos` among the machines of workers, which have these `names`.
+
+    Photos with one label stay together, and each machine gets its part of each split, by its number of workers.
+    """
+    known, machines = np.unique(np.array(names), return_inverse=True)
+    shares = np.bincount(machines) / len(machines)
+    owners = np.zeros(len(photos.image_ids), np.int64)
+    if len(known) > 1:
+        for split in set(photos.splits.tolist()):
+            units = _units(photos.rows(split), photos, shares)
+            for unit, machine in _assigned(units, known.tolist(), shares):
+                owners[unit] = machine
+    return Ownership(machines, owners)
+
+
+def _units(rows: np.ndarray, photos: Photos, shares: np.ndarray) -> list[tuple[str, list[int]]]:
+    """The name and rows of what goes to one machine as a whole, the largest first."""
+    by_label: dict[str, list[int]] = {}
+    for row in rows.tolist():
+        label = photos.labels[row]
+        name = f"photo {photos.image_ids[row]}" if label is None else f"object {label}"
+        by_label.setdefault(name, []).append(row)
+    most = max(1, int(len(rows) * shares.min() / PARTS))
+    units = [
+        (f"{name} {start}", own[start : start + most])
+        for name, own in by_label.items()
+        for start in range(0, len(own), most)
+    ]
+    return sorted(units, key=lambda unit: (-len(unit[1]), unit[0]))
+
+
+def _assigned(units: list[tuple[str, list[int]]], names: list[str], shares: np.ndarray) -> list[tuple[list[int], int]]:
+    total = sum(len(rows) for _, rows in units)
+    most = SLACK * total * shares
+    loads = np.zeros(len(names))
+    found = []
+    for unit, rows in units:
+        order = sorted(range(len(names)), key=lambda machine: _draw(unit, names[machine]), reverse=True)
+        having_room = (machine for machine in order if loads[machine] + len(rows) <= most[machine])
+        machine = next(having_room, int(np.argmin(loads / shares)))
+        loads[machine] += len(rows)
+        found.append((rows, machine))
+    return found
+
+
+def _draw(unit: str, name: str) -> bytes:
+    return hashlib.sha256(f"{name}\t{unit}".encode()).digest()
