@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
-from ray.data import ActorPoolStrategy, DataContext, Dataset, ExecutionResources
+from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from dim import cluster, files
 from dim.data import isolated, photos
@@ -147,11 +147,6 @@ def staged(rows: pa.Table, recipe: Recipe, machine: Resources, stage: type, argu
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     step = machine.images_at_once
     blocks = [rows.slice(start, step) for start in range(0, rows.num_rows, step)]
-    # All that these could use at once, reading included. Without it, Ray Data asks for a further node of each kind
-    # whenever those that it has are busy, for a single photo, too.
-    context.execution_options.resource_limits = ExecutionResources(
-        cpu=machine.workers * machine.cpus + len(blocks) * (1 + DECODER_CPUS), gpu=machine.workers * machine.gpus
-    )
     return (
         ray.data.from_arrow(blocks)
         .map_batches(
