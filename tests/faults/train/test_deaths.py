@@ -40,14 +40,17 @@ def test_told_to_end_it_goes_on_when_told_again(train, assert_same, out, number)
 
 @pytest.fixture
 def nodes():
-    """Two nodes of three CPUs each, the head and another, on a port of their own: two are a worker's, one decodes."""
+    """Two nodes, the head and another, on a port of their own. Their GPU is no more than a number to Ray, so that
+    each has room for one worker.
+    """
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment["RAY_AUTH_MODE"] = "disabled"
     port = 20_000 + os.getpid() % 10_000
     places = (["--head", f"--port={port}", "--include-dashboard=false"], [f"--address=127.0.0.1:{port}"])
     started = []
     for place in places:
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=3", *place]
+        sizes = ["--num-cpus=1", "--num-gpus=1"]
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *sizes, *place]
         started.append(subprocess.Popen(command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL))
         time.sleep(10)
     yield f"127.0.0.1:{port}", *started
