@@ -24,7 +24,7 @@ from dim.extract import pipeline
 from dim.extract.config import ExtractConfig
 from dim.extract.job import extract
 from dim.extract.resources import resources
-from dim.model import devices
+from dim.model import devices, precision
 
 MAY_COME = {"autoscaled_4CPU_1GPU": 2, "autoscaled_6CPU": 1}
 PHOTOS = 24
@@ -126,6 +126,8 @@ def grown(raylets, folder, said):
         found["without"] = extracted(folder, "without", gpus_per_worker=0.0)
         asked = ray.remote(devices.assigned)
         found["assigned"] = [ray.get(asked.options(num_gpus=gpus).remote()) for gpus in (0, 1)]
+        cluster.may_come = list  # nothing more: the nodes that are there are asked
+        found["precisions"] = [placement.precision("auto", 0), precision.best(gpu=False)]
     return found
 
 

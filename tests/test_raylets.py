@@ -42,3 +42,8 @@ def test_an_actor_without_a_node_holds_no_other_up(found):
 def test_what_asks_for_no_gpu_gets_none(found):
     assert found["without"] == [24, []]
     assert found["assigned"] == [[], ["0"]]
+
+
+def test_nodes_that_are_all_there_are_asked_for_their_precision(found):
+    of_the_nodes, of_this_machine = found["precisions"]
+    assert of_the_nodes == of_this_machine
