@@ -23,7 +23,7 @@ from dim.errors import JobFailed, UserError
 
 # What a head node says of the nodes that the autoscaler may start: a resource for each kind of node, by its CPUs and
 # GPUs, whose amount is how many there may be. Ray 2.60 can't be asked for it, neither on Kubernetes nor after `ray up`.
-_AUTOSCALED = re.compile(r"autoscaled_(\d+)CPU(?:_(\d+)GPU)?")
+_KIND = re.compile(r"autoscaled_(\d+)CPU(?:_(\d+)GPU)?")
 _MAY_COME = "autoscaled"  # how the names of these begin
 _NODE_GROUP = "ray.io/node-group"  # the label of a node of a group that may grow
 
@@ -151,7 +151,7 @@ def may_come() -> list[tuple[dict[str, float], int]]:
     for name, count in ray.cluster_resources().items():
         if not name.startswith(_MAY_COME):
             continue
-        found = _AUTOSCALED.fullmatch(name)
+        found = _KIND.fullmatch(name)
         if found is None:
             raise UserError(
                 f"the head node has the resource {name!r}, which dim doesn't know; name the nodes that may come as in "

@@ -14,6 +14,7 @@ from dim import logs
 # All that there are: each value of a tag is a series of its own.
 Stage = Literal[
     "checking",
+    "computing the frozen layers",
     "embedding",
     "evaluating",
     "exporting",

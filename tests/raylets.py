@@ -8,30 +8,23 @@ import json
 import logging
 import os
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-# Ray Data looks at how busy nodes are over ten seconds otherwise, and asks for more every ten.
-os.environ |= {
-    "RAY_DATA_CLUSTER_UTIL_AVG_WINDOW_S": "1",
-    "RAY_DATA_MIN_GAP_BETWEEN_AUTOSCALING_REQUESTS": "1",
-}
 
 import numpy as np
 import pyarrow as pa
 import ray
 from PIL import Image
-from ray._private.ray_constants import AUTOSCALER_RESOURCE_REQUEST_CHANNEL
 from ray.cluster_utils import Cluster
-from ray.experimental.internal_kv import _internal_kv_get
 
 from dim import cluster, placement, tables
 from dim.extract import pipeline
 from dim.extract.config import ExtractConfig
 from dim.extract.job import extract
 from dim.extract.resources import resources
-from dim.model import devices
+from dim.model import devices, precision
 
 MAY_COME = {"autoscaled_4CPU_1GPU": 2, "autoscaled_6CPU": 1}
 PHOTOS = 24
@@ -45,7 +38,6 @@ class StandIn:
 
     def __call__(self, table):
         Path(os.environ["RAYLETS_GPUS"]).write_text(json.dumps(devices.assigned()))
-        time.sleep(3 if table.num_rows == PHOTOS else 0)  # in which Ray Data finds the node busy
         images = pipeline.images(table)
         vectors = np.ones((len(images), 8), np.float32)
         return pipeline.embedded(table, vectors, self._dtype)
@@ -58,12 +50,6 @@ class Said(logging.Handler):
 
     def emit(self, record):
         self.lines.append(record.getMessage())
-
-
-def asked_for():
-    """The GPUs of the nodes that Ray Data asks the autoscaler for, those that it has among them."""
-    found = _internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL)
-    return sum(bundle.get("GPU", 0) for bundle in json.loads(found or "[]"))
 
 
 def taken():
@@ -108,37 +94,41 @@ def main(folder):
     said = Said()
     logging.getLogger("dim").setLevel(logging.INFO)
     logging.getLogger("dim").addHandler(said)
-    head = {"num_cpus": 0, "num_gpus": 0, "include_dashboard": False, "resources": MAY_COME}
-    raylets = Cluster(initialize_head=True, head_node_args=head)
-    os.environ["RAY_ADDRESS"] = raylets.address
+    with tempfile.TemporaryDirectory(prefix="dim-", dir="/tmp") as own:  # the paths of its sockets must be short
+        head = {"num_cpus": 0, "num_gpus": 0, "include_dashboard": False, "resources": MAY_COME, "temp_dir": own}
+        raylets = Cluster(initialize_head=True, head_node_args=head)
+        os.environ["RAY_ADDRESS"] = raylets.address
+        try:
+            print(json.dumps(grown(raylets, folder, said)))
+        finally:
+            raylets.shutdown()
+
+
+def grown(raylets, folder, said):
+    """What jobs take, and say, as nodes join."""
     found = {}
-    try:
-        with cluster.connected():
-            found["before"] = taken()
-            said.lines.clear()
-            with ThreadPoolExecutor(1) as thread:
-                waiting = thread.submit(extracted, folder, "waited")
-                while not any(line.startswith("waiting") for line in said.lines):
-                    time.sleep(0.1)
-                (found["said"],) = (line for line in said.lines if line.startswith("waiting"))
-                raylets.add_node(num_cpus=4, num_gpus=1)
-                found["asked_for"] = []
-                while not waiting.done():
-                    found["asked_for"].append(asked_for())
-                    time.sleep(0.1)
-                found["waited"] = waiting.result()
-            # There is a GPU for one of them only.
-            found["several"] = extracted(folder, "several", workers=2, batch_size=4)
-            raylets.add_node(num_cpus=6)
-            while len(cluster.nodes()) < 3:
+    with cluster.connected():
+        found["before"] = taken()
+        said.lines.clear()
+        with ThreadPoolExecutor(1) as thread:
+            waiting = thread.submit(extracted, folder, "waited")
+            while not (waiting.done() or any(line.startswith("waiting") for line in said.lines)):
                 time.sleep(0.1)
-            found["after"] = taken()
-            found["without"] = extracted(folder, "without", gpus_per_worker=0.0)
-            asked = ray.remote(devices.assigned)
-            found["assigned"] = [ray.get(asked.options(num_gpus=gpus).remote()) for gpus in (0, 1)]
-    finally:
-        raylets.shutdown()
-    print(json.dumps(found))
+            found["said"] = [line for line in said.lines if line.startswith("waiting")]
+            raylets.add_node(num_cpus=4, num_gpus=1)
+            found["waited"] = waiting.result()
+        # There is a GPU for one of them only.
+        found["several"] = extracted(folder, "several", workers=2, batch_size=4)
+        raylets.add_node(num_cpus=6)
+        while len(cluster.nodes()) < 3:
+            time.sleep(0.1)
+        found["after"] = taken()
+        found["without"] = extracted(folder, "without", gpus_per_worker=0.0)
+        asked = ray.remote(devices.assigned)
+        found["assigned"] = [ray.get(asked.options(num_gpus=gpus).remote()) for gpus in (0, 1)]
+        cluster.may_come = list  # nothing more: the nodes that are there are asked
+        found["precisions"] = [placement.precision("auto", 0), precision.best(gpu=False)]
+    return found
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import pyarrow as pa
 import ray
-from ray.data import ActorPoolStrategy, DataContext, Dataset, ExecutionResources
+from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from dim import cluster, files
 from dim.data import isolated, photos
@@ -65,7 +65,7 @@ def _decode(
     # What has killed its worker again and again is a photo among these, not bad luck.
     how = isolated.decode if cluster.earlier_attempts() >= UNGUARDED_TRIES else isolated.watched
     decoded = [
-        _decode_row(row, photo, how, change, size, resize, scaled=scaled, limits=limits)
+        _decode_row(row, photo, how, size, resize, change=change, scaled=scaled, limits=limits)
         for row, photo in zip(table.to_pylist(), photos.fetched(table["path"].to_pylist()), strict=True)
     ]
     return pa.Table.from_pylist(decoded, schema=DECODED)
@@ -75,9 +75,10 @@ def _decode_row(
     row: dict[str, Any],
     photo: photos.Fetched,
     how: Callable[..., Decoded],
-    change: Change | None,
     size: int,
     resize: Resize,
+    *,
+    change: Change | None,
     **named: Any,
 ) -> dict[str, Any]:
     outcome = {name: row[name] for name in ("image_id", "content", "shard")}
@@ -162,11 +163,10 @@ def decoded(
     limits: Limits,
     scaled: bool = False,
     change: Change | None = None,
-    after: ExecutionResources | None = None,
 ) -> Dataset:
     """The data set of DECODED of `rows` (image_id, path, box, content, shard), of which a task takes `step`.
 
-    `change` is done to the pixels of each where they are decoded. `after` is what the stages after this one take.
+    `change` is done to the pixels of each where they are decoded.
     """
     context = DataContext.get_current()
     context.enable_progress_bars = False
@@ -175,10 +175,6 @@ def decoded(
     if not cluster.verbose():
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     blocks = [rows.slice(start, step) for start in range(0, rows.num_rows, step)]
-    # All that these could use at once. Without it, Ray Data asks for a further node of each kind whenever those that it
-    # has are busy, for a single photo, too.
-    decoding = ExecutionResources(cpu=len(blocks) * DECODER_CPUS, gpu=0)
-    context.execution_options.resource_limits = decoding.add(after) if after else decoding
     how = {"size": size, "resize": resize, "scaled": scaled, "limits": limits, "change": change}
     # `from_arrow` would ask for a task of a whole CPU for each block, which no node of one CPU has beside a trainer.
     return ray.data.from_blocks(blocks).map_batches(
@@ -197,7 +193,6 @@ def staged(rows: pa.Table, recipe: Recipe, machine: Resources, stage: type, argu
         resize=spec.resize,
         limits=recipe.limits,
         scaled=recipe.scaled_decode,
-        after=ExecutionResources(cpu=machine.workers * machine.cpus, gpu=machine.workers * machine.gpus),
     )
     return photos.map_batches(
         stage,

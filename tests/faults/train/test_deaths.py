@@ -65,9 +65,9 @@ def test_told_to_end_it_goes_on_when_told_again(train, assert_same, out, number)
 
 @pytest.fixture
 def start_node():
-    """Starts a node of three CPUs, the first as the head of a cluster on a port of its own; the address, and the node.
+    """Starts a node, the first as the head of a cluster on a port of its own; the address, and the node.
 
-    Two of the CPUs are a worker's, one decodes.
+    Its GPU is no more than a number to Ray, so that each has room for one worker.
     """
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment["RAY_AUTH_MODE"] = "disabled"
@@ -78,7 +78,8 @@ def start_node():
         place = (
             [f"--address=127.0.0.1:{port}"] if started else ["--head", f"--port={port}", "--include-dashboard=false"]
         )
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=3", *place]
+        sizes = ["--num-cpus=1", "--num-gpus=1"]
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *sizes, *place]
         started.append(subprocess.Popen(command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL))
         time.sleep(10)
         return f"127.0.0.1:{port}", started[-1]
