@@ -24,10 +24,11 @@ from dim.model import precision as precisions
 # What a head node says of itself: how many GPUs there would be if the autoscaler had started all that it may.
 # Ray can't be asked for it.
 AUTOSCALED_GPUS = "autoscaled_gpus"
-# What each resource of that kind begins with, and the label of a node of a group that may grow.
-_AUTOSCALED, _NODE_GROUP = "autoscaled_", "ray.io/node-group"
 
 log = logging.getLogger(__name__)
+
+# Of a node with others that may come: what its resources' names begin with, and the label of one of a group.
+_AUTOSCALED, _NODE_GROUP = "autoscaled_", "ray.io/node-group"
 
 
 class _JobConfig(JobConfig):  # type: ignore[misc]

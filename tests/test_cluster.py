@@ -67,8 +67,8 @@ def test_one_node_may_use_its_disk(made_up):
 @pytest.mark.parametrize(
     ("head", "labels"),
     [
-        ({"CPU": 0, cluster.AUTOSCALED_GPUS: 8}, {}),  # the shipped cluster before its first worker
-        ({"CPU": 4, "autoscaled_cpus": 64}, {}),
+        ({"CPU": 0, "autoscaled_gpus": 8}, {}),  # a cluster of dim's before its first worker
+        ({"CPU": 4, "autoscaled_8CPU_1GPU": 4}, {}),
         ({}, {}),  # `ray start --head --num-cpus 0`
         ({"CPU": 4}, {"ray.io/node-id": "a", "ray.io/node-group": "head"}),  # KubeRay, or `ray up`
     ],
