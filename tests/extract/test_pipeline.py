@@ -91,6 +91,28 @@ def test_photos_are_found_in_any_part_of_a_table(start, stop):
     assert all(np.array_equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
+def test_a_decoding_task_reads_several_photos_at_a_time(s3, demo, monkeypatch):
+    monkeypatch.setattr(pipeline.cluster, "earlier_attempts", lambda: 0)
+    bucket = s3.bucket("decoding-task")
+    names = [str(path.relative_to(demo)) for path in sorted(demo.rglob("*.jpg"))[:20]]
+    for name in names:
+        files.write_bytes(f"{bucket}/{name}", (demo / name).read_bytes())
+
+    def decoded(folder):
+        rows = [
+            {"image_id": name, "path": f"{folder}/{name}", "box": [0.0, 0.0, 40.0, 40.0], "content": "", "shard": ""}
+            for name in [*names, "none.jpg"]
+        ]
+        return pipeline._decode(pa.Table.from_pylist(rows), 32, "squash", False, LIMITS)
+
+    s3.faults(latency=0.1)
+    found, expected = decoded(bucket), decoded(demo)
+    counts = s3.faults()
+    assert found.drop_columns("error") == expected.drop_columns("error")
+    assert found["status"].to_pylist() == ["ok"] * len(names) + ["error"]
+    assert counts["most"] >= 8 and counts["requests"] <= 2 * len(names) + 2
+
+
 def test_a_network_that_has_died_over_and_over_is_given_up(monkeypatch):
     monkeypatch.setattr(pipeline, "_embedder", lambda *_: None)
     monkeypatch.setattr(pipeline.cluster, "earlier_attempts", lambda: pipeline.NETWORK_TRIES)
@@ -112,25 +134,3 @@ def test_a_network_that_has_died_over_and_over_is_given_up(monkeypatch):
 def test_settings_out_of_range(options, message):
     with pytest.raises(UserError, match=message):
         ExtractConfig(manifest="m", model="x", out="o", **options)
-
-
-def test_a_decoding_task_reads_several_photos_at_a_time(s3, demo, monkeypatch):
-    monkeypatch.setattr(pipeline.cluster, "earlier_attempts", lambda: 0)
-    bucket = s3.bucket("decoding-task")
-    names = [str(path.relative_to(demo)) for path in sorted(demo.rglob("*.jpg"))[:20]]
-    for name in names:
-        files.write_bytes(f"{bucket}/{name}", (demo / name).read_bytes())
-
-    def decoded(folder):
-        rows = [
-            {"image_id": name, "path": f"{folder}/{name}", "box": [0.0, 0.0, 40.0, 40.0], "content": "", "shard": ""}
-            for name in [*names, "none.jpg"]
-        ]
-        return pipeline._decode(pa.Table.from_pylist(rows), 32, "squash", False, LIMITS)
-
-    s3.faults(latency=0.1)
-    found, expected = decoded(bucket), decoded(demo)
-    counts = s3.faults()
-    assert found.drop_columns("error") == expected.drop_columns("error")
-    assert found["status"].to_pylist() == ["ok"] * len(names) + ["error"]
-    assert counts["most"] >= 8 and counts["requests"] <= 2 * len(names) + 2
