@@ -8,6 +8,7 @@ time than asking does, however large a folder is. What can't be listed, as witho
 
 import contextlib
 import json
+import logging
 import os
 import resource
 import subprocess
@@ -21,6 +22,8 @@ from typing import IO, Any
 import pyarrow.fs as pafs
 
 from dim import children, storage
+
+log = logging.getLogger(__name__)
 
 FEWEST = 10_000  # objects for which a process is started: they take 1 s at least, one by one
 PAGE = 1000  # objects that a request lists
@@ -42,7 +45,10 @@ def infos(uris: Sequence[str], ask: Callable[[str], pafs.FileInfo]) -> dict[str,
 def _arriving(uris: Sequence[str]) -> Iterator[dict[str, pafs.FileInfo]]:
     """What listings say of the files at `uris`; more arrives while the block runs."""
     known: dict[str, pafs.FileInfo] = {}
-    folders = worth_listing(uris) if len(uris) >= FEWEST else []
+    folders: list[str] = []
+    if len(uris) >= FEWEST:
+        folders = worth_listing(uris)
+        log.info("asking the store about %d files, and for lists of %d folders", len(uris), len(folders))
     if not folders:
         yield known
         return

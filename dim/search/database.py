@@ -3,7 +3,6 @@
 import mmap
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -12,8 +11,10 @@ import numpy as np
 
 from dim.search import exact
 from dim.search.nearest import Part, nearest
+from dim.storage import at_once
 
 PART_ROWS = 8192
+_LOADED = 4  # parts that are loaded ahead
 
 
 class Database(Protocol):
@@ -106,11 +107,5 @@ def scratch(blocks: Iterable[np.ndarray], size: int) -> np.ndarray:
 
 
 def ahead(parts: Iterable[Part]) -> Iterator[np.ndarray]:
-    """What is in `parts`, each loaded by a thread while the one before is used."""
-    with ThreadPoolExecutor(1) as thread:
-        coming: list[Future[np.ndarray]] = []
-        for part in parts:
-            coming.append(thread.submit(part.load))
-            if len(coming) > 1:
-                yield coming.pop(0).result()
-        yield from (last.result() for last in coming)
+    """What is in `parts`, some loaded by threads while one is used."""
+    return at_once(lambda part: part.load(), parts, _LOADED)

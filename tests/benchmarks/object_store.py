@@ -1,13 +1,19 @@
 """train, extract and evaluate of the demo set on an S3 server that fails and dawdles, against the same on a disk.
 
     python tests/benchmarks/object_store.py --failing 0.05 --slow 0.05
+    python tests/benchmarks/object_store.py --requests 1000 --latency 0.1
 
 Photos, runs, checkpoints, descriptors and reports lie on the server of tests/s3_server.py, on loopback. Prints one JSON
 line: `rows` and `lost` (not there exactly once, as ok, with the same descriptor to a cosine of 0.9999) of one model's
 extraction in both places, `map` of its evaluation in both, `train_map` of both trainings, and what the server did.
+
+With --requests, no job: seconds, requests and the most in flight of what comes before the first of so many photos, and
+of reading them as a decoding task does; one after another, for comparison, a tenth of them. The server answers some 300
+requests a second at most, whatever their latency.
 """
 
 import argparse
+import collections
 import json
 import os
 import socket
@@ -16,6 +22,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +30,8 @@ import numpy as np
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY))
 
-from dim import files  # noqa: E402
+from dim import files, listings, storage  # noqa: E402
+from dim.data import photos  # noqa: E402
 from dim.data.listing import listing  # noqa: E402
 from dim.extract import store  # noqa: E402
 from dim.train.job import DEMO  # noqa: E402
@@ -60,6 +68,30 @@ def served(port: int) -> subprocess.Popen:
     return server
 
 
+def measured(latency: float, call: Callable[[], Iterable[object]]) -> dict[str, float]:
+    """What exhausting what `call` gives takes, where each request takes `latency` seconds."""
+    ask("faults", json.dumps({"latency": latency}).encode(), "POST")
+    start = time.monotonic()
+    collections.deque(call(), 0)
+    seconds = round(time.monotonic() - start, 2)
+    counts = json.loads(ask("faults", b"{}", "POST"))
+    return {"seconds": seconds, "requests": counts["requests"], "in_flight": counts["most"]}
+
+
+def requests(count: int, latency: float) -> dict[str, dict[str, float]]:
+    uris = [f"{BUCKET}/requests/{number % 10}/{number}.jpg" for number in range(count)]
+    storage.finish(storage.at_once(lambda uri: files.write_bytes(uri, bytes(20_000)), uris))
+    tenth = uris[: count // 10]
+    found = {
+        "a tenth asked one by one": measured(latency, lambda: map(files.info, tenth)),
+        "asked at once": measured(latency, lambda: files.infos(uris)),
+        "a tenth read one by one": measured(latency, lambda: map(photos.read, tenth)),
+        "read ahead": measured(latency, lambda: (photo.read() for photo in photos.fetched(uris))),
+    }
+    listings.FEWEST = count
+    return found | {"asked and listed": measured(latency, lambda: files.infos(uris))}
+
+
 def rows(folder: str) -> list[dict]:
     return [row for name in store.shards(folder) for row in store.read_shard(folder, name).to_pylist()]
 
@@ -78,12 +110,17 @@ def main() -> None:
     parser.add_argument("--slow", type=float, default=0.05)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--image-size", default="224")
+    parser.add_argument("--requests", type=int)
+    parser.add_argument("--latency", type=float, default=0.1)
     arguments = parser.parse_args()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     server = served(port)
     try:
+        if arguments.requests:
+            print(json.dumps(requests(arguments.requests, arguments.latency)))
+            return
         for name in listing(str(DEMO.parent)).files:
             files.write_bytes(f"{BUCKET}/photos/{name}", (DEMO.parent / name).read_bytes())
         rates = {name: getattr(arguments, name) for name in ("failing", "slow", "seed")}

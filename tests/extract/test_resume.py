@@ -13,6 +13,7 @@ from dim import files
 from dim.extract import shards, store
 from dim.extract.identity import Embedding
 from dim.extract.resume import pending
+from dim.search import stored
 
 ROWS = 8
 SCHEMA = store.schema(2)
@@ -131,6 +132,7 @@ def test_shards_in_a_store_are_looked_at_several_at_a_time(s3):
     assert most(left) >= 8
     assert most(lambda: shards.sealed(folder, store.shards(folder))) >= 8
     assert most(lambda: list(store.read_shards(folder, ["image_id", "descriptor"]))) >= 8
+    assert most(lambda: list(stored.read(folder))) >= 4
     assert most(lambda: files.copy_folder(folder, f"{folder}/copy")) >= 8
     contents[::2] = ["version 1"] * len(contents[::2])
     assert most(lambda: pending(folder, EMBEDDING, np.array(ids), contents, retry_failed=False)) >= 8
