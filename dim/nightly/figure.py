@@ -76,6 +76,7 @@ def measured(config: NightlyConfig, date: str, asked: Measurement, found: Collec
         except UserError as error:
             fault = str(error)
         else:
+            log.info("%s: the network of %s measures tonight's photos, too", asked.name, row["date"])
             standing = collection.extracted(config.out, replace(known, manifest=asked.manifest))
     folder, key = files.join(config.out, f"nights/{date}/{asked.name}"), _key(asked, found, standing)
     beside = files.join(folder, BASELINE)

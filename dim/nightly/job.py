@@ -151,6 +151,7 @@ def _record(config: NightlyConfig, night: dict[str, Any], past: History, uri: st
     past.put(night["date"], rows)
     trend.write(config.out, past.rows)
     metrics.write(config.out, past.rows)
+    log.info("look at %s for all nights", files.join(config.out, trend.FILE))
     files.write_json(uri, night)
     figures = night["evaluations"].values()
     kept = {figured[key] for figured in figures for key in ("collection", "baseline_collection") if key in figured}
