@@ -148,7 +148,7 @@ class Output:
         """
         if self._record["status"] == DONE:
             return
-        with contextlib.suppress(OSError, UserError, JobFailed):  # the disk or the lease may be what ended it
+        with contextlib.suppress(Exception):  # the disk or the lease may be what ended it, and that is what counts
             if isinstance(error, UserError) and self._undone():
                 return
             known = isinstance(error, UserError | JobFailed)
