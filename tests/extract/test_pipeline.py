@@ -8,7 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from dim import files
+from dim.data.limits import LIMITS
+from dim.errors import JobFailed, UserError
 from dim.extract import pipeline
+from dim.extract.config import ExtractConfig
 from dim.extract.embedder import Recipe
 from dim.extract.forward import set_up_tensorflow
 from dim.extract.resources import Resources, resources
@@ -117,6 +121,53 @@ def test_photos_are_found_in_any_part_of_a_table(start, stop):
     expected = [photo for photo in photos[start:stop] + photos if photo is not None]
     assert len(found) == len(expected)
     assert all(np.array_equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+def test_a_decoding_task_reads_several_photos_at_a_time(s3, demo, monkeypatch):
+    monkeypatch.setattr(pipeline.cluster, "earlier_attempts", lambda: 0)
+    bucket = s3.bucket("decoding-task")
+    names = [str(path.relative_to(demo)) for path in sorted(demo.rglob("*.jpg"))[:20]]
+    for name in names:
+        files.write_bytes(f"{bucket}/{name}", (demo / name).read_bytes())
+
+    def decoded(folder):
+        rows = [
+            {"image_id": name, "path": f"{folder}/{name}", "box": [0.0, 0.0, 40.0, 40.0], "content": "", "shard": ""}
+            for name in [*names, "none.jpg"]
+        ]
+        return pipeline._decode(
+            pa.Table.from_pylist(rows), size=32, resize="squash", scaled=False, limits=LIMITS, change=None
+        )
+
+    s3.faults(latency=0.1)
+    found, expected = decoded(bucket), decoded(demo)
+    counts = s3.faults()
+    assert found.drop_columns("error") == expected.drop_columns("error")
+    assert found["status"].to_pylist() == ["ok"] * len(names) + ["error"]
+    assert counts["most"] >= 8 and counts["requests"] <= 2 * len(names) + 2
+
+
+def test_a_network_that_has_died_over_and_over_is_given_up(monkeypatch):
+    monkeypatch.setattr(pipeline, "_embedder", lambda *_: None)
+    monkeypatch.setattr(pipeline.cluster, "earlier_attempts", lambda: pipeline.NETWORK_TRIES)
+    with pytest.raises(JobFailed, match="the network's process died 5 times over the same photos"):
+        pipeline.Network(None, "float32", Resources(1, 1, 0, 4))(decoded("ok"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "--batch-size must be at least 1, not 0"),
+        ({"shard_rows": -1}, "--shard-rows must be at least 1, not -1"),
+        ({"workers": 0}, "--workers must be at least 1, not 0"),
+        ({"scales": ()}, "--scales must be above 0"),
+        ({"scales": (1.0, 0.0)}, "--scales must be above 0 and at most 4, not 1.0, 0.0"),
+        ({"scales": (float("nan"),)}, "--scales must be above 0 and at most 4, not nan"),
+    ],
+)
+def test_settings_out_of_range(options, message):
+    with pytest.raises(UserError, match=message):
+        ExtractConfig(manifest="m", model="x", out="o", **options)
 
 
 class Begun(Exception):
