@@ -6,7 +6,7 @@ holds another. A copy (VGG16: 60 MB, once an embedding) is what makes the two co
 
 from dataclasses import fields
 
-from dim import files
+from dim import files, leftovers
 from dim.errors import UserError
 from dim.extract import identity
 from dim.extract import job as extraction
@@ -72,4 +72,5 @@ def _copy(folder: str, named: dict[str, str]) -> None:
     for name, source in named.items():
         target = files.join(folder, name)
         files.make_folder(files.parent(target))
+        leftovers.sweep(files.parent(target))
         files.write_bytes(target, files.read_bytes(source))

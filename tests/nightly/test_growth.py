@@ -147,6 +147,20 @@ def test_a_model_that_was_trained_anew_in_place_is_held_against_what_it_was(nigh
     assert night("2020-01-03", model=str(model), weights=None)["computed"] == 0
 
 
+def test_a_model_that_a_killed_night_half_kept_is_kept_anew(night, photos, embedded, tmp_path):
+    model = tmp_path / "model"
+    write_model(model, "gem", 1)
+    night("2020-01-01", model=str(model), weights=None)
+    (note,) = (tmp_path / "nightly").rglob("network.json")
+    kept = {path: path.read_bytes() for path in (*note.parent.glob("model/*"), note)}
+    assert len(kept) == 3
+    note.unlink()
+    (note.parent / "model" / "model.weights.h5").write_bytes(b"of another")
+    (note.parent / "model" / "model.json.4194304.tmp").write_text("half")
+    night("2020-01-02", model=str(model), weights=None)
+    assert {path: path.read_bytes() for path in (*note.parent.glob("model/*"), note)} == kept
+
+
 def test_a_model_that_changes_while_it_is_kept_makes_no_night(night, photos, embedded, tmp_path, monkeypatch):
     model = tmp_path / "model"
     write_model(model, "gem", 1)
