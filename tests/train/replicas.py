@@ -1,0 +1,94 @@
+"""A worker of a training with several replicas on its machine, as GPUs are, but of logical CPUs.
+
+    python replicas.py RANK LOCAL OUT [HOST:PORT HOST:PORT …]
+
+Two epochs of the loop's own steps on activations of several shapes, with a checkpoint between them, then an embedding
+of all photos. Writes weights, figures, and embeddings to OUT, a .npz, beside which the checkpoint stands.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+SHAPES = [(2, 2, 512), (3, 1, 512), (1, 2, 512)]
+PHOTOS = 13
+TRIPLETS = 11
+BATCH = 5  # of four replicas, one has two triplets, the others one
+
+
+def fitted(strategy, rank, workers, folder):
+    """What worker `rank` holds at the end, by name."""
+    from dim.model import network
+    from dim.model.backend import keras
+    from dim.model.spec import Spec
+    from dim.train import checkpoint
+    from dim.train.fitting import Fitting
+    from dim.train.inference import Inference
+    from dim.train.loop import OPTIMIZERS
+    from dim.train.trainee import Trainee
+
+    generator = np.random.default_rng(3)
+    activations = {row: generator.random(SHAPES[row % 3]).astype(np.float16) for row in range(PHOTOS)}
+    triplets = np.stack([generator.permutation(PHOTOS)[:3] for _ in range(TRIPLETS)])
+    trunk = SimpleNamespace(read=lambda lists: [{row: activations[row] for row in rows} for rows in lists])
+    ids = np.array([f"photo {row}" for row in range(PHOTOS)])
+    config = SimpleNamespace(batch_size=BATCH, margin=0.5, seed=0, rotation=0, crop=0, variants=0, out=str(folder))
+    spec = Spec(pooling="gem", dimension=8, resize="long-side")
+    job = SimpleNamespace(config=config, source=SimpleNamespace(spec=spec))
+    job.photos = SimpleNamespace(labels=np.array([f"object {row % 4}" for row in range(PHOTOS)]), image_ids=ids)
+    found = {}
+    for name, rate in (("sgd", 0.5), ("adam", 1e-3)):
+        keras.utils.set_random_seed(7)
+        with strategy.scope():
+            trainee = Trainee(strategy, network.build(spec), spec, "block5", from_pixels=False)
+            optimizer = OPTIMIZERS[name](rate)
+            optimizer.build(trainee.variables)
+        fitting = Fitting(job, trainee, optimizer, trunk, rank)
+        found[f"{name}/begun"] = flat(trainee.variables)
+        losses = [fitting.fit(triplets, 0)["loss"]]
+        kept = str(folder / f"checkpoint-{name}-{rank}")
+        checkpoint.write(
+            kept, checkpoint.State(1, history=[{"epoch": 1, "val_map": 0.5}]), trainee.variables, optimizer
+        )
+        for variable in [*trainee.variables, *optimizer.variables]:
+            variable.assign(np.ones_like(variable.numpy()))
+        checkpoint.read(kept, 1, trainee.variables, optimizer)
+        losses.append(fitting.fit(triplets, 1)["loss"])
+        rows, vectors = Inference(trainee, trunk, job, rank, workers).embed(np.arange(PHOTOS))
+        found |= {f"{name}/losses": losses, f"{name}/ended": flat(trainee.variables)}
+        found |= {f"{name}/rows": rows, f"{name}/vectors": vectors}
+    return found | {"replicas": strategy.num_replicas_in_sync}
+
+
+def flat(variables):
+    return np.concatenate([variable.numpy().ravel() for variable in variables])
+
+
+def main(rank, local, out, *workers):
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    if workers:
+        task = {"type": "worker", "index": rank}
+        os.environ["TF_CONFIG"] = json.dumps({"cluster": {"worker": workers}, "task": task})
+    import tensorflow as tf
+    from tensorflow.python.distribute.collective_all_reduce_strategy import CollectiveAllReduceExtended
+
+    (cpu,) = tf.config.list_physical_devices("CPU")
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * local)
+    if workers:
+        # Of several CPUs it takes the first, but of several GPUs all.
+        CollectiveAllReduceExtended._initialize_local_devices = lambda _, __, worker: (
+            tuple(f"{worker}/device:CPU:{number}" for number in range(local)),
+            "CPU",
+        )
+        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    else:
+        strategy = tf.distribute.MirroredStrategy()
+    np.savez(out, **fitted(strategy, rank, max(1, len(workers)), out.parent))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), *sys.argv[4:])

@@ -1,0 +1,57 @@
+"""Workers with several GPUs each train and embed as one with one does: on logical CPUs, each a replica as a GPU is."""
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from replicas import PHOTOS, fitted
+
+PROGRAM = Path(__file__).parent / "replicas.py"
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """What one replica holds at the end."""
+    return fitted(tf.distribute.MirroredStrategy(["/cpu:0"]), 0, 1, tmp_path_factory.mktemp("one"))
+
+
+def free_ports(count):
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [one.getsockname()[1] for one in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_two_replicas_a_worker_equal_one(one, tmp_path, workers):
+    hosts = [f"127.0.0.1:{port}" for port in free_ports(workers)] if workers > 1 else []
+    outs = [tmp_path / f"{rank}.npz" for rank in range(workers)]
+    started = [
+        subprocess.Popen([sys.executable, PROGRAM, str(rank), "2", out, *hosts], stderr=subprocess.PIPE, text=True)
+        for rank, out in enumerate(outs)
+    ]
+    try:
+        for process in started:
+            _, said = process.communicate(timeout=300)
+            assert process.returncode == 0, said
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+    for out in outs:
+        with np.load(out) as arrays:
+            found = dict(arrays)
+        assert found["replicas"] == 2 * workers
+        for name in ("sgd", "adam"):
+            np.testing.assert_array_equal(found[f"{name}/begun"], one[f"{name}/begun"])
+            update = one[f"{name}/ended"] - one[f"{name}/begun"]
+            difference = found[f"{name}/ended"] - one[f"{name}/ended"]
+            assert np.linalg.norm(difference) <= 1e-3 * np.linalg.norm(update), name
+            np.testing.assert_allclose(found[f"{name}/losses"], one[f"{name}/losses"], rtol=1e-4)
+            np.testing.assert_array_equal(found[f"{name}/rows"], np.arange(PHOTOS))
+            np.testing.assert_allclose(found[f"{name}/vectors"], one[f"{name}/vectors"], atol=1e-4)
