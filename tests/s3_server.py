@@ -1,10 +1,12 @@
 """An S3 server on loopback (moto's), that fails and dawdles as it is told: `python tests/s3_server.py --port N`.
 
+To write an object whose name has `denied` in it is forbidden.
+
 Of all requests, the share `failing` ends in an error (500 before the work is done, 503, or a connection that is cut
 after it), and the share `slow` is answered late; `stuck` ones are never answered. Which, follows from `seed` and the
 request alone, so that it is the same in each run, whatever the order in which requests arrive. Each request takes
 `latency` seconds, as on the way to a real store. Counted are, beside what failed, all `requests`, those of each method,
-and the `most` that were in flight at a time. To write what has `denied` in its name is forbidden.
+and the `most` that were in flight at a time.
 """
 
 import argparse
@@ -33,8 +35,9 @@ class Faults:
 
     def set(self, rates):
         with self._lock:
-            self._rates = {"failing": 0.0, "slow": 0.0, "stuck": 0.0, "seed": 0, "latency": 0.0, "denied": None} | rates
+            self._rates = {"failing": 0.0, "slow": 0.0, "stuck": 0.0, "seed": 0, "latency": 0.0} | rates
             self._seen, self.counts = Counter(), Counter()
+            self._denied = rates.get("denied")
 
     def __call__(self, environ, start_response):
         if environ["PATH_INFO"] == CONTROL:
@@ -50,11 +53,10 @@ class Faults:
                 self._in_flight -= 1
 
     def _answer(self, environ, start_response):
-        denied, written = self._rates["denied"], environ["REQUEST_METHOD"] in ("PUT", "POST")
-        if denied and written and denied in environ["PATH_INFO"]:
-            return self._error("403 Forbidden", "AccessDenied", start_response)
         chance, kind = self._drawn(environ)
         failing, slow, stuck = (self._rates[name] for name in ("failing", "slow", "stuck"))
+        if self._denied and environ["REQUEST_METHOD"] in ("PUT", "POST") and self._denied in environ["PATH_INFO"]:
+            return self._error("403 Forbidden", "AccessDenied", start_response)
         if chance < failing:
             return self._fail(kind, environ, start_response)
         if chance < failing + slow:
