@@ -50,15 +50,8 @@ def known() -> Counter[Node]:
 
 
 def gpus(wanted: float | None) -> float:
-    """GPUs that a worker gets: as many as are `wanted`; if nothing is asked for, one, where any node has, or will.
-
-    Raises UserError for what is neither a share of one GPU nor a number of them.
-    """
-    if wanted is None:
-        return float(any(node.gpus > 0 for node in known()))
-    if not (0 <= wanted <= 1 or (wanted > 1 and float(wanted).is_integer())):
-        raise UserError(f"--gpus-per-worker must be a share of one GPU or a number of them, not {wanted:g}")
-    return wanted
+    """GPUs that a worker gets: as many as are `wanted`; if nothing is asked for, one, where any node has, or will."""
+    return float(any(node.gpus > 0 for node in known())) if wanted is None else wanted
 
 
 def room(nodes: Counter[Node], cpus: float, gpus: float) -> int:

@@ -355,7 +355,8 @@ OF_ONE = {
         "--layer block5_conv9": "unknown layer .* 'block5_conv9'",
         "--batch-size 1 --workers 2": "--batch-size 1 gives 2 workers less than a triplet each",
         "--batch-size 3 --workers 2 --gpus-per-worker 2": "3 gives 2 workers of 2 GPUs less than a triplet each",
-        "--gpus-per-worker -1": "--gpus-per-worker must be at least 0, not -1",
+        "--gpus-per-worker -1": "--gpus-per-worker must be a share of one GPU or a number of them, not -1",
+        "--gpus-per-worker 1.5": "--gpus-per-worker must be a share of one GPU or a number of them, not 1.5",
         "--weights other.npz": "cannot load the weights '.*other.npz' into 'vgg16': it lacks the array",
         "--out trained": "trained' holds a run with margin 0.3, not 0.1",
         "--out list-record": "list-record/run.json' is no record of a job",
@@ -427,7 +428,6 @@ OF_ONE = {
 OF_GPUS = {
     "--gpus-per-worker 1": r"--gpus-per-worker 1: no node of this cluster has so many GPUs, or may come with them "
     r"\(2 CPUs\); ask for fewer, or let the head say what nodes may come, as in cluster/config.yaml$",
-    "--gpus-per-worker -1": "--gpus-per-worker must be a share of one GPU or a number of them, not -1",
 }
 MISTAKES = [
     (job, flags, said)

@@ -115,14 +115,6 @@ def test_gpus_that_may_come_count(made_up):
     assert placement.gpus(None) == 0
 
 
-@pytest.mark.parametrize("wanted", [-1, -0.5, 1.5, float("inf")])
-def test_gpus_are_asked_for_as_a_share_or_a_number(wanted):
-    with pytest.raises(
-        UserError, match=f"--gpus-per-worker must be a share of one GPU or a number of them, not {wanted:g}$"
-    ):
-        placement.gpus(wanted)
-
-
 @pytest.mark.parametrize("name", ["autoscaled_gpus", "autoscaled_8CPU_GPU", "autoscaled_1GPU"])
 def test_nodes_that_may_come_are_said_in_known_words(made_up, name):
     made_up({"CPU": 0, name: 8})

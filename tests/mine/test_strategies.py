@@ -21,7 +21,7 @@ def mined(data, options, block_rows, tasks):
     strategy = STRATEGIES[options.strategy]
     if options.candidates:
         pool = dataclasses.replace(pool, index=indexed.build(pool, options, 1))
-        strategy = Strategy(indexed.units, indexed.work, strategy.finish)
+        strategy = Strategy(indexed.units, 1, indexed.work, strategy.finish)
     ends = np.linspace(0, strategy.units(pool), tasks + 1).astype(int)
     parts = [strategy.work(pool, options, a, b) for a, b in itertools.pairwise(ends) if a < b]
     return strategy.finish(pool, options, reversed(parts)).at(pool.rows)

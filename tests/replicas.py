@@ -29,6 +29,7 @@ def fitted(strategy, rank, workers, folder):
     from dim.train.fitting import Fitting
     from dim.train.inference import Inference
     from dim.train.loop import OPTIMIZERS
+    from dim.train.ownership import Ownership
     from dim.train.trainee import Trainee
 
     generator = np.random.default_rng(3)
@@ -40,6 +41,7 @@ def fitted(strategy, rank, workers, folder):
     spec = Spec(pooling="gem", dimension=8, resize="long-side")
     job = SimpleNamespace(config=config, source=SimpleNamespace(spec=spec))
     job.photos = SimpleNamespace(labels=np.array([f"object {row % 4}" for row in range(PHOTOS)]), image_ids=ids)
+    owned = Ownership(np.arange(workers), np.arange(PHOTOS) % workers)
     found = {}
     for name, rate in (("sgd", 0.5), ("adam", 1e-3)):
         keras.utils.set_random_seed(7)
@@ -47,7 +49,7 @@ def fitted(strategy, rank, workers, folder):
             trainee = Trainee(strategy, network.build(spec), spec, "block5", from_pixels=False)
             optimizer = OPTIMIZERS[name](rate)
             optimizer.build(trainee.variables)
-        fitting = Fitting(job, trainee, optimizer, trunk, rank)
+        fitting = Fitting(job, trainee, optimizer, trunk, rank=rank, ownership=owned)
         found[f"{name}/begun"] = flat(trainee.variables)
         losses = [fitting.fit(triplets, 0)["loss"]]
         kept = str(folder / f"checkpoint-{name}-{rank}")
@@ -58,7 +60,7 @@ def fitted(strategy, rank, workers, folder):
             variable.assign(np.ones_like(variable.numpy()))
         checkpoint.read(kept, 1, trainee.variables, optimizer)
         losses.append(fitting.fit(triplets, 1)["loss"])
-        rows, vectors = Inference(trainee, trunk, job, rank, workers).embed(np.arange(PHOTOS))
+        rows, vectors = Inference(trainee, trunk, job, rank, owned).embed(np.arange(PHOTOS))
         found |= {f"{name}/losses": losses, f"{name}/ended": flat(trainee.variables)}
         found |= {f"{name}/rows": rows, f"{name}/vectors": vectors}
     return found | {"replicas": strategy.num_replicas_in_sync}
