@@ -108,9 +108,9 @@ class TrainConfig(Mining, Limited):
         for name, most in {"power": 1.0, "crop": 0.9, "rotation": 180.0}.items():
             if not 0 <= getattr(self, name) <= most:
                 raise UserError(f"{flag_name(name)} must be from 0 to {most}, not {getattr(self, name)}")
+        if self.gpus_per_worker is not None and self.gpus_per_worker < 0:
+            raise UserError(f"--gpus-per-worker must be at least 0, not {self.gpus_per_worker}")
         gpus = self.gpus_per_worker or 1
-        if not (0 < gpus <= 1 or (gpus > 1 and float(gpus).is_integer())):
-            raise UserError(f"--gpus-per-worker must be a share of one GPU or a number of them, not {gpus:g}")
         if self.batch_size < self.workers * gpus:
             each = f" of {gpus} GPUs" if gpus > 1 else ""
             raise UserError(
