@@ -3,6 +3,7 @@
 import csv
 import json
 import logging.handlers
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,15 +29,13 @@ def weights(run):
 
 @pytest.fixture(scope="module")
 def runs(ray_session, tmp_path_factory, scratch):
-    """The same five steps by one worker and by two, as many as the session's Ray has room for of the three that are
-    asked for; the results, the folders, and what was said.
-    """
+    """The same five steps by one worker and by two; the results, the folders, and what was said."""
     found = {}
-    for workers, asked in ((1, 1), (2, 3)):
+    for workers in (1, 2):
         out, said = tmp_path_factory.mktemp(f"by{workers}"), logging.handlers.BufferingHandler(1000)
         logging.getLogger().addHandler(said)
         try:
-            result = train(TrainConfig(out=str(out), workers=asked, scratch=scratch, **FIVE_STEPS, **SMALL))
+            result = train(TrainConfig(out=str(out), workers=workers, scratch=scratch, **FIVE_STEPS, **SMALL))
         finally:
             logging.getLogger().removeHandler(said)
         found[workers] = (result, out, [record.getMessage() for record in said.buffer])
@@ -83,7 +82,15 @@ def test_a_run_leaves_what_it_promises(runs):
     assert {path.name for path in (out / "model").iterdir()} == {"model.json", "model.weights.h5"}
 
 
-def test_a_run_with_fewer_workers_than_asked_for_says_so(runs):
+def test_a_run_says_how_many_workers_train(runs):
     assert not [line for line in runs[1][2] if "workers train" in line]
-    (line,) = [line for line in runs[2][2] if "workers train" in line]
-    assert line.startswith("from epoch 1 on, 2 of 3 workers train, as many as there is room for")
+    assert [line for line in runs[2][2] if "workers train" in line] == ["from epoch 1 on, 2 of 2 workers train"]
+
+
+def test_fewer_workers_than_asked_for_are_said_to_be(caplog):
+    from dim.train.loop import Run
+
+    with caplog.at_level(logging.INFO, "dim"):
+        Run._say_workers(SimpleNamespace(config=TrainConfig(workers=3, epochs=5), workers=2), 3)
+    (line,) = caplog.messages
+    assert line.startswith("from epoch 4 on, 2 of 3 workers train, as many as there is room for; when more nodes come")
