@@ -79,7 +79,7 @@ def taken(share: float, gpus: float) -> float:
     but one. Of a share that is below two it is a quarter.
     """
     if share < 2:
-        return math.floor(share / 4 * 1e4) / 1e4  # Ray counts in ten-thousandths
+        return max(1, math.floor(share / 4 * 1e4)) / 1e4  # Ray counts in ten-thousandths
     return 1.0 if gpus > 0 else int(share) - 1.0
 
 
