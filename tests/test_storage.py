@@ -75,6 +75,19 @@ def test_many_questions_are_asked_at_a_time(s3, bucket):
     assert s3.faults()["most"] >= 32 and sorted(files.names(bucket)) == sorted(map(str, range(40, 200)))
 
 
+def test_an_own_disk_is_asked_for_many_at_a_time_also_where_it_knows_no_such_name(tmp_path, monkeypatch):
+    asked = []
+    info = files.info
+    monkeypatch.setattr(files, "info", lambda uri: asked.append(uri) or info(uri))
+    uris = [str(tmp_path / str(number)) for number in range(1000)]
+    for uri in uris[::2]:
+        Path(uri).write_bytes(b"x")
+    assert [found.size for found in files.infos(uris)] == [1, None] * 500
+    assert asked == []
+    sizes = [found.size for found in files.infos([*uris, str(tmp_path / ("x" * 300))])]
+    assert sizes == [1, None] * 500 + [None]
+
+
 def test_at_once_keeps_the_order_and_runs_no_further_ahead_than_it_may():
     running, most, begun, lock = 0, 0, [], threading.Lock()
 
