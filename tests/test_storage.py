@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -123,6 +124,37 @@ def test_at_once_raises_the_first_error_and_begins_no_more():
     with pytest.raises(OSError, match="no 5"):
         next(results)
     assert max(begun) < 16
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("no such bucket")])
+def test_what_nobody_waits_for_any_more_is_not_tried_again(monkeypatch, error):
+    monkeypatch.setattr(storage, "FIRST_WAIT", 600.0)
+    tried, others = [], threading.Barrier(4)
+
+    @storage.patient
+    def throttled(number):
+        others.wait()
+        tried.append(number)
+        raise error if number == 0 else OSError("SLOW_DOWN")
+
+    with pytest.raises(type(error) if isinstance(error, OSError) else error):
+        list(storage.at_once(throttled, range(100), 4))
+    assert sorted(tried) == [0, 1, 2, 3]
+
+
+def test_results_that_are_taken_before_they_are_there_are_tried_again(monkeypatch):
+    monkeypatch.setattr(storage, "FIRST_WAIT", 0.01)
+    tried = Counter()
+
+    @storage.patient
+    def throttled(number):
+        tried[number] += 1
+        if tried[number] < 3:
+            raise OSError("SLOW_DOWN")
+        return number
+
+    assert [result.result() for result in list(storage.in_flight(throttled, range(10), 4))] == list(range(10))
+    assert set(tried.values()) == {3}
 
 
 @pytest.fixture

@@ -80,7 +80,8 @@ class Fetched:
 
 def fetched(uris: Sequence[str]) -> Iterator[Fetched]:
     """The photos at `uris`, in their order; several are read while the caller works on one."""
-    return map(Fetched, uris, in_flight(_read_small, uris, READ_AT_ONCE))
+    # `in_flight` first: it then ends by itself after the last photo, and that one is still waited for.
+    return (Fetched(uri, ahead) for ahead, uri in zip(in_flight(_read_small, uris, READ_AT_ONCE), uris, strict=True))
 
 
 @patient
