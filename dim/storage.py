@@ -133,7 +133,10 @@ def finish(results: Iterable[object]) -> None:
 def in_flight(
     call: Callable[[Item], T], items: Iterable[Item], most: int = AT_ONCE
 ) -> Generator[Future[T], None, None]:
-    """As `at_once`, but each result comes as a future, which raises what its call did."""
+    """As `at_once`, but each result comes as a future, which raises what its call did.
+
+    A caller that stops early keeps the futures that it has; the calls behind them are not tried again.
+    """
     left, ended = iter(items), threading.Event()
     with ThreadPoolExecutor(most, initializer=functools.partial(setattr, _thread, "ended", ended)) as threads:
         asked = deque(threads.submit(call, item) for item in islice(left, most))
