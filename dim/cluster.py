@@ -29,9 +29,6 @@ _NODE_GROUP = "ray.io/node-group"  # the label of a node of a group that may gro
 
 log = logging.getLogger(__name__)
 
-# Of a node with others that may come: what its resources' names begin with, and the label of one of a group.
-_AUTOSCALED, _NODE_GROUP = "autoscaled_", "ray.io/node-group"
-
 
 class _JobConfig(JobConfig):  # type: ignore[misc]
     """Keeps Ray from letting its workers import from the driver's working directory before all else.

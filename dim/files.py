@@ -101,7 +101,10 @@ def infos(uris: Sequence[str]) -> list[pafs.FileInfo]:
 
 
 def _infos_of_disk(uris: Sequence[str]) -> list[pafs.FileInfo]:
-    return list(map(info, uris))
+    try:
+        return list(pafs.LocalFileSystem().get_file_info([parts(uri)[1] for uri in uris]))
+    except OSError:  # which of them it is, only questions about each tell
+        return list(map(info, uris))
 
 
 def require_at_most(uri: str, most: int, what: str) -> None:

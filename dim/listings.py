@@ -121,7 +121,7 @@ def _listed(folder: str, wanted: set[str]) -> list[tuple[str, int, int]]:
 
 
 def _end_with_parent() -> None:
-    sys.stdin.buffer.read()
+    os.read(sys.stdin.fileno(), 1)  # not by `sys.stdin`, which can't be closed at the end while a thread reads from it
     os._exit(1)
 
 

@@ -38,13 +38,13 @@ def counted(cpus: float, gpus: float) -> str:
 
 
 def live() -> Counter[Node]:
-    """The nodes that live, those without CPUs left out, which do no work."""
+    """The live nodes, but for those without CPUs, which do no work."""
     found = (Node(node.get("CPU", 0), node.get("GPU", 0)) for node in cluster.nodes())
     return Counter(node for node in found if node.cpus > 0)
 
 
 def known() -> Counter[Node]:
-    """The nodes that live or may come. One that lives is taken for one of those that may come of its size."""
+    """The nodes that live or may come. A live node counts as one of those of its size that may come."""
     coming = Counter({Node(kind["CPU"], kind["GPU"]): count for kind, count in cluster.may_come()})
     return live() | coming
 
@@ -62,7 +62,8 @@ def room(nodes: Counter[Node], cpus: float, gpus: float) -> int:
 def share(workers: int, gpus: float) -> float:
     """The largest share of a node's CPUs that each of `workers`, with this many `gpus`, can have so that all find room.
 
-    Where there are not the GPUs for all, those count that find room. Where no node is known, a share is one CPU.
+    Where there are too few GPUs for all, only the workers that find room count. Where no node is known, a share is one
+    CPU.
     """
     nodes = known()
     if gpus > 0:
@@ -76,23 +77,23 @@ def taken(share: float, gpus: float) -> float:
     """The CPUs that a worker with this many `gpus`, an actor or a trainer, takes of its share of a node.
 
     The others decode photos for it: a GPU needs many of them and one that feeds it, without one the network needs all
-    but one. Of a share that is below two it is a quarter.
+    but one. Of a share below two CPUs it takes a quarter.
     """
     if share < 2:
-        return math.floor(share / 4 * 1e4) / 1e4  # Ray counts in ten-thousandths
+        return max(1, math.floor(share / 4 * 1e4)) / 1e4  # Ray counts in ten-thousandths
     return 1.0 if gpus > 0 else int(share) - 1.0
 
 
 def threads(cpus: float) -> int:
-    """Threads of a worker that has taken so many: one a CPU, and one for the CPU left for decoding, which is idle for
-    part of its time.
+    """Threads of a worker that has taken so many CPUs: one for each, and one for the CPU that is left for decoding,
+    which is idle for part of the time.
     """
     return int(cpus) + 1
 
 
 def tasks(units: int, worth: int) -> int:
-    """How many tasks do `units` of work: one for each CPU that lives, and one for each that may come for which there
-    are `worth` units, for which it is worth starting.
+    """How many tasks `units` of work are split into, at least a unit each: one for each CPU of the live nodes, or more
+    where CPUs may come, as long as each task has the `worth` units for which a CPU is worth starting.
     """
     here, coming = (int(sum(node.cpus * count for node, count in nodes.items())) for nodes in (live(), known()))
     return max(1, min(units, max(here, min(coming, units // worth))))

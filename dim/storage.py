@@ -10,7 +10,7 @@ import functools
 import os
 import random
 import re
-import time
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -88,8 +88,18 @@ def _google(bucket: str) -> pafs.GcsFileSystem:
     return filesystem
 
 
+class _Thread(threading.local):
+    ended = threading.Event()  # set once nobody wants what this thread does, as after Ctrl-C
+
+
+_thread = _Thread()
+
+
 def patient(call: Callable[P, T]) -> Callable[P, T]:
-    """`call`, which must be repeatable, made again where a store fails it in a way that may pass."""
+    """`call`, which must be repeatable, made again where a store fails it in a way that may pass.
+
+    In a thread of `in_flight` it is not made again once the caller takes no more.
+    """
 
     @functools.wraps(call)
     def again(*arguments: P.args, **named: P.kwargs) -> T:
@@ -97,9 +107,9 @@ def patient(call: Callable[P, T]) -> Callable[P, T]:
             try:
                 return call(*arguments, **named)
             except OSError as error:
-                if not _PASSING.search(str(error)):
+                wait = FIRST_WAIT * 2**trial * random.uniform(0.5, 1.5)  # not all workers at once
+                if not _PASSING.search(str(error)) or _thread.ended.wait(wait):
                     raise
-                time.sleep(FIRST_WAIT * 2**trial * random.uniform(0.5, 1.5))  # not all workers at once
         return call(*arguments, **named)
 
     return again
@@ -108,7 +118,7 @@ def patient(call: Callable[P, T]) -> Callable[P, T]:
 def at_once(call: Callable[[Item], T], items: Iterable[Item], most: int = AT_ONCE) -> Iterator[T]:
     """What `call` gives for each of `items`, in their order; `most` run at a time, at most as far ahead of the caller.
 
-    Raises what the first of them in that order raises; what has not begun by then never does.
+    Raises what the first of them in that order raises. Those that run by then are waited for; no others begin.
     """
     with contextlib.closing(in_flight(call, items, most)) as results:
         for result in results:
@@ -123,15 +133,20 @@ def finish(results: Iterable[object]) -> None:
 def in_flight(
     call: Callable[[Item], T], items: Iterable[Item], most: int = AT_ONCE
 ) -> Generator[Future[T], None, None]:
-    """As `at_once`, but each result comes as a future, which raises what its call did."""
-    left = iter(items)
-    with ThreadPoolExecutor(most) as threads:
+    """As `at_once`, but each result comes as a future, which raises what its call did.
+
+    A caller that stops early keeps the futures that it has; the calls behind them are not tried again.
+    """
+    left, ended = iter(items), threading.Event()
+    with ThreadPoolExecutor(most, initializer=functools.partial(setattr, _thread, "ended", ended)) as threads:
         asked = deque(threads.submit(call, item) for item in islice(left, most))
         try:
             while asked:
                 first = asked.popleft()
                 yield first
                 asked.extend(threads.submit(call, item) for item in islice(left, 1))
-        finally:
-            for future in asked:  # the caller takes no more
+        except BaseException:  # the caller takes no more
+            ended.set()
+            for future in asked:
                 future.cancel()
+            raise

@@ -35,16 +35,16 @@ def keeping_its_output(config: C) -> C:
     """`config`, a job's, whose `out` outlives the job.
 
     A submitted job runs in a copy of its working directory, which Ray deletes some time later. Raises UserError there
-    for a relative `out`; but a job without any flag, the demo, gets a folder in `dim-runs` of the home folder. As the
-    other nodes don't have that, it is kept from the cluster: its Ray will be its own, on this machine.
+    for a relative `out`. But the demo, a job that is given neither photos nor an `out`, gets a folder in `dim-runs` of
+    the home folder. The other nodes don't have that folder, so the demo leaves the cluster alone: its Ray will be its
+    own, on this machine.
     """
     out = getattr(config, "out", None)
     if out is None or identifier() is None or "://" in out or out.startswith(("/", "~")):
         return config
-    fields = dataclasses.fields(config)  # type: ignore[arg-type]
-    if all(getattr(config, field.name) == field.default for field in fields):
+    if getattr(config, "manifest", None) is None and out == _default(config, "out"):
         kept = str(Path.home() / "dim-runs" / Path(out).name)
-        log.info("running on this machine alone and writing to %s there, as no --out is given", kept)
+        log.info("running the demo on this machine alone, with its output in %s, as no --out is given", kept)
         for name in (_CONFIG, "RAY_ADDRESS"):
             os.environ.pop(name, None)
         return dataclasses.replace(config, out=kept)  # type: ignore[type-var]
@@ -52,3 +52,7 @@ def keeping_its_output(config: C) -> C:
         f"--out {out!r} is relative, and would be lost with this submitted job's copy of the working directory; write "
         "s3://…, gs://…, or a whole path that starts with /"
     )
+
+
+def _default(config: Any, name: str) -> Any:
+    return next(field.default for field in dataclasses.fields(config) if field.name == name)

@@ -108,6 +108,15 @@ def test_a_listing_that_fails_is_done_without(s3, few, monkeypatch, said):
     assert files.infos([f"{bucket}/a"])[0].size == 5
 
 
+def test_the_process_that_lists_ends_well_when_it_is_done():
+    with subprocess.Popen(
+        children.command(listings.__name__), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=children.environment()
+    ) as process:
+        process.stdin.write(json.dumps({"folders": [], "uris": []}).encode() + b"\n")
+        process.stdin.flush()
+        assert (process.wait(), process.stdout.read()) == (0, b"")
+
+
 def test_the_process_that_lists_ends_with_its_parent(s3, few):
     bucket = s3.bucket("orphan")
     s3.faults(latency=5)

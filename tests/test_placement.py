@@ -65,6 +65,7 @@ def test_a_worker_has_the_share_for_which_there_is_room(made_up, nodes, workers,
         (1.5, 0, 0.375),
         (1, 1, 0.25),
         (1 / 3, 0, 0.0833),
+        (1 / 5000, 0, 0.0001),  # never none, for very many workers
     ],
 )
 def test_a_worker_leaves_cpus_for_decoding(share, gpus, expected):

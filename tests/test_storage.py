@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -75,6 +76,19 @@ def test_many_questions_are_asked_at_a_time(s3, bucket):
     assert s3.faults()["most"] >= 32 and sorted(files.names(bucket)) == sorted(map(str, range(40, 200)))
 
 
+def test_an_own_disk_is_asked_for_many_at_a_time_also_where_it_knows_no_such_name(tmp_path, monkeypatch):
+    asked = []
+    info = files.info
+    monkeypatch.setattr(files, "info", lambda uri: asked.append(uri) or info(uri))
+    uris = [str(tmp_path / str(number)) for number in range(1000)]
+    for uri in uris[::2]:
+        Path(uri).write_bytes(b"x")
+    assert [found.size for found in files.infos(uris)] == [1, None] * 500
+    assert asked == []
+    sizes = [found.size for found in files.infos([*uris, str(tmp_path / ("x" * 300))])]
+    assert sizes == [1, None] * 500 + [None]
+
+
 def test_at_once_keeps_the_order_and_runs_no_further_ahead_than_it_may():
     running, most, begun, lock = 0, 0, [], threading.Lock()
 
@@ -110,6 +124,37 @@ def test_at_once_raises_the_first_error_and_begins_no_more():
     with pytest.raises(OSError, match="no 5"):
         next(results)
     assert max(begun) < 16
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("no such bucket")])
+def test_what_nobody_waits_for_any_more_is_not_tried_again(monkeypatch, error):
+    monkeypatch.setattr(storage, "FIRST_WAIT", 600.0)
+    tried, others = [], threading.Barrier(4)
+
+    @storage.patient
+    def throttled(number):
+        others.wait()
+        tried.append(number)
+        raise error if number == 0 else OSError("SLOW_DOWN")
+
+    with pytest.raises(type(error) if isinstance(error, OSError) else error):
+        list(storage.at_once(throttled, range(100), 4))
+    assert sorted(tried) == [0, 1, 2, 3]
+
+
+def test_results_that_are_taken_before_they_are_there_are_tried_again(monkeypatch):
+    monkeypatch.setattr(storage, "FIRST_WAIT", 0.01)
+    tried = Counter()
+
+    @storage.patient
+    def throttled(number):
+        tried[number] += 1
+        if tried[number] < 3:
+            raise OSError("SLOW_DOWN")
+        return number
+
+    assert [result.result() for result in list(storage.in_flight(throttled, range(10), 4))] == list(range(10))
+    assert set(tried.values()) == {3}
 
 
 @pytest.fixture

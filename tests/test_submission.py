@@ -36,7 +36,7 @@ def test_a_relative_output_of_a_submitted_job_is_refused(submitted, out):
     with pytest.raises(UserError, match="is relative"):
         submission.keeping_its_output(TrainConfig(out=out))
     with pytest.raises(UserError, match="is relative"):
-        submission.keeping_its_output(TrainConfig(epochs=1))  # its default is as relative
+        submission.keeping_its_output(TrainConfig(manifest="/mnt/photos.csv"))  # its default is as relative
 
 
 @pytest.mark.parametrize("out", ["/mnt/x", "~/x", "s3://bucket/x", "file:///mnt/x"])
@@ -47,12 +47,13 @@ def test_an_output_that_lasts_is_taken_as_it_is(submitted, monkeypatch, out):
     assert os.environ["RAY_ADDRESS"] == "10.77.0.2:6379"
 
 
-def test_the_demo_stays_on_this_machine_in_the_home_folder_and_says_so(submitted, monkeypatch, tmp_path, caplog):
+@pytest.mark.parametrize("flags", [{}, {"epochs": 5}, {"model": "vgg16-mac", "seed": 1}])
+def test_the_demo_stays_on_this_machine_in_the_home_folder_and_says_so(submitted, monkeypatch, tmp_path, caplog, flags):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("RAY_ADDRESS", "10.77.0.2:6379")
     with caplog.at_level(logging.INFO, "dim"):
-        config = submission.keeping_its_output(TrainConfig())
+        config = submission.keeping_its_output(TrainConfig(**flags))
     assert Path(config.out) == tmp_path / "dim-runs" / "demo"
     assert config.out in caplog.text
-    assert config.manifest is None
+    assert config == TrainConfig(out=config.out, **flags)
     assert not {"RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR"} & os.environ.keys()

@@ -1,5 +1,6 @@
 """Photos, on any storage: how a manifest names them, and which cannot be read."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -37,8 +38,11 @@ def named(uris: Sequence[str], folder: str) -> list[str]:
     return list(map(name, uris))
 
 
-def unreadable(uris: Sequence[str], check: Callable[[str], None], most: int = READ_AT_ONCE) -> dict[int, str]:
-    """Position → reason of each photo on which `check` raises DecodeError or OSError; `most` are checked at a time."""
+def unreadable(uris: Sequence[str], check: Callable[[str], None], most: int | None = None) -> dict[int, str]:
+    """Position → reason of each photo on which `check` raises DecodeError or OSError; `most` are checked at a time.
+
+    If not given, it is enough for each core to decode one, and for some to be read.
+    """
 
     def reason(uri: str) -> str | None:
         try:
@@ -51,7 +55,7 @@ def unreadable(uris: Sequence[str], check: Callable[[str], None], most: int = RE
 
     failed: dict[int, str] = {}
     progress = Progress("checking", len(uris), errors=True)
-    for row, why in enumerate(at_once(reason, uris, most)):
+    for row, why in enumerate(at_once(reason, uris, most or READ_AT_ONCE + (os.cpu_count() or 1))):
         progress.add(1, errors=why is not None)
         if why is not None:
             failed[row] = why
@@ -80,7 +84,8 @@ class Fetched:
 
 def fetched(uris: Sequence[str]) -> Iterator[Fetched]:
     """The photos at `uris`, in their order; several are read while the caller works on one."""
-    return map(Fetched, uris, in_flight(_read_small, uris, READ_AT_ONCE))
+    # `in_flight` first: it then ends by itself after the last photo, and that one is still waited for.
+    return (Fetched(uri, ahead) for ahead, uri in zip(in_flight(_read_small, uris, READ_AT_ONCE), uris, strict=True))
 
 
 @patient

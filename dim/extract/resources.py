@@ -8,9 +8,10 @@ from dim import placement
 # Images a forward pass. A CPU gains nothing by more than keep it busy; a GPU that hasn't the memory is given less
 # (`forward.Forward`).
 CPU_BATCH, CPU_PIXELS, GPU_BATCH = 32, 8 * 224**2, 256
-# How often an actor is busy with `images_at_once` in about the time that its start takes: ten seconds of a CPU, which
-# embeds 7 photos of 224 pixels a second; a GPU is taken to embed 800, and its node takes minutes to start.
+# How many times `images_at_once` an actor gets through in about the time that it takes to start: ten seconds of a CPU,
+# which embeds 7 photos of 224 pixels a second; a GPU is taken to embed 800, and its node takes minutes to start.
 CPU_LOADS, GPU_LOADS = 4, 64
+USED = 0.9  # part of all CPUs for which larger actors are not given up
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Resources:
 
     @property
     def images_at_once(self) -> int:
-        """Images that keep all streams busy, and not one waiting for another; as many are decoded by one task."""
+        """Images that keep all streams busy, so that none waits for another; a decoding task takes as many."""
         return self.batch_size * (self.streams if self.gpus > 0 else 2 * self.streams)
 
 
@@ -44,9 +45,9 @@ def resources(
     """The resources asked for, for so many `images` of `image_size` pixels a side.
 
     What is not given follows the cluster, also as it will be once the autoscaler has started what it may: an actor a
-    GPU; without GPUs, one for each node, and more on nodes of several times the CPUs. It follows the work, too: an
-    actor that is not asked for by `workers` has photos for about as long as it takes to start, and one that is, photos.
-    Raises UserError where no node has, or will have, room for such an actor.
+    GPU; without GPUs, one for each node, and more on nodes of several times the CPUs. It follows the work, too: there
+    are no more actors than have photos for about as long as they take to start, or, of as many as `workers` asks for,
+    than have photos at all. Raises UserError where no node has, or will have, room for such an actor.
     """
     gpus = placement.gpus(gpus_per_worker)
     count = workers or _most(gpus)
@@ -65,5 +66,12 @@ def _most(gpus: float) -> int:
     nodes = placement.known()
     if gpus > 0:
         return max(1, placement.room(nodes, 0, gpus))
-    # On a node that is a multiple of the smallest, as many: all CPUs have work.
-    return max(1, placement.room(nodes, min((node.cpus for node in nodes), default=1.0), 0))
+    total = sum(node.cpus * count for node, count in nodes.items())
+
+    def used(size: float) -> float:
+        return min(USED * total, size * placement.room(nodes, size, 0))
+
+    # All actors are of one size: the largest with which nearly all CPUs have work. So a node that is a multiple of the
+    # others has as many, and a small head does not split large nodes into hundreds.
+    sizes = sorted({node.cpus for node in nodes}, reverse=True)
+    return max(1, placement.room(nodes, max(sizes, key=used, default=1.0), 0))

@@ -46,7 +46,7 @@ class Exact:
     vectors: np.ndarray | None = None
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """The rows part by part; the next is loaded while one is used."""
+        """The rows part by part; some of the next are loaded while one is used."""
         return ahead(self.parts)
 
     def nearest(self, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -36,7 +36,7 @@ class Stored:
         return len(self.ids)
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """Blocks of descriptors (n, D), float32; the next is read while one is used."""
+        """Blocks of descriptors (n, D), float32; some of the next are read while one is used."""
         return ahead(self.parts)
 
 

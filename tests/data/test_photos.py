@@ -1,3 +1,5 @@
+import threading
+
 import pytest
 from PIL import Image
 
@@ -71,6 +73,12 @@ def test_photos_of_a_store_are_checked_many_at_a_time(s3, folder, check):
     s3.faults(latency=0.1)
     assert photos.unreadable([*uris, f"{bucket}/none"], check) == {40: photos.MISSING}
     assert s3.faults()["most"] >= 12
+
+
+def test_a_machine_of_many_cores_checks_a_photo_on_each(monkeypatch):
+    monkeypatch.setattr(photos.os, "cpu_count", lambda: 40)
+    all_cores = threading.Barrier(40, timeout=20)
+    assert photos.unreadable(list(map(str, range(40))), lambda _: all_cores.wait()) == {}
 
 
 def test_opens_reads_little(folder):

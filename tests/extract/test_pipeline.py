@@ -66,6 +66,8 @@ def test_the_pool_follows_the_work(monkeypatch, asked, images, workers):
         ((8, 8, 8), 0, (None, None), (3, 7, 0)),
         ((0, 8), 0, (None, None), (1, 7, 0)),  # a head node without CPUs
         ((2, 8), 0, (None, None), (5, 1, 0)),  # one on the small node, four on the large
+        ((1, 96, 96), 0, (None, None), (2, 95, 0)),  # a small head does not split the large ones into 192
+        ((5, 9), 0, (None, None), (2, 4, 0)),
         ((8,), 0, (2, None), (2, 3, 0)),
         ((1,), 0, (None, None), (1, 0.25, 0)),
         ((2,), 0, (2, None), (2, 0.25, 0)),
