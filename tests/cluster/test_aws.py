@@ -171,7 +171,8 @@ def test_the_heads_role_grants_what_ray_asks_for(asked_by_the_head):
     for action in asked_by_the_head - {"ec2:RunInstances"}:
         assert granted(head_policy(), action, f"{EC2}:instance/i-1", **OWN), action
     launch = {"aws:RequestTag/ray-cluster-name": cluster_config()["cluster_name"]}
-    for resource in ("instance/*", "subnet/subnet-1", "security-group/sg-1", "volume/*", "key-pair/ray", "image/ami-1"):
+    kinds = ("instance", "subnet", "security-group", "volume", "key-pair", "image", "snapshot", "network-interface")
+    for resource in (f"{kind}/*" for kind in (*kinds, "spot-instances-request")):
         assert granted(head_policy(), "ec2:RunInstances", f"{EC2}:{resource}", **launch), resource
     assert granted(head_policy(), "ec2:CreateTags", f"{EC2}:instance/*", **{"ec2:CreateAction": "RunInstances"})
     image = cluster_config()["available_node_types"]["head"]["node_config"]["ImageId"].removeprefix("resolve:ssm:")

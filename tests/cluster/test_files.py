@@ -146,6 +146,9 @@ def test_the_clusters_state_is_kept_where_the_head_looks_for_it():
     head = copy.deepcopy(manifest("raycluster"))
     head["spec"]["headGroupSpec"]["rayStartParams"]["redis-password"] = "secret"
     assert rules.refused(head) == ["Redis in rayStartParams, not in gcsFaultToleranceOptions"]
+    annotated = copy.deepcopy(manifest("raycluster"))
+    annotated["metadata"]["annotations"] = {"ray.io/ft-enabled": "true"}
+    assert rules.refused(annotated) == ["ray.io/ft-enabled beside gcsFaultToleranceOptions"]
 
 
 def test_the_plain_cron_job_does_what_kuberays_does():
