@@ -1,4 +1,4 @@
-"""cluster/README.md: its files are there, and its command shows what costs money."""
+"""cluster/README.md: its files are there, and its command shows what costs money. Commands for cron find all they need."""
 
 import re
 import shlex
@@ -15,6 +15,14 @@ def test_it_names_each_file():
             assert f"`{path.name}" in README.read_text(), path.name
     for path in (CLUSTER / "kubernetes").iterdir():
         assert path.stem in README.read_text(), path.name
+
+
+@pytest.mark.parametrize("page", ["README.md", "jobs/nightly.py"])
+def test_what_cron_runs_finds_ray_and_has_the_token(page):
+    text = (CLUSTER.parent / page).read_text()
+    (line,) = re.findall(r"^ +\d+ \d+ \* \* \* +(.+)$", text, re.MULTILINE)
+    assert "RAY_AUTH_MODE=token " in line  # without it, a head of cluster/ refuses the job
+    assert re.search(r" /\S+/bin/ray job submit\b", line)  # cron's PATH is /usr/bin:/bin
 
 
 def test_its_command_lists_the_machines_of_every_cluster(monkeypatch):
