@@ -355,6 +355,7 @@ OF_ONE = {
         "--layer block5_conv9": "unknown layer .* 'block5_conv9'",
         "--batch-size 1 --workers 2": "--batch-size 1 gives 2 workers less than a triplet each",
         "--batch-size 3 --workers 2 --gpus-per-worker 2": "3 gives 2 workers of 2 GPUs less than a triplet each",
+        "--batch-size 1 --workers 2 --gpus-per-worker 0.5": "--batch-size 1 gives 2 workers less than a triplet each",
         "--gpus-per-worker -1": "--gpus-per-worker must be a share of one GPU or a number of them, not -1",
         "--gpus-per-worker 1.5": "--gpus-per-worker must be a share of one GPU or a number of them, not 1.5",
         "--weights other.npz": "cannot load the weights '.*other.npz' into 'vgg16': it lacks the array",
