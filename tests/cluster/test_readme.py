@@ -1,4 +1,4 @@
-"""cluster/README.md: its files are there, and its command shows what costs money. Commands for cron find all they need."""
+"""cluster/README.md names each file, and its command shows what costs money; a command for cron finds all it needs."""
 
 import re
 import shlex
