@@ -4,7 +4,6 @@ uploads.
 
 import copy
 import gzip
-import importlib.util
 import json
 import shutil
 import subprocess
@@ -14,6 +13,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+
+from cluster import operator_rules as rules
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CLUSTER = REPOSITORY / "cluster"
@@ -39,11 +40,6 @@ def strict(schema):
     if isinstance(made.get("properties"), dict) and not schema.get("x-kubernetes-preserve-unknown-fields"):
         made.setdefault("additionalProperties", False)
     return made
-
-
-_spec = importlib.util.spec_from_file_location("operator_rules", Path(__file__).with_name("operator_rules.py"))
-rules = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(rules)
 
 
 def schema(name):
