@@ -4,7 +4,7 @@ import re
 import shlex
 
 import pytest
-from aws_templates import CLUSTER, REGION
+from aws_templates import ACCOUNT, CLUSTER, REGION, resources
 
 README = CLUSTER / "README.md"
 
@@ -23,6 +23,13 @@ def test_what_cron_runs_finds_ray_and_has_the_token(page):
     (line,) = re.findall(r"^ +\d+ \d+ \* \* \* +(.+)$", text, re.MULTILINE)
     assert "RAY_AUTH_MODE=token " in line  # without it, a head of cluster/ refuses the job
     assert re.search(r" /\S+/bin/ray job submit\b", line)  # cron's PATH is /usr/bin:/bin
+
+
+@pytest.mark.parametrize("page", ["README.md", "cluster/image.yaml"])
+def test_the_bucket_is_looked_for_in_the_region_of_the_stacks(page):
+    (line,) = re.findall(r"BUCKET=s3://(.+)", (CLUSTER.parent / page).read_text())
+    assert line == "dim-$(aws sts get-caller-identity --query Account --output text)-$(aws configure get region)"
+    assert resources("aws.yaml")["Bucket"]["Properties"]["BucketName"] == f"dim-{ACCOUNT}-{REGION}"
 
 
 def test_its_command_lists_the_machines_of_every_cluster(monkeypatch):
