@@ -107,7 +107,7 @@ def test_every_node_type_is_launched_as_the_file_says(config, launched):
             assert launched[name][field] == kind["node_config"][field]
 
 
-def test_the_head_and_the_fallback_are_on_demand_and_the_rest_spot(launched):
+def test_the_head_and_what_may_stand_in_for_spot_are_on_demand(launched):
     spot = {name for name, instance in launched.items() if instance.get("InstanceLifecycle") == "spot"}
     assert spot == {"gpu-spot", "decoders"}
     kinds = cluster_config()["available_node_types"]

@@ -170,7 +170,7 @@ def test_pods_have_probes_limits_and_no_privileges():
         assert pod.get("automountServiceAccountToken", True) == (group == spec["headGroupSpec"])  # its autoscaler's
 
 
-def test_spot_nodes_come_first_and_on_demand_where_there_are_none():
+def test_spot_nodes_come_first_and_on_demand_is_the_same():
     spot, on_demand, _ = manifest("raycluster")["spec"]["workerGroupSpecs"]
     assert (spot["groupName"], on_demand["groupName"]) == ("gpu-spot", "gpu-on-demand")
     assert spot["priority"] > on_demand["priority"]
