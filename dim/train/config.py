@@ -37,7 +37,7 @@ class TrainConfig(Mining, Limited):
     model: str = option("vgg16-gem", help="model folder, or a name such as vgg16-gem@block5_conv3", group="network")
     weights: str | None = option(
         None,
-        help="weights of an off-the-shelf network: .npz or .weights.h5, imagenet (a download) or random",
+        help="weights of an off-the-shelf network: .npz or .h5, imagenet (a download) or random",
         metavar="FILE",
         group="network",
     )
