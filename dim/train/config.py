@@ -37,7 +37,7 @@ class TrainConfig(Mining, Limited):
     model: str = option("vgg16-gem", help="model folder, or a name such as vgg16-gem@block5_conv3", group="network")
     weights: str | None = option(
         None,
-        help="weights of an off-the-shelf network: .npz or .weights.h5, imagenet (a download) or random",
+        help="weights of an off-the-shelf network: .npz or .h5, imagenet (a download) or random",
         metavar="FILE",
         group="network",
     )
@@ -80,7 +80,9 @@ class TrainConfig(Mining, Limited):
     workers: int = option(
         1, help="training processes; after a loss, as many go on as there is room for", group="machine"
     )
-    gpus_per_worker: int | None = option(None, help="GPUs of each; 1 where there are any", group="machine")
+    gpus_per_worker: float | None = option(
+        None, help="GPUs of each, or a share of one; 1 where there are any", group="machine"
+    )
     scratch: str | None = option(
         None,
         help="folder for the frozen layers' activations, on each node; $DIM_SCRATCH, else in the temporary folder",
@@ -108,11 +110,11 @@ class TrainConfig(Mining, Limited):
         for name, most in {"power": 1.0, "crop": 0.9, "rotation": 180.0}.items():
             if not 0 <= getattr(self, name) <= most:
                 raise UserError(f"{flag_name(name)} must be from 0 to {most}, not {getattr(self, name)}")
-        if self.gpus_per_worker is not None and self.gpus_per_worker < 0:
-            raise UserError(f"--gpus-per-worker must be at least 0, not {self.gpus_per_worker}")
-        gpus = self.gpus_per_worker or 1
-        if self.batch_size < self.workers * gpus:
-            each = f" of {gpus} GPUs" if gpus > 1 else ""
+        gpus = float(self.gpus_per_worker or 1)
+        if not (0 < gpus <= 1 or (gpus > 1 and gpus.is_integer())):
+            raise UserError(f"--gpus-per-worker must be a share of one GPU or a number of them, not {gpus:g}")
+        if self.batch_size < self.workers * max(gpus, 1):
+            each = f" of {gpus:g} GPUs" if gpus > 1 else ""
             raise UserError(
                 f"--batch-size {self.batch_size} gives {self.workers} workers{each} less than a triplet each"
             )

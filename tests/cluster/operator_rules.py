@@ -18,7 +18,9 @@ def refused(document):
     if kind == "RayJob":
         name = document["metadata"].get("name", document["metadata"].get("generateName", "") + "00000")
         return list(_name(name, LONGEST_JOB)) + list(_job(spec))
-    return list(_name(document["metadata"]["name"], LONGEST_CLUSTER)) + list(_cluster(spec))
+    metadata = document["metadata"]
+    named = list(_name(metadata["name"], LONGEST_CLUSTER))
+    return named + list(_cluster(spec)) + list(_fault_tolerance(spec, metadata.get("annotations", {})))
 
 
 def _name(name, longest):
@@ -73,6 +75,12 @@ def _cluster(spec):
     version = tuple(map(int, spec.get("rayVersion", "0").split(".")))
     if spec.get("authOptions", {}).get("mode") == "token" and version < RAY_WITH_TOKENS:
         yield "a token without a rayVersion of 2.52 or later"
+
+
+def _fault_tolerance(spec, annotations):
+    for name in ("ray.io/ft-enabled", "ray.io/external-storage-namespace"):
+        if annotations.get(name) and "gcsFaultToleranceOptions" in spec:
+            yield f"{name} beside gcsFaultToleranceOptions"
 
 
 def unrestricted(pod, containers):

@@ -107,7 +107,7 @@ def test_every_node_type_is_launched_as_the_file_says(config, launched):
             assert launched[name][field] == kind["node_config"][field]
 
 
-def test_the_head_and_the_fallback_are_on_demand_and_the_rest_spot(launched):
+def test_the_head_and_what_may_stand_in_for_spot_are_on_demand(launched):
     spot = {name for name, instance in launched.items() if instance.get("InstanceLifecycle") == "spot"}
     assert spot == {"gpu-spot", "decoders"}
     kinds = cluster_config()["available_node_types"]
@@ -171,7 +171,8 @@ def test_the_heads_role_grants_what_ray_asks_for(asked_by_the_head):
     for action in asked_by_the_head - {"ec2:RunInstances"}:
         assert granted(head_policy(), action, f"{EC2}:instance/i-1", **OWN), action
     launch = {"aws:RequestTag/ray-cluster-name": cluster_config()["cluster_name"]}
-    for resource in ("instance/*", "subnet/subnet-1", "security-group/sg-1", "volume/*", "key-pair/ray", "image/ami-1"):
+    kinds = ("instance", "subnet", "security-group", "volume", "key-pair", "image", "snapshot", "network-interface")
+    for resource in (f"{kind}/*" for kind in (*kinds, "spot-instances-request")):
         assert granted(head_policy(), "ec2:RunInstances", f"{EC2}:{resource}", **launch), resource
     assert granted(head_policy(), "ec2:CreateTags", f"{EC2}:instance/*", **{"ec2:CreateAction": "RunInstances"})
     image = cluster_config()["available_node_types"]["head"]["node_config"]["ImageId"].removeprefix("resolve:ssm:")

@@ -4,7 +4,6 @@ uploads.
 
 import copy
 import gzip
-import importlib.util
 import json
 import shutil
 import subprocess
@@ -14,6 +13,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+
+from cluster import operator_rules as rules
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CLUSTER = REPOSITORY / "cluster"
@@ -39,11 +40,6 @@ def strict(schema):
     if isinstance(made.get("properties"), dict) and not schema.get("x-kubernetes-preserve-unknown-fields"):
         made.setdefault("additionalProperties", False)
     return made
-
-
-_spec = importlib.util.spec_from_file_location("operator_rules", Path(__file__).with_name("operator_rules.py"))
-rules = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(rules)
 
 
 def schema(name):
@@ -146,6 +142,9 @@ def test_the_clusters_state_is_kept_where_the_head_looks_for_it():
     head = copy.deepcopy(manifest("raycluster"))
     head["spec"]["headGroupSpec"]["rayStartParams"]["redis-password"] = "secret"
     assert rules.refused(head) == ["Redis in rayStartParams, not in gcsFaultToleranceOptions"]
+    annotated = copy.deepcopy(manifest("raycluster"))
+    annotated["metadata"]["annotations"] = {"ray.io/ft-enabled": "true"}
+    assert rules.refused(annotated) == ["ray.io/ft-enabled beside gcsFaultToleranceOptions"]
 
 
 def test_the_plain_cron_job_does_what_kuberays_does():
@@ -171,7 +170,7 @@ def test_pods_have_probes_limits_and_no_privileges():
         assert pod.get("automountServiceAccountToken", True) == (group == spec["headGroupSpec"])  # its autoscaler's
 
 
-def test_spot_nodes_come_first_and_on_demand_where_there_are_none():
+def test_spot_nodes_come_first_and_on_demand_is_the_same():
     spot, on_demand, _ = manifest("raycluster")["spec"]["workerGroupSpecs"]
     assert (spot["groupName"], on_demand["groupName"]) == ("gpu-spot", "gpu-on-demand")
     assert spot["priority"] > on_demand["priority"]

@@ -191,6 +191,28 @@ def test_the_images_own_python_would_not_do():
     assert "numpy" in refusing("requirements.lock", python_of(["python3 -m venv ~/venv"], PARENT))
 
 
+def component():
+    """The document by which Image Builder makes the image."""
+    return yaml.safe_load(aws_templates.resources("image.yaml")["Component"]["Properties"]["Data"])
+
+
+def test_the_folder_of_each_download_is_made_before():
+    made = set()
+    for step in (step for phase in component()["phases"] for step in phase["steps"]):
+        if step["action"] == "S3Download":
+            assert {one["destination"].rpartition("/")[0] for one in step["inputs"]} <= made
+        else:
+            made |= {command.removeprefix("mkdir -p ") for command in step["inputs"]["commands"]}
+
+
+def test_no_disk_of_a_node_is_smaller_than_the_images():
+    (image,) = aws_templates.resources("image.yaml")["Recipe"]["Properties"]["BlockDeviceMappings"]
+    for kind in settings("config.yaml")["available_node_types"].values():
+        (disk,) = kind["node_config"]["BlockDeviceMappings"]
+        assert disk["DeviceName"] == image["DeviceName"]
+        assert disk["Ebs"]["VolumeSize"] >= image["Ebs"]["VolumeSize"]
+
+
 def test_image_builder_knows_all_that_the_template_asks_for():
     session = pytest.importorskip("boto3").session.Session(region_name="us-east-1")
     validate = pytest.importorskip("botocore.validate").validate_parameters
@@ -213,8 +235,7 @@ def test_image_builder_knows_all_that_the_template_asks_for():
         asked = as_called(part["Properties"])
         assert asked.keys() <= operation.input_shape.members.keys()
         validate(asked | {"clientToken": "once"}, operation.input_shape)
-    document = yaml.safe_load(resources["Component"]["Properties"]["Data"])
-    assert [phase["name"] for phase in document["phases"]] == ["build", "validate"]
+    assert [phase["name"] for phase in component()["phases"]] == ["build", "validate"]
     assert resources["Newest"]["Properties"]["Name"] == "/dim/image"
     nodes = settings("config.yaml")["available_node_types"].values()
     assert {node["node_config"]["ImageId"] for node in nodes} == {"resolve:ssm:/dim/image"}

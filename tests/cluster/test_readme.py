@@ -1,10 +1,10 @@
-"""cluster/README.md: its files are there, and its command shows what costs money."""
+"""cluster/README.md names each file, and its command shows what costs money; a command for cron finds all it needs."""
 
 import re
 import shlex
 
 import pytest
-from aws_templates import CLUSTER, REGION
+from aws_templates import ACCOUNT, CLUSTER, REGION, resources
 
 README = CLUSTER / "README.md"
 
@@ -15,6 +15,21 @@ def test_it_names_each_file():
             assert f"`{path.name}" in README.read_text(), path.name
     for path in (CLUSTER / "kubernetes").iterdir():
         assert path.stem in README.read_text(), path.name
+
+
+@pytest.mark.parametrize("page", ["README.md", "jobs/nightly.py"])
+def test_what_cron_runs_finds_ray_and_has_the_token(page):
+    text = (CLUSTER.parent / page).read_text()
+    (line,) = re.findall(r"^ +\d+ \d+ \* \* \* +(.+)$", text, re.MULTILINE)
+    assert "RAY_AUTH_MODE=token " in line  # without it, a head of cluster/ refuses the job
+    assert re.search(r" /\S+/bin/ray job submit\b", line)  # cron's PATH is /usr/bin:/bin
+
+
+@pytest.mark.parametrize("page", ["README.md", "cluster/image.yaml"])
+def test_the_bucket_is_looked_for_in_the_region_of_the_stacks(page):
+    (line,) = re.findall(r"BUCKET=s3://(.+)", (CLUSTER.parent / page).read_text())
+    assert line == "dim-$(aws sts get-caller-identity --query Account --output text)-$(aws configure get region)"
+    assert resources("aws.yaml")["Bucket"]["Properties"]["BucketName"] == f"dim-{ACCOUNT}-{REGION}"
 
 
 def test_its_command_lists_the_machines_of_every_cluster(monkeypatch):
