@@ -5,15 +5,16 @@ import time
 
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from dim import cluster
+from dim import cluster, placement
 
 log = logging.getLogger(__name__)
 
 PATIENCE = 600.0  # seconds in which a cloud has started its nodes, or won't
+AGAIN = 60.0  # seconds after which nodes may have come or gone
 
 
 def wait(workers: int, each: dict[str, float]) -> None:
-    """Waits until there is room for all `workers`, with the resources `each`; in vain, then until there is for one.
+    """Waits until there is room for all `workers`, with the resources `each`; in vain, for as many as the nodes hold.
 
     On a cluster that grows, all of them get PATIENCE seconds. Ray Train would start with the first worker that finds
     room, and from the last checkpoint again as nodes come; an epoch that is lost costs more than to wait.
@@ -21,12 +22,23 @@ def wait(workers: int, each: dict[str, float]) -> None:
     if _found(workers, each, 1):
         return
     if cluster.may_come():
-        log.info("all of them have %.0f s to find room; then those that have found it begin", PATIENCE)
+        log.info("all of them have %.0f s to find room; then as many begin as the nodes hold", PATIENCE)
         if _found(workers, each, PATIENCE):
             return
-    if not _found(1, each, 1):
-        log.info("waiting for room for one training worker")
-        _found(1, each, float("inf"))
+    seconds, said = 1.0, 0
+    while not _found(number := _tried(workers, each), each, seconds):
+        if number != said:
+            fewer = "s, which other jobs use; fewer --workers need less" if number > 1 else ""
+            log.info("waiting for room for %d training worker%s", number, fewer)
+        seconds, said = AGAIN, number
+
+
+def _tried(workers: int, each: dict[str, float]) -> int:
+    """How many workers Ray Train tries to start: as many as the nodes would hold if no other job used them.
+
+    Where one does, it tries again and again, without a word, and never with fewer.
+    """
+    return max(1, min(workers, placement.room(placement.live(), each["CPU"], each.get("GPU", 0.0))))
 
 
 def _found(workers: int, each: dict[str, float], seconds: float) -> bool:
