@@ -1,6 +1,7 @@
 """What becomes of a training when a worker fails: it ends where a new try would fail alike, else it is tried again."""
 
 import logging
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,9 @@ from dim.errors import JobFailed, UserError
 from dim.train import messages
 
 TRIES = 4  # a dead worker or a lost node costs one; a node that the cloud takes back costs none
+
+# What TensorFlow puts before what is wrong, line by line: where in its graph and in the code it is.
+_WHERE = re.compile(r"Graph execution error:|Detected at node |  File |    |Node: |<stack traces |\d+ root error")
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +51,7 @@ def described(failures: Mapping[int, Exception]) -> str:
     rank, error = min(failures.items(), key=lambda failure: (not _died(failure[1]), failure[0]))
     if _died(error):
         return f"{_named(rank, error)} died, as it does where memory is short or its node is lost"
-    return f"{_named(rank, error)} failed: {files.reason(error)}"
+    return f"{_named(rank, error)} failed: {_reason(error)}"
 
 
 def as_own(error: Exception) -> UserError | JobFailed:
@@ -58,6 +62,15 @@ def as_own(error: Exception) -> UserError | JobFailed:
     failures = getattr(error, "worker_failures", None)
     said = f"after {TRIES} tries, {described(failures)}" if failures else f"Ray Train failed: {files.reason(cause)}"
     return JobFailed(f"{said}; run the same command again to go on")
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong, in one line; of what TensorFlow says, the first sentence that tells."""
+    lines = str(error).splitlines()
+    if lines[:1] != ["Graph execution error:"]:
+        return files.reason(error)
+    told = (line.strip() for line in lines if not _WHERE.match(line))
+    return " ".join(re.sub(r"\[(\[|Op:).*", "", next(filter(None, told), lines[0])).split())
 
 
 def _named(rank: int, error: Exception) -> str:

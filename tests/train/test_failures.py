@@ -78,6 +78,36 @@ def test_a_death_is_named_before_what_follows_from_it():
     assert described({0: ActorUnavailableError("gone", b"0" * 16)}).startswith("training worker 0 died")
 
 
+GRAPH = """Graph execution error:
+
+Detected at node vgg16/block5_conv1/Conv2D defined at (most recent call last):
+  File "worker.py", line 8, in <module>
+    loop.run(job)
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            f"{GRAPH}\nOOM when allocating tensor with shape[32,512] on GPU:0\n\t [[{{{{node Conv2D}}}}]]\nHint: If …\n"
+            " [Op:__inference_step_7]",
+            "OOM when allocating tensor with shape[32,512] on GPU:0",
+        ),
+        (
+            f"{GRAPH}Node: 'Conv2D'\n2 root error(s) found.\n  (0) INTERNAL:  Collective ops is aborted by: reset\n"
+            "The error could be from a previous operation.\n  (1) CANCELLED: …",
+            "(0) INTERNAL: Collective ops is aborted by: reset",
+        ),
+        ("Graph execution error:\n\nDetected at node a\n<stack traces unavailable>\nlost [Op:__inference_a_1]", "lost"),
+        ("Graph execution error:", "Graph execution error:"),
+    ],
+)
+def test_of_what_tensorflow_says_the_sentence_that_tells_is_told(text, said):
+    error = tf.errors.InternalError(None, None, text)
+    assert described({0: error}) == f"training worker 0 failed: {said}"
+
+
 @pytest.mark.parametrize("error", [UserError("a wrong label"), JobFailed("a full disk")])
 def test_what_ended_the_run_comes_out_as_it_was_raised(error):
     found = as_own(pickle.loads(pickle.dumps(ControllerError(error))))
