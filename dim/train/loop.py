@@ -113,9 +113,10 @@ class Run:
 
     def _started(self) -> State:
         state = State()
-        # The head's inputs of all photos are made here; the following passes read them back.
-        rows, vectors = self.inference.embed(np.arange(len(self.photos.image_ids)), pooled=True)
-        state.unreadable = len(self.photos.image_ids) - len(rows)
+        # The head's inputs are made here; the following passes read them back.
+        used = self.photos.used()
+        rows, vectors = self.inference.embed(used, pooled=True)
+        state.unreadable = len(used) - len(rows)
         reasons = self.inference.unreadable()
         if self.rank == 0:
             unreadable.tell(self.config.out, self.photos, reasons)
@@ -167,7 +168,7 @@ class Run:
         mined = dict.fromkeys(("candidates", "active", "kept", "mean_distance_ap", "mean_distance_an"))
         clock.laps |= {"embed_seconds": 0.0, "mine_seconds": 0.0}
         if epoch % self.config.mine_every == 0 or not len(state.triplets):
-            rows, vectors = self.inference.embed(self.photos.rows("train"))
+            rows, vectors = self.inference.embed(self.photos.mined())
             clock.lap("embed")
             triplets = self._mine(rows, vectors, epoch)
             mined = triplets.summary()
