@@ -196,9 +196,9 @@ class Run:
     def _mine(self, rows: np.ndarray, vectors: np.ndarray, epoch: int) -> Triplets:
         triplets = None
         if self.rank == 0:
-            # The workers hold all CPUs of a small cluster, and wait here: Ray's tasks may use them.
+            # The workers wait here: the tasks may have their CPUs, too.
             labels, image_ids = self.photos.labels[rows], self.photos.image_ids[rows]
-            triplets = mine(vectors, labels, image_ids, self.config, num_cpus=0)
+            triplets = mine(vectors, labels, image_ids, self.config, beside=True)
             examples.keep_hardest(self.config.out, epoch + 1, triplets, image_ids)
         found: Triplets = broadcast_from_rank_zero(triplets)
         return found
