@@ -7,11 +7,14 @@ from typing import Any
 
 from ray.exceptions import RayActorError
 from ray.train import UserCallback
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.controller.state import ReschedulingState, RunningState, TrainControllerState
 from ray.util.queue import Queue
 
 from dim import files
 from dim.errors import JobFailed, UserError
-from dim.train import messages
+from dim.train import messages, room
 
 TRIES = 4  # a dead worker or a lost node costs one; a node that the cloud takes back costs none
 
@@ -44,6 +47,30 @@ class Failures(UserCallback):  # type: ignore[misc]
         self._tries += not taken
         if self._tries < TRIES:
             log.warning("%s; the workers start again from the last checkpoint", described(worker_exceptions))
+
+
+class Starts(ControllerCallback):  # type: ignore[misc]
+    """Says why workers that are to start don't, each reason once. Ray Train tries again and again without a word."""
+
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
+        self._said = ""
+
+    def after_controller_state_update(self, _: Any, current_state: TrainControllerState) -> None:
+        """Called with what Ray Train's controller did before and does now."""
+        if isinstance(current_state, RunningState):
+            self._said = ""
+        if not isinstance(current_state, ReschedulingState):
+            return
+        cause = getattr(current_state.training_failed_error, "controller_failure", current_state.training_failed_error)
+        if isinstance(cause, WorkerGroupStartupTimeoutError):
+            said = room.waiting(cause.num_workers)
+        else:
+            said = f"the training workers could not start: {_reason(cause)}; they are started again"
+        if said != self._said:
+            messages.speak_through(self._queue, logging.INFO)
+            log.warning("%s", said)
+        self._said = said
 
 
 def described(failures: Mapping[int, Exception]) -> str:

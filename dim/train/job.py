@@ -168,7 +168,7 @@ def _fit(config: TrainConfig, gpus: float, job: Job) -> dict[str, Any]:
             run_config=RunConfig(
                 storage_path=folder,
                 failure_config=FailureConfig(max_failures=failures.TRIES - 1),
-                callbacks=[failures.Failures(job.queue)],
+                callbacks=[failures.Failures(job.queue), failures.Starts(job.queue)],
             ),
         )
         interrupt = signal.getsignal(signal.SIGINT)

@@ -28,9 +28,14 @@ def wait(workers: int, each: dict[str, float]) -> None:
     seconds, said = 1.0, 0
     while not _found(number := _tried(workers, each), each, seconds):
         if number != said:
-            fewer = "s, which other jobs use; fewer --workers need less" if number > 1 else ""
-            log.info("waiting for room for %d training worker%s", number, fewer)
+            log.info("%s", waiting(number))
         seconds, said = AGAIN, number
+
+
+def waiting(workers: int) -> str:
+    """What is said while there is no room for so many."""
+    fewer = "s; fewer --workers need less" if workers > 1 else ""
+    return f"waiting for room for {workers} training worker{fewer}"
 
 
 def _tried(workers: int, each: dict[str, float]) -> int:

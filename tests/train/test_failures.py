@@ -8,11 +8,17 @@ import pytest
 import tensorflow as tf
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 from ray.train import ControllerError, WorkerGroupError
-from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2._internal.exceptions import (
+    WorkerGroupStartupFailedError,
+    WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckFailedError,
+)
+from ray.train.v2._internal.execution.callback_manager import CallbackManager
+from ray.train.v2._internal.execution.controller.state import ReschedulingState, RunningState
 
 from dim.errors import JobFailed, UserError
 from dim.train import failures, loop, task
-from dim.train.failures import TRIES, Failures, as_own, described
+from dim.train.failures import TRIES, Failures, Starts, as_own, described
 
 
 def died(**options):
@@ -70,6 +76,19 @@ def test_other_failures_are_tried_again_and_said_each_time_but_the_last(fail):
 
 def test_a_node_that_the_cloud_takes_back_costs_no_try(fail):
     assert len(fail(*[{1: preempted()}] * 9, {0: died()})) == 10
+
+
+def test_why_workers_do_not_start_again_is_said_once(monkeypatch, caplog):
+    monkeypatch.setattr(failures.messages, "speak_through", lambda *_: None)
+    full, lost = WorkerGroupStartupTimeoutError(2), WorkerGroupStartupFailedError("a worker\ndied")
+    told = CallbackManager([pickle.loads(pickle.dumps(Starts(None)))])
+    with caplog.at_level(logging.INFO, "dim"):
+        for error in (full, full, lost, full, None, full):
+            state = RunningState() if error is None else ReschedulingState(ControllerError(error))
+            told.invoke("after_controller_state_update", None, state)
+    room = "waiting for room for 2 training workers; fewer --workers need less"
+    failed = "the training workers could not start: a worker died; they are started again"
+    assert caplog.messages == [room, failed, room, room]
 
 
 def test_a_death_is_named_before_what_follows_from_it():

@@ -73,9 +73,7 @@ def test_what_another_job_uses_is_waited_for_as_ray_train_would_try_it(monkeypat
 
     monkeypatch.setattr(room, "_found", found)
     monkeypatch.setattr(room.placement, "live", lambda: Counter({Node(8.0, 0.0): 2, Node(0.0, 4.0): 1}))
-    assert wait(3, {"CPU": 7.0}) == [
-        "waiting for room for 2 training workers, which other jobs use; fewer --workers need less"
-    ]
+    assert wait(3, {"CPU": 7.0}) == ["waiting for room for 2 training workers; fewer --workers need less"]
     assert asked == [3, 2, 2, 2]
 
 
