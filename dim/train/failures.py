@@ -34,6 +34,7 @@ class Failures(UserCallback):  # type: ignore[misc]
     def __init__(self, queue: Queue) -> None:
         self._queue = queue
         self._tries = 0
+        self._taken: set[Any] = set()
 
     def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
         """Raises the first UserError or JobFailed of `worker_exceptions`, which are by rank."""
@@ -43,7 +44,11 @@ class Failures(UserCallback):  # type: ignore[misc]
                 if run_context.scaling_config.max_workers > 1:
                     log.warning("%s ends the training", _named(rank, error))
                 raise error
-        taken = any(getattr(_cause(error), "preempted", False) for error in worker_exceptions.values())
+        deaths = [_cause(error) for error in worker_exceptions.values()]
+        taken = {getattr(death, "actor_id", None) for death in deaths if getattr(death, "preempted", False)}
+        if taken and taken <= self._taken:
+            return  # Ray Train tells of it again and again until the time is over that the cloud gave
+        self._taken |= taken
         self._tries += not taken
         if self._tries < TRIES:
             log.warning("%s; the workers start again from the last checkpoint", described(worker_exceptions))

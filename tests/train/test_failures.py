@@ -26,8 +26,9 @@ def died(**options):
     return WorkerHealthCheckFailedError("A worker health check failed.\nWorker info: …", ActorDiedError(**options))
 
 
-def preempted():
+def preempted(actor="a"):
     death = died()
+    death.health_check_failure.actor_id = actor
     death.health_check_failure._preempted = True
     assert death.health_check_failure.preempted
     return death
@@ -75,7 +76,11 @@ def test_other_failures_are_tried_again_and_said_each_time_but_the_last(fail):
 
 
 def test_a_node_that_the_cloud_takes_back_costs_no_try(fail):
-    assert len(fail(*[{1: preempted()}] * 9, {0: died()})) == 10
+    assert len(fail(*[{1: preempted(actor)} for actor in range(9)], {0: died()})) == 10
+
+
+def test_a_node_that_the_cloud_takes_back_is_told_once_of_each_worker(fail):
+    assert len(fail(*[{1: preempted("a")}] * 3, *[{0: preempted("b"), 1: preempted("a")}] * 3)) == 2
 
 
 def test_why_workers_do_not_start_again_is_said_once(monkeypatch, caplog):
