@@ -1,6 +1,7 @@
 """Room for a training's workers on a cluster that starts nodes as they are asked for."""
 
 import logging
+import math
 import time
 
 from ray.util.placement_group import placement_group, remove_placement_group
@@ -11,6 +12,14 @@ log = logging.getLogger(__name__)
 
 PATIENCE = 600.0  # seconds in which a cloud has started its nodes, or won't
 AGAIN = 60.0  # seconds after which nodes may have come or gone
+
+
+def counted(cpus: float) -> float:
+    """The CPUs to ask for where a worker is to take `cpus`: of less than one the next lower power of two.
+
+    Ray Train divides floats to know how many workers a node holds: of five that take a tenth it starts four.
+    """
+    return cpus if cpus >= 1 else 2.0 ** math.floor(math.log2(cpus))
 
 
 def wait(workers: int, each: dict[str, float]) -> None:

@@ -77,14 +77,28 @@ def test_what_another_job_uses_is_waited_for_as_ray_train_would_try_it(monkeypat
     assert asked == [3, 2, 2, 2]
 
 
-def test_ray_train_tries_as_many_workers_as_the_nodes_hold_whoever_uses_them(monkeypatch):
-    nodes = [{"NodeID": name, "Alive": True, "Labels": {}, "Resources": {"CPU": 8.0, "GPU": 1.0}} for name in "ab"]
-    each = {"CPU": 3.0, "GPU": 1.0}
+def tried(workers, each, nodes):
+    """How many of so many workers Ray Train tries to start on nodes of these resources."""
     coordinator = _AutoscalingCoordinatorActor(
-        send_resources_request=lambda *_, **__: None, get_cluster_nodes=lambda: nodes
+        send_resources_request=lambda *_, **__: None,
+        get_cluster_nodes=lambda: [
+            {"NodeID": str(number), "Alive": True, "Labels": {}, "Resources": node} for number, node in enumerate(nodes)
+        ],
     )
-    coordinator.request_resources("train", [each] * 5, 100)
-    policy = ElasticScalingPolicy(ScalingConfig(num_workers=(1, 5), resources_per_worker=each, use_gpu=True))
-    tried = policy._count_possible_workers(coordinator.get_reserved_resources("train"))
+    coordinator.request_resources("train", [each] * workers, 100)
+    scaling = ScalingConfig(num_workers=(1, workers), resources_per_worker=each, use_gpu="GPU" in each)
+    return ElasticScalingPolicy(scaling)._count_possible_workers(coordinator.get_reserved_resources("train"))
+
+
+def test_ray_train_tries_as_many_workers_as_the_nodes_hold_whoever_uses_them(monkeypatch):
     monkeypatch.setattr(room.placement, "live", lambda: Counter({Node(8.0, 1.0): 2}))
-    assert room._tried(5, each) == tried == 2
+    each = {"CPU": 3.0, "GPU": 1.0}
+    assert room._tried(5, each) == tried(5, each, [{"CPU": 8.0, "GPU": 1.0}] * 2) == 2
+
+
+@pytest.mark.parametrize("cpus", [1.0, 2.0, 3.0])
+def test_ray_train_tries_all_workers_however_small_their_share(monkeypatch, cpus):
+    monkeypatch.setattr(room.placement, "known", lambda: Counter({Node(cpus, 0.0): 2}))
+    for workers in range(2, 13):
+        each = {"CPU": room.counted(room.placement.taken(room.placement.share(workers, 0), 0))}
+        assert tried(workers, each, [{"CPU": cpus}] * 2) == workers
