@@ -2,6 +2,7 @@
 
 import logging
 import re
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from dim import files
 from dim.errors import JobFailed, UserError
 from dim.train import messages, room
 
+SILENCE = 30.0  # seconds after which it is said that Ray Train waits
 TRIES = 4  # a dead worker or a lost node costs one; a node that the cloud takes back costs none
 
 # What TensorFlow puts before what is wrong, line by line: where in its graph and in the code it is.
@@ -60,22 +62,33 @@ class Starts(ControllerCallback):  # type: ignore[misc]
     def __init__(self, queue: Queue) -> None:
         self._queue = queue
         self._said = ""
+        self._since = 0.0
 
-    def after_controller_state_update(self, _: Any, current_state: TrainControllerState) -> None:
-        """Called with what Ray Train's controller did before and does now."""
+    def after_controller_state_update(
+        self, previous_state: TrainControllerState, current_state: TrainControllerState
+    ) -> None:
+        """Called with what Ray Train's controller did before and does now; while it waits, with the same again."""
+        if current_state is not previous_state:
+            self._since = time.monotonic()
         if isinstance(current_state, RunningState):
             self._said = ""
-        if not isinstance(current_state, ReschedulingState):
-            return
-        cause = getattr(current_state.training_failed_error, "controller_failure", current_state.training_failed_error)
-        if isinstance(cause, WorkerGroupStartupTimeoutError):
-            said = room.waiting(cause.num_workers)
-        else:
-            said = f"the training workers could not start: {_reason(cause)}; they are started again"
-        if said != self._said:
+        elif isinstance(current_state, ReschedulingState):
+            self._say(_not_started(current_state.training_failed_error))
+        elif time.monotonic() - self._since > SILENCE:
+            self._say(room.waiting(1))
+
+    def _say(self, what: str) -> None:
+        if what != self._said:
             messages.speak_through(self._queue, logging.INFO)
-            log.warning("%s", said)
-        self._said = said
+            log.warning("%s", what)
+        self._said = what
+
+
+def _not_started(error: Exception) -> str:
+    cause = getattr(error, "controller_failure", error)
+    if isinstance(cause, WorkerGroupStartupTimeoutError):
+        return room.waiting(cause.num_workers)
+    return f"the training workers could not start: {_reason(cause)}; they are started again"
 
 
 def described(failures: Mapping[int, Exception]) -> str:

@@ -14,7 +14,7 @@ from ray.train.v2._internal.exceptions import (
     WorkerHealthCheckFailedError,
 )
 from ray.train.v2._internal.execution.callback_manager import CallbackManager
-from ray.train.v2._internal.execution.controller.state import ReschedulingState, RunningState
+from ray.train.v2._internal.execution.controller.state import InitializingState, ReschedulingState, RunningState
 
 from dim.errors import JobFailed, UserError
 from dim.train import failures, loop, task
@@ -94,6 +94,21 @@ def test_why_workers_do_not_start_again_is_said_once(monkeypatch, caplog):
     room = "waiting for room for 2 training workers; fewer --workers need less"
     failed = "the training workers could not start: a worker died; they are started again"
     assert caplog.messages == [room, failed, room, room]
+
+
+def test_workers_for_which_ray_train_sees_no_room_are_said_to_wait(monkeypatch, caplog):
+    clock = iter(range(0, 100, 10))
+    monkeypatch.setattr(failures.messages, "speak_through", lambda *_: None)
+    monkeypatch.setattr(failures, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    told, state = Starts(None), InitializingState()
+    with caplog.at_level(logging.INFO, "dim"):
+        told.after_controller_state_update(None, state)  # at 0 and 10 seconds
+        told.after_controller_state_update(state, state)
+        told.after_controller_state_update(state, state)
+        assert caplog.messages == []
+        told.after_controller_state_update(state, state)
+        told.after_controller_state_update(state, state)
+    assert caplog.messages == ["waiting for room for 1 training worker"]
 
 
 def test_a_death_is_named_before_what_follows_from_it():
