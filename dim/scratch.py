@@ -36,7 +36,7 @@ def kept(folder: str | None = None) -> Path:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"cannot make the scratch folder {str(path)!r} ({error.strerror}); name another place by DIM_SCRATCH"
+            f"cannot make the scratch folder {str(path)!r} ({error.strerror}); name another place by {_named(folder)}"
         ) from error
     require_own(folder)
     path.chmod(0o700)
@@ -57,8 +57,13 @@ def require_own(folder: str | None = None) -> None:
         return
     raise UserError(
         f"the scratch folder {str(path)!r} {fault}, so another user may have made it; delete it, or name another place "
-        "by DIM_SCRATCH"
+        f"by {_named(folder)}"
     )
+
+
+def _named(folder: str | None) -> str:
+    """By what a user names the place."""
+    return "--scratch" if folder else "DIM_SCRATCH"
 
 
 def _kept_in(folder: str | None) -> Path:

@@ -134,6 +134,12 @@ def test_a_file_in_the_way_is_named(place):
         scratch.kept()
 
 
+def test_a_place_that_a_flag_names_is_another_flag_s(place):
+    place.parent.joinpath("file").touch()
+    with pytest.raises(UserError, match=r"\(Not a directory\); name another place by --scratch$"):
+        scratch.kept(str(place.parent / "file"))
+
+
 def test_a_folder_that_holds_other_things_keeps_them(tmp_path):
     (tmp_path / "trunk" / "my own").mkdir(parents=True)  # such as a checkout
     (tmp_path / "trunk" / "my own" / "a").write_bytes(bytes(1000))

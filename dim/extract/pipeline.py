@@ -55,7 +55,7 @@ DECODED = pa.schema(
 )
 
 
-# Makes of a photo's pixels (H, W, 3) others of the same shape, by its `content`.
+# Makes a variant, of the same shape, of a photo's pixels (H, W, 3), which its `content` decides.
 Change: TypeAlias = Callable[[np.ndarray, str], np.ndarray]
 
 
@@ -164,9 +164,10 @@ def decoded(
     scaled: bool = False,
     change: Change | None = None,
 ) -> Dataset:
-    """The data set of DECODED of `rows` (image_id, path, box, content, shard), of which a task takes `step`.
+    """The data set of `rows` (image_id, path, box, content, shard) decoded, with the columns DECODED, in blocks of
+    `step` rows, each of them a task.
 
-    `change` is done to the pixels of each where they are decoded.
+    The task also applies `change` to the pixels of each photo.
     """
     context = DataContext.get_current()
     context.enable_progress_bars = False

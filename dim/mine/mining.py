@@ -29,6 +29,9 @@ class Strategy:
     finish: Callable[[Pool, Mining, Iterator[Any]], Triplets]
 
 
+# The CPUs that a task asks for beside workers that wait for it. Were it none, a head node without CPUs, which is to do
+# no such work, would be given its part.
+_BESIDE = 0.01
 _CACHED = 64  # blocks that a task holds at a time; they lie in the memory that all tasks of a machine share
 _HARDEST = Strategy(hardest.units, 32, hardest.work, hardest.finish)
 STRATEGIES = {
@@ -45,24 +48,24 @@ def mine(
     settings: Mining,
     *,
     block_rows: int = BLOCK_ROWS,
-    num_cpus: float = 1,
+    beside: bool = False,
 ) -> Triplets:
     """The hardest triplets of a training set, ranked; without `settings.candidates` the same for any `block_rows` and
     any cluster.
 
     `vectors` (N, D): float32, rows L2-normalised. `labels` (N,): str or None, which is never used. `image_ids` (N,):
-    unique. `num_cpus` is what each Ray task asks for: 0 where the caller holds all CPUs already. Ray must be connected.
-    Raises UserError where the labels cannot give triplets or a row is not normalised.
+    unique. `beside`: the caller is one of workers that hold most CPUs and wait, so the tasks ask for hardly any. Ray
+    must be connected. Raises UserError where the labels cannot give triplets or a row is not normalised.
     """
     check(vectors, labels, image_ids, settings)
     pool = pool_of(vectors, labels, image_ids, block_rows=block_rows, put=ray.put)
     if settings.candidates:
-        pool = dataclasses.replace(pool, index=_built(pool, settings, num_cpus))
+        pool = dataclasses.replace(pool, index=_built(pool, settings, beside))
     strategy = _strategy(settings)
     units = strategy.units(pool)
-    tasks = placement.tasks(units, strategy.worth if num_cpus else units)
+    tasks = placement.tasks(units, units if beside else strategy.worth)
     ends = np.linspace(0, units, tasks + 1).astype(int).tolist()
-    task, shared = ray.remote(num_cpus=num_cpus, scheduling_strategy="SPREAD")(_work), ray.put(pool)
+    task, shared = ray.remote(num_cpus=_BESIDE if beside else 1, scheduling_strategy="SPREAD")(_work), ray.put(pool)
     parts = [task.remote(shared, settings, start, stop) for start, stop in itertools.pairwise(ends)]
     triplets = strategy.finish(pool, settings, _as_completed(parts))
     return triplets.at(pool.rows)
@@ -84,10 +87,10 @@ def _strategy(settings: Mining) -> Strategy:
     return STRATEGIES[settings.strategy]
 
 
-def _built(pool: Pool, settings: Mining, num_cpus: float) -> Any:
+def _built(pool: Pool, settings: Mining, beside: bool) -> Any:
     """A reference to the index that proposes negatives, which one task builds with all CPUs of its node."""
     cpus = max((int(node.cpus) for node in placement.live() or placement.known()), default=1)
-    task = ray.remote(num_cpus=cpus if num_cpus else 0, num_returns=2)(_build)
+    task = ray.remote(num_cpus=_BESIDE if beside else cpus, num_returns=2)(_build)
     reference, size = task.remote(ray.put(pool), settings, cpus)
     ray.get(size)  # what goes wrong is said here, and the tasks that need the index don't take the CPUs that build it
     return reference

@@ -42,9 +42,9 @@ def epoch(
     """The epoch's batches, each as the shares of all replicas, from `triplets` (T, 3) of rows; `labels` of all rows.
 
     `machines` (R,) is that of each replica, `owners` that which keeps each row.
-    Batches come in random order. Random triplets, as many as don't fill a batch, are left out; with fewer triplets
-    than one batch, that one is smaller. The batches are the same for any number of replicas, and each has a share in
-    all of them: where they are fewer than that, there is none.
+    Batches come in random order. As many random triplets as would not fill a batch are left out; where there are fewer
+    than one batch takes, that one is smaller. The batches are the same for any number of replicas, and each replica
+    has a share of all of them: with fewer triplets in a batch than replicas, there is no batch.
     """
     size = min(batch_size, len(triplets))
     count = len(triplets) // size if size >= len(machines) else 0
@@ -57,8 +57,8 @@ def epoch(
 
 
 def _divided(owners: np.ndarray, machines: np.ndarray) -> np.ndarray:
-    """The replica of each triplet (B,): one of its owner's machine while there is room, and all get equally many, but
-    for one; those that stand together stay together.
+    """The replica of each triplet (B,): one on its owner's machine while that has room. The replicas' shares differ by
+    one triplet at most, and neighbours stay together.
     """
     room = [len(part) for part in np.array_split(owners, len(machines))]
     found = np.full(len(owners), -1)

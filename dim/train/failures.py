@@ -1,18 +1,27 @@
 """What becomes of a training when a worker fails: it ends where a new try would fail alike, else it is tried again."""
 
 import logging
+import re
+import time
 from collections.abc import Mapping
 from typing import Any
 
 from ray.exceptions import RayActorError
 from ray.train import UserCallback
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.controller.state import ReschedulingState, RunningState, TrainControllerState
 from ray.util.queue import Queue
 
 from dim import files
 from dim.errors import JobFailed, UserError
-from dim.train import messages
+from dim.train import messages, room
 
+SILENCE = 30.0  # seconds after which it is said that Ray Train waits
 TRIES = 4  # a dead worker or a lost node costs one; a node that the cloud takes back costs none
+
+# What TensorFlow puts before what is wrong, line by line: where in its graph and in the code it is.
+_WHERE = re.compile(r"Graph execution error:|Detected at node |  File |    |Node: |<stack traces |\d+ root error")
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +36,7 @@ class Failures(UserCallback):  # type: ignore[misc]
     def __init__(self, queue: Queue) -> None:
         self._queue = queue
         self._tries = 0
+        self._taken: set[Any] = set()
 
     def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
         """Raises the first UserError or JobFailed of `worker_exceptions`, which are by rank."""
@@ -36,10 +46,49 @@ class Failures(UserCallback):  # type: ignore[misc]
                 if run_context.scaling_config.max_workers > 1:
                     log.warning("%s ends the training", _named(rank, error))
                 raise error
-        taken = any(getattr(_cause(error), "preempted", False) for error in worker_exceptions.values())
+        deaths = [_cause(error) for error in worker_exceptions.values()]
+        taken = {getattr(death, "actor_id", None) for death in deaths if getattr(death, "preempted", False)}
+        if taken and taken <= self._taken:
+            return  # Ray Train tells of it again and again until the time is over that the cloud gave
+        self._taken |= taken
         self._tries += not taken
         if self._tries < TRIES:
             log.warning("%s; the workers start again from the last checkpoint", described(worker_exceptions))
+
+
+class Starts(ControllerCallback):  # type: ignore[misc]
+    """Says why workers that are to start don't, each reason once. Ray Train tries again and again without a word."""
+
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
+        self._said = ""
+        self._since = 0.0
+
+    def after_controller_state_update(
+        self, previous_state: TrainControllerState, current_state: TrainControllerState
+    ) -> None:
+        """Called with what Ray Train's controller did before and does now; while it waits, with the same again."""
+        if current_state is not previous_state:
+            self._since = time.monotonic()
+        if isinstance(current_state, RunningState):
+            self._said = ""
+        elif isinstance(current_state, ReschedulingState):
+            self._say(_not_started(current_state.training_failed_error))
+        elif time.monotonic() - self._since > SILENCE:
+            self._say(room.waiting(1))
+
+    def _say(self, what: str) -> None:
+        if what != self._said:
+            messages.speak_through(self._queue, logging.INFO)
+            log.warning("%s", what)
+        self._said = what
+
+
+def _not_started(error: Exception) -> str:
+    cause = getattr(error, "controller_failure", error)
+    if isinstance(cause, WorkerGroupStartupTimeoutError):
+        return room.waiting(cause.num_workers)
+    return f"the training workers could not start: {_reason(cause)}; they are started again"
 
 
 def described(failures: Mapping[int, Exception]) -> str:
@@ -47,7 +96,7 @@ def described(failures: Mapping[int, Exception]) -> str:
     rank, error = min(failures.items(), key=lambda failure: (not _died(failure[1]), failure[0]))
     if _died(error):
         return f"{_named(rank, error)} died, as it does where memory is short or its node is lost"
-    return f"{_named(rank, error)} failed: {files.reason(error)}"
+    return f"{_named(rank, error)} failed: {_reason(error)}"
 
 
 def as_own(error: Exception) -> UserError | JobFailed:
@@ -58,6 +107,15 @@ def as_own(error: Exception) -> UserError | JobFailed:
     failures = getattr(error, "worker_failures", None)
     said = f"after {TRIES} tries, {described(failures)}" if failures else f"Ray Train failed: {files.reason(cause)}"
     return JobFailed(f"{said}; run the same command again to go on")
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong, in one line; of what TensorFlow says, the first sentence that tells."""
+    lines = str(error).splitlines()
+    if lines[:1] != ["Graph execution error:"]:
+        return files.reason(error)
+    told = (line.strip() for line in lines if not _WHERE.match(line))
+    return " ".join(re.sub(r"\[(\[|Op:).*", "", next(filter(None, told), lines[0])).split())
 
 
 def _named(rank: int, error: Exception) -> str:

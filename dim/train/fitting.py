@@ -26,7 +26,7 @@ COLUMNS = ("anchor_id", "positive_id", "negative_id")
 
 
 def from_pixels(config: TrainConfig) -> bool:
-    """Whether each step begins with pixels: those of random variants that no other epoch has."""
+    """Whether each step begins with pixels: those of random variants that are new in each epoch."""
     return _augmented(config) and not config.variants
 
 

@@ -1,4 +1,4 @@
-"""What each worker has, brought to all of them; each must ask at the same moment."""
+"""What each worker has, brought to all of them. All must call at the same point: each waits for the others."""
 
 import json
 from typing import Any

@@ -17,7 +17,7 @@ MEMORY = 0.5  # the part of the object store that all workers of a run may fill 
 
 
 class Ingest:
-    """Decodes `photos` for one of so many `workers`; a task takes `step` of them."""
+    """Decodes `photos` for one of the run's `workers`, `step` of them in each task."""
 
     def __init__(self, photos: Photos, step: int, workers: int) -> None:
         self._photos, self._step, self._workers = photos, step, workers
@@ -27,7 +27,7 @@ class Ingest:
     ) -> Generator[np.ndarray | str, None, None]:
         """For each of `rows`, in their order: its pixels, uint8 (H, W, 3), not to be written; or why it is unreadable.
 
-        What `change` makes of the pixels depends on the row's name in `names`.
+        `change` is applied to the pixels, together with the row's name in `names`.
         """
         if not rows:
             return

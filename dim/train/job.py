@@ -142,7 +142,7 @@ def _require_same_inputs(config: TrainConfig, learned_from: Inputs) -> None:
 
 def _fit(config: TrainConfig, gpus: float, job: Job) -> dict[str, Any]:
     """What the workers found, once they are done. Raises the UserError or JobFailed of one that can't go on."""
-    cpus = placement.taken(placement.share(config.workers, gpus), gpus)
+    cpus = room.counted(placement.taken(placement.share(config.workers, gpus), gpus))
     placement.require_room("training worker", config.workers, cpus, gpus)
     each = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
     room.wait(config.workers, each)
@@ -168,7 +168,7 @@ def _fit(config: TrainConfig, gpus: float, job: Job) -> dict[str, Any]:
             run_config=RunConfig(
                 storage_path=folder,
                 failure_config=FailureConfig(max_failures=failures.TRIES - 1),
-                callbacks=[failures.Failures(job.queue)],
+                callbacks=[failures.Failures(job.queue), failures.Starts(job.queue)],
             ),
         )
         interrupt = signal.getsignal(signal.SIGINT)

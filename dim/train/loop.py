@@ -113,9 +113,10 @@ class Run:
 
     def _started(self) -> State:
         state = State()
-        # The head's inputs of all photos are made here; the following passes read them back.
-        rows, vectors = self.inference.embed(np.arange(len(self.photos.image_ids)), pooled=True)
-        state.unreadable = len(self.photos.image_ids) - len(rows)
+        # The head's inputs are made here; the following passes read them back.
+        used = self.photos.used()
+        rows, vectors = self.inference.embed(used, pooled=True)
+        state.unreadable = len(used) - len(rows)
         reasons = self.inference.unreadable()
         if self.rank == 0:
             unreadable.tell(self.config.out, self.photos, reasons)
@@ -167,7 +168,7 @@ class Run:
         mined = dict.fromkeys(("candidates", "active", "kept", "mean_distance_ap", "mean_distance_an"))
         clock.laps |= {"embed_seconds": 0.0, "mine_seconds": 0.0}
         if epoch % self.config.mine_every == 0 or not len(state.triplets):
-            rows, vectors = self.inference.embed(self.photos.rows("train"))
+            rows, vectors = self.inference.embed(self.photos.mined())
             clock.lap("embed")
             triplets = self._mine(rows, vectors, epoch)
             mined = triplets.summary()
@@ -195,9 +196,9 @@ class Run:
     def _mine(self, rows: np.ndarray, vectors: np.ndarray, epoch: int) -> Triplets:
         triplets = None
         if self.rank == 0:
-            # The workers hold all CPUs of a small cluster, and wait here: Ray's tasks may use them.
+            # The workers wait here: the tasks may have their CPUs, too.
             labels, image_ids = self.photos.labels[rows], self.photos.image_ids[rows]
-            triplets = mine(vectors, labels, image_ids, self.config, num_cpus=0)
+            triplets = mine(vectors, labels, image_ids, self.config, beside=True)
             examples.keep_hardest(self.config.out, epoch + 1, triplets, image_ids)
         found: Triplets = broadcast_from_rank_zero(triplets)
         return found

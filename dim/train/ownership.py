@@ -13,7 +13,7 @@ import numpy as np
 
 from dim.train.photos import Photos
 
-SLACK = 1.05  # how much more than its part a machine may get, so that the largest draw mostly counts
+SLACK = 1.05  # how much more than its part a machine may get, so that the largest draw mostly decides
 PARTS = 8  # an object of more than such a part of what a machine gets is divided
 
 

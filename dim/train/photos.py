@@ -31,6 +31,14 @@ class Photos:
         """Positions of the rows of `split`, ascending."""
         return np.flatnonzero(self.splits == split)
 
+    def used(self) -> np.ndarray:
+        """Positions of the rows that have a split, ascending; a run has no use for the others."""
+        return np.flatnonzero([split is not None for split in self.splits])
+
+    def mined(self) -> np.ndarray:
+        """Positions of the rows of split train that have a label, ascending: no triplet is made of the others."""
+        return np.flatnonzero([label is not None for label in self.labels] & (self.splits == "train"))
+
     def positions(self, image_ids: np.ndarray) -> np.ndarray:
         """The positions of the rows of `image_ids`, of any shape."""
         known, places = np.unique(image_ids, return_inverse=True)

@@ -22,7 +22,6 @@ class Quota:
 
     def __init__(self, place: Path, used: str, limit: int) -> None:
         self._place, self._limit = place, limit
-        place.mkdir(parents=True, exist_ok=True)
         with self._taken() as taken:
             (place / used).mkdir(exist_ok=True)
             os.utime(place / used)
@@ -60,6 +59,7 @@ class Quota:
 
     @contextlib.contextmanager
     def _taken(self) -> Iterator["_Taken"]:
+        self._place.mkdir(parents=True, exist_ok=True)  # a sweep of temporary files may take it while a run goes on
         file = os.open(self._place / COUNT, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(file, fcntl.LOCK_EX)

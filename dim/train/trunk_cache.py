@@ -14,19 +14,23 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from dim import leftovers, scratch
+from dim import files, leftovers, scratch
 from dim.train.quota import Quota
 
 
 class TrunkCache:
-    """The cache of one trunk. What would go beyond `limit` bytes, over all trunks of the node, is not kept."""
+    """The cache of one trunk. What would go beyond `limit` bytes, over all trunks of the node, is not kept.
+
+    Raises JobFailed where nothing can be written to its folder. A disk that is full later costs time, not the run.
+    """
 
     def __init__(self, folder: str | None, fingerprint: str, limit: int) -> None:
         self._full = False
         trunks, name = scratch.kept(folder) / "trunk", hashlib.sha256(fingerprint.encode()).hexdigest()[:32]
         self._folder = trunks / name
         leftovers.sweep(str(self._folder))
-        self._quota = Quota(trunks, name, limit)
+        with files.writing(str(self._folder)):
+            self._quota = Quota(trunks, name, limit)
 
     def is_full(self) -> bool:
         """Whether there was no room for something."""
@@ -48,22 +52,30 @@ class TrunkCache:
     def put(self, key: str, activations: np.ndarray) -> None:
         """Keeps `activations` under `key`, if there is room."""
         tensor = pa.Tensor.from_numpy(np.ascontiguousarray(activations))
-        path, beside = self._path(key), self._folder / f"{key}.{os.getpid()}.tmp"
-        size = pa.ipc.get_tensor_size(tensor)
-        if not self._quota.take(size):
-            self._full = True
-            return
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            if not self._quota.take(size := pa.ipc.get_tensor_size(tensor)):
+                self._full = True
+                return
+            try:
+                self._write(key, tensor)
+            except OSError:
+                self._quota.give_back(size)
+                raise
+        except OSError:  # some file systems have no room even to count that there is none
+            self._full = True
+
+    def _write(self, key: str, tensor: pa.Tensor) -> None:
+        path, beside = self._path(key), self._folder / f"{key}.{os.getpid()}.tmp"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
             with pa.OSFile(str(beside), "wb") as file:
                 pa.ipc.write_tensor(tensor, file)
             if path.exists():  # cut short, or from another worker
                 self._quota.give_back(path.stat().st_size)
             beside.replace(path)
-        except OSError:  # a full disk costs time, not the run
+        except OSError:
             beside.unlink(missing_ok=True)
-            self._quota.give_back(size)
-            self._full = True
+            raise
 
     def _path(self, key: str) -> Path:
         return self._folder / key[:2] / f"{key}.arrow"

@@ -1,6 +1,9 @@
 """The job and its Ray tasks, from a manifest and descriptors to triplets.parquet."""
 
 import json
+from collections import Counter
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -11,9 +14,11 @@ from dim import files, tables
 from dim.errors import UserError
 from dim.extract import store
 from dim.extract.identity import Embedding
+from dim.mine import mining
 from dim.mine.config import MineConfig, Mining
 from dim.mine.mining import STRATEGIES, mine
 from dim.mine.pool import pool_of
+from dim.placement import Node
 
 EMBEDDING = Embedding("vgg16", "block5_conv3", "gem", "0", "caffe", 224, "squash", (1.0,), None, None, "float32")
 
@@ -43,6 +48,42 @@ def photos(tmp_path):
     return tmp_path, vectors, np.array(labels, dtype=object), np.array(ids, dtype=object)
 
 
+class HereNow:
+    """Stands in for Ray, and notes the CPUs that tasks ask for."""
+
+    def __init__(self):
+        self.asked, self._kept = [], []
+
+    def put(self, value):
+        self._kept.append(value)
+        return len(self._kept) - 1
+
+    def get(self, number):
+        return self._kept[number]
+
+    def wait(self, numbers):
+        return numbers[:1], numbers[1:]
+
+    def remote(self, num_cpus, num_returns=1, **_):
+        self.asked.append(num_cpus)
+
+        def run(work, pool, *arguments):
+            found = work(self.get(pool), *arguments)
+            return self.put(found) if num_returns == 1 else map(self.put, found)
+
+        return lambda work: SimpleNamespace(remote=partial(run, work))
+
+
+@pytest.mark.parametrize(("beside", "asked"), [(False, [4, 1]), (True, [0.01, 0.01])])
+def test_no_task_may_go_to_a_node_without_cpus(photos, monkeypatch, beside, asked):
+    monkeypatch.setattr(mining, "ray", here := HereNow())
+    monkeypatch.setattr(mining.placement, "live", lambda: Counter({Node(4.0, 0.0): 1, Node(2.0, 0.0): 1}))
+    monkeypatch.setattr(mining.placement.cluster, "may_come", list)
+    _, *data = photos
+    assert mine(*data, Mining(candidates="Flat"), beside=beside).kept
+    assert here.asked == asked
+
+
 def config_of(folder, **options):
     paths = {"manifest": "photos.csv", "descriptors": "descriptors", "out": "triplets"}
     return MineConfig(**{name: str(folder / path) for name, path in paths.items()}, **options)
@@ -55,8 +96,8 @@ def test_tasks_find_what_one_process_finds(ray_session, photos, strategy):
     pool = pool_of(*data)
     part = STRATEGIES[strategy].work(pool, settings, 0, STRATEGIES[strategy].units(pool))
     alone = STRATEGIES[strategy].finish(pool, settings, [part]).at(pool.rows)
-    for block_rows, num_cpus in ((8, 1), (25, 0)):
-        triplets = mine(*data, settings, block_rows=block_rows, num_cpus=num_cpus)
+    for block_rows, beside in ((8, False), (25, True)):
+        triplets = mine(*data, settings, block_rows=block_rows, beside=beside)
         assert triplets.table(data[2]).equals(alone.table(data[2]))
         assert triplets.summary() == alone.summary()
 

@@ -8,11 +8,17 @@ import pytest
 import tensorflow as tf
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 from ray.train import ControllerError, WorkerGroupError
-from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2._internal.exceptions import (
+    WorkerGroupStartupFailedError,
+    WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckFailedError,
+)
+from ray.train.v2._internal.execution.callback_manager import CallbackManager
+from ray.train.v2._internal.execution.controller.state import InitializingState, ReschedulingState, RunningState
 
 from dim.errors import JobFailed, UserError
 from dim.train import failures, loop, task
-from dim.train.failures import TRIES, Failures, as_own, described
+from dim.train.failures import TRIES, Failures, Starts, as_own, described
 
 
 def died(**options):
@@ -20,8 +26,9 @@ def died(**options):
     return WorkerHealthCheckFailedError("A worker health check failed.\nWorker info: …", ActorDiedError(**options))
 
 
-def preempted():
+def preempted(actor="a"):
     death = died()
+    death.health_check_failure.actor_id = actor
     death.health_check_failure._preempted = True
     assert death.health_check_failure.preempted
     return death
@@ -69,13 +76,75 @@ def test_other_failures_are_tried_again_and_said_each_time_but_the_last(fail):
 
 
 def test_a_node_that_the_cloud_takes_back_costs_no_try(fail):
-    assert len(fail(*[{1: preempted()}] * 9, {0: died()})) == 10
+    assert len(fail(*[{1: preempted(actor)} for actor in range(9)], {0: died()})) == 10
+
+
+def test_a_node_that_the_cloud_takes_back_is_told_once_of_each_worker(fail):
+    assert len(fail(*[{1: preempted("a")}] * 3, *[{0: preempted("b"), 1: preempted("a")}] * 3)) == 2
+
+
+def test_why_workers_do_not_start_again_is_said_once(monkeypatch, caplog):
+    monkeypatch.setattr(failures.messages, "speak_through", lambda *_: None)
+    full, lost = WorkerGroupStartupTimeoutError(2), WorkerGroupStartupFailedError("a worker\ndied")
+    told = CallbackManager([pickle.loads(pickle.dumps(Starts(None)))])
+    with caplog.at_level(logging.INFO, "dim"):
+        for error in (full, full, lost, full, None, full):
+            state = RunningState() if error is None else ReschedulingState(ControllerError(error))
+            told.invoke("after_controller_state_update", None, state)
+    room = "waiting for room for 2 training workers; fewer --workers need less"
+    failed = "the training workers could not start: a worker died; they are started again"
+    assert caplog.messages == [room, failed, room, room]
+
+
+def test_workers_for_which_ray_train_sees_no_room_are_said_to_wait(monkeypatch, caplog):
+    clock = iter(range(0, 100, 10))
+    monkeypatch.setattr(failures.messages, "speak_through", lambda *_: None)
+    monkeypatch.setattr(failures, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    told, state = Starts(None), InitializingState()
+    with caplog.at_level(logging.INFO, "dim"):
+        told.after_controller_state_update(None, state)  # at 0 and 10 seconds
+        told.after_controller_state_update(state, state)
+        told.after_controller_state_update(state, state)
+        assert caplog.messages == []
+        told.after_controller_state_update(state, state)
+        told.after_controller_state_update(state, state)
+    assert caplog.messages == ["waiting for room for 1 training worker"]
 
 
 def test_a_death_is_named_before_what_follows_from_it():
     said = described({0: RuntimeError("Connection reset by peer"), 1: died()})
     assert said == "training worker 1 died, as it does where memory is short or its node is lost"
     assert described({0: ActorUnavailableError("gone", b"0" * 16)}).startswith("training worker 0 died")
+
+
+GRAPH = """Graph execution error:
+
+Detected at node vgg16/block5_conv1/Conv2D defined at (most recent call last):
+  File "worker.py", line 8, in <module>
+    loop.run(job)
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            f"{GRAPH}\nOOM when allocating tensor with shape[32,512] on GPU:0\n\t [[{{{{node Conv2D}}}}]]\nHint: If …\n"
+            " [Op:__inference_step_7]",
+            "OOM when allocating tensor with shape[32,512] on GPU:0",
+        ),
+        (
+            f"{GRAPH}Node: 'Conv2D'\n2 root error(s) found.\n  (0) INTERNAL:  Collective ops is aborted by: reset\n"
+            "The error could be from a previous operation.\n  (1) CANCELLED: …",
+            "(0) INTERNAL: Collective ops is aborted by: reset",
+        ),
+        ("Graph execution error:\n\nDetected at node a\n<stack traces unavailable>\nlost [Op:__inference_a_1]", "lost"),
+        ("Graph execution error:", "Graph execution error:"),
+    ],
+)
+def test_of_what_tensorflow_says_the_sentence_that_tells_is_told(text, said):
+    error = tf.errors.InternalError(None, None, text)
+    assert described({0: error}) == f"training worker 0 failed: {said}"
 
 
 @pytest.mark.parametrize("error", [UserError("a wrong label"), JobFailed("a full disk")])

@@ -1,6 +1,7 @@
 """The cache of frozen activations: what is kept comes back, whole or not at all, within its limit."""
 
 import contextlib
+import errno
 import gc
 import shutil
 import subprocess
@@ -11,10 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from dim.errors import JobFailed
+from dim.train import quota
 from dim.train.trunk_cache import TrunkCache
 
 ACTIVATIONS = np.arange(600, dtype=np.float16).reshape(10, 10, 6)
@@ -160,13 +164,27 @@ def test_a_file_cut_short_counts_as_missing(tmp_path):
     np.testing.assert_array_equal(cache.get("aa1"), ACTIVATIONS)
 
 
-def test_a_trunk_that_someone_removed_is_begun_anew(tmp_path):
+@pytest.mark.parametrize("removed", ["trunk/*", "trunk"])
+def test_a_trunk_that_someone_removed_is_begun_anew(tmp_path, removed):
     cache = TrunkCache(str(tmp_path), "trunk", 10**6)
     cache.put("aa1", ACTIVATIONS)
-    shutil.rmtree(next(path for path in tmp_path.rglob("trunk/*") if path.is_dir()))
+    shutil.rmtree(next(path for path in tmp_path.rglob(removed) if path.is_dir()))
     assert cache.get("aa1") is None
     cache.put("aa1", ACTIVATIONS)
     np.testing.assert_array_equal(cache.get("aa1"), ACTIVATIONS)
+
+
+def test_a_disk_without_room_for_the_count_costs_time_only(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    cache = TrunkCache(str(tmp_path), "trunk", 10**6)
+    cache.put("aa1", ACTIVATIONS)
+    monkeypatch.setattr(quota.os, "pwrite", full)
+    cache.put("bb2", ACTIVATIONS)
+    assert cache.is_full() and cache.holds("aa1") and not cache.holds("bb2")
+    with pytest.raises(JobFailed, match=r"cannot write '.*trunk.*No space left on device\); make room"):
+        TrunkCache(str(tmp_path), "another trunk", 10**6)
 
 
 @contextlib.contextmanager

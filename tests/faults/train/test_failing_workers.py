@@ -48,4 +48,4 @@ def test_a_photo_that_becomes_unreadable_is_named(train, out, tmp_path):
         (photos / path).write_bytes(b"no photo")
     status, _ = job.end()
     assert status == 1 and "was readable when it was mined" in job.said().splitlines()[-1]
-    assert "no longer is; the workers start again from the last checkpoint" in job.said()
+    assert "start again" not in job.said()  # another try would meet the same
