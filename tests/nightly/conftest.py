@@ -78,7 +78,7 @@ def embedded(monkeypatch):
     monkeypatch.setattr(pipeline, "run", run)
     monkeypatch.setattr(extraction, "resources", lambda *_: Resources(1, 1, 0, 32))
     monkeypatch.setattr(cluster, "connected", contextlib.nullcontext)
-    monkeypatch.setattr(cluster, "nodes", lambda: [{"CPU": 2}])
+    monkeypatch.setattr(cluster.ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2}, "Labels": {}}])
 
     def since_last():
         ids = list(seen)
