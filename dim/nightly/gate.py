@@ -35,10 +35,8 @@ def _unmet(asked: Measurement, figure: Figure, p_fall: float | None) -> Iterator
     change = figure.change
     if figure.against is None or change is None:
         reason = figure.fault or "no query could be read by both"
-        yield (
-            f"{asked.name}: the network of {figure.baseline}, the last accepted night, can't be measured on tonight's "
-            f"photos ({reason}); look at the report, then use --accept"
-        )
+        if asked.refuses_falls:
+            yield f"{asked.name}: {figure.unmeasured(reason)}; look at the report, then use --accept"
         return
     fall = (
         f"mAP fell by {-change.difference:.4f} from that of the network of {figure.baseline}, both measured on "
