@@ -72,18 +72,33 @@ class Figure:
         return known | (dataclasses.asdict(self.change) if self.change else {})
 
 
-def measured(config: NightlyConfig, date: str, asked: Measurement, found: Collection, past: History) -> Figure:
-    """Measures what is `asked` of the collection `found`, and the baseline's network, into the folder of the night."""
+def measured(
+    config: NightlyConfig,
+    date: str,
+    asked: Measurement,
+    found: Collection,
+    past: History,
+    *,
+    extracted: dict[tuple[str, str], Collection],
+) -> Figure:
+    """Measures what is `asked` of the collection `found`, and the baseline's network, into the folder of the night.
+
+    `extracted` takes in what baselines' networks made in this night, by the folder of each and the manifest.
+    """
     row = past.baseline(asked.name, date)
     standing, fault = None, None
     if row and row["embedding"] != found.embedding.id:
+        kept = collection.placed(config.out, str(row["collection"]))
         try:
-            known = network.kept(collection.placed(config.out, str(row["collection"])), config)
+            known = network.kept(kept, config)
         except UserError as error:
             fault = str(error)
         else:
             log.info("%s: the network of %s measures tonight's photos, too", asked.name, row["date"])
-            standing = collection.extracted(config.out, replace(known, manifest=asked.manifest))
+            if (kept, asked.manifest) not in extracted:
+                made = collection.extracted(config.out, replace(known, manifest=asked.manifest))
+                extracted[kept, asked.manifest] = made
+            standing = extracted[kept, asked.manifest]
     folder, key = files.join(config.out, f"nights/{date}/{asked.name}"), _key(asked, found, standing)
     beside = files.join(folder, BASELINE)
     if not _carried(config.out, past.before(date), asked.name, key, folder):

@@ -120,8 +120,9 @@ def _run(config: NightlyConfig, date: str, model: str, past: History) -> dict[st
     first, *others = collections.values()
     for other in others:  # a training run may have written its model anew since
         identity.require_equal(first.embedding, model, other.embedding, f"{model}, as it is now")
+    extracted: dict[tuple[str, str], collection.Collection] = {}
     figures = {
-        asked.name: figure.measured(config, date, asked, collections[asked.manifest], past)
+        asked.name: figure.measured(config, date, asked, collections[asked.manifest], past, extracted=extracted)
         for asked in config.evaluations
     }
     unmet = gate.unmet(config.evaluations, figures)

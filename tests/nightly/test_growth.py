@@ -106,7 +106,7 @@ def test_a_network_that_was_not_kept_is_no_ground_to_accept(night, photos, embed
     night("2020-01-01", model=GOOD)
     (note,) = (tmp_path / "nightly").rglob("network.json")
     note.unlink()
-    said = r"the network of 2020-01-01, the last .* photos \(no '.*network.json': an earlier dim .*; look .* --accept$"
+    said = r"the network of 2020-01-01, the last .* photos \(no '.*network.json': it is gone, .*; look .* --accept$"
     with pytest.raises(GateNotMet, match=said):
         night("2020-01-02", model=FAIR)
     assert night("2020-01-02", model=FAIR, accept=True)["accepted"]

@@ -8,7 +8,7 @@ import pytest
 from dim import files
 from dim.errors import GateNotMet, JobFailed
 from dim.extract import pipeline, store
-from dim.nightly import job
+from dim.nightly import collection, job
 from dim.nightly.config import Measurement
 
 GOOD, FAIR, WORSE = "vgg16-gem", "vgg16-spoc", "vgg16-mac"
@@ -104,3 +104,14 @@ def test_photos_that_only_one_network_has_are_said_to_be_a_difference(night, pho
         "photos without a descriptor, which are never found: 1 by tonight's network, 0 by that of 2020-01-01; a part "
         "of the change may be due to that"
     )
+
+
+def test_two_evaluations_of_one_manifest_ask_for_its_photos_once_a_network(night, photos, embedded, monkeypatch):
+    pair = tuple(Measurement(name=name, manifest=photos.manifest, significance=0.0) for name in ("all", "again"))
+    night("2020-01-01", model=GOOD, evaluations=pair)
+    extracted, asked = collection.extracted, []
+    monkeypatch.setattr(collection, "extracted", lambda *given: asked.append(given) or extracted(*given))
+    figures = night("2020-01-02", model=FAIR, evaluations=pair)["evaluations"]
+    assert len(asked) == 2
+    assert figures["all"]["baseline_collection"] == figures["again"]["baseline_collection"]
+    assert figures["all"]["difference"] == figures["again"]["difference"] != 0
