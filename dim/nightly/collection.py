@@ -100,5 +100,8 @@ def forget_others(out: str, kept: set[str]) -> None:
     for name in files.folders(files.join(out, ROOT)):
         of_manifest = files.join(out, f"{ROOT}/{name}")
         made = {files.join(of_manifest, embedding) for embedding in files.folders(of_manifest)}
-        for folder in sorted(made - kept) if made & kept else [of_manifest]:
+        for folder in sorted(made - kept):
+            files.delete(files.join(folder, network.KEPT))  # first: half a network doesn't count
             files.delete_folder(folder)
+        if not made & kept:
+            files.delete_folder(of_manifest)

@@ -2,16 +2,13 @@
 
 import shutil
 
-import h5py
 import pyarrow as pa
 import pytest
 
-from dim import checksum, files, tables
+from dim import files, tables
 from dim.errors import GateNotMet, UserError
 from dim.evaluate.comparison import Comparison
 from dim.evaluate.randomization import Interval
-from dim.model import spec
-from dim.model.spec import Spec
 from dim.nightly import gate, network
 from dim.nightly.config import Measurement
 from dim.nightly.figure import Figure
@@ -122,16 +119,9 @@ def test_too_few_objects_are_said_to_be_too_few(night, shot, embedded):
     assert done["evaluations"]["shelf"]["note"] == said
 
 
-def write_model(folder, pooling, content):
-    """A model folder as a training run leaves it, its weights those that the stand-in for the network doesn't read."""
-    folder.mkdir(exist_ok=True)
-    with h5py.File(folder / "model.weights.h5", "w") as weights:
-        weights["all"] = content
-    sha256 = checksum.of_file(str(folder / "model.weights.h5"))
-    spec.write(Spec("vgg16", "block5_conv3", pooling, "caffe", image_size=32), str(folder), sha256)
-
-
-def test_a_model_that_was_trained_anew_in_place_is_held_against_what_it_was(night, photos, embedded, tmp_path):
+def test_a_model_that_was_trained_anew_in_place_is_held_against_what_it_was(
+    night, photos, embedded, tmp_path, write_model
+):
     model = tmp_path / "model"
     write_model(model, "gem", 1)
     night("2020-01-01", model=str(model), weights=None)
@@ -145,7 +135,7 @@ def test_a_model_that_was_trained_anew_in_place_is_held_against_what_it_was(nigh
     assert night("2020-01-03", model=str(model), weights=None)["computed"] == 0
 
 
-def test_a_model_that_a_killed_night_half_kept_is_kept_anew(night, photos, embedded, tmp_path):
+def test_a_model_that_a_killed_night_half_kept_is_kept_anew(night, photos, embedded, tmp_path, write_model):
     model = tmp_path / "model"
     write_model(model, "gem", 1)
     night("2020-01-01", model=str(model), weights=None)
@@ -159,7 +149,7 @@ def test_a_model_that_a_killed_night_half_kept_is_kept_anew(night, photos, embed
     assert {path: path.read_bytes() for path in (*note.parent.glob("model/*"), note)} == kept
 
 
-def test_a_model_that_changes_while_it_is_kept_makes_no_night(night, photos, embedded, tmp_path, monkeypatch):
+def test_a_model_that_changes_while_it_is_kept_makes_no_night(night, embedded, tmp_path, monkeypatch, write_model):
     model = tmp_path / "model"
     write_model(model, "gem", 1)
     keep = network.keep

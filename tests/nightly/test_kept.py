@@ -49,6 +49,25 @@ def test_collections_of_manifests_that_no_night_needs_go(night, photos, embedded
     assert [path.name for path in (tmp_path / "nightly" / "collections").iterdir()] == [left.parent.name]
 
 
+def test_a_network_that_was_half_deleted_is_kept_anew(night, embedded, tmp_path, monkeypatch, write_model):
+    model, out = tmp_path / "model", tmp_path / "nightly"
+    write_model(model, "gem", 1)
+    night("2020-01-01", model=str(model), weights=None)
+
+    def killed(folder):
+        shutil.rmtree(f"{folder}/model")
+        raise JobFailed("it was killed")
+
+    with monkeypatch.context() as patched, pytest.raises(JobFailed):
+        patched.setattr(files, "delete_folder", killed)
+        night("2020-01-02", model=FAIR, accept=True)
+        night("2020-01-03", model=FAIR)
+    night("2020-01-04", model=str(model), weights=None, accept=True)
+    with pytest.raises(GateNotMet, match=r"from that of the network of 2020-01-04, both measured on tonight's"):
+        night("2020-01-05", model=WORSE)
+    assert len(list(out.rglob("model.weights.h5"))) == 1
+
+
 def test_an_evaluation_that_is_left_out_for_a_night_keeps_its_baseline(night, shot, embedded, tmp_path):
     rack = Measurement(name="rack", manifest=shot(6, 4, "others").manifest, split="test")
     night("2020-01-01", model=GOOD, evaluations=(rack,))
