@@ -185,5 +185,7 @@ def test_one_of_several_evaluations_is_not_refused_for_what_one_of_many_shows_by
     assert gate.unmet(asked, least) == []
     (said,) = gate.unmet(asked[:1], least)
     assert "one-sided p 0.0300 < significance 0.05" in said
+    (said_of_two,) = gate.unmet(asked[:2], {"a": of(0.04), "b": of(0.5)})
+    assert "more than chance explains (one-sided p over 2 evaluations 0.0400 < significance 0.05; " in said_of_two
     same = least | {"b": of(1.0, None), "c": of(1.0, None)}  # the networks of these are the baseline's: no tests
     assert gate.unmet(asked, same) == [said]
