@@ -132,13 +132,13 @@ class Output:
         `known` are files that need not be read again, by name, as they shall stand in the seal.
         """
         sealed = seal.of(self.folder, self._names, known or {})
-        replaced = {*self._record.pop(REPLACED)} - sealed.keys()
+        replaced = {*self._record[REPLACED]} - sealed.keys()
         files.delete_all(files.join(self.folder, name) for name in replaced)
-        self._record |= {"status": DONE, "finished": _now(), "counts": result}
-        if sealed:
-            self._record[seal.FILES] = sealed
         files.write_json(files.join(self.folder, RESULT), result)
-        self._write()
+        done = {key: value for key, value in self._record.items() if key != REPLACED}
+        done |= {"status": DONE, "finished": _now(), "counts": result} | ({seal.FILES: sealed} if sealed else {})
+        files.write_json(files.join(self.folder, RECORD), done)
+        self._record = done  # only now: what fails before has ended the job, and is told
         return result
 
     def ended(self, error: BaseException) -> None:

@@ -122,6 +122,14 @@ def test_how_a_job_ended_stands_in_the_folder(tmp_path, error, status, reason, a
     assert "reason" not in read(out / "run.json") and output.whole(str(out))
 
 
+def test_a_job_whose_result_cannot_be_written_has_failed(tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(JobFailed), open_as("audit", out) as made:
+        (out / "result.json").mkdir()
+        made.finish({})
+    assert read(out / "run.json")["status"] == "failed"
+
+
 def test_what_ended_the_job_is_told_although_it_cannot_be_recorded(tmp_path):
     with pytest.raises(OSError, match="full"), open_as("audit", tmp_path / "out"):
         shutil.rmtree(tmp_path / "out")

@@ -14,7 +14,8 @@ from dim.evaluate.task import Task
 
 log = logging.getLogger(__name__)
 
-_ASKED = ("n_queries", "n_database", "query_split", "database_split")  # what must be equal for figures to be comparable
+_DATABASE = ("n_database", "database_split")
+_ASKED = ("n_queries", "query_split", *_DATABASE)  # what must be equal for figures to be comparable
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,13 @@ class Baseline:
             f"{key} {quoted(known[key])}, not {metrics[key]!r}" for key in _ASKED if known[key] != metrics[key]
         ]:
             on = "all its queries" if self.per_query is None else "the queries in common"
-            log.warning("%s is another evaluation: %s; mAP is compared on %s", self.uri, "; ".join(differ), on)
+            told = f"mAP is compared on {on}"
+            if any(known[key] != metrics[key] for key in _DATABASE):
+                told += (
+                    ". Among other photos AP is another, whatever the network: give the descriptors of both runs by "
+                    "--descriptors to compare them on the same"
+                )
+            log.warning("%s is another evaluation: %s; %s", self.uri, "; ".join(differ), told)
         if self.per_query is None:
             return None
         return comparison.compared(self.uri, self.per_query, name, per_query)

@@ -18,8 +18,9 @@ The 95 % interval is all δ that this test does not reject when each d_i is δ t
 that A's mean Σ_A S_c / Σ_A n_c is at least δ, it runs between the 2.5 % and the 97.5 % quantiles of the means of random
 sets of objects (Hartigan, Using Subsample Values as Typical Values, JASA 1969). It leaves out 0 where p_value ≤ 0.05.
 
-All sets are taken where these are few, else `resamples` random ones. n objects can't give a one-sided p below 1 / 2ⁿ:
-of fewer than 5 objects none at 0.05, of fewer than 6 no 95 % interval but −1 to 1, all that a difference of AP can be.
+All sets are taken where these are few, else `resamples` random ones, which give no one-sided p below
+1 / (1 + `resamples`). n objects can't give one below 1 / 2ⁿ: of fewer than 5 objects none at 0.05, of fewer than 6 no
+95 % interval but −1 to 1, all that a difference of AP can be.
 """
 
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ import numpy as np
 
 CONFIDENCE = 0.95
 WIDEST = 1.0  # a difference of two values from 0 to 1
+RESAMPLES = 10000
 _ALL_SETS = 13  # objects, of which all 2^13 sets are taken
 _CELLS = 2**22  # objects of sets in memory at once
 
@@ -63,11 +65,11 @@ class Interval:
 
 def least_p(objects: int) -> float:
     """The least one-sided p-value that so many objects can give, be the fall as great as it may."""
-    return float(0.5**objects)
+    return float(0.5**objects) if objects <= _ALL_SETS else 1 / (1 + RESAMPLES)
 
 
 def paired(
-    before: np.ndarray, after: np.ndarray, objects: np.ndarray, *, seed: int = 0, resamples: int = 10000
+    before: np.ndarray, after: np.ndarray, objects: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES
 ) -> Interval:
     """The mean of `after` − `before`, both (n,), values from 0 to 1, and how sure it is.
 

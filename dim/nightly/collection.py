@@ -19,7 +19,7 @@ from dim.search.config import IndexConfig
 
 log = logging.getLogger(__name__)
 
-MADE_OF = "index_made_of.json"
+ROOT, MADE_OF = "collections", "index_made_of.json"
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,12 @@ class Collection:
 def home(out: str, manifest: str) -> str:
     """The folder of all that is kept of `manifest`, one folder an embedding."""
     key = hashlib.sha256(files.absolute(manifest).encode()).hexdigest()[:8]
-    return files.join(out, f"collections/{PurePosixPath(manifest).stem}-{key}")
+    return files.join(out, f"{ROOT}/{PurePosixPath(manifest).stem}-{key}")
+
+
+def placed(out: str, folder: str) -> str:
+    """The collection that a night recorded as `folder`, in `out`, which may have moved, or be spelled otherwise."""
+    return files.join(out, f"{ROOT}/{files.name(files.parent(folder))}/{files.name(folder)}")
 
 
 def refreshed(config: NightlyConfig, model: str, manifest: str) -> Collection:
@@ -90,9 +95,13 @@ def _is_whole(index: str) -> bool:
         return False
 
 
-def forget_others(out: str, manifest: str, kept: set[str]) -> None:
-    """Deletes the collections of `manifest` whose folders are not in `kept`: those of embeddings long refused."""
-    folder = home(out, manifest)
-    for name in files.folders(folder):
-        if files.join(folder, name) not in kept:
-            files.delete_folder(files.join(folder, name))
+def forget_others(out: str, kept: set[str]) -> None:
+    """Deletes the collections whose folders are not in `kept`: of networks and manifests that no night needs."""
+    for name in files.folders(files.join(out, ROOT)):
+        of_manifest = files.join(out, f"{ROOT}/{name}")
+        made = {files.join(of_manifest, embedding) for embedding in files.folders(of_manifest)}
+        for folder in sorted(made - kept):
+            files.delete(files.join(folder, network.KEPT))  # first: half a network doesn't count
+            files.delete_folder(folder)
+        if not made & kept:
+            files.delete_folder(of_manifest)

@@ -13,7 +13,7 @@ class Measurement:
     """One figure of the night: what is measured, and the gates that it has to meet."""
 
     name: str = option(help="how the history calls it")
-    manifest: str = option(help="Parquet or CSV of the photos; all of them are extracted and indexed")
+    manifest: str = option(help="Parquet or CSV of all photos to extract and index; by the same path every night")
     protocol: ProtocolName = option("labels", help="what counts as found")
     ground_truth: str | None = option(None, help="query_id, image_id, grade; for oxford, revisited, gldv2")
     split: Split | None = option(None, help="queries and database; all rows if not given")
@@ -28,6 +28,11 @@ class Measurement:
         help="gate: refuse a fall that chance explains with a lower probability than this, one-sided; so often is a "
         "network refused that is no worse; 0: never",
     )
+
+    @property
+    def refuses_falls(self) -> bool:
+        """Whether a gate holds the network against that of the last accepted night."""
+        return self.max_drop is not None or self.significance > 0
 
     def __post_init__(self) -> None:
         for name in ("min_map", "max_drop", "significance"):

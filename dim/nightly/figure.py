@@ -55,6 +55,12 @@ class Figure:
         """The change of mAP from the baseline's network to tonight's."""
         return self.against.change if self.against else None
 
+    def unmeasured(self, reason: str) -> str:
+        """That the baseline's network is not compared, in words."""
+        return (
+            f"the network of {self.baseline}, the last accepted night, can't be measured on tonight's photos ({reason})"
+        )
+
     def as_json(self) -> dict[str, Any]:
         """The figure as it stands in night.json."""
         known: dict[str, Any] = {"map": self.map, "key": self.key, "note": self.note, "baseline": self.baseline}
@@ -66,24 +72,39 @@ class Figure:
         return known | (dataclasses.asdict(self.change) if self.change else {})
 
 
-def measured(config: NightlyConfig, date: str, asked: Measurement, found: Collection, past: History) -> Figure:
-    """Measures what is `asked` of the collection `found`, and the baseline's network, into the folder of the night."""
+def measured(
+    config: NightlyConfig,
+    date: str,
+    asked: Measurement,
+    found: Collection,
+    past: History,
+    *,
+    extracted: dict[tuple[str, str], Collection],
+) -> Figure:
+    """Measures what is `asked` of the collection `found`, and the baseline's network, into the folder of the night.
+
+    `extracted` takes in what baselines' networks made in this night, by the folder of each and the manifest.
+    """
     row = past.baseline(asked.name, date)
     standing, fault = None, None
     if row and row["embedding"] != found.embedding.id:
+        kept = collection.placed(config.out, str(row["collection"]))
         try:
-            known = network.kept(str(row["collection"]), config)
+            known = network.kept(kept, config)
         except UserError as error:
             fault = str(error)
         else:
             log.info("%s: the network of %s measures tonight's photos, too", asked.name, row["date"])
-            standing = collection.extracted(config.out, replace(known, manifest=asked.manifest))
+            if (kept, asked.manifest) not in extracted:
+                made = collection.extracted(config.out, replace(known, manifest=asked.manifest))
+                extracted[kept, asked.manifest] = made
+            standing = extracted[kept, asked.manifest]
     folder, key = files.join(config.out, f"nights/{date}/{asked.name}"), _key(asked, found, standing)
     beside = files.join(folder, BASELINE)
-    if not _carried(config.out, past.last, asked.name, key, folder):
+    if not _carried(config.out, past.before(date), asked.name, key, folder):
         if standing:
-            _evaluate(asked, standing, beside, None)
-        _evaluate(asked, found, folder, files.join(beside, METRICS) if standing else None)
+            _evaluate(asked, standing, beside, report=False)
+        _evaluate(asked, found, folder, baseline=files.join(beside, METRICS) if standing else None)
     value = files.read_json(files.join(folder, METRICS))["map"]
     if row is None:
         return Figure(value, found, key)
@@ -98,7 +119,7 @@ def measured(config: NightlyConfig, date: str, asked: Measurement, found: Collec
 def _note(asked: Measurement, figure: Figure, row: dict[str, Any]) -> str | None:
     """What one must know to read the figure."""
     if figure.fault:
-        return None
+        return None if asked.refuses_falls else figure.unmeasured(figure.fault)
     if figure.standing is None:
         before, photos = number(row, "map"), number(row, "images")
         if before is None or photos is None:
@@ -107,10 +128,16 @@ def _note(asked: Measurement, figure: Figure, row: dict[str, Any]) -> str | None
             f"the network is that of {figure.baseline}: only photos or labels can have moved mAP, from {before:.4f} "
             f"({photos:,.0f} photos) to {figure.map:.4f} ({figure.found.counts['images']:,} photos)"
         )
-    if figure.change and 0 < asked.significance <= least_p(figure.change.objects):
+    errors, before = (known.counts["errors"] for known in (figure.found, figure.standing))
+    if errors != before:
         return (
-            f"{figure.change.objects} objects are too few to tell a fall from chance: no p-value of theirs is below "
-            f"{least_p(figure.change.objects):g}, and significance is {asked.significance:g}"
+            f"photos without a descriptor, which are never found: {errors:,} by tonight's network, {before:,} by that "
+            f"of {figure.baseline}; a part of the change may be due to that"
+        )
+    if figure.change and 0 < asked.significance <= (least := least_p(figure.change.objects)):
+        return (
+            f"significance {asked.significance:g} can refuse no fall: {figure.change.objects} objects give no p-value "
+            f"below {least:g}"
         )
     return None
 
@@ -143,10 +170,11 @@ def _carried(out: str, last: str | None, name: str, key: str, folder: str) -> bo
     return True
 
 
-def _evaluate(asked: Measurement, of: Collection, folder: str, baseline: str | None) -> None:
-    """Evaluates `of` into `folder`; where it isn't the baseline, a report compares it with `baseline`, its metrics."""
+def _evaluate(
+    asked: Measurement, of: Collection, folder: str, *, baseline: str | None = None, report: bool = True
+) -> None:
+    """Evaluates `of` into `folder`, with a `report` if asked, which compares it with the `baseline`, its metrics."""
     how = {name: value for name, value in vars(asked).items() if name not in _GATES}
-    report = files.name(folder) != BASELINE
     config = EvaluateConfig(descriptors=(of.descriptors,), out=folder, baseline=baseline, report=report, **how)
     measure(config, baselines.read(baseline, config.protocol) if baseline else None)  # the gates are held elsewhere
 

@@ -11,7 +11,8 @@ def unmet(asked: Sequence[Measurement], figures: Mapping[str, Figure]) -> list[s
     changes = {known.name: figures[known.name].change for known in asked if known.significance}
     others = {name: change for name, change in changes.items() if change and figures[name].standing}
     adjusted = holm({name: change.p_fall for name, change in others.items()})
-    return [text for known in asked for text in _unmet(known, figures[known.name], adjusted.get(known.name))]
+    tests = f" over {len(adjusted)} evaluations" if len(adjusted) > 1 else ""
+    return [text for known in asked for text in _unmet(known, figures[known.name], adjusted.get(known.name), tests)]
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
@@ -27,7 +28,7 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return adjusted
 
 
-def _unmet(asked: Measurement, figure: Figure, p_fall: float | None) -> Iterator[str]:
+def _unmet(asked: Measurement, figure: Figure, p_fall: float | None, tests: str) -> Iterator[str]:
     if asked.min_map is not None and figure.map < asked.min_map:
         yield f"{asked.name}: mAP {figure.map:.4f} is below min-map {asked.min_map}"
     if figure.baseline is None:
@@ -35,10 +36,8 @@ def _unmet(asked: Measurement, figure: Figure, p_fall: float | None) -> Iterator
     change = figure.change
     if figure.against is None or change is None:
         reason = figure.fault or "no query could be read by both"
-        yield (
-            f"{asked.name}: the network of {figure.baseline}, the last accepted night, can't be measured on tonight's "
-            f"photos ({reason}); look at the report, then use --accept"
-        )
+        if asked.refuses_falls:
+            yield f"{asked.name}: {figure.unmeasured(reason)}; look at the report, then use --accept"
         return
     fall = (
         f"mAP fell by {-change.difference:.4f} from that of the network of {figure.baseline}, both measured on "
@@ -48,6 +47,6 @@ def _unmet(asked: Measurement, figure: Figure, p_fall: float | None) -> Iterator
         yield f"{asked.name}: {fall}, which is more than max-drop {asked.max_drop}"
     if change.difference < 0 and p_fall is not None and p_fall < asked.significance:
         yield (
-            f"{asked.name}: {fall}, which is no chance (one-sided p {p_fall:.4f} < significance {asked.significance}; "
-            f"{change.told()})"
+            f"{asked.name}: {fall}, more than chance explains (one-sided p{tests} {p_fall:.4f} < significance "
+            f"{asked.significance}; {change.told()})"
         )

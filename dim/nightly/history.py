@@ -62,6 +62,11 @@ class History:
         """The date of the last night."""
         return max((row["date"] for row in self._rows), default=None)
 
+    def before(self, date: str) -> str | None:
+        """The date of the last night before `date` that was run."""
+        run = (row["date"] for row in self._rows if row["date"] < date and row["status"] != MISSED)
+        return max(run, default=None)
+
     def baseline(self, evaluation: str, date: str) -> dict[str, Any] | None:
         """The row of the last night before `date` in which `evaluation` was accepted, its values as text."""
         accepted = (

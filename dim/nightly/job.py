@@ -120,8 +120,9 @@ def _run(config: NightlyConfig, date: str, model: str, past: History) -> dict[st
     first, *others = collections.values()
     for other in others:  # a training run may have written its model anew since
         identity.require_equal(first.embedding, model, other.embedding, f"{model}, as it is now")
+    extracted: dict[tuple[str, str], collection.Collection] = {}
     figures = {
-        asked.name: figure.measured(config, date, asked, collections[asked.manifest], past)
+        asked.name: figure.measured(config, date, asked, collections[asked.manifest], past, extracted=extracted)
         for asked in config.evaluations
     }
     unmet = gate.unmet(config.evaluations, figures)
@@ -133,7 +134,7 @@ def _run(config: NightlyConfig, date: str, model: str, past: History) -> dict[st
         "model": model,
         "accepted": not unmet,
         "unmet": unmet,
-        "previous": past.last,
+        "previous": past.before(date),
         **counts,
         "evaluations": {name: found.as_json() for name, found in figures.items()},
     }
@@ -154,8 +155,7 @@ def _record(config: NightlyConfig, night: dict[str, Any], past: History, uri: st
     log.info("look at %s for all nights", files.join(config.out, trend.FILE))
     files.write_json(uri, night)
     figures = night["evaluations"].values()
-    kept = {figured[key] for figured in figures for key in ("collection", "baseline_collection") if key in figured}
-    standing = (past.baseline(measurement.name, LATEST) for measurement in config.evaluations)
-    kept |= {str(row["collection"]) for row in standing if row}
-    for measurement in config.evaluations:
-        collection.forget_others(config.out, measurement.manifest, kept)
+    needed = [figured[key] for figured in figures for key in ("collection", "baseline_collection") if key in figured]
+    standing = (past.baseline(name, LATEST) for name in {str(row["evaluation"]) for row in past.rows})
+    needed += [str(row["collection"]) for row in standing if row]
+    collection.forget_others(config.out, {collection.placed(config.out, folder) for folder in needed})

@@ -11,26 +11,26 @@ node_exporter read it (`--collector.textfile.directory`), or put it to a Pushgat
 """
 
 import datetime
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
 from dim import files
-from dim.nightly.history import ACCEPTED, MISSED, number
+from dim.nightly.history import ACCEPTED, number
 
 FILE = "metrics.prom"
 
 
-def write(out: str, rows: Iterable[dict[str, Any]]) -> None:
-    """Writes the figures of the last of `rows`, a history's, by evaluation."""
-    last = {str(row["evaluation"]): row for row in rows if row["status"] != MISSED}
+def write(out: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Writes the figures of the last night of `rows`, a history's, by evaluation."""
+    last = {str(row["evaluation"]): row for row in rows if row["date"] == rows[-1]["date"]}
     registry = CollectorRegistry()
     for name, told, value in (
         ("map", "Mean average precision", _column("map")),
         ("difference", "mAP less that of the last accepted network, on the same photos", _column("difference")),
         ("images", "Photos in the manifest", _column("images")),
-        ("accepted", "Whether the night met its gates", _accepted),
+        ("accepted", "Whether the night was accepted", _accepted),
         ("seconds", "When the night's date began", _began),
     ):
         gauge = Gauge(f"dim_night_{name}", told, ["evaluation"], registry=registry)

@@ -46,10 +46,10 @@ def kept(folder: str, tonight: Extraction) -> ExtractConfig:
 
     Raises UserError where none was kept, or where it no longer makes what is in the collection. Needs a Ray.
     """
-    embedding = identity.of_folder(files.join(folder, "descriptors"))
     note = files.join(folder, KEPT)
     if not files.exists(note):
-        raise UserError(f"no {note!r}: an earlier dim kept no network")
+        raise UserError(f"no {note!r}: it is gone, or an earlier dim made the collection, which kept no network")
+    embedding = identity.of_folder(files.join(folder, "descriptors"))
     found = _network(folder, files.read_json(note), tonight)
     _require(found, embedding, folder)
     return found

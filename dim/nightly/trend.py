@@ -31,6 +31,8 @@ def write(out: str, rows: Sequence[dict[str, Any]]) -> None:
         evaluations.setdefault(str(row["evaluation"]), []).append(row)
     page = Page("nightly", "Night after night", [name(out), f": {_nights(rows)}"])
     for evaluation, nights in evaluations.items():
+        if all(row["status"] == MISSED for row in nights):
+            continue  # its own night was taken out of the history by hand
         page.section(evaluation, *_shown(evaluation, nights))
     page.write(files.join(out, FILE))
 

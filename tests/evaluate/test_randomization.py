@@ -149,3 +149,10 @@ def test_objects_are_those_of_the_labels_that_are_known_now():
 def test_what_is_not_paired_is_refused(wrong):
     with pytest.raises(ValueError, match="a paired test needs"):
         paired(*map(np.array, wrong))
+
+
+@pytest.mark.parametrize("count", [1, 6, 13, 14, 40])
+def test_the_least_p_value_is_that_of_a_fall_in_every_object(count):
+    values = np.linspace(0.2, 0.9, count)
+    assert of_queries(values, values - 0.1).p_fall == pytest.approx(least_p(count), rel=0.6)
+    assert of_queries(values, values - 0.1).p_fall >= least_p(count)

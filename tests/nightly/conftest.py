@@ -3,15 +3,18 @@
 import contextlib
 import zlib
 
+import h5py
 import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
 
-from dim import cluster, tables
+from dim import checksum, cluster, tables
 from dim.extract import job as extraction
 from dim.extract import pipeline, store
 from dim.extract.resources import Resources
+from dim.model import spec
+from dim.model.spec import Spec
 from dim.nightly.config import Measurement, NightlyConfig
 
 GOOD = "vgg16-gem"
@@ -78,7 +81,7 @@ def embedded(monkeypatch):
     monkeypatch.setattr(pipeline, "run", run)
     monkeypatch.setattr(extraction, "resources", lambda *_: Resources(1, 1, 0, 32))
     monkeypatch.setattr(cluster, "connected", contextlib.nullcontext)
-    monkeypatch.setattr(cluster, "nodes", lambda: [{"CPU": 2}])
+    monkeypatch.setattr(cluster.ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2}, "Labels": {}}])
 
     def since_last():
         ids = list(seen)
@@ -102,3 +105,17 @@ def night(photos, tmp_path):
         return nightly(NightlyConfig(**settings))
 
     return run
+
+
+@pytest.fixture
+def write_model():
+    """Writes a model folder as a training run leaves it, its weights those that the stand-in doesn't read."""
+
+    def write(folder, pooling, content):
+        folder.mkdir(exist_ok=True)
+        with h5py.File(folder / "model.weights.h5", "w") as weights:
+            weights["all"] = content
+        sha256 = checksum.of_file(str(folder / "model.weights.h5"))
+        spec.write(Spec("vgg16", "block5_conv3", pooling, "caffe", image_size=32), str(folder), sha256)
+
+    return write

@@ -2,16 +2,13 @@
 
 import shutil
 
-import h5py
 import pyarrow as pa
 import pytest
 
-from dim import checksum, files, tables
+from dim import files, tables
 from dim.errors import GateNotMet, UserError
 from dim.evaluate.comparison import Comparison
 from dim.evaluate.randomization import Interval
-from dim.model import spec
-from dim.model.spec import Spec
 from dim.nightly import gate, network
 from dim.nightly.config import Measurement
 from dim.nightly.figure import Figure
@@ -106,7 +103,7 @@ def test_a_network_that_was_not_kept_is_no_ground_to_accept(night, photos, embed
     night("2020-01-01", model=GOOD)
     (note,) = (tmp_path / "nightly").rglob("network.json")
     note.unlink()
-    said = r"the network of 2020-01-01, the last .* photos \(no '.*network.json': an earlier dim .*; look .* --accept$"
+    said = r"the network of 2020-01-01, the last .* photos \(no '.*network.json': it is gone, .*; look .* --accept$"
     with pytest.raises(GateNotMet, match=said):
         night("2020-01-02", model=FAIR)
     assert night("2020-01-02", model=FAIR, accept=True)["accepted"]
@@ -118,22 +115,13 @@ def test_too_few_objects_are_said_to_be_too_few(night, shot, embedded):
     night("2020-01-01", model=GOOD, evaluations=(asked,))
     done = night("2020-01-02", model=WORSE, evaluations=(asked,))
     assert done["accepted"]
-    assert done["evaluations"]["shelf"]["note"] == (
-        "4 objects are too few to tell a fall from chance: no p-value of theirs is below 0.0625, and significance is "
-        "0.05"
-    )
+    said = "significance 0.05 can refuse no fall: 4 objects give no p-value below 0.0625"
+    assert done["evaluations"]["shelf"]["note"] == said
 
 
-def write_model(folder, pooling, content):
-    """A model folder as a training run leaves it, its weights those that the stand-in for the network doesn't read."""
-    folder.mkdir(exist_ok=True)
-    with h5py.File(folder / "model.weights.h5", "w") as weights:
-        weights["all"] = content
-    sha256 = checksum.of_file(str(folder / "model.weights.h5"))
-    spec.write(Spec("vgg16", "block5_conv3", pooling, "caffe", image_size=32), str(folder), sha256)
-
-
-def test_a_model_that_was_trained_anew_in_place_is_held_against_what_it_was(night, photos, embedded, tmp_path):
+def test_a_model_that_was_trained_anew_in_place_is_held_against_what_it_was(
+    night, photos, embedded, tmp_path, write_model
+):
     model = tmp_path / "model"
     write_model(model, "gem", 1)
     night("2020-01-01", model=str(model), weights=None)
@@ -147,7 +135,7 @@ def test_a_model_that_was_trained_anew_in_place_is_held_against_what_it_was(nigh
     assert night("2020-01-03", model=str(model), weights=None)["computed"] == 0
 
 
-def test_a_model_that_a_killed_night_half_kept_is_kept_anew(night, photos, embedded, tmp_path):
+def test_a_model_that_a_killed_night_half_kept_is_kept_anew(night, photos, embedded, tmp_path, write_model):
     model = tmp_path / "model"
     write_model(model, "gem", 1)
     night("2020-01-01", model=str(model), weights=None)
@@ -161,7 +149,7 @@ def test_a_model_that_a_killed_night_half_kept_is_kept_anew(night, photos, embed
     assert {path: path.read_bytes() for path in (*note.parent.glob("model/*"), note)} == kept
 
 
-def test_a_model_that_changes_while_it_is_kept_makes_no_night(night, photos, embedded, tmp_path, monkeypatch):
+def test_a_model_that_changes_while_it_is_kept_makes_no_night(night, embedded, tmp_path, monkeypatch, write_model):
     model = tmp_path / "model"
     write_model(model, "gem", 1)
     keep = network.keep
@@ -197,5 +185,7 @@ def test_one_of_several_evaluations_is_not_refused_for_what_one_of_many_shows_by
     assert gate.unmet(asked, least) == []
     (said,) = gate.unmet(asked[:1], least)
     assert "one-sided p 0.0300 < significance 0.05" in said
+    (said_of_two,) = gate.unmet(asked[:2], {"a": of(0.04), "b": of(0.5)})
+    assert "more than chance explains (one-sided p over 2 evaluations 0.0400 < significance 0.05; " in said_of_two
     same = least | {"b": of(1.0, None), "c": of(1.0, None)}  # the networks of these are the baseline's: no tests
     assert gate.unmet(asked, same) == [said]

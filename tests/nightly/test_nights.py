@@ -46,7 +46,7 @@ def test_new_photos_then_an_unchanged_night_then_a_worse_model(night, photos, em
     assert third["evaluations"]["shelf"]["difference"] == 0
     assert {path: path.stat().st_mtime_ns for path in collection.rglob("knn.index")} == before
 
-    with pytest.raises(GateNotMet, match=r"shelf: mAP fell by 0\.\d+ .* which is no chance") as refused:
+    with pytest.raises(GateNotMet, match=r"shelf: mAP fell by 0\.\d+ .*, more than chance explains") as refused:
         night("2020-01-04", model=WORSE)
     assert refused.value.result["accepted"] is False
     back = night("2020-01-05")

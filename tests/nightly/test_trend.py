@@ -88,3 +88,23 @@ def test_a_value_that_a_person_mended_to_none_is_left_out(tmp_path):
     metrics.write(str(tmp_path), known)
     assert "dim_night_map{" not in (tmp_path / "metrics.prom").read_text()
     assert "nan" not in (tmp_path / "metrics.prom").read_text().lower()
+
+
+def test_an_evaluation_that_is_no_longer_asked_for_is_on_the_page_alone(tmp_path):
+    history = History(str(tmp_path))
+    history.put("2020-02-27", rows("2020-02-27"))
+    history.put("2020-02-28", rows("2020-02-28")[:1])
+    trend.write(str(tmp_path), history.rows)
+    metrics.write(str(tmp_path), history.rows)
+    assert "<b>" not in (tmp_path / "metrics.prom").read_text()  # its age would be an alarm for ever
+    assert "a &lt;b&gt; &amp;" in (tmp_path / "trend.html").read_text()
+
+
+def test_an_evaluation_whose_only_night_was_taken_out_by_hand_has_no_section(tmp_path):
+    history = History(str(tmp_path))
+    history.put("2020-02-27", rows("2020-02-27")[:1])
+    history.put("2020-03-01", rows("2020-03-01"))
+    path = tmp_path / "history.csv"
+    path.write_text("".join(line for line in path.read_text().splitlines(True) if "2020-03-01" not in line))
+    trend.write(str(tmp_path), History(str(tmp_path)).rows)
+    assert "a &lt;b&gt; &amp;" not in (tmp_path / "trend.html").read_text()

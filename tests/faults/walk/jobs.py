@@ -83,7 +83,7 @@ def stand_in():
     ray.wait = lambda parts: (parts[:1], parts[1:])
     ray.cluster_resources = lambda: {"CPU": 1}
     cluster.connected = contextlib.nullcontext
-    cluster.nodes = lambda: [{"CPU": 1}]
+    ray.nodes = lambda: [{"Alive": True, "Resources": {"CPU": 1}, "Labels": {}}]
     # `dim.mine.job` has taken the name by now.
     mine_folder.__globals__["connected"] = contextlib.nullcontext
     extraction.resources = lambda *_: Resources(1, 1, 0, 32)
