@@ -10,8 +10,8 @@ query by query, by a randomisation test that takes an object's queries together.
 the next baseline; one that doesn't ends in exit status 3 and leaves the baseline as it was. history.csv has a row for
 each night and evaluation, trend.html shows them, metrics.prom has the last ones for Prometheus, and nights/DATE/NAME/
 the metrics, queries and report. A date that was run already is not run again; --accept takes it for the baseline after
-all. cluster/nightly.yaml is an example of the file. On Kubernetes see cluster/kubernetes/. In cron, on one line, after a
-line CRON_TZ=UTC:
+all. cluster/nightly.yaml is an example of the file. On Kubernetes see cluster/kubernetes/. In cron, after a line
+CRON_TZ=UTC, on one line:
 
     0 2 * * *  RAY_AUTH_MODE=token RAY_API_SERVER_ADDRESS=http://127.0.0.1:8265 /srv/dim/.venv/bin/ray job submit
         --working-dir /srv/dim -- python jobs/nightly.py --config cluster/nightly.yaml
