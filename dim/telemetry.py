@@ -5,8 +5,10 @@ are left. Each has the tags `program`, such as "train" (Prometheus has its own t
 metrics and dashboard name the job, and `stage`, beside Ray's tags of node and process.
 """
 
+import contextlib
 import functools
 import sys
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from dim import logs
@@ -31,10 +33,15 @@ TAGS = ("program", "JobId", "stage")
 _program: str | None = None
 
 
-def count_for(program: str) -> None:
-    """From now on, what this process counts is counted for `program`. A job's own process needs not say so."""
+@contextlib.contextmanager
+def counting_for(program: str) -> Iterator[None]:
+    """Within the block, what this process counts is counted for `program`. A job's own process needs not say so."""
     global _program  # noqa: PLW0603  (of the process, as its metrics are)
-    _program = program
+    before, _program = _program, program
+    try:
+        yield
+    finally:
+        _program = before
 
 
 @functools.cache

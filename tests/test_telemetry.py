@@ -69,7 +69,6 @@ def test_a_training_worker_counts_for_its_job(monkeypatch):
     instrument = SimpleNamespace(inc=lambda _, tags: told.append(tags), set=lambda _, tags: told.append(tags))
     monkeypatch.setitem(sys.modules, "ray", ray)
     monkeypatch.setattr(telemetry, "_instruments", lambda: (instrument,) * 3)
-    monkeypatch.setattr(telemetry, "_program", None)
     monkeypatch.setattr(sys, "argv", ["default_worker.py"])
     loop = SimpleNamespace(run=lambda job: Progress("fitting", 9, epoch=job.epoch).add())
     monkeypatch.setitem(sys.modules, "dim.train.loop", loop)

@@ -45,9 +45,8 @@ def train_worker(arguments: dict[str, Any]) -> dict[str, Any]:
     from dim.train import loop  # noqa: PLC0415  (TensorFlow is for the workers)
 
     job: Job = arguments["job"]
-    telemetry.count_for("train")
     try:
-        with cluster.connected(), under(job.claims):
+        with telemetry.counting_for("train"), cluster.connected(), under(job.claims):
             return loop.run(job)
     except Exception as error:
         error.add_note(f"on {platform.node()}")  # Ray Train names the worker's rank only
