@@ -27,7 +27,7 @@ def test_a_worker_that_dies_or_hangs_is_said_and_made_good(train, assert_same, o
     assert_same(result, out)
 
 
-@pytest.mark.parametrize("disk", [512 * 2**20], indirect=True)
+@pytest.mark.parametrize("disk", [512 * 2**20], indirect=True)  # weights and checkpoints take about 150 MB
 def test_a_full_disk_ends_both_workers_and_the_run_goes_on_once_there_is_room(disk, fill, train):
     filler = fill(disk, 300_000)
     job = train(disk / "run", *TWO)
@@ -37,7 +37,7 @@ def test_a_full_disk_ends_both_workers_and_the_run_goes_on_once_there_is_room(di
     job = train(disk / "run", *TWO)
     status, result = job.end()
     assert status == 0, job.said()
-    assert json.loads((disk / "run" / "result.json").read_text()) == result
+    assert result.items() >= json.loads((disk / "run" / "result.json").read_text()).items()
 
 
 def test_a_photo_that_becomes_unreadable_is_named(train, out, tmp_path):
