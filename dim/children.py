@@ -4,8 +4,10 @@ That folder is a place for data: whoever filled it may have put a file there tha
 """
 
 import os
+import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
 import dim
 
@@ -15,6 +17,18 @@ _CODE = Path(dim.__file__).resolve().parents[1]
 def command(module: str, *arguments: str) -> list[str]:
     """The command that runs `module`, to be started in `environment()`."""
     return [sys.executable, "-P", "-m", module, *arguments]
+
+
+def started(module: str, stderr: int | IO[bytes]) -> "subprocess.Popen[bytes]":
+    """`module` as a process that is asked by its stdin and answers by its stdout. Whoever starts it has to end it."""
+    return subprocess.Popen(
+        command(module),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        env=environment(),
+        process_group=0,  # Ctrl-C is for the job, which ends it
+    )
 
 
 def environment() -> dict[str, str]:

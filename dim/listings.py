@@ -52,14 +52,7 @@ def _arriving(uris: Sequence[str]) -> Iterator[dict[str, pafs.FileInfo]]:
     if not folders:
         yield known
         return
-    with subprocess.Popen(
-        children.command(__name__),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env=children.environment(),
-        process_group=0,  # Ctrl-C is for the job, which ends it
-    ) as process:
+    with children.started(__name__, subprocess.DEVNULL) as process:
         assert process.stdin and process.stdout
         question = {"folders": folders, "uris": uris}
         thread = threading.Thread(target=_receive, args=(question, process.stdin, process.stdout, known))

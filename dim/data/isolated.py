@@ -12,7 +12,6 @@ import json
 import os
 import resource
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -97,14 +96,7 @@ class _Process:
 
     def __init__(self) -> None:
         self._said = tempfile.TemporaryFile()  # noqa: SIM115  (a pipe that nobody reads would hold it up)
-        self._process = subprocess.Popen(
-            children.command(__name__),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._said,
-            env=children.environment(),
-            process_group=0,  # Ctrl-C is for the job, which ends it
-        )
+        self._process = children.started(__name__, self._said)
 
     def asked(self, *question: bytes) -> tuple[dict[str, Any], bytes] | None:
         """Its answer, JSON and pixels; None where it dies over the question."""
