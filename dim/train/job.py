@@ -142,7 +142,7 @@ def _require_same_inputs(config: TrainConfig, learned_from: Inputs) -> None:
 
 def _fit(config: TrainConfig, gpus: float, job: Job) -> dict[str, Any]:
     """What the workers found, once they are done. Raises the UserError or JobFailed of one that can't go on."""
-    cpus = room.counted(placement.taken(placement.share(config.workers, gpus), gpus))
+    cpus = room.divisible(placement.taken(placement.share(config.workers, gpus), gpus))
     placement.require_room("training worker", config.workers, cpus, gpus)
     each = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
     room.wait(config.workers, each)

@@ -14,7 +14,7 @@ PATIENCE = 600.0  # seconds in which a cloud has started its nodes, or won't
 AGAIN = 60.0  # seconds after which nodes may have come or gone
 
 
-def counted(cpus: float) -> float:
+def divisible(cpus: float) -> float:
     """The CPUs to ask for where a worker is to take `cpus`: of less than one the next lower power of two.
 
     Ray Train divides floats to know how many workers a node holds: of five that take a tenth it starts four.

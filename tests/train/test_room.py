@@ -100,5 +100,5 @@ def test_ray_train_tries_as_many_workers_as_the_nodes_hold_whoever_uses_them(mon
 def test_ray_train_tries_all_workers_however_small_their_share(monkeypatch, cpus):
     monkeypatch.setattr(room.placement, "known", lambda: Counter({Node(cpus, 0.0): 2}))
     for workers in range(2, 13):
-        each = {"CPU": room.counted(room.placement.taken(room.placement.share(workers, 0), 0))}
+        each = {"CPU": room.divisible(room.placement.taken(room.placement.share(workers, 0), 0))}
         assert tried(workers, each, [{"CPU": cpus}] * 2) == workers
