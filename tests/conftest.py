@@ -5,7 +5,6 @@ and folders of descriptors made by hand.
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,21 +20,15 @@ import pyarrow as pa
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from ports import free_ports
 
 from dim import output, tables
 from dim.extract import shards, store
 from dim.extract.identity import Embedding
 
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
 # Object stores for whoever asks for them by the fixtures `s3` and `gs`. Their addresses stand in the environment before
 # any Ray starts, so that its workers know them too.
-S3_PORT, GS_PORT = _free_port(), _free_port()
+S3_PORT, GS_PORT = free_ports(2)
 GS_FOLDER = Path(tempfile.gettempdir()) / f"dim-test-gs-{os.getpid()}"
 os.environ |= {
     "CLOUD_STORAGE_EMULATOR_ENDPOINT": f"http://127.0.0.1:{GS_PORT}",

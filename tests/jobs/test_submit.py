@@ -3,7 +3,6 @@
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -14,18 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from ports import free_ports
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 SECONDS = 120
-
-
-def free_ports(count):
-    bound = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [server.getsockname()[1] for server in bound]
-    for server in bound:
-        server.close()
-    return ports
 
 
 class Head:

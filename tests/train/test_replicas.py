@@ -1,6 +1,5 @@
 """Workers with several GPUs each train and embed as one with one does: on logical CPUs, each a replica as a GPU is."""
 
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+from ports import free_ports
 from replicas import PHOTOS, fitted
 
 PROGRAM = Path(__file__).parents[1] / "replicas.py"
@@ -17,14 +17,6 @@ PROGRAM = Path(__file__).parents[1] / "replicas.py"
 def one(tmp_path_factory):
     """What one replica holds at the end."""
     return fitted(tf.distribute.MirroredStrategy(["/cpu:0"]), 0, 1, tmp_path_factory.mktemp("one"))
-
-
-def free_ports(count):
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 @pytest.mark.parametrize("workers", [1, 2])
