@@ -75,6 +75,7 @@ def _figures(summary: dict[str, Any]) -> dict[str, tuple[str, str]]:
 
 
 def _settings(config: TrainConfig) -> dict[str, str]:
+    workers = "1 worker" if config.workers == 1 else f"up to {config.workers} workers"
     return {
         "Model": config.model,
         "Trained layers": config.train_layers,
@@ -82,7 +83,7 @@ def _settings(config: TrainConfig) -> dict[str, str]:
         "Margin": f"{config.margin:g}",
         "Learning rate": f"{config.learning_rate:g}, {config.optimizer}",
         "Triplets": f"the {config.top:,} hardest" if config.top else "all active ones",
-        "Batch": f"{config.batch_size} triplets on up to {config.workers} workers",
+        "Batch": f"{config.batch_size} triplets on {workers}",
         "Seed": str(config.seed),
     }
 
