@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -70,11 +71,13 @@ def start_node():
     Its GPU is no more than a number to Ray, so that each has room for one worker.
     """
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    environment["RAY_AUTH_MODE"] = "disabled"
+    paths = (Path(__file__).parents[1] / "hooks", Path(__file__).parents[3])
+    environment |= {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": os.pathsep.join(map(str, paths))}
     port = 20_000 + os.getpid() % 10_000
     started = []
 
-    def start():
+    def start(write_seconds=0.0):
+        environment["DIM_TEST_WRITE_SECONDS"] = str(write_seconds)  # for the workers on it
         place = (
             [f"--address=127.0.0.1:{port}"] if started else ["--head", f"--port={port}", "--include-dashboard=false"]
         )
@@ -117,13 +120,13 @@ def test_a_lost_node_leaves_fewer_workers_and_the_same_batches(train, start_node
 @pytest.mark.all_kills
 @pytest.mark.timeout(3000)
 def test_a_node_that_comes_is_used_from_the_last_checkpoint_on(train, start_node, assert_same, out):
-    address, _ = start_node()
-    job = train(f"file://{out}", "--workers", "2", address=address, write_seconds=10)  # it lasts a few minutes
+    address, _ = start_node(write_seconds=8)
+    job = train(f"file://{out}", "--workers", "2", address=address)
     assert job.until(lambda: job.epochs() == [1]), job.said()
     assert "from epoch 1 on, 1 of 2 workers train, as many as there is room for" in job.said()
-    start_node()
+    start_node()  # Ray Train looks for nodes once a minute
     status, result = job.end()
     assert status == 0, job.said()
-    assert result["workers"] == 2
+    assert result["workers"] == 2, job.said()
     assert "resumed after epoch" in job.said() and "2 of 2 workers train" in job.said()
     assert_same(result, out)
