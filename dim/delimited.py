@@ -51,6 +51,13 @@ def read(uri: str) -> pa.Table:
     return table
 
 
+def write(uri: str, table: pa.Table) -> None:
+    """Writes `table` to `uri` as CSV."""
+    sink = pa.BufferOutputStream()
+    pacsv.write_csv(table, sink)
+    files.write_bytes(uri, sink.getvalue().to_pybytes())
+
+
 def _require_closed(content: pa.Buffer, delimiter: str) -> None:
     """Raises ValueError where a cell is quoted and its end is not: Arrow would take the rows after it for its text."""
     ended = 0

@@ -5,12 +5,8 @@ import math
 from collections import Counter
 from typing import NamedTuple
 
-import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
 from dim import cluster
 from dim.errors import UserError
-from dim.model import precision as precisions
 
 log = logging.getLogger(__name__)
 
@@ -120,26 +116,3 @@ def require_room(what: str, workers: int, cpus: float, gpus: float) -> None:
         "waiting for %d of %d %ss of %s: the cluster has %s%s",
         workers - ready, workers, what, counted(cpus, gpus), has, most if nodes != alive else "",
     )  # fmt: skip
-
-
-def precision(wanted: str, gpus: float) -> str:
-    """`wanted`, or for "auto" the fastest that all nodes support on which workers with this many `gpus` can run.
-
-    It is part of a descriptor's identity, so it must not depend on which node is asked, or lives. Where more such nodes
-    may come, it is bfloat16 for GPUs, which those of before 2020 compute more slowly, and float32 for CPUs.
-    """
-    if wanted != "auto":
-        return wanted
-    if cluster.is_own():
-        return precisions.best(gpus > 0)
-    able = [node for node in ray.nodes() if node["Alive"] and _runs(node["Resources"], gpus)]
-    if not able or any(_runs(kind, gpus) for kind, _ in cluster.may_come()):
-        return "bfloat16" if gpus > 0 else "float32"
-    ask = ray.remote(num_cpus=0)(precisions.best)
-    there = (NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in able)
-    answers = {*ray.get([ask.options(scheduling_strategy=where).remote(gpus > 0) for where in there])}
-    return "bfloat16" if answers == {"bfloat16"} else "float32"
-
-
-def _runs(node: dict[str, float], gpus: float) -> bool:
-    return node.get("GPU", 0) >= gpus if gpus > 0 else node.get("CPU", 0) > 0

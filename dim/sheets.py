@@ -9,7 +9,7 @@ import re
 import pyarrow as pa
 import pyarrow.types as pat
 
-from dim import tables
+from dim import delimited
 
 # Some programs take off what is not seen at the beginning while they import.
 _RUN = re.compile(r"[\t\r\n]|[\s\u200b\ufeff]*[=+\-@＝＋－＠]")
@@ -22,7 +22,7 @@ def write(uri: str, table: pa.Table) -> None:
         if pat.is_string(table[name].type) or pat.is_large_string(table[name].type):
             cells = [escaped(cell) for cell in table[name].to_pylist()]
             table = table.set_column(place, name, pa.array(cells, pa.string()))
-    tables.write(uri, table)
+    delimited.write(uri, table)
 
 
 def escaped(text: str | None) -> str | None:

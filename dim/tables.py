@@ -5,7 +5,6 @@ from collections.abc import Iterable
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from dim import delimited, files
@@ -157,9 +156,9 @@ def _text_bytes(values: pa.Array) -> int:
 
 def write(uri: str, table: pa.Table) -> None:
     """Writes `table` to `uri` as Parquet or CSV by its ending, at once."""
-    sink = pa.BufferOutputStream()
     if uri.endswith(".csv"):
-        pacsv.write_csv(table, sink)
-    else:
-        pq.write_table(table, sink)
+        delimited.write(uri, table)
+        return
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
     files.write_bytes(uri, sink.getvalue().to_pybytes())

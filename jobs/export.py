@@ -18,7 +18,7 @@ descriptors as extract.py makes them in float32.
 from typing import Any
 
 from dim.cli import main
-from dim.search.config import ExportConfig
+from dim.search.export_config import ExportConfig
 
 
 def run(config: ExportConfig) -> dict[str, Any]:

@@ -22,8 +22,9 @@ from dim.mine.config import MineConfig
 from dim.mine.job import mine_folder
 from dim.model.whiten_config import WhitenConfig
 from dim.model.whiten_job import whiten
-from dim.search.config import ExportConfig, IndexConfig, SearchConfig
+from dim.search.config import IndexConfig, SearchConfig
 from dim.search.export import LAYOUTS, export
+from dim.search.export_config import ExportConfig
 from dim.search.index_job import build
 from dim.search.search_job import search
 

@@ -30,7 +30,7 @@ from dim import files, logs, output
 from dim.config import read_yaml
 from dim.data import ground_truth, listing, manifest, photos
 from dim.data.decode import DecodeError, decode
-from dim.data.importers import LAYOUTS
+from dim.data.importers.config import LAYOUTS
 from dim.errors import UserError
 from dim.extract import content
 from dim.extract.config import ExtractConfig

@@ -17,7 +17,7 @@ import pytest
 import dim.train
 from dim import files, lease, local_copies, output
 from dim.errors import JobFailed, UserError
-from dim.train import task
+from dim.train import job as task
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ from dim.mine.job import mine_folder
 from dim.model.whiten_config import WhitenConfig
 from dim.model.whiten_job import whiten
 from dim.rows import require_once
-from dim.search.config import ExportConfig, IndexConfig, SearchConfig
+from dim.search.config import IndexConfig, SearchConfig
 from dim.search.export import export
+from dim.search.export_config import ExportConfig
 from dim.search.index_job import build
 from dim.search.search_job import search
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 from dim import telemetry, train
 from dim.progress import Progress
-from dim.train import task
+from dim.train import job as task
 
 
 def exported(ray):

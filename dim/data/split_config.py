@@ -1,12 +1,16 @@
 """The settings of a split."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from dim.config import option
 from dim.data.limits import MEGAPIXELS, MEGAPIXELS_HELP, Limited
 
 _BY_LABEL = "by label: whole labels to val and test (the default)"
 _PER_LABEL = "per label: some photos of each label to val and test"
+
+
+Resize = Literal["squash", "long-side"]
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,9 @@ import pyarrow as pa
 
 from dim.evaluate.database import Database
 from dim.evaluate.metrics import GROUP, Metric
-from dim.evaluate.protocols import NOT_LISTED, means, measure
+from dim.evaluate.protocols import NOT_LISTED, Verdict, means, measure
 from dim.evaluate.task import Task
 from dim.extract.descriptors import Descriptors
-from dim.pages.parts import Verdict
 from dim.progress import Progress
 from dim.rows import require_once
 from dim.search import exact

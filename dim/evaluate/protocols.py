@@ -3,16 +3,17 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from dim.evaluate import metrics
 from dim.evaluate.config import ProtocolName
 from dim.evaluate.metrics import Metric
-from dim.pages.parts import Verdict
 
 NOT_LISTED = -1
+
+Verdict = Literal["right", "wrong", "junk"]
 
 
 @dataclass(frozen=True)

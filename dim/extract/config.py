@@ -6,9 +6,9 @@ from typing import Literal
 
 from dim.config import flag_name, option
 from dim.data.limits import MEGAPIXELS, MEGAPIXELS_HELP, Limited
+from dim.data.split_config import Resize
 from dim.errors import UserError
 from dim.model.precision import Precision
-from dim.model.vocabulary import Resize
 
 if typing.TYPE_CHECKING:
     from dim.model.spec import Source

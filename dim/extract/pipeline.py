@@ -19,13 +19,13 @@ from dim import cluster, files
 from dim.data import isolated, photos
 from dim.data.decode import Decoded, DecodeError
 from dim.data.limits import Limits
+from dim.data.split_config import Resize
 from dim.errors import JobFailed
 from dim.extract import store
 from dim.extract.embedder import Embedder, Recipe
 from dim.extract.forward import set_up_tensorflow
 from dim.extract.resources import Resources
 from dim.model.spec import Spec
-from dim.model.vocabulary import Resize
 
 # A decoder waits for storage part of its time. (Were this what an actor takes, Ray Data would fuse the two stages, and
 # they would take turns.)

@@ -3,7 +3,11 @@
 import dataclasses
 from dataclasses import dataclass
 
-from dim import placement
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from dim import cluster, placement
+from dim.model import precision as precisions
 
 # Images a forward pass. A CPU gains nothing by more than keep it busy; a GPU that hasn't the memory is given less
 # (`forward.Forward`).
@@ -75,3 +79,26 @@ def _most(gpus: float) -> int:
     # others has as many, and a small head does not split large nodes into hundreds.
     sizes = sorted({node.cpus for node in nodes}, reverse=True)
     return max(1, placement.room(nodes, max(sizes, key=used, default=1.0), 0))
+
+
+def resolve_precision(wanted: str, gpus: float) -> str:
+    """`wanted`, or for "auto" the fastest that all nodes support on which workers with this many `gpus` can run.
+
+    It is part of a descriptor's identity, so it must not depend on which node is asked, or lives. Where more such nodes
+    may come, it is bfloat16 for GPUs, which those of before 2020 compute more slowly, and float32 for CPUs.
+    """
+    if wanted != "auto":
+        return wanted
+    if cluster.is_own():
+        return precisions.best(gpus > 0)
+    able = [node for node in ray.nodes() if node["Alive"] and _runs(node["Resources"], gpus)]
+    if not able or any(_runs(kind, gpus) for kind, _ in cluster.may_come()):
+        return "bfloat16" if gpus > 0 else "float32"
+    ask = ray.remote(num_cpus=0)(precisions.best)
+    there = (NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in able)
+    answers = {*ray.get([ask.options(scheduling_strategy=where).remote(gpus > 0) for where in there])}
+    return "bfloat16" if answers == {"bfloat16"} else "float32"
+
+
+def _runs(node: dict[str, float], gpus: float) -> bool:
+    return node.get("GPU", 0) >= gpus if gpus > 0 else node.get("CPU", 0) > 0

@@ -8,10 +8,10 @@ from typing import Any
 
 import dim
 from dim import checksum, config, files
+from dim.data.split_config import Resize
 from dim.errors import UserError, quoted
 from dim.model import readable
 from dim.model.backbones import BACKBONES
-from dim.model.vocabulary import Resize
 
 FORMAT_VERSION = 1
 SPEC_FILE, WEIGHTS_FILE = "model.json", "model.weights.h5"

@@ -6,7 +6,8 @@ from typing import Literal
 from dim.config import flag_name, option
 from dim.errors import UserError
 from dim.extract.config import Extraction, Split
-from dim.model.vocabulary import POWER
+
+POWER = 0.25  # of the eigenvalues of a PCA, where nothing else is asked
 
 
 @dataclass(frozen=True, kw_only=True)

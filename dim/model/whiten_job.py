@@ -12,13 +12,13 @@ from dim.errors import UserError
 from dim.extract import content, identity
 from dim.extract.config import ExtractConfig, Extraction
 from dim.extract.embedder import Recipe
-from dim.extract.resources import resources
+from dim.extract.resources import resolve_precision, resources
+from dim.model.fit import fit_learned, fit_pca
 from dim.model.moments import Moments
 from dim.model.spec import SPEC_FILE, Source, Spec
 from dim.model.sums import sum_moments, sum_pairs
-from dim.model.vocabulary import POWER
-from dim.model.whiten_config import WhitenConfig
-from dim.model.whitening import Whitening, fit_learned, fit_pca
+from dim.model.whiten_config import POWER, WhitenConfig
+from dim.model.whitening import Whitening
 
 
 def whiten(config: WhitenConfig) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def _extract(config: WhitenConfig, out: str) -> None:
 def _of_regions(config: WhitenConfig, source: Source, chosen: Manifest) -> Whitening:
     from dim.model.region_sums import sum_regions  # noqa: PLC0415  (as above)
 
-    precision = placement.precision(config.precision, placement.gpus(config.gpus_per_worker))
+    precision = resolve_precision(config.precision, placement.gpus(config.gpus_per_worker))
     recipe = Recipe(source, precision, scaled_decode=config.scaled_decode, limits=config.limits)
     size = source.spec.image_size
     machine = resources(config.workers, config.gpus_per_worker, config.batch_size, size, len(chosen))

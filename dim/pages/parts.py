@@ -2,12 +2,10 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
+from dim.evaluate.protocols import Verdict
 from dim.pages.html import Child, Html, element, name
 from dim.pages.photos import Photo, Photos
-
-Verdict = Literal["right", "wrong", "junk"]
 
 _MARKS: dict[Verdict, str] = {"right": "✓", "wrong": "✗", "junk": "–"}
 

@@ -18,7 +18,7 @@ from dim.errors import UserError
 from dim.output import Output
 from dim.progress import told
 from dim.search import stored
-from dim.search.config import ExportConfig, ExportFormat
+from dim.search.export_config import ExportConfig, ExportFormat
 from dim.search.stored import Stored
 
 if typing.TYPE_CHECKING:

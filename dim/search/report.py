@@ -11,11 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dim.errors import UserError
+from dim.evaluate.protocols import Verdict
 from dim.output import Output
 from dim.pages import atlas, parts
 from dim.pages.html import Html, element, name
 from dim.pages.page import Page
-from dim.pages.parts import Card, Column, Row, Verdict
+from dim.pages.parts import Card, Column, Row
 from dim.pages.photos import Photo, Photos
 from dim.search import whereabouts
 from dim.search.config import SearchConfig

@@ -5,9 +5,9 @@ from typing import Literal
 
 from dim.config import flag_name, option
 from dim.data.limits import MEGAPIXELS, MEGAPIXELS_HELP, Limited
+from dim.data.split_config import Resize
 from dim.errors import UserError
 from dim.mine.config import Mining
-from dim.model.vocabulary import Resize
 
 TrainLayers = Literal["pca", "block5", "all"]
 

@@ -14,10 +14,10 @@ from dim.progress import Progress
 from dim.train import batches
 from dim.train.batches import Share
 from dim.train.config import TrainConfig
+from dim.train.inputs import Job
 from dim.train.ownership import Ownership
 from dim.train.photos import Augmentation, NewVariants, Variants
 from dim.train.step import Step, local_replicas, packed
-from dim.train.task import Job
 from dim.train.trainee import Trainee
 from dim.train.trunk import Trunk
 

@@ -9,8 +9,11 @@ from typing import Any
 from tensorboardX import SummaryWriter
 
 from dim import files
-from dim.train.task import HISTORY
 from dim.train.tracking import Tracking
+
+# What the workers leave in the run's folder: the figures of each epoch, the photos that could not be read, and the
+# trained model.
+HISTORY, UNREADABLE, MODEL = "history.csv", "unreadable.csv", "model"
 
 
 class History:

@@ -5,8 +5,8 @@ import pyarrow as pa
 
 from dim.progress import Progress
 from dim.train.gathered import from_all, objects_from_all
+from dim.train.inputs import Job
 from dim.train.ownership import Ownership
-from dim.train.task import Job
 from dim.train.trainee import Trainee
 from dim.train.trunk import Trunk, by_shape
 from dim.train.validate import mean_average_precision, rankings

@@ -10,13 +10,17 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from ray.util.queue import Queue
 
 from dim import files, tables
 from dim.data.manifest import Manifest
 from dim.extract.content import Contents
+from dim.lease import Claim
 from dim.model.spec import Source
 from dim.train import checkpoint
 from dim.train.config import TrainConfig
+from dim.train.photos import Photos
+from dim.train.tracking import Tracking
 
 PHOTOS, NETWORK = "photos.parquet", "network.json"  # in the folder of the checkpoints
 PRECISION = "precision"  # of the network, beside what it is
@@ -90,3 +94,21 @@ def _changes(before: pa.Table, now: pa.Table) -> list[str]:
         "with another photo or box": differing("content"),
     }
     return [f"{count} {'row' if count == 1 else 'rows'} {what}" for what, count in counts.items() if count]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run: `inputs` identify `photos` and `source`, `precision` is resolved, and with `fit_pca` the network has no
+    fitted PCA layer yet. Log records go to `queue`, each epoch's figures to MLflow's `tracking` where there is one.
+    Workers write while `claims` are held.
+    """
+
+    config: TrainConfig
+    photos: Photos
+    source: Source
+    inputs: Inputs
+    precision: str
+    fit_pca: bool
+    queue: Queue
+    tracking: Tracking | None
+    claims: tuple[Claim, ...]

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import logging
+import platform
 import signal
 import tempfile
 import threading
@@ -12,12 +13,13 @@ from typing import Any
 from ray.exceptions import RayActorError
 
 import dim
-from dim import cluster, files, lease, output, placement, scratch
+from dim import cluster, files, lease, output, placement, scratch, telemetry
 from dim.data import manifest as manifests
 from dim.data.manifest import Manifest
 from dim.errors import UserError
 from dim.extract import content
 from dim.extract.content import Contents
+from dim.extract.resources import resolve_precision
 from dim.mine.mining import check_candidates
 from dim.mine.pool import check_labels
 from dim.model import spec
@@ -25,9 +27,9 @@ from dim.model.backbones import BACKBONES
 from dim.model.spec import Source
 from dim.train import inputs, messages, report, room, tracking
 from dim.train.config import TrainConfig
-from dim.train.inputs import Inputs
+from dim.train.history import MODEL
+from dim.train.inputs import Inputs, Job
 from dim.train.photos import Photos
-from dim.train.task import MODEL, Job, train_worker
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +68,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         cluster.require_shared(photos.paths)
         gpus = placement.gpus(config.gpus_per_worker)
         kept = inputs.kept_precision(config.out) if config.precision == "auto" else None
-        chosen = kept or placement.precision(config.precision, gpus)
+        chosen = kept or resolve_precision(config.precision, gpus)
         learned_from = dataclasses.replace(learned_from, network=learned_from.network | {inputs.PRECISION: chosen})
         named = {"manifest": manifest.uri, "model": config.model}
         with output.opened(config.out, "train", config, named) as out, messages.listening() as queue:
@@ -181,3 +183,19 @@ def _fit(config: TrainConfig, gpus: float, job: Job) -> dict[str, Any]:
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGINT, interrupt)  # Ray Train's own stays, and would leave Ctrl-C without effect
     return summary
+
+
+def train_worker(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Runs a worker's part of the job `arguments["job"]` and returns the figures of the run.
+
+    What it can't do it raises: the other workers wait for this one, and Ray Train ends them only for what is raised.
+    """
+    from dim.train import loop  # noqa: PLC0415  (TensorFlow is for the workers)
+
+    job: Job = arguments["job"]
+    try:
+        with telemetry.counting_for("train"), cluster.connected(), lease.under(job.claims):
+            return loop.run(job)
+    except Exception as error:
+        error.add_note(f"on {platform.node()}")  # Ray Train names the worker's rank only
+        raise

@@ -20,15 +20,15 @@ from dim.mine.mining import mine
 from dim.mine.triplets import Triplets
 from dim.model import moments, network
 from dim.model.backend import keras
-from dim.model.whitening import fit_pca
+from dim.model.fit import fit_pca
 from dim.train import checkpoint, examples, messages, unreadable, verdict
 from dim.train.checkpoint import State
 from dim.train.fitting import Fitting, from_pixels
 from dim.train.gathered import objects_from_all
-from dim.train.history import History
+from dim.train.history import MODEL, History
 from dim.train.inference import Inference
+from dim.train.inputs import Job
 from dim.train.ownership import ownership
-from dim.train.task import MODEL, Job
 from dim.train.trainee import Trainee
 from dim.train.trunk import trunk_of
 

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from dim.data.limits import LIMITS, Limits
-from dim.model.vocabulary import Resize
+from dim.data.split_config import Resize
 
 
 @dataclass(frozen=True)

@@ -7,17 +7,18 @@ from typing import Any, TypeAlias, TypeVar
 import pyarrow as pa
 
 from dim import tables
+from dim.evaluate.protocols import Verdict
 from dim.output import Output
 from dim.pages import charts, parts
 from dim.pages.charts import Line
 from dim.pages.html import Html, element, name
 from dim.pages.page import Page
-from dim.pages.parts import Card, Column, Row, Verdict
+from dim.pages.parts import Card, Column, Row
 from dim.pages.photos import Photo, Photos
 from dim.train import examples
 from dim.train import photos as trained
 from dim.train.config import TrainConfig
-from dim.train.task import HISTORY
+from dim.train.history import HISTORY
 
 EPOCHS = 20  # of which triplets are shown; where there are more, spread over the run
 TRIPLETS = 6  # of each

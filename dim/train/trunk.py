@@ -13,8 +13,8 @@ from dim.extract import identity
 from dim.extract.pipeline import Change
 from dim.progress import Progress
 from dim.train.ingest import Ingest
+from dim.train.inputs import Job
 from dim.train.photos import NewVariants, Photos, Variants
-from dim.train.task import Job
 from dim.train.trainee import Trainee
 from dim.train.trunk_cache import TrunkCache
 

@@ -6,8 +6,8 @@ import pyarrow as pa
 
 from dim import files, sheets
 from dim.data.reasons import summed
+from dim.train.history import UNREADABLE
 from dim.train.photos import Photos
-from dim.train.task import UNREADABLE
 
 log = logging.getLogger(__name__)
 

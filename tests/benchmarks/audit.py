@@ -25,7 +25,7 @@ from dim.extract import descriptors
 from dim.extract.config import ExtractConfig
 from dim.extract.job import extract
 from dim.model import moments
-from dim.model.whitening import fit_pca
+from dim.model.fit import fit_pca
 
 SHARE, SEEDS = 0.03, range(100, 105)
 DUPLICATES = 1.0  # are not what is measured

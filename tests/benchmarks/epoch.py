@@ -32,18 +32,18 @@ from dim.extract import content
 from dim.extract.forward import set_up_tensorflow
 from dim.mine.mining import mine
 from dim.model import moments, network, spec
+from dim.model.fit import fit_pca
 from dim.model.precision import best
-from dim.model.whitening import fit_pca
 from dim.train import batches
 from dim.train.batches import Share
 from dim.train.config import TrainConfig
 from dim.train.fitting import Fitting
 from dim.train.inference import Inference
 from dim.train.ingest import Ingest
+from dim.train.inputs import Job
 from dim.train.job import DEMO, _photos, _with_pca
 from dim.train.ownership import ownership
 from dim.train.photos import Photos
-from dim.train.task import Job
 from dim.train.trainee import Trainee
 from dim.train.trunk import Trunk
 from dim.train.trunk_cache import TrunkCache

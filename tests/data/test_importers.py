@@ -14,9 +14,8 @@ import pytest
 from dim import tables
 from dim.data import ground_truth, manifest
 from dim.data.decode import decode
-from dim.data.importers import LAYOUTS
 from dim.data.importers.benchmark import by_stem
-from dim.data.importers.config import ImportConfig
+from dim.data.importers.config import LAYOUTS, ImportConfig
 from dim.data.importers.job import import_benchmark
 from dim.data.importers.oxford_paris import oxford5k
 from dim.data.importers.revisited import roxford5k

@@ -31,8 +31,7 @@ with atheris.instrument_imports(include=["dim", "tifffile", "pickletools", "json
     from dim.config import read_yaml
     from dim.data import ground_truth, manifest
     from dim.data.decode import decode
-    from dim.data.importers import LAYOUTS
-    from dim.data.importers.config import ImportConfig
+    from dim.data.importers.config import LAYOUTS, ImportConfig
     from dim.data.importers.job import _manifest
     from dim.data.limits import DecodeError, Limits
     from dim.data.unpickle import unpickle

@@ -15,11 +15,11 @@ from dim.errors import UserError
 from dim.extract import identity, store
 from dim.extract.identity import Embedding
 from dim.model import moments, whitening
+from dim.model.fit import fit_learned, fit_pca
 from dim.model.moments import Moments
 from dim.model.sums import LABELS_IN_A_PART, sum_moments, sum_pairs
 from dim.model.whiten_config import WhitenConfig
 from dim.model.whiten_job import whiten
-from dim.model.whitening import fit_learned, fit_pca
 
 JOB = Path(__file__).resolve().parents[2] / "jobs" / "whiten.py"
 EMBEDDING = Embedding(

@@ -18,10 +18,10 @@ from dim.extract import descriptors
 from dim.extract.embedder import Recipe
 from dim.extract.job import embedding_of
 from dim.model import moments, network, spec, whitening
+from dim.model.fit import fit_pca
 from dim.model.regions import region_maxima
 from dim.model.whiten_config import WhitenConfig
 from dim.model.whiten_job import whiten
-from dim.model.whitening import fit_pca
 
 SIZE = 64
 

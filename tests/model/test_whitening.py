@@ -15,8 +15,9 @@ from sklearn.decomposition import PCA
 from dim.errors import UserError
 from dim.model import moments as moment
 from dim.model import whitening as whitenings
+from dim.model.fit import fit_learned, fit_pca
 from dim.model.moments import Moments
-from dim.model.whitening import Whitening, fit_learned, fit_pca
+from dim.model.whitening import Whitening
 
 LEARNED_ON = {"manifest": "photos.csv", "split": "train"}
 

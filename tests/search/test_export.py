@@ -19,8 +19,8 @@ import pytest
 from dim import files, output
 from dim.errors import UserError
 from dim.extract import identity
-from dim.search.config import ExportConfig
 from dim.search.export import export
+from dim.search.export_config import ExportConfig
 
 ROWS = 40
 IDS = [f"fotos/ü {number:02d}.jpg" for number in np.random.default_rng(0).permutation(ROWS)]

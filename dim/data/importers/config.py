@@ -3,8 +3,20 @@
 from dataclasses import dataclass
 
 from dim.config import option
-from dim.data.importers import LAYOUTS
 from dim.data.limits import MEGAPIXELS, MEGAPIXELS_HELP, Limited
+
+# The module of each layout, in which the function has the layout's name.
+LAYOUTS = {
+    "oxford5k": "oxford_paris",
+    "paris6k": "oxford_paris",
+    "roxford5k": "oxford_paris",
+    "rparis6k": "oxford_paris",
+    "holidays": "holidays",
+    "ukbench": "ukbench",
+    "gldv2": "gldv2",
+    "sop": "sop",
+    "cub": "cub",
+}
 
 
 @dataclass(frozen=True)

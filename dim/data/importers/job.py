@@ -11,9 +11,8 @@ from dim import files, sheets, tables
 from dim.config import one_of
 from dim.data import manifest, photos
 from dim.data.ground_truth import COLUMNS
-from dim.data.importers import LAYOUTS
 from dim.data.importers.benchmark import Benchmark
-from dim.data.importers.config import ImportConfig
+from dim.data.importers.config import LAYOUTS, ImportConfig
 from dim.data.reasons import summed
 from dim.errors import UserError
 from dim.output import opened

@@ -38,8 +38,9 @@ from dim.model.whiten_job import whiten
 from dim.nightly.config import Measurement, NightlyConfig
 from dim.nightly.job import nightly
 from dim.search import exact, stored, target
-from dim.search.config import ExportConfig, IndexConfig, SearchConfig
+from dim.search.config import IndexConfig, SearchConfig
 from dim.search.export import LAYOUTS, export
+from dim.search.export_config import ExportConfig
 from dim.search.index_job import build
 from dim.search.search_job import search
 
