@@ -14,8 +14,8 @@ train.py and mine.py keep out of the triplets by --max-similarity.
 
 from typing import Any
 
+from dim.app.cli import main
 from dim.audit.config import AuditConfig
-from dim.cli import main
 
 
 def run(config: AuditConfig) -> dict[str, Any]:

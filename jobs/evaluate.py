@@ -14,7 +14,7 @@ likeness: open them in a browser. With --baseline, a fall in mAP by more than --
 
 from typing import Any
 
-from dim.cli import main
+from dim.app.cli import main
 from dim.evaluate.config import EvaluateConfig
 
 

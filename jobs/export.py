@@ -17,12 +17,12 @@ descriptors as extract.py makes them in float32.
 
 from typing import Any
 
-from dim.cli import main
-from dim.search.export_config import ExportConfig
+from dim.app.cli import main
+from dim.export.config import ExportConfig
 
 
 def run(config: ExportConfig) -> dict[str, Any]:
-    from dim.search.export import export
+    from dim.export.job import export
 
     return export(config)
 

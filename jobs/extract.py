@@ -12,7 +12,7 @@ command again to resume, or after photos were added, changed or removed: only th
 
 from typing import Any
 
-from dim.cli import main
+from dim.app.cli import main
 from dim.extract.config import ExtractConfig
 
 

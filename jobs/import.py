@@ -13,8 +13,8 @@ corrupt ones are listed in problems.csv. Then:
 
 from typing import Any
 
-from dim.cli import main
-from dim.data.importers.config import ImportConfig
+from dim.app.cli import main
+from dim.data.config import ImportConfig
 
 
 def run(config: ImportConfig) -> dict[str, Any]:

@@ -12,7 +12,7 @@ keep of a row (64 bytes with PQ64, and 8 for its place in an IVF) is in memory. 
 
 from typing import Any
 
-from dim.cli import main
+from dim.app.cli import main
 from dim.search.config import IndexConfig
 
 

@@ -11,7 +11,7 @@ positive_id, negative_id, distance_ap, distance_an (squared L2) and loss = max(0
 
 from typing import Any
 
-from dim.cli import main
+from dim.app.cli import main
 from dim.mine.config import MineConfig
 
 

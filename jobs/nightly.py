@@ -19,7 +19,7 @@ CRON_TZ=UTC, on one line:
 
 from typing import Any
 
-from dim.cli import main
+from dim.app.cli import main
 from dim.nightly.config import NightlyConfig
 
 

@@ -14,12 +14,12 @@ among all: open them in a browser. A query that can't be read is named in the re
 
 from typing import Any
 
-from dim.cli import main
+from dim.app.cli import main
 from dim.search.config import SearchConfig
 
 
 def run(config: SearchConfig) -> dict[str, Any]:
-    from dim.search.search_job import search
+    from dim.search.job import search
 
     return search(config)
 

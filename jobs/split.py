@@ -18,8 +18,8 @@ cannot be read, …) is listed with the reason in <manifest>.unreadable.csv; hid
 
 from typing import Any
 
-from dim.cli import main
-from dim.data.split_config import SplitConfig
+from dim.app.cli import main
+from dim.data.config import SplitConfig
 
 
 def run(config: SplitConfig) -> dict[str, Any]:

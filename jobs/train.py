@@ -17,7 +17,7 @@ and --model RUN/model to train on.
 
 from typing import Any
 
-from dim.cli import main
+from dim.app.cli import main
 from dim.train.config import TrainConfig
 
 

@@ -16,12 +16,12 @@ with --regions, of the regions that R-MAC sums.
 
 from typing import Any
 
-from dim.cli import main
-from dim.model.whiten_config import WhitenConfig
+from dim.app.cli import main
+from dim.whiten.config import WhitenConfig
 
 
 def run(config: WhitenConfig) -> dict[str, Any]:
-    from dim.model.whiten_job import whiten
+    from dim.whiten.job import whiten
 
     return whiten(config)
 

@@ -22,9 +22,10 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from ports import free_ports
 
-from dim import output, tables
+from dim.app import output
 from dim.extract import shards, store
 from dim.extract.identity import Embedding
+from dim.io import tables
 
 # Object stores for whoever asks for them by the fixtures `s3` and `gs`. Their addresses stand in the environment before
 # any Ray starts, so that its workers know them too.

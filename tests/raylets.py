@@ -19,11 +19,12 @@ import ray
 from PIL import Image
 from ray.cluster_utils import Cluster
 
-from dim import cluster, placement, tables
+from dim.app import cluster, placement
 from dim.extract import pipeline
 from dim.extract.config import ExtractConfig
 from dim.extract.job import extract
 from dim.extract.resources import resources
+from dim.io import tables
 from dim.model import devices, precision
 
 MAY_COME = {"autoscaled_4CPU_1GPU": 2, "autoscaled_6CPU": 1}

@@ -26,11 +26,11 @@ def fitted(strategy, rank, workers, folder):
     from dim.model.backend import keras
     from dim.model.spec import Spec
     from dim.train import checkpoint
-    from dim.train.fitting import Fitting
-    from dim.train.inference import Inference
+    from dim.train.embed import Inference
+    from dim.train.fit import Fitting
     from dim.train.loop import OPTIMIZERS
     from dim.train.ownership import Ownership
-    from dim.train.trainee import Trainee
+    from dim.train.step import Trainee
 
     generator = np.random.default_rng(3)
     activations = {row: generator.random(SHAPES[row % 3]).astype(np.float16) for row in range(PHOTOS)}

@@ -10,23 +10,23 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from dim import files
 from dim.audit.config import AuditConfig
 from dim.audit.job import audit
 from dim.errors import UserError
 from dim.evaluate.config import EvaluateConfig
 from dim.evaluate.job import evaluate
+from dim.export.config import ExportConfig
+from dim.export.job import LAYOUTS, export
 from dim.extract import shards, store
 from dim.extract.identity import of_folder
+from dim.io import files
 from dim.mine.config import MineConfig
 from dim.mine.job import mine_folder
-from dim.model.whiten_config import WhitenConfig
-from dim.model.whiten_job import whiten
 from dim.search.config import IndexConfig, SearchConfig
-from dim.search.export import LAYOUTS, export
-from dim.search.export_config import ExportConfig
 from dim.search.index_job import build
-from dim.search.search_job import search
+from dim.search.job import search
+from dim.whiten.config import WhitenConfig
+from dim.whiten.job import whiten
 
 IDS = [f"photo {number}" for number in range(9)]
 VECTORS = np.random.default_rng(0).standard_normal((9, 4)).astype(np.float32)

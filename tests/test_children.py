@@ -9,8 +9,8 @@ import h5py
 import pytest
 from PIL import Image
 
-from dim import children
 from dim.data import isolated
+from dim.io import processes
 from dim.model import hdf5
 
 TRAPS = ("h5py", "numpy", "json", "logging", "random", "PIL/__init__", "ray", "dim", "sitecustomize", "tensorflow")
@@ -41,15 +41,15 @@ def test_processes_of_dims_own_import_nothing_from_there(trapped, tmp_path):
 def test_also_where_this_python_does(trapped, monkeypatch, entry):
     monkeypatch.setattr(sys, "path", [entry, *sys.path])
     program = "import json, numpy, logging; print(json.__file__, numpy.__file__)"
-    subprocess.run([sys.executable, "-c", program], env=children.environment(), check=True, stdout=subprocess.PIPE)
+    subprocess.run([sys.executable, "-c", program], env=processes.environment(), check=True, stdout=subprocess.PIPE)
     assert not trapped.exists()
 
 
 def test_where_dim_itself_is_there_it_is_found(monkeypatch):
-    code = Path(children.__file__).parents[1]
+    code = Path(processes.__file__).parents[1]
     monkeypatch.chdir(code)
     monkeypatch.setattr(sys, "path", [str(code), *(entry for entry in sys.path if Path(entry or ".") != code)])
-    assert str(code) in children.import_path()["PYTHONPATH"].split(os.pathsep)
+    assert str(code) in processes.import_path()["PYTHONPATH"].split(os.pathsep)
 
 
 def test_rays_workers_import_nothing_from_there(trapped):

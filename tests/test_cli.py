@@ -20,8 +20,8 @@ from typing import Literal
 
 import pytest
 
-from dim.cli import main, parse
-from dim.config import option
+from dim.app.cli import main, parse
+from dim.app.config import option
 from dim.errors import GateNotMet, JobFailed, UserError
 
 JOBS = sorted((Path(__file__).resolve().parents[1] / "jobs").glob("*.py"))
@@ -95,7 +95,7 @@ def test_help_imports_nothing_slow_and_opens_with_the_commands(job):
     command = [sys.executable, "-X", "importtime", job, "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "dim.cli" in imported
+    assert "dim.app.cli" in imported
     assert not imported & {"numpy", "pyarrow", "yaml", "h5py", "ray", "tensorflow", "PIL"}
     assert f"python jobs/{job.name} " in done.stdout or f"python jobs/{job.name}\n" in done.stdout
     assert f"ray job submit --working-dir . -- python jobs/{job.name} " in done.stdout

@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import pytest
 
 import dim
-from dim import cluster, files
+from dim.app import cluster
 from dim.errors import JobFailed, UserError
+from dim.io import files
 
 SEVERAL = ({"CPU": 2}, {"CPU": 8}, {"CPU": 8, "GPU": 1})
 
@@ -74,7 +75,7 @@ def test_stores_shared_folders_and_what_the_job_brings_along_are_taken(made_up, 
 
 
 def test_an_output_of_a_submitted_job_is_refused_before_anything_is_written(made_up, monkeypatch, tmp_path):
-    from dim import output
+    from dim.app import output
     from dim.nightly.config import Measurement
 
     made_up(*SEVERAL)

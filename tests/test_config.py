@@ -5,7 +5,7 @@ from typing import Literal
 
 import pytest
 
-from dim.config import Kind, flag_name, kind_of, nearest, one_of, option, read_yaml
+from dim.app.config import Kind, flag_name, kind_of, nearest, one_of, option, read_yaml
 from dim.errors import UserError, quoted
 
 
@@ -115,7 +115,7 @@ def test_yaml_that_is_wrong_is_named_in_one_line(read, text, message):
 
 
 def test_a_large_configuration_is_not_read(read, monkeypatch):
-    monkeypatch.setattr("dim.files.read_bytes", lambda _: pytest.fail("read before its size was looked at"))
+    monkeypatch.setattr("dim.io.files.read_bytes", lambda _: pytest.fail("read before its size was looked at"))
     with pytest.raises(UserError, match="the limit for a configuration"):
         read("#" * 100_001)
 

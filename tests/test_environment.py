@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from dim import environment
+from dim.app import environment
 from dim.errors import UserError
 
 OWN = ("RAY_ADDRESS", "RAY_TMPDIR", "TMPDIR", "DIM_SCRATCH", "DIM_LOG", "KERAS_HOME", *environment._TOKENS)

@@ -26,14 +26,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dim import files, logs, output
-from dim.config import read_yaml
-from dim.data import ground_truth, listing, manifest, photos
+from dim.app import logs, output
+from dim.app.config import read_yaml
+from dim.data import ground_truth, manifest, photos
+from dim.data.config import LAYOUTS
 from dim.data.decode import DecodeError, decode
-from dim.data.importers.config import LAYOUTS
 from dim.errors import UserError
-from dim.extract import content
+from dim.extract import identity
 from dim.extract.config import ExtractConfig
+from dim.io import files
 from dim.model import spec, whitening
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -228,7 +229,7 @@ def test_paths_outside_the_root(tmp_path, write_manifest):
     (tmp_path / "root" / "inner.jpg").symlink_to(tmp_path / "root" / "in" / "a.jpg")
 
     def check(path, root=f"{tmp_path}/root"):
-        content.require_under(root, manifest.read(write_manifest(image_id=["a"], path=[path])))
+        identity.require_under(root, manifest.read(write_manifest(image_id=["a"], path=[path])))
 
     for inside in ("root/in/a.jpg", "root/in/../in/a.jpg", "root/inner.jpg", f"file://{tmp_path}/root/in/a.jpg"):
         check(inside)
@@ -244,9 +245,9 @@ def test_paths_outside_a_root_in_a_store(write_manifest, s3):
     for path, inside in {"a/b.jpg": True, "a/../a/b.jpg": True, "a/../../b.jpg": False, "ab/c.jpg": False}.items():
         rows = manifest.read(write_manifest(image_id=["a"], path=[f"{bucket}/{path}"]))
         if inside:
-            content.require_under(f"{bucket}/a", rows)
+            identity.require_under(f"{bucket}/a", rows)
         else:
-            refused(content.require_under, f"{bucket}/a", rows, match="outside --root")
+            refused(identity.require_under, f"{bucket}/a", rows, match="outside --root")
 
 
 # Names.
@@ -282,7 +283,7 @@ def test_a_column_name_cannot_forge_a_line(tmp_path):
 def test_names_that_are_no_text(tmp_path):
     for name in (b"a\xff.jpg", b"b.jpg"):
         Path(os.fsdecode(bytes(tmp_path) + b"/" + name)).touch()
-    found = listing.listing(str(tmp_path))
+    found = photos.listing(str(tmp_path))
     assert (found.files, found.skipped) == (["b.jpg"], {"a\\xff.jpg": "its name is not UTF-8; rename it"})
     refused(files.names, str(tmp_path), match="is not UTF-8; rename it")
 
@@ -290,7 +291,7 @@ def test_names_that_are_no_text(tmp_path):
 def test_a_path_that_cannot_be_is_one_error_not_the_end(tmp_path, write_manifest):
     (tmp_path / "a.jpg").touch()
     rows = manifest.read(write_manifest(image_id=["a", "b"], path=["a.jpg", "x" * 300]))
-    assert content.of_manifest(rows).present == [True, False]
+    assert identity.of_manifest(rows).present == [True, False]
     refused(manifest.read, write_manifest(image_id=["a"], path=["a\0.jpg"]), match="row 1 has a NUL in its path")
 
 

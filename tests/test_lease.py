@@ -15,8 +15,9 @@ import pyarrow.fs as pafs
 import pytest
 
 import dim.train
-from dim import files, lease, local_copies, output
+from dim.app import output
 from dim.errors import JobFailed, UserError
+from dim.io import files, lease, local_files
 from dim.train import job as task
 
 
@@ -245,7 +246,7 @@ def test_a_writer_that_wakes_and_does_not_know_yet_writes_nothing(bucket, monkey
         ):
             with pytest.raises(JobFailed, match="could not renew its lease"):
                 write()
-        with pytest.raises(JobFailed, match="could not renew"), local_copies.written("s3://bucket/a") as path:
+        with pytest.raises(JobFailed, match="could not renew"), local_files.written("s3://bucket/a") as path:
             Path(path).write_bytes(b"late")
         files.write_bytes("s3://bucketful", b"another place")
     assert (bucket / "a").read_bytes() == b"in time"

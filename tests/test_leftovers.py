@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from dim import leftovers, output
+from dim.app import output
+from dim.io import local_files
 
 
 @dataclass(frozen=True)
@@ -60,15 +61,15 @@ def test_only_what_dead_writers_began_goes(tmp_path, dead, alive):
         f"linked.{dead}.tmp",
         f"folder.{dead}.tmp",
     ]
-    leftovers.sweep(str(tmp_path))
+    local_files.sweep(str(tmp_path))
     assert names(tmp_path) == sorted(kept)
-    leftovers.sweep(str(tmp_path / "none"))
+    local_files.sweep(str(tmp_path / "none"))
 
 
 def test_beside_a_single_file_only_its_own_goes(tmp_path, dead):
     for name in (f"m.csv.{dead}.tmp", f"m.csv.{dead}.{dead}.tmp", f"other.csv.{dead}.tmp"):
         (tmp_path / name).write_text("half")
-    leftovers.sweep(str(tmp_path), "m.csv")
+    local_files.sweep(str(tmp_path), "m.csv")
     assert names(tmp_path) == sorted([f"m.csv.{dead}.{dead}.tmp", f"other.csv.{dead}.tmp"])
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dim import children, files, listings, storage
+from dim.io import files, listings, processes, storage
 
 NAMES = (
     "a.jpg",
@@ -95,7 +95,7 @@ def test_a_listing_that_never_ends_is_ended_once_all_is_known(s3, few, monkeypat
         begun.append(module)
         return ["sleep", "600"]
 
-    monkeypatch.setattr(children, "command", sleeping)
+    monkeypatch.setattr(processes, "command", sleeping)
     assert files.infos([f"{bucket}/a"])[0].size == 5
     assert begun == [listings.__name__]
 
@@ -104,13 +104,13 @@ def test_a_listing_that_never_ends_is_ended_once_all_is_known(s3, few, monkeypat
 def test_a_listing_that_fails_is_done_without(s3, few, monkeypatch, said):
     bucket = s3.bucket("not-listed")
     files.write_bytes(f"{bucket}/a", b"photo")
-    monkeypatch.setattr(children, "command", lambda _: ["echo", "-n", said])
+    monkeypatch.setattr(processes, "command", lambda _: ["echo", "-n", said])
     assert files.infos([f"{bucket}/a"])[0].size == 5
 
 
 def test_the_process_that_lists_ends_well_when_it_is_done():
     with subprocess.Popen(
-        children.command(listings.__name__), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=children.environment()
+        processes.command(listings.__name__), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=processes.environment()
     ) as process:
         process.stdin.write(json.dumps({"folders": [], "uris": []}).encode() + b"\n")
         process.stdin.flush()
@@ -121,7 +121,7 @@ def test_the_process_that_lists_ends_with_its_parent(s3, few):
     bucket = s3.bucket("orphan")
     s3.faults(latency=5)
     with subprocess.Popen(
-        children.command(listings.__name__), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=children.environment()
+        processes.command(listings.__name__), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=processes.environment()
     ) as process:
         process.stdin.write(json.dumps({"folders": [f"{bucket}/a"], "uris": [f"{bucket}/a/b"]}).encode() + b"\n")
         process.stdin.flush()

@@ -8,7 +8,7 @@ import queue
 
 import pytest
 
-from dim import logs
+from dim.app import logs
 
 
 @pytest.fixture
@@ -68,13 +68,13 @@ def test_an_exception_is_in_the_same_line(monkeypatch):
 
 
 def test_what_a_training_worker_says_names_it_and_its_node(monkeypatch):
-    from dim.train import messages
+    from dim.train import failures
 
     logger = logging.getLogger("dim")
     before = logger.handlers, logger.level, logger.propagate
     records = queue.Queue()
     try:
-        messages.speak_through(records, logging.INFO, 3)
+        failures.speak_through(records, logging.INFO, 3)
         logging.getLogger("dim.train.loop").info("an epoch")
     finally:
         logger.handlers, logger.level, logger.propagate = before

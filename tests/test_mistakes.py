@@ -17,9 +17,9 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from dim import files, tables
 from dim.extract import identity, store
 from dim.extract.identity import Embedding
+from dim.io import files, tables
 from dim.model import spec
 from dim.model.whitening import Whitening
 

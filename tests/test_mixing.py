@@ -11,28 +11,28 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dim import files
 from dim.audit.config import AuditConfig
 from dim.audit.job import audit
 from dim.errors import UserError
 from dim.evaluate.config import EvaluateConfig
 from dim.evaluate.job import evaluate
+from dim.export.config import ExportConfig
+from dim.export.job import LAYOUTS, export
 from dim.extract import identity
 from dim.extract.config import ExtractConfig
 from dim.extract.embedder import Recipe
 from dim.extract.identity import Embedding
 from dim.extract.job import embedding_of, extract
+from dim.io import files
 from dim.mine.config import MineConfig
 from dim.mine.job import mine_folder
 from dim.model import spec
-from dim.model.whiten_config import WhitenConfig
-from dim.model.whiten_job import whiten
 from dim.model.whitening import Whitening
 from dim.search.config import IndexConfig, SearchConfig
-from dim.search.export import LAYOUTS, export
-from dim.search.export_config import ExportConfig
 from dim.search.index_job import build
-from dim.search.search_job import search
+from dim.search.job import search
+from dim.whiten.config import WhitenConfig
+from dim.whiten.job import whiten
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

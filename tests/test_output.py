@@ -13,8 +13,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from dim import output, seal, tables
+from dim.app import output
 from dim.errors import JobFailed, UserError
+from dim.io import seal, tables
 
 
 @dataclass(frozen=True)

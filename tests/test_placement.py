@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from dim import placement
+from dim.app import placement
+from dim.app.placement import Node
 from dim.errors import UserError
-from dim.placement import Node
 
 # The head of the shipped cluster, on which nothing lives yet.
 HEAD = {"CPU": 0, "autoscaled_8CPU_1GPU": 8, "autoscaled_16CPU": 10}

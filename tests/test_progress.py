@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from dim import progress
-from dim.progress import Handler, Progress, duration, told
+from dim.app import progress
+from dim.app.progress import Handler, Progress, duration, told
 
 JOBS = Path(__file__).resolve().parents[1] / "jobs"
 ERASED = "\r\x1b[K"

@@ -10,16 +10,16 @@ from dim.audit.job import audit
 from dim.errors import UserError
 from dim.evaluate.config import EvaluateConfig
 from dim.evaluate.job import evaluate
+from dim.export.config import ExportConfig
+from dim.export.job import export
+from dim.io.tables import require_once
 from dim.mine.config import MineConfig
 from dim.mine.job import mine_folder
-from dim.model.whiten_config import WhitenConfig
-from dim.model.whiten_job import whiten
-from dim.rows import require_once
 from dim.search.config import IndexConfig, SearchConfig
-from dim.search.export import export
-from dim.search.export_config import ExportConfig
 from dim.search.index_job import build
-from dim.search.search_job import search
+from dim.search.job import search
+from dim.whiten.config import WhitenConfig
+from dim.whiten.job import whiten
 
 
 def test_each_once_in_any_order():

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dim import scratch
 from dim.errors import UserError
-from dim.train.trunk_cache import TrunkCache
+from dim.io import scratch
+from dim.train.feature_cache import TrunkCache
 
 OTHER = 12345  # another user
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dim import sheets, tables
+from dim.io import csv_files, tables
 
 RUN = [
     "=1+1",
@@ -35,12 +35,12 @@ SAFE = ["", "a=b", "milk", "-1", "+1.5", "-.5e-3", "-12.", "'", "'milk", "''", "
 
 @pytest.mark.parametrize("text", RUN)
 def test_what_a_spreadsheet_would_run(text):
-    assert sheets.escaped(text) == "'" + text
+    assert csv_files.escaped(text) == "'" + text
 
 
 @pytest.mark.parametrize("text", SAFE)
 def test_what_it_would_not_run(text):
-    assert sheets.escaped(text) == text
+    assert csv_files.escaped(text) == text
 
 
 @given(st.none() | st.text() | st.text(alphabet="'=+-@\t\r1.e"))
@@ -48,8 +48,8 @@ def test_what_it_would_not_run(text):
 @example("'-1")
 @example("''=1")
 def test_nothing_is_lost(text):
-    assert sheets.unescaped(sheets.escaped(text)) == text
-    assert not text or not sheets.escaped(text).startswith(("=", "@", "\t", "\r"))
+    assert csv_files.unescaped(csv_files.escaped(text)) == text
+    assert not text or not csv_files.escaped(text).startswith(("=", "@", "\t", "\r"))
 
 
 def test_a_file(tmp_path):
@@ -57,7 +57,7 @@ def test_a_file(tmp_path):
     table = pa.table(
         {"label": ["=1", None, "b"], "score": [-0.5, 1.0, None], "path": ["-1", "+x", 'a,"b'], "n": [-1] * 3}
     )
-    sheets.write(uri, table)
+    csv_files.write_escaped(uri, table)
     with open(uri, encoding="utf-8", newline="") as file:
         rows = list(csv.reader(file))
     assert rows == [

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pytest
 
-from dim import credentials, files, local_copies, storage, tables
 from dim.errors import UserError
+from dim.io import files, local_files, storage, tables, uris
 
 
 @pytest.fixture
@@ -32,9 +32,9 @@ def test_what_is_written_to_a_store_is_read(scheme, request):
     assert found.size > 0 and found.mtime_ns > 0 and missing.type == pafs.FileType.NotFound
     tables.write(f"{bucket}/t.parquet", pa.table({"x": [1, 2]}))
     assert tables.read(f"{bucket}/t.parquet")["x"].to_pylist() == [1, 2]
-    with local_copies.written(f"{bucket}/large") as path, open(path, "wb") as file:
+    with local_files.written(f"{bucket}/large") as path, open(path, "wb") as file:
         file.write(os.urandom(1 << 20) * 12)  # in parts
-    with local_copies.read(f"{bucket}/large") as path:
+    with local_files.read(f"{bucket}/large") as path:
         assert Path(path).stat().st_size == 12 << 20
     files.delete(uri)
     files.delete(uri)
@@ -48,7 +48,7 @@ def test_a_large_file_is_read_by_a_request_or_two(s3, bucket):
     s3.faults()
     assert files.read_bytes(f"{bucket}/large") == bytes(20 << 20)
     assert 0 < s3.faults()["requests"] <= 2
-    with local_copies.read(f"{bucket}/large") as path:
+    with local_files.read(f"{bucket}/large") as path:
         assert Path(path).stat().st_size == 20 << 20
     assert 0 < s3.faults()["requests"] <= 4
 
@@ -223,7 +223,7 @@ def test_credentials_in_a_uri_are_refused_and_not_repeated(uri):
 
 def test_what_looks_like_credentials_and_is_none():
     for uri in ("s3://bucket/a:b@c.jpg", "hdfs://host:8020/x@y", "abfs://container@account.dfs/x", "mail me@a.b: x"):
-        assert credentials.redacted(uri) == uri
+        assert uris.redacted(uri) == uri
 
 
 @pytest.mark.parametrize("uri", ["fsspec+file:///a", "mock://a", "s3fs://a/b"])

@@ -9,8 +9,8 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 
-from dim import tables
 from dim.errors import UserError
+from dim.io import tables
 
 ROWS = {"path": ["å/1.jpg", "b, c.jpg", "007"], "label": ["é", "a;b", None]}
 TEXT = 'path,label\nå/1.jpg,é\n"b, c.jpg",a;b\n007,\n'

@@ -8,8 +8,9 @@ import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
 
-from dim import telemetry, train
-from dim.progress import Progress
+from dim import train
+from dim.app import progress
+from dim.app.progress import Progress
 from dim.train import job as task
 
 
@@ -57,8 +58,8 @@ def test_the_dashboard_tells_jobs_and_stages_apart():
     targets = [target for panel in dashboard["panels"] for target in panel["targets"] if "ray_dim" in target["expr"]]
     assert targets
     for target in targets:
-        assert re.search(r"by \((.*?)\)", target["expr"])[1].split(", ") == list(telemetry.TAGS)
-        assert set(re.findall(r"{{(\w+)}}", target["legendFormat"])) == set(telemetry.TAGS)
+        assert re.search(r"by \((.*?)\)", target["expr"])[1].split(", ") == list(progress.TAGS)
+        assert set(re.findall(r"{{(\w+)}}", target["legendFormat"])) == set(progress.TAGS)
 
 
 def test_a_training_worker_counts_for_its_job(monkeypatch):
@@ -68,7 +69,7 @@ def test_a_training_worker_counts_for_its_job(monkeypatch):
     )
     instrument = SimpleNamespace(inc=lambda _, tags: told.append(tags), set=lambda _, tags: told.append(tags))
     monkeypatch.setitem(sys.modules, "ray", ray)
-    monkeypatch.setattr(telemetry, "_instruments", lambda: (instrument,) * 3)
+    monkeypatch.setattr(progress, "_instruments", lambda: (instrument,) * 3)
     monkeypatch.setattr(sys, "argv", ["default_worker.py"])
     loop = SimpleNamespace(run=lambda job: Progress("fitting", 9, epoch=job.epoch).add())
     monkeypatch.setitem(sys.modules, "dim.train.loop", loop)

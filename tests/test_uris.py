@@ -14,16 +14,17 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dim import cluster, files, storage, tables, uris
+from dim.app import cluster
 from dim.data import manifest, photos, split
+from dim.data.config import ImportConfig, SplitConfig
 from dim.data.decode import decode
 from dim.data.importers import job as importing
-from dim.data.importers.config import ImportConfig
-from dim.data.split_config import SplitConfig
 from dim.errors import UserError
-from dim.evaluate import provenance
-from dim.extract import content
-from dim.search import queries, whereabouts
+from dim.evaluate import sources
+from dim.extract import identity
+from dim.io import files, storage, tables, uris
+from dim.report import search
+from dim.search import queries
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 ODD = [
@@ -175,11 +176,11 @@ def test_a_relative_path_in_a_manifest_at_a_file_uri_is_a_plain_name(odd):
     (odd / "label" / "100%.jpg").unlink()
     for folder in (str(odd), odd.as_uri(), f"file://{odd}"):
         found = manifest.checked(f"{folder}/photos.csv", table)
-        assert content.of_manifest(found).present == [name != "100%.jpg" for name in ODD]
-        content.require_under(folder, found)
-        content.require_under(odd.as_uri(), found)
+        assert identity.of_manifest(found).present == [name != "100%.jpg" for name in ODD]
+        identity.require_under(folder, found)
+        identity.require_under(odd.as_uri(), found)
         with pytest.raises(UserError, match="outside --root"):
-            content.require_under(f"{folder}/lab", found)
+            identity.require_under(f"{folder}/lab", found)
 
 
 def test_content_is_that_of_the_path_as_the_manifest_writes_it(odd):
@@ -187,9 +188,9 @@ def test_content_is_that_of_the_path_as_the_manifest_writes_it(odd):
     file = odd / "label" / "a+b.jpg"
     os.utime(file, ns=(10**18, 10**18))
     table = pa.table({"image_id": ["a"], "path": ["label/a+b.jpg"]})
-    (found,) = content.of_manifest(manifest.checked(f"{odd}/photos.csv", table)).contents
+    (found,) = identity.of_manifest(manifest.checked(f"{odd}/photos.csv", table)).contents
     assert found == "38ac4fba8234e72abb1478b9e1776415"
-    assert content.of_manifest(manifest.checked(f"file://{odd}/photos.csv", table)).contents == [found]
+    assert identity.of_manifest(manifest.checked(f"file://{odd}/photos.csv", table)).contents == [found]
 
 
 def test_the_query_of_a_file_uri_is_called_by_its_name(odd):
@@ -295,7 +296,7 @@ def test_what_names_no_place_is_refused_by_name_and_nobody_is_asked(uri, alone, 
     assert "hush" not in refused(manifest.read, table, f"{row}.*{said}.*; 2 rows are like it")
     for inputs in ({"manifest": uri}, {"descriptors": uri}):  # of a folder that somebody else made
         files.write_json(f"{tmp_path}/run.json", {"job": "extract", "inputs": inputs})
-        assert whereabouts.of_folder(str(tmp_path), ["a"]) == whereabouts.NOT_KNOWN
+        assert search.of_folder(str(tmp_path), ["a"]) == search.NOT_KNOWN
 
 
 def test_the_inputs_of_a_folder_that_somebody_else_made_are_asked_of_nobody(alone, write_descriptors):
@@ -303,8 +304,8 @@ def test_the_inputs_of_a_folder_that_somebody_else_made_are_asked_of_nobody(alon
     for kind in ("model", "whitening"):
         inputs = {kind: "abfs://account@evil.example/a"}
         folders[kind] = write_descriptors(["a"], [[1.0, 0.0]], name=kind, inputs=inputs, whitening="0" * 64)
-    refused(lambda folder: provenance.whitenings(folder, None), folders["model"], "no storage is called 'abfs'")
-    (step,) = provenance.whitenings(folders["whitening"], None)
+    refused(lambda folder: sources.whitenings_of(folder, None), folders["model"], "no storage is called 'abfs'")
+    (step,) = sources.whitenings_of(folders["whitening"], None)
     assert step["learned_on"] is None
 
 
@@ -352,6 +353,6 @@ def test_a_path_that_is_no_text_is_named_with_its_row(tmp_path):
 def test_backslashes_of_windows_are_told_where_nothing_is_found(tmp_path, write_manifest):
     rows = manifest.read(write_manifest(image_id=["a"], path=["photos\\a.jpg"]))
     with pytest.raises(UserError, match=r"and use / where Windows uses \\"):
-        content.of_manifest(rows)
+        identity.of_manifest(rows)
     (tmp_path / "photos\\a.jpg").touch()  # a name like any other, here
-    assert content.of_manifest(rows).present == [True]
+    assert identity.of_manifest(rows).present == [True]

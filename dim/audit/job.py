@@ -3,16 +3,17 @@
 import logging
 from typing import Any
 
-from dim import output, sheets, tables
-from dim.audit import page
+from dim.app import output
 from dim.audit.config import AuditConfig
 from dim.audit.suspects import DUPLICATE, KINDS, Photos, suspects, table
 from dim.data import manifest as manifests
 from dim.extract import descriptors
+from dim.io import csv_files, tables
 from dim.mine.config import Mining
 from dim.mine.pool import check
-from dim.pages.photos import Photo
-from dim.search import stored
+from dim.report import audit as audit_report
+from dim.report.photos import Photo
+from dim.search import descriptor_folder
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ def audit(config: AuditConfig) -> dict[str, Any]:
     embedded = descriptors.read(config.descriptors, chosen)
     embedding, vectors = embedded.embedding, embedded.vectors
     if config.whitening and not embedding.whitening:
-        embedding, whitening = stored.whitened(config.whitening, embedding, config.descriptors)
+        embedding, whitening = descriptor_folder.whitened(config.whitening, embedding, config.descriptors)
         vectors = whitening.apply(vectors)
     rows = embedded.rows
     photos = Photos(vectors, chosen.image_ids[rows], chosen.labels[rows], chosen.table["split"].to_numpy()[rows])
@@ -37,12 +38,12 @@ def audit(config: AuditConfig) -> dict[str, Any]:
         found, pairs = suspects(photos, config.least_score, config.duplicates)
         listed = table(photos, found)
         tables.write(out.path("suspects.parquet"), listed)
-        sheets.write(out.path("suspects.csv"), listed)
+        csv_files.write_escaped(out.path("suspects.csv"), listed)
         kinds = [one.kind for one in found]
         counts = {kind: kinds.count(kind) for kind in KINDS}
         log.info("suspected: %d of a wrong label, %d duplicates, %d far from their label", *counts.values())
         where = [Photo(chosen.paths[row], chosen.boxes[row]) for row in rows]
         if pairs > counts[DUPLICATE]:
             log.warning("there are %d pairs of duplicates; the %d nearest are listed", pairs, counts[DUPLICATE])
-        page.write(out.path("report.html"), config, photos, where, found)
+        audit_report.write(out.path("report.html"), config, photos, where, found)
         return out.finish({"images": len(rows), "errors": len(chosen) - len(rows), **counts, "duplicate_pairs": pairs})

@@ -6,7 +6,7 @@ from typing import IO, Protocol
 import numpy as np
 from PIL import AvifImagePlugin, ExifTags, Image, PngImagePlugin
 
-from dim.data import avif, footprint, jpeg, tiff
+from dim.data import containers, footprint, tiff
 from dim.data.colour import LARGEST
 from dim.data.limits import DecodeError, Limits, check_pixels, check_size
 
@@ -54,7 +54,7 @@ def opened(file: IO[bytes], limits: Limits) -> Photo:
     file.seek(0)
     if not start:
         raise DecodeError("the file is empty")
-    brands = avif.brands(start)
+    brands = containers.brands(start)
     if start.startswith(_RAW) or b"crx " in brands:
         raise DecodeError(tiff.RAW)
     if start.startswith(tiff.MAGIC):
@@ -64,16 +64,16 @@ def opened(file: IO[bytes], limits: Limits) -> Photo:
             raise
         except Exception as error:
             raise DecodeError(_not_decoded("TIFF", error)) from error
-    if brands and not brands & avif.BRANDS and (brands & _HEIC or b"hvc1" in start):
+    if brands and not brands & containers.BRANDS and (brands & _HEIC or b"hvc1" in start):
         raise DecodeError("an HEIC photo, which dim can't decode; convert it to JPEG")
     # Ours is the limit that counts. Pillow's would be applied by `Image.open`, before it.
     Image.MAX_IMAGE_PIXELS = None
     PngImagePlugin.MAX_TEXT_CHUNK = LARGEST  # Pillow refuses a PNG whose profile has more than a megabyte
     crop = None
-    if brands & avif.BRANDS or (brands and b"av01" in start):
+    if brands & containers.BRANDS or (brands and b"av01" in start):
         content = file.read(limits.bytes + 1)
         check_size(len(content), limits)
-        file, crop = io.BytesIO(avif.accepted(content)), avif.crop(content)
+        file, crop = io.BytesIO(containers.accepted(content)), containers.crop(content)
     try:
         image = Image.open(file, formats=_FORMATS)
     except Exception as error:  # of almost any type
@@ -105,7 +105,7 @@ def _not_decoded(name: str, error: Exception) -> str:
 class PillowPhoto:
     """A photo that Pillow decodes: `image`, opened, and loaded by `load`."""
 
-    def __init__(self, file: IO[bytes], image: Image.Image, start: bytes, crop: avif.Crop | None) -> None:
+    def __init__(self, file: IO[bytes], image: Image.Image, start: bytes, crop: containers.Crop | None) -> None:
         self._file = file
         self.image = image
         self._start = start
@@ -164,7 +164,7 @@ class PillowPhoto:
             if self.image.format not in _JPEG:
                 raise
             self._file.seek(0)
-            whole = jpeg.ended(self._file.read())
+            whole = containers.ended(self._file.read())
             if whole is None:
                 raise
         image = Image.open(io.BytesIO(whole), formats=("JPEG",))

@@ -6,11 +6,11 @@ for nor against.
 
 from dataclasses import dataclass
 
-from dim import tables
-from dim.config import nearest
+from dim.app.config import nearest
 from dim.data import manifest as manifests
 from dim.data.manifest import Manifest
 from dim.errors import UserError, quoted
+from dim.io import tables
 
 GRADES = ("good", "ok", "junk", "easy", "hard")
 COLUMNS = ("query_id", "image_id", "grade")

@@ -19,11 +19,11 @@ from typing import IO, Any
 
 import numpy as np
 
-from dim import children
 from dim.data.decode import Box, Decoded, Resize, prepared
 from dim.data.decode import check_header as check_header_here
+from dim.data.footprint import turn
 from dim.data.limits import LIMITS, DecodeError, Limits
-from dim.data.turns import turn
+from dim.io import processes
 
 TRIES = 3
 SECONDS = 60.0  # a photo of the largest size allowed takes a tenth
@@ -96,7 +96,7 @@ class _Process:
 
     def __init__(self) -> None:
         self._said = tempfile.TemporaryFile()  # noqa: SIM115  (a pipe that nobody reads would hold it up)
-        self._process = children.started(__name__, self._said)
+        self._process = processes.started(__name__, self._said)
 
     def asked(self, *question: bytes) -> tuple[dict[str, Any], bytes] | None:
         """Its answer, JSON and pixels; None where it dies over the question."""

@@ -1,10 +1,10 @@
 """The manifest: one row an image, Parquet or CSV.
 
-Columns: `image_id` (string, unique), `path` (local, file://, s3:// or gs://, as `dim.uris` reads them; relative to
+Columns: `image_id` (string, unique), `path` (local, file://, s3:// or gs://, as `dim.io.uris` reads them; relative to
 the manifest's folder), `label` (may be null), `split` (train, val, test or null), optional `role` (query, database, or
 null for both) and `x1, y1, x2, y2` (a query's box in pixels of the upright image). Other columns are kept.
 
-A text may stand there as a number (`dim.data.text` says how it is written), and one that is empty, of spaces only or
+A text may stand there as a number (`dim.io.tables` says how it is written), and one that is empty, of spaces only or
 NaN is null. Every other text is what it is: "NA", "None" and "nan" are labels.
 """
 
@@ -17,10 +17,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dim import files, output, tables, uris
-from dim.credentials import redacted
-from dim.data.text import as_text, empty_as_null, plain
+from dim.app import output
 from dim.errors import UserError, quoted
+from dim.io import files, tables, uris
+from dim.io.tables import as_text, empty_as_null, plain
+from dim.io.uris import redacted
 
 SPLITS = ("train", "val", "test")
 ROLES = ("query", "database")

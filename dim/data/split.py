@@ -14,13 +14,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from dim import files, leftovers, sheets, tables
 from dim.data import labelled, manifest, photos
-from dim.data.labels import tell
-from dim.data.reasons import summed
-from dim.data.split_config import SplitConfig
-from dim.errors import UserError
-from dim.rows import require_once
+from dim.data.config import SplitConfig
+from dim.data.labelled import tell
+from dim.errors import UserError, summed
+from dim.io import csv_files, files, local_files, tables
+from dim.io.tables import require_once
 
 log = logging.getLogger(__name__)
 
@@ -75,10 +74,10 @@ def _write(out: str, kept: pa.Table, unreadable: pa.Table, skipped: pa.Table) ->
     # The list never tells of another manifest than the one that it stands beside.
     beside = f"{out.rpartition('.')[0]}.unreadable.csv"
     for uri in (out, beside):
-        leftovers.sweep(folder, files.name(uri))
+        local_files.sweep(folder, files.name(uri))
     files.delete(beside)
     tables.write(out, result.table)
-    sheets.write(beside, _named(pa.concat_tables([unreadable, skipped]), folder))
+    csv_files.write_escaped(beside, _named(pa.concat_tables([unreadable, skipped]), folder))
     for what, those in (("photos that could not be read", unreadable), ("what else was not taken", skipped)):
         if len(those):
             log.warning("%s: %d (%s); see %s", what, len(those), summed(those["reason"].to_pylist()), beside)

@@ -1,22 +1,27 @@
-"""One evaluation: the queries' descriptors against the database's, under a task's protocol."""
+"""One evaluation: the queries' descriptors against the database's, under a task's protocol.
 
-from collections.abc import Iterator
+The retrieval read as classification: the seed's accuracy and report, and the true report beside it.
+
+Which labels are taken for which: the nearest photo of a query has another label than the query.
+"""
+
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from sklearn.metrics import classification_report
 
-from dim.evaluate.database import Database
+from dim.app.progress import Progress
 from dim.evaluate.metrics import GROUP, Metric
-from dim.evaluate.protocols import NOT_LISTED, Verdict, means, measure
+from dim.evaluate.protocols import NOT_LISTED, Verdict, apply_metrics, means
+from dim.evaluate.sources import Database
 from dim.evaluate.task import Task
 from dim.extract.descriptors import Descriptors
-from dim.progress import Progress
-from dim.rows import require_once
+from dim.io.tables import require_once
 from dim.search import exact
-from dim.search.database import Exact
-from dim.search.retrieval import Retrieval
+from dim.search.database import Exact, Retrieval
 
 LISTED = 10  # photos of each list that are kept, for people to look at
 
@@ -96,8 +101,10 @@ def judge(task: Task, queries: Descriptors, database: Database, search: Retrieva
         yield Judged(
             query_id=task.queries.image_ids[query],
             label=task.queries.labels[query],
-            values=measure(known, ranks, n_pos),
-            levels={name: measure(known, *level.ranks(positions)) for name, level in task.protocol.levels.items()},
+            values=apply_metrics(known, ranks, n_pos),
+            levels={
+                name: apply_metrics(known, *level.ranks(positions)) for name, level in task.protocol.levels.items()
+            },
             n_positives=n_pos,
             ranks=ranks,
             hits=_hits(row, exact.best(row, LISTED, place), labels, task.protocol.level.verdicts(relevant)),
@@ -167,3 +174,51 @@ def per_query(judged: list[Judged]) -> pa.Table:
             "first_rank": pa.array([query.first_rank for query in judged], pa.int64()),
         }
     )
+
+
+NO_LABEL = "(no label)"
+
+
+def top_k_accuracy(labels: Sequence[str], nearest: Sequence[Sequence[str | None]]) -> float:
+    """The share of queries whose label is among those of their nearest photos (what the seed called mAP)."""
+    return sum(label in found for label, found in zip(labels, nearest, strict=True)) / len(labels)
+
+
+def reports(labels: Sequence[str], nearest: Sequence[Sequence[str | None]]) -> dict[str, Any]:
+    """Precision, recall and F1 of each label, for queries with `labels` and the labels of their nearest photos.
+
+    In `top_k`, the seed's, a query counts as its own label if that is among the nearest, else as the nearest's; it
+    flatters. In `top_1` it counts as the nearest's.
+    """
+    first = [next(iter(found), None) or NO_LABEL for found in nearest]
+    any_of = [label if label in found else top for label, found, top in zip(labels, nearest, first, strict=True)]
+    return {"top_k": _report(labels, any_of), "top_1": _report(labels, first)}
+
+
+def _report(labels: Sequence[str], predicted: Sequence[str]) -> dict[str, Any]:
+    return dict(classification_report(labels, predicted, output_dict=True, zero_division=0))
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """The queries of `label` whose nearest photo is wrong and has the label `taken_for`; `of` is how many it has."""
+
+    label: str
+    taken_for: str
+    queries: list[Judged]
+    of: int
+
+
+def confusions(judged: Sequence[Judged]) -> list[Confusion]:
+    """All pairs of labels that are confused, most often first, ties by label. Junk is left out of the lists."""
+    pairs: dict[tuple[str, str], list[Judged]] = {}
+    counts: dict[str, int] = {}
+    for query in judged:
+        if query.label is None or not query.n_positives:
+            continue
+        counts[query.label] = counts.get(query.label, 0) + 1
+        nearest = next((hit for hit in query.hits if hit.verdict != "junk"), None)
+        if nearest and nearest.verdict == "wrong" and nearest.label is not None:
+            pairs.setdefault((query.label, nearest.label), []).append(query)
+    found = [Confusion(*pair, queries, counts[pair[0]]) for pair, queries in pairs.items()]
+    return sorted(found, key=lambda pair: (-len(pair.queries), pair.label, pair.taken_for))

@@ -98,7 +98,7 @@ PROTOCOLS: dict[ProtocolName, Protocol] = {
 }
 
 
-def measure(known: Mapping[str, Metric], ranks: np.ndarray, n_pos: int) -> dict[str, float | None]:
+def apply_metrics(known: Mapping[str, Metric], ranks: np.ndarray, n_pos: int) -> dict[str, float | None]:
     """Each metric of `known` for one query."""
     return {name: metric(ranks, n_pos) for name, metric in known.items()}
 

@@ -15,7 +15,7 @@ from dim.data.manifest import Manifest
 from dim.errors import UserError
 from dim.evaluate.config import EvaluateConfig
 from dim.evaluate.protocols import PROTOCOLS, Protocol
-from dim.extract import content
+from dim.extract import identity
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def task_of(config: EvaluateConfig) -> Task:
         queries = _graded_queries(queries, truth)
     if config.root:
         for rows in (queries, database):
-            content.require_under(config.root, rows)
+            identity.require_under(config.root, rows)
     task = Task(protocol, queries, database, truth)
     if truth:
         _check_grades(task, config.protocol, truth)

@@ -4,9 +4,9 @@ import typing
 from dataclasses import dataclass
 from typing import Literal
 
-from dim.config import flag_name, option
+from dim.app.config import flag_name, option
+from dim.data.config import Resize
 from dim.data.limits import MEGAPIXELS, MEGAPIXELS_HELP, Limited
-from dim.data.split_config import Resize
 from dim.errors import UserError
 from dim.model.precision import Precision
 

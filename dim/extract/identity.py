@@ -1,16 +1,24 @@
 """What a descriptor depends on. Two descriptors may be compared only if everything here is equal.
 
 `content` (per row, in the store) says which photo it was; labels and splits are part of neither.
+
+Which photo a row was computed from: path, size, modification time and box. A changed photo has another content.
 """
 
 import dataclasses
 import hashlib
 import json
+import os
+import posixpath
 from dataclasses import dataclass
 from typing import Any, cast
 
-from dim import files, output
+import pyarrow.fs as pafs
+
+from dim.app import output
+from dim.data.manifest import Manifest
 from dim.errors import UserError, quoted
+from dim.io import files
 
 VERSION = 2
 SRGB, IGNORED = "srgb", "ignored"
@@ -139,3 +147,46 @@ def _renewal(where: str) -> str:
         "whiten": "run the same extract.py again with another --out, and whiten.py on what it makes",
     }
     return f"{where!r} was made before dim applied colour profiles: {steps.get(job, steps['extract'])}"
+
+
+@dataclass(frozen=True)
+class Contents:
+    """For each row of a manifest: its content (a sha256) and whether its file exists."""
+
+    contents: list[str]
+    present: list[bool]
+
+
+def of_manifest(manifest: Manifest) -> Contents:
+    """Looks at each photo's size and modification time.
+
+    Raises UserError where none of the photos exists: a wrong folder, not bad luck.
+    """
+    contents, present = [], []
+    rows = zip(files.infos(manifest.paths), manifest.table["path"].to_pylist(), manifest.boxes, strict=True)
+    for info, path, box in rows:
+        present.append(info.type == pafs.FileType.File)
+        # The path as the manifest writes it: moving a folder with its manifest changes nothing.
+        key = f"{path}\t{info.size}\t{info.mtime_ns}\t{box}"
+        contents.append(hashlib.sha256(key.encode()).hexdigest()[:32])
+    if not any(present):
+        windows = " and use / where Windows uses \\" if "\\" in manifest.paths[0] else ""
+        raise UserError(
+            f"none of the {len(present)} photos of {manifest.uri!r} exists, the first at {manifest.paths[0]!r}; "
+            f"paths are relative to the manifest's folder{windows}"
+        )
+    return Contents(contents, present)
+
+
+def require_under(root: str, manifest: Manifest) -> None:
+    """Raises UserError unless each photo lies under the folder `root`, links and `..` resolved."""
+    top = f"{_resolved(root).rstrip('/')}/"
+    for image_id, uri in zip(manifest.image_ids, manifest.paths, strict=True):
+        if not _resolved(uri).startswith(top):
+            raise UserError(f"image_id {image_id!r} of {manifest.uri!r} is at {uri!r}, outside --root {root!r}")
+
+
+def _resolved(uri: str) -> str:
+    if files.is_local(uri):
+        return os.path.realpath(files.locate(uri)[1])
+    return posixpath.normpath(uri.replace("://", ":/")).replace(":/", "://", 1)  # stores know no links

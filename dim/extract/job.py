@@ -8,21 +8,20 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dim import cluster, output, placement
+from dim.app import cluster, output, placement
+from dim.app.progress import Progress
 from dim.data import manifest as manifests
 from dim.data.manifest import Manifest
-from dim.data.reasons import summed
-from dim.errors import UserError
-from dim.extract import content, identity, resume, shards, store
+from dim.errors import UserError, summed
+from dim.extract import identity, shards, store, writer
 from dim.extract.config import ExtractConfig
 from dim.extract.embedder import Recipe
 from dim.extract.identity import Embedding
 from dim.extract.resources import resolve_precision, resources
 from dim.extract.writer import Writer
+from dim.io.tables import require_once
 from dim.model import whitening
 from dim.model.spec import Source
-from dim.progress import Progress
-from dim.rows import require_once
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +31,8 @@ def extract(config: ExtractConfig) -> dict[str, Any]:
     selected = manifests.read(config.manifest).select(config.split)
     source = config.source(config.model)
     if config.root:
-        content.require_under(config.root, selected)
-    contents = content.of_manifest(selected)
+        identity.require_under(config.root, selected)
+    contents = identity.of_manifest(selected)
     with cluster.connected():
         cluster.require_shared(selected.paths)
         recipe = recipe_of(config, source)
@@ -41,7 +40,7 @@ def extract(config: ExtractConfig) -> dict[str, Any]:
         _require_same(config, embedding)
         inputs = {"manifest": config.manifest, "model": config.model, "whitening": config.whitening}
         with output.opened(config.out, "extract", config, inputs, embedding.as_json()) as out:
-            left = resume.pending(config.out, embedding, selected.image_ids, contents.contents, config.retry_failed)
+            left = writer.pending(config.out, embedding, selected.image_ids, contents.contents, config.retry_failed)
             log.info("%d photos, %d to do", len(selected), len(left))
             seconds = _run(config, selected, contents.contents, left, recipe, embedding=embedding)
             result = _result(config.out, selected, len(left), seconds)

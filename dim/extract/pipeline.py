@@ -15,16 +15,16 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
-from dim import cluster, files
+from dim.app import cluster
 from dim.data import isolated, photos
+from dim.data.config import Resize
 from dim.data.decode import Decoded, DecodeError
 from dim.data.limits import Limits
-from dim.data.split_config import Resize
 from dim.errors import JobFailed
 from dim.extract import store
-from dim.extract.embedder import Embedder, Recipe
-from dim.extract.forward import set_up_tensorflow
+from dim.extract.embedder import Embedder, Recipe, set_up_tensorflow
 from dim.extract.resources import Resources
+from dim.io import files
 from dim.model.spec import Spec
 
 # A decoder waits for storage part of its time. (Were this what an actor takes, Ray Data would fuse the two stages, and

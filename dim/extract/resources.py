@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dim import cluster, placement
+from dim.app import cluster, placement
 from dim.model import precision as precisions
 
 # Images a forward pass. A CPU gains nothing by more than keep it busy; a GPU that hasn't the memory is given less

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from dim import checksum, files, output
+from dim.app import output
 from dim.errors import UserError
-from dim.seal import Facts, Seal
-from dim.storage import at_once
+from dim.io import files, seal
+from dim.io.seal import Facts, Seal
+from dim.io.storage import at_once
 
 _PREFIX, _SHARD, _STATISTICS = "part-", ".parquet", ".json"
 _FACTS = {"rows": int, "bytes": int, "sha256": str}
@@ -46,7 +47,7 @@ class Shard:
         """Raises UserError unless it has these `rows`, its size, and, where it is at hand, this `content`."""
         found: dict[str, Any] = {"rows": rows, "bytes": self.size}
         if content is not None:
-            found["sha256"] = checksum.of(content)
+            found["sha256"] = seal.sha256(content)
         for fact, value in found.items():
             if self.facts.get(fact) not in (None, value):
                 raise UserError(

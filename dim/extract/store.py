@@ -18,11 +18,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dim import checksum, files, strict_json, tables
 from dim.errors import UserError
 from dim.extract.identity import Embedding, from_json, of_folder, require_equal
 from dim.extract.shards import Shard, belonging
-from dim.storage import at_once
+from dim.io import files, seal, strict_json, tables
+from dim.io.storage import at_once
 
 OK, ERROR = "ok", "error"
 AT_ONCE = 8  # shards that are read or written; each has some megabytes
@@ -49,7 +49,7 @@ def schema(dimension: int, dtype: str = "float32") -> pa.Schema:
 def shard_name(rows: Sequence[tuple[str, str]]) -> str:
     """The name of the shard that holds these (image_id, content) rows."""
     listed = "\n".join(f"{image_id}\t{content}" for image_id, content in rows)
-    return f"part-{checksum.of(listed.encode())[:16]}"
+    return f"part-{seal.sha256(listed.encode())[:16]}"
 
 
 def marked(table: pa.Table, embedding: Embedding) -> pa.Table:
@@ -80,7 +80,7 @@ def write_shard(folder: str, name: str, table: pa.Table) -> None:
         "rows": table.num_rows,
         "errors": table["status"].to_pylist().count(ERROR),
         "bytes": len(content),
-        "sha256": checksum.of(content),
+        "sha256": seal.sha256(content),
     }
     files.write_json(files.join(folder, f"{name}.json"), statistics)
 
@@ -109,7 +109,7 @@ def whole(folder: str, name: str) -> bytes | None:
         known = statistics["bytes"], statistics["sha256"]
     except (UserError, KeyError, TypeError):  # they are damaged themselves
         return None
-    return content if known == (len(content), checksum.of(content)) else None
+    return content if known == (len(content), seal.sha256(content)) else None
 
 
 def read_shard(

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from dim.config import MOST_SEED, flag_name, option
+from dim.app.config import MOST_SEED, flag_name, option
 from dim.errors import UserError
 
 StrategyName = Literal["hardest", "distinct", "random"]

@@ -1,16 +1,106 @@
-"""The hardest triplets: the farthest positives of each anchor, crossed with its nearest negatives.
+"""The best partners of each row among all rows, exactly: its nearest negatives or its farthest positives.
+
+Float32 matrix products only rule partners out, with a margin for their rounding. What they cannot rule out is decided
+by `Pool.distances`. So the result depends on neither the blocks nor the order in which they are seen.
+
+The hardest triplets: the farthest positives of each anchor, crossed with its nearest negatives.
 
 With strategy `distinct` each label gives an anchor at most one negative (Radenović, 1604.02426).
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from dim.mine.config import Mining
-from dim.mine.partners import Partners, entries
 from dim.mine.pool import Pool, too_similar
 from dim.mine.triplets import Triplets, active, ranked
+
+_OFFERED = 1 << 18  # candidates decided at once, which bounds the memory where very many tie
+
+
+@dataclass(frozen=True)
+class Partners:
+    """The best `count` partners of each row among those offered so far.
+
+    `sign`: 1 for the nearest, −1 for the farthest. A partner's cost is sign · distance; the least is best, ties by
+    image id. `one_per_label`: at most one partner from each label. `best`: for each block seen the costs,
+    float32 (rows, count), inf where there is no partner, and the partners, int64 (rows, count).
+    """
+
+    count: int
+    sign: int
+    one_per_label: bool = False
+    best: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+
+    def screen(self, pool: Pool, i: int, j: int, score: np.ndarray) -> None:
+        """Offers block j to block i; `score` (rows of i, of j): sign · xᵀy, or −inf where a pair is no candidate."""
+        cost, _ = self._of(pool, i)
+        # As |distance − (2 − 2xᵀy)| ≤ tolerance, only a score of `limit` or more can beat the worst partner held.
+        limit = self.sign - (cost[:, -1].astype(np.float64) + pool.tolerance) / 2
+        if np.isinf(limit).any():
+            rows, columns = self._first(pool, j, np.ascontiguousarray(score), limit)
+        else:
+            rows, columns = entries(score >= limit.astype(np.float32)[:, None])
+        for start in range(0, len(rows), _OFFERED):
+            part = slice(start, start + _OFFERED)
+            own, other = rows[part] + pool.span(i).start, columns[part] + pool.span(j).start
+            self.offer(pool, i, rows[part], other, self.sign * pool.distances(own, other))
+
+    def _first(self, pool: Pool, j: int, score: np.ndarray, limit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        # Some rows hold fewer than `count` partners yet: this block's own best limit what it can offer.
+        starts = np.flatnonzero(np.diff(pool.labels[pool.span(j)], prepend=-1))
+        best = np.maximum.reduceat(score, starts, axis=1) if self.one_per_label else score
+        if best.shape[1] >= self.count:
+            limit = np.maximum(limit, np.partition(best, -self.count, axis=1)[:, -self.count] - pool.tolerance)
+        rows, columns = entries(score >= np.maximum(limit, -2).astype(np.float32)[:, None])
+        if self.one_per_label:
+            label = np.searchsorted(starts, columns, side="right") - 1
+            near = score[rows, columns] >= best[rows, label] - np.float32(pool.tolerance)
+            rows, columns = rows[near], columns[near]
+        return rows, columns
+
+    def offer(self, pool: Pool, i: int, rows: np.ndarray, partners: np.ndarray, costs: np.ndarray) -> None:
+        """Takes the best of what is held and of `partners` (P) at `costs` (P) for `rows` (P) of block i."""
+        best_cost, best_partner = self._of(pool, i)
+        touched, rows = np.unique(rows, return_inverse=True)
+        held = np.isfinite(best_cost[touched])
+        rows = np.concatenate([np.nonzero(held)[0], rows])
+        partners = np.concatenate([best_partner[touched][held], partners])
+        costs = np.concatenate([best_cost[touched][held], costs])
+        order = np.lexsort((pool.id_ranks[partners], costs, rows))
+        if self.one_per_label:
+            keys = rows * len(pool) + pool.labels[partners]
+            order = order[np.sort(np.unique(keys[order], return_index=True)[1])]
+        rows, partners, costs = rows[order], partners[order], costs[order]
+        places = np.arange(len(rows)) - np.searchsorted(rows, rows)
+        kept = places < self.count
+        at = touched[rows[kept]], places[kept]
+        best_cost[at], best_partner[at] = costs[kept], partners[kept]
+
+    def merge(self, pool: Pool, other: "Partners") -> None:
+        """Takes the best of what both hold; `other` has seen other pairs of blocks."""
+        for i, (costs, partners) in other.best.items():
+            rows, places = np.nonzero(np.isfinite(costs))
+            self.offer(pool, i, rows, partners[rows, places], costs[rows, places])
+
+    def _of(self, pool: Pool, i: int) -> tuple[np.ndarray, np.ndarray]:
+        if i not in self.best:
+            span = pool.span(i)
+            shape = (span.stop - span.start, self.count)
+            self.best[i] = np.full(shape, np.inf, dtype=np.float32), np.zeros(shape, dtype=np.int64)
+        return self.best[i]
+
+
+def entries(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """np.nonzero of a matrix, or of the transpose of one, and ten times as fast."""
+    if mask.flags.c_contiguous:
+        rows, columns = np.divmod(np.flatnonzero(mask), mask.shape[1])
+    else:
+        columns, rows = np.divmod(np.flatnonzero(mask.T), mask.shape[0])
+    return rows, columns
+
 
 Found = tuple[Partners, Partners]  # positives and negatives
 

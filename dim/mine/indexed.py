@@ -11,8 +11,7 @@ import faiss
 import numpy as np
 
 from dim.mine.config import Mining
-from dim.mine.hardest import Found, nothing, screen_positives
-from dim.mine.partners import Partners
+from dim.mine.hardest import Found, Partners, nothing, screen_positives
 from dim.mine.pool import Pool, too_similar
 from dim.search import cosines
 from dim.search import index as indexes

@@ -3,14 +3,14 @@
 import logging
 from typing import Any
 
-from dim import tables
-from dim.cluster import connected
+from dim.app.cluster import connected
+from dim.app.output import opened
 from dim.data import manifest
 from dim.extract import descriptors
+from dim.io import tables
 from dim.mine.config import MineConfig
 from dim.mine.mining import check_candidates, mine
 from dim.mine.pool import check
-from dim.output import opened
 
 logger = logging.getLogger(__name__)
 

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import ray
 
-from dim import placement
-from dim.mine import hardest, sampling
+from dim.app import placement
+from dim.app.progress import Progress
+from dim.mine import hardest, triplets
 from dim.mine.config import Mining
 from dim.mine.pool import BLOCK_ROWS, Pool, check, pool_of
 from dim.mine.triplets import Triplets
-from dim.progress import Progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ _HARDEST = Strategy(hardest.units, 32, hardest.work, hardest.finish)
 STRATEGIES = {
     "hardest": _HARDEST,
     "distinct": _HARDEST,
-    "random": Strategy(sampling.units, 16_384, sampling.work, sampling.finish),
+    "random": Strategy(triplets.units, 16_384, triplets.work, triplets.finish),
 }
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import h5py
 
-from dim import children
+from dim.io import processes
 
 SECONDS = 60.0  # the weights of VGG16, 59 MB, take half a second
 MEMORY = 2**32  # bytes; its largest array takes a tenth where the classifier is in the file
@@ -22,9 +22,9 @@ def require_whole(path: str) -> None:
     """Raises ValueError where the file at `path` can't be read to its end, or keeps an array elsewhere."""
     try:
         child = subprocess.run(
-            children.command(__name__, os.path.abspath(path)),
+            processes.command(__name__, os.path.abspath(path)),
             capture_output=True,
-            env=children.environment(),
+            env=processes.environment(),
             check=False,
             timeout=SECONDS,
             text=True,

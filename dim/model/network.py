@@ -8,16 +8,15 @@ import contextlib
 import random
 from collections.abc import Iterator
 
-from dim import files, leftovers
 from dim.errors import UserError
+from dim.io import files, local_files
 from dim.model import spec as specs
 from dim.model import weights
 from dim.model.backbones import BACKBONES
 from dim.model.backend import keras
-from dim.model.normalisation import L2Normalisation
+from dim.model.layers import L2Normalisation, Preprocess
 from dim.model.pooling import POOLINGS
 from dim.model.precision import POLICIES
-from dim.model.preprocessing import Preprocess
 from dim.model.spec import Source, Spec
 
 # The fields of a spec that decide which weights there are. (The others change the input only.)
@@ -130,7 +129,7 @@ def save(model: keras.Model, spec: Spec, folder: str) -> None:
     What stood there before is no model from the start: no reader takes the new weights for the old model's.
     """
     files.make_folder(folder)
-    leftovers.sweep(folder)
+    local_files.sweep(folder)
     files.delete(files.join(folder, specs.SPEC_FILE))
     specs.write(spec, folder, weights.save(model, files.join(folder, specs.WEIGHTS_FILE)))
 

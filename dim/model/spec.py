@@ -1,16 +1,21 @@
-"""What a network is, without building it: the off-the-shelf names and `model.json`. Needs no TensorFlow."""
+"""What a network is, without building it: the off-the-shelf names and `model.json`. Needs no TensorFlow.
+
+Whether a weights file can be read at all, told before a job begins. Needs no TensorFlow.
+"""
 
 import dataclasses
 import re
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import dim
-from dim import checksum, config, files
-from dim.data.split_config import Resize
+from dim.app import config
+from dim.data.config import Resize
 from dim.errors import UserError, quoted
-from dim.model import readable
+from dim.io import files, local_files, seal
+from dim.model import hdf5
 from dim.model.backbones import BACKBONES
 
 FORMAT_VERSION = 1
@@ -109,7 +114,7 @@ class Source:
         """sha256 of the weights file; for "random" and "imagenet" the word itself."""
         if self.weights in WORDS:
             return self.weights
-        return self.sha256 or checksum.of_file(self.weights)
+        return self.sha256 or seal.sha256_of_file(self.weights)
 
 
 def resolve(model: str, weights: str | None = None, **changes: Any) -> Source:
@@ -138,8 +143,8 @@ def resolve(model: str, weights: str | None = None, **changes: Any) -> Source:
         )
     digest = None
     if found not in WORDS:
-        readable.require_readable(found)
-        digest = checksum.of_file(found)
+        require_readable(found)
+        digest = seal.sha256_of_file(found)
     if document and (document[1] not in (None, digest) or document != _read(model)):
         raise UserError(
             f"{SPEC_FILE} and {WEIGHTS_FILE} in {model!r} were not written together; if a job is writing them now, run "
@@ -194,3 +199,28 @@ def write(spec: Spec, folder: str, sha256: str | None = None) -> None:
     if sha256:
         document[_WEIGHTS_SHA256] = sha256
     files.write_json(files.join(folder, SPEC_FILE), document)
+
+
+def require_readable(uri: str) -> None:
+    """Raises UserError where the weights file at `uri` is missing, or no archive of arrays; for which network they are
+    is left open.
+    """
+    if not files.exists(uri):
+        raise UserError(f"no weights file {uri!r}")
+    if not uri.endswith((".npz", ".h5")):
+        raise UserError(f"weights {uri!r} are neither .npz nor .h5")
+    try:
+        (_require_npz if uri.endswith(".npz") else _require_h5)(uri)
+    except Exception as error:  # whatever opening a stranger's file raises, the file is at fault
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"cannot read the weights {uri!r}: {reason}; get them again") from error
+
+
+def _require_npz(uri: str) -> None:
+    with files.opened(uri) as file, zipfile.ZipFile(file):
+        pass
+
+
+def _require_h5(uri: str) -> None:
+    with local_files.read(uri) as path:
+        hdf5.require_whole(path)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dim import checksum, files
 from dim.errors import UserError
+from dim.io import files, seal
 from dim.model import hdf5
 from dim.model.backend import keras
 
@@ -33,14 +33,14 @@ def load_into(model: keras.Model, uri: str, sha256: str | None = None) -> None:
         raise UserError(f"weights {uri!r} are neither .npz nor .h5")
     try:
         content = files.read_bytes(uri)
-        changed = sha256 not in (None, checksum.of(content))
+        changed = sha256 not in (None, seal.sha256(content))
         if not changed:
             (_load_npz if uri.endswith(".npz") else _load_h5)(model, uri, content)
     except Exception as error:  # whatever reading a stranger's file raises, the file is at fault
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"cannot load the weights {uri!r} into {model.name!r}: {reason}") from error
     if changed:
-        raise checksum.changed(uri)
+        raise seal.changed(uri)
     for variable in model.weights:
         if not np.isfinite(variable.numpy()).all():
             raise UserError(f"weights {uri!r}: {variable.path} is not finite throughout")
@@ -83,7 +83,7 @@ def save(model: keras.Model, uri: str) -> str:
         model.save_weights(str(local))
         content = local.read_bytes()
     files.write_bytes(uri, content)
-    return checksum.of(content)
+    return seal.sha256(content)
 
 
 @contextlib.contextmanager

@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dim import checksum, files, strict_json
 from dim.errors import UserError
+from dim.io import files, seal, strict_json
 
 Kind = Literal["pca", "learned"]
 
@@ -83,7 +83,7 @@ def load(uri: str) -> Whitening:
     except OSError as error:
         raise UserError(f"cannot read the whitening {uri!r}: {files.reason(error)}") from error
     try:
-        return replace(_parse(content), uri=uri, sha256=checksum.of(content))
+        return replace(_parse(content), uri=uri, sha256=seal.sha256(content))
     except Exception as error:  # whatever reading a stranger's file raises, the file is at fault
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"{uri!r} is no whitening file ({reason}); make it with whiten.py") from error

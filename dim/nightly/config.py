@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from dim.config import flag_name, option
+from dim.app.config import flag_name, option
 from dim.errors import UserError
 from dim.evaluate.config import ProtocolName
 from dim.extract.config import Extraction, Split

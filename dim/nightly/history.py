@@ -1,16 +1,29 @@
-"""The history of all nights: `history.csv`, a row for each night and evaluation, also for nights that were missed."""
+"""The history of all nights: `history.csv`, a row for each night and evaluation, also for nights that were missed.
+
+The last night's figures as a file in Prometheus's text format, `metrics.prom` in the folder of the nights.
+
+A night is over long before anybody looks, and Ray's own metrics end with the process that set them. The file stays: let
+node_exporter read it (`--collector.textfile.directory`), or put it to a Pushgateway, from an object store, too:
+
+    aws s3 cp s3://bucket/nightly/metrics.prom - | curl --data-binary @- http://localhost:9091/metrics/job/dim
+
+`dim_night_map`, `dim_night_difference` (against the network of the last accepted night), `dim_night_images`,
+`dim_night_accepted` (1 or 0) and `dim_night_seconds` (when the night's date began, UTC, in seconds since 1970), each by
+`evaluation`. What has no value is left out.
+"""
 
 import dataclasses
 import datetime
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
-from dim import files, sheets, tables
 from dim.errors import UserError
+from dim.io import csv_files, files, tables
 
 FILE = "history.csv"
 ACCEPTED, REFUSED, MISSED = "accepted", "refused", "missed"
@@ -99,13 +112,15 @@ class History:
         self._rows = [row for row in self._rows if row["date"] != date] + new
         self._rows.sort(key=lambda row: (str(row["date"]), str(row["evaluation"])))
         columns = {field.name: [row.get(field.name) for row in self._rows] for field in dataclasses.fields(Row)}
-        sheets.write(self._uri, pa.table({name: pa.array(cells, pa.string()) for name, cells in columns.items()}))
+        csv_files.write_escaped(
+            self._uri, pa.table({name: pa.array(cells, pa.string()) for name, cells in columns.items()})
+        )
 
 
 def _checked(uri: str, table: pa.Table) -> list[dict[str, Any]]:
     if missing := [field.name for field in dataclasses.fields(Row) if field.name not in table.column_names]:
         raise UserError(f"{uri!r} is no history of nights: it has no column {missing[0]!r}; move it away or mend it")
-    rows = [{name: sheets.unescaped(cell) for name, cell in row.items()} for row in table.to_pylist()]
+    rows = [{name: csv_files.unescaped(cell) for name, cell in row.items()} for row in table.to_pylist()]
     for number, row in enumerate(rows, start=1):
         if not _is_date(row["date"]) or not row["evaluation"] or not row["status"]:
             raise UserError(
@@ -145,3 +160,36 @@ def _between(first: str, last: str) -> list[str]:
 
 def _text(value: object) -> str | None:
     return None if value is None else str(value)
+
+
+METRICS_FILE = "metrics.prom"
+
+
+def write(out: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Writes the figures of the last night of `rows`, a history's, by evaluation."""
+    last = {str(row["evaluation"]): row for row in rows if row["date"] == rows[-1]["date"]}
+    registry = CollectorRegistry()
+    for name, told, value in (
+        ("map", "Mean average precision", _column("map")),
+        ("difference", "mAP less that of the last accepted network, on the same photos", _column("difference")),
+        ("images", "Photos in the manifest", _column("images")),
+        ("accepted", "Whether the night was accepted", _accepted),
+        ("seconds", "When the night's date began", _began),
+    ):
+        gauge = Gauge(f"dim_night_{name}", told, ["evaluation"], registry=registry)
+        for evaluation, row in last.items():
+            if (known := value(row)) is not None:
+                gauge.labels(evaluation).set(known)
+    files.write_bytes(files.join(out, METRICS_FILE), generate_latest(registry))
+
+
+def _column(name: str) -> Callable[[dict[str, Any]], float | None]:
+    return lambda row: number(row, name)
+
+
+def _accepted(row: dict[str, Any]) -> float:
+    return float(row["status"] == ACCEPTED)
+
+
+def _began(row: dict[str, Any]) -> float:
+    return datetime.datetime.fromisoformat(row["date"]).replace(tzinfo=datetime.UTC).timestamp()

@@ -5,14 +5,16 @@ import datetime
 import logging
 from typing import Any
 
-from dim import checksum, cluster, files, leftovers, output
+from dim.app import cluster, output
 from dim.errors import GateNotMet, JobFailed, UserError
 from dim.extract import identity
+from dim.io import files, local_files, seal
 from dim.model import spec
-from dim.nightly import collection, figure, gate, history, metrics, trend
+from dim.nightly import collection, history, measurement
 from dim.nightly.config import NightlyConfig
-from dim.nightly.figure import NIGHT, digest
 from dim.nightly.history import ACCEPTED, REFUSED, History, Row
+from dim.nightly.measurement import NIGHT, digest
+from dim.report import nightly as nightly_report
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +35,7 @@ def nightly(config: NightlyConfig) -> dict[str, Any]:
         past = History(config.out)
         # What the nights leave isn't sealed: it grows, and a person may mend the history.
         record = files.join(config.out, f"nights/{date}/{NIGHT}")
-        leftovers.sweep(files.parent(record))
+        local_files.sweep(files.parent(record))
         if files.exists(record):
             log.info("the night %s has been run", date)
             night: dict[str, Any] = files.read_json(record)
@@ -93,7 +95,7 @@ def _made_of(config: NightlyConfig, model: str) -> dict[str, str]:
 
 def _content(uri: str) -> str:
     try:
-        return checksum.of_file(uri)
+        return seal.sha256_of_file(uri)
     except FileNotFoundError as error:
         raise UserError(f"no file {uri!r}") from error
     except OSError as error:
@@ -122,10 +124,10 @@ def _run(config: NightlyConfig, date: str, model: str, past: History) -> dict[st
         identity.require_equal(first.embedding, model, other.embedding, f"{model}, as it is now")
     extracted: dict[tuple[str, str], collection.Collection] = {}
     figures = {
-        asked.name: figure.measured(config, date, asked, collections[asked.manifest], past, extracted=extracted)
+        asked.name: measurement.measured(config, date, asked, collections[asked.manifest], past, extracted=extracted)
         for asked in config.evaluations
     }
-    unmet = gate.unmet(config.evaluations, figures)
+    unmet = measurement.unmet(config.evaluations, figures)
     counts = {
         name: sum(found.counts[name] for found in collections.values()) for name in ("images", "computed", "errors")
     }
@@ -150,9 +152,9 @@ def _record(config: NightlyConfig, night: dict[str, Any], past: History, uri: st
         reason = "; ".join(text for text in night["unmet"] if text.startswith(f"{name}: ")) or None
         rows.append(Row(night["date"], name, status, **known, model=night["model"], reason=reason))
     past.put(night["date"], rows)
-    trend.write(config.out, past.rows)
-    metrics.write(config.out, past.rows)
-    log.info("look at %s for all nights", files.join(config.out, trend.FILE))
+    nightly_report.write(config.out, past.rows)
+    history.write(config.out, past.rows)
+    log.info("look at %s for all nights", files.join(config.out, nightly_report.FILE))
     files.write_json(uri, night)
     figures = night["evaluations"].values()
     needed = [figured[key] for figured in figures for key in ("collection", "baseline_collection") if key in figured]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from dim.config import option
+from dim.app.config import option
 from dim.extract.config import Extraction
 
 Expansion = Literal["aqe", "alpha-qe", "dba", "k-reciprocal", "diffusion"]

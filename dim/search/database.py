@@ -1,17 +1,23 @@
-"""What is searched. Its rows are named by number; `place`, that of `exact.places`, breaks ties between them."""
+"""What is searched. Its rows are named by number; `place`, that of `exact.places`, breaks ties between them.
+
+The nearest neighbours of the database's own rows: the graph on which it is augmented and re-ranked.
+
+A search that has been set up: queries, a database, and what is to be done with each query's scores.
+"""
 
 import mmap
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 
+from dim.app.progress import Progress
+from dim.io.storage import at_once
 from dim.search import exact
-from dim.search.nearest import Part, nearest
-from dim.storage import at_once
+from dim.search.exact import QUERIES, Part, nearest
 
 PART_ROWS = 8192
 _LOADED = 4  # parts that are loaded ahead
@@ -109,3 +115,72 @@ def scratch(blocks: Iterable[np.ndarray], size: int) -> np.ndarray:
 def ahead(parts: Iterable[Part]) -> Iterator[np.ndarray]:
     """What is in `parts`, some loaded by threads while one is used."""
     return at_once(lambda part: part.load(), parts, _LOADED)
+
+
+def blocks_of_others(database: Database, k: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Block by block, the vectors (n, D) of all rows, the k other rows nearest to each, (n, k), and their scores.
+
+    Where the database has fewer others, or its index finds fewer, a row is −1 and its score −inf.
+    """
+    progress = Progress("finding neighbours", len(database.place))
+    for start in range(0, len(database.place), QUERIES):
+        own = np.arange(start, min(start + QUERIES, len(database.place)))
+        vectors = database.take(own)
+        yield vectors, *without(own, *database.nearest(vectors, k + 1))
+        progress.add(len(own))
+
+
+def without(own: np.ndarray, rows: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The lists `rows` (n, k + 1) and their `scores` without the row `own` (n,) of each, else the last one, (n, k)."""
+    other = (rows != own[:, None]) | (rows < 0)
+    other[other.all(axis=1), -1] = False  # such as where more rows than k are equal to this one
+    kept = len(rows), rows.shape[1] - 1
+    return rows[other].reshape(kept), scores[other].reshape(kept)
+
+
+def others(database: Database, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k other rows nearest to each row, int64 (N, k), and their scores, (N, k), of `blocks_of_others`."""
+    _, rows, scores = zip(*blocks_of_others(database, k), strict=True)
+    return np.concatenate(rows), np.concatenate(scores)
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """`queries` (Q, D) are L2-normalised. `rescore` maps the scores of a query, (N,) and −inf where a row is not in its
+    list, to those that it is ranked by. `own` (Q,) is the row of the database that leaves each query's list, −1 where
+    none does; it is no neighbour of the query either.
+    """
+
+    queries: np.ndarray
+    database: Database
+    rescore: Callable[[np.ndarray], np.ndarray] | None = None
+    own: np.ndarray | None = None
+
+    def scores(self) -> Iterator[np.ndarray]:
+        """For each query the scores of all rows of the database, (N,); −inf where a row is not in its list."""
+        for own, row in zip(self._own(), self.database.scores(self.queries), strict=True):
+            left = slice(own, own + 1) if own >= 0 else slice(0)
+            row[left] = -np.inf
+            # What differs only by the order of a sum, which is that of the rows, is made a tie.
+            found = self.rescore(row).astype(np.float32).astype(np.float64) if self.rescore else row
+            found[left] = -np.inf
+            yield found
+
+    def nearest(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """The `count` rows nearest to each query and their scores, before `rescore`, as `Database.nearest` has them."""
+        if self.own is None:
+            return self.database.nearest(self.queries, count)
+        return without(self.own, *self.database.nearest(self.queries, count + 1))
+
+    def best(self, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """For each query the rows that head its list, `count` or fewer, and their scores."""
+        if self.rescore:
+            for row in self.scores():
+                found = exact.best(row, count, self.database.place)
+                yield found, row[found]
+        else:
+            for rows, scores in zip(*self.nearest(count), strict=True):
+                yield rows[rows >= 0], scores[rows >= 0]
+
+    def _own(self) -> list[int]:
+        return [-1] * len(self.queries) if self.own is None else self.own.tolist()

@@ -7,14 +7,15 @@ import faiss
 import numpy as np
 import pyarrow as pa
 
-from dim import files, local_copies, output, seal, tables
-from dim.config import MOST_SEED
+from dim.app import output
+from dim.app.config import MOST_SEED
+from dim.app.progress import told
 from dim.errors import UserError
-from dim.progress import told
-from dim.search import cosines, exact, index, stored
+from dim.io import files, local_files, seal, tables
+from dim.search import cosines, descriptor_folder, exact, index
 from dim.search.config import IndexConfig
 from dim.search.database import Exact
-from dim.search.stored import Stored
+from dim.search.descriptor_folder import Stored
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ def build(config: IndexConfig) -> dict[str, Any]:
         raise UserError(f"--seed {config.seed} must be from 0 to {MOST_SEED}")
     if config.train_rows is not None and config.train_rows < 1:
         raise UserError(f"--train-rows {config.train_rows} must be 1 or more")
-    rows = stored.read(config.descriptors, config.whitening, hashed=True)
+    rows = descriptor_folder.read(config.descriptors, config.whitening, hashed=True)
     dimension = next(iter(rows)).shape[1]
     made = index.made(config.factory, dimension, config.seed)
     estimate = index.size(made, len(rows))
@@ -44,7 +45,7 @@ def build(config: IndexConfig) -> dict[str, Any]:
     trained_on = _train(made, rows, config)
     inputs = {"descriptors": config.descriptors, "whitening": config.whitening}
     with output.opened(config.out, "index", config, inputs, rows.embedding.as_json()) as out:
-        with local_copies.written(out.path(index.FILE)) as path:
+        with local_files.written(out.path(index.FILE)) as path:
             _write(made, rows, path, dimension, config.factory)
             sealed = index.sealed(path)
         tables.write(out.path(index.IDS_FILE), pa.table({"image_id": rows.ids}))

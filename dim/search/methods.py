@@ -8,10 +8,8 @@ from typing import ParamSpec, TypeVar
 
 from dim.errors import UserError
 from dim.search.config import Expansion
-from dim.search.diffusion import diffusion
-from dim.search.expansion import alpha_qe, aqe, dba
-from dim.search.reciprocal import k_reciprocal
-from dim.search.retrieval import Retrieval
+from dim.search.database import Retrieval
+from dim.search.reranking import alpha_qe, aqe, dba, diffusion, k_reciprocal
 
 log = logging.getLogger(__name__)
 P = ParamSpec("P")

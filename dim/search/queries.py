@@ -1,20 +1,26 @@
-"""What --queries names: a photo, a folder of photos, a manifest, or a folder of descriptors."""
+"""What --queries names: a photo, a folder of photos, a manifest, or a folder of descriptors.
+
+What --index names: an index, or a folder of descriptors, which is searched exactly from disk.
+"""
 
 from dataclasses import dataclass, fields
 
 import numpy as np
 import pyarrow as pa
 
-from dim import files, output, tables
-from dim.data import listing, manifest
+from dim.app import output
+from dim.data import manifest, photos
 from dim.data.manifest import BOX
 from dim.errors import UserError
 from dim.extract import identity
 from dim.extract.config import ExtractConfig, Extraction
 from dim.extract.identity import Embedding
+from dim.io import files, local_files, seal, tables
+from dim.io.seal import Facts
 from dim.model import whitening
-from dim.search import exact, stored
+from dim.search import descriptor_folder, exact, index
 from dim.search.config import SearchConfig
+from dim.search.database import Database, Exact
 
 FOLLOWED = ("image_size", "resize", "scales", "scales_mean", "precision", "scaled_decode")
 QUERIES_FILE = "queries.parquet"  # the photos that are queries, as a manifest in the output
@@ -50,7 +56,7 @@ def listed(path: str) -> pa.Table:
         boxes = {name: found.table[name] for name in BOX if name in found.table.column_names}
         return pa.table({"image_id": found.table["image_id"], "path": list(map(files.absolute, found.paths)), **boxes})
     if files.is_folder(path):
-        names = listing.listed(path)
+        names = photos.listed(path)
         if not names:
             raise UserError(f"--queries {path!r} is an empty folder; put photos into it")
         return pa.table({"image_id": names, "path": [files.join(files.absolute(path), name) for name in names]})
@@ -62,7 +68,7 @@ def described(folder: str, file: str | None, embedding: Embedding, target: str) 
 
     Raises UserError where they can't be compared with those of `target`, made by `embedding`, or none could be decoded.
     """
-    rows = stored.read(folder, file)
+    rows = descriptor_folder.read(folder, file)
     identity.require_equal(embedding, target, rows.embedding, folder)
     order = np.argsort(exact.places(rows.ids))
     return Queries(rows.ids.take(order), np.concatenate(list(rows))[order], rows.errors)
@@ -96,3 +102,48 @@ def extraction(config: SearchConfig, embedding: Embedding) -> ExtractConfig:
     )
     identity.require_equal(embedding, config.index, embedding_of(recipe), config.model)
     return found
+
+
+@dataclass(frozen=True)
+class Target:
+    """A database, the id of each of its rows, (N,) strings, and what they were embedded by."""
+
+    database: Database
+    ids: pa.Array
+    embedding: Embedding
+
+
+def read_target(folder: str, whitening: str | None, parameters: str | None) -> Target:
+    """Reads what is in `folder`. Descriptors that are not whitened yet are whitened by the file `whitening`.
+
+    `parameters` are those of `index.read`. Raises UserError where `folder` holds neither an index nor descriptors, the
+    index is not finished or has none of the parameters, or the whitening doesn't fit.
+    """
+    record = output.record_of(folder)
+    if record is None or record["job"] not in ("index", "extract"):
+        raise UserError(f"--index {folder!r} holds neither an index nor descriptors; make it with index.py")
+    if record["job"] == "extract":
+        if parameters:
+            raise UserError(f"--parameters {parameters!r} are for an index; {folder!r} is a folder of descriptors")
+        rows = descriptor_folder.read(folder, whitening)
+        return Target(Exact(rows.parts, exact.places(rows.ids)), rows.ids, rows.embedding)
+    embedding = identity.of_folder(folder)
+    counts = record.get("counts")
+    known = counts if isinstance(counts, dict) else {}
+    # The result tells of FAISS's file, too, and is all that an index has that was made before there were seals.
+    facts = {index.IDS_FILE: {}, **(seal.of_record(record, folder) or {}), index.FILE: known}
+    ids = _ids(files.join(folder, index.IDS_FILE), facts[index.IDS_FILE])
+    seal.require_whole(folder, facts, "index")
+    if index.SEAL_FILE in facts:
+        seal.require_content(files.join(folder, index.SEAL_FILE), facts[index.SEAL_FILE], "index")
+    with local_files.read(files.join(folder, index.FILE)) as path:
+        return Target(index.read(path, exact.places(ids), parameters, known), ids, embedding)
+
+
+def _ids(uri: str, facts: Facts) -> pa.Array:
+    table = tables.read(uri)
+    if "image_id" not in table.column_names or table["image_id"].null_count:
+        raise UserError(f"{uri!r} has no image_id for each row; make it again with index.py")
+    ids = manifest.text(uri, table, "image_id").combine_chunks()
+    seal.require_content(uri, facts, "index")
+    return ids

@@ -5,6 +5,8 @@ It counts when both stand, fit each other and can be read, so what a death tore 
 Train writes its own list of checkpoints in place: a death while it is written leaves a run that can't be resumed.)
 `beginning.npz` and `beginning.json` are the same of epoch 0, the network before the first step: it may turn out to be
 the best, but nothing is resumed from it.
+
+What a user has to be told of the network that a run keeps: that training did not help, or that nothing says so.
 """
 
 import dataclasses
@@ -12,13 +14,14 @@ import io
 import logging
 import re
 import typing
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from dim import checksum, files
+from dim.io import files, seal
+from dim.train.config import TrainConfig
 
 if typing.TYPE_CHECKING:
     from dim.model.backend import keras  # the job looks at checkpoints before it has a use for TensorFlow
@@ -118,7 +121,7 @@ def _path(folder: str, epoch: int, ending: str) -> str:
 
 
 def _statistics(content: bytes) -> dict[str, Any]:
-    return {"bytes": len(content), "sha256": checksum.of(content)}
+    return {"bytes": len(content), "sha256": seal.sha256(content)}
 
 
 def _is_whole(folder: str, epoch: int) -> bool:
@@ -138,3 +141,30 @@ def _is_whole(folder: str, epoch: int) -> bool:
 def _assign(variables: list["keras.Variable"], arrays: Any, kind: str) -> None:
     for index, variable in enumerate(variables):
         variable.assign(arrays[f"{kind}/{index}"])
+
+
+def warnings(config: TrainConfig, state: State, kept: int, judged_on: str | None, after: float | None) -> Iterator[str]:
+    """A line for each reason to doubt that the network of epoch `kept` (0: as fitted) is better than without training.
+
+    `after` is its mAP on split `judged_on`.
+    """
+    maps = state.val_maps()
+    best = maps[kept]
+    if best is None:
+        yield "there is no split val, or none of its photos has another of its label: the last epoch is kept"
+    elif state.best_first()[0] == kept == 0:
+        others = max((value for epoch, value in maps.items() if epoch and value is not None), default=0.0)
+        yield (
+            f"no epoch was better than the fitted network on split val (mAP {best:.4f}, the best epoch {others:.4f}), "
+            f"which is kept; try a smaller --learning-rate than {config.learning_rate:g}"
+        )
+    if best is not None and state.val_before is not None and state.val_before > best:
+        yield (
+            f"{config.model!r} off the shelf is better on split val (mAP {state.val_before:.4f}) than what is kept "
+            f"({best:.4f}); use it as it is, or try another --dimension or --power"
+        )
+    if kept and after is not None and state.map_fitted is not None and after < state.map_fitted:
+        yield (
+            f"mAP on split {judged_on} is {after:.4f} after training and was {state.map_fitted:.4f} with the fitted "
+            "network: training did not help there"
+        )

@@ -1,9 +1,18 @@
-"""What becomes of a training when a worker fails: it ends where a new try would fail alike, else it is tried again."""
+"""What workers have to say, carried to the job's own log through a queue of Ray's.
 
+Room for a training's workers on a cluster that starts nodes as they are asked for.
+
+What becomes of a training when a worker fails: it ends where a new try would fail alike, else it is tried again.
+"""
+
+import contextlib
 import logging
+import logging.handlers
+import math
+import platform
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ray.exceptions import RayActorError
@@ -11,19 +20,109 @@ from ray.train import UserCallback
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.controller.state import ReschedulingState, RunningState, TrainControllerState
+from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.queue import Queue
 
-from dim import files
+from dim.app import cluster, placement
 from dim.errors import JobFailed, UserError
-from dim.train import messages, room
+from dim.io import files
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[Queue]:
+    """A queue whose log records come out of the job's handlers."""
+    queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": cluster.here()})
+    listener = logging.handlers.QueueListener(queue, *logging.getLogger().handlers)
+    listener.start()
+    try:
+        yield queue
+    finally:
+        listener.stop()
+        queue.shutdown()
+
+
+def speak_through(queue: Queue, level: int, worker: int | None = None) -> None:
+    """Sends this process's `dim` log records of at least `level` to `queue`, as those of `worker`, if it is one, on
+    this node.
+    """
+
+    def signed(record: logging.LogRecord) -> bool:
+        record.node = platform.node()
+        if worker is not None:
+            record.worker = worker
+        return True
+
+    logger = logging.getLogger("dim")
+    logger.handlers = [logging.handlers.QueueHandler(queue)]
+    logger.handlers[0].addFilter(signed)
+    logger.setLevel(level)
+    logger.propagate = False
+
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 600.0  # seconds in which a cloud has started its nodes, or won't
+AGAIN = 60.0  # seconds after which nodes may have come or gone
+
+
+def divisible(cpus: float) -> float:
+    """The CPUs to ask for where a worker is to take `cpus`: of less than one the next lower power of two.
+
+    Ray Train divides floats to know how many workers a node holds: of five that take a tenth it starts four.
+    """
+    return cpus if cpus >= 1 else 2.0 ** math.floor(math.log2(cpus))
+
+
+def wait(workers: int, each: dict[str, float]) -> None:
+    """Waits until there is room for all `workers`, with the resources `each`; in vain, for as many as the nodes hold.
+
+    On a cluster that grows, all of them get PATIENCE seconds. Ray Train would start with the first worker that finds
+    room, and from the last checkpoint again as nodes come; an epoch that is lost costs more than to wait.
+    """
+    if _found(workers, each, 1):
+        return
+    if cluster.may_come():
+        log.info("all of them have %.0f s to find room; then as many begin as the nodes hold", PATIENCE)
+        if _found(workers, each, PATIENCE):
+            return
+    seconds, said = 1.0, 0
+    while not _found(number := _tried(workers, each), each, seconds):
+        if number != said:
+            log.info("%s", waiting(number))
+        seconds, said = AGAIN, number
+
+
+def waiting(workers: int) -> str:
+    """What is said while there is no room for so many."""
+    fewer = "s; fewer --workers need less" if workers > 1 else ""
+    return f"waiting for room for {workers} training worker{fewer}"
+
+
+def _tried(workers: int, each: dict[str, float]) -> int:
+    """How many workers Ray Train tries to start: as many as the nodes would hold if no other job used them.
+
+    Where one does, it tries again and again, without a word, and never with fewer.
+    """
+    return max(1, min(workers, placement.room(placement.live(), each["CPU"], each.get("GPU", 0.0))))
+
+
+def _found(workers: int, each: dict[str, float], seconds: float) -> bool:
+    """Whether there is room within `seconds`; a placement group, unlike Ray Train's wait, is one that Ctrl-C ends."""
+    group = placement_group([each] * workers)
+    try:
+        end = time.monotonic() + seconds
+        while not (found := bool(group.wait(1))) and time.monotonic() < end:
+            pass
+        return found
+    finally:
+        remove_placement_group(group)
+
 
 SILENCE = 30.0  # seconds after which it is said that Ray Train waits
 TRIES = 4  # a dead worker or a lost node costs one; a node that the cloud takes back costs none
 
 # What TensorFlow puts before what is wrong, line by line: where in its graph and in the code it is.
 _WHERE = re.compile(r"Graph execution error:|Detected at node |  File |    |Node: |<stack traces |\d+ root error")
-
-log = logging.getLogger(__name__)
 
 
 class Failures(UserCallback):  # type: ignore[misc]
@@ -40,7 +139,7 @@ class Failures(UserCallback):  # type: ignore[misc]
 
     def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
         """Raises the first UserError or JobFailed of `worker_exceptions`, which are by rank."""
-        messages.speak_through(self._queue, logging.INFO)
+        speak_through(self._queue, logging.INFO)
         for rank, error in sorted(worker_exceptions.items()):
             if isinstance(error, UserError | JobFailed):
                 if run_context.scaling_config.max_workers > 1:
@@ -75,11 +174,11 @@ class Starts(ControllerCallback):  # type: ignore[misc]
         elif isinstance(current_state, ReschedulingState):
             self._say(_not_started(current_state.training_failed_error))
         elif time.monotonic() - self._since > SILENCE:
-            self._say(room.waiting(1))
+            self._say(waiting(1))
 
     def _say(self, what: str) -> None:
         if what != self._said:
-            messages.speak_through(self._queue, logging.INFO)
+            speak_through(self._queue, logging.INFO)
             log.warning("%s", what)
         self._said = what
 
@@ -87,7 +186,7 @@ class Starts(ControllerCallback):  # type: ignore[misc]
 def _not_started(error: Exception) -> str:
     cause = getattr(error, "controller_failure", error)
     if isinstance(cause, WorkerGroupStartupTimeoutError):
-        return room.waiting(cause.num_workers)
+        return waiting(cause.num_workers)
     return f"the training workers could not start: {_reason(cause)}; they are started again"
 
 

@@ -12,15 +12,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from ray.util.queue import Queue
 
-from dim import files, tables
 from dim.data.manifest import Manifest
-from dim.extract.content import Contents
-from dim.lease import Claim
+from dim.extract.identity import Contents
+from dim.io import files, tables
+from dim.io.lease import Claim
 from dim.model.spec import Source
 from dim.train import checkpoint
+from dim.train.augmentation import Photos
 from dim.train.config import TrainConfig
-from dim.train.photos import Photos
-from dim.train.tracking import Tracking
+from dim.train.records import Tracking
 
 PHOTOS, NETWORK = "photos.parquet", "network.json"  # in the folder of the checkpoints
 PRECISION = "precision"  # of the network, beside what it is

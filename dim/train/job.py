@@ -13,23 +13,25 @@ from typing import Any
 from ray.exceptions import RayActorError
 
 import dim
-from dim import cluster, files, lease, output, placement, scratch, telemetry
+from dim.app import cluster, output, placement, progress
 from dim.data import manifest as manifests
 from dim.data.manifest import Manifest
 from dim.errors import UserError
-from dim.extract import content
-from dim.extract.content import Contents
+from dim.extract import identity
+from dim.extract.identity import Contents
 from dim.extract.resources import resolve_precision
+from dim.io import files, lease, scratch
 from dim.mine.mining import check_candidates
 from dim.mine.pool import check_labels
 from dim.model import spec
 from dim.model.backbones import BACKBONES
 from dim.model.spec import Source
-from dim.train import inputs, messages, report, room, tracking
+from dim.report import training as training_report
+from dim.train import failures, inputs, records
+from dim.train.augmentation import Photos
 from dim.train.config import TrainConfig
-from dim.train.history import MODEL
 from dim.train.inputs import Inputs, Job
-from dim.train.photos import Photos
+from dim.train.records import MODEL
 
 log = logging.getLogger(__name__)
 
@@ -46,13 +48,13 @@ def train(config: TrainConfig) -> dict[str, Any]:
     )
     manifest = manifests.read(config.manifest or str(DEMO))
     if config.root:
-        content.require_under(config.root, manifest)
+        identity.require_under(config.root, manifest)
     changes = ("pooling", "layer", "preprocessing", "image_size", "resize")
     source = spec.resolve(config.model, config.weights, **{name: getattr(config, name) for name in changes})
     tail, layer = BACKBONES[source.spec.backbone].tail, source.spec.layer
     if config.train_layers == "block5" and layer.partition("_")[0] == tail.partition("_")[0]:
         raise UserError(f"--layer {layer} lies in the frozen part, up to {tail}; use --train-layers pca or all")
-    contents = content.of_manifest(manifest)
+    contents = identity.of_manifest(manifest)
     photos = _photos(manifest, contents, source, config)
     fit_pca = source.spec.dimension is None
     if fit_pca:
@@ -63,7 +65,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     _require_same_inputs(config, learned_from)
     scratch.require_own(config.scratch)
     if config.mlflow:
-        tracking.require_mlflow()
+        records.require_mlflow()
     with cluster.connected():
         cluster.require_shared(photos.paths)
         gpus = placement.gpus(config.gpus_per_worker)
@@ -71,13 +73,13 @@ def train(config: TrainConfig) -> dict[str, Any]:
         chosen = kept or resolve_precision(config.precision, gpus)
         learned_from = dataclasses.replace(learned_from, network=learned_from.network | {inputs.PRECISION: chosen})
         named = {"manifest": manifest.uri, "model": config.model}
-        with output.opened(config.out, "train", config, named) as out, messages.listening() as queue:
-            run = tracking.begun(config.mlflow, config) if config.mlflow else None
+        with output.opened(config.out, "train", config, named) as out, failures.listening() as queue:
+            run = records.begun(config.mlflow, config) if config.mlflow else None
             job = Job(config, photos, source, learned_from, chosen, fit_pca, queue, run, lease.claims())
             summary = _fit(config, gpus, job)
             for warning in summary["warnings"]:
                 log.warning("%s", warning)
-            report.write(config, photos, summary, out)
+            training_report.write(config, photos, summary, out)
             if run:
                 run.finished(summary)
             return out.finish(summary | {"model": out.path(MODEL)})
@@ -144,16 +146,14 @@ def _require_same_inputs(config: TrainConfig, learned_from: Inputs) -> None:
 
 def _fit(config: TrainConfig, gpus: float, job: Job) -> dict[str, Any]:
     """What the workers found, once they are done. Raises the UserError or JobFailed of one that can't go on."""
-    cpus = room.divisible(placement.taken(placement.share(config.workers, gpus), gpus))
+    cpus = failures.divisible(placement.taken(placement.share(config.workers, gpus), gpus))
     placement.require_room("training worker", config.workers, cpus, gpus)
     each = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
-    room.wait(config.workers, each)
+    failures.wait(config.workers, each)
     log.info("starting %d training worker%s", config.workers, "" if config.workers == 1 else "s")
     # These import TensorFlow, which takes seconds; what is wrong with the input has been said by now.
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError  # noqa: PLC0415
     from ray.train.tensorflow import TensorflowTrainer  # noqa: PLC0415
-
-    from dim.train import failures  # noqa: PLC0415
 
     with tempfile.TemporaryDirectory() as folder:  # Ray Train wants one; checkpoints are in the run's
         trainer = TensorflowTrainer(
@@ -194,7 +194,7 @@ def train_worker(arguments: dict[str, Any]) -> dict[str, Any]:
 
     job: Job = arguments["job"]
     try:
-        with telemetry.counting_for("train"), cluster.connected(), lease.under(job.claims):
+        with progress.counting_for("train"), cluster.connected(), lease.under(job.claims):
             return loop.run(job)
     except Exception as error:
         error.add_note(f"on {platform.node()}")  # Ray Train names the worker's rank only

@@ -12,25 +12,26 @@ import ray.train
 import tensorflow as tf
 from ray.train.collective import broadcast_from_rank_zero
 
-from dim import files, placement
+from dim.app import placement
 from dim.errors import JobFailed
 from dim.evaluate import metrics
-from dim.extract.forward import set_up_tensorflow
+from dim.extract.embedder import set_up_tensorflow
+from dim.io import files
 from dim.mine.mining import mine
 from dim.mine.triplets import Triplets
-from dim.model import moments, network
+from dim.model import network
 from dim.model.backend import keras
-from dim.model.fit import fit_pca
-from dim.train import checkpoint, examples, messages, unreadable, verdict
+from dim.train import augmentation, checkpoint, failures, records
 from dim.train.checkpoint import State
-from dim.train.fitting import Fitting, from_pixels
-from dim.train.gathered import objects_from_all
-from dim.train.history import MODEL, History
-from dim.train.inference import Inference
+from dim.train.embed import Inference, objects_from_all
+from dim.train.features import trunk_of
+from dim.train.fit import Fitting, from_pixels
 from dim.train.inputs import Job
 from dim.train.ownership import ownership
-from dim.train.trainee import Trainee
-from dim.train.trunk import trunk_of
+from dim.train.records import MODEL, History
+from dim.train.step import Trainee
+from dim.whiten import fit
+from dim.whiten.fit import fit_pca
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ def run(job: Job) -> dict[str, Any]:
     context = ray.train.get_context()
     rank = context.get_world_rank()
     # What worker 0 has to say of the run is what all would say.
-    messages.speak_through(job.queue, logging.INFO if rank == 0 else logging.WARNING, rank)
+    failures.speak_through(job.queue, logging.INFO if rank == 0 else logging.WARNING, rank)
     assigned = ray.get_runtime_context().get_assigned_resources()
     set_up_tensorflow(placement.threads(assigned.get("CPU", 0)))
     keras.utils.set_random_seed(job.config.seed)
@@ -119,15 +120,15 @@ class Run:
         state.unreadable = len(used) - len(rows)
         reasons = self.inference.unreadable()
         if self.rank == 0:
-            unreadable.tell(self.config.out, self.photos, reasons)
+            augmentation.tell(self.config.out, self.photos, reasons)
         if self.job.fit_pca:
-            state.map_before = self._judge(examples.BEFORE, rows, vectors)
+            state.map_before = self._judge(records.BEFORE, rows, vectors)
             state.val_before = self.inference.map("val", rows, vectors)
             self._say("off the shelf", state.map_before)
             self._fit_pca(vectors[np.isin(rows, self.photos.rows("train"))])
             state.map_fitted, state.val_fitted = self._map_of(self._judged), self._map_of("val")
         else:
-            state.map_before = self._judge(examples.BEFORE, *self.inference.embed(self.photos.rows(self._judged)))
+            state.map_before = self._judge(records.BEFORE, *self.inference.embed(self.photos.rows(self._judged)))
             state.val_before = self._map_of("val")
             state.map_fitted, state.val_fitted = state.map_before, state.val_before
         self._say("with the fitted PCA", state.map_fitted)
@@ -147,7 +148,7 @@ class Run:
         """The mAP of the judged split; what its queries find is kept for the report."""
         found = self.inference.rankings(self._judged, rows, vectors)
         if self.rank == 0:
-            examples.keep_found(self.config.out, moment, found)
+            records.keep_found(self.config.out, moment, found)
         return metrics.mean(found["ap"].to_pylist())
 
     @property
@@ -156,7 +157,7 @@ class Run:
 
     def _fit_pca(self, vectors: np.ndarray) -> None:
         spec = self.job.source.spec
-        whitening = fit_pca(moments.of(vectors), spec.dimension, {"split": "train"}, power=self.config.power)
+        whitening = fit_pca(fit.moments_of(vectors), spec.dimension, {"split": "train"}, power=self.config.power)
         # All workers take rank 0's: the signs and last digits of eigenvectors may differ between machines.
         kernel, bias = broadcast_from_rank_zero(whitening.as_dense())
         for variable, value in zip(self.trainee.model.get_layer("pca").weights, (kernel, bias), strict=True):
@@ -199,7 +200,7 @@ class Run:
             # The workers wait here: the tasks may have their CPUs, too.
             labels, image_ids = self.photos.labels[rows], self.photos.image_ids[rows]
             triplets = mine(vectors, labels, image_ids, self.config, beside=True)
-            examples.keep_hardest(self.config.out, epoch + 1, triplets, image_ids)
+            records.keep_hardest(self.config.out, epoch + 1, triplets, image_ids)
         found: Triplets = broadcast_from_rank_zero(triplets)
         return found
 
@@ -223,7 +224,7 @@ class Run:
         if best is None:
             raise JobFailed(f"no checkpoint in {self.checkpoints!r} is whole any more; run the same command again")
         checkpoint.read(self.checkpoints, best, self.trainee.variables)
-        map_after = self._judge(examples.AFTER, *self.inference.embed(self.photos.rows(self._judged)))
+        map_after = self._judge(records.AFTER, *self.inference.embed(self.photos.rows(self._judged)))
         judged_on = self._judged if len(self.photos.rows(self._judged)) else None
         if self.rank == 0:
             network.save(self.trainee.model, self.job.source.spec, files.join(self.config.out, MODEL))
@@ -239,7 +240,7 @@ class Run:
             "best_epoch": best,
             "workers": self.workers,
             "unreadable": state.unreadable,
-            "warnings": list(verdict.warnings(self.config, state, best, judged_on, map_after)),
+            "warnings": list(checkpoint.warnings(self.config, state, best, judged_on, map_after)),
         }
 
 

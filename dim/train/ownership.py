@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dim.train.photos import Photos
+from dim.train.augmentation import Photos
 
 SLACK = 1.05  # how much more than its part a machine may get, so that the largest draw mostly decides
 PARTS = 8  # an object of more than such a part of what a machine gets is divided

@@ -1,16 +1,33 @@
-"""One step of gradient descent on a batch of triplets, under any tf.distribute strategy.
+"""The triplet loss.
+
+L = max(0, m + ‖a − p‖² − ‖a − n‖²) over L2-normalised descriptors; m = 0.1 by default. (Gordo et al., 1604.01325,
+section 3.2, has a factor ½, which only scales the learning rate.)
+
+One step of gradient descent on a batch of triplets, under any tf.distribute strategy.
 
 The strategy sums the replicas' gradients, so each divides its loss by the size of the *whole* batch.
+
+The network in training: cut into a frozen trunk, computed once for each photo, and the head that is trained.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from dim.model.backend import keras
-from dim.model.loss import triplet_loss
+from dim.model import network
+from dim.model.backbones import BACKBONES
+from dim.model.backend import keras, ops
+from dim.model.spec import Spec
+
+
+def triplet_loss(anchors: Any, positives: Any, negatives: Any, margin: float) -> Any:
+    """The loss of each triplet, (B,), from its descriptors, each (B, D)."""
+    distance_ap = ops.sum(ops.square(anchors - positives), axis=-1)
+    distance_an = ops.sum(ops.square(anchors - negatives), axis=-1)
+    return ops.relu(margin + distance_ap - distance_an)
 
 
 @dataclass(frozen=True)
@@ -120,3 +137,57 @@ def local_replicas(strategy: tf.distribute.Strategy) -> int:
 def local_replica(count: int) -> int:
     """Inside `strategy.run`: which of this worker's `count` replicas this is."""
     return int(tf.get_static_value(tf.distribute.get_replica_context().replica_id_in_sync_group)) % count
+
+
+# The layer below which nothing is trained; None: nothing is frozen, and what is kept is the decoded photo.
+CUTS: dict[str, Callable[[Spec], str | None]] = {
+    "pca": lambda _: "l2",
+    "block5": lambda spec: BACKBONES[spec.backbone].tail,
+    "all": lambda _: None,
+}
+
+
+class Forward:
+    """A part of the network in inference, on all replicas of this worker, for batches of one shape."""
+
+    def __init__(self, strategy: tf.distribute.Strategy, part: keras.Model, dtype: tf.DType) -> None:
+        self._strategy = strategy
+
+        def on_replica(parts: list[tf.Tensor]) -> tf.Tensor:
+            return tf.cast(part(parts[local_replica(len(parts))], training=False), dtype)
+
+        self._run = tf.function(lambda parts: strategy.run(on_replica, args=(parts,)), reduce_retracing=True)
+
+    def __call__(self, batch: np.ndarray) -> np.ndarray:
+        """(N, …) → (N, …)."""
+        parts = np.array_split(batch, local_replicas(self._strategy))
+        outputs = self._strategy.experimental_local_results(self._run([tf.constant(part) for part in parts]))
+        return np.concatenate([output.numpy() for output in outputs])
+
+
+class Trainee:
+    """The network, its cut, and how its parts are run."""
+
+    def __init__(
+        self, strategy: tf.distribute.Strategy, model: keras.Model, spec: Spec, layers: str, from_pixels: bool
+    ) -> None:
+        self.strategy, self.model = strategy, model
+        self.cut = CUTS[layers](spec)
+        self.head = network.part(model, self.cut, None)
+        # New variants of a photo have no activations in common with any before: they are fitted from their pixels.
+        self.fitted = model if from_pixels else self.head
+        self.variables: list[keras.Variable] = self.head.trainable_variables
+        trunk = network.part(model, None, self.cut) if self.cut else None
+        self.trunk = Forward(strategy, trunk, tf.float16) if trunk else None
+        self._whole = Forward(strategy, self.head, tf.float32)
+        self._pooled = Forward(strategy, network.part(model, self.cut, "l2"), tf.float32) if self.cut != "l2" else None
+
+    def dimension(self, pooled: bool) -> int:
+        """The size of a descriptor, or of one before the PCA layer."""
+        return int((self.model.get_layer("l2") if pooled else self.model).output.shape[-1])
+
+    def describe(self, activations: np.ndarray, pooled: bool) -> np.ndarray:
+        """Activations at the cut (N, …) → descriptors (N, D) float32; with `pooled`, those before the PCA layer."""
+        if not pooled:
+            return self._whole(activations)
+        return self._pooled(activations) if self._pooled else activations.astype(np.float32)

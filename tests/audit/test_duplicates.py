@@ -4,11 +4,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from dim.audit import duplicates as module
+from dim.audit import suspects as module
 from dim.audit.config import AuditConfig
-from dim.audit.duplicates import duplicates
 from dim.audit.job import audit
-from dim.search import neighbours
+from dim.audit.suspects import duplicates
+from dim.search import database as databases
 from dim.search.database import of_array
 
 LEAST = 0.95
@@ -38,7 +38,7 @@ def naive(vectors, sides):
 
 def found(vectors, sides):
     database = of_array(vectors, np.arange(len(vectors)))
-    return duplicates(database, sides, *neighbours.others(database, min(10, len(vectors) - 1)), LEAST)
+    return duplicates(database, sides, *databases.others(database, min(10, len(vectors) - 1)), LEAST)
 
 
 def group(sides, one, other):

@@ -24,8 +24,8 @@ from dim.data import manifest as manifests
 from dim.extract import descriptors
 from dim.extract.config import ExtractConfig
 from dim.extract.job import extract
-from dim.model import moments
-from dim.model.fit import fit_pca
+from dim.whiten import fit
+from dim.whiten.fit import fit_pca
 
 SHARE, SEEDS = 0.03, range(100, 105)
 DUPLICATES = 1.0  # are not what is measured
@@ -82,7 +82,7 @@ def main() -> None:
     embedded = descriptors.read(folder, rows)
     labels, ids = rows.labels[embedded.rows], rows.image_ids[embedded.rows]
     splits = np.full(len(ids), None, dtype=object)
-    whitening = fit_pca(moments.of(embedded.vectors), None, {"manifest": manifest, "rows": len(ids)}, power=0.25)
+    whitening = fit_pca(fit.moments_of(embedded.vectors), None, {"manifest": manifest, "rows": len(ids)}, power=0.25)
     results = {}
     for name, vectors in (("plain", embedded.vectors), ("whitened", whitening.apply(embedded.vectors))):
         clean, _ = suspects(Photos(vectors, ids, labels, splits), LEAST["default"], DUPLICATES)

@@ -16,8 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from dim import files, tables
 from dim.data import manifest as manifests
+from dim.io import files, tables
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LEAST = """

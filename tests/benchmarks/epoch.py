@@ -28,25 +28,25 @@ import ray
 import tensorflow as tf
 
 from dim.data import manifest as manifests
-from dim.extract import content
-from dim.extract.forward import set_up_tensorflow
+from dim.extract import identity
+from dim.extract.embedder import set_up_tensorflow
 from dim.mine.mining import mine
-from dim.model import moments, network, spec
-from dim.model.fit import fit_pca
+from dim.model import network, spec
 from dim.model.precision import best
 from dim.train import batches
+from dim.train.augmentation import Photos
 from dim.train.batches import Share
 from dim.train.config import TrainConfig
-from dim.train.fitting import Fitting
-from dim.train.inference import Inference
-from dim.train.ingest import Ingest
+from dim.train.embed import Inference
+from dim.train.feature_cache import TrunkCache
+from dim.train.features import Ingest, Trunk
+from dim.train.fit import Fitting
 from dim.train.inputs import Job
 from dim.train.job import DEMO, _photos, _with_pca
 from dim.train.ownership import ownership
-from dim.train.photos import Photos
-from dim.train.trainee import Trainee
-from dim.train.trunk import Trunk
-from dim.train.trunk_cache import TrunkCache
+from dim.train.step import Trainee
+from dim.whiten import fit
+from dim.whiten.fit import fit_pca
 
 CANDIDATES, MARGIN, TRIPLETS, BATCH = 12_740, 0.1, 1600, 32
 PART = 3  # steps of a measured part
@@ -60,7 +60,7 @@ class Ours:
     def __init__(self, config: TrainConfig, precision: str, gigabytes: float = 50.0) -> None:
         read = manifests.read(str(config.manifest)).select("train")
         source = spec.resolve(config.model, image_size=config.image_size)
-        photos = _photos(read, content.of_manifest(read), source, config)
+        photos = _photos(read, identity.of_manifest(read), source, config)
         self.config, self.source = config, _with_pca(source, config, len(photos.image_ids))
         self.photos, self.rows = photos, np.arange(len(photos.image_ids))
         job = Job(config, photos, self.source, None, precision, True, None, None, ())  # type: ignore[arg-type]
@@ -84,7 +84,7 @@ class Ours:
         _, vectors = self.inference.embed(rows, pooled=True)
         seconds = time.perf_counter() - started
         dimension = self.source.spec.dimension
-        fitted = fit_pca(moments.of(vectors), dimension, {"split": "train"}, power=self.config.power)
+        fitted = fit_pca(fit.moments_of(vectors), dimension, {"split": "train"}, power=self.config.power)
         for variable, value in zip(self.trainee.model.get_layer("pca").weights, fitted.as_dense(), strict=True):
             variable.assign(value)
         return seconds

@@ -23,9 +23,9 @@ import pyarrow as pa
 from processes import MEBIBYTE, peak_of, timed
 from search import DIMENSION, EMBEDDING, QUERIES, SHARD_ROWS, TOP
 
-from dim import files
 from dim.extract import store
-from dim.search import target
+from dim.io import files
+from dim.search import queries as query_sets
 
 SUBSPACE, PHOTOS_OF_A_LABEL = 32, 10
 
@@ -66,7 +66,7 @@ def written(folder: str, rows: int) -> Any:
 
 def serve(folder: str, queries: np.ndarray, pipe: Connection) -> None:
     """Searches once for each message, and answers with the ids that were found and the seconds."""
-    found = target.read(folder, None, None)
+    found = query_sets.read_target(folder, None, None)
     while pipe.recv():
         (rows, _), seconds = timed(found.database.nearest, queries, TOP)
         names = np.array(found.ids.take(pa.array(rows.ravel())).to_pylist())

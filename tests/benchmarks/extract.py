@@ -30,13 +30,12 @@ import pyarrow as pa
 from PIL import Image
 from processes import command_line, family
 
-from dim import files, tables
 from dim.data import manifest as manifests
 from dim.extract import pipeline
 from dim.extract.config import ExtractConfig
-from dim.extract.embedder import Recipe
-from dim.extract.forward import set_up_tensorflow
+from dim.extract.embedder import Recipe, set_up_tensorflow
 from dim.extract.job import extract
+from dim.io import files, tables
 from dim.model import spec
 from dim.model.precision import best
 

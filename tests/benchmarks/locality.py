@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from dim.train import batches
+from dim.train.augmentation import Photos
+from dim.train.feature_cache import TrunkCache
 from dim.train.ownership import Ownership, ownership
-from dim.train.photos import Photos
-from dim.train.trunk_cache import TrunkCache
 
 OBJECTS, EACH, FAMILY = 200, 8, 5  # photos of an object, objects that look alike
 DRIFT = 0.1  # of an epoch, of the length of a descriptor

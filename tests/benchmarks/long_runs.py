@@ -20,9 +20,10 @@ from pathlib import Path
 
 import ray
 
-from dim import cluster, files
+from dim.app import cluster
 from dim.extract.config import ExtractConfig
 from dim.extract.job import extract
+from dim.io import files
 from dim.train.job import DEMO
 
 SETTLE_SECONDS = 10.0  # in which ended workers are gone

@@ -20,8 +20,8 @@ from pathlib import Path
 import pyarrow as pa
 from processes import MEBIBYTE, command_line, family, pss
 
-from dim import files, tables
 from dim.data import manifest as manifests
+from dim.io import files, tables
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DEMO = REPOSITORY / "dim" / "assets" / "demo" / "manifest.csv"

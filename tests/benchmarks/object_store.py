@@ -30,10 +30,10 @@ import numpy as np
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY))
 
-from dim import files, listings, storage  # noqa: E402
 from dim.data import photos  # noqa: E402
-from dim.data.listing import listing  # noqa: E402
+from dim.data.photos import listing  # noqa: E402
 from dim.extract import store  # noqa: E402
+from dim.io import files, listings, storage  # noqa: E402
 from dim.train.job import DEMO  # noqa: E402
 
 BUCKET = "s3://dim-benchmark"

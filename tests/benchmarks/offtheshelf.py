@@ -20,15 +20,15 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from dim import tables
 from dim.data import manifest as manifests
 from dim.evaluate.config import EvaluateConfig
 from dim.evaluate.job import evaluate
 from dim.extract import descriptors
 from dim.extract.config import ExtractConfig
 from dim.extract.job import extract
-from dim.model.whiten_config import WhitenConfig
-from dim.model.whiten_job import whiten
+from dim.io import tables
+from dim.whiten.config import WhitenConfig
+from dim.whiten.job import whiten
 
 TOLERANCES = {"float32": 0.003, "bfloat16": 0.006}
 PCA_TOLERANCE = 0.01

@@ -18,10 +18,10 @@ import faiss
 import numpy as np
 import pyarrow as pa
 
-from dim import files
 from dim.extract import store
 from dim.extract.identity import Embedding
-from dim.search import target
+from dim.io import files
+from dim.search import queries as query_sets
 from dim.search.config import IndexConfig
 from dim.search.index_job import build
 
@@ -73,7 +73,7 @@ def stored(folder: str, vectors: np.ndarray, kind: str) -> str:
 
 def searched(folder: str, queries: np.ndarray, parameters: str | None = None) -> tuple[set[tuple[int, str]], float]:
     """The (query, image_id) of the first `TOP` of each query's list, and the seconds that they took."""
-    found = target.read(folder, None, parameters)
+    found = query_sets.read_target(folder, None, parameters)
     started = time.perf_counter()
     rows, _ = found.database.nearest(queries, TOP)
     seconds = time.perf_counter() - started

@@ -228,7 +228,7 @@ def uploaded(folder, package):
 def test_a_job_uploads_at_most_40_megabytes(tmp_path):
     names = uploaded(REPOSITORY, tmp_path / "package.zip")
     assert (tmp_path / "package.zip").stat().st_size <= UPLOAD
-    assert {"jobs/train.py", "dim/cli.py", "dim/assets/demo/manifest.csv", "cluster/nightly.yaml"} <= names
+    assert {"jobs/train.py", "dim/app/cli.py", "dim/assets/demo/manifest.csv", "cluster/nightly.yaml"} <= names
 
 
 def test_data_runs_and_environments_stay_behind(tmp_path):
@@ -243,15 +243,15 @@ def test_data_runs_and_environments_stay_behind(tmp_path):
 
 
 def test_the_dashboard_asks_for_metrics_that_there_are():
-    from dim import telemetry
-    from dim.nightly import metrics
+    from dim.app import progress
+    from dim.nightly import history
 
     dashboard = json.loads((CLUSTER / "grafana.json").read_text())
     asked = " ".join(target["expr"] for panel in dashboard["panels"] for target in panel["targets"])
     for name in ("ray_dim_done_total", "ray_dim_waiting", "ray_dim_errors_total"):
         assert name in asked
-        assert name in telemetry.__doc__
+        assert name in progress.__doc__
     for name in ("dim_night_map", "dim_night_accepted", "dim_night_seconds"):
         assert name in asked
-        assert name in metrics.__doc__
+        assert name in history.__doc__
     assert "ray_node_gpus_utilization" in asked

@@ -1,9 +1,9 @@
 import pyarrow as pa
 import pytest
 
-from dim import tables
 from dim.data import ground_truth, manifest
 from dim.errors import UserError
+from dim.io import tables
 
 
 @pytest.fixture

@@ -11,15 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from dim import tables
 from dim.data import ground_truth, manifest
+from dim.data.config import LAYOUTS, ImportConfig
 from dim.data.decode import decode
-from dim.data.importers.benchmark import by_stem
-from dim.data.importers.config import LAYOUTS, ImportConfig
 from dim.data.importers.job import import_benchmark
-from dim.data.importers.oxford_paris import oxford5k
-from dim.data.importers.revisited import roxford5k
+from dim.data.importers.layouts import by_stem
+from dim.data.importers.oxford_paris import oxford5k, roxford5k
 from dim.errors import UserError
+from dim.io import tables
 
 
 @pytest.fixture

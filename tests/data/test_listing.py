@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dim.data.listing import listed, listing
+from dim.data.photos import listed, listing
 from dim.errors import UserError
 
 
@@ -137,7 +137,7 @@ def test_there_is_no_folder(tmp_path):
 
 
 def test_a_store(s3):
-    from dim import files
+    from dim.io import files
 
     bucket = s3.bucket("listing")
     for name in ("b/2.jpg", "a/1.jpg", ".hidden/3.jpg", ".hidden/4.jpg", "a/.5.jpg"):

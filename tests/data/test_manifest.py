@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dim import files, tables
 from dim.data import manifest as manifests
 from dim.errors import UserError
+from dim.io import files, tables
 
 
 def checked(**columns):

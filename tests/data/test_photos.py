@@ -3,9 +3,9 @@ import threading
 import pytest
 from PIL import Image
 
-from dim import files, storage
 from dim.data import photos
 from dim.data.decode import DecodeError
+from dim.io import files, storage
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dim.data.reasons import summed
+from dim.errors import summed
 
 
 def test_numbers_and_quotes_do_not_tell_kinds_apart():

@@ -16,14 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from dim import tables
-from dim.data import isolated, manifest, turns
+from dim.data import footprint, isolated, manifest
+from dim.data.config import SplitConfig
 from dim.data.decode import prepared
 from dim.data.labelled import unique_ids
 from dim.data.limits import LIMITS
 from dim.data.split import by_label, per_label, split
-from dim.data.split_config import SplitConfig
 from dim.errors import UserError
+from dim.io import tables
 
 LABELS = st.lists(st.sampled_from("abcdefghij"), min_size=1, max_size=60)
 
@@ -551,7 +551,7 @@ def test_large_photos_are_not_decoded_all_at_one_time(tmp_path):
             peak = max(peak, memory_of_session(job.pid))
             time.sleep(0.02)
         assert json.loads(job.stdout.read())["images"] == 6
-    at_once = max(1, min(turns.memory() // 2 // LIMITS.memory, os.cpu_count()))
+    at_once = max(1, min(footprint.memory() // 2 // LIMITS.memory, os.cpu_count()))
     beside = 2**28 + os.cpu_count() * 2**26  # the job itself, and the processes that decode, without a photo
     assert 2**28 < peak < at_once * prepared(content, 32, "squash").memory + beside
 

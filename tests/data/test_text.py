@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dim import tables
 from dim.data import manifest
-from dim.data.text import as_text
 from dim.errors import UserError
+from dim.io import tables
+from dim.io.tables import as_text
 
 NAN = math.nan
 READ = {

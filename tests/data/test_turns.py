@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from dim.data import turns
-from dim.data.turns import SMALL, turn
+from dim.data import footprint
+from dim.data.footprint import SMALL, turn
 
 
 @pytest.fixture(autouse=True)
@@ -39,13 +39,13 @@ def at_once(needed, most, count=6):
 
 @pytest.mark.parametrize(("memory", "cores", "expected"), [(64, 8, 4), (64, 2, 2), (4, 8, 1)])
 def test_as_many_as_half_the_memory_and_the_cores_allow(monkeypatch, memory, cores, expected):
-    monkeypatch.setattr(turns, "memory", lambda: memory * SMALL)
-    monkeypatch.setattr(turns.os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(footprint, "memory", lambda: memory * SMALL)
+    monkeypatch.setattr(footprint.os, "cpu_count", lambda: cores)
     assert at_once(SMALL + 1, 8 * SMALL) <= expected
 
 
 def test_small_photos_wait_for_nobody(monkeypatch):
-    monkeypatch.setattr(turns, "memory", lambda: 1)
+    monkeypatch.setattr(footprint, "memory", lambda: 1)
     with turn(SMALL + 1, 8 * SMALL):
         for _ in range(3):
             with turn(SMALL, 8 * SMALL):
@@ -53,7 +53,7 @@ def test_small_photos_wait_for_nobody(monkeypatch):
 
 
 def test_other_processes_count_until_they_die(monkeypatch):
-    monkeypatch.setattr(turns, "memory", lambda: 1)
+    monkeypatch.setattr(footprint, "memory", lambda: 1)
     program = f"""if True:
         import time
         from dim.data import turns
@@ -74,9 +74,9 @@ def test_other_processes_count_until_they_die(monkeypatch):
 
 @pytest.mark.parametrize("text", ["1048576\n", "max\n"])
 def test_a_container_has_less_memory_than_its_machine(tmp_path, monkeypatch, text):
-    monkeypatch.setattr(turns, "_LIMITS", (str(tmp_path / "none"),))
-    machine = turns.memory()
+    monkeypatch.setattr(footprint, "_LIMITS", (str(tmp_path / "none"),))
+    machine = footprint.memory()
     assert machine > 2**28
     (tmp_path / "limit").write_text(text)
-    monkeypatch.setattr(turns, "_LIMITS", (str(tmp_path / "none"), str(tmp_path / "limit")))
-    assert turns.memory() == (machine if text == "max\n" else 2**20)
+    monkeypatch.setattr(footprint, "_LIMITS", (str(tmp_path / "none"), str(tmp_path / "limit")))
+    assert footprint.memory() == (machine if text == "max\n" else 2**20)

@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pytest
 
-from dim import tables
+from dim.io import tables
 
 
 @pytest.fixture

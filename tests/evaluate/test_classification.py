@@ -1,17 +1,17 @@
 import pytest
 
-from dim.evaluate import classification
+from dim.evaluate import evaluation
 
 LABELS = ["cat", "cat", "dog", "owl"]
 NEAREST = [["cat", "dog"], ["dog", "cat"], ["cat", "owl"], [None, "dog"]]
 
 
 def test_top_k_accuracy_is_the_share_with_their_label_among_the_nearest():
-    assert classification.top_k_accuracy(LABELS, NEAREST) == 0.5
+    assert evaluation.top_k_accuracy(LABELS, NEAREST) == 0.5
 
 
 def test_the_seeds_report_counts_any_hit_and_the_true_one_only_the_nearest():
-    found = classification.reports(LABELS, NEAREST)
+    found = evaluation.reports(LABELS, NEAREST)
     assert found["top_k"]["accuracy"] == 0.5
     assert found["top_k"]["cat"] == {"precision": pytest.approx(2 / 3), "recall": 1.0, "f1-score": 0.8, "support": 2.0}
     assert found["top_1"]["accuracy"] == 0.25
@@ -20,11 +20,11 @@ def test_the_seeds_report_counts_any_hit_and_the_true_one_only_the_nearest():
 
 
 def test_a_query_whose_list_is_empty_is_a_miss():
-    assert classification.reports(["cat"], [[]])["top_k"]["accuracy"] == 0.0
+    assert evaluation.reports(["cat"], [[]])["top_k"]["accuracy"] == 0.0
 
 
 def test_many_labels_and_a_single_query_give_no_warning():
     labels = [str(number) for number in range(40)]
-    assert classification.reports(labels, [[label] for label in labels])["top_1"]["accuracy"] == 1.0
-    assert classification.reports(["a"], [["b"]])["top_1"]["a"]["recall"] == 0.0
-    assert classification.reports(["a"], [["a"]])["top_1"]["a"]["recall"] == 1.0
+    assert evaluation.reports(labels, [[label] for label in labels])["top_1"]["accuracy"] == 1.0
+    assert evaluation.reports(["a"], [["b"]])["top_1"]["a"]["recall"] == 0.0
+    assert evaluation.reports(["a"], [["a"]])["top_1"]["a"]["recall"] == 1.0

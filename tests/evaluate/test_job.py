@@ -8,13 +8,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from dim import checksum, files
 from dim.errors import GateNotMet, UserError
 from dim.evaluate import sources
 from dim.evaluate.config import EvaluateConfig
-from dim.evaluate.job import evaluate
-from dim.evaluate.ranked_lists import oxford, revisited
+from dim.evaluate.job import evaluate, oxford, revisited
 from dim.extract import identity
+from dim.io import files, seal
 from dim.model import spec, whitening
 from dim.model.whitening import Whitening
 
@@ -282,7 +281,7 @@ def test_whitening_is_applied_to_both_sides_and_named(labelled, whitening_file, 
     made = write_descriptors(IDS, whitening.load(whitening_file).apply(unit), name="whitened")
     plain = evaluate(EvaluateConfig(**labelled | {"descriptors": (made,), "out": labelled["out"] + "-plain"}))
     assert found["map"] == pytest.approx(plain["map"], abs=1e-6)
-    assert found["embedding"]["whitening"] == checksum.of_file(whitening_file)
+    assert found["embedding"]["whitening"] == seal.sha256_of_file(whitening_file)
     (step,) = found["whitening"]
     assert (step["by"], step["learned_on"]) == ("evaluate", {"manifest": "train.csv", "split": "train"})
 
@@ -298,8 +297,8 @@ def test_whitening_in_extract_and_in_the_model_is_named(labelled, whitening_file
         VECTORS,
         name="both",
         inputs={"model": str(model), "whitening": whitening_file},
-        weights=checksum.of_file(str(model / spec.WEIGHTS_FILE)),
-        whitening=checksum.of_file(whitening_file),
+        weights=seal.sha256_of_file(str(model / spec.WEIGHTS_FILE)),
+        whitening=seal.sha256_of_file(whitening_file),
     )
     config = EvaluateConfig(**labelled | {"descriptors": (folder,)})
     by_model, by_extract = evaluate(config)["whitening"]

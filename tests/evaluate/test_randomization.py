@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 from scipy import stats
 
-from dim.evaluate import comparison, randomization
-from dim.evaluate.randomization import Interval, least_p, paired
+from dim.evaluate import comparison, significance
+from dim.evaluate.significance import Interval, least_p, paired
 
 ALPHA, TRIALS = 0.05, 2000
 
@@ -107,7 +107,7 @@ def test_the_same_seed_gives_the_same_whatever_is_held_in_memory(monkeypatch):
     whole = of_queries(*values, resamples=500)
     assert whole == of_queries(*values, resamples=500)
     assert whole != of_queries(*values, resamples=500, seed=1)
-    monkeypatch.setattr(randomization, "_CELLS", 700)
+    monkeypatch.setattr(significance, "_CELLS", 700)
     assert of_queries(*values, resamples=500) == whole
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dim.evaluate.ranked_lists import oxford, revisited
+from dim.evaluate.job import oxford, revisited
 
 CASES = json.loads(gzip.decompress((Path(__file__).parent / "golden" / "revisited_cases.json.gz").read_bytes()))
 

@@ -11,11 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dim.evaluate import comparison, confusions, curves, gallery, report
+from dim.evaluate import comparison, evaluation
 from dim.evaluate.config import EvaluateConfig
 from dim.evaluate.evaluation import Hit, Judged
 from dim.evaluate.job import evaluate
 from dim.evaluate.metrics import average_precision
+from dim.report import evaluation as evaluation_report
+from dim.report import gallery
 
 RNG = np.random.default_rng(11)
 EVIL = ("<script>alert(1)</script>", "\"a\" & 'b'", "مرحبا\u202eabc", "😀")
@@ -34,7 +36,7 @@ def random_queries(count):
 
 def test_precision_by_recall_equals_a_naive_loop():
     queries = list(random_queries(60))
-    found = curves.precision_by_recall(queries)
+    found = evaluation_report.precision_by_recall(queries)
     for level, value in zip([tenth / 10 for tenth in range(11)], found, strict=True):
         best = []
         for query in (query for query in queries if query.n_positives):
@@ -45,7 +47,7 @@ def test_precision_by_recall_equals_a_naive_loop():
 
 def test_recall_at_k_equals_a_naive_loop():
     queries = list(random_queries(60))
-    any_of, shares = curves.found_within(queries, [1, 3, 10, 40])
+    any_of, shares = evaluation_report.found_within(queries, [1, 3, 10, 40])
     kept = [query for query in queries if query.n_positives]
     for k, hit, share in zip([1, 3, 10, 40], any_of, shares, strict=True):
         within = [sum(rank < k for rank in query.ranks.tolist()) for query in kept]
@@ -54,7 +56,7 @@ def test_recall_at_k_equals_a_naive_loop():
 
 
 def test_the_histogram_counts_every_query_once():
-    assert curves.histogram([0, 0.05, 0.1, 0.55, 0.999, 1.0]).tolist() == [2, 1, 0, 0, 0, 1, 0, 0, 0, 2]
+    assert evaluation_report.histogram([0, 0.05, 0.1, 0.55, 0.999, 1.0]).tolist() == [2, 1, 0, 0, 0, 1, 0, 0, 0, 2]
 
 
 def test_confusions_equal_a_naive_loop():
@@ -65,7 +67,7 @@ def test_confusions_equal_a_naive_loop():
     lists = [("a", "b", "a"), ("a", "a", "b"), ("a", None, "b"), ("b", "a"), ("a", "c"), ("c", None), ("b", "a")]
     queries = [judged(f"q{n}", [0], 1, own, hits(*found, own=own)) for n, (own, *found) in enumerate(lists)]
     queries.append(judged("alone", [], 0, "d", hits("a", own="d")))
-    found = confusions.confusions(queries)
+    found = evaluation.confusions(queries)
     firsts = [(own, next(filter(None, found), None)) for own, *found in lists]
     expected = Counter((own, first) for own, first in firsts if first not in (own, None))
     assert {(pair.label, pair.taken_for): len(pair.queries) for pair in found} == expected
@@ -169,7 +171,7 @@ def test_five_hundred_queries_make_less_than_five_megabytes(photographed):
     # In the queries' table stand all of them, with photos 51, and 9 of the confused labels may have others.
     strips = re.findall(r"<tbody><tr>.*?</tbody>", text[text.index("All queries</h2>") :])
     assert len(strips) == 500
-    assert sum("<use " in strip for strip in strips) == report.PICTURED - report.CONFUSED
+    assert sum("<use " in strip for strip in strips) == evaluation_report.PICTURED - evaluation_report.CONFUSED
     found = Reader(f"{arguments['out']}/report.html")
     shown = [use for title in ("Worst queries", "Median queries", "Best queries") for use in found.sections[title]]
     assert len(shown) == 51 * 11

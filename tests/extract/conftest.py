@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dim import tables
 from dim.extract import pipeline
 from dim.extract.config import ExtractConfig
+from dim.io import tables
 
 
 class Photos:

@@ -2,9 +2,9 @@
 
 import pytest
 
-from dim import files, local_copies
 from dim.errors import JobFailed
 from dim.extract import store
+from dim.io import files, local_files
 
 
 def test_a_file_is_whole_or_what_it_was(disk, fill):
@@ -21,7 +21,7 @@ def test_a_file_is_whole_or_what_it_was(disk, fill):
 
 
 def _large(uri, content):
-    with local_copies.written(uri) as path, open(path, "wb") as file:
+    with local_files.written(uri) as path, open(path, "wb") as file:
         file.write(content)
 
 

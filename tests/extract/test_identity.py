@@ -5,10 +5,10 @@ import json
 
 import pytest
 
-from dim import files
 from dim.errors import UserError
 from dim.extract import identity
 from dim.extract.identity import Embedding
+from dim.io import files
 
 ONE = Embedding("vgg16", "block5_conv3", "gem", "a" * 64, "caffe", 224, "squash", (1.0,), None, None, "float32")
 OTHER = {

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pytest
 from PIL import ExifTags, Image
 
-from dim import files
 from dim.errors import UserError
 from dim.extract import store
+from dim.io import files
 from dim.model import precision
 
 pytestmark = pytest.mark.usefixtures("stand_in")

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import ray
 
-from dim.extract.embedder import Embedder
-from dim.extract.forward import Forward
+from dim.extract.embedder import Embedder, Forward
 from dim.extract.resources import resources
 
 

@@ -11,12 +11,12 @@ import pytest
 import sklearn.datasets
 from PIL import Image
 
-from dim import tables
 from dim.data import manifest as manifests
 from dim.data.decode import decode
 from dim.errors import UserError
 from dim.extract import descriptors
 from dim.extract.embedder import Embedder, Recipe
+from dim.io import tables
 from dim.model import spec
 
 
@@ -93,7 +93,7 @@ def test_photos_decoded_at_a_fraction_of_their_size_keep_their_descriptors(demo)
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
 def test_shapes_are_kept_apart_and_their_order_kept(batch_size):
-    from dim.extract.forward import batches
+    from dim.extract.embedder import batches
 
     random = np.random.default_rng(0)
     images = [

@@ -8,16 +8,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from dim import files
 from dim.data.limits import LIMITS
 from dim.errors import JobFailed, UserError
 from dim.extract import pipeline
 from dim.extract.config import ExtractConfig
-from dim.extract.embedder import Recipe
-from dim.extract.forward import set_up_tensorflow
+from dim.extract.embedder import Recipe, set_up_tensorflow
 from dim.extract.resources import Resources, resources
-from dim.model import region_sums
+from dim.io import files
 from dim.model.spec import Source, Spec
+from dim.whiten import sums
 
 
 @pytest.fixture
@@ -177,7 +176,7 @@ class Begun(Exception):
 
 
 @pytest.mark.parametrize(("resize", "one_shape"), [("squash", True), ("long-side", False)])
-@pytest.mark.parametrize(("module", "made"), [(pipeline, pipeline._embedder), (region_sums, region_sums._forward)])
+@pytest.mark.parametrize(("module", "made"), [(pipeline, pipeline._embedder), (sums, sums._forward)])
 def test_tensorflow_is_told_whether_shapes_vary(monkeypatch, resize, one_shape, module, made):
     def set_up(*_, **named):
         raise Begun(named)

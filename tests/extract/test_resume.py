@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dim import files
 from dim.extract import shards, store
 from dim.extract.identity import Embedding
-from dim.extract.resume import pending
-from dim.search import stored
+from dim.extract.writer import pending
+from dim.io import files
+from dim.search import descriptor_folder
 
 ROWS = 8
 SCHEMA = store.schema(2)
@@ -132,7 +132,7 @@ def test_shards_in_a_store_are_looked_at_several_at_a_time(s3):
     assert most(left) >= 8
     assert most(lambda: shards.sealed(folder, store.shards(folder))) >= 8
     assert most(lambda: list(store.read_shards(folder, ["image_id", "descriptor"]))) >= 8
-    assert most(lambda: list(stored.read(folder))) >= 4
+    assert most(lambda: list(descriptor_folder.read(folder))) >= 4
     assert most(lambda: files.copy_folder(folder, f"{folder}/copy")) >= 8
     contents[::2] = ["version 1"] * len(contents[::2])
     assert most(lambda: pending(folder, EMBEDDING, np.array(ids), contents, retry_failed=False)) >= 8

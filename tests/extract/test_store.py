@@ -5,12 +5,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dim import files
 from dim.data import manifest as manifests
 from dim.errors import UserError
 from dim.extract import descriptors, store
 from dim.extract.identity import Embedding
-from dim.search import stored
+from dim.io import files
+from dim.search import descriptor_folder
 
 EMBEDDING = Embedding("vgg16", "block5_conv3", "gem", "0", "caffe", 224, "squash", (1.0,), None, None, "float32")
 
@@ -139,7 +139,7 @@ def test_shards_of_two_dimensions_are_refused(folder):
     with pytest.raises(UserError, match=said):
         descriptors.read(folder, manifest_of("0", "3", "4"))
     with pytest.raises(UserError, match=said):
-        list(stored.read(folder))
+        list(descriptor_folder.read(folder))
 
 
 @pytest.mark.parametrize("kind", ["float32", "float16"])
@@ -165,4 +165,4 @@ def test_an_index_is_no_store_and_statistics_that_say_nothing_refuse_nothing(fol
     record = {"job": "index", "embedding": EMBEDDING.as_json(), "files": sealed}
     files.write_json(f"{folder}/index/run.json", record)
     with pytest.raises(UserError, match=r"index' holds no descriptors; make them with extract\.py"):
-        stored.read(f"{folder}/index")
+        descriptor_folder.read(f"{folder}/index")

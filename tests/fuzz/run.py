@@ -27,16 +27,16 @@ with atheris.instrument_imports(include=["dim", "tifffile", "pickletools", "json
     import tifffile
     from PIL import Image
 
-    from dim import uris
-    from dim.config import read_yaml
+    from dim.app.config import read_yaml
     from dim.data import ground_truth, manifest
+    from dim.data.config import LAYOUTS, ImportConfig
     from dim.data.decode import decode
-    from dim.data.importers.config import LAYOUTS, ImportConfig
     from dim.data.importers.job import _manifest
+    from dim.data.importers.oxford_paris import unpickle
     from dim.data.limits import DecodeError, Limits
-    from dim.data.unpickle import unpickle
     from dim.errors import UserError
     from dim.extract.config import ExtractConfig
+    from dim.io import uris
     from dim.model import spec, whitening
 
     IMPORTERS = {

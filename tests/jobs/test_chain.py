@@ -5,8 +5,8 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
+from dim.data.config import SplitConfig
 from dim.data.split import split
-from dim.data.split_config import SplitConfig
 from dim.evaluate.config import EvaluateConfig
 from dim.evaluate.job import evaluate
 from dim.extract.config import ExtractConfig

@@ -6,12 +6,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from dim import files, tables
 from dim.evaluate.config import EvaluateConfig
 from dim.evaluate.job import evaluate
 from dim.extract import store
 from dim.extract.config import ExtractConfig
 from dim.extract.job import extract
+from dim.io import files, tables
 from dim.train.config import TrainConfig
 from dim.train.job import train
 

@@ -9,17 +9,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from dim import files
 from dim.data import manifest as manifests
 from dim.errors import UserError
 from dim.extract import identity, store
 from dim.extract.identity import Embedding
-from dim.model import moments, whitening
-from dim.model.fit import fit_learned, fit_pca
-from dim.model.moments import Moments
-from dim.model.sums import LABELS_IN_A_PART, sum_moments, sum_pairs
-from dim.model.whiten_config import WhitenConfig
-from dim.model.whiten_job import whiten
+from dim.io import files
+from dim.model import whitening
+from dim.whiten import fit
+from dim.whiten.config import WhitenConfig
+from dim.whiten.fit import Moments, fit_learned, fit_pca
+from dim.whiten.job import whiten
+from dim.whiten.sums import LABELS_IN_A_PART, sum_moments, sum_pairs
 
 JOB = Path(__file__).resolve().parents[2] / "jobs" / "whiten.py"
 EMBEDDING = Embedding(
@@ -87,7 +87,7 @@ def photos(tmp_path) -> Photos:
 
 def test_pca_over_shards_is_that_of_all_rows(ray_session, photos):
     result = whiten(photos.config(dimension=4, power=0.5))
-    expected = fit_pca(moments.of(photos.vectors[photos.train]), 4, {}, power=0.5)
+    expected = fit_pca(fit.moments_of(photos.vectors[photos.train]), 4, {}, power=0.5)
     found = whitening.load(photos.out)
     np.testing.assert_allclose(found.projection, expected.projection, atol=1e-6)
     assert result == {
@@ -114,7 +114,7 @@ def test_learned_over_shards_is_that_of_all_pairs(ray_session, photos):
                 covariance += np.outer(difference, difference) / (len(group) - 1) / len(queries)
     count = len(queries) - len(groups)
     differences = Moments(count, np.zeros(8), covariance * count)
-    expected = fit_learned(moments.of(photos.vectors[queries]), differences, 6, {})
+    expected = fit_learned(fit.moments_of(photos.vectors[queries]), differences, 6, {})
 
     result = whiten(photos.config(kind="learned", dimension=6))
     found = whitening.load(photos.out)

@@ -9,19 +9,20 @@ import pytest
 from PIL import Image
 
 import dim.model
-from dim import files
 from dim.data import manifest as manifests
 from dim.data.decode import decode
 from dim.errors import UserError
-from dim.evaluate import provenance
+from dim.evaluate import sources
 from dim.extract import descriptors
 from dim.extract.embedder import Recipe
 from dim.extract.job import embedding_of
-from dim.model import moments, network, spec, whitening
-from dim.model.fit import fit_pca
-from dim.model.regions import region_maxima
-from dim.model.whiten_config import WhitenConfig
-from dim.model.whiten_job import whiten
+from dim.io import files
+from dim.model import network, spec, whitening
+from dim.model.pooling import region_maxima
+from dim.whiten import fit
+from dim.whiten.config import WhitenConfig
+from dim.whiten.fit import fit_pca
+from dim.whiten.job import whiten
 
 SIZE = 64
 
@@ -92,7 +93,7 @@ def test_regions_are_whitened_as_in_a_loop_over_all_of_them(ray_session, photos,
     plain = network.load(spec.resolve("vgg16-rmac"))
     maps = [network.part(plain, None, "block5_conv3")(image).numpy() for image in images]
     regions = np.concatenate([np.array(region_maxima(each))[0] for each in maps])
-    fitted = fit_pca(moments.of(regions / np.linalg.norm(regions, axis=1, keepdims=True)), 16, {}, power=0.5)
+    fitted = fit_pca(fit.moments_of(regions / np.linalg.norm(regions, axis=1, keepdims=True)), 16, {}, power=0.5)
     assert (result["rows"], result["dimension"], result["power"]) == (len(regions), 16, 0.5)
 
     model = dim.model.load(str(out))
@@ -151,4 +152,4 @@ def test_an_evaluation_says_what_regions_were_whitened_on(tmp_path):
         recipe = Recipe(spec.resolve(str(tmp_path), pooling=pooling), "float32")
         record = {"job": "extract", "inputs": {"model": str(tmp_path)}, "embedding": embedding_of(recipe).as_json()}
         (tmp_path / "run.json").write_text(json.dumps(record))
-        assert provenance.whitenings(str(tmp_path), None) == [*expected, {"by": "model", **layer}]
+        assert sources.whitenings_of(str(tmp_path), None) == [*expected, {"by": "model", **layer}]

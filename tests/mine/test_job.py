@@ -10,15 +10,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dim import files, tables
+from dim.app.placement import Node
 from dim.errors import UserError
 from dim.extract import store
 from dim.extract.identity import Embedding
+from dim.io import files, tables
 from dim.mine import mining
 from dim.mine.config import MineConfig, Mining
 from dim.mine.mining import STRATEGIES, mine
 from dim.mine.pool import pool_of
-from dim.placement import Node
 
 EMBEDDING = Embedding("vgg16", "block5_conv3", "gem", "0", "caffe", 224, "squash", (1.0,), None, None, "float32")
 

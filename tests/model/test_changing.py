@@ -6,10 +6,10 @@ import h5py
 import numpy as np
 import pytest
 
-from dim import checksum
 from dim.errors import UserError
 from dim.extract.config import ExtractConfig
 from dim.extract.job import embedding_of, recipe_of
+from dim.io import seal
 from dim.model import spec
 from dim.model.spec import Spec
 from dim.model.whitening import Whitening, load
@@ -26,14 +26,14 @@ def model(tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()
     write_weights(folder / spec.WEIGHTS_FILE, 1.0)
-    spec.write(Spec(pooling="gem"), str(folder), checksum.of_file(str(folder / spec.WEIGHTS_FILE)))
+    spec.write(Spec(pooling="gem"), str(folder), seal.sha256_of_file(str(folder / spec.WEIGHTS_FILE)))
     return folder
 
 
 def test_a_model_is_known_by_the_weights_it_was_named_with(model):
     source = spec.resolve(str(model))
     before = source.fingerprint()
-    assert before == source.sha256 == checksum.of_file(str(model / spec.WEIGHTS_FILE))
+    assert before == source.sha256 == seal.sha256_of_file(str(model / spec.WEIGHTS_FILE))
     write_weights(model / spec.WEIGHTS_FILE, 2.0)
     assert source.fingerprint() == before
 
@@ -51,26 +51,26 @@ def test_model_json_that_is_replaced_while_the_weights_are_read(model, monkeypat
     del document["weights_sha256"]  # as an older dim wrote it
     (model / spec.SPEC_FILE).write_text(json.dumps(document))
     assert spec.resolve(str(model)).spec == Spec(pooling="gem")
-    read = checksum.of_file
+    read = seal.sha256_of_file
 
     def replacing(uri):
         (model / spec.SPEC_FILE).write_text(json.dumps(document | {"pooling": "mac"}))
         return read(uri)
 
-    monkeypatch.setattr(checksum, "of_file", replacing)
+    monkeypatch.setattr(seal, "sha256_of_file", replacing)
     with pytest.raises(UserError, match="were not written together"):
         spec.resolve(str(model))
 
 
 def test_a_whitening_that_is_replaced_after_it_was_hashed_is_not_applied(tmp_path, monkeypatch):
-    monkeypatch.setattr("dim.placement.gpus", lambda _: 0)
+    monkeypatch.setattr("dim.app.placement.gpus", lambda _: 0)
     ones, path = np.ones(512, np.float32), str(tmp_path / "w.npz")
 
     def fitted(scale):
         return Whitening(0 * ones, np.diag(scale * ones), ones, 0.5, "pca", {})
 
     fitted(1).save(path)
-    known = checksum.of_file(path)
+    known = seal.sha256_of_file(path)
     config = ExtractConfig(manifest="m.csv", model="vgg16-gem", out="out", whitening=path, precision="float32")
     recipe = recipe_of(config, config.source(config.model))
     fitted(2).save(path)

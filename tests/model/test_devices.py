@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from dim.extract import forward
+from dim.export import job
+from dim.extract import embedder
 from dim.model import devices
-from dim.search import export
 
 GPUS = ["/physical_device:GPU:0", "/physical_device:GPU:1"]
 
@@ -48,13 +48,13 @@ def assigned(monkeypatch):
 
 def test_a_worker_that_has_asked_for_none_sees_none(tensorflow, assigned):
     assigned()
-    forward.set_up_tensorflow(2)
+    embedder.set_up_tensorflow(2)
     assert tensorflow.visible == []
 
 
 def test_a_worker_takes_the_memory_of_its_gpus_as_it_needs_it(tensorflow, assigned):
     assigned("0", "1")
-    forward.set_up_tensorflow(2)
+    embedder.set_up_tensorflow(2)
     assert tensorflow.visible == tensorflow.growing == GPUS
 
 
@@ -74,9 +74,9 @@ def test_an_export_leaves_the_gpus_alone(tensorflow, monkeypatch, format):
         raise EOFError
 
     monkeypatch.setattr(devices.ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(export.importlib.util, "find_spec", lambda _: True)
+    monkeypatch.setattr(job.importlib.util, "find_spec", lambda _: True)
     for name in ("portable", "onnx_graph"):
         monkeypatch.setitem(sys.modules, f"dim.model.{name}", SimpleNamespace(portable=made, model_of=made))
     with pytest.raises(EOFError):
-        export.NETWORKS[format](None)
+        job.NETWORKS[format](None)
     assert seen == [[]]

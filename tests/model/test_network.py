@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 import dim.model
-from dim import checksum
 from dim.errors import UserError
+from dim.io import seal
 from dim.model import network, spec
 from dim.model.pooling import POOLINGS
 from dim.model.spec import SHIPPED_WEIGHTS, Source, Spec
@@ -89,7 +89,7 @@ def test_folder_loads_where_keras_has_named_other_layers_before(tmp_path):
 def test_a_model_that_is_written_over_another_is_never_of_both(tmp_path, monkeypatch):
     folder = tmp_path / "model"
     model = fitted(folder, dimension=16)
-    assert json.loads((folder / "model.json").read_text())["weights_sha256"] == checksum.of_file(
+    assert json.loads((folder / "model.json").read_text())["weights_sha256"] == seal.sha256_of_file(
         f"{folder}/model.weights.h5"
     )
 

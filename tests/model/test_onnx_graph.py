@@ -15,7 +15,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 @pytest.fixture
 def both(monkeypatch):
     """The descriptors of photos by ONNX Runtime and by Keras, for each of `several` sizes."""
-    from dim.model import onnx_graph
+    from dim.export import onnx_graph
 
     def run(spec, *several):
         model = trained(spec)
@@ -73,7 +73,7 @@ def test_photos_of_any_size(both, options):
 
 
 def test_what_can_not_be_exported():
-    from dim.model import onnx_graph
+    from dim.export import onnx_graph
 
     spec = Spec(backbone="convnexttiny", layer="layer_normalization")
     with pytest.raises(UserError, match="convnexttiny is not exported to ONNX: its layer"):

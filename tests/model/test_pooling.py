@@ -8,9 +8,8 @@ import pytest
 import tensorflow as tf
 
 from dim.model import pooling
-from dim.model.normalisation import L2Normalisation, l2_normalise
-from dim.model.pooling import POOLINGS
-from dim.model.regions import rmac
+from dim.model.layers import L2Normalisation, l2_normalise
+from dim.model.pooling import POOLINGS, rmac
 
 SIZES = [(1, 1), (7, 7), (3, 5), (24, 32), (16, 32)]
 FUNCTIONS = {

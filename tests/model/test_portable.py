@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from networks import SIZES, images, trained
 
-from dim.model import portable
+from dim.export import keras_network
 from dim.model.spec import Source, Spec
 
 POOLINGS = [
@@ -40,8 +40,8 @@ def exported(tmp_path_factory):
         spec = Spec(resize="long-side", layer="block4_conv3", **options)
         model = trained(spec)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(portable.network, "load", lambda _, model=model: model)
-            portable.portable(Source(spec, "random", None)).save(folder / f"{number}.keras")
+            patch.setattr(keras_network.network, "load", lambda _, model=model: model)
+            keras_network.portable(Source(spec, "random", None)).save(folder / f"{number}.keras")
         expected[number] = [model(each, training=False).numpy() for each in photos]
     keras.backend.clear_session()
     return folder, expected

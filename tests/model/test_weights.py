@@ -9,8 +9,8 @@ import keras
 import numpy as np
 import pytest
 
-from dim import checksum
 from dim.errors import UserError
+from dim.io import seal
 from dim.model import hdf5, spec, weights
 
 KERNEL = np.arange(12, dtype=np.float32).reshape(3, 4)
@@ -224,7 +224,7 @@ def test_other_endings_and_missing_files(tmp_path):
 def test_weights_that_changed_since_they_were_hashed_are_not_loaded(tmp_path):
     model, path = network(), tmp_path / "w.npz"
     np.savez(path, **arrays())
-    known = checksum.of_file(str(path))
+    known = seal.sha256_of_file(str(path))
     weights.load_into(model, str(path), known)
     before = model.get_layer("pca").kernel.numpy()
     np.savez(path, **{name: 2 * array for name, array in arrays().items()})
@@ -232,4 +232,4 @@ def test_weights_that_changed_since_they_were_hashed_are_not_loaded(tmp_path):
         weights.load_into(model, str(path), known)
     np.testing.assert_array_equal(model.get_layer("pca").kernel, before)
     saved = str(tmp_path / "w.weights.h5")
-    assert weights.save(model, saved) == checksum.of_file(saved)
+    assert weights.save(model, saved) == seal.sha256_of_file(saved)

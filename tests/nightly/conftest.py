@@ -9,10 +9,11 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from dim import checksum, cluster, tables
+from dim.app import cluster
 from dim.extract import job as extraction
 from dim.extract import pipeline, store
 from dim.extract.resources import Resources
+from dim.io import seal, tables
 from dim.model import spec
 from dim.model.spec import Spec
 from dim.nightly.config import Measurement, NightlyConfig
@@ -115,7 +116,7 @@ def write_model():
         folder.mkdir(exist_ok=True)
         with h5py.File(folder / "model.weights.h5", "w") as weights:
             weights["all"] = content
-        sha256 = checksum.of_file(str(folder / "model.weights.h5"))
+        sha256 = seal.sha256_of_file(str(folder / "model.weights.h5"))
         spec.write(Spec("vgg16", "block5_conv3", pooling, "caffe", image_size=32), str(folder), sha256)
 
     return write

@@ -5,13 +5,13 @@ import shutil
 import pyarrow as pa
 import pytest
 
-from dim import files, tables
 from dim.errors import GateNotMet, UserError
 from dim.evaluate.comparison import Comparison
-from dim.evaluate.randomization import Interval
-from dim.nightly import gate, network
+from dim.evaluate.significance import Interval
+from dim.io import files, tables
+from dim.nightly import collection, measurement
 from dim.nightly.config import Measurement
-from dim.nightly.figure import Figure
+from dim.nightly.measurement import Figure
 
 GOOD, WORSE = "vgg16-gem", "vgg16-mac"
 FAIR = "vgg16-spoc"  # finds most, so that photos of another product come in between
@@ -152,26 +152,26 @@ def test_a_model_that_a_killed_night_half_kept_is_kept_anew(night, photos, embed
 def test_a_model_that_changes_while_it_is_kept_makes_no_night(night, embedded, tmp_path, monkeypatch, write_model):
     model = tmp_path / "model"
     write_model(model, "gem", 1)
-    keep = network.keep
+    keep = collection.keep
 
     def late(*asked):
         write_model(model, "gem", 2)
         keep(*asked)
 
-    monkeypatch.setattr(network, "keep", late)
+    monkeypatch.setattr(collection, "keep", late)
     with pytest.raises(UserError, match="were made by different embeddings: weights"):
         night("2020-01-01", model=str(model), weights=None)
-    monkeypatch.setattr(network, "keep", keep)
+    monkeypatch.setattr(collection, "keep", keep)
     write_model(model, "gem", 1)
     assert night("2020-01-01", model=str(model), weights=None)["accepted"]
 
 
 def test_the_least_of_several_p_values_counts_as_often_as_there_are_tests():
     # Holm's own procedure, step by step: the least is held against 0.05 / 4, the next against 0.05 / 3, …
-    found = gate.holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005})
+    found = measurement.holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005})
     assert found == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06, "d": 0.02})
-    assert gate.holm({"a": 0.7, "b": 0.8}) == {"a": 1.0, "b": 1.0}
-    assert gate.holm({}) == {}
+    assert measurement.holm({"a": 0.7, "b": 0.8}) == {"a": 1.0, "b": 1.0}
+    assert measurement.holm({}) == {}
 
 
 def test_one_of_several_evaluations_is_not_refused_for_what_one_of_many_shows_by_chance():
@@ -182,10 +182,10 @@ def test_one_of_several_evaluations_is_not_refused_for_what_one_of_many_shows_by
 
     asked = [Measurement(name=name, manifest="m") for name in "abc"]
     least = dict(zip("abc", map(of, (0.06, 0.5, 0.9)), strict=True))
-    assert gate.unmet(asked, least) == []
-    (said,) = gate.unmet(asked[:1], least)
+    assert measurement.unmet(asked, least) == []
+    (said,) = measurement.unmet(asked[:1], least)
     assert "one-sided p 0.0300 < significance 0.05" in said
-    (said_of_two,) = gate.unmet(asked[:2], {"a": of(0.04), "b": of(0.5)})
+    (said_of_two,) = measurement.unmet(asked[:2], {"a": of(0.04), "b": of(0.5)})
     assert "more than chance explains (one-sided p over 2 evaluations 0.0400 < significance 0.05; " in said_of_two
     same = least | {"b": of(1.0, None), "c": of(1.0, None)}  # the networks of these are the baseline's: no tests
-    assert gate.unmet(asked, same) == [said]
+    assert measurement.unmet(asked, same) == [said]

@@ -2,8 +2,8 @@
 
 import pytest
 
-from dim import tables
 from dim.errors import UserError
+from dim.io import tables
 from dim.nightly.history import ACCEPTED, MISSED, MOST_MISSED, History, Row
 
 

@@ -5,9 +5,9 @@ import shutil
 import pyarrow as pa
 import pytest
 
-from dim import files
 from dim.errors import GateNotMet, JobFailed
 from dim.extract import pipeline, store
+from dim.io import files
 from dim.nightly import collection, job
 from dim.nightly.config import Measurement
 

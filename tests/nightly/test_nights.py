@@ -6,9 +6,9 @@ import shutil
 
 import pytest
 
-from dim import files, tables
 from dim.errors import GateNotMet, JobFailed, UserError
-from dim.nightly import collection, figure
+from dim.io import files, tables
+from dim.nightly import collection, measurement
 from dim.nightly.config import Measurement
 from dim.nightly.history import History, Row
 
@@ -90,12 +90,12 @@ def test_what_changed_since_a_date_was_run_is_named(night, photos, embedded, tmp
 
 
 def test_a_table_that_changes_while_the_night_runs_makes_no_night(night, photos, embedded, tmp_path, monkeypatch):
-    measure = figure.measure
-    monkeypatch.setattr(figure, "measure", lambda *asked: (measure(*asked), photos.add(20, 3)))
+    measure = measurement.measure
+    monkeypatch.setattr(measurement, "measure", lambda *asked: (measure(*asked), photos.add(20, 3)))
     with pytest.raises(JobFailed, match=r"photos.csv' changed while the night ran; run the same command again$"):
         night("2020-01-01")
     assert not (tmp_path / "nightly" / "history.csv").exists()
-    monkeypatch.setattr(figure, "measure", measure)
+    monkeypatch.setattr(measurement, "measure", measure)
     assert night("2020-01-01")["images"] == 51
 
 

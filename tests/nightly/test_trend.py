@@ -5,8 +5,9 @@ import re
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from dim.nightly import metrics, trend
+from dim.nightly import history as histories
 from dim.nightly.history import ACCEPTED, REFUSED, History, Row
+from dim.report import nightly
 
 NAMES = ("shelf", "a <b> & \"c\" \\ 'd'")
 
@@ -26,8 +27,8 @@ def page(tmp_path):
     history.put("2020-03-02", rows("2020-03-02", REFUSED, 0.39, "two", reason="shelf: mAP fell <by> 0.1", **worse))
     better = {"baseline": "2020-02-28", "difference": 0.1, "low": 0.05, "high": 0.15, "p_value": 0.004}
     history.put("2020-03-03", rows("2020-03-03", ACCEPTED, 0.59, "three", **better))
-    trend.write(str(tmp_path), history.rows)
-    metrics.write(str(tmp_path), history.rows)
+    nightly.write(str(tmp_path), history.rows)
+    histories.write(str(tmp_path), history.rows)
     return (tmp_path / "trend.html").read_text()
 
 
@@ -68,7 +69,7 @@ def test_the_last_nights_figures_are_read_by_prometheus_own_parser(page, tmp_pat
             "dim_night_accepted": 1,
             "dim_night_seconds": 1583193600,  # 2020-03-03T00:00:00Z
         }
-        assert {key for key in values if key not in metrics.__doc__} == set()
+        assert {key for key in values if key not in histories.__doc__} == set()
 
 
 def test_a_night_writes_both(night, embedded, tmp_path):
@@ -84,8 +85,8 @@ def test_a_value_that_a_person_mended_to_none_is_left_out(tmp_path):
     path = tmp_path / "history.csv"
     path.write_text(path.read_text().replace("0.5", "about a half").replace("1200", "nan"))
     known = History(str(tmp_path)).rows
-    trend.write(str(tmp_path), known)
-    metrics.write(str(tmp_path), known)
+    nightly.write(str(tmp_path), known)
+    histories.write(str(tmp_path), known)
     assert "dim_night_map{" not in (tmp_path / "metrics.prom").read_text()
     assert "nan" not in (tmp_path / "metrics.prom").read_text().lower()
 
@@ -94,8 +95,8 @@ def test_an_evaluation_that_is_no_longer_asked_for_is_on_the_page_alone(tmp_path
     history = History(str(tmp_path))
     history.put("2020-02-27", rows("2020-02-27"))
     history.put("2020-02-28", rows("2020-02-28")[:1])
-    trend.write(str(tmp_path), history.rows)
-    metrics.write(str(tmp_path), history.rows)
+    nightly.write(str(tmp_path), history.rows)
+    histories.write(str(tmp_path), history.rows)
     assert "<b>" not in (tmp_path / "metrics.prom").read_text()  # its age would be an alarm for ever
     assert "a &lt;b&gt; &amp;" in (tmp_path / "trend.html").read_text()
 
@@ -106,5 +107,5 @@ def test_an_evaluation_whose_only_night_was_taken_out_by_hand_has_no_section(tmp
     history.put("2020-03-01", rows("2020-03-01"))
     path = tmp_path / "history.csv"
     path.write_text("".join(line for line in path.read_text().splitlines(True) if "2020-03-01" not in line))
-    trend.write(str(tmp_path), History(str(tmp_path)).rows)
+    nightly.write(str(tmp_path), History(str(tmp_path)).rows)
     assert "a &lt;b&gt; &amp;" not in (tmp_path / "trend.html").read_text()

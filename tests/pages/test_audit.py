@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dim.audit import page
 from dim.audit.config import AuditConfig
 from dim.audit.suspects import DUPLICATE, FAR, LABEL, Photos, Suspect
-from dim.pages.photos import Photo
+from dim.report import audit
+from dim.report.photos import Photo
 
 EVIL = '<script>alert(1)</script> "quoted" مرحبا 😀'
 
@@ -23,7 +23,7 @@ def written(tmp_path):
         where.append(Photo(str(tmp_path / f"{number}.jpg")))
     found = [Suspect(0, LABEL, 0.5, 2), Suspect(1, DUPLICATE, 0.99, 4), Suspect(3, FAR, 0.1, 2)]
     config = AuditConfig(manifest="photos.csv", descriptors="descriptors", out="out")
-    page.write(str(tmp_path / "report.html"), config, Photos(vectors, names, labels, labels), where, found)
+    audit.write(str(tmp_path / "report.html"), config, Photos(vectors, names, labels, labels), where, found)
     return tmp_path / "report.html"
 
 

@@ -2,8 +2,8 @@ import re
 
 import pytest
 
-from dim.pages import charts
-from dim.pages.charts import Axis, Bars, Line
+from dim.report import charts
+from dim.report.charts import Axis, Bars, Line
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,11 @@
 import pytest
 from PIL import Image
 
-from dim.pages import charts, parts
-from dim.pages.html import element
-from dim.pages.page import Page
-from dim.pages.parts import Card, Column, Row
-from dim.pages.photos import Photo
+from dim.report import charts, parts
+from dim.report.html import element
+from dim.report.page import Page
+from dim.report.parts import Card, Column, Row
+from dim.report.photos import Photo
 
 EVIL = "<img src=x onerror=alert(1)><script>alert(2)</script> مرحبا 😀"
 ROWS = [("q10", 0.25, 4), ("q9", None, 0), (EVIL, 0.75, 12), ("Q2", 0.5, 3)]

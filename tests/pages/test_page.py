@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dim.pages import parts
-from dim.pages.html import element, fragment, name
-from dim.pages.page import BYTES, Page
-from dim.pages.parts import Card, Column, Row
-from dim.pages.photos import SIZES, Photo, Photos
+from dim.report import parts
+from dim.report.html import element, fragment, name
+from dim.report.page import BYTES, Page
+from dim.report.parts import Card, Column, Row
+from dim.report.photos import SIZES, Photo, Photos
 
 NAMES = ("<script>alert(1)</script>", "\"a\" & 'b'", "</title></style>", "مرحبا\u202eabc", "😀 -->", "$title ${x}")
 

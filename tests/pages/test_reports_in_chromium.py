@@ -6,10 +6,10 @@ from PIL import Image
 
 from dim.evaluate.config import EvaluateConfig
 from dim.evaluate.job import evaluate
-from dim.nightly import trend
 from dim.nightly.history import History, Row
+from dim.report import nightly
 from dim.search.config import SearchConfig
-from dim.search.search_job import search
+from dim.search.job import search
 
 EVIL = ("<script>document.title = 'broken in'</script>", "\"a\" & 'b'", "مرحبا بالعالم", "😀 </script>")
 COUNT = 40
@@ -139,7 +139,7 @@ def test_the_trend_of_nights(look, tmp_path):
         known = {"map": 0.5 + day / 100, "images": 1000, "embedding": "one" if day < 3 else str(day)}
         known |= {"difference": 0.01, "low": -0.01, "high": 0.03, "baseline": "2020-01-02", "reason": EVIL[0]}
         history.put(f"2020-01-0{day}", [Row(f"2020-01-0{day}", name, status, **known) for name in EVIL])
-    trend.write(str(tmp_path), history.rows)
+    nightly.write(str(tmp_path), history.rows)
 
     def check(browser):
         assert browser.run("document.title") == "Night after night"

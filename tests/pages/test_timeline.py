@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from dim.pages import charts, timeline
-from dim.pages.timeline import Mark
+from dim.report import charts, nightly
+from dim.report.nightly import Mark
 
 NAMES = {"kept": "accepted", "changed": "another network", "refused": "refused", "missing": "missed"}
 
@@ -21,7 +21,7 @@ def marks(*kinds):
 
 
 def drawn(*kinds):
-    return timeline.chart("mAP by night", "mAP", marks(*kinds), NAMES)
+    return nightly.timeline("mAP by night", "mAP", marks(*kinds), NAMES)
 
 
 def runs(chart):
@@ -42,11 +42,11 @@ def test_the_line_goes_through_what_was_accepted_and_ends_where_a_night_is_missi
 def test_few_dates_are_written_and_none_beside_the_chart(count):
     chart = drawn(*["kept"] * count)
     ticks = re.findall(r'x="([\d.]+)"[^>]*class="tick middle">(\d{4}-\d\d-\d\d)<', chart)
-    assert 1 <= len(ticks) <= timeline.LABELS
+    assert 1 <= len(ticks) <= nightly.LABELS
     assert ticks[0][1] == "2026-01-30"
     places = [float(left) for left, _ in ticks]
     assert min(places) >= charts.LEFT + 30 or count == 1
-    assert max(places) <= timeline.WIDTH - 30
+    assert max(places) <= nightly.WIDTH - 30
     assert all(after - before > 90 for before, after in itertools.pairwise(places))
     circles = [float(left) for left in re.findall(r'<circle cx="([\d.]+)"', chart.split("<ul")[0])]
     assert len(circles) == count and circles == sorted(circles)
@@ -54,7 +54,9 @@ def test_few_dates_are_written_and_none_beside_the_chart(count):
 
 def test_a_change_of_a_thousandth_does_not_fill_the_chart():
     day = datetime.date(2026, 1, 1)
-    chart = timeline.chart("t", "mAP", [Mark(day, "kept", "", 0.5), Mark(day.replace(day=2), "kept", "", 0.501)], NAMES)
+    chart = nightly.timeline(
+        "t", "mAP", [Mark(day, "kept", "", 0.5), Mark(day.replace(day=2), "kept", "", 0.501)], NAMES
+    )
     heights = [float(up) for up in re.findall(r'cy="([\d.]+)"', chart)]
     assert 0 < heights[0] - heights[1] < 10
 
@@ -62,7 +64,7 @@ def test_a_change_of_a_thousandth_does_not_fill_the_chart():
 def test_an_interval_is_drawn_where_there_is_one():
     day = datetime.date(2026, 1, 1)
     with_one = Mark(day, "refused", "<b>", 0.5, 0.4, 0.6)
-    chart = timeline.chart("t", "mAP", [with_one], NAMES)
+    chart = nightly.timeline("t", "mAP", [with_one], NAMES)
     (low, high) = re.search(r'y1="([\d.]+)" y2="([\d.]+)" class="interval"', chart).groups()
     assert float(low) > float(high) >= charts.TOP
     assert "&lt;b&gt;" in chart and "<b>" not in chart

@@ -4,15 +4,15 @@ import faiss
 import numpy as np
 import pytest
 
-from dim import tables
 from dim.errors import UserError
+from dim.io import tables
 from dim.mine.config import Mining
 from dim.mine.indexed import empty_index
 from dim.search import cosines, index
-from dim.search.approximate import Approximate
 from dim.search.config import IndexConfig, SearchConfig
+from dim.search.index import Approximate
 from dim.search.index_job import build
-from dim.search.search_job import search
+from dim.search.job import search
 
 ROWS, DIMENSION = 1500, 32
 

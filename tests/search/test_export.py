@@ -16,11 +16,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dim import files, output
+from dim.app import output
 from dim.errors import UserError
+from dim.export.config import ExportConfig
+from dim.export.job import export
 from dim.extract import identity
-from dim.search.export import export
-from dim.search.export_config import ExportConfig
+from dim.io import files
 
 ROWS = 40
 IDS = [f"fotos/ü {number:02d}.jpg" for number in np.random.default_rng(0).permutation(ROWS)]

@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from dim import tables
 from dim.errors import UserError
 from dim.extract import identity, store
+from dim.io import tables
 from dim.model import whitening
 from dim.model.whitening import Whitening
-from dim.search import index, index_job, target
+from dim.search import index, index_job, queries
 from dim.search.config import IndexConfig
 from dim.search.index_job import build
 
@@ -140,7 +140,7 @@ def test_whitening_is_applied_and_stands_in_the_embedding(folder, tmp_path):
     Whitening(np.full(16, 0.1), projection, np.ones(16), 0.25, "pca", {}, embedding).save(f"{tmp_path}/w.npz")
     result = built(folder, tmp_path / "out", whitening=f"{tmp_path}/w.npz")
     assert result["dimension"] == 5
-    found = target.read(str(tmp_path / "out"), None, None)
+    found = queries.read_target(str(tmp_path / "out"), None, None)
     assert found.embedding.whitening is not None
     row = ids_of(tmp_path / "out").index(IDS[5])
     unit = VECTORS[5:6] / np.linalg.norm(VECTORS[5])
@@ -196,7 +196,7 @@ def test_a_build_that_dies_leaves_no_half_of_an_index(folder, tmp_path, monkeypa
     assert (tmp_path / "out" / "knn.index").read_bytes() == before
     assert not list((tmp_path / "out").glob("*.tmp"))
     with pytest.raises(UserError, match=r"was never finished; run index.py again"):
-        target.read(str(tmp_path / "out"), None, None)
+        queries.read_target(str(tmp_path / "out"), None, None)
 
 
 def test_a_build_that_is_refused_leaves_the_index_as_it_was(folder, tmp_path, monkeypatch):
@@ -208,13 +208,13 @@ def test_a_build_that_is_refused_leaves_the_index_as_it_was(folder, tmp_path, mo
     monkeypatch.setattr(index_job, "_write", refusing)
     with pytest.raises(UserError, match="takes no rows"):
         built(folder, tmp_path / "out", factory="SQ8")
-    assert len(target.read(str(tmp_path / "out"), None, None).ids) == ROWS - 2
+    assert len(queries.read_target(str(tmp_path / "out"), None, None).ids) == ROWS - 2
     assert json.loads((tmp_path / "out" / "result.json").read_text())["factory"] == "Flat"
 
 
 def refused(out, message):
     with pytest.raises(UserError, match=message) as caught:
-        target.read(str(out), None, None)
+        queries.read_target(str(out), None, None)
     assert "\n" not in str(caught.value)
 
 
@@ -309,7 +309,7 @@ def test_ids_of_another_index_of_as_many_rows(folder, write_descriptors, tmp_pat
             tmp_path / "one", r"ids\.parquet' is not the file that its run\.json describes; make it again with index"
         )
     ids.write_bytes(before)
-    target.read(str(tmp_path / "one"), None, None)
+    queries.read_target(str(tmp_path / "one"), None, None)
     (tmp_path / "one" / "index.json").unlink()
     refused(tmp_path / "one", r"no file '.*index\.json'; make it again with index\.py, or copy the folder as a whole")
 
@@ -320,6 +320,6 @@ def test_an_index_of_before_there_were_seals_is_read(folder, tmp_path):
     del record["files"]
     (tmp_path / "run.json").write_text(json.dumps(record))
     (tmp_path / "index.json").unlink()
-    assert len(target.read(str(tmp_path), None, None).ids) == ROWS - 2
+    assert len(queries.read_target(str(tmp_path), None, None).ids) == ROWS - 2
     (tmp_path / "ids.parquet").unlink()
     refused(tmp_path, r"no file '.*ids\.parquet'")

@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 
 from dim.errors import UserError
-from dim.search import diffusion, exact
-from dim.search.database import Exact, of_array
+from dim.search import exact, reranking
+from dim.search.database import Exact, Retrieval, of_array
+from dim.search.exact import QUERIES, Part
 from dim.search.methods import METHODS, applied, check
-from dim.search.nearest import QUERIES, Part
-from dim.search.retrieval import Retrieval
 
 
 def unit(vectors):
@@ -207,8 +206,8 @@ def test_a_query_whose_row_leaves_its_list_has_it_for_no_neighbour(name, k):
 
 
 def test_diffusion_run_to_its_end_solves_the_system(monkeypatch):
-    monkeypatch.setattr(diffusion, "STEPS", 500)
-    monkeypatch.setattr(diffusion, "TOLERANCE", 1e-12)
+    monkeypatch.setattr(reranking, "STEPS", 500)
+    monkeypatch.setattr(reranking, "TOLERANCE", 1e-12)
     queries, vectors = clustered(3)
     _, scores = searched("diffusion", queries, vectors, 10)
     for query, row in zip(queries, scores, strict=True):

@@ -3,9 +3,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dim.search import exact, nearest
-from dim.search.nearest import Part
-from dim.search.nearest import nearest as found_by
+from dim.search import exact
+from dim.search.exact import Part
+from dim.search.exact import nearest as found_by
 
 
 def unit(vectors):
@@ -56,8 +56,8 @@ def test_it_is_what_heads_the_list_by_exact_scores_whatever_the_blocks(kind, see
 
 
 def test_many_queries_and_columns_go_in_parts(monkeypatch):
-    monkeypatch.setattr(nearest, "QUERIES", 8)
-    monkeypatch.setattr(nearest, "COLUMNS", 16)
+    monkeypatch.setattr(exact, "QUERIES", 8)
+    monkeypatch.setattr(exact, "COLUMNS", 16)
     random = np.random.default_rng(0)
     queries, vectors = rows_of("ties", random, 30, 12), rows_of("ties", random, 100, 12)
     place = random.permutation(100)

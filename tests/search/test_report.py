@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from dim.errors import UserError
-from dim.search import whereabouts
-from dim.search.approximate import Approximate
+from dim.report import search as search_report
 from dim.search.config import IndexConfig, SearchConfig
+from dim.search.index import Approximate
 from dim.search.index_job import build
-from dim.search.search_job import search
+from dim.search.job import search
 
 RNG = np.random.default_rng(2)
 IDS = [f"photo-{number}" for number in range(12)]
@@ -78,9 +78,9 @@ def test_pages_are_left_out_where_they_are_not_wanted(set_up):
 
 def test_another_file_in_the_manifests_place_is_no_manifest(set_up):
     manifest, folder, index, _ = set_up
-    assert whereabouts.of_folder(index, IDS[:2]).labels == {IDS[0]: "a", IDS[1]: "b"}
+    assert search_report.of_folder(index, IDS[:2]).labels == {IDS[0]: "a", IDS[1]: "b"}
     Path(manifest).write_text("x,y\n1,2\n")
-    assert whereabouts.of_folder(folder, IDS) == whereabouts.NOT_KNOWN
+    assert search_report.of_folder(folder, IDS) == search_report.NOT_KNOWN
 
 
 def test_photos_outside_the_root_are_not_shown(set_up, tmp_path, caplog):
@@ -101,4 +101,4 @@ def test_a_folder_that_names_no_manifest_shows_no_photos(set_up, inputs):
     inputs = {"descriptors": folder} if inputs == {"descriptors": "itself"} else inputs
     record.write_text(json.dumps(json.loads(record.read_text()) | {"inputs": inputs}))
     for where in (folder, index):
-        assert whereabouts.of_folder(where, IDS) == whereabouts.NOT_KNOWN
+        assert search_report.of_folder(where, IDS) == search_report.NOT_KNOWN

@@ -7,20 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dim import checksum, tables
 from dim.errors import UserError
 from dim.extract import identity
 from dim.extract.config import ExtractConfig
 from dim.extract.job import extract
+from dim.io import seal, tables
 from dim.model import whitening
 from dim.model.whitening import Whitening
 from dim.search import queries
 from dim.search.config import IndexConfig, SearchConfig
-from dim.search.database import of_array
+from dim.search.database import Retrieval, of_array
 from dim.search.index_job import build
+from dim.search.job import search
 from dim.search.methods import METHODS, applied
-from dim.search.retrieval import Retrieval
-from dim.search.search_job import search
 
 RANDOM = np.random.default_rng(0)
 IDS = [f"p{number:02d}" for number in RANDOM.permutation(60)]
@@ -190,7 +189,7 @@ def test_whitening_is_applied_to_both_sides_or_refused(indexed, asked, answered,
     unit = [(v / np.linalg.norm(v, axis=1, keepdims=True)).astype(np.float32) for v in (QUERIES, VECTORS)]
     expected = {name: listed(apply(q[None])[0], apply(unit[1]))[:9] for name, q in zip(QUERY_IDS, unit[0], strict=True)}
     whitened = write_descriptors(
-        QUERY_IDS, apply(unit[0]), name="whitened", whitening=checksum.of_file(whitening_file), raw=True
+        QUERY_IDS, apply(unit[0]), name="whitened", whitening=seal.sha256_of_file(whitening_file), raw=True
     )
     index = indexed(whitening=whitening_file)
     for database, given in ((folder, asked), (index, asked), (folder, whitened), (index, whitened)):

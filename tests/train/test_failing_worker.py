@@ -6,8 +6,8 @@ import signal
 import pyarrow as pa
 import pytest
 
-from dim import tables
 from dim.errors import JobFailed, UserError
+from dim.io import tables
 from dim.train.config import TrainConfig
 from dim.train.job import DEMO, train
 

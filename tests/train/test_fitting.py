@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from dim.errors import JobFailed
+from dim.train.augmentation import Photos
 from dim.train.batches import Share
-from dim.train.fitting import Fitting
-from dim.train.photos import Photos
-from dim.train.trunk import Trunk
-from dim.train.trunk_cache import TrunkCache
+from dim.train.feature_cache import TrunkCache
+from dim.train.features import Trunk
+from dim.train.fit import Fitting
 
 
 class Gone:

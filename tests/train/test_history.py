@@ -5,8 +5,8 @@ import struct
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from dim import files
-from dim.train.history import History
+from dim.io import files
+from dim.train.records import History
 
 
 def epoch(number):

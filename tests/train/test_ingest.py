@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from dim.data.decode import decode
-from dim.train.ingest import Ingest
-from dim.train.photos import Photos
+from dim.train.augmentation import Photos
+from dim.train.features import Ingest
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_a_decoder_that_dies_costs_no_photo_and_changes_no_order(ray_session, ph
     rows = [0, 1, 2, 4, 5, 7]
 
     def marked(pixels, name):
-        from dim import cluster
+        from dim.app import cluster
 
         if name == "4" and cluster.earlier_attempts() < 2:
             os.kill(os.getpid(), signal.SIGKILL)

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from dim import files, tables
 from dim.data import manifest as manifests
 from dim.errors import UserError
-from dim.extract import content
+from dim.extract import identity
+from dim.io import files, tables
 from dim.model import precision
 from dim.model.spec import Source, Spec
 from dim.train import inputs, job
@@ -47,7 +47,7 @@ class Place:
         manifest = manifests.read(self.config.manifest)
         source = Source(Spec(dimension=3), str(self.folder / "w.npz"), None)
         source = dataclasses.replace(source, spec=dataclasses.replace(source.spec, **changes))
-        return inputs.of(manifest, content.of_manifest(manifest), source)
+        return inputs.of(manifest, identity.of_manifest(manifest), source)
 
     def finishes(self, epoch):
         """What a worker leaves; of the checkpoint, all that is looked at is whether it is there."""
@@ -210,8 +210,8 @@ def test_fewer_photos_than_dimensions_are_told_as_rows_and_not_as_shapes(ray_ses
 
 
 def test_new_random_variants_and_triplets_belong_to_photos_wherever_their_rows_stand(ray_session, place):
-    from dim.train.ingest import Ingest
-    from dim.train.photos import Augmentation, NewVariants, Photos
+    from dim.train.augmentation import Augmentation, NewVariants, Photos
+    from dim.train.features import Ingest
 
     for number in range(3):
         noise = np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8)

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 import dim.model
-from dim import tables
 from dim.data import manifest
 from dim.data.decode import decode
 from dim.errors import JobFailed, UserError
 from dim.evaluate import metrics
+from dim.io import tables
 from dim.train.config import TrainConfig
+from dim.train.embed import mean_average_precision
 from dim.train.job import DEMO, train
-from dim.train.validate import mean_average_precision
 
 # Random variants too must be the same when a run is resumed.
 SMALL = {"image_size": 64, "precision": "float32", "dimension": 32, "top": 64, "batch_size": 16, "rotation": 10.0}

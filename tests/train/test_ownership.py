@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dim.train.augmentation import Photos
 from dim.train.ownership import ownership
-from dim.train.photos import Photos
 
 
 def photos(labels, splits=None):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dim.train.photos import Augmentation, Photos
+from dim.train.augmentation import Augmentation, Photos
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
 

@@ -11,9 +11,10 @@ from PIL import Image
 
 from dim.evaluate import metrics
 from dim.mine.triplets import active
-from dim.train import examples, report, validate
+from dim.report import training
+from dim.train import embed, records
+from dim.train.augmentation import Photos
 from dim.train.config import TrainConfig
-from dim.train.photos import Photos
 
 LABELS = np.array(["a", "a", "<b>", "<b>", "c", "c", None, "d"], dtype=object)
 IDS = np.array([f"photo {number}" for number in range(8)], dtype=object)
@@ -64,8 +65,8 @@ def mined(count):
 
 def test_rankings_have_the_ap_of_each_query_and_what_heads_its_list():
     vectors = unit(8, 4)
-    found = validate.rankings(vectors, LABELS, IDS)
-    assert metrics.mean(found["ap"].to_pylist()) == validate.mean_average_precision(vectors, LABELS, IDS)
+    found = embed.rankings(vectors, LABELS, IDS)
+    assert metrics.mean(found["ap"].to_pylist()) == embed.mean_average_precision(vectors, LABELS, IDS)
     assert found["ap"].null_count == 2  # one without a label, one alone with its own
     for query, row in enumerate(found.to_pylist()):
         others = [other for other in range(8) if other != query]
@@ -77,10 +78,10 @@ def test_rankings_have_the_ap_of_each_query_and_what_heads_its_list():
 
 def test_the_hardest_triplets_of_each_epoch_are_kept(run):
     for epoch, count in ((1, 150), (3, 2)):
-        examples.keep_hardest(str(run.folder), epoch, mined(count), IDS)
-    found = examples.hardest(str(run.folder))
+        records.keep_hardest(str(run.folder), epoch, mined(count), IDS)
+    found = records.hardest(str(run.folder))
     assert list(found) == [1, 3]
-    assert [table.num_rows for table in found.values()] == [examples.KEPT, 2]
+    assert [table.num_rows for table in found.values()] == [records.KEPT, 2]
     assert found[1]["rank"].to_pylist() == list(range(1, 101))
     assert pc.max(found[1]["loss"]).as_py() == found[1]["loss"][0].as_py()
 
@@ -88,11 +89,11 @@ def test_the_hardest_triplets_of_each_epoch_are_kept(run):
 def test_the_page_shows_curves_triplets_and_what_changed(run, photos):
     folder = str(run.folder)
     before, after = unit(8, 4, seed=1), unit(8, 4, seed=2)
-    examples.keep_found(folder, examples.BEFORE, validate.rankings(before, LABELS, IDS))
-    examples.keep_found(folder, examples.AFTER, validate.rankings(after, LABELS, IDS))
+    records.keep_found(folder, records.BEFORE, embed.rankings(before, LABELS, IDS))
+    records.keep_found(folder, records.AFTER, embed.rankings(after, LABELS, IDS))
     for epoch in (1, 3):
-        examples.keep_hardest(folder, epoch, mined(9), IDS)
-    report.write(TrainConfig(out=folder), photos, SUMMARY, run)
+        records.keep_hardest(folder, epoch, mined(9), IDS)
+    training.write(TrainConfig(out=folder), photos, SUMMARY, run)
     text = (run.folder / "report.html").read_text()
     assert text.count("data:image/") == 8
     for figure in ("0.2500", "0.7500", "none"):
@@ -103,20 +104,20 @@ def test_the_page_shows_curves_triplets_and_what_changed(run, photos):
     triplets = text[text.index("Hardest triplets</h2>") :]
     assert re.findall(r"<h3>Epoch (\d)</h3>", triplets) == ["1", "3"]
     assert len(re.findall('<li class="first">', triplets)) == 4  # two anchors an epoch
-    pairs = zip(*(validate.rankings(v, LABELS, IDS)["ap"].to_pylist() for v in (before, after)), strict=True)
+    pairs = zip(*(embed.rankings(v, LABELS, IDS)["ap"].to_pylist() for v in (before, after)), strict=True)
     expected = sorted(f"{old:.3f} → {new:.3f}" for old, new in pairs if None not in (old, new) and old != new)
     assert sorted(re.findall(r"AP ([\d.]+ → [\d.]+)", text)) == expected
     assert "<b>" not in text.replace("<b>Before", "").replace('<b class="mark">', "")
 
 
 def test_a_run_that_kept_nothing_to_look_at_still_has_its_curves(run, photos):
-    report.write(TrainConfig(out=str(run.folder)), photos, SUMMARY, run)
+    training.write(TrainConfig(out=str(run.folder)), photos, SUMMARY, run)
     assert "<figcaption>Loss</figcaption>" in (run.folder / "report.html").read_text()
 
 
 def test_many_epochs_are_spread_over_the_run():
-    assert report._spread(range(5), 20) == [0, 1, 2, 3, 4]
-    found = report._spread(range(300), 20)
+    assert training._spread(range(5), 20) == [0, 1, 2, 3, 4]
+    found = training._spread(range(300), 20)
     assert (len(found), found[0], found[-1]) == (20, 0, 299)
 
 
@@ -124,5 +125,5 @@ def test_the_driver_needs_no_tensorflow():
     import subprocess
     import sys
 
-    code = "import sys, dim.train.report; sys.exit('tensorflow' in sys.modules or 'keras' in sys.modules)"
+    code = "import sys, dim.report.training; sys.exit('tensorflow' in sys.modules or 'keras' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=Path(__file__).parents[2]).returncode == 0

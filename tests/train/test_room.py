@@ -10,8 +10,8 @@ from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator impor
 from ray.train import ScalingConfig
 from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
 
-from dim.placement import Node
-from dim.train import room
+from dim.app.placement import Node
+from dim.train import failures
 
 
 @ray.remote(num_cpus=1)
@@ -35,9 +35,9 @@ def holder(ray_session):
 def wait(caplog, monkeypatch):
     def said(workers, each, growing=False):
         caplog.clear()
-        monkeypatch.setattr(room.cluster, "may_come", lambda: [({"CPU": 1.0, "GPU": 0.0}, 1)] if growing else [])
+        monkeypatch.setattr(failures.cluster, "may_come", lambda: [({"CPU": 1.0, "GPU": 0.0}, 1)] if growing else [])
         with caplog.at_level(logging.INFO, "dim"):
-            room.wait(workers, each)
+            failures.wait(workers, each)
         return caplog.messages
 
     return said
@@ -54,7 +54,7 @@ def test_room_that_comes_is_waited_for(holder, wait):
 
 
 def test_nodes_that_do_not_come_are_done_without(ray_session, wait, monkeypatch):
-    monkeypatch.setattr(room, "PATIENCE", 1.0)
+    monkeypatch.setattr(failures, "PATIENCE", 1.0)
     assert len(wait(3, {"CPU": 1}, growing=True)) == 1
     assert wait(3, {"CPU": 1}) == []  # nobody starts a node
 
@@ -71,8 +71,8 @@ def test_what_another_job_uses_is_waited_for_as_ray_train_would_try_it(monkeypat
         asked.append(workers)
         return workers <= next(free)
 
-    monkeypatch.setattr(room, "_found", found)
-    monkeypatch.setattr(room.placement, "live", lambda: Counter({Node(8.0, 0.0): 2, Node(0.0, 4.0): 1}))
+    monkeypatch.setattr(failures, "_found", found)
+    monkeypatch.setattr(failures.placement, "live", lambda: Counter({Node(8.0, 0.0): 2, Node(0.0, 4.0): 1}))
     assert wait(3, {"CPU": 7.0}) == ["waiting for room for 2 training workers; fewer --workers need less"]
     assert asked == [3, 2, 2, 2]
 
@@ -91,14 +91,14 @@ def tried(workers, each, nodes):
 
 
 def test_ray_train_tries_as_many_workers_as_the_nodes_hold_whoever_uses_them(monkeypatch):
-    monkeypatch.setattr(room.placement, "live", lambda: Counter({Node(8.0, 1.0): 2}))
+    monkeypatch.setattr(failures.placement, "live", lambda: Counter({Node(8.0, 1.0): 2}))
     each = {"CPU": 3.0, "GPU": 1.0}
-    assert room._tried(5, each) == tried(5, each, [{"CPU": 8.0, "GPU": 1.0}] * 2) == 2
+    assert failures._tried(5, each) == tried(5, each, [{"CPU": 8.0, "GPU": 1.0}] * 2) == 2
 
 
 @pytest.mark.parametrize("cpus", [1.0, 2.0, 3.0])
 def test_ray_train_tries_all_workers_however_small_their_share(monkeypatch, cpus):
-    monkeypatch.setattr(room.placement, "known", lambda: Counter({Node(cpus, 0.0): 2}))
+    monkeypatch.setattr(failures.placement, "known", lambda: Counter({Node(cpus, 0.0): 2}))
     for workers in range(2, 13):
-        each = {"CPU": room.divisible(room.placement.taken(room.placement.share(workers, 0), 0))}
+        each = {"CPU": failures.divisible(failures.placement.taken(failures.placement.share(workers, 0), 0))}
         assert tried(workers, each, [{"CPU": cpus}] * 2) == workers

@@ -6,10 +6,8 @@ import pytest
 import tensorflow as tf
 
 from dim.model import network
-from dim.model.loss import triplet_loss
 from dim.model.spec import Spec
-from dim.train.step import Step, packed
-from dim.train.trainee import Trainee
+from dim.train.step import Step, Trainee, packed, triplet_loss
 
 SPEC = Spec(pooling="gem", dimension=8)
 TRIPLETS = np.array([[0, 0, 1, 3], [1, 2, 4, 4], [3, 3, 2, 0]])

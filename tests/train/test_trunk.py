@@ -8,9 +8,9 @@ import pyarrow as pa
 import pytest
 
 from dim.data.decode import DecodeError, decode
-from dim.train.photos import Augmentation, NewVariants, Photos, Variants
-from dim.train.trunk import Trunk
-from dim.train.trunk_cache import TrunkCache
+from dim.train.augmentation import Augmentation, NewVariants, Photos, Variants
+from dim.train.feature_cache import TrunkCache
+from dim.train.features import Trunk
 
 AUGMENTATION = Augmentation(rotation=20, crop=0.2)
 FILE = pa.ipc.get_tensor_size(pa.Tensor.from_numpy(np.zeros((48, 48, 3), np.float16)))

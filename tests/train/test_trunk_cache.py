@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from dim.errors import JobFailed
-from dim.train import quota
-from dim.train.trunk_cache import TrunkCache
+from dim.train import feature_cache
+from dim.train.feature_cache import TrunkCache
 
 ACTIVATIONS = np.arange(600, dtype=np.float16).reshape(10, 10, 6)
 FILE = pa.ipc.get_tensor_size(pa.Tensor.from_numpy(ACTIVATIONS))  # bytes
@@ -180,7 +180,7 @@ def test_a_disk_without_room_for_the_count_costs_time_only(tmp_path, monkeypatch
 
     cache = TrunkCache(str(tmp_path), "trunk", 10**6)
     cache.put("aa1", ACTIVATIONS)
-    monkeypatch.setattr(quota.os, "pwrite", full)
+    monkeypatch.setattr(feature_cache.os, "pwrite", full)
     cache.put("bb2", ACTIVATIONS)
     assert cache.is_full() and cache.holds("aa1") and not cache.holds("bb2")
     with pytest.raises(JobFailed, match=r"cannot write '.*trunk.*No space left on device\); make room"):

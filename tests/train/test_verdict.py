@@ -6,11 +6,10 @@ import logging
 import pyarrow as pa
 import pytest
 
-from dim import tables
-from dim.train.checkpoint import State
+from dim.io import tables
+from dim.train.checkpoint import State, warnings
 from dim.train.config import TrainConfig
 from dim.train.job import DEMO, train
-from dim.train.verdict import warnings
 
 SMALL = {"image_size": 32, "precision": "float32", "dimension": 16, "top": 32, "batch_size": 16, "epochs": 1}
 

@@ -7,17 +7,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from dim import files, sheets, tables
-from dim.config import one_of
+from dim.app.config import one_of
+from dim.app.output import opened
 from dim.data import manifest, photos
+from dim.data.config import LAYOUTS, ImportConfig
 from dim.data.ground_truth import COLUMNS
-from dim.data.importers.benchmark import Benchmark
-from dim.data.importers.config import LAYOUTS, ImportConfig
-from dim.data.reasons import summed
-from dim.errors import UserError
-from dim.output import opened
-from dim.rows import require_once
-from dim.storage import AT_ONCE
+from dim.data.importers.layouts import Benchmark
+from dim.errors import UserError, summed
+from dim.io import csv_files, files, tables
+from dim.io.storage import AT_ONCE
+from dim.io.tables import require_once
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +39,7 @@ def import_benchmark(config: ImportConfig) -> dict[str, Any]:
         tables.write(output.path(MANIFEST), rows.table)
         written = manifest.checked(rows.uri, tables.read(rows.uri))
         require_once([photo.image_id for photo in benchmark.photos], written.image_ids, repr(rows.uri))
-        sheets.write(output.path(PROBLEMS), problems)
+        csv_files.write_escaped(output.path(PROBLEMS), problems)
         if len(problems):
             why = summed(problems["problem"].to_pylist())
             log.warning("photos that could not be read: %d (%s); see %s", len(problems), why, output.path(PROBLEMS))

@@ -6,21 +6,40 @@
 
 Each of the 55 queries is a row of its own (all_souls_1): a box cropped from a photo that also stands in the database.
 Paris6k has 6,412 files, 20 of which hold no photo; the field counts the other 6,392.
+
+ROxford5k and RParis6k (Radenović et al., CVPR 2018): the photos of Oxford5k and Paris6k, and one pickle.
+
+    *.jpg               in any sub-folder
+    gnd_roxford5k.pkl   imlist: names of the database; qimlist: names of the queries;
+                        gnd: for each query bbx (x1, y1, x2, y2) and easy, hard, junk (positions in imlist)
+
+The 70 queries are cropped to their boxes and do not stand in the database.
+
+Pickles of other people, read without running anything that they ask for: only dicts, lists, text and numbers.
+
+A pickle is a program for a small machine. Its danger is in the instructions that fetch a class or function by name.
+Here these are refused, so nothing can be called. (References to objects outside, pickle refuses by itself.)
 """
 
+import io
+import pickle
+import pickletools
+import textwrap
 from functools import partial
+from typing import Any
 
 from dim.data.decode import Box
-from dim.data.importers.benchmark import Benchmark, Photo, by_stem, lines, listed
+from dim.data.importers.layouts import Benchmark, Photo, by_stem, lines, listed
 from dim.errors import UserError, quoted
-from dim.storage import at_once
+from dim.io import files
+from dim.io.storage import at_once
 
 _QUERY = "_query.txt"
 # An image in two lists has the first of these grades: the official compute_ap looks for junk first.
 _GRADES = ("junk", "good", "ok")
 
 
-def read(source: str, published: int) -> Benchmark:
+def read_original(source: str, published: int) -> Benchmark:
     """The set in `source`. Raises UserError where there are no queries, or a text file is missing or malformed."""
     names = listed(source)
     queries = [name for name in names if name.endswith(_QUERY)]
@@ -62,5 +81,106 @@ def _box(source: str, name: str) -> tuple[str, Box]:
     return image.removeprefix("oxc1_"), (x1, y1, x2, y2)
 
 
-oxford5k = partial(read, published=5063)
-paris6k = partial(read, published=6412)
+oxford5k = partial(read_original, published=5063)
+paris6k = partial(read_original, published=6412)
+
+
+_REVISITED_GRADES = ("easy", "hard", "junk")
+# A pickle may hold one list in a million places. The real sets have some 50,000 grades.
+_MAX_GRADES = 1_000_000
+
+
+def read_revisited(source: str, pickle: str) -> Benchmark:
+    """The set in `source`. Raises UserError where the pickle is missing, or is not as described above."""
+    found = by_stem(source, listed(source))
+    uri = files.join(source, pickle)
+    try:
+        images, queries, gnd = _checked(unpickle(uri))
+    except (LookupError, TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"{uri!r} is not the ground truth of {pickle}: {quoted(error)}") from error
+    path = {name: found.get(name, f"jpg/{name}.jpg") for name in images + queries}
+    rows = [Photo(name, path[name], role="query", box=box) for name, (box, _) in zip(queries, gnd, strict=True)]
+    rows += [Photo(name, path[name], role="database") for name in images]
+    grades = [
+        (query, images[position], grade)
+        for query, (_, graded) in zip(queries, gnd, strict=True)
+        for grade, positions in graded.items()
+        for position in positions
+    ]
+    return Benchmark(rows, grades)
+
+
+def _checked(document: Any) -> tuple[list[str], list[str], list[tuple[Any, dict[str, list[int]]]]]:
+    """imlist, qimlist, and for each query its box and grade → positions; raises where the types do not fit."""
+    images, queries = ([_name(name) for name in document[key]] for key in ("imlist", "qimlist"))
+    if len({*images, *queries}) < len(images) + len(queries):
+        raise ValueError("a name stands twice")
+    if len(document["gnd"]) != len(queries):
+        raise ValueError(f"{len(queries)} queries but {len(document['gnd'])} entries")
+    if sum(len(entry[grade]) for entry in document["gnd"] for grade in _REVISITED_GRADES) > _MAX_GRADES:
+        raise ValueError(f"more than {_MAX_GRADES:,} grades")
+    gnd = []
+    for entry in document["gnd"]:
+        x1, y1, x2, y2 = map(float, entry["bbx"])
+        graded = {grade: [int(position) for position in entry[grade]] for grade in _REVISITED_GRADES}
+        if any(not 0 <= position < len(images) for positions in graded.values() for position in positions):
+            raise IndexError(f"a position is not in the imlist of {len(images)}")
+        gnd.append(((x1, y1, x2, y2), graded))
+    return images, queries, gnd
+
+
+def _name(value: Any) -> str:
+    """`value`, where a photo's file may be called so: what a pickle nests must not be unfolded into a name."""
+    if not isinstance(value, str) or len(value.encode()) > 255:
+        raise TypeError(f"no name of a photo: {quoted(value)}")
+    return value
+
+
+roxford5k = partial(read_revisited, pickle="gnd_roxford5k.pkl")
+rparis6k = partial(read_revisited, pickle="gnd_rparis6k.pkl")
+
+
+_MAX_BYTES = 16 * 2**20
+# A tuple within a tuple and so on overflows the C stack when it is hashed.
+_MAX_TUPLES = 10_000
+# Of larger numbers, any many have the same hash, so that a dict of them takes the square of their number; and what
+# ground truth holds, positions and pixels, is smaller.
+_MAX_NUMBER = 2**53
+
+
+class _BuiltInTypesOnly(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, and only built-in types are allowed")
+
+
+def unpickle(uri: str) -> Any:
+    """The object in the pickle at `uri`, made of dicts, lists, tuples, sets, text, bytes, numbers, booleans and None.
+
+    Raises UserError where the file is missing, too large or corrupt, holds a whole number of more than 53 bits, or asks
+    for anything else, which it names.
+    """
+    files.require_at_most(uri, _MAX_BYTES, "a pickle")
+    try:
+        content = files.read_bytes(uri)
+    except OSError as error:
+        raise UserError(f"cannot read {uri!r}: {' '.join(str(error).split())}") from error
+    try:
+        _check_instructions(content)
+        return _BuiltInTypesOnly(io.BytesIO(content)).load()
+    except Exception as error:  # on a corrupt file, the machine fails in almost any way
+        reason = textwrap.shorten(str(error), 300, placeholder=" …") or type(error).__name__
+        raise UserError(f"{uri!r} is not read as a pickle: {reason}") from error
+
+
+def _check_instructions(content: bytes) -> None:
+    """Refuses what would exhaust memory, the stack or patience before any object is made."""
+    tuples = 0
+    for instruction, argument, _ in pickletools.genops(content):
+        tuples += instruction.name.startswith(("TUPLE", "FROZENSET"))
+        if tuples > _MAX_TUPLES:
+            raise pickle.UnpicklingError(f"it has more than {_MAX_TUPLES:,} tuples")
+        if isinstance(argument, int) and abs(argument) >= _MAX_NUMBER:
+            raise pickle.UnpicklingError(f"a whole number has more than {_MAX_NUMBER.bit_length() - 1} bits")
+        # The memo is a list, made as long as its largest index.
+        if instruction.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > len(content):
+            raise pickle.UnpicklingError(f"its memo index {argument} is larger than the file")

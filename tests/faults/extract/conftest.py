@@ -41,14 +41,14 @@ def expected(photos):
     """What an extraction gives, made photo by photo: image_id → descriptor, width, height, content."""
     from dim.data import manifest as manifests
     from dim.data.decode import decode
-    from dim.extract import content
+    from dim.extract import identity
     from dim.extract.embedder import Embedder, Recipe
     from dim.model import spec
 
     manifest = manifests.read(str(photos))
     embedder = Embedder(Recipe(spec.resolve("vgg16-gem", image_size=64), "float32"), batch_size=1)
     rows = {}
-    contents = content.of_manifest(manifest).contents
+    contents = identity.of_manifest(manifest).contents
     for image_id, path, known in zip(manifest.image_ids, manifest.paths, contents, strict=True):
         photo = decode(Path(path).read_bytes(), 64, "squash")
         rows[image_id] = (embedder.embed([photo.pixels])[0], photo.width, photo.height, known)

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from dim import tables
+from dim.io import tables
 from dim.train.job import DEMO
 
 pytestmark = [pytest.mark.all_kills, pytest.mark.timeout(3000)]

@@ -14,35 +14,35 @@ import pyarrow as pa
 import ray
 from PIL import Image
 
-from dim import cluster, files, output, tables
+from dim.app import cluster, output
 from dim.audit.config import AuditConfig
 from dim.audit.job import audit
 from dim.data import ground_truth, manifest
-from dim.data.importers.config import ImportConfig
+from dim.data.config import ImportConfig, SplitConfig
 from dim.data.importers.job import import_benchmark
 from dim.data.split import split
-from dim.data.split_config import SplitConfig
 from dim.errors import UserError
 from dim.evaluate import comparison
 from dim.evaluate.config import EvaluateConfig
 from dim.evaluate.job import evaluate
+from dim.export.config import ExportConfig
+from dim.export.job import LAYOUTS, export
 from dim.extract import descriptors, pipeline, store
 from dim.extract import job as extraction
 from dim.extract.config import ExtractConfig
 from dim.extract.resources import Resources
+from dim.io import files, tables
 from dim.mine.config import MineConfig
 from dim.mine.job import mine_folder
 from dim.model import whitening
-from dim.model.whiten_config import WhitenConfig
-from dim.model.whiten_job import whiten
 from dim.nightly.config import Measurement, NightlyConfig
 from dim.nightly.job import nightly
-from dim.search import exact, stored, target
+from dim.search import descriptor_folder, exact, queries
 from dim.search.config import IndexConfig, SearchConfig
-from dim.search.export import LAYOUTS, export
-from dim.search.export_config import ExportConfig
 from dim.search.index_job import build
-from dim.search.search_job import search
+from dim.search.job import search
+from dim.whiten.config import WhitenConfig
+from dim.whiten.job import whiten
 
 KINDS = ("old", "new")
 PHOTOS = {"old": 14, "new": 10}  # of each of the labels: an output of the one has other rows than one of the other
@@ -210,7 +210,7 @@ def _import(_, out):
 
 
 def _descriptors(root, out):
-    rows = stored.read(out)
+    rows = descriptor_folder.read(out)
     known = [manifest.read(f"{root}/{kind}/photos.csv") for kind in KINDS]
     asked = next(one for one in known if sorted(one.image_ids) == sorted(rows.ids.to_pylist()))
     in_memory = descriptors.read(out, asked)
@@ -227,7 +227,7 @@ def _whitening(_, out):
 
 
 def _index(_, out):
-    found = target.read(out, None, None)
+    found = queries.read_target(out, None, None)
     return found.ids.to_pylist(), found.database.take(np.arange(len(found.ids))).tobytes()
 
 

@@ -26,8 +26,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 import jobs
-from dim import files
 from dim.errors import UserError
+from dim.io import files
 
 BY_TIME = 0.2  # of the deaths
 LONGEST = 1.0  # seconds; some jobs have ended by then

@@ -1,0 +1,178 @@
+"""A job's command line: flags and YAML → one typed configuration → one call → one JSON line on stdout."""
+
+import argparse
+import contextlib
+import dataclasses
+import logging
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, TypeVar
+
+from dim.app import config as configuration
+from dim.app import environment, logs, terminal
+from dim.errors import GateNotMet, JobFailed, UserError
+from dim.io import strict_json, uris
+
+C = TypeVar("C")
+
+log = logging.getLogger(__name__)
+
+DONE, FAILED, WRONG_USAGE, GATE = 0, 1, 2, 3
+INTERRUPTED = 128 + signal.SIGINT
+
+_METAVARS = {int: "N", float: "F"}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see --help)")
+
+
+def _number(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if math.isfinite(value := float(text)):
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+
+
+def _floats(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(_number(part) for part in text.split(","))
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers such as 1,0.5") from error
+
+
+def _add_field(parser: Any, field: dataclasses.Field[Any], annotation: Any) -> None:
+    kind, repeated, _, choices = configuration.kind_of(annotation)
+    if dataclasses.is_dataclass(kind):
+        return  # too much for a flag: it stands in the YAML file
+    extra: dict[str, Any] = {"help": field.metadata["help"], "default": argparse.SUPPRESS}
+    if field.default not in (dataclasses.MISSING, None, ()) and kind is not bool:
+        shown = ",".join(map(str, field.default)) if repeated else field.default
+        extra["help"] += f" (default: {str(shown).replace('%', '%%')})"
+    if field.metadata.get("positional"):
+        nargs = None if field.default is dataclasses.MISSING else "?"
+        parser.add_argument(field.name, metavar=field.name.upper(), nargs=nargs, choices=choices, **extra)
+        return
+    flag = configuration.flag_name(field.name)
+    if kind is bool:
+        parser.add_argument(flag, action=argparse.BooleanOptionalAction, **extra)
+    elif repeated and kind is float:
+        parser.add_argument(flag, type=_floats, metavar="F,F,…", **extra)
+    else:
+        metavar = None if choices else field.metadata.get("metavar", _METAVARS.get(kind, "TEXT"))
+        action = "append" if repeated else "store"
+        read = _number if kind is float else kind
+        parser.add_argument(flag, type=read, choices=choices, metavar=metavar, action=action, **extra)
+
+
+def parser_of(config: type[C], description: str) -> argparse.ArgumentParser:
+    """The argument parser with a flag for each field of the dataclass `config`."""
+    parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    hints = configuration.annotations(config)
+    groups: dict[str, Any] = {}
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        group = field.metadata.get("group")
+        if group and group not in groups:
+            groups[group] = parser.add_argument_group(group)
+        _add_field(groups[group] if group else parser, field, hints[field.name])
+    parser.add_argument("--config", metavar="FILE", help="YAML file of flags; flags given here win over it")
+    parser.add_argument("-v", "--verbose", action="store_true", help="show Ray's and TensorFlow's own messages")
+    return parser
+
+
+def parse(config: type[C], description: str, arguments: Sequence[str]) -> tuple[C, bool]:
+    """The configuration that `arguments` describe, and whether to be verbose. Raises UserError."""
+    known, unknown = parser_of(config, description).parse_known_args(arguments)
+    fields = {field.name: field for field in dataclasses.fields(config)}  # type: ignore[arg-type]
+    if unknown:
+        given = unknown[0].partition("=")[0]
+        names = [name for name, field in fields.items() if not field.metadata.get("positional")]
+        flags = [configuration.flag_name(name) for name in (*names, "config", "verbose", "help")]
+        raise UserError(f"unknown argument {given!r}; {configuration.nearest(given, flags)}")
+    values = vars(known)
+    verbose, path = values.pop("verbose"), values.pop("config")
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    if path:
+        values = configuration.read_yaml(path, config) | values
+    hints = configuration.annotations(config)
+    for name, field in fields.items():
+        if name not in values and field.default is dataclasses.MISSING:
+            raise UserError(f"{_called(field, hints[name])} is required (see --help)")
+    for name, value in values.items():
+        for text in value if isinstance(value, tuple) else (value,):
+            configuration.require_text(_called(fields[name], hints[name]), text)
+            uris.require_no_secret(str(text))
+    return config(**values), verbose
+
+
+def _called(field: dataclasses.Field[Any], annotation: Any) -> str:
+    """How a user writes this field."""
+    if field.metadata.get("positional"):
+        return field.name.upper()
+    if dataclasses.is_dataclass(configuration.kind_of(annotation).type):
+        return f"the key {field.name!r} in the file of --config"
+    return configuration.flag_name(field.name)
+
+
+def _announcement(values: Any, description: str) -> str:
+    """What the job does, by the first line of its description, and the settings that are not at their defaults."""
+    said = []
+    for field in dataclasses.fields(values):
+        value = getattr(values, field.name)
+        parts = value if isinstance(value, tuple) else (value,)
+        if value == field.default or any(map(dataclasses.is_dataclass, parts)):
+            continue
+        flag = "" if field.metadata.get("positional") else f"{configuration.flag_name(field.name)} "
+        said.append(flag + ",".join(map(str, parts)))
+    return f"{description.partition(chr(10))[0].rstrip('.:')}: {' '.join(said) or 'the defaults'}"
+
+
+def main(run: Callable[[C], dict[str, Any]], config: type[C], description: str | None) -> NoReturn:
+    """Runs a job and exits: 0 done, 1 failed, 2 wrong usage or input, 3 a gate was not met, 130 interrupted.
+
+    The last line on stdout is one JSON object: what `run` returned, and `seconds`.
+    """
+    started = time.monotonic()
+    result: dict[str, Any] | None = None
+    status, verbose = DONE, False
+    try:
+        environment.require_ray()
+        values, verbose = parse(config, description or "", sys.argv[1:])
+        environment.require_usable()
+        environment.set_own()
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` ends a job as Ctrl-C does
+        with terminal.of_job(verbose):
+            log.info("%s", _announcement(values, description or ""))
+            try:
+                result = run(environment.keeping_its_output(values))
+            except SystemExit as ended:  # how Ray Train answers Ctrl-C
+                raise KeyboardInterrupt from ended
+    except UserError as error:
+        logs.say(logging.ERROR, f"error: {error}")
+        status = WRONG_USAGE
+    except JobFailed as error:
+        logs.say(logging.ERROR, f"failed: {error}")
+        status = FAILED
+    except GateNotMet as error:
+        logs.say(logging.ERROR, f"gate not met: {error}")
+        result, status = error.result, GATE
+    except KeyboardInterrupt:
+        logs.say(logging.WARNING, "interrupted; run the same command again to resume")
+        status = INTERRUPTED
+    except OSError as error:  # a disk or a store, which the message names
+        if verbose:
+            logs.say(logging.DEBUG, str(error), bug=error)
+        reason = " ".join(str(error).split())
+        logs.say(logging.ERROR, f"failed: {reason}; see to that and run the same command again")
+        status = FAILED
+    except Exception as error:
+        logs.say(logging.ERROR, f"failed: {type(error).__name__}: {error}", bug=error)
+        status = FAILED
+    if result is not None:
+        result["seconds"] = round(time.monotonic() - started, 3)
+        print(strict_json.dumps(result), flush=True)
+    sys.exit(status)

@@ -1,0 +1,1 @@
+"""Descriptors and networks in the formats of other tools."""

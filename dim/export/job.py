@@ -1,0 +1,170 @@
+"""What export.py does: descriptors, or the network, in the formats that other tools read."""
+
+import importlib.util
+import io
+import re
+import tempfile
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dim.app import output
+from dim.app.output import Output
+from dim.app.progress import told
+from dim.errors import UserError
+from dim.export.config import ExportConfig, ExportFormat
+from dim.io import files, local_files
+from dim.search import descriptor_folder
+from dim.search.descriptor_folder import Stored
+
+if typing.TYPE_CHECKING:
+    from dim.model.spec import Source
+
+
+def export(config: ExportConfig) -> dict[str, Any]:
+    """Writes what `config` names to `config.out` and returns the counts.
+
+    Raises UserError where the format is not for this, the folder holds no descriptors, or an id can't be written.
+    """
+    given = {"model": config.model, "descriptors": config.descriptors}
+    wanted = "model" if config.format in NETWORKS else "descriptors"
+    if given.pop(wanted) is None or any(given.values()):
+        raise UserError(f"--format {config.format} is made from --{wanted}; give it, and nothing else to export")
+    return _network(config) if config.model else _descriptors(config, str(config.descriptors))
+
+
+def _network(config: ExportConfig) -> dict[str, Any]:
+    from dim.model import spec  # noqa: PLC0415  (descriptors need no TensorFlow)
+
+    source = spec.resolve(str(config.model), config.weights, image_size=config.image_size, resize=config.resize)
+    content, dimension = NETWORKS[config.format](source)
+    with output.opened(config.out, "export", config, {"model": config.model}) as out:
+        files.write_bytes(out.path(f"model.{config.format}"), content)
+        return out.finish({"dimension": dimension, "files": 1})
+
+
+def _keras(source: "Source") -> tuple[bytes, int]:
+    """The `.keras` file of the network of `source`, and how many values its descriptors have."""
+    from dim.export.keras_network import portable  # noqa: PLC0415
+    from dim.model import devices  # noqa: PLC0415
+
+    devices.keep_assigned()
+    model = portable(source)
+    with tempfile.TemporaryDirectory() as folder:  # Keras knows the format by the ending
+        model.save(f"{folder}/model.keras")
+        return Path(f"{folder}/model.keras").read_bytes(), model.output_shape[-1]
+
+
+def _onnx(source: "Source") -> tuple[bytes, int]:
+    """The ONNX file of the network of `source`, and how many values its descriptors have."""
+    if importlib.util.find_spec("onnx") is None:
+        raise UserError('--format onnx needs the package onnx; install the extra: pip install ".[export]"')
+    from dim.export.onnx_graph import model_of  # noqa: PLC0415
+    from dim.model import devices  # noqa: PLC0415
+
+    devices.keep_assigned()
+    model = model_of(source)
+    return model.SerializeToString(), model.graph.output[0].type.tensor_type.shape.dim[-1].dim_value
+
+
+NETWORKS: dict[str, Callable[["Source"], tuple[bytes, int]]] = {"keras": _keras, "onnx": _onnx}
+
+
+def _descriptors(config: ExportConfig, folder: str) -> dict[str, Any]:
+    rows = descriptor_folder.read(folder, hashed=True)
+    if config.format == "npy" and any("\n" in image_id for image_id in rows.ids.to_pylist()):
+        raise UserError(f"an image_id of {folder!r} is of two lines; use --format autofaiss")
+    with output.opened(config.out, "export", config, {"descriptors": folder}, rows.embedding.as_json()) as out:
+        written = LAYOUTS[config.format](rows, out)
+        return out.finish({"rows": len(rows), "errors": len(rows.errors), "files": written})
+
+
+def npy(rows: Stored, out: Output) -> int:
+    """`descriptors.npy`, float32 (N, D), and `names.txt`, the image_id of each row on a line of its own."""
+    written = 0
+    with local_files.written(out.path("descriptors.npy")) as path, open(path, "wb") as file:
+        for number, block in enumerate(told(rows, len, "exporting", len(rows), "rows")):
+            if number == 0:
+                header = {"descr": "<f4", "fortran_order": False, "shape": (len(rows), block.shape[1])}
+                np.lib.format.write_array_header_1_0(file, header)
+            file.write(block.data)
+            written += len(block)
+    _require_all(rows, written)
+    files.write_bytes(out.path("names.txt"), "".join(f"{name}\n" for name in rows.ids.to_pylist()).encode())
+    return 2
+
+
+def autofaiss(rows: Stored, out: Output) -> int:
+    """`embeddings/NNNNNN.parquet` with image_id and embedding, a list of float32.
+
+    autofaiss reads them by file_format="parquet", embedding_column_name="embedding", id_columns=["image_id"].
+    """
+
+    def parquet(ids: pa.Array, block: np.ndarray) -> bytes:
+        ends = np.arange(len(block) + 1, dtype=np.int32) * block.shape[1]
+        return _parquet({"image_id": ids, "embedding": pa.ListArray.from_arrays(ends, block.ravel())})
+
+    return _parts(rows, out, {"embeddings/{:06d}.parquet": parquet})
+
+
+def clip_retrieval(rows: Stored, out: Output) -> int:
+    """`img_emb/img_emb_NNNNNN.npy` and, of the same photos in the same order, `metadata/metadata_NNNNNN.parquet`.
+
+    `clip-retrieval index` takes the folder as its embeddings_folder. The metadata's image_path is the image_id.
+    """
+
+    def array(_: pa.Array, block: np.ndarray) -> bytes:
+        stream = io.BytesIO()
+        np.save(stream, block)
+        return stream.getvalue()
+
+    def metadata(ids: pa.Array, _: np.ndarray) -> bytes:
+        return _parquet({"image_path": ids})
+
+    return _parts(rows, out, {"img_emb/img_emb_{:06d}.npy": array, "metadata/metadata_{:06d}.parquet": metadata})
+
+
+LAYOUTS: dict[ExportFormat, Callable[[Stored, Output], int]] = {
+    "npy": npy,
+    "autofaiss": autofaiss,
+    "clip-retrieval": clip_retrieval,
+}
+
+
+def _emptied(folder: str) -> None:
+    """Makes `folder`, and takes out what an earlier export left: the tools read whole folders."""
+    files.make_folder(folder)
+    local_files.sweep(folder)
+    files.delete_all(files.join(folder, name) for name in files.names(folder) if _PART.fullmatch(name))
+
+
+_PART = re.compile(r"((img_emb|metadata)_)?[0-9]{6}\.(npy|parquet)")
+
+
+def _parts(rows: Stored, out: Output, kinds: dict[str, Callable[[pa.Array, np.ndarray], bytes]]) -> int:
+    """Writes for each block of `rows` a file of each kind, by the pattern of its name; returns how many files."""
+    for pattern in kinds:
+        _emptied(files.parent(files.join(out.folder, pattern)))
+    number = start = 0
+    for number, block in enumerate(told(rows, len, "exporting", len(rows), "rows"), start=1):
+        for pattern, content in kinds.items():
+            files.write_bytes(out.path(pattern.format(number)), content(rows.ids.slice(start, len(block)), block))
+        start += len(block)
+    _require_all(rows, start)
+    return number * len(kinds)
+
+
+def _require_all(rows: Stored, written: int) -> None:
+    if written != len(rows):
+        raise RuntimeError(f"{written} rows of {rows.folder!r} were written, not {len(rows)}")
+
+
+def _parquet(columns: dict[str, pa.Array]) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns), sink)
+    return bytes(sink.getvalue())

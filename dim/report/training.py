@@ -1,0 +1,188 @@
+"""What people see of a training run: report.html, from what its workers left in the run's folder."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any, TypeAlias, TypeVar
+
+import pyarrow as pa
+
+from dim.app.output import Output
+from dim.evaluate.protocols import Verdict
+from dim.io import tables
+from dim.report import charts, parts
+from dim.report.charts import Line
+from dim.report.html import Html, element, name
+from dim.report.page import Page
+from dim.report.parts import Card, Column, Row
+from dim.report.photos import Photo, Photos
+from dim.train import augmentation as trained
+from dim.train import records
+from dim.train.config import TrainConfig
+from dim.train.records import HISTORY
+
+EPOCHS = 20  # of which triplets are shown; where there are more, spread over the run
+TRIPLETS = 6  # of each
+BETTER, WORSE = 8, 4  # queries whose rankings are shown
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Epoch: TypeAlias = dict[str, float | None]
+Pair: TypeAlias = tuple[dict[str, Any], dict[str, Any]]
+
+
+def write(config: TrainConfig, photos: trained.Photos, summary: dict[str, Any], out: Output) -> None:
+    """Writes the report of a run that came to `summary`."""
+    table = tables.read(out.path(HISTORY)).to_pylist()
+    history: list[Epoch] = [{k: None if v is None else float(v) for k, v in row.items()} for row in table]
+    made = Page("train", "How the training went", [name(config.manifest or "the demo photos"), " → ", name(config.out)])
+    made.section(
+        "Headline",
+        parts.figures(_figures(summary)),
+        parts.facts(_settings(config)),
+        note="; ".join(summary["warnings"]),
+    )
+    made.section("Curves", _curves(history))
+    made.section("Epochs", _table(history))
+    cards = _Cards(made.photos, photos)
+    for title, pairs in _changed(config.out).items():
+        if pairs:
+            note = f"Queries of split {summary['judged_on']} whose AP changed most."
+            made.section(title, parts.legend("right", "wrong"), [cards.change(*pair) for pair in pairs], note=note)
+    mined = _spread(list(records.hardest(config.out).items()), EPOCHS)
+    strips = [(element("h3", f"Epoch {epoch}"), cards.triplets(triplets)) for epoch, triplets in mined]
+    made.section("Hardest triplets", strips, note=_NOTE)
+    made.write(out.path("report.html"))
+    log.info("look at %s", out.path("report.html"))
+
+
+_NOTE = (
+    "Those of the greatest loss, one of each anchor: the photo of another label (✗) is nearer to the anchor than one "
+    "of its own label (✓), or almost. d² is the squared distance to the anchor. Wrong labels show up here first."
+)
+
+
+def _figures(summary: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    def shown(value: float | None) -> str:
+        return "none" if value is None else f"{value:.4f}"
+
+    split = f"split {summary['judged_on']}" if summary["judged_on"] else "no split val or test"
+    return {
+        "mAP before": (shown(summary["map_before"]), f"{split}, as the network came"),
+        "mAP fitted": (shown(summary["map_fitted"]), f"{split}, with the fitted PCA layer"),
+        "mAP after": (shown(summary["map_after"]), f"{split}, by the best epoch"),
+        "Best epoch": (str(summary["best_epoch"]), f"of {summary['epochs']}"),
+    }
+
+
+def _settings(config: TrainConfig) -> dict[str, str]:
+    workers = "1 worker" if config.workers == 1 else f"up to {config.workers} workers"
+    return {
+        "Model": config.model,
+        "Trained layers": config.train_layers,
+        "Strategy": config.strategy,
+        "Margin": f"{config.margin:g}",
+        "Learning rate": f"{config.learning_rate:g}, {config.optimizer}",
+        "Triplets": f"the {config.top:,} hardest" if config.top else "all active ones",
+        "Batch": f"{config.batch_size} triplets on {workers}",
+        "Seed": str(config.seed),
+    }
+
+
+def _column(history: Sequence[Epoch], column: str) -> tuple[list[float], list[float]]:
+    """The epochs that have a value in `column`, and the values."""
+    known = [(row["epoch"], value) for row in history if (value := row[column]) is not None]
+    return [epoch for epoch, _ in known if epoch is not None], [value for _, value in known]
+
+
+def _curves(history: Sequence[Epoch]) -> Html:
+    epochs = charts.numbers("epoch", len(history))
+    loss, active, val = (_column(history, column) for column in ("loss", "active_share", "val_map"))
+    drawn = [
+        charts.lines("Loss", epochs, charts.axis("mean triplet loss", loss[1]), [Line("loss", *loss)]),
+        charts.lines("Active triplets", epochs, charts.shares("share with a loss"), [Line("active", *active)]),
+    ]
+    if val[0]:
+        y = charts.axis("mAP", val[1], zero=False)
+        drawn.append(charts.lines("Validation", epochs, y, [Line("mAP on split val", *val)]))
+    times = [Line(part, *_column(history, f"{part}_seconds")) for part in ("embed", "mine", "fit", "validate")]
+    seconds = charts.axis("seconds", [value for line in times for value in line.y])
+    return charts.grid(*drawn, charts.lines("Time", epochs, seconds, times))
+
+
+def _table(history: Sequence[Epoch]) -> Html:
+    """The epochs in figures."""
+    forms = {
+        "epoch": ".0f",
+        "loss": ".4f",
+        "active_share": ".3f",
+        "val_map": ".4f",
+        "candidates": ",.0f",
+        "kept": ",.0f",
+    }
+    columns = [
+        Column(what.replace("_", " "), form, spare=what in ("candidates", "kept")) for what, form in forms.items()
+    ]
+    return parts.table(columns, [Row([row[what] for what in forms]) for row in history], "epochs")
+
+
+def _spread(items: Sequence[T], most: int) -> list[T]:
+    """At most `most` of `items`, the first and the last among them."""
+    if len(items) <= most:
+        return list(items)
+    return [items[place * (len(items) - 1) // (most - 1)] for place in range(most)]
+
+
+def _changed(run: str) -> dict[str, list[Pair]]:
+    """The queries whose AP rose most, and those where it fell most: what each found before, and after."""
+    before = {row["query_id"]: row for row in records.found(run, records.BEFORE).to_pylist()}
+    after = records.found(run, records.AFTER).to_pylist()
+    pairs = [(before[row["query_id"]], row) for row in after if row["ap"] is not None and row["query_id"] in before]
+    pairs.sort(key=lambda pair: (pair[0]["ap"] - pair[1]["ap"], pair[1]["query_id"]))
+    better = [pair for pair in pairs if pair[1]["ap"] > pair[0]["ap"]][:BETTER]
+    worse = [pair for pair in pairs[::-1] if pair[1]["ap"] < pair[0]["ap"]][:WORSE]
+    return {"Found better": better, "Found worse": worse}
+
+
+class _Cards:
+    """Strips of the photos of a run."""
+
+    def __init__(self, shown: Photos, photos: trained.Photos) -> None:
+        self._shown, self._photos = shown, photos
+        self._row_of = {image_id: row for row, image_id in enumerate(photos.image_ids)}
+
+    def _card(self, image_id: str, note: str, verdict: Verdict | None = None) -> Card:
+        row = self._row_of[image_id]
+        photo = Photo(self._photos.paths[row], self._photos.boxes[row])
+        return Card(image_id, photo, self._photos.labels[row], note, verdict)
+
+    def triplets(self, mined: pa.Table) -> Html:
+        """The first triplets of different anchors, each a strip of three."""
+        of_anchor: dict[str, dict[str, Any]] = {}
+        for triplet in mined.to_pylist():
+            of_anchor.setdefault(triplet["anchor_id"], triplet)
+        strips = [self._triplet(triplet) for triplet in list(of_anchor.values())[:TRIPLETS]]
+        return element("div", strips, class_="triplets")
+
+    def _triplet(self, triplet: dict[str, Any]) -> Html:
+        cards = [
+            self._card(triplet["positive_id"], f"d² {triplet['distance_ap']:.3f}", "right"),
+            self._card(triplet["negative_id"], f"d² {triplet['distance_an']:.3f}", "wrong"),
+        ]
+        return parts.strip(self._shown, cards, self._card(triplet["anchor_id"], f"loss {triplet['loss']:.3f}"))
+
+    def change(self, before: dict[str, Any], after: dict[str, Any]) -> Html:
+        """What a query found before the training and after it."""
+        heading = element("h3", f"AP {before['ap']:.3f} → {after['ap']:.3f}")
+        strips = [
+            (element("p", when, class_="note"), self._list(row)) for when, row in (("Before", before), ("After", after))
+        ]
+        return element("article", heading, strips)
+
+    def _list(self, row: dict[str, Any]) -> Html:
+        own = self._photos.labels[self._row_of[row["query_id"]]]
+        cards = []
+        for image_id, score in zip(row["found"], row["scores"], strict=True):
+            right = self._photos.labels[self._row_of[image_id]] == own
+            cards.append(self._card(image_id, f"{score:.3f}", "right" if right else "wrong"))
+        return parts.strip(self._shown, cards, self._card(row["query_id"], "query"))

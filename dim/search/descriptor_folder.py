@@ -1,0 +1,116 @@
+"""A folder of descriptors as rows to search: streamed from disk, whitened where asked."""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dim.errors import UserError
+from dim.extract import identity, store
+from dim.extract.identity import Embedding
+from dim.extract.shards import Shard
+from dim.model import whitening
+from dim.model.whitening import Whitening
+from dim.search.database import ahead
+from dim.search.exact import Part
+
+LONGEST = 1.01  # of a descriptor; float16 and bfloat16 round
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The photos of `folder` that could be decoded, in the order of its shards. `ids` (N,) are strings; `errors` says
+    of each other photo why not; `embedding` is that of the folder, with the whitening that is applied.
+    """
+
+    folder: str
+    ids: pa.Array
+    errors: dict[str, str]
+    embedding: Embedding
+    parts: list[Part]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Blocks of descriptors (n, D), float32; some of the next are read while one is used."""
+        return ahead(self.parts)
+
+
+def read(folder: str, file: str | None = None, only: Collection[str] | None = None, *, hashed: bool = False) -> Stored:
+    """The descriptors in `folder`, or `only` those with these ids, whitened by `file` unless they are whitened already.
+
+    The vectors are left on disk; with `hashed`, their files' checksums are looked at when they are read.
+
+    Raises UserError where `folder` holds no descriptors, or none that could be decoded,
+    or an image twice, or `file` doesn't fit them.
+    """
+    embedding = identity.of_folder(folder)
+    whitening = None
+    if file and not embedding.whitening:
+        embedding, whitening = whitened(file, embedding, folder)
+    ids: list[pa.ChunkedArray] = []
+    errors: dict[str, str] = {}
+    parts: list[Part] = []
+    start = dimension = 0
+    for shard, table in store.read_shards(folder, ["image_id", "status", "error"]):
+        asked = pc.is_in(table["image_id"], pa.array(only, pa.string())) if only is not None else pa.scalar(True)
+        kept = pc.and_(pc.equal(table["status"], store.OK), asked)
+        broken = table.filter(pc.and_(pc.not_equal(table["status"], store.OK), asked))
+        errors |= zip(broken["image_id"].to_pylist(), broken["error"].to_pylist(), strict=True)
+        if size := pc.sum(kept).as_py():
+            dimension = dimension or store.dimension(folder, shard.name)
+            load = partial(_load, shard, hashed, dimension, kept if size < len(kept) else None, whitening)
+            parts.append(Part(start, size, load))
+            ids.append(table["image_id"].filter(kept))
+            start += size
+    if not parts:
+        raise UserError(_nothing(folder, errors))
+    found = pa.chunked_array(chunk for part in ids for chunk in part.chunks)
+    failed = pa.array(list(errors), pa.string())
+    if pc.count_distinct(found).as_py() < len(found) or pc.any(pc.is_in(found, failed)).as_py():
+        raise UserError(f"{folder!r} has an image more than once; run the same extract.py again")
+    return Stored(folder, found, errors, embedding, parts)
+
+
+def _nothing(folder: str, errors: dict[str, str]) -> str:
+    if not errors:
+        return f"{folder!r} holds no descriptors; make them with extract.py"
+    first, reason = next(iter(errors.items()))
+    return f"none of the {len(errors)} photos of {folder!r} could be decoded, such as {first!r}: {reason}"
+
+
+def _load(
+    shard: Shard, hashed: bool, dimension: int, kept: pa.ChunkedArray | None, whitening: Whitening | None
+) -> np.ndarray:
+    content = shard.read() if hashed else None
+    table = store.read_shard(shard.folder, shard.name, ["descriptor"], None, dimension, content=content)
+    shard.require(table.num_rows, content)
+    column = table["descriptor"]
+    return prepared(store.vectors(column.filter(kept) if kept else column), whitening, shard.folder)
+
+
+def whitened(file: str, embedding: Embedding, folder: str) -> tuple[Embedding, Whitening]:
+    """What `embedding`, that of `folder`, becomes by the whitening in `file`, and this.
+
+    Raises UserError where the whitening was fitted on another embedding.
+    """
+    found = whitening.load(file)
+    if found.embedding:
+        identity.require_equal(identity.from_json(found.embedding, repr(file)), file, embedding, folder)
+    return replace(embedding, whitening=found.sha256), found
+
+
+def prepared(vectors: np.ndarray, whitening: Whitening | None, folder: str) -> np.ndarray:
+    """The descriptors `vectors` (n, D) of `folder`, whitened where asked.
+
+    Raises UserError unless they are unit vectors, which exact search relies on.
+    """
+    lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+    if not (lengths <= LONGEST).all():  # false for NaN, too
+        wrong = lengths[~(lengths <= LONGEST)][0]
+        raise UserError(f"{folder!r} has a descriptor of length {wrong}, not 1; extract it again")
+    return whitening.apply(vectors) if whitening else vectors

@@ -1,0 +1,1 @@
+"""Fitting a whitening to descriptors, or to regions of photos."""

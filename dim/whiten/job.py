@@ -1,0 +1,144 @@
+"""What whiten.py does: sums over descriptors or regions, one decomposition, one file or model."""
+
+from dataclasses import fields, replace
+from typing import Any
+
+import ray
+
+from dim.app import cluster, output, placement
+from dim.data import manifest as manifests
+from dim.data.manifest import Manifest
+from dim.errors import UserError
+from dim.extract import identity
+from dim.extract.config import ExtractConfig, Extraction
+from dim.extract.embedder import Recipe
+from dim.extract.resources import resolve_precision, resources
+from dim.io import files, lease, local_files, seal
+from dim.model.spec import SPEC_FILE, Source, Spec
+from dim.model.whitening import Whitening
+from dim.whiten.config import POWER, WhitenConfig
+from dim.whiten.fit import Moments, fit_learned, fit_pca
+from dim.whiten.sums import sum_moments, sum_pairs
+
+
+def whiten(config: WhitenConfig) -> dict[str, Any]:
+    """Fits the whitening that `config` asks for, writes it to `config.out` and returns what it is.
+
+    Raises UserError where the split has no row, or one that the folder lacks; where its rows are too few for the
+    dimension; where no label has two images, for learned whitening; where the model has such a whitening already.
+    """
+    chosen = manifests.read(config.manifest).select(config.split)
+    if config.model is not None:
+        return _into_model(config, config.source(config.model), chosen)
+    return _into_file(config, str(config.descriptors), chosen)
+
+
+def _into_file(config: WhitenConfig, folder: str, chosen: Manifest) -> dict[str, Any]:
+    if files.is_folder(config.out):
+        raise UserError(f"--out {config.out!r} is a folder; name a file in it, such as whitening.npz")
+    embedding = identity.of_folder(folder).as_json()
+    with cluster.connected():
+        whitening = _of_descriptors(config, files.absolute(folder), chosen, embedding)  # tasks stand in other folders
+    files.make_folder(files.parent(config.out))
+    local_files.sweep(files.parent(config.out), files.name(config.out))
+    whitening.save(config.out)
+    return _summary(whitening) | {"whitening": config.out}
+
+
+def _into_model(config: WhitenConfig, source: Source, chosen: Manifest) -> dict[str, Any]:
+    _require_unwhitened(config, source.spec)
+    if files.exists(files.join(config.out, SPEC_FILE)) and output.record_of(config.out) is None:
+        raise UserError(f"--out {config.out!r} holds a model that whiten.py did not make; choose another")
+    identity.of_manifest(chosen)  # refuses a manifest none of whose photos exists
+    inputs = {"manifest": config.manifest, "model": config.model}
+    with cluster.connected(), output.opened(config.out, "whiten", config, inputs) as out:
+        if config.regions:
+            whitening = _of_regions(config, source, chosen)
+        else:
+            folder = files.join(config.out, "descriptors")
+            _extract(config, folder)
+            # The extraction read both again.
+            if identity.of_folder(folder).weights != source.fingerprint():
+                raise seal.changed(source.weights)
+            if not manifests.read(config.manifest).select(config.split).table.equals(chosen.table):
+                raise seal.changed(config.manifest)
+            whitening = _of_descriptors(config, folder, chosen)
+        # Here, where a local folder is this job's, but in a process of its own, for TensorFlow.
+        write = ray.remote(_write_model).options(num_cpus=0, scheduling_strategy=cluster.here())
+        ray.get(write.remote(source, whitening, config.regions, files.absolute(config.out), lease.claims()))
+        return out.finish(_summary(whitening) | {"model": config.out})
+
+
+def _require_unwhitened(config: WhitenConfig, spec: Spec) -> None:
+    if config.regions and spec.pooling != "rmac":
+        raise UserError(f"--regions is for pooling rmac, not {spec.pooling} as in {config.model!r}")
+    if config.regions and spec.region_dimension is not None:
+        raise UserError(f"the regions of {config.model!r} are whitened already; name a model whose regions are not")
+    if spec.dimension is not None:
+        raise UserError(f"{config.model!r} has a PCA layer already; name a model without one")
+    _whitened(spec, config.regions, config.dimension, None).checked(f"--dimension {config.dimension}")
+
+
+def _whitened(spec: Spec, regions: bool, dimension: int | None, about: dict[str, Any] | None) -> Spec:
+    if regions:
+        return replace(spec, region_dimension=dimension, region_whitening=about)
+    return replace(spec, dimension=dimension, whitening=about)
+
+
+def _extract(config: WhitenConfig, out: str) -> None:
+    from dim.extract.job import extract  # noqa: PLC0415  (a whitening file needs no network)
+
+    how = {field.name: getattr(config, field.name) for field in fields(Extraction)}
+    extract(ExtractConfig(manifest=config.manifest, model=str(config.model), out=out, split=config.split, **how))
+
+
+def _of_regions(config: WhitenConfig, source: Source, chosen: Manifest) -> Whitening:
+    from dim.whiten.sums import sum_regions  # noqa: PLC0415  (as above)
+
+    precision = resolve_precision(config.precision, placement.gpus(config.gpus_per_worker))
+    recipe = Recipe(source, precision, scaled_decode=config.scaled_decode, limits=config.limits)
+    size = source.spec.image_size
+    machine = resources(config.workers, config.gpus_per_worker, config.batch_size, size, len(chosen))
+    return _pca(config, sum_regions(chosen, recipe, machine))
+
+
+def _of_descriptors(
+    config: WhitenConfig, folder: str, chosen: Manifest, embedding: dict[str, Any] | None = None
+) -> Whitening:
+    if config.kind == "pca":
+        return _pca(config, sum_moments(folder, chosen), embedding)
+    rows, differences = sum_pairs(folder, chosen)
+    return fit_learned(rows, differences, config.dimension, _learned_on(config), embedding, shrinkage=config.shrinkage)
+
+
+def _pca(config: WhitenConfig, moments: Moments, embedding: dict[str, Any] | None = None) -> Whitening:
+    power = POWER if config.power is None else config.power
+    return fit_pca(moments, config.dimension, _learned_on(config), embedding, power=power)
+
+
+def _learned_on(config: WhitenConfig) -> dict[str, Any]:
+    return {"manifest": config.manifest, "split": config.split}
+
+
+def _write_model(
+    source: Source, whitening: Whitening, regions: bool, folder: str, claims: tuple[lease.Claim, ...]
+) -> None:
+    from dim.model import devices, network  # noqa: PLC0415  (TensorFlow is for workers)
+
+    devices.keep_assigned()
+    about = {"kind": whitening.kind, "power": whitening.power, "learned_on": whitening.learned_on}
+    spec = _whitened(source.spec, regions, len(whitening.projection), about)
+    model = network.load(replace(source, spec=spec))
+    model.get_layer("pooling" if regions else "pca").set_weights(whitening.as_dense())
+    with lease.under(claims):
+        network.save(model, spec, folder)
+
+
+def _summary(whitening: Whitening) -> dict[str, Any]:
+    return {
+        "kind": whitening.kind,
+        "rows": whitening.learned_on["rows"],
+        "dimension": len(whitening.projection),
+        "power": whitening.power,
+        "explained_variance": round(whitening.explained_variance, 6),
+    }
