@@ -23,7 +23,7 @@ from dim.app import cluster, placement
 from dim.extract import pipeline
 from dim.extract.config import ExtractConfig
 from dim.extract.job import extract
-from dim.extract.resources import resources
+from dim.extract.resources import resolve_precision, resources
 from dim.io import tables
 from dim.model import devices, precision
 
@@ -63,7 +63,7 @@ def taken():
         },
         "actors": {photos: resources(None, None, None, 224, photos).workers for photos in (1, many)},
         "actors_without_gpus": {photos: resources(None, 0.0, None, 224, photos).workers for photos in (1, many)},
-        "precision": placement.precision("auto", 1),
+        "precision": resolve_precision("auto", 1),
     }
 
 
@@ -128,7 +128,7 @@ def grown(raylets, folder, said):
         asked = ray.remote(devices.assigned)
         found["assigned"] = [ray.get(asked.options(num_gpus=gpus).remote()) for gpus in (0, 1)]
         cluster.may_come = list  # nothing more: the nodes that are there are asked
-        found["precisions"] = [placement.precision("auto", 0), precision.best(gpu=False)]
+        found["precisions"] = [resolve_precision("auto", 0), precision.best(gpu=False)]
     return found
 
 

@@ -46,7 +46,7 @@ def test_also_where_this_python_does(trapped, monkeypatch, entry):
 
 
 def test_where_dim_itself_is_there_it_is_found(monkeypatch):
-    code = Path(processes.__file__).parents[1]
+    code = Path(processes.__file__).parents[2]
     monkeypatch.chdir(code)
     monkeypatch.setattr(sys, "path", [str(code), *(entry for entry in sys.path if Path(entry or ".") != code)])
     assert str(code) in processes.import_path()["PYTHONPATH"].split(os.pathsep)

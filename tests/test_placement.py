@@ -4,12 +4,14 @@ import logging
 from collections import Counter
 
 import pytest
+import ray
 from hypothesis import given
 from hypothesis import strategies as some
 
 from dim.app import placement
 from dim.app.placement import Node
 from dim.errors import UserError
+from dim.extract import resources
 
 # The head of the shipped cluster, on which nothing lives yet.
 HEAD = {"CPU": 0, "autoscaled_8CPU_1GPU": 8, "autoscaled_16CPU": 10}
@@ -23,9 +25,9 @@ def made_up(monkeypatch):
     def of(*nodes):
         names = {name for node in nodes for name in node}
         total = {name: sum(node.get(name, 0) for node in nodes) for name in names}
-        monkeypatch.setattr(placement.ray, "cluster_resources", lambda: total)
+        monkeypatch.setattr(ray, "cluster_resources", lambda: total)
         listed = [{"Alive": True, "NodeID": f"{place:056x}", "Resources": node} for place, node in enumerate(nodes)]
-        monkeypatch.setattr(placement.ray, "nodes", lambda: listed)
+        monkeypatch.setattr(ray, "nodes", lambda: listed)
 
     return of
 
@@ -187,8 +189,8 @@ def old(monkeypatch):
             return "float32" if self.place in found else "bfloat16"
 
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    monkeypatch.setattr(placement.ray, "remote", lambda **_: lambda _: Task())
-    monkeypatch.setattr(placement.ray, "get", lambda answers: answers)
+    monkeypatch.setattr(ray, "remote", lambda **_: lambda _: Task())
+    monkeypatch.setattr(ray, "get", lambda answers: answers)
     return found
 
 
@@ -211,7 +213,7 @@ def test_auto_precision_depends_on_no_single_node(made_up, old, nodes, asked, ex
     made_up(*nodes)
     gpus, places = asked
     old |= places
-    assert placement.precision("auto", gpus) == expected
+    assert resources.resolve_precision("auto", gpus) == expected
 
 
 def test_a_node_that_lives_counts_once(made_up):

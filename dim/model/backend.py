@@ -2,8 +2,8 @@
 
 All of dim takes `keras` and `ops` from here. Importing this sets Keras's float type, epsilon and image format for the
 process. The backend can't be changed once Keras is there, which TensorFlow imports, too: jobs set it in their
-environment before all else (`dim.app.environment`). Where TensorFlow is not installed, no job can run, but the layers can
-be tried on the backend that there is.
+environment before all else (`dim.app.environment`). Where TensorFlow is not installed, no job can run, but the layers
+can be tried on the backend that there is.
 """
 
 import importlib.util

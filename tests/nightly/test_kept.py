@@ -84,7 +84,9 @@ def test_a_night_that_was_killed_before_its_record_follows_the_same_night_as_bef
         raise JobFailed(f"cannot write {uri!r}")
 
     with monkeypatch.context() as patched, pytest.raises(JobFailed):
-        patched.setattr(job.trend, "write", full)  # the history has the night by then, and those that were missed
+        patched.setattr(
+            job.nightly_report, "write", full
+        )  # the history has the night by then, and those that were missed
         night("2020-01-04")
     assert night("2020-01-04")["previous"] == "2020-01-01"
 

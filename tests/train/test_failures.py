@@ -17,7 +17,7 @@ from ray.train.v2._internal.execution.callback_manager import CallbackManager
 from ray.train.v2._internal.execution.controller.state import InitializingState, ReschedulingState, RunningState
 
 from dim.errors import JobFailed, UserError
-from dim.train import failures, loop, task
+from dim.train import failures, job, loop
 from dim.train.failures import TRIES, Failures, Starts, as_own, described
 
 
@@ -171,7 +171,7 @@ def test_whatever_a_worker_meets_leaves_it_with_the_nodes_name(monkeypatch):
     monkeypatch.setattr(task.cluster.ray, "is_initialized", lambda: True)
     monkeypatch.setattr(loop, "run", fail)
     with pytest.raises(MemoryError) as raised:
-        task.train_worker({"job": SimpleNamespace(claims=())})
+        job.train_worker({"job": SimpleNamespace(claims=())})
     assert (str(raised.value), raised.value.__notes__) == ("no room", ["on node-b"])
 
 
