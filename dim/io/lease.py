@@ -5,8 +5,8 @@ at least sees the other, since stores list whatever has been written. It renews 
 was not renewed for `SECONDS`, by the store's own clock, is a dead writer's and is deleted.
 
 A lease that was not renewed in time is lost, and never renewed: `dim.io.storage` refuses each write of a writer that
-has lost it, also of one that has just woken and doesn't know yet, since it goes by a clock that runs on while the machine
-sleeps. A process that writes on its behalf (`Claim`) looks for the lease's file before each write. A writer that goes
+has lost it, also of one that has just woken and doesn't know yet, since it goes by a clock that runs on while the
+machine sleeps. A process that writes on its behalf (`Claim`) looks for the lease's file before each write. A writer that goes
 on in spite of the signal that tells it is ended after `GRACE` seconds.
 
 What no writer can do without the store's help: take back the one request that was under way when it was held up, or

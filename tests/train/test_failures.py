@@ -167,8 +167,8 @@ def test_whatever_a_worker_meets_leaves_it_with_the_nodes_name(monkeypatch):
     def fail(_):
         raise MemoryError("no room")
 
-    monkeypatch.setattr(task.platform, "node", lambda: "node-b")
-    monkeypatch.setattr(task.cluster.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(job.platform, "node", lambda: "node-b")
+    monkeypatch.setattr(job.cluster.ray, "is_initialized", lambda: True)
     monkeypatch.setattr(loop, "run", fail)
     with pytest.raises(MemoryError) as raised:
         job.train_worker({"job": SimpleNamespace(claims=())})
