@@ -6,8 +6,8 @@ was not renewed for `SECONDS`, by the store's own clock, is a dead writer's and 
 
 A lease that was not renewed in time is lost, and never renewed: `dim.io.storage` refuses each write of a writer that
 has lost it, also of one that has just woken and doesn't know yet, since it goes by a clock that runs on while the
-machine sleeps. A process that writes on its behalf (`Claim`) looks for the lease's file before each write. A writer that goes
-on in spite of the signal that tells it is ended after `GRACE` seconds.
+machine sleeps. A process that writes on its behalf (`Claim`) looks for the lease's file before each write. A writer
+that goes on in spite of the signal that tells it is ended after `GRACE` seconds.
 
 What no writer can do without the store's help: take back the one request that was under way when it was held up, or
 notice that its virtual machine stood still together with all its clocks.
