@@ -40,7 +40,7 @@ _MOST = 5
 _VARYING = re.compile(r"""b?'[^']*'|b?"[^"]*"|<[^>]*>|\d[\d,.]*""")
 
 
-def summed(reasons: Iterable[str]) -> str:
+def count_reasons(reasons: Iterable[str]) -> str:
     """`reasons` by kind, the most frequent first: "7 × no such file, 2 × the file is empty". Reasons that differ in
     numbers and in what they quote are of one kind.
     """

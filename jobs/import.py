@@ -4,8 +4,8 @@
     python jobs/import.py oxford5k datasets/oxford5k --out runs/oxford5k
     ray job submit --working-dir . -- python jobs/import.py roxford5k s3://bucket/roxford5k --out s3://bucket/imported
 
-Each layout is described at the head of its file in dim/data/importers/. The photos stay where they are; missing and
-corrupt ones are listed in problems.csv. Then:
+Each layout is described in dim/data/benchmarks.py or dim/data/oxford_paris.py. The photos stay where they are; missing
+and corrupt ones are listed in problems.csv. Then:
 
     python jobs/evaluate.py --manifest runs/oxford5k/manifest.parquet --model vgg16-gem --protocol oxford \\
         --ground-truth runs/oxford5k/ground_truth.parquet --out runs/oxford5k-gem
@@ -18,7 +18,7 @@ from dim.data.config import ImportConfig
 
 
 def run(config: ImportConfig) -> dict[str, Any]:
-    from dim.data.importers.job import import_benchmark
+    from dim.data.import_job import import_benchmark
 
     return import_benchmark(config)
 

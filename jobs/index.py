@@ -17,7 +17,7 @@ from dim.search.config import IndexConfig
 
 
 def run(config: IndexConfig) -> dict[str, Any]:
-    from dim.search.index_job import build
+    from dim.search.build_index import build
 
     return build(config)
 

@@ -25,7 +25,7 @@ from dim.extract.config import ExtractConfig
 from dim.extract.job import extract
 from dim.extract.resources import resolve_precision, resources
 from dim.io import tables
-from dim.model import devices, precision
+from dim.model import devices
 
 MAY_COME = {"autoscaled_4CPU_1GPU": 2, "autoscaled_6CPU": 1}
 PHOTOS = 24
@@ -128,7 +128,7 @@ def grown(raylets, folder, said):
         asked = ray.remote(devices.assigned)
         found["assigned"] = [ray.get(asked.options(num_gpus=gpus).remote()) for gpus in (0, 1)]
         cluster.may_come = list  # nothing more: the nodes that are there are asked
-        found["precisions"] = [resolve_precision("auto", 0), precision.best(gpu=False)]
+        found["precisions"] = [resolve_precision("auto", 0), devices.best(gpu=False)]
     return found
 
 

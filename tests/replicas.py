@@ -28,9 +28,9 @@ def fitted(strategy, rank, workers, folder):
     from dim.train import checkpoint
     from dim.train.embed import Inference
     from dim.train.fit import Fitting
+    from dim.train.locality import Ownership
     from dim.train.loop import OPTIMIZERS
-    from dim.train.ownership import Ownership
-    from dim.train.step import Trainee
+    from dim.train.step import TrainedNetwork
 
     generator = np.random.default_rng(3)
     activations = {row: generator.random(SHAPES[row % 3]).astype(np.float16) for row in range(PHOTOS)}
@@ -46,7 +46,7 @@ def fitted(strategy, rank, workers, folder):
     for name, rate in (("sgd", 0.5), ("adam", 1e-3)):
         keras.utils.set_random_seed(7)
         with strategy.scope():
-            trainee = Trainee(strategy, network.build(spec), spec, "block5", from_pixels=False)
+            trainee = TrainedNetwork(strategy, network.build(spec), spec, "block5", from_pixels=False)
             optimizer = OPTIMIZERS[name](rate)
             optimizer.build(trainee.variables)
         fitting = Fitting(job, trainee, optimizer, trunk, rank=rank, ownership=owned)

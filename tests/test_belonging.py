@@ -22,8 +22,8 @@ from dim.extract.identity import of_folder
 from dim.io import files
 from dim.mine.config import MineConfig
 from dim.mine.job import mine_folder
+from dim.search.build_index import build
 from dim.search.config import IndexConfig, SearchConfig
-from dim.search.index_job import build
 from dim.search.job import search
 from dim.whiten.config import WhitenConfig
 from dim.whiten.job import whiten

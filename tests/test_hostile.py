@@ -57,7 +57,7 @@ def refused(call, *arguments, match=None):
 
 
 def importer(layout):
-    return getattr(importlib.import_module(f"dim.data.importers.{LAYOUTS[layout]}"), layout)
+    return getattr(importlib.import_module(f"dim.data.{LAYOUTS[layout]}"), layout)
 
 
 # Things that run.

@@ -28,8 +28,8 @@ from dim.mine.config import MineConfig
 from dim.mine.job import mine_folder
 from dim.model import spec
 from dim.model.whitening import Whitening
+from dim.search.build_index import build
 from dim.search.config import IndexConfig, SearchConfig
-from dim.search.index_job import build
 from dim.search.job import search
 from dim.whiten.config import WhitenConfig
 from dim.whiten.job import whiten

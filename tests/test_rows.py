@@ -12,19 +12,19 @@ from dim.evaluate.config import EvaluateConfig
 from dim.evaluate.job import evaluate
 from dim.export.config import ExportConfig
 from dim.export.job import export
-from dim.io.tables import require_once
+from dim.io.tables import require_each_once
 from dim.mine.config import MineConfig
 from dim.mine.job import mine_folder
+from dim.search.build_index import build
 from dim.search.config import IndexConfig, SearchConfig
-from dim.search.index_job import build
 from dim.search.job import search
 from dim.whiten.config import WhitenConfig
 from dim.whiten.job import whiten
 
 
 def test_each_once_in_any_order():
-    require_once(["a", "b", "c"], iter(["c", "a", "b"]), "here")
-    require_once([], [], "here")
+    require_each_once(["a", "b", "c"], iter(["c", "a", "b"]), "here")
+    require_each_once([], [], "here")
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_each_once_in_any_order():
 )
 def test_what_is_wrong_is_named(given, said):
     with pytest.raises(RuntimeError, match=f"^the rows of 'out' are not the 2 asked for: {said}$"):
-        require_once(["a", "b"], given, "'out'")
+        require_each_once(["a", "b"], given, "'out'")
 
 
 IDS = [f"photo {number}" for number in range(6)]

@@ -10,7 +10,7 @@ import pytest
 
 from dim.errors import UserError
 from dim.io import scratch
-from dim.train.feature_cache import TrunkCache
+from dim.train.feature_cache import FeatureCache
 
 OTHER = 12345  # another user
 
@@ -107,7 +107,7 @@ def refused(fault, path):
 def test_a_link_that_another_may_have_made_is_refused_and_what_it_names_stands(place, tmp_path):
     (tmp_path / "home" / "trunk" / "work").mkdir(parents=True)
     place.symlink_to(tmp_path / "home")
-    for use in (scratch.require_own, scratch.kept, lambda: TrunkCache(None, "any", 0)):
+    for use in (scratch.require_own, scratch.kept, lambda: FeatureCache(None, "any", 0)):
         with refused("is a link, or no folder", place):
             use()
     assert (tmp_path / "home" / "trunk" / "work").exists()
@@ -143,5 +143,5 @@ def test_a_place_that_a_flag_names_is_another_flag_s(place):
 def test_a_folder_that_holds_other_things_keeps_them(tmp_path):
     (tmp_path / "trunk" / "my own").mkdir(parents=True)  # such as a checkout
     (tmp_path / "trunk" / "my own" / "a").write_bytes(bytes(1000))
-    TrunkCache(str(tmp_path), "one", 0).put("ab12", np.zeros(10))
+    FeatureCache(str(tmp_path), "one", 0).put("ab12", np.zeros(10))
     assert (tmp_path / "trunk" / "my own" / "a").exists()

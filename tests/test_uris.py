@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dim.app import cluster
+from dim.data import import_job as importing
 from dim.data import manifest, photos, split
 from dim.data.config import ImportConfig, SplitConfig
 from dim.data.decode import decode
-from dim.data.importers import job as importing
 from dim.errors import UserError
-from dim.evaluate import sources
+from dim.evaluate import descriptor_sets
 from dim.extract import identity
 from dim.io import files, storage, tables, uris
 from dim.report import search
@@ -304,8 +304,8 @@ def test_the_inputs_of_a_folder_that_somebody_else_made_are_asked_of_nobody(alon
     for kind in ("model", "whitening"):
         inputs = {kind: "abfs://account@evil.example/a"}
         folders[kind] = write_descriptors(["a"], [[1.0, 0.0]], name=kind, inputs=inputs, whitening="0" * 64)
-    refused(lambda folder: sources.whitenings_of(folder, None), folders["model"], "no storage is called 'abfs'")
-    (step,) = sources.whitenings_of(folders["whitening"], None)
+    refused(lambda folder: descriptor_sets.whitenings_of(folder, None), folders["model"], "no storage is called 'abfs'")
+    (step,) = descriptor_sets.whitenings_of(folders["whitening"], None)
     assert step["learned_on"] is None
 
 

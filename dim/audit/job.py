@@ -5,14 +5,14 @@ from typing import Any
 
 from dim.app import output
 from dim.audit.config import AuditConfig
-from dim.audit.suspects import DUPLICATE, KINDS, Photos, suspects, table
+from dim.audit.suspects import DUPLICATE, KINDS, AuditedPhotos, suspects, table
 from dim.data import manifest as manifests
 from dim.extract import descriptors
 from dim.io import csv_files, tables
 from dim.mine.config import Mining
 from dim.mine.pool import check
 from dim.report import audit as audit_report
-from dim.report.photos import Photo
+from dim.report.page import PagePhoto
 from dim.search import descriptor_folder
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ def audit(config: AuditConfig) -> dict[str, Any]:
         embedding, whitening = descriptor_folder.whitened(config.whitening, embedding, config.descriptors)
         vectors = whitening.apply(vectors)
     rows = embedded.rows
-    photos = Photos(vectors, chosen.image_ids[rows], chosen.labels[rows], chosen.table["split"].to_numpy()[rows])
+    photos = AuditedPhotos(vectors, chosen.image_ids[rows], chosen.labels[rows], chosen.table["split"].to_numpy()[rows])
     check(vectors, photos.labels, photos.ids, Mining(), repr(config.manifest))
     inputs = {name: getattr(config, name) for name in ("manifest", "descriptors", "whitening")}
     with output.opened(config.out, "audit", config, inputs, embedding.as_json()) as out:
@@ -42,7 +42,7 @@ def audit(config: AuditConfig) -> dict[str, Any]:
         kinds = [one.kind for one in found]
         counts = {kind: kinds.count(kind) for kind in KINDS}
         log.info("suspected: %d of a wrong label, %d duplicates, %d far from their label", *counts.values())
-        where = [Photo(chosen.paths[row], chosen.boxes[row]) for row in rows]
+        where = [PagePhoto(chosen.paths[row], chosen.boxes[row]) for row in rows]
         if pairs > counts[DUPLICATE]:
             log.warning("there are %d pairs of duplicates; the %d nearest are listed", pairs, counts[DUPLICATE])
         audit_report.write(out.path("report.html"), config, photos, where, found)

@@ -105,7 +105,7 @@ SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
-class Photos:
+class AuditedPhotos:
     """What is audited: L2-normalised `vectors` float32 (n, D); ids, labels and splits, object arrays (n,), the labels
     and splits of str or None.
     """
@@ -129,7 +129,7 @@ class Suspect:
     pairs: int | None = None
 
 
-def suspects(photos: Photos, least_score: float, least_cosine: float) -> tuple[list[Suspect], int]:
+def suspects(photos: AuditedPhotos, least_score: float, least_cosine: float) -> tuple[list[Suspect], int]:
     """The suspects, kind by kind in the order of `KINDS`, the highest score first, ties by id; and how many pairs of
     duplicates there are, of which `duplicates` bounds how many are listed.
 
@@ -144,14 +144,14 @@ def suspects(photos: Photos, least_score: float, least_cosine: float) -> tuple[l
     return sorted(found, key=lambda one: (KINDS.index(one.kind), -one.score, place[one.row], place[one.other])), total
 
 
-def _sides(photos: Photos) -> np.ndarray:
+def _sides(photos: AuditedPhotos) -> np.ndarray:
     """A number for each photo's label and split, the same for the same two, (n,)."""
     numbers: dict[tuple[str | None, str | None], int] = {}
     both = zip(photos.labels, photos.splits, strict=True)
     return np.array([numbers.setdefault(side, len(numbers)) for side in both])
 
 
-def _of_labels(photos: Photos, crowded: np.ndarray, least: float) -> Iterator[Suspect]:
+def _of_labels(photos: AuditedPhotos, crowded: np.ndarray, least: float) -> Iterator[Suspect]:
     used = np.flatnonzero([label is not None for label in photos.labels])
     _, codes = np.unique(photos.labels[used].astype(str), return_inverse=True)
     found = evidence(photos.vectors[used], codes, crowded[used])
@@ -172,14 +172,14 @@ def _of_labels(photos: Photos, crowded: np.ndarray, least: float) -> Iterator[Su
             yield Suspect(row, FAR, (found.any_pair - likeness) / found.scale, other)
 
 
-def _nearest(photos: Photos, crowded: np.ndarray, row: int, others: np.ndarray) -> tuple[float, int]:
+def _nearest(photos: AuditedPhotos, crowded: np.ndarray, row: int, others: np.ndarray) -> tuple[float, int]:
     """The largest c of the photo in `row` and one of the rows `others`, and which."""
     likeness = 2 * (photos.vectors[others] @ photos.vectors[row]) - crowded[others] - crowded[row]
     best = int(likeness.argmax())
     return float(likeness[best]), int(others[best])
 
 
-def table(photos: Photos, found: list[Suspect]) -> pa.Table:
+def table(photos: AuditedPhotos, found: list[Suspect]) -> pa.Table:
     """The suspects as a table with the columns of `SCHEMA`; `rank` is from 1 in each kind."""
     ranks = dict.fromkeys(KINDS, 0)
     rows: list[dict[str, Any]] = []

@@ -1,7 +1,4 @@
-"""The settings of a split.
-
-The settings of an import.
-"""
+"""The settings of a split and of an import."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -43,11 +40,11 @@ LAYOUTS = {
     "paris6k": "oxford_paris",
     "roxford5k": "oxford_paris",
     "rparis6k": "oxford_paris",
-    "holidays": "holidays",
-    "ukbench": "ukbench",
-    "gldv2": "gldv2",
-    "sop": "sop",
-    "cub": "cub",
+    "holidays": "benchmarks",
+    "ukbench": "benchmarks",
+    "gldv2": "benchmarks",
+    "sop": "benchmarks",
+    "cub": "benchmarks",
 }
 
 

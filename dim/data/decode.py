@@ -17,7 +17,7 @@ from PIL import Image
 
 from dim.data import footprint, formats
 from dim.data.colour import as_srgb
-from dim.data.formats import Photo
+from dim.data.formats import OpenedPhoto
 from dim.data.limits import LIMITS, DecodeError, Limits, allowance, check_size
 
 __all__ = [
@@ -107,7 +107,7 @@ def _guarded() -> Iterator[None]:
 class Undecoded:
     """A photo whose header has been read, and what is asked of it. `memory`: the bytes that `decode` takes at most."""
 
-    photo: Photo
+    photo: OpenedPhoto
     size: int
     resize: Resize
     box: Box | None
@@ -183,7 +183,7 @@ def output_size(region: tuple[int, int], photo: tuple[int, int], size: int, resi
     return max(width, MIN_SIDE), max(height, MIN_SIDE)
 
 
-def _opened(file: IO[bytes], limits: Limits) -> Photo:
+def _opened(file: IO[bytes], limits: Limits) -> OpenedPhoto:
     """The photo in `file`, by its header. Raises DecodeError for what will not be decoded."""
     length = file.seek(0, io.SEEK_END)
     file.seek(0)

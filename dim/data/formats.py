@@ -22,7 +22,7 @@ _PNG_GREY_ALPHA = 4
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # many photos are decoded at one time, and each thread takes memory
 
 
-class Photo(Protocol):
+class OpenedPhoto(Protocol):
     """A photo whose header is known: its `format`, `size` (width, height) as it is stored, EXIF's `orientation`, the
     ICC `profile` of its colours, and whether the file holds `several` frames or pages, of which this is the first.
     """
@@ -48,7 +48,7 @@ class Photo(Protocol):
         """The colours, of the mode L, RGB, CMYK or LAB, and the alpha (L) if there is one."""
 
 
-def opened(file: IO[bytes], limits: Limits) -> Photo:
+def opened(file: IO[bytes], limits: Limits) -> OpenedPhoto:
     """The photo in the seekable `file`; no pixel is decoded. Raises DecodeError where it is none, or too large."""
     start = file.read(_START)
     file.seek(0)

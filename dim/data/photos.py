@@ -17,7 +17,7 @@ import pyarrow.fs as pafs
 from dim.app.progress import Progress
 from dim.data import isolated
 from dim.data.limits import LIMITS, DecodeError, Limits, check_size
-from dim.errors import UserError, summed
+from dim.errors import UserError, count_reasons
 from dim.io import files
 from dim.io.storage import at_once, in_flight, patient
 from dim.io.uris import is_plain, parts
@@ -149,7 +149,7 @@ def listed(folder: str) -> list[str]:
     """The files of the `listing` of `folder`, sorted; the log says what else was seen."""
     found = listing(folder)
     if found.skipped:
-        first, why = next(iter(found.skipped)), summed(found.skipped.values())
+        first, why = next(iter(found.skipped)), count_reasons(found.skipped.values())
         log.warning("not taken of %r: %d (%s), such as %r", folder, len(found.skipped), why, first)
     return found.files
 

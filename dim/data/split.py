@@ -17,9 +17,9 @@ import pyarrow as pa
 from dim.data import labelled, manifest, photos
 from dim.data.config import SplitConfig
 from dim.data.labelled import tell
-from dim.errors import UserError, summed
+from dim.errors import UserError, count_reasons
 from dim.io import csv_files, files, local_files, tables
-from dim.io.tables import require_once
+from dim.io.tables import require_each_once
 
 log = logging.getLogger(__name__)
 
@@ -80,8 +80,8 @@ def _write(out: str, kept: pa.Table, unreadable: pa.Table, skipped: pa.Table) ->
     csv_files.write_escaped(beside, _named(pa.concat_tables([unreadable, skipped]), folder))
     for what, those in (("photos that could not be read", unreadable), ("what else was not taken", skipped)):
         if len(those):
-            log.warning("%s: %d (%s); see %s", what, len(those), summed(those["reason"].to_pylist()), beside)
-    require_once(kept["image_id"].to_pylist(), manifest.read(out).image_ids, repr(out))
+            log.warning("%s: %d (%s); see %s", what, len(those), count_reasons(those["reason"].to_pylist()), beside)
+    require_each_once(kept["image_id"].to_pylist(), manifest.read(out).image_ids, repr(out))
 
 
 def _splits(labels: list[str], image_ids: list[str], config: SplitConfig) -> list[str]:

@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 from dim.app import output
 from dim.errors import UserError, quoted
 from dim.evaluate import significance
+from dim.evaluate.protocols import Task
 from dim.evaluate.significance import Interval
-from dim.evaluate.task import Task
 from dim.io import files, seal, tables
 
 COLUMNS = ["query_id", "label", "ap"]

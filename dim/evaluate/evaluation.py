@@ -14,12 +14,11 @@ import pyarrow as pa
 from sklearn.metrics import classification_report
 
 from dim.app.progress import Progress
+from dim.evaluate.descriptor_sets import EvaluatedDatabase
 from dim.evaluate.metrics import GROUP, Metric
-from dim.evaluate.protocols import NOT_LISTED, Verdict, apply_metrics, means
-from dim.evaluate.sources import Database
-from dim.evaluate.task import Task
+from dim.evaluate.protocols import NOT_LISTED, Task, Verdict, apply_metrics, means
 from dim.extract.descriptors import Descriptors
-from dim.io.tables import require_once
+from dim.io.tables import require_each_once
 from dim.search import exact
 from dim.search.database import Exact, Retrieval
 
@@ -65,27 +64,27 @@ class Judged:
         return [hit.label for hit in self.hits[:count]]
 
 
-def retrieval(task: Task, queries: Descriptors, database: Database) -> Retrieval:
+def retrieval(task: Task, queries: Descriptors, database: EvaluatedDatabase) -> Retrieval:
     """The exact search of `queries` in `database`; what the protocol says leaves their lists."""
     searched = Exact(database.parts, exact.places(database.ids(task.database)))
     return Retrieval(queries.vectors, searched, own=_leaving(task, queries, database))
 
 
-def _columns(task: Task, database: Database) -> np.ndarray:
+def _columns(task: Task, database: EvaluatedDatabase) -> np.ndarray:
     """The column of each of the task's rows, NOT_LISTED where it could not be decoded."""
     column = np.full(len(task.database), NOT_LISTED)
     column[database.rows] = np.arange(len(database.rows))
     return column
 
 
-def _leaving(task: Task, queries: Descriptors, database: Database) -> np.ndarray:
+def _leaving(task: Task, queries: Descriptors, database: EvaluatedDatabase) -> np.ndarray:
     """The column that leaves each query's list, NOT_LISTED where none does."""
     column = _columns(task, database)
     leaving = (task.leaving(query) for query in queries.rows)
     return np.array([NOT_LISTED if row is None else column[row] for row in leaving], np.int64)
 
 
-def judge(task: Task, queries: Descriptors, database: Database, search: Retrieval) -> Iterator[Judged]:
+def judge(task: Task, queries: Descriptors, database: EvaluatedDatabase, search: Retrieval) -> Iterator[Judged]:
     """Yields each query's result by the scores of `search`, in memory for a few queries at a time."""
     column = _columns(task, database)
     labels = np.full(len(database), None, dtype=object)
@@ -117,13 +116,13 @@ def _hits(row: np.ndarray, columns: np.ndarray, labels: np.ndarray, verdicts: di
     ]
 
 
-def require_rows(task: Task, queries: Descriptors, database: Database, judged: list[Judged]) -> None:
+def require_rows(task: Task, queries: Descriptors, database: EvaluatedDatabase, judged: list[Judged]) -> None:
     """Raises RuntimeError unless each query and each row of the database is there once, or could not be decoded."""
     for rows, decoded, given in (
         (task.queries, queries.rows, [query.query_id for query in judged]),
         (task.database, database.rows, task.database.image_ids[database.rows]),
     ):
-        require_once(rows.image_ids, [*given, *np.delete(rows.image_ids, decoded)], repr(rows.uri))
+        require_each_once(rows.image_ids, [*given, *np.delete(rows.image_ids, decoded)], repr(rows.uri))
 
 
 def _positions(row: np.ndarray, columns: dict[str, np.ndarray], place: np.ndarray) -> dict[str, np.ndarray]:
@@ -134,7 +133,7 @@ def _positions(row: np.ndarray, columns: dict[str, np.ndarray], place: np.ndarra
     return dict(zip(columns, np.split(positions, ends[:-1]), strict=True))
 
 
-def shortest(task: Task, queries: Descriptors, database: Database) -> int:
+def shortest(task: Task, queries: Descriptors, database: EvaluatedDatabase) -> int:
     """How many photos the shortest list has; with junk, where the protocol knows any."""
     return len(database) - bool((_leaving(task, queries, database) != NOT_LISTED).any())
 

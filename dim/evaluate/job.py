@@ -14,18 +14,17 @@ import numpy as np
 from dim.app import output
 from dim.app.output import Output
 from dim.errors import GateNotMet
-from dim.evaluate import comparison, evaluation, sources
+from dim.evaluate import comparison, descriptor_sets, evaluation
 from dim.evaluate.comparison import Baseline, Comparison
 from dim.evaluate.config import EvaluateConfig
+from dim.evaluate.descriptor_sets import DescriptorSet
 from dim.evaluate.evaluation import Judged
-from dim.evaluate.protocols import NOT_LISTED, PROTOCOLS, REVISITED_LEVELS, apply_metrics, means
-from dim.evaluate.sources import Source
-from dim.evaluate.task import Task, task_of
+from dim.evaluate.protocols import NOT_LISTED, PROTOCOLS, REVISITED_LEVELS, Task, apply_metrics, means, task_of
 from dim.io import files, seal, tables
 from dim.report import evaluation as evaluation_report
 from dim.report.evaluation import Measured
 from dim.search import methods
-from dim.search.methods import Step
+from dim.search.methods import AppliedMethod
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +49,7 @@ def measure(config: EvaluateConfig, before: Baseline | None = None) -> tuple[dic
     methods.check(config.expansion, config.neighbours)
     with seal.unchanged(config.manifest, config.ground_truth, config.distractors):  # an extraction reads them again
         task = task_of(config)
-        read = sources.read(config, task)
+        read = descriptor_sets.read(config, task)
     inputs = {"manifest": config.manifest, "ground_truth": config.ground_truth, "whitening": config.whitening}
     inputs |= {f"descriptors_{number}": source.folder for number, source in enumerate(read, start=1)}
     with output.opened(config.out, "evaluate", config, inputs, read[0].embedding.as_json()) as out:
@@ -60,7 +59,7 @@ def measure(config: EvaluateConfig, before: Baseline | None = None) -> tuple[dic
     return metrics, against
 
 
-def _measured(config: EvaluateConfig, task: Task, source: Source) -> Measured:
+def _measured(config: EvaluateConfig, task: Task, source: DescriptorSet) -> Measured:
     search = evaluation.retrieval(task, source.queries, source.database)
     search, steps = methods.applied(search, config.expansion, config.neighbours)
     judged = list(evaluation.judge(task, source.queries, source.database, search))
@@ -106,7 +105,7 @@ MEASURES: tuple[str, ...] = ("map", "map_at_r", "ns_score", "top_k_accuracy")
 
 
 def metrics(
-    config: EvaluateConfig, task: Task, source: Source, judged: list[Judged], steps: list[Step]
+    config: EvaluateConfig, task: Task, source: DescriptorSet, judged: list[Judged], steps: list[AppliedMethod]
 ) -> dict[str, Any]:
     """The contents of metrics.json: measures, counts, and all that one must know to set them beside another's.
 

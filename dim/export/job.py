@@ -20,7 +20,7 @@ from dim.errors import UserError
 from dim.export.config import ExportConfig, ExportFormat
 from dim.io import files, local_files
 from dim.search import descriptor_folder
-from dim.search.descriptor_folder import Stored
+from dim.search.descriptor_folder import DescriptorFolder
 
 if typing.TYPE_CHECKING:
     from dim.model.spec import Source
@@ -84,7 +84,7 @@ def _descriptors(config: ExportConfig, folder: str) -> dict[str, Any]:
         return out.finish({"rows": len(rows), "errors": len(rows.errors), "files": written})
 
 
-def npy(rows: Stored, out: Output) -> int:
+def npy(rows: DescriptorFolder, out: Output) -> int:
     """`descriptors.npy`, float32 (N, D), and `names.txt`, the image_id of each row on a line of its own."""
     written = 0
     with local_files.written(out.path("descriptors.npy")) as path, open(path, "wb") as file:
@@ -99,7 +99,7 @@ def npy(rows: Stored, out: Output) -> int:
     return 2
 
 
-def autofaiss(rows: Stored, out: Output) -> int:
+def autofaiss(rows: DescriptorFolder, out: Output) -> int:
     """`embeddings/NNNNNN.parquet` with image_id and embedding, a list of float32.
 
     autofaiss reads them by file_format="parquet", embedding_column_name="embedding", id_columns=["image_id"].
@@ -112,7 +112,7 @@ def autofaiss(rows: Stored, out: Output) -> int:
     return _parts(rows, out, {"embeddings/{:06d}.parquet": parquet})
 
 
-def clip_retrieval(rows: Stored, out: Output) -> int:
+def clip_retrieval(rows: DescriptorFolder, out: Output) -> int:
     """`img_emb/img_emb_NNNNNN.npy` and, of the same photos in the same order, `metadata/metadata_NNNNNN.parquet`.
 
     `clip-retrieval index` takes the folder as its embeddings_folder. The metadata's image_path is the image_id.
@@ -129,7 +129,7 @@ def clip_retrieval(rows: Stored, out: Output) -> int:
     return _parts(rows, out, {"img_emb/img_emb_{:06d}.npy": array, "metadata/metadata_{:06d}.parquet": metadata})
 
 
-LAYOUTS: dict[ExportFormat, Callable[[Stored, Output], int]] = {
+LAYOUTS: dict[ExportFormat, Callable[[DescriptorFolder, Output], int]] = {
     "npy": npy,
     "autofaiss": autofaiss,
     "clip-retrieval": clip_retrieval,
@@ -146,7 +146,7 @@ def _emptied(folder: str) -> None:
 _PART = re.compile(r"((img_emb|metadata)_)?[0-9]{6}\.(npy|parquet)")
 
 
-def _parts(rows: Stored, out: Output, kinds: dict[str, Callable[[pa.Array, np.ndarray], bytes]]) -> int:
+def _parts(rows: DescriptorFolder, out: Output, kinds: dict[str, Callable[[pa.Array, np.ndarray], bytes]]) -> int:
     """Writes for each block of `rows` a file of each kind, by the pattern of its name; returns how many files."""
     for pattern in kinds:
         _emptied(files.parent(files.join(out.folder, pattern)))
@@ -159,7 +159,7 @@ def _parts(rows: Stored, out: Output, kinds: dict[str, Callable[[pa.Array, np.nd
     return number * len(kinds)
 
 
-def _require_all(rows: Stored, written: int) -> None:
+def _require_all(rows: DescriptorFolder, written: int) -> None:
     if written != len(rows):
         raise RuntimeError(f"{written} rows of {rows.folder!r} were written, not {len(rows)}")
 

@@ -8,7 +8,7 @@ from dim.app.config import flag_name, option
 from dim.data.config import Resize
 from dim.data.limits import MEGAPIXELS, MEGAPIXELS_HELP, Limited
 from dim.errors import UserError
-from dim.model.precision import Precision
+from dim.model.devices import Precision
 
 if typing.TYPE_CHECKING:
     from dim.model.spec import Source

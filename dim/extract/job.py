@@ -12,14 +12,14 @@ from dim.app import cluster, output, placement
 from dim.app.progress import Progress
 from dim.data import manifest as manifests
 from dim.data.manifest import Manifest
-from dim.errors import UserError, summed
+from dim.errors import UserError, count_reasons
 from dim.extract import identity, shards, store, writer
 from dim.extract.config import ExtractConfig
 from dim.extract.embedder import Recipe
 from dim.extract.identity import Embedding
 from dim.extract.resources import resolve_precision, resources
 from dim.extract.writer import Writer
-from dim.io.tables import require_once
+from dim.io.tables import require_each_once
 from dim.model import whitening
 from dim.model.spec import Source
 
@@ -155,9 +155,9 @@ def _result(folder: str, selected: Manifest, computed: int, seconds: float) -> d
         several += store.several_frames(table)
         failed = table.filter(pa.compute.equal(table["status"], store.ERROR))
         errors += failed["error"].fill_null("no reason is known").to_pylist()
-    require_once(selected.image_ids, image_ids, repr(folder))
+    require_each_once(selected.image_ids, image_ids, repr(folder))
     if errors:
-        log.warning("photos that could not be read: %d (%s); each has an error row", len(errors), summed(errors))
+        log.warning("photos that could not be read: %d (%s); each has an error row", len(errors), count_reasons(errors))
     if several:
         log.info("photos whose files hold several frames or pages, of which the first is taken: %d", several)
     return {

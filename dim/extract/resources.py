@@ -7,7 +7,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dim.app import cluster, placement
-from dim.model import precision as precisions
+from dim.model import devices as precisions
 
 # Images a forward pass. A CPU gains nothing by more than keep it busy; a GPU that hasn't the memory is given less
 # (`forward.Forward`).

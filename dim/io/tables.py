@@ -170,7 +170,7 @@ def write(uri: str, table: pa.Table) -> None:
     files.write_bytes(uri, sink.getvalue().to_pybytes())
 
 
-def require_once(asked: Iterable[str], given: Iterable[str], where: str) -> None:
+def require_each_once(asked: Iterable[str], given: Iterable[str], where: str) -> None:
     """Raises RuntimeError, naming `where`, unless the ids `given` are those `asked` for, each once, in any order."""
     wanted, counts = set(asked), Counter(given)
     wrong = {

@@ -13,7 +13,7 @@ import numpy as np
 from dim.mine.config import Mining
 from dim.mine.hardest import Found, Partners, nothing, screen_positives
 from dim.mine.pool import Pool, too_similar
-from dim.search import cosines
+from dim.search import faiss_transforms
 from dim.search import index as indexes
 
 PROPOSED = 8  # for each negative that is wanted; beside these, as many as the anchor's label has images
@@ -37,7 +37,7 @@ def build(pool: Pool, settings: Mining, threads: int) -> np.ndarray:
         count = min(len(pool), indexes.training_rows(made))
         drawn = np.random.default_rng(settings.seed).choice(len(pool), count, replace=False)
         with indexes.refusals(f"--candidates {settings.candidates!r} can't be trained on {count} rows"):
-            cosines.train(made, pool.take(np.sort(drawn)))
+            faiss_transforms.train(made, pool.take(np.sort(drawn)))
     with indexes.refusals(f"--candidates {settings.candidates!r} takes no rows"):
         for i in range(len(pool.blocks)):
             made.add(pool.block(i))
@@ -73,7 +73,7 @@ def _offer_proposed(pool: Pool, settings: Mining, index: Any, i: int, negatives:
     starts, ends = (np.searchsorted(pool.labels, labels, side) for side in ("left", "right"))
     mates = int((ends - starts).max())
     count = min(len(pool), MOST_PROPOSED, PROPOSED * settings.negatives_per_anchor + mates)
-    cosines.deepen(index, count)
+    faiss_transforms.deepen(index, count)
     _, proposed = index.search(pool.block(i), count)
     rows, places = np.nonzero((proposed >= 0) & (pool.labels[proposed] != labels[:, None]))
     partners = proposed[rows, places]

@@ -14,9 +14,9 @@ from dim.model import spec as specs
 from dim.model import weights
 from dim.model.backbones import BACKBONES
 from dim.model.backend import keras
+from dim.model.devices import POLICIES
 from dim.model.layers import L2Normalisation, Preprocess
 from dim.model.pooling import POOLINGS
-from dim.model.precision import POLICIES
 from dim.model.spec import Source, Spec
 
 # The fields of a spec that decide which weights there are. (The others change the input only.)

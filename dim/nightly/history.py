@@ -31,7 +31,7 @@ MOST_MISSED = 366  # nights that are listed as missed at once: one wrong date wo
 
 
 @dataclass(frozen=True)
-class Row:
+class NightRow:
     """A night's figure. `difference` is its mAP less that of the network of the night `baseline` on the same photos;
     `low` and `high` bound its 95 % interval, and `p_value` is two-sided. `images`, `computed` and `errors` are counts
     of the whole manifest; `reason` says why it was refused.
@@ -56,7 +56,7 @@ class Row:
     reason: str | None = None
 
 
-class History:
+class NightlyHistory:
     """The rows in the folder `out`, by date; written whole. Raises UserError where they are no history."""
 
     def __init__(self, out: str) -> None:
@@ -101,24 +101,26 @@ class History:
             )
         raise UserError(f"--date {date} is before {self.last}, the last night of {self._uri!r}; use a later one")
 
-    def put(self, date: str, rows: Iterable[Row]) -> None:
+    def put(self, date: str, rows: Iterable[NightRow]) -> None:
         """Writes the rows of the night `date` in place of any that it had, and those of the last nights missed."""
         new = [{name: _text(value) for name, value in dataclasses.asdict(row).items()} for row in rows]
         before = max((row["date"] for row in self._rows if row["date"] < date), default=None)
         for missed in _between(before, date) if before else ():
             new += [
-                dataclasses.asdict(Row(missed, str(row["evaluation"]), MISSED)) for row in new if row["date"] == date
+                dataclasses.asdict(NightRow(missed, str(row["evaluation"]), MISSED))
+                for row in new
+                if row["date"] == date
             ]
         self._rows = [row for row in self._rows if row["date"] != date] + new
         self._rows.sort(key=lambda row: (str(row["date"]), str(row["evaluation"])))
-        columns = {field.name: [row.get(field.name) for row in self._rows] for field in dataclasses.fields(Row)}
+        columns = {field.name: [row.get(field.name) for row in self._rows] for field in dataclasses.fields(NightRow)}
         csv_files.write_escaped(
             self._uri, pa.table({name: pa.array(cells, pa.string()) for name, cells in columns.items()})
         )
 
 
 def _checked(uri: str, table: pa.Table) -> list[dict[str, Any]]:
-    if missing := [field.name for field in dataclasses.fields(Row) if field.name not in table.column_names]:
+    if missing := [field.name for field in dataclasses.fields(NightRow) if field.name not in table.column_names]:
         raise UserError(f"{uri!r} is no history of nights: it has no column {missing[0]!r}; move it away or mend it")
     rows = [{name: csv_files.unescaped(cell) for name, cell in row.items()} for row in table.to_pylist()]
     for number, row in enumerate(rows, start=1):

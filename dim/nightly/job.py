@@ -10,9 +10,9 @@ from dim.errors import GateNotMet, JobFailed, UserError
 from dim.extract import identity
 from dim.io import files, local_files, seal
 from dim.model import spec
-from dim.nightly import collection, history, measurement
+from dim.nightly import history, measurement, state
 from dim.nightly.config import NightlyConfig
-from dim.nightly.history import ACCEPTED, REFUSED, History, Row
+from dim.nightly.history import ACCEPTED, REFUSED, NightlyHistory, NightRow
 from dim.nightly.measurement import NIGHT, digest
 from dim.report import nightly as nightly_report
 
@@ -32,7 +32,7 @@ def nightly(config: NightlyConfig) -> dict[str, Any]:
     inputs = {"model": model} | {f"manifest of {known.name}": known.manifest for known in config.evaluations}
     made_of = _made_of(config, model)
     with output.opened(config.out, "nightly", config, inputs) as out:
-        past = History(config.out)
+        past = NightlyHistory(config.out)
         # What the nights leave isn't sealed: it grows, and a person may mend the history.
         record = files.join(config.out, f"nights/{date}/{NIGHT}")
         local_files.sweep(files.parent(record))
@@ -115,14 +115,14 @@ def _warn_of_others(night: dict[str, Any], made_of: dict[str, str]) -> None:
         )
 
 
-def _run(config: NightlyConfig, date: str, model: str, past: History) -> dict[str, Any]:
+def _run(config: NightlyConfig, date: str, model: str, past: NightlyHistory) -> dict[str, Any]:
     """The record of a new night."""
     manifests = dict.fromkeys(known.manifest for known in config.evaluations)
-    collections = {manifest: collection.refreshed(config, model, manifest) for manifest in manifests}
+    collections = {manifest: state.refreshed(config, model, manifest) for manifest in manifests}
     first, *others = collections.values()
     for other in others:  # a training run may have written its model anew since
         identity.require_equal(first.embedding, model, other.embedding, f"{model}, as it is now")
-    extracted: dict[tuple[str, str], collection.Collection] = {}
+    extracted: dict[tuple[str, str], state.Collection] = {}
     figures = {
         asked.name: measurement.measured(config, date, asked, collections[asked.manifest], past, extracted=extracted)
         for asked in config.evaluations
@@ -142,15 +142,15 @@ def _run(config: NightlyConfig, date: str, model: str, past: History) -> dict[st
     }
 
 
-def _record(config: NightlyConfig, night: dict[str, Any], past: History, uri: str) -> None:
+def _record(config: NightlyConfig, night: dict[str, Any], past: NightlyHistory, uri: str) -> None:
     """Writes the history and, last, the record that ends the night; then lets go of what no night needs."""
     status = ACCEPTED if night["accepted"] else REFUSED
-    columns = {field.name for field in dataclasses.fields(Row)}
+    columns = {field.name for field in dataclasses.fields(NightRow)}
     rows = []
     for name, figured in night["evaluations"].items():
         known = {key: value for key, value in figured.items() if key in columns}
         reason = "; ".join(text for text in night["unmet"] if text.startswith(f"{name}: ")) or None
-        rows.append(Row(night["date"], name, status, **known, model=night["model"], reason=reason))
+        rows.append(NightRow(night["date"], name, status, **known, model=night["model"], reason=reason))
     past.put(night["date"], rows)
     nightly_report.write(config.out, past.rows)
     history.write(config.out, past.rows)
@@ -160,4 +160,4 @@ def _record(config: NightlyConfig, night: dict[str, Any], past: History, uri: st
     needed = [figured[key] for figured in figures for key in ("collection", "baseline_collection") if key in figured]
     standing = (past.baseline(name, LATEST) for name in {str(row["evaluation"]) for row in past.rows})
     needed += [str(row["collection"]) for row in standing if row]
-    collection.forget_others(config.out, {collection.placed(config.out, folder) for folder in needed})
+    state.forget_others(config.out, {state.placed(config.out, folder) for folder in needed})

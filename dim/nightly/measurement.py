@@ -28,10 +28,10 @@ from dim.evaluate.config import EvaluateConfig
 from dim.evaluate.job import measure
 from dim.evaluate.significance import Interval, least_p
 from dim.io import files, local_files, seal, tables
-from dim.nightly import collection
-from dim.nightly.collection import Collection
+from dim.nightly import state
 from dim.nightly.config import Measurement, NightlyConfig
-from dim.nightly.history import History, number
+from dim.nightly.history import NightlyHistory, number
+from dim.nightly.state import Collection
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def measured(
     date: str,
     asked: Measurement,
     found: Collection,
-    past: History,
+    past: NightlyHistory,
     *,
     extracted: dict[tuple[str, str], Collection],
 ) -> Figure:
@@ -92,15 +92,15 @@ def measured(
     row = past.baseline(asked.name, date)
     standing, fault = None, None
     if row and row["embedding"] != found.embedding.id:
-        kept = collection.placed(config.out, str(row["collection"]))
+        kept = state.placed(config.out, str(row["collection"]))
         try:
-            known = collection.kept(kept, config)
+            known = state.kept(kept, config)
         except UserError as error:
             fault = str(error)
         else:
             log.info("%s: the network of %s measures tonight's photos, too", asked.name, row["date"])
             if (kept, asked.manifest) not in extracted:
-                made = collection.extracted(config.out, replace(known, manifest=asked.manifest))
+                made = state.extracted(config.out, replace(known, manifest=asked.manifest))
                 extracted[kept, asked.manifest] = made
             standing = extracted[kept, asked.manifest]
     folder, key = files.join(config.out, f"nights/{date}/{asked.name}"), _key(asked, found, standing)

@@ -7,12 +7,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from dim.audit.config import AuditConfig
-from dim.audit.suspects import DUPLICATE, FAR, LABEL, Photos, Suspect
+from dim.audit.suspects import DUPLICATE, FAR, LABEL, AuditedPhotos, Suspect
 from dim.report import parts
-from dim.report.html import Html
-from dim.report.page import Page
+from dim.report.page import Html, Page, PagePhoto
 from dim.report.parts import Card, Column, Row
-from dim.report.photos import Photo
 
 SHOWN = {LABEL: 40, DUPLICATE: 20, FAR: 20}  # suspects with photos
 MATES = 3  # photos shown of a label
@@ -30,7 +28,9 @@ COLUMNS = [
 ]  # fmt: skip
 
 
-def write(uri: str, config: AuditConfig, photos: Photos, where: Sequence[Photo], found: list[Suspect]) -> None:
+def write(
+    uri: str, config: AuditConfig, photos: AuditedPhotos, where: Sequence[PagePhoto], found: list[Suspect]
+) -> None:
     """Writes the page on what was `found` among `photos`, which lie `where`, to `uri`."""
     page = Page("audit", "Likely label errors", f"{len(found)} suspicions among {len(where)} photos")
     kinds = {kind: [one for one in found if one.kind == kind] for kind in TITLES}
@@ -49,7 +49,7 @@ def write(uri: str, config: AuditConfig, photos: Photos, where: Sequence[Photo],
     page.write(uri)
 
 
-def _each_once(photos: Photos, pairs: Sequence[Suspect]) -> list[Suspect]:
+def _each_once(photos: AuditedPhotos, pairs: Sequence[Suspect]) -> list[Suspect]:
     """The first of `pairs` between each two labels and splits."""
     first: dict[frozenset[tuple[str | None, str | None]], Suspect] = {}
     for pair in pairs:
@@ -58,14 +58,14 @@ def _each_once(photos: Photos, pairs: Sequence[Suspect]) -> list[Suspect]:
     return list(first.values())
 
 
-def _told(photos: Photos, row: int) -> list[str | None]:
+def _told(photos: AuditedPhotos, row: int) -> list[str | None]:
     return [photos.ids[row], photos.labels[row], photos.splits[row]]
 
 
 class _Strips:
     """The strips of `page`."""
 
-    def __init__(self, page: Page, photos: Photos, where: Sequence[Photo]) -> None:
+    def __init__(self, page: Page, photos: AuditedPhotos, where: Sequence[PagePhoto]) -> None:
         self._page, self._photos, self._where = page, photos, where
 
     def of(self, one: Suspect) -> Html:

@@ -15,15 +15,13 @@ from dim.data import manifest
 from dim.evaluate import evaluation
 from dim.evaluate.comparison import Comparison
 from dim.evaluate.config import EvaluateConfig
+from dim.evaluate.descriptor_sets import DescriptorSet
 from dim.evaluate.evaluation import Judged
-from dim.evaluate.protocols import PROTOCOLS
-from dim.evaluate.sources import Source
-from dim.evaluate.task import Task
+from dim.evaluate.protocols import PROTOCOLS, Task
 from dim.report import charts, gallery, parts
 from dim.report.charts import Axis, Bars, Line
 from dim.report.gallery import Gallery, figures, settings
-from dim.report.html import Html, element, name
-from dim.report.page import Page
+from dim.report.page import Html, Page, element, name
 from dim.report.parts import Column, Row
 
 PICTURED = 60  # queries that are shown with photos, of which:
@@ -38,7 +36,7 @@ log = logging.getLogger(__name__)
 class Measured:
     """A source, its judged queries, and the contents of metrics.json for it."""
 
-    source: Source
+    source: DescriptorSet
     judged: list[Judged]
     metrics: dict[str, Any]
 

@@ -10,15 +10,12 @@ import pyarrow.compute as pc
 
 from dim.data.manifest import Manifest
 from dim.evaluate.config import EvaluateConfig
+from dim.evaluate.descriptor_sets import DescriptorSet
 from dim.evaluate.evaluation import Hit, Judged
-from dim.evaluate.protocols import PROTOCOLS
-from dim.evaluate.sources import Source
-from dim.evaluate.task import Task
-from dim.report import atlas, parts
-from dim.report.html import Html
-from dim.report.page import Page
+from dim.evaluate.protocols import PROTOCOLS, Task
+from dim.report import parts, similarity_map
+from dim.report.page import Html, Page, PagePhoto, PagePhotos
 from dim.report.parts import Card
-from dim.report.photos import Photo, Photos
 
 
 def by_ap(judged: Iterable[Judged]) -> list[Judged]:
@@ -37,11 +34,11 @@ def groups(judged: Sequence[Judged], size: int) -> dict[str, list[Judged]]:
 class Gallery:
     """Makes cards of one source's queries and hits. `distractors` is the manifest of those, where there are any."""
 
-    def __init__(self, task: Task, source: Source, distractors: Manifest | None) -> None:
+    def __init__(self, task: Task, source: DescriptorSet, distractors: Manifest | None) -> None:
         self._task, self._source, self._distractors = task, source, distractors
         self._row_of = {image_id: row for row, image_id in enumerate(task.queries.image_ids)}
 
-    def strip(self, photos: Photos, query: Judged) -> Html:
+    def strip(self, photos: PagePhotos, query: Judged) -> Html:
         """The query and the head of its list, with photos."""
         return parts.strip(photos, map(self._hit, query.hits), self._query(query))
 
@@ -52,11 +49,11 @@ class Gallery:
     def atlas(self) -> Page:
         """The map of the database, without distractors."""
         manifest, rows = self._task.database, self._source.database.rows
-        chosen = atlas.drawn(len(rows))
+        chosen = similarity_map.drawn(len(rows))
         cards = [
             Card(manifest.image_ids[row], _photo(manifest, row), manifest.labels[row]) for row in rows[chosen].tolist()
         ]
-        return atlas.page("evaluate", manifest.uri, cards, len(rows), self._source.database.vectors[chosen])
+        return similarity_map.page("evaluate", manifest.uri, cards, len(rows), self._source.database.vectors[chosen])
 
     def _query(self, query: Judged) -> Card:
         photo = _photo(self._task.queries, self._row_of[query.query_id])
@@ -77,8 +74,8 @@ class Gallery:
         return manifest, int(pc.index(manifest.table["image_id"], stored.ids[number]).as_py())
 
 
-def _photo(manifest: Manifest, row: int) -> Photo:
-    return Photo(manifest.paths[row], manifest.boxes[row])
+def _photo(manifest: Manifest, row: int) -> PagePhoto:
+    return PagePhoto(manifest.paths[row], manifest.boxes[row])
 
 
 _MEANINGS = {

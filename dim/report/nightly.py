@@ -14,8 +14,7 @@ from dim.io import files
 from dim.nightly.history import ACCEPTED, MISSED, REFUSED, number
 from dim.report import charts, parts
 from dim.report.charts import FLOOR, TOP, Axis, Frame
-from dim.report.html import Html, element, name
-from dim.report.page import Page
+from dim.report.page import Html, Page, element, name
 from dim.report.parts import Column
 
 WIDTH = 1000

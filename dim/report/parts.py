@@ -4,8 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dim.evaluate.protocols import Verdict
-from dim.report.html import Child, Html, element, name
-from dim.report.photos import Photo, Photos
+from dim.report.page import Child, Html, PagePhoto, PagePhotos, element, name
 
 _MARKS: dict[Verdict, str] = {"right": "✓", "wrong": "✗", "junk": "–"}
 
@@ -15,7 +14,7 @@ class Card:
     """A photo: its id, its label where that is known, a `note` such as its score, and whether it is right."""
 
     image_id: str
-    photo: Photo
+    photo: PagePhoto
     label: str | None = None
     note: str = ""
     verdict: Verdict | None = None
@@ -26,13 +25,13 @@ class Card:
         return ", ".join(part for part in known if part)
 
 
-def strip(photos: Photos, cards: Iterable[Card], first: Card | None = None) -> Html:
+def strip(photos: PagePhotos, cards: Iterable[Card], first: Card | None = None) -> Html:
     """Cards side by side, each framed and marked by its verdict; `first`, the query say, stands apart before them."""
     before = element("li", _figure(photos, first), class_="first") if first else None
     return element("ol", before, [element("li", _figure(photos, card)) for card in cards], class_="strip")
 
 
-def _figure(photos: Photos, card: Card) -> Html:
+def _figure(photos: PagePhotos, card: Card) -> Html:
     picture = photos.picture(card.photo, card.described())
     mark = element("b", _MARKS[card.verdict], class_="mark") if card.verdict else None
     lines = (

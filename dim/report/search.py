@@ -19,30 +19,28 @@ from dim.errors import UserError
 from dim.evaluate.protocols import Verdict
 from dim.extract import identity
 from dim.io import files, tables
-from dim.report import atlas, parts
-from dim.report.html import Html, element, name
-from dim.report.page import Page
+from dim.report import parts, similarity_map
+from dim.report.page import Html, Page, PagePhoto, PagePhotos, element, name
 from dim.report.parts import Card, Column, Row
-from dim.report.photos import Photo, Photos
 from dim.search.config import SearchConfig
 from dim.search.database import Exact
-from dim.search.queries import QUERIES_FILE, Queries, Target
+from dim.search.queries import QUERIES_FILE, Queries, SearchTarget
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Whereabouts:
+class PhotoPlaces:
     """What is known of some photos, by id."""
 
-    photos: dict[str, Photo]
+    photos: dict[str, PagePhoto]
     labels: dict[str, str | None]
 
 
-NOT_KNOWN = Whereabouts({}, {})
+NOT_KNOWN = PhotoPlaces({}, {})
 
 
-def of_manifest(uri: str, ids: Collection[str], root: str | None = None) -> Whereabouts:
+def of_manifest(uri: str, ids: Collection[str], root: str | None = None) -> PhotoPlaces:
     """What the manifest at `uri` knows of the photos `ids`.
 
     Raises UserError where it cannot be read, or one of them lies outside `root`.
@@ -51,13 +49,13 @@ def of_manifest(uri: str, ids: Collection[str], root: str | None = None) -> Wher
     found = manifest.Manifest(uri, found.table.filter(pc.is_in(found.table["image_id"], pa.array(ids, pa.string()))))
     if root:
         identity.require_under(root, found)
-    photos = map(Photo, found.paths, found.boxes)
-    return Whereabouts(
+    photos = map(PagePhoto, found.paths, found.boxes)
+    return PhotoPlaces(
         dict(zip(found.image_ids, photos, strict=True)), dict(zip(found.image_ids, found.labels, strict=True))
     )
 
 
-def of_folder(folder: str, ids: Collection[str], root: str | None = None) -> Whereabouts:
+def of_folder(folder: str, ids: Collection[str], root: str | None = None) -> PhotoPlaces:
     """What is known of the photos `ids` of an index or of descriptors.
 
     That is nothing where the manifest is gone, or one of the photos lies outside `root`.
@@ -73,7 +71,7 @@ def of_folder(folder: str, ids: Collection[str], root: str | None = None) -> Whe
         return NOT_KNOWN
 
 
-def of_queries(path: str, photos: str, ids: Collection[str], root: str | None = None) -> Whereabouts:
+def of_queries(path: str, photos: str, ids: Collection[str], root: str | None = None) -> PhotoPlaces:
     """What is known of the queries `ids` that `path` names; `photos` is the manifest that was made of them, if any."""
     if files.exists(photos):
         # A manifest that the user gave has labels too.
@@ -87,7 +85,7 @@ HITS = 10  # of each list
 ON_MAP = 40  # queries
 
 
-def write(config: SearchConfig, asked: Queries, found: Target, ranked: pa.Table, out: Output) -> None:
+def write(config: SearchConfig, asked: Queries, found: SearchTarget, ranked: pa.Table, out: Output) -> None:
     """Writes the pages of the lists `ranked`; of photos whose manifest is gone only the ids are shown."""
     ranked = ranked.filter(pc.less_equal(ranked["rank"], HITS))
     there = of_folder(config.index, ranked["image_id"].unique().to_pylist(), config.root)
@@ -114,7 +112,7 @@ def _bound(count: int, lists: Sequence[object]) -> str:
     return f" These are the first {count:,} of {len(lists):,}; all are in ranked.parquet." if len(lists) > count else ""
 
 
-def _settings(config: SearchConfig, asked: Queries, found: Target) -> dict[str, str]:
+def _settings(config: SearchConfig, asked: Queries, found: SearchTarget) -> dict[str, str]:
     embedding = found.embedding
     return {
         "Queries": config.queries,
@@ -130,7 +128,7 @@ def _settings(config: SearchConfig, asked: Queries, found: Target) -> dict[str, 
 class _Shown:
     """Makes strips of lists. Queries are `here`, the database `there`."""
 
-    def __init__(self, photos: Photos, here: Whereabouts, there: Whereabouts) -> None:
+    def __init__(self, photos: PagePhotos, here: PhotoPlaces, there: PhotoPlaces) -> None:
         self._photos, self._here, self._there = photos, here, there
 
     def strip(self, query: str, hits: list[dict[str, Any]]) -> Html:
@@ -153,12 +151,12 @@ class _Shown:
                 verdict = "right" if own == label else "wrong"
             yield replace(self._card(self._there, hit["image_id"], f"{hit['score']:.3f}"), verdict=verdict)
 
-    def _card(self, known: Whereabouts, image_id: str, note: str) -> Card:
-        return Card(image_id, known.photos.get(image_id, Photo(None)), known.labels.get(image_id), note)
+    def _card(self, known: PhotoPlaces, image_id: str, note: str) -> Card:
+        return Card(image_id, known.photos.get(image_id, PagePhoto(None)), known.labels.get(image_id), note)
 
 
-def _map(config: SearchConfig, asked: Queries, found: Target, here: Whereabouts, out: Output) -> None:
-    chosen = atlas.drawn(len(found.ids))
+def _map(config: SearchConfig, asked: Queries, found: SearchTarget, here: PhotoPlaces, out: Output) -> None:
+    chosen = similarity_map.drawn(len(found.ids))
     ids = found.ids.take(chosen).to_pylist()
     there = of_folder(config.index, ids, config.root)
     if not there.photos:
@@ -170,8 +168,8 @@ def _map(config: SearchConfig, asked: Queries, found: Target, here: Whereabouts,
         log.info("no map: %s", error)
         return
     queries = asked.ids.to_pylist()[:ON_MAP]
-    cards = [Card(one, there.photos.get(one, Photo(None)), there.labels.get(one)) for one in ids]
-    cards += [Card(one, here.photos.get(one, Photo(None)), here.labels.get(one), "query") for one in queries]
+    cards = [Card(one, there.photos.get(one, PagePhoto(None)), there.labels.get(one)) for one in ids]
+    cards += [Card(one, here.photos.get(one, PagePhoto(None)), here.labels.get(one), "query") for one in queries]
     placed = np.concatenate([vectors, asked.vectors[: len(queries)]])
-    atlas.page("search", config.index, cards, len(found.ids), placed).write(out.path("map.html"))
+    similarity_map.page("search", config.index, cards, len(found.ids), placed).write(out.path("map.html"))
     log.info("for a map of the photos, with the queries framed, look at %s", out.path("map.html"))

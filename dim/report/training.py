@@ -11,14 +11,12 @@ from dim.evaluate.protocols import Verdict
 from dim.io import tables
 from dim.report import charts, parts
 from dim.report.charts import Line
-from dim.report.html import Html, element, name
-from dim.report.page import Page
+from dim.report.page import Html, Page, PagePhoto, PagePhotos, element, name
 from dim.report.parts import Card, Column, Row
-from dim.report.photos import Photo, Photos
 from dim.train import augmentation as trained
-from dim.train import records
+from dim.train import history as run_history
 from dim.train.config import TrainConfig
-from dim.train.records import HISTORY
+from dim.train.history import HISTORY
 
 EPOCHS = 20  # of which triplets are shown; where there are more, spread over the run
 TRIPLETS = 6  # of each
@@ -31,7 +29,7 @@ Epoch: TypeAlias = dict[str, float | None]
 Pair: TypeAlias = tuple[dict[str, Any], dict[str, Any]]
 
 
-def write(config: TrainConfig, photos: trained.Photos, summary: dict[str, Any], out: Output) -> None:
+def write(config: TrainConfig, photos: trained.TrainingPhotos, summary: dict[str, Any], out: Output) -> None:
     """Writes the report of a run that came to `summary`."""
     table = tables.read(out.path(HISTORY)).to_pylist()
     history: list[Epoch] = [{k: None if v is None else float(v) for k, v in row.items()} for row in table]
@@ -49,7 +47,7 @@ def write(config: TrainConfig, photos: trained.Photos, summary: dict[str, Any], 
         if pairs:
             note = f"Queries of split {summary['judged_on']} whose AP changed most."
             made.section(title, parts.legend("right", "wrong"), [cards.change(*pair) for pair in pairs], note=note)
-    mined = _spread(list(records.hardest(config.out).items()), EPOCHS)
+    mined = _spread(list(run_history.hardest(config.out).items()), EPOCHS)
     strips = [(element("h3", f"Epoch {epoch}"), cards.triplets(triplets)) for epoch, triplets in mined]
     made.section("Hardest triplets", strips, note=_NOTE)
     made.write(out.path("report.html"))
@@ -135,8 +133,8 @@ def _spread(items: Sequence[T], most: int) -> list[T]:
 
 def _changed(run: str) -> dict[str, list[Pair]]:
     """The queries whose AP rose most, and those where it fell most: what each found before, and after."""
-    before = {row["query_id"]: row for row in records.found(run, records.BEFORE).to_pylist()}
-    after = records.found(run, records.AFTER).to_pylist()
+    before = {row["query_id"]: row for row in run_history.found(run, run_history.BEFORE).to_pylist()}
+    after = run_history.found(run, run_history.AFTER).to_pylist()
     pairs = [(before[row["query_id"]], row) for row in after if row["ap"] is not None and row["query_id"] in before]
     pairs.sort(key=lambda pair: (pair[0]["ap"] - pair[1]["ap"], pair[1]["query_id"]))
     better = [pair for pair in pairs if pair[1]["ap"] > pair[0]["ap"]][:BETTER]
@@ -147,13 +145,13 @@ def _changed(run: str) -> dict[str, list[Pair]]:
 class _Cards:
     """Strips of the photos of a run."""
 
-    def __init__(self, shown: Photos, photos: trained.Photos) -> None:
+    def __init__(self, shown: PagePhotos, photos: trained.TrainingPhotos) -> None:
         self._shown, self._photos = shown, photos
         self._row_of = {image_id: row for row, image_id in enumerate(photos.image_ids)}
 
     def _card(self, image_id: str, note: str, verdict: Verdict | None = None) -> Card:
         row = self._row_of[image_id]
-        photo = Photo(self._photos.paths[row], self._photos.boxes[row])
+        photo = PagePhoto(self._photos.paths[row], self._photos.boxes[row])
         return Card(image_id, photo, self._photos.labels[row], note, verdict)
 
     def triplets(self, mined: pa.Table) -> Html:

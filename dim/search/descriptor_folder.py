@@ -21,7 +21,7 @@ LONGEST = 1.01  # of a descriptor; float16 and bfloat16 round
 
 
 @dataclass(frozen=True)
-class Stored:
+class DescriptorFolder:
     """The photos of `folder` that could be decoded, in the order of its shards. `ids` (N,) are strings; `errors` says
     of each other photo why not; `embedding` is that of the folder, with the whitening that is applied.
     """
@@ -40,7 +40,9 @@ class Stored:
         return ahead(self.parts)
 
 
-def read(folder: str, file: str | None = None, only: Collection[str] | None = None, *, hashed: bool = False) -> Stored:
+def read(
+    folder: str, file: str | None = None, only: Collection[str] | None = None, *, hashed: bool = False
+) -> DescriptorFolder:
     """The descriptors in `folder`, or `only` those with these ids, whitened by `file` unless they are whitened already.
 
     The vectors are left on disk; with `hashed`, their files' checksums are looked at when they are read.
@@ -73,7 +75,7 @@ def read(folder: str, file: str | None = None, only: Collection[str] | None = No
     failed = pa.array(list(errors), pa.string())
     if pc.count_distinct(found).as_py() < len(found) or pc.any(pc.is_in(found, failed)).as_py():
         raise UserError(f"{folder!r} has an image more than once; run the same extract.py again")
-    return Stored(folder, found, errors, embedding, parts)
+    return DescriptorFolder(folder, found, errors, embedding, parts)
 
 
 def _nothing(folder: str, errors: dict[str, str]) -> str:

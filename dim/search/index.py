@@ -19,7 +19,7 @@ from dim.app import output
 from dim.errors import UserError
 from dim.io import seal
 from dim.io.seal import Facts
-from dim.search import cosines
+from dim.search import faiss_transforms
 from dim.search.database import Database, of_array
 from dim.search.exact import QUERIES
 
@@ -50,12 +50,12 @@ def made(factory: str, dimension: int, seed: int, flag: str = "--factory") -> An
         index = faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
     if isinstance(index, faiss.IndexIDMap):
         raise UserError(f"{flag} {factory!r}: leave IDMap out, {IDS_FILE} has the ids")
-    if objection := cosines.objection(index):
+    if objection := faiss_transforms.objection(index):
         raise UserError(f"{flag} {factory!r}: {objection}")
     inverted = lists(index)
     if inverted is not None:
         inverted.nprobe = round(inverted.nlist**0.5)  # FAISS looks into one list only
-    for part in cosines.stages(index):
+    for part in faiss_transforms.stages(index):
         for clustered in (part, getattr(part, "pq", None)):
             if (clustering := getattr(clustered, "cp", None)) is not None:
                 clustering.seed = seed
@@ -170,7 +170,7 @@ def read(path: str, place: np.ndarray, parameters: str | None, record: Facts) ->
             f"{path!r} has {index.ntotal} rows of {index.d} values, its {IDS_FILE} {len(place)} and its "
             f"{output.RECORD} {record.get('dimension')!r}; {again}"
         )
-    if objection := cosines.objection(index):  # an earlier dim made such ones
+    if objection := faiss_transforms.objection(index):  # an earlier dim made such ones
         raise UserError(f"{path!r}: {objection}; {again}")
     if parameters:
         set_parameters(index, parameters)
@@ -195,7 +195,7 @@ class Approximate:
 
     def nearest(self, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         """See `Database`. Rows are −1, and scores −inf, where the index finds fewer."""
-        cosines.deepen(self.index, count)
+        faiss_transforms.deepen(self.index, count)
         found, rows = self.index.search(np.ascontiguousarray(queries, np.float32), count)
         scores = np.where(rows >= 0, found.astype(np.float64), -np.inf)
         order = np.lexsort((self.place[rows], -scores), axis=1)

@@ -12,12 +12,12 @@ from dim.data import manifest
 from dim.errors import UserError
 from dim.extract import identity
 from dim.io import files, tables
-from dim.io.tables import require_once
+from dim.io.tables import require_each_once
 from dim.report import search as search_report
 from dim.search import methods, queries
 from dim.search.config import SearchConfig
 from dim.search.database import Exact, Retrieval
-from dim.search.queries import Queries, Target
+from dim.search.queries import Queries, SearchTarget
 
 log = logging.getLogger(__name__)
 SHOWN_QUERIES, SHOWN_HITS = 10, 3  # in the log
@@ -50,16 +50,16 @@ def search(config: SearchConfig) -> dict[str, Any]:
         tables.write(out.path(queries.QUERIES_FILE), photos)
         extract(extraction)
         asked = queries.described(extraction.out, None, found.embedding, config.index)
-        require_once(photos["image_id"].to_pylist(), [*asked.ids.to_pylist(), *asked.errors], repr(config.queries))
+        require_each_once(photos["image_id"].to_pylist(), [*asked.ids.to_pylist(), *asked.errors], repr(config.queries))
         return _answer(config, asked, found, out)
 
 
-def _opened(config: SearchConfig, found: Target) -> Any:
+def _opened(config: SearchConfig, found: SearchTarget) -> Any:
     inputs = {name: getattr(config, name) for name in ("index", "queries", "model", "whitening")}
     return output.opened(config.out, "search", config, inputs, found.embedding.as_json())
 
 
-def _answer(config: SearchConfig, asked: Queries, found: Target, out: output.Output) -> dict[str, Any]:
+def _answer(config: SearchConfig, asked: Queries, found: SearchTarget, out: output.Output) -> dict[str, Any]:
     top = min(config.top, len(found.ids))
     if top < config.top:
         log.warning("--top %d is more than the database has; the lists have all %d photos", config.top, top)

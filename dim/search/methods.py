@@ -48,7 +48,7 @@ def check(names: Sequence[Expansion], neighbours: int | None) -> None:
 
 
 @dataclass
-class Step:
+class AppliedMethod:
     """A method at work; `seconds` grow while its scores are used."""
 
     method: Expansion
@@ -71,12 +71,14 @@ class Step:
         return measured
 
 
-def applied(search: Retrieval, names: Sequence[Expansion], neighbours: int | None) -> tuple[Retrieval, list[Step]]:
+def applied(
+    search: Retrieval, names: Sequence[Expansion], neighbours: int | None
+) -> tuple[Retrieval, list[AppliedMethod]]:
     """`search` after the methods `names`, one on the other, and these."""
     steps = []
     for name in names:
         method = METHODS[name]
-        step = Step(name, neighbours or method.neighbours)
+        step = AppliedMethod(name, neighbours or method.neighbours)
         search = step.timed(method.apply)(search, step.neighbours)
         if search.rescore:
             search = replace(search, rescore=step.timed(search.rescore))

@@ -105,7 +105,7 @@ def extraction(config: SearchConfig, embedding: Embedding) -> ExtractConfig:
 
 
 @dataclass(frozen=True)
-class Target:
+class SearchTarget:
     """A database, the id of each of its rows, (N,) strings, and what they were embedded by."""
 
     database: Database
@@ -113,7 +113,7 @@ class Target:
     embedding: Embedding
 
 
-def read_target(folder: str, whitening: str | None, parameters: str | None) -> Target:
+def read_target(folder: str, whitening: str | None, parameters: str | None) -> SearchTarget:
     """Reads what is in `folder`. Descriptors that are not whitened yet are whitened by the file `whitening`.
 
     `parameters` are those of `index.read`. Raises UserError where `folder` holds neither an index nor descriptors, the
@@ -126,7 +126,7 @@ def read_target(folder: str, whitening: str | None, parameters: str | None) -> T
         if parameters:
             raise UserError(f"--parameters {parameters!r} are for an index; {folder!r} is a folder of descriptors")
         rows = descriptor_folder.read(folder, whitening)
-        return Target(Exact(rows.parts, exact.places(rows.ids)), rows.ids, rows.embedding)
+        return SearchTarget(Exact(rows.parts, exact.places(rows.ids)), rows.ids, rows.embedding)
     embedding = identity.of_folder(folder)
     counts = record.get("counts")
     known = counts if isinstance(counts, dict) else {}
@@ -137,7 +137,7 @@ def read_target(folder: str, whitening: str | None, parameters: str | None) -> T
     if index.SEAL_FILE in facts:
         seal.require_content(files.join(folder, index.SEAL_FILE), facts[index.SEAL_FILE], "index")
     with local_files.read(files.join(folder, index.FILE)) as path:
-        return Target(index.read(path, exact.places(ids), parameters, known), ids, embedding)
+        return SearchTarget(index.read(path, exact.places(ids), parameters, known), ids, embedding)
 
 
 def _ids(uri: str, facts: Facts) -> pa.Array:

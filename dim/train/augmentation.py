@@ -14,13 +14,13 @@ from PIL import Image
 
 from dim.data.config import Resize
 from dim.data.limits import LIMITS, Limits
-from dim.errors import summed
+from dim.errors import count_reasons
 from dim.io import csv_files, files
-from dim.train.records import UNREADABLE
+from dim.train.history import UNREADABLE
 
 
 @dataclass(frozen=True)
-class Photos:
+class TrainingPhotos:
     """The rows of a run: where each photo lies, its box, its label (None: none), split and id, and a key for
     what is kept of it.
     """
@@ -113,7 +113,7 @@ class NewVariants:
 log = logging.getLogger(__name__)
 
 
-def tell(run: str, photos: Photos, reasons: dict[int, str]) -> None:
+def tell(run: str, photos: TrainingPhotos, reasons: dict[int, str]) -> None:
     """Says how many there are and why, by `reasons` (row → why), and lists them in the folder `run`."""
     where = files.join(run, UNREADABLE)
     files.delete(where)  # of a run that died before its first step
@@ -128,5 +128,8 @@ def tell(run: str, photos: Photos, reasons: dict[int, str]) -> None:
     }
     csv_files.write_escaped(where, pa.table(columns, schema=pa.schema([(name, pa.string()) for name in columns])))
     log.warning(
-        "photos that could not be read: %d (%s); they are left out; see %s", len(rows), summed(columns["reason"]), where
+        "photos that could not be read: %d (%s); they are left out; see %s",
+        len(rows),
+        count_reasons(columns["reason"]),
+        where,
     )

@@ -17,9 +17,9 @@ from dim.app.progress import Progress
 from dim.evaluate import metrics
 from dim.search import exact
 from dim.train.features import Trunk, by_shape
-from dim.train.inputs import Job
-from dim.train.ownership import Ownership
-from dim.train.step import Trainee
+from dim.train.locality import Ownership
+from dim.train.step import TrainedNetwork
+from dim.train.training_set import Job
 
 
 def from_all(strategy: tf.distribute.Strategy, values: np.ndarray) -> np.ndarray:
@@ -81,7 +81,7 @@ def _judged(
 class Inference:
     """The network of a run at work on its photos, as worker `rank` of those that own them."""
 
-    def __init__(self, trainee: Trainee, trunk: Trunk, job: Job, rank: int, ownership: Ownership) -> None:
+    def __init__(self, trainee: TrainedNetwork, trunk: Trunk, job: Job, rank: int, ownership: Ownership) -> None:
         self._trainee, self._trunk, self._photos, self._batch_size = trainee, trunk, job.photos, job.config.batch_size
         self._rank, self._ownership = rank, ownership
 

@@ -111,7 +111,7 @@ def _size(folder: Path) -> int:
     return total
 
 
-class TrunkCache:
+class FeatureCache:
     """The cache of one trunk. What would go beyond `limit` bytes, over all trunks of the node, is not kept.
 
     Raises JobFailed where nothing can be written to its folder. A disk that is full later costs time, not the run.

@@ -19,10 +19,10 @@ import tensorflow as tf
 from dim.app.progress import Progress
 from dim.extract import identity, pipeline, store
 from dim.extract.pipeline import Change
-from dim.train.augmentation import NewVariants, Photos, Variants
-from dim.train.feature_cache import TrunkCache
-from dim.train.inputs import Job
-from dim.train.step import Trainee
+from dim.train.augmentation import NewVariants, TrainingPhotos, Variants
+from dim.train.feature_cache import FeatureCache
+from dim.train.step import TrainedNetwork
+from dim.train.training_set import Job
 
 MEMORY = 0.5  # the part of the object store that all workers of a run may fill with photos
 
@@ -30,7 +30,7 @@ MEMORY = 0.5  # the part of the object store that all workers of a run may fill 
 class Ingest:
     """Decodes `photos` for one of the run's `workers`, `step` of them in each task."""
 
-    def __init__(self, photos: Photos, step: int, workers: int) -> None:
+    def __init__(self, photos: TrainingPhotos, step: int, workers: int) -> None:
         self._photos, self._step, self._workers = photos, step, workers
 
     def decoded(
@@ -84,9 +84,9 @@ class Trunk:
 
     def __init__(
         self,
-        photos: Photos,
+        photos: TrainingPhotos,
         decoder: Decoder,
-        cache: TrunkCache,
+        cache: FeatureCache,
         forward: Callable[[np.ndarray], np.ndarray] | None,
         *,
         batch_size: int,
@@ -191,7 +191,7 @@ class Trunk:
                 yield from zip(batch, self._forward(np.stack([pixels[row] for row in batch])), strict=True)
 
 
-def trunk_of(job: Job, trainee: Trainee, workers: int) -> Trunk:
+def trunk_of(job: Job, trainee: TrainedNetwork, workers: int) -> Trunk:
     """What one of the `workers` of the run `job` leaves as it is, kept on its node's scratch disk."""
     config, spec = job.config, job.source.spec
     weights = (job.inputs.network["weights"], config.seed if job.source.weights == "random" else None)
@@ -199,7 +199,7 @@ def trunk_of(job: Job, trainee: Trainee, workers: int) -> Trunk:
     # The other cut lies below the layer that is pooled.
     pooled = (spec.layer, spec.pooling, spec.region_dimension) if trainee.cut == "l2" else None
     fingerprint = repr((weights, below, pooled, trainee.cut, job.precision, identity.SRGB))
-    cache = TrunkCache(config.scratch, fingerprint, int(config.scratch_gigabytes * 1e9))
+    cache = FeatureCache(config.scratch, fingerprint, int(config.scratch_gigabytes * 1e9))
     threads = tf.config.threading.get_intra_op_parallelism_threads()
     ingest = Ingest(job.photos, config.batch_size, workers)
     return Trunk(job.photos, ingest, cache, trainee.trunk, batch_size=config.batch_size, threads=threads)

@@ -16,9 +16,9 @@ from dim.train.augmentation import Augmentation, NewVariants, Variants
 from dim.train.batches import Share
 from dim.train.config import TrainConfig
 from dim.train.features import Trunk
-from dim.train.inputs import Job
-from dim.train.ownership import Ownership
-from dim.train.step import Step, Trainee, local_replicas, packed
+from dim.train.locality import Ownership
+from dim.train.step import Step, TrainedNetwork, local_replicas, packed
+from dim.train.training_set import Job
 
 DIVERGED = "diverged.csv"  # within the run's folder: the triplets of the step whose loss was not a number
 COLUMNS = ("anchor_id", "positive_id", "negative_id")
@@ -39,7 +39,7 @@ class Fitting:
     def __init__(
         self,
         job: Job,
-        trainee: Trainee,
+        trainee: TrainedNetwork,
         optimizer: keras.optimizers.Optimizer,
         trunk: Trunk,
         *,

@@ -27,11 +27,11 @@ from dim.model import spec
 from dim.model.backbones import BACKBONES
 from dim.model.spec import Source
 from dim.report import training as training_report
-from dim.train import failures, inputs, records
-from dim.train.augmentation import Photos
+from dim.train import failures, history, training_set
+from dim.train.augmentation import TrainingPhotos
 from dim.train.config import TrainConfig
-from dim.train.inputs import Inputs, Job
-from dim.train.records import MODEL
+from dim.train.history import MODEL
+from dim.train.training_set import Inputs, Job
 
 log = logging.getLogger(__name__)
 
@@ -60,21 +60,23 @@ def train(config: TrainConfig) -> dict[str, Any]:
     if fit_pca:
         source = _with_pca(source, config, len(photos.rows("train")))
     check_candidates(config, source.spec.dimension or source.spec.pooled_dimension)
-    learned_from = inputs.of(manifest, contents, source)
+    learned_from = training_set.of(manifest, contents, source)
     _require_same_flags(config)
     _require_same_inputs(config, learned_from)
     scratch.require_own(config.scratch)
     if config.mlflow:
-        records.require_mlflow()
+        history.require_mlflow()
     with cluster.connected():
         cluster.require_shared(photos.paths)
         gpus = placement.gpus(config.gpus_per_worker)
-        kept = inputs.kept_precision(config.out) if config.precision == "auto" else None
+        kept = training_set.kept_precision(config.out) if config.precision == "auto" else None
         chosen = kept or resolve_precision(config.precision, gpus)
-        learned_from = dataclasses.replace(learned_from, network=learned_from.network | {inputs.PRECISION: chosen})
+        learned_from = dataclasses.replace(
+            learned_from, network=learned_from.network | {training_set.PRECISION: chosen}
+        )
         named = {"manifest": manifest.uri, "model": config.model}
         with output.opened(config.out, "train", config, named) as out, failures.listening() as queue:
-            run = records.begun(config.mlflow, config) if config.mlflow else None
+            run = history.begun(config.mlflow, config) if config.mlflow else None
             job = Job(config, photos, source, learned_from, chosen, fit_pca, queue, run, lease.claims())
             summary = _fit(config, gpus, job)
             for warning in summary["warnings"]:
@@ -91,10 +93,10 @@ def _on_disk(scratch: str) -> str:
     return files.locate(scratch)[1]
 
 
-def _photos(manifest: Manifest, contents: Contents, source: Source, config: TrainConfig) -> Photos:
+def _photos(manifest: Manifest, contents: Contents, source: Source, config: TrainConfig) -> TrainingPhotos:
     train = manifest.select("train")
     check_labels(train.labels, config, f"split train of {manifest.uri!r}")
-    return Photos(
+    return TrainingPhotos(
         image_ids=manifest.image_ids,
         labels=manifest.labels,
         splits=manifest.table["split"].to_numpy(),

@@ -21,15 +21,15 @@ from dim.mine.mining import mine
 from dim.mine.triplets import Triplets
 from dim.model import network
 from dim.model.backend import keras
-from dim.train import augmentation, checkpoint, failures, records
+from dim.train import augmentation, checkpoint, failures, history
 from dim.train.checkpoint import State
 from dim.train.embed import Inference, objects_from_all
 from dim.train.features import trunk_of
 from dim.train.fit import Fitting, from_pixels
-from dim.train.inputs import Job
-from dim.train.ownership import ownership
-from dim.train.records import MODEL, History
-from dim.train.step import Trainee
+from dim.train.history import MODEL, EpochHistory
+from dim.train.locality import ownership
+from dim.train.step import TrainedNetwork
+from dim.train.training_set import Job
 from dim.whiten import fit
 from dim.whiten.fit import fit_pca
 
@@ -69,7 +69,9 @@ class Run:
         self.checkpoints = files.join(job.config.out, checkpoint.FOLDER)
         with strategy.scope():
             model = network.load(job.source, job.precision)
-            self.trainee = Trainee(strategy, model, job.source.spec, job.config.train_layers, from_pixels(self.config))
+            self.trainee = TrainedNetwork(
+                strategy, model, job.source.spec, job.config.train_layers, from_pixels(self.config)
+            )
             self.optimizer = OPTIMIZERS[job.config.optimizer](job.config.learning_rate)
             self.optimizer.build(self.trainee.variables)
         trunk = trunk_of(job, self.trainee, workers)
@@ -77,7 +79,7 @@ class Run:
         owned = ownership(self.photos, objects_from_all(strategy, platform.node()))
         self.inference = Inference(self.trainee, trunk, job, rank, owned)
         self.fitting = Fitting(job, self.trainee, self.optimizer, trunk, rank=rank, ownership=owned)
-        self.history = History(job.config.out, job.tracking) if rank == 0 else None
+        self.history = EpochHistory(job.config.out, job.tracking) if rank == 0 else None
 
     def run(self) -> dict[str, Any]:
         """Trains and returns the run's figures."""
@@ -122,13 +124,13 @@ class Run:
         if self.rank == 0:
             augmentation.tell(self.config.out, self.photos, reasons)
         if self.job.fit_pca:
-            state.map_before = self._judge(records.BEFORE, rows, vectors)
+            state.map_before = self._judge(history.BEFORE, rows, vectors)
             state.val_before = self.inference.map("val", rows, vectors)
             self._say("off the shelf", state.map_before)
             self._fit_pca(vectors[np.isin(rows, self.photos.rows("train"))])
             state.map_fitted, state.val_fitted = self._map_of(self._judged), self._map_of("val")
         else:
-            state.map_before = self._judge(records.BEFORE, *self.inference.embed(self.photos.rows(self._judged)))
+            state.map_before = self._judge(history.BEFORE, *self.inference.embed(self.photos.rows(self._judged)))
             state.val_before = self._map_of("val")
             state.map_fitted, state.val_fitted = state.map_before, state.val_before
         self._say("with the fitted PCA", state.map_fitted)
@@ -148,7 +150,7 @@ class Run:
         """The mAP of the judged split; what its queries find is kept for the report."""
         found = self.inference.rankings(self._judged, rows, vectors)
         if self.rank == 0:
-            records.keep_found(self.config.out, moment, found)
+            history.keep_found(self.config.out, moment, found)
         return metrics.mean(found["ap"].to_pylist())
 
     @property
@@ -200,7 +202,7 @@ class Run:
             # The workers wait here: the tasks may have their CPUs, too.
             labels, image_ids = self.photos.labels[rows], self.photos.image_ids[rows]
             triplets = mine(vectors, labels, image_ids, self.config, beside=True)
-            records.keep_hardest(self.config.out, epoch + 1, triplets, image_ids)
+            history.keep_hardest(self.config.out, epoch + 1, triplets, image_ids)
         found: Triplets = broadcast_from_rank_zero(triplets)
         return found
 
@@ -224,7 +226,7 @@ class Run:
         if best is None:
             raise JobFailed(f"no checkpoint in {self.checkpoints!r} is whole any more; run the same command again")
         checkpoint.read(self.checkpoints, best, self.trainee.variables)
-        map_after = self._judge(records.AFTER, *self.inference.embed(self.photos.rows(self._judged)))
+        map_after = self._judge(history.AFTER, *self.inference.embed(self.photos.rows(self._judged)))
         judged_on = self._judged if len(self.photos.rows(self._judged)) else None
         if self.rank == 0:
             network.save(self.trainee.model, self.job.source.spec, files.join(self.config.out, MODEL))

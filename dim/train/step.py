@@ -147,7 +147,7 @@ CUTS: dict[str, Callable[[Spec], str | None]] = {
 }
 
 
-class Forward:
+class ReplicatedForward:
     """A part of the network in inference, on all replicas of this worker, for batches of one shape."""
 
     def __init__(self, strategy: tf.distribute.Strategy, part: keras.Model, dtype: tf.DType) -> None:
@@ -165,7 +165,7 @@ class Forward:
         return np.concatenate([output.numpy() for output in outputs])
 
 
-class Trainee:
+class TrainedNetwork:
     """The network, its cut, and how its parts are run."""
 
     def __init__(
@@ -178,9 +178,11 @@ class Trainee:
         self.fitted = model if from_pixels else self.head
         self.variables: list[keras.Variable] = self.head.trainable_variables
         trunk = network.part(model, None, self.cut) if self.cut else None
-        self.trunk = Forward(strategy, trunk, tf.float16) if trunk else None
-        self._whole = Forward(strategy, self.head, tf.float32)
-        self._pooled = Forward(strategy, network.part(model, self.cut, "l2"), tf.float32) if self.cut != "l2" else None
+        self.trunk = ReplicatedForward(strategy, trunk, tf.float16) if trunk else None
+        self._whole = ReplicatedForward(strategy, self.head, tf.float32)
+        self._pooled = (
+            ReplicatedForward(strategy, network.part(model, self.cut, "l2"), tf.float32) if self.cut != "l2" else None
+        )
 
     def dimension(self, pooled: bool) -> int:
         """The size of a descriptor, or of one before the PCA layer."""

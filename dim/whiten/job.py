@@ -17,8 +17,8 @@ from dim.io import files, lease, local_files, seal
 from dim.model.spec import SPEC_FILE, Source, Spec
 from dim.model.whitening import Whitening
 from dim.whiten.config import POWER, WhitenConfig
+from dim.whiten.distributed_sums import sum_moments, sum_pairs
 from dim.whiten.fit import Moments, fit_learned, fit_pca
-from dim.whiten.sums import sum_moments, sum_pairs
 
 
 def whiten(config: WhitenConfig) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def _extract(config: WhitenConfig, out: str) -> None:
 
 
 def _of_regions(config: WhitenConfig, source: Source, chosen: Manifest) -> Whitening:
-    from dim.whiten.sums import sum_regions  # noqa: PLC0415  (as above)
+    from dim.whiten.distributed_sums import sum_regions  # noqa: PLC0415  (as above)
 
     precision = resolve_precision(config.precision, placement.gpus(config.gpus_per_worker))
     recipe = Recipe(source, precision, scaled_decode=config.scaled_decode, limits=config.limits)

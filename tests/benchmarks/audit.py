@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from dim.audit.config import AuditConfig
-from dim.audit.suspects import LABEL, Photos, suspects
+from dim.audit.suspects import LABEL, AuditedPhotos, suspects
 from dim.data import manifest as manifests
 from dim.extract import descriptors
 from dim.extract.config import ExtractConfig
@@ -50,7 +50,7 @@ def moved(labels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     return wrong
 
 
-def figures(photos: Photos, labels: np.ndarray) -> dict[str, float]:
+def figures(photos: AuditedPhotos, labels: np.ndarray) -> dict[str, float]:
     """What is found among `photos`, whose labels should be `labels`."""
     wrong = photos.labels != labels
     found = [one for one in suspects(photos, 1e-9, DUPLICATES)[0] if one.kind == LABEL]
@@ -85,11 +85,11 @@ def main() -> None:
     whitening = fit_pca(fit.moments_of(embedded.vectors), None, {"manifest": manifest, "rows": len(ids)}, power=0.25)
     results = {}
     for name, vectors in (("plain", embedded.vectors), ("whitened", whitening.apply(embedded.vectors))):
-        clean, _ = suspects(Photos(vectors, ids, labels, splits), LEAST["default"], DUPLICATES)
+        clean, _ = suspects(AuditedPhotos(vectors, ids, labels, splits), LEAST["default"], DUPLICATES)
         results[f"{name} as they are"] = {"listed_default": sum(one.kind == LABEL for one in clean)}
         for way in (exchanged, moved):
             each = [
-                figures(Photos(vectors, ids, way(labels, np.random.default_rng(seed)), splits), labels)
+                figures(AuditedPhotos(vectors, ids, way(labels, np.random.default_rng(seed)), splits), labels)
                 for seed in SEEDS
             ]
             results[f"{name} {way.__name__}"] = {

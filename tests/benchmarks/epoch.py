@@ -32,19 +32,19 @@ from dim.extract import identity
 from dim.extract.embedder import set_up_tensorflow
 from dim.mine.mining import mine
 from dim.model import network, spec
-from dim.model.precision import best
+from dim.model.devices import best
 from dim.train import batches
-from dim.train.augmentation import Photos
+from dim.train.augmentation import TrainingPhotos
 from dim.train.batches import Share
 from dim.train.config import TrainConfig
 from dim.train.embed import Inference
-from dim.train.feature_cache import TrunkCache
+from dim.train.feature_cache import FeatureCache
 from dim.train.features import Ingest, Trunk
 from dim.train.fit import Fitting
-from dim.train.inputs import Job
 from dim.train.job import DEMO, _photos, _with_pca
-from dim.train.ownership import ownership
-from dim.train.step import Trainee
+from dim.train.locality import ownership
+from dim.train.step import TrainedNetwork
+from dim.train.training_set import Job
 from dim.whiten import fit
 from dim.whiten.fit import fit_pca
 
@@ -68,10 +68,10 @@ class Ours:
         with strategy.scope():
             keras.utils.set_random_seed(0)
             model = network.load(self.source, precision)
-            self.trainee = Trainee(strategy, model, self.source.spec, "block5", False)
+            self.trainee = TrainedNetwork(strategy, model, self.source.spec, "block5", False)
             self.optimizer = keras.optimizers.Adam(config.learning_rate)
             self.optimizer.build(self.trainee.variables)
-        cache = TrunkCache(f"{config.scratch}/{gigabytes}", precision, int(gigabytes * 1e9))
+        cache = FeatureCache(f"{config.scratch}/{gigabytes}", precision, int(gigabytes * 1e9))
         threads = os.cpu_count() or 1
         trunk = Trunk(photos, Ingest(photos, BATCH, 1), cache, self.trainee.trunk, batch_size=BATCH, threads=threads)
         alone = ownership(photos, ["here"])
@@ -168,7 +168,7 @@ def seconds_of(call: Any) -> float:
     return time.perf_counter() - started
 
 
-def ranked_by_row(vectors: np.ndarray, photos: Photos) -> pd.DataFrame:
+def ranked_by_row(vectors: np.ndarray, photos: TrainingPhotos) -> pd.DataFrame:
     """The prototype's ranking: random candidates in a table, the loss of each computed row by row; the hardest."""
     random = np.random.default_rng(0)
     labels = np.unique(photos.labels.astype(str), return_inverse=True)[1]
@@ -210,7 +210,7 @@ def prototype_loss(_: Any, y: Any) -> Any:
     return keras.ops.maximum(MARGIN + near - far, 0.0)
 
 
-def prototype(photos: Photos, count: int) -> dict[str, Any]:
+def prototype(photos: TrainingPhotos, count: int) -> dict[str, Any]:
     """The seconds of an epoch of the prototype: a part of each, and what that makes for the whole."""
     three = prototype_model(photos.image_size)
     rows = range(FEATURES)

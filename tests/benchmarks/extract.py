@@ -37,7 +37,7 @@ from dim.extract.embedder import Recipe, set_up_tensorflow
 from dim.extract.job import extract
 from dim.io import files, tables
 from dim.model import spec
-from dim.model.precision import best
+from dim.model.devices import best
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DEMO = REPOSITORY / "dim" / "assets" / "demo" / "manifest.csv"

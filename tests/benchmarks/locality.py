@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from dim.train import batches
-from dim.train.augmentation import Photos
-from dim.train.feature_cache import TrunkCache
-from dim.train.ownership import Ownership, ownership
+from dim.train.augmentation import TrainingPhotos
+from dim.train.feature_cache import FeatureCache
+from dim.train.locality import Ownership, ownership
 
 OBJECTS, EACH, FAMILY = 200, 8, 5  # photos of an object, objects that look alike
 DRIFT = 0.1  # of an epoch, of the length of a descriptor
@@ -28,13 +28,13 @@ POSITIVES, NEGATIVES, TOP, BATCH, EPOCHS = 2, 5, 1600, 32, 4
 NOTHING = np.zeros(1, np.float16)
 
 
-def photos() -> Photos:
+def photos() -> TrainingPhotos:
     """The photos of all objects."""
     count = OBJECTS * EACH
     ids = np.array([f"photo {row}" for row in range(count)], dtype=object)
     labels = np.array([f"object {row // EACH}" for row in range(count)], dtype=object)
     splits = np.array(["train"] * count, dtype=object)
-    return Photos(
+    return TrainingPhotos(
         ids, labels, splits, [""] * count, [None] * count, [f"{row:08x}" for row in range(count)], 32, "squash"
     )
 
@@ -65,7 +65,7 @@ def hit_rates(machines: int, owned: bool) -> dict[str, Any]:
     names = [f"host-{machine}" for machine in range(machines)]
     rates, images = [], 0
     with tempfile.TemporaryDirectory() as folder:
-        caches = {name: TrunkCache(f"{folder}/{name}", "trunk", 10**9) for name in names}
+        caches = {name: FeatureCache(f"{folder}/{name}", "trunk", 10**9) for name in names}
         for epoch, triplets in enumerate(mined(np.random.default_rng(0))):
             if epoch == EPOCHS - 1:
                 names = names[1:] + names[:1]
@@ -88,7 +88,7 @@ def hit_rates(machines: int, owned: bool) -> dict[str, Any]:
     return {"hit_rates": rates, "images_per_triplet": round(images / TOP / EPOCHS, 3)}
 
 
-def _kept(cache: TrunkCache, made: Photos, rows: np.ndarray) -> int:
+def _kept(cache: FeatureCache, made: TrainingPhotos, rows: np.ndarray) -> int:
     """How many of `rows` are kept, one after the other; all are from then on."""
     found = 0
     for row in rows.tolist():

@@ -22,8 +22,8 @@ from dim.extract import store
 from dim.extract.identity import Embedding
 from dim.io import files
 from dim.search import queries as query_sets
+from dim.search.build_index import build
 from dim.search.config import IndexConfig
-from dim.search.index_job import build
 
 DIMENSION, SUBSPACE, PHOTOS_OF_A_LABEL = 512, 32, 10
 QUERIES, TOP = 1000, 10

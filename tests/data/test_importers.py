@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from dim.data import ground_truth, manifest
+from dim.data.benchmarks import by_stem
 from dim.data.config import LAYOUTS, ImportConfig
 from dim.data.decode import decode
-from dim.data.importers.job import import_benchmark
-from dim.data.importers.layouts import by_stem
-from dim.data.importers.oxford_paris import oxford5k, roxford5k
+from dim.data.import_job import import_benchmark
+from dim.data.oxford_paris import oxford5k, roxford5k
 from dim.errors import UserError
 from dim.io import tables
 

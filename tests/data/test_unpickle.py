@@ -11,7 +11,7 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 
-from dim.data.importers.oxford_paris import unpickle
+from dim.data.oxford_paris import unpickle
 from dim.errors import UserError
 
 ORDINARY = {
@@ -145,7 +145,7 @@ def test_keys_with_one_hash_are_refused_at_once(written):
 
 
 def test_limits_and_missing_files(written, tmp_path, monkeypatch):
-    monkeypatch.setattr("dim.data.importers.oxford_paris._MAX_BYTES", 10)
+    monkeypatch.setattr("dim.data.oxford_paris._MAX_BYTES", 10)
     with monkeypatch.context() as patch:
         patch.setattr("dim.io.files.read_bytes", lambda _: pytest.fail("read before its size was looked at"))
         with pytest.raises(UserError, match="11 bytes; the limit for a pickle is 10"):

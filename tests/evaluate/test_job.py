@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dim.errors import GateNotMet, UserError
-from dim.evaluate import sources
+from dim.evaluate import descriptor_sets
 from dim.evaluate.config import EvaluateConfig
 from dim.evaluate.job import evaluate, oxford, revisited
 from dim.extract import identity
@@ -487,13 +487,13 @@ def test_a_baseline_of_an_evaluation_that_is_not_whole_is_refused(labelled, tmp_
 def test_a_table_that_changes_between_two_readings_ends_the_job(labelled, write_truth, monkeypatch, name):
     truth = write_truth((IDS[0], IDS[1], "good"))
     asked = labelled | {"protocol": "oxford", "ground_truth": truth, "report": False}
-    read = sources.read
+    read = descriptor_sets.read
 
     def changing(*arguments):  # a person corrects it while the descriptors are made
         Path(asked[name]).write_bytes(Path(asked[name]).read_bytes() + b" ")
         return read(*arguments)
 
-    monkeypatch.setattr(sources, "read", changing)
+    monkeypatch.setattr(descriptor_sets, "read", changing)
     with pytest.raises(UserError, match=r"' changed while this job ran; run the same command again") as caught:
         evaluate(EvaluateConfig(**asked))
     assert asked[name] in str(caught.value) and not Path(asked["out"]).exists()

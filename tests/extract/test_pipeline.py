@@ -16,7 +16,7 @@ from dim.extract.embedder import Recipe, set_up_tensorflow
 from dim.extract.resources import Resources, resources
 from dim.io import files
 from dim.model.spec import Source, Spec
-from dim.whiten import sums
+from dim.whiten import distributed_sums
 
 
 @pytest.fixture
@@ -176,7 +176,9 @@ class Begun(Exception):
 
 
 @pytest.mark.parametrize(("resize", "one_shape"), [("squash", True), ("long-side", False)])
-@pytest.mark.parametrize(("module", "made"), [(pipeline, pipeline._embedder), (sums, sums._forward)])
+@pytest.mark.parametrize(
+    ("module", "made"), [(pipeline, pipeline._embedder), (distributed_sums, distributed_sums._forward)]
+)
 def test_tensorflow_is_told_whether_shapes_vary(monkeypatch, resize, one_shape, module, made):
     def set_up(*_, **named):
         raise Begun(named)

@@ -31,17 +31,16 @@ with atheris.instrument_imports(include=["dim", "tifffile", "pickletools", "json
     from dim.data import ground_truth, manifest
     from dim.data.config import LAYOUTS, ImportConfig
     from dim.data.decode import decode
-    from dim.data.importers.job import _manifest
-    from dim.data.importers.oxford_paris import unpickle
+    from dim.data.import_job import _manifest
     from dim.data.limits import DecodeError, Limits
+    from dim.data.oxford_paris import unpickle
     from dim.errors import UserError
     from dim.extract.config import ExtractConfig
     from dim.io import uris
     from dim.model import spec, whitening
 
     IMPORTERS = {
-        layout: getattr(importlib.import_module(f"dim.data.importers.{module}"), layout)
-        for layout, module in LAYOUTS.items()
+        layout: getattr(importlib.import_module(f"dim.data.{module}"), layout) for layout, module in LAYOUTS.items()
     }
 
 FOLDER = Path(tempfile.mkdtemp(prefix="dim-fuzz-"))

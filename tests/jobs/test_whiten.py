@@ -17,9 +17,9 @@ from dim.io import files
 from dim.model import whitening
 from dim.whiten import fit
 from dim.whiten.config import WhitenConfig
+from dim.whiten.distributed_sums import LABELS_IN_A_PART, sum_moments, sum_pairs
 from dim.whiten.fit import Moments, fit_learned, fit_pca
 from dim.whiten.job import whiten
-from dim.whiten.sums import LABELS_IN_A_PART, sum_moments, sum_pairs
 
 JOB = Path(__file__).resolve().parents[2] / "jobs" / "whiten.py"
 EMBEDDING = Embedding(

@@ -12,7 +12,7 @@ import dim.model
 from dim.data import manifest as manifests
 from dim.data.decode import decode
 from dim.errors import UserError
-from dim.evaluate import sources
+from dim.evaluate import descriptor_sets
 from dim.extract import descriptors
 from dim.extract.embedder import Recipe
 from dim.extract.job import embedding_of
@@ -152,4 +152,4 @@ def test_an_evaluation_says_what_regions_were_whitened_on(tmp_path):
         recipe = Recipe(spec.resolve(str(tmp_path), pooling=pooling), "float32")
         record = {"job": "extract", "inputs": {"model": str(tmp_path)}, "embedding": embedding_of(recipe).as_json()}
         (tmp_path / "run.json").write_text(json.dumps(record))
-        assert sources.whitenings_of(str(tmp_path), None) == [*expected, {"by": "model", **layer}]
+        assert descriptor_sets.whitenings_of(str(tmp_path), None) == [*expected, {"by": "model", **layer}]

@@ -8,9 +8,9 @@ import pytest
 
 from dim.errors import GateNotMet, JobFailed, UserError
 from dim.io import files, tables
-from dim.nightly import collection, measurement
+from dim.nightly import measurement, state
 from dim.nightly.config import Measurement
-from dim.nightly.history import History, Row
+from dim.nightly.history import NightlyHistory, NightRow
 
 WORSE = "vgg16-mac"
 
@@ -194,7 +194,7 @@ def test_a_history_that_a_future_date_has_locked_says_how_to_open_it(night, embe
     out = tmp_path / "nightly"
     record = files.read_json(str(out / "nights" / "2020-01-01" / "night.json"))
     (row,) = history(tmp_path)
-    History(str(out)).put("2999-01-01", [Row(**row | {"date": "2999-01-01"})])  # as an earlier dim did
+    NightlyHistory(str(out)).put("2999-01-01", [NightRow(**row | {"date": "2999-01-01"})])  # as an earlier dim did
     files.make_folder(str(out / "nights" / "2999-01-01"))
     files.write_json(str(out / "nights" / "2999-01-01" / "night.json"), record | {"date": "2999-01-01"})
     said = (
@@ -223,13 +223,13 @@ def test_a_model_that_changes_between_two_collections(night, photos, embedded, t
         Measurement(name=name, manifest=manifest, split="test")
         for name, manifest in (("shelf", photos.manifest), ("more", str(other)))
     )
-    refreshed = collection.refreshed
+    refreshed = state.refreshed
 
     def changing(config, model, manifest):  # what a training run writes meanwhile
         return refreshed(config, WORSE if manifest == str(other) else model, manifest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(collection, "refreshed", changing)
+        patch.setattr(state, "refreshed", changing)
         with pytest.raises(UserError, match=r"'vgg16-gem' and 'vgg16-gem, as it is now' were made by different"):
             night("2020-01-01", evaluations=measured)
     assert not (tmp_path / "nightly" / "nights" / "2020-01-01" / "night.json").exists()

@@ -6,20 +6,20 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from dim.nightly import history as histories
-from dim.nightly.history import ACCEPTED, REFUSED, History, Row
+from dim.nightly.history import ACCEPTED, REFUSED, NightlyHistory, NightRow
 from dim.report import nightly
 
 NAMES = ("shelf", "a <b> & \"c\" \\ 'd'")
 
 
 def rows(date, status=ACCEPTED, value=0.5, embedding="one", **known):
-    return [Row(date, name, status, map=value, images=1200, embedding=embedding, **known) for name in NAMES]
+    return [NightRow(date, name, status, map=value, images=1200, embedding=embedding, **known) for name in NAMES]
 
 
 @pytest.fixture
 def page(tmp_path):
     """The page of five nights: the first, one of the same network, two missed, a refused one, one of a new network."""
-    history = History(str(tmp_path))
+    history = NightlyHistory(str(tmp_path))
     history.put("2020-02-27", rows("2020-02-27"))
     same = {"baseline": "2020-02-27", "difference": 0.0, "low": 0.0, "high": 0.0, "p_value": 1.0}
     history.put("2020-02-28", rows("2020-02-28", value=0.49, **same))
@@ -80,11 +80,11 @@ def test_a_night_writes_both(night, embedded, tmp_path):
 
 
 def test_a_value_that_a_person_mended_to_none_is_left_out(tmp_path):
-    history = History(str(tmp_path))
+    history = NightlyHistory(str(tmp_path))
     history.put("2020-02-27", rows("2020-02-27"))
     path = tmp_path / "history.csv"
     path.write_text(path.read_text().replace("0.5", "about a half").replace("1200", "nan"))
-    known = History(str(tmp_path)).rows
+    known = NightlyHistory(str(tmp_path)).rows
     nightly.write(str(tmp_path), known)
     histories.write(str(tmp_path), known)
     assert "dim_night_map{" not in (tmp_path / "metrics.prom").read_text()
@@ -92,7 +92,7 @@ def test_a_value_that_a_person_mended_to_none_is_left_out(tmp_path):
 
 
 def test_an_evaluation_that_is_no_longer_asked_for_is_on_the_page_alone(tmp_path):
-    history = History(str(tmp_path))
+    history = NightlyHistory(str(tmp_path))
     history.put("2020-02-27", rows("2020-02-27"))
     history.put("2020-02-28", rows("2020-02-28")[:1])
     nightly.write(str(tmp_path), history.rows)
@@ -102,10 +102,10 @@ def test_an_evaluation_that_is_no_longer_asked_for_is_on_the_page_alone(tmp_path
 
 
 def test_an_evaluation_whose_only_night_was_taken_out_by_hand_has_no_section(tmp_path):
-    history = History(str(tmp_path))
+    history = NightlyHistory(str(tmp_path))
     history.put("2020-02-27", rows("2020-02-27")[:1])
     history.put("2020-03-01", rows("2020-03-01"))
     path = tmp_path / "history.csv"
     path.write_text("".join(line for line in path.read_text().splitlines(True) if "2020-03-01" not in line))
-    nightly.write(str(tmp_path), History(str(tmp_path)).rows)
+    nightly.write(str(tmp_path), NightlyHistory(str(tmp_path)).rows)
     assert "a &lt;b&gt; &amp;" not in (tmp_path / "trend.html").read_text()

@@ -5,9 +5,9 @@ import pytest
 from PIL import Image
 
 from dim.audit.config import AuditConfig
-from dim.audit.suspects import DUPLICATE, FAR, LABEL, Photos, Suspect
+from dim.audit.suspects import DUPLICATE, FAR, LABEL, AuditedPhotos, Suspect
 from dim.report import audit
-from dim.report.photos import Photo
+from dim.report.page import PagePhoto
 
 EVIL = '<script>alert(1)</script> "quoted" مرحبا 😀'
 
@@ -20,10 +20,10 @@ def written(tmp_path):
     where = []
     for number, colour in enumerate(("red", "green", "blue", "black", "white", "orange")):
         Image.new("RGB", (60, 40), colour).save(tmp_path / f"{number}.jpg")
-        where.append(Photo(str(tmp_path / f"{number}.jpg")))
+        where.append(PagePhoto(str(tmp_path / f"{number}.jpg")))
     found = [Suspect(0, LABEL, 0.5, 2), Suspect(1, DUPLICATE, 0.99, 4), Suspect(3, FAR, 0.1, 2)]
     config = AuditConfig(manifest="photos.csv", descriptors="descriptors", out="out")
-    audit.write(str(tmp_path / "report.html"), config, Photos(vectors, names, labels, labels), where, found)
+    audit.write(str(tmp_path / "report.html"), config, AuditedPhotos(vectors, names, labels, labels), where, found)
     return tmp_path / "report.html"
 
 

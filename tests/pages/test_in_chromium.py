@@ -4,10 +4,8 @@ import pytest
 from PIL import Image
 
 from dim.report import charts, parts
-from dim.report.html import element
-from dim.report.page import Page
+from dim.report.page import Page, PagePhoto, element
 from dim.report.parts import Card, Column, Row
-from dim.report.photos import Photo
 
 EVIL = "<img src=x onerror=alert(1)><script>alert(2)</script> مرحبا 😀"
 ROWS = [("q10", 0.25, 4), ("q9", None, 0), (EVIL, 0.75, 12), ("Q2", 0.5, 3)]
@@ -18,7 +16,9 @@ def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     Image.new("RGB", (90, 60), "orange").save(folder / "a.jpg")
     page = Page("job", EVIL, EVIL)
-    cards = [Card("a", Photo(str(folder / "a.jpg")), EVIL, "0.93", verdict) for verdict in ("right", "wrong", "junk")]
+    cards = [
+        Card("a", PagePhoto(str(folder / "a.jpg")), EVIL, "0.93", verdict) for verdict in ("right", "wrong", "junk")
+    ]
     page.section("Strip", parts.legend(), parts.strip(page.photos, cards, cards[0]))
     page.section(
         "Chart", charts.lines("c", charts.shares("x"), charts.shares("y"), [charts.Line(EVIL, [0, 1], [1, 0])])

@@ -10,10 +10,8 @@ import pytest
 from PIL import Image
 
 from dim.report import parts
-from dim.report.html import element, fragment, name
-from dim.report.page import BYTES, Page
+from dim.report.page import BYTES, SIZES, Page, PagePhoto, PagePhotos, element, fragment, name
 from dim.report.parts import Card, Column, Row
-from dim.report.photos import SIZES, Photo, Photos
 
 NAMES = ("<script>alert(1)</script>", "\"a\" & 'b'", "</title></style>", "مرحبا\u202eabc", "😀 -->", "$title ${x}")
 
@@ -41,7 +39,7 @@ def photograph(tmp_path):
         path = tmp_path / f"{number}.jpg"
         pixels = np.random.default_rng(number).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
         Image.fromarray(pixels).save(path, quality=95)
-        return Photo(str(path))
+        return PagePhoto(str(path))
 
     return write
 
@@ -57,7 +55,7 @@ def test_text_is_escaped_and_markup_is_not():
 @pytest.mark.parametrize("evil", NAMES)
 def test_names_are_text_wherever_they_stand(evil):
     page = Page(evil, evil, evil)
-    cards = [Card(evil, Photo(None), evil, evil, "wrong")]
+    cards = [Card(evil, PagePhoto(None), evil, evil, "wrong")]
     page.section(evil, parts.strip(page.photos, cards, cards[0]), parts.figures({evil: (evil, evil)}), note=evil)
     page.section("Table", parts.table([Column(evil, explanation=evil)], [Row([evil], element("p", evil))], evil))
     page.section("Facts", parts.facts({evil: evil}))
@@ -83,7 +81,7 @@ def test_each_photo_is_embedded_once_however_often_it_is_shown(photograph):
     page = Page("job", "Title")
     photos = [photograph(0), photograph(1)]
     for _ in range(3):
-        page.section("Again", [page.photos.picture(Photo(photo.path), "a photo") for photo in photos])
+        page.section("Again", [page.photos.picture(PagePhoto(photo.path), "a photo") for photo in photos])
     text = page.render().decode()
     assert text.count("data:image/") == len(page.photos) == 2
     assert text.count("<use ") == 6
@@ -110,8 +108,8 @@ def test_a_box_is_cut_out_before_it_is_made_small(tmp_path):
     pixels = np.zeros((1000, 1000, 3), np.uint8)
     pixels[100:120, 300:340] = 255
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    photos = Photos()
-    photos.symbol(Photo(str(tmp_path / "a.png"), (300, 100, 340, 120)))
+    photos = PagePhotos()
+    photos.symbol(PagePhoto(str(tmp_path / "a.png"), (300, 100, 340, 120)))
     image = _image(photos.symbols(BYTES))
     assert image.size == (40, 32)  # no side under 32
     assert np.asarray(image).min() > 250
@@ -120,9 +118,9 @@ def test_a_box_is_cut_out_before_it_is_made_small(tmp_path):
 def test_a_photo_that_cannot_be_read_is_a_placeholder_and_is_named(tmp_path, photograph):
     (tmp_path / "broken.jpg").write_bytes(b"no photo")
     page = Page("job", "Title")
-    wrong = [Photo(str(tmp_path / name)) for name in ("broken.jpg", "absent.jpg")] + [
-        Photo("ftp://host/a"),
-        Photo(None),
+    wrong = [PagePhoto(str(tmp_path / name)) for name in ("broken.jpg", "absent.jpg")] + [
+        PagePhoto("ftp://host/a"),
+        PagePhoto(None),
     ]
     page.section("Photos", [page.photos.picture(photo, "one") for photo in [*wrong, photograph(1)]])
     found = Reader(page.render())

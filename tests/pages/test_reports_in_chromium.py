@@ -6,7 +6,7 @@ from PIL import Image
 
 from dim.evaluate.config import EvaluateConfig
 from dim.evaluate.job import evaluate
-from dim.nightly.history import History, Row
+from dim.nightly.history import NightlyHistory, NightRow
 from dim.report import nightly
 from dim.search.config import SearchConfig
 from dim.search.job import search
@@ -133,12 +133,12 @@ def test_what_the_policy_does_not_know_is_refused(photos, browser, tmp_path):
 
 
 def test_the_trend_of_nights(look, tmp_path):
-    history = History(str(tmp_path))
+    history = NightlyHistory(str(tmp_path))
     for day in (1, 2, 3, 5, 6):
         status = "refused" if day == 3 else "accepted"
         known = {"map": 0.5 + day / 100, "images": 1000, "embedding": "one" if day < 3 else str(day)}
         known |= {"difference": 0.01, "low": -0.01, "high": 0.03, "baseline": "2020-01-02", "reason": EVIL[0]}
-        history.put(f"2020-01-0{day}", [Row(f"2020-01-0{day}", name, status, **known) for name in EVIL])
+        history.put(f"2020-01-0{day}", [NightRow(f"2020-01-0{day}", name, status, **known) for name in EVIL])
     nightly.write(str(tmp_path), history.rows)
 
     def check(browser):

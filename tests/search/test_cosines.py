@@ -8,10 +8,10 @@ from dim.errors import UserError
 from dim.io import tables
 from dim.mine.config import Mining
 from dim.mine.indexed import empty_index
-from dim.search import cosines, index
+from dim.search import faiss_transforms, index
+from dim.search.build_index import build
 from dim.search.config import IndexConfig, SearchConfig
 from dim.search.index import Approximate
-from dim.search.index_job import build
 from dim.search.job import search
 
 ROWS, DIMENSION = 1500, 32
@@ -29,7 +29,7 @@ COSINES = QUERIES.astype(np.float64) @ VECTORS.T
 
 def trained(factory):
     made = index.made(factory, DIMENSION, 0)
-    cosines.train(made, VECTORS)
+    faiss_transforms.train(made, VECTORS)
     made.add(VECTORS)
     return Approximate(made, np.arange(ROWS))
 

@@ -16,9 +16,9 @@ from dim.extract import identity, store
 from dim.io import tables
 from dim.model import whitening
 from dim.model.whitening import Whitening
-from dim.search import index, index_job, queries
+from dim.search import build_index, index, queries
+from dim.search.build_index import build
 from dim.search.config import IndexConfig
-from dim.search.index_job import build
 
 RANDOM = np.random.default_rng(0)
 ROWS = 200
@@ -205,7 +205,7 @@ def test_a_build_that_is_refused_leaves_the_index_as_it_was(folder, tmp_path, mo
     def refusing(*_):
         raise UserError("--factory 'SQ8' takes no rows")
 
-    monkeypatch.setattr(index_job, "_write", refusing)
+    monkeypatch.setattr(build_index, "_write", refusing)
     with pytest.raises(UserError, match="takes no rows"):
         built(folder, tmp_path / "out", factory="SQ8")
     assert len(queries.read_target(str(tmp_path / "out"), None, None).ids) == ROWS - 2

@@ -10,9 +10,9 @@ from PIL import Image
 
 from dim.errors import UserError
 from dim.report import search as search_report
+from dim.search.build_index import build
 from dim.search.config import IndexConfig, SearchConfig
 from dim.search.index import Approximate
-from dim.search.index_job import build
 from dim.search.job import search
 
 RNG = np.random.default_rng(2)

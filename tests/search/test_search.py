@@ -15,9 +15,9 @@ from dim.io import seal, tables
 from dim.model import whitening
 from dim.model.whitening import Whitening
 from dim.search import queries
+from dim.search.build_index import build
 from dim.search.config import IndexConfig, SearchConfig
 from dim.search.database import Retrieval, of_array
-from dim.search.index_job import build
 from dim.search.job import search
 from dim.search.methods import METHODS, applied
 

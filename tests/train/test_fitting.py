@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from dim.errors import JobFailed
-from dim.train.augmentation import Photos
+from dim.train.augmentation import TrainingPhotos
 from dim.train.batches import Share
-from dim.train.feature_cache import TrunkCache
+from dim.train.feature_cache import FeatureCache
 from dim.train.features import Trunk
 from dim.train.fit import Fitting
 
@@ -21,9 +21,11 @@ class Gone:
 
 def test_a_photo_that_was_mined_and_is_gone_is_named_with_the_reason(tmp_path):
     names = np.array(["a", "b", "c"], dtype=object)
-    photos = Photos(names, names, names, ["a.jpg", "b.jpg", "c.jpg"], [None] * 3, ["aa", "bb", "cc"], 4, "squash")
+    photos = TrainingPhotos(
+        names, names, names, ["a.jpg", "b.jpg", "c.jpg"], [None] * 3, ["aa", "bb", "cc"], 4, "squash"
+    )
     fitting = Fitting.__new__(Fitting)
-    cache = TrunkCache(str(tmp_path), "trunk", 10**6)
+    cache = FeatureCache(str(tmp_path), "trunk", 10**6)
     fitting._photos, fitting._trunk = photos, Trunk(photos, Gone(), cache, None, batch_size=2, threads=1)
     (found,) = fitting._trunk.read([[0, 1, 2]])
     share = Share(np.arange(3), np.array([[0], [1], [2]]))

@@ -6,7 +6,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from dim.io import files
-from dim.train.records import History
+from dim.train.history import EpochHistory
 
 
 def epoch(number):
@@ -41,7 +41,7 @@ def run(request, tmp_path):
 
 
 def test_all_figures_of_all_epochs_arrive_as_the_run_goes(run):
-    history = History(run)
+    history = EpochHistory(run)
     epochs = []
     for number in range(1, 5):
         epochs.append(epoch(number))
@@ -51,9 +51,9 @@ def test_all_figures_of_all_epochs_arrive_as_the_run_goes(run):
 
 def test_an_epoch_that_is_done_again_after_a_death_stands_once(run):
     epochs = [epoch(1), epoch(2)]
-    History(run).write(epochs[:1])
-    History(run).write([epochs[0], epoch(2) | {"figure_0": 9.0}])  # its checkpoint never came
-    resumed = History(run)
+    EpochHistory(run).write(epochs[:1])
+    EpochHistory(run).write([epochs[0], epoch(2) | {"figure_0": 9.0}])  # its checkpoint never came
+    resumed = EpochHistory(run)
     resumed.write(epochs)
     resumed.write([*epochs, epoch(3)])
     assert scalars(run) == expected(*epochs, epoch(3))

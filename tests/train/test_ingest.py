@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dim.data.decode import decode
-from dim.train.augmentation import Photos
+from dim.train.augmentation import TrainingPhotos
 from dim.train.features import Ingest
 
 
@@ -17,7 +17,7 @@ def photos(demo, tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"<html>")
     paths[3], paths[6] = str(tmp_path / "broken.jpg"), str(tmp_path / "missing.jpg")
     names = np.array([f"photo {row}" for row in range(9)], dtype=object)
-    return Photos(names, names, names, paths, [None] * 8 + [(0.0, 0.0, 20.0, 20.0)], paths, 48, "squash")
+    return TrainingPhotos(names, names, names, paths, [None] * 8 + [(0.0, 0.0, 20.0, 20.0)], paths, 48, "squash")
 
 
 def test_photos_come_in_their_order_with_the_reason_of_the_unreadable(ray_session, photos):

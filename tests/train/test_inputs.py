@@ -14,9 +14,9 @@ from dim.data import manifest as manifests
 from dim.errors import UserError
 from dim.extract import identity
 from dim.io import files, tables
-from dim.model import precision
+from dim.model import devices
 from dim.model.spec import Source, Spec
-from dim.train import inputs, job
+from dim.train import job, training_set
 from dim.train.config import TrainConfig
 
 LABELS = ["a", "a", "b", "b", "c", "c"]
@@ -47,7 +47,7 @@ class Place:
         manifest = manifests.read(self.config.manifest)
         source = Source(Spec(dimension=3), str(self.folder / "w.npz"), None)
         source = dataclasses.replace(source, spec=dataclasses.replace(source.spec, **changes))
-        return inputs.of(manifest, identity.of_manifest(manifest), source)
+        return training_set.of(manifest, identity.of_manifest(manifest), source)
 
     def finishes(self, epoch):
         """What a worker leaves; of the checkpoint, all that is looked at is whether it is there."""
@@ -139,7 +139,7 @@ def test_another_network_of_the_same_name_is_told(place):
 
 def test_a_run_of_an_earlier_dim_is_not_taken_on(place):
     place.finishes(1)
-    for name in (inputs.PHOTOS, inputs.NETWORK):
+    for name in (training_set.PHOTOS, training_set.NETWORK):
         (place.folder / "run/checkpoints" / name).unlink()
     assert "an earlier dim wrote" in place.inputs().changed(place.config)
 
@@ -196,7 +196,7 @@ def test_a_run_goes_on_in_the_precision_of_its_epochs(ray_session, place, train,
     fitted, tasks = job._fit, []
     monkeypatch.setattr(job, "_fit", lambda *arguments: tasks.append(arguments[-1]) or fitted(*arguments))
     for best in ("bfloat16", "float32"):
-        monkeypatch.setattr(precision, "best", lambda _, best=best: best)
+        monkeypatch.setattr(devices, "best", lambda _, best=best: best)
         train(precision="auto")
     assert [task.precision for task in tasks] == ["bfloat16", "bfloat16"]
 
@@ -210,7 +210,7 @@ def test_fewer_photos_than_dimensions_are_told_as_rows_and_not_as_shapes(ray_ses
 
 
 def test_new_random_variants_and_triplets_belong_to_photos_wherever_their_rows_stand(ray_session, place):
-    from dim.train.augmentation import Augmentation, NewVariants, Photos
+    from dim.train.augmentation import Augmentation, NewVariants, TrainingPhotos
     from dim.train.features import Ingest
 
     for number in range(3):
@@ -220,7 +220,7 @@ def test_new_random_variants_and_triplets_belong_to_photos_wherever_their_rows_s
     def variants(order):
         ids = np.array([f"é{n}" for n in order], dtype=object)
         paths = [str(place.folder / f"{n}.png") for n in order]
-        photos = Photos(ids, ids, ids, paths, [None] * 3, ["ab"] * 3, 32, "squash")
+        photos = TrainingPhotos(ids, ids, ids, paths, [None] * 3, ["ab"] * 3, 32, "squash")
         rows = photos.positions(np.array([["é0", "é2", "é1"]]))
         assert ids[rows].tolist() == [["é0", "é2", "é1"]]
         change = NewVariants(Augmentation(20, 0.3), (0, 1)).apply

@@ -5,15 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dim.train.augmentation import Photos
-from dim.train.ownership import ownership
+from dim.train.augmentation import TrainingPhotos
+from dim.train.locality import ownership
 
 
 def photos(labels, splits=None):
     ids = np.array([f"p{row}" for row in range(len(labels))], dtype=object)
     splits = np.array(splits or ["train"] * len(labels), dtype=object)
     empty = [""] * len(labels)
-    return Photos(ids, np.array(labels, dtype=object), splits, empty, [None] * len(labels), empty, 32, "squash")
+    return TrainingPhotos(ids, np.array(labels, dtype=object), splits, empty, [None] * len(labels), empty, 32, "squash")
 
 
 def of_objects(objects, each):

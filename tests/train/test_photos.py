@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dim.train.augmentation import Augmentation, Photos
+from dim.train.augmentation import Augmentation, TrainingPhotos
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
 
@@ -33,6 +33,6 @@ def test_a_crop_is_a_part_of_the_photo_brought_back_to_its_size():
 def test_a_run_uses_the_rows_of_a_split_and_mines_those_of_train_that_have_a_label():
     splits = np.array(["train", None, "train", "val", "test", "train"], dtype=object)
     labels = np.array(["a", "a", None, None, "b", "b"], dtype=object)
-    photos = Photos(np.arange(6), labels, splits, [], [], [], 32, "squash")
+    photos = TrainingPhotos(np.arange(6), labels, splits, [], [], [], 32, "squash")
     assert photos.used().tolist() == [0, 2, 3, 4, 5]
     assert photos.mined().tolist() == [0, 5]

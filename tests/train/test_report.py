@@ -12,8 +12,8 @@ from PIL import Image
 from dim.evaluate import metrics
 from dim.mine.triplets import active
 from dim.report import training
-from dim.train import embed, records
-from dim.train.augmentation import Photos
+from dim.train import embed, history
+from dim.train.augmentation import TrainingPhotos
 from dim.train.config import TrainConfig
 
 LABELS = np.array(["a", "a", "<b>", "<b>", "c", "c", None, "d"], dtype=object)
@@ -34,7 +34,7 @@ def photos(tmp_path):
     for number, image_id in enumerate(IDS):
         Image.new("RGB", (60, 40), (number * 30, 80, 0)).save(tmp_path / f"{image_id}.png")
     paths = [str(tmp_path / f"{image_id}.png") for image_id in IDS]
-    return Photos(IDS, LABELS, np.array(["test"] * 8), paths, [None] * 8, [""] * 8, 224, "squash")
+    return TrainingPhotos(IDS, LABELS, np.array(["test"] * 8), paths, [None] * 8, [""] * 8, 224, "squash")
 
 
 @pytest.fixture
@@ -78,10 +78,10 @@ def test_rankings_have_the_ap_of_each_query_and_what_heads_its_list():
 
 def test_the_hardest_triplets_of_each_epoch_are_kept(run):
     for epoch, count in ((1, 150), (3, 2)):
-        records.keep_hardest(str(run.folder), epoch, mined(count), IDS)
-    found = records.hardest(str(run.folder))
+        history.keep_hardest(str(run.folder), epoch, mined(count), IDS)
+    found = history.hardest(str(run.folder))
     assert list(found) == [1, 3]
-    assert [table.num_rows for table in found.values()] == [records.KEPT, 2]
+    assert [table.num_rows for table in found.values()] == [history.KEPT, 2]
     assert found[1]["rank"].to_pylist() == list(range(1, 101))
     assert pc.max(found[1]["loss"]).as_py() == found[1]["loss"][0].as_py()
 
@@ -89,10 +89,10 @@ def test_the_hardest_triplets_of_each_epoch_are_kept(run):
 def test_the_page_shows_curves_triplets_and_what_changed(run, photos):
     folder = str(run.folder)
     before, after = unit(8, 4, seed=1), unit(8, 4, seed=2)
-    records.keep_found(folder, records.BEFORE, embed.rankings(before, LABELS, IDS))
-    records.keep_found(folder, records.AFTER, embed.rankings(after, LABELS, IDS))
+    history.keep_found(folder, history.BEFORE, embed.rankings(before, LABELS, IDS))
+    history.keep_found(folder, history.AFTER, embed.rankings(after, LABELS, IDS))
     for epoch in (1, 3):
-        records.keep_hardest(folder, epoch, mined(9), IDS)
+        history.keep_hardest(folder, epoch, mined(9), IDS)
     training.write(TrainConfig(out=folder), photos, SUMMARY, run)
     text = (run.folder / "report.html").read_text()
     assert text.count("data:image/") == 8

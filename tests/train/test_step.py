@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from dim.model import network
 from dim.model.spec import Spec
-from dim.train.step import Step, Trainee, packed, triplet_loss
+from dim.train.step import Step, TrainedNetwork, packed, triplet_loss
 
 SPEC = Spec(pooling="gem", dimension=8)
 TRIPLETS = np.array([[0, 0, 1, 3], [1, 2, 4, 4], [3, 3, 2, 0]])
@@ -19,7 +19,7 @@ def trainee(layers="block5"):
     keras.utils.set_random_seed(7)
     strategy = tf.distribute.MirroredStrategy(["/cpu:0"])
     with strategy.scope():
-        return Trainee(strategy, network.build(SPEC), SPEC, layers, from_pixels=False), strategy
+        return TrainedNetwork(strategy, network.build(SPEC), SPEC, layers, from_pixels=False), strategy
 
 
 def activations(shapes):

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pytest
 
 from dim.data.decode import DecodeError, decode
-from dim.train.augmentation import Augmentation, NewVariants, Photos, Variants
-from dim.train.feature_cache import TrunkCache
+from dim.train.augmentation import Augmentation, NewVariants, TrainingPhotos, Variants
+from dim.train.feature_cache import FeatureCache
 from dim.train.features import Trunk
 
 AUGMENTATION = Augmentation(rotation=20, crop=0.2)
@@ -21,7 +21,7 @@ def photos(demo):
     paths = sorted(map(str, demo.glob("*/0[0-2].jpg")))[:6]
     names = np.array([str(row) for row in range(6)], dtype=object)
     keys = [hashlib.sha256(path.encode()).hexdigest()[:32] for path in paths]
-    return Photos(names, names, names, paths, [None] * 6, keys, 48, "squash")
+    return TrainingPhotos(names, names, names, paths, [None] * 6, keys, 48, "squash")
 
 
 class Forward:
@@ -52,7 +52,7 @@ class Decoder:
 
 
 def trunk(photos, folder, forward, limit=10**8):
-    cache = TrunkCache(str(folder), "trunk", limit)
+    cache = FeatureCache(str(folder), "trunk", limit)
     return Trunk(photos, Decoder(photos), cache, forward, batch_size=4, threads=2)
 
 

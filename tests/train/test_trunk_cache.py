@@ -19,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from dim.errors import JobFailed
 from dim.train import feature_cache
-from dim.train.feature_cache import TrunkCache
+from dim.train.feature_cache import FeatureCache
 
 ACTIVATIONS = np.arange(600, dtype=np.float16).reshape(10, 10, 6)
 FILE = pa.ipc.get_tensor_size(pa.Tensor.from_numpy(ACTIVATIONS))  # bytes
@@ -31,14 +31,14 @@ def size(folder):
 
 
 def test_what_is_kept_comes_back_in_another_process_too(tmp_path):
-    TrunkCache(str(tmp_path), "trunk", 10**6).put("ab12", ACTIVATIONS)
-    np.testing.assert_array_equal(TrunkCache(str(tmp_path), "trunk", 10**6).get("ab12"), ACTIVATIONS)
-    assert TrunkCache(str(tmp_path), "another trunk", 10**6).get("ab12") is None
-    assert TrunkCache(str(tmp_path), "trunk", 10**6).get("cd34") is None
+    FeatureCache(str(tmp_path), "trunk", 10**6).put("ab12", ACTIVATIONS)
+    np.testing.assert_array_equal(FeatureCache(str(tmp_path), "trunk", 10**6).get("ab12"), ACTIVATIONS)
+    assert FeatureCache(str(tmp_path), "another trunk", 10**6).get("ab12") is None
+    assert FeatureCache(str(tmp_path), "trunk", 10**6).get("cd34") is None
 
 
 def test_what_exceeds_the_limit_is_not_kept(tmp_path):
-    cache = TrunkCache(str(tmp_path), "trunk", 2 * FILE)
+    cache = FeatureCache(str(tmp_path), "trunk", 2 * FILE)
     for key in ("aa1", "bb2", "cc3"):
         cache.put(key, ACTIVATIONS)
     assert [cache.get(key) is not None for key in ("aa1", "bb2", "cc3")] == [True, True, False]
@@ -47,30 +47,30 @@ def test_what_exceeds_the_limit_is_not_kept(tmp_path):
 
 def test_trunks_used_longest_ago_make_room(tmp_path):
     for trunk in ("old", "new"):
-        TrunkCache(str(tmp_path), trunk, 10**6).put("aa1", ACTIVATIONS)
-    TrunkCache(str(tmp_path), "current", int(1.5 * FILE))
-    kept = [TrunkCache(str(tmp_path), trunk, 10**6).get("aa1") is not None for trunk in ("old", "new")]
+        FeatureCache(str(tmp_path), trunk, 10**6).put("aa1", ACTIVATIONS)
+    FeatureCache(str(tmp_path), "current", int(1.5 * FILE))
+    kept = [FeatureCache(str(tmp_path), trunk, 10**6).get("aa1") is not None for trunk in ("old", "new")]
     assert kept == [False, True]
 
 
 def test_a_trunk_that_no_run_uses_makes_room_for_what_a_run_keeps(tmp_path):
-    TrunkCache(str(tmp_path), "old", 2 * FILE).put("aa1", ACTIVATIONS)
-    current = TrunkCache(str(tmp_path), "current", 2 * FILE)
+    FeatureCache(str(tmp_path), "old", 2 * FILE).put("aa1", ACTIVATIONS)
+    current = FeatureCache(str(tmp_path), "current", 2 * FILE)
     for key in ("aa1", "bb2", "cc3"):
         current.put(key, ACTIVATIONS)
     assert [current.holds(key) for key in ("aa1", "bb2", "cc3")] == [True, True, False]
-    assert not TrunkCache(str(tmp_path), "old", 2 * FILE).holds("aa1")
+    assert not FeatureCache(str(tmp_path), "old", 2 * FILE).holds("aa1")
 
 
 def test_two_workers_of_a_node_share_its_limit_and_lose_nothing_that_has_room(tmp_path):
-    before = TrunkCache(str(tmp_path), "of an earlier run", 6 * FILE)
+    before = FeatureCache(str(tmp_path), "of an earlier run", 6 * FILE)
     for key in ("aa1", "bb2", "cc3"):
         before.put(key, ACTIVATIONS)
     del before
-    one, other = (TrunkCache(str(tmp_path), "trunk", 6 * FILE) for _ in range(2))
+    one, other = (FeatureCache(str(tmp_path), "trunk", 6 * FILE) for _ in range(2))
     one.put("aa1", ACTIVATIONS)
     other.put("bb2", ACTIVATIONS)
-    assert all(TrunkCache(str(tmp_path), "of an earlier run", 6 * FILE).holds(key) for key in ("aa1", "bb2", "cc3"))
+    assert all(FeatureCache(str(tmp_path), "of an earlier run", 6 * FILE).holds(key) for key in ("aa1", "bb2", "cc3"))
     assert one.holds("bb2") and other.holds("aa1")
     for key in ("cc3", "dd4", "ee5", "ff6"):
         one.put(key, ACTIVATIONS)
@@ -79,15 +79,15 @@ def test_two_workers_of_a_node_share_its_limit_and_lose_nothing_that_has_room(tm
 
 
 def test_what_another_run_uses_is_not_deleted(tmp_path):
-    running = TrunkCache(str(tmp_path), "running", 2 * FILE)
+    running = FeatureCache(str(tmp_path), "running", 2 * FILE)
     running.put("aa1", ACTIVATIONS)
-    small = TrunkCache(str(tmp_path), "small", FILE)
+    small = FeatureCache(str(tmp_path), "small", FILE)
     small.put("aa1", ACTIVATIONS)
     assert running.holds("aa1") and not small.holds("aa1")
 
 
 def test_what_is_put_twice_or_was_cut_short_counts_once(tmp_path):
-    cache = TrunkCache(str(tmp_path), "trunk", 2 * FILE)
+    cache = FeatureCache(str(tmp_path), "trunk", 2 * FILE)
     for _ in range(5):
         cache.put("aa1", ACTIVATIONS)
     cache.put("bb2", ACTIVATIONS)
@@ -95,14 +95,14 @@ def test_what_is_put_twice_or_was_cut_short_counts_once(tmp_path):
 
 
 def test_what_a_dead_process_meant_to_keep_takes_no_room(tmp_path):
-    cache = TrunkCache(str(tmp_path), "trunk", FILE)
+    cache = FeatureCache(str(tmp_path), "trunk", FILE)
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         process.wait()
     (count,) = tmp_path.rglob("bytes")
     (folder,) = (path for path in count.parent.iterdir() if path.is_dir())
     (folder / f"aa1.{process.pid}.tmp").write_bytes(b"half")
     count.write_bytes(b"%-32d" % FILE)
-    cache = TrunkCache(str(tmp_path), "trunk", FILE)
+    cache = FeatureCache(str(tmp_path), "trunk", FILE)
     cache.put("aa1", ACTIVATIONS)
     assert cache.holds("aa1") and not list(tmp_path.rglob("*.tmp"))
 
@@ -120,7 +120,7 @@ class Processes(RuleBasedStateMachine):
     @rule(process=st.integers(0, 3), trunk=st.sampled_from("abc"))
     def opens(self, process, trunk):
         self.open.pop(process, None)
-        self.open[process] = (trunk, TrunkCache(self.folder, trunk, self.LIMIT))
+        self.open[process] = (trunk, FeatureCache(self.folder, trunk, self.LIMIT))
 
     @rule(process=st.integers(0, 3), key=st.sampled_from(["aa1", "bb2", "cc3", "dd4"]))
     def puts(self, process, key):
@@ -155,7 +155,7 @@ TestProcesses.settings = settings(max_examples=40, stateful_step_count=20, deadl
 
 
 def test_a_file_cut_short_counts_as_missing(tmp_path):
-    cache = TrunkCache(str(tmp_path), "trunk", 10**6)
+    cache = FeatureCache(str(tmp_path), "trunk", 10**6)
     cache.put("aa1", ACTIVATIONS)
     (path,) = tmp_path.rglob("*.arrow")
     path.write_bytes(path.read_bytes()[:700])
@@ -166,7 +166,7 @@ def test_a_file_cut_short_counts_as_missing(tmp_path):
 
 @pytest.mark.parametrize("removed", ["trunk/*", "trunk"])
 def test_a_trunk_that_someone_removed_is_begun_anew(tmp_path, removed):
-    cache = TrunkCache(str(tmp_path), "trunk", 10**6)
+    cache = FeatureCache(str(tmp_path), "trunk", 10**6)
     cache.put("aa1", ACTIVATIONS)
     shutil.rmtree(next(path for path in tmp_path.rglob(removed) if path.is_dir()))
     assert cache.get("aa1") is None
@@ -178,13 +178,13 @@ def test_a_disk_without_room_for_the_count_costs_time_only(tmp_path, monkeypatch
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    cache = TrunkCache(str(tmp_path), "trunk", 10**6)
+    cache = FeatureCache(str(tmp_path), "trunk", 10**6)
     cache.put("aa1", ACTIVATIONS)
     monkeypatch.setattr(feature_cache.os, "pwrite", full)
     cache.put("bb2", ACTIVATIONS)
     assert cache.is_full() and cache.holds("aa1") and not cache.holds("bb2")
     with pytest.raises(JobFailed, match=r"cannot write '.*trunk.*No space left on device\); make room"):
-        TrunkCache(str(tmp_path), "another trunk", 10**6)
+        FeatureCache(str(tmp_path), "another trunk", 10**6)
 
 
 @contextlib.contextmanager
@@ -203,7 +203,7 @@ def threads_in_turns():
 
 
 def test_threads_read_beside_each_other(tmp_path):
-    cache = TrunkCache(str(tmp_path), "trunk", 10**6)
+    cache = FeatureCache(str(tmp_path), "trunk", 10**6)
     cache.put("aa1", ACTIVATIONS)
 
     def read(depth):  # threads differ in how deep they have called

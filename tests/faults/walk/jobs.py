@@ -19,7 +19,7 @@ from dim.audit.config import AuditConfig
 from dim.audit.job import audit
 from dim.data import ground_truth, manifest
 from dim.data.config import ImportConfig, SplitConfig
-from dim.data.importers.job import import_benchmark
+from dim.data.import_job import import_benchmark
 from dim.data.split import split
 from dim.errors import UserError
 from dim.evaluate import comparison
@@ -38,8 +38,8 @@ from dim.model import whitening
 from dim.nightly.config import Measurement, NightlyConfig
 from dim.nightly.job import nightly
 from dim.search import descriptor_folder, exact, queries
+from dim.search.build_index import build
 from dim.search.config import IndexConfig, SearchConfig
-from dim.search.index_job import build
 from dim.search.job import search
 from dim.whiten.config import WhitenConfig
 from dim.whiten.job import whiten

@@ -12,10 +12,10 @@ from dim.app.config import MOST_SEED
 from dim.app.progress import told
 from dim.errors import UserError
 from dim.io import files, local_files, seal, tables
-from dim.search import cosines, descriptor_folder, exact, index
+from dim.search import descriptor_folder, exact, faiss_transforms, index
 from dim.search.config import IndexConfig
 from dim.search.database import Exact
-from dim.search.descriptor_folder import Stored
+from dim.search.descriptor_folder import DescriptorFolder
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def build(config: IndexConfig) -> dict[str, Any]:
         )
 
 
-def _train(made: Any, rows: Stored, config: IndexConfig) -> int:
+def _train(made: Any, rows: DescriptorFolder, config: IndexConfig) -> int:
     """Trains the index on rows drawn by the seed, whatever the shards that they lie in; returns how many."""
     if made.is_trained:
         return 0
@@ -75,11 +75,11 @@ def _train(made: Any, rows: Stored, config: IndexConfig) -> int:
     drawn = np.sort(np.random.default_rng(config.seed).choice(len(rows), count, replace=False))
     sample = Exact(rows.parts, place).take(np.argsort(place)[drawn])
     with index.refusals(f"--factory {config.factory!r} can't be trained on {count} rows"):
-        cosines.train(made, sample)
+        faiss_transforms.train(made, sample)
     return count
 
 
-def _write(made: Any, rows: Stored, path: str, dimension: int, factory: str) -> None:
+def _write(made: Any, rows: DescriptorFolder, path: str, dimension: int, factory: str) -> None:
     blocks = told(rows, len, "indexing", len(rows), "rows")
     if isinstance(made, faiss.IndexFlat):
         index.write_flat(path, dimension, len(rows), blocks)

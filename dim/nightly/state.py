@@ -21,7 +21,7 @@ from dim.extract.identity import Embedding
 from dim.io import files, local_files
 from dim.model import spec
 from dim.nightly.config import NightlyConfig
-from dim.search import index_job
+from dim.search import build_index
 from dim.search.config import IndexConfig
 
 KEPT, MODEL, WHITENING = "network.json", "model", "whitening.npz"
@@ -153,7 +153,7 @@ def _index(found: Collection, factory: str) -> None:
     if files.exists(note) and files.read_json(note) == made_of and _is_whole(found.index):
         log.info("the index of %s stays as it is", found.descriptors)
         return
-    index_job.build(IndexConfig(descriptors=found.descriptors, out=found.index, factory=factory))
+    build_index.build(IndexConfig(descriptors=found.descriptors, out=found.index, factory=factory))
     files.write_json(note, made_of)
 
 

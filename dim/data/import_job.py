@@ -10,13 +10,13 @@ import pyarrow as pa
 from dim.app.config import one_of
 from dim.app.output import opened
 from dim.data import manifest, photos
+from dim.data.benchmarks import Benchmark
 from dim.data.config import LAYOUTS, ImportConfig
 from dim.data.ground_truth import COLUMNS
-from dim.data.importers.layouts import Benchmark
-from dim.errors import UserError, summed
+from dim.errors import UserError, count_reasons
 from dim.io import csv_files, files, tables
 from dim.io.storage import AT_ONCE
-from dim.io.tables import require_once
+from dim.io.tables import require_each_once
 
 log = logging.getLogger(__name__)
 
@@ -31,17 +31,17 @@ def import_benchmark(config: ImportConfig) -> dict[str, Any]:
     each. Raises UserError, before anything is written, where the set is not as its layout says or no photo is there.
     """
     one_of("layout", config.layout, list(LAYOUTS))
-    importer = importlib.import_module(f"dim.data.importers.{LAYOUTS[config.layout]}")
+    importer = importlib.import_module(f"dim.data.{LAYOUTS[config.layout]}")
     benchmark: Benchmark = getattr(importer, config.layout)(config.source)
     rows = manifest.checked(files.join(config.out, MANIFEST), _manifest(benchmark, config))
     problems = _problems(benchmark, config)
     with opened(config.out, "import", config, {"source": config.source}) as output:
         tables.write(output.path(MANIFEST), rows.table)
         written = manifest.checked(rows.uri, tables.read(rows.uri))
-        require_once([photo.image_id for photo in benchmark.photos], written.image_ids, repr(rows.uri))
+        require_each_once([photo.image_id for photo in benchmark.photos], written.image_ids, repr(rows.uri))
         csv_files.write_escaped(output.path(PROBLEMS), problems)
         if len(problems):
-            why = summed(problems["problem"].to_pylist())
+            why = count_reasons(problems["problem"].to_pylist())
             log.warning("photos that could not be read: %d (%s); see %s", len(problems), why, output.path(PROBLEMS))
         _write_grades(output.path(GROUND_TRUTH), benchmark)
         return output.finish(_result(benchmark, config.layout, problems["problem"].to_pylist()))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dim.train.augmentation import Photos
+from dim.train.augmentation import TrainingPhotos
 
 SLACK = 1.05  # how much more than its part a machine may get, so that the largest draw mostly decides
 PARTS = 8  # an object of more than such a part of what a machine gets is divided
@@ -31,7 +31,7 @@ class Ownership:
         return own[int(np.flatnonzero(mates == worker)[0]) :: len(mates)]
 
 
-def ownership(photos: Photos, names: Sequence[str]) -> Ownership:
+def ownership(photos: TrainingPhotos, names: Sequence[str]) -> Ownership:
     """Divides `photos` among the machines of workers, which have these `names`.
 
     Photos with one label stay together, and each machine gets its part of each split, by its number of workers.
@@ -47,7 +47,7 @@ def ownership(photos: Photos, names: Sequence[str]) -> Ownership:
     return Ownership(machines, owners)
 
 
-def _units(rows: np.ndarray, photos: Photos, shares: np.ndarray) -> list[tuple[str, list[int]]]:
+def _units(rows: np.ndarray, photos: TrainingPhotos, shares: np.ndarray) -> list[tuple[str, list[int]]]:
     """The name and rows of what goes to one machine as a whole, the largest first."""
     by_label: dict[str, list[int]] = {}
     for row in rows.tolist():

@@ -16,7 +16,7 @@ from dim.data import manifest
 from dim.data.manifest import Manifest
 from dim.errors import UserError
 from dim.evaluate.config import EvaluateConfig
-from dim.evaluate.task import Task
+from dim.evaluate.protocols import Task
 from dim.extract import descriptors, identity
 from dim.extract.config import ExtractConfig, Extraction, Split
 from dim.extract.descriptors import Descriptors
@@ -27,7 +27,7 @@ from dim.model.spec import Spec
 from dim.model.whitening import Whitening
 from dim.search import descriptor_folder
 from dim.search.database import slices
-from dim.search.descriptor_folder import Stored, prepared, whitened
+from dim.search.descriptor_folder import DescriptorFolder, prepared, whitened
 from dim.search.exact import Part
 
 
@@ -72,12 +72,12 @@ def _about(found: Whitening) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Database:
+class EvaluatedDatabase:
     """Rows of the database by column: first those of the manifest (`rows` are their rows there), then distractors."""
 
     rows: np.ndarray
     vectors: np.ndarray
-    distractors: Stored | None = None
+    distractors: DescriptorFolder | None = None
 
     def __len__(self) -> int:
         return len(self.rows) + (len(self.distractors) if self.distractors else 0)
@@ -103,7 +103,7 @@ def read_database(folder: str, manifest: Manifest, whitening: Whitening | None) 
     return Descriptors(found.embedding, found.rows, prepared(found.vectors, whitening, folder))
 
 
-def read_distractors(folder: str, manifest: Manifest, whitening: str | None) -> Stored:
+def read_distractors(folder: str, manifest: Manifest, whitening: str | None) -> DescriptorFolder:
     """The distractors of `manifest`, their vectors left on disk. Raises UserError where `folder` lacks one of them."""
     found = descriptor_folder.read(folder, whitening, manifest.image_ids)
     if missing := {*manifest.image_ids} - {*found.ids.to_pylist()} - found.errors.keys():
@@ -114,7 +114,7 @@ def read_distractors(folder: str, manifest: Manifest, whitening: str | None) -> 
 
 
 @dataclass(frozen=True)
-class Source:
+class DescriptorSet:
     """`name` is what the user gave; `embedding` is that of `folder`, with the whitening that the evaluation applies;
     `whitenings` are those of `provenance`.
     """
@@ -123,11 +123,11 @@ class Source:
     folder: str
     embedding: Embedding
     queries: Descriptors
-    database: Database
+    database: EvaluatedDatabase
     whitenings: list[dict[str, Any]]
 
 
-def read(config: EvaluateConfig, task: Task) -> list[Source]:
+def read(config: EvaluateConfig, task: Task) -> list[DescriptorSet]:
     """Reads, or first makes, what `config` names.
 
     Raises UserError where flags or embeddings don't fit each other, or a folder lacks descriptors that `task` needs.
@@ -151,9 +151,9 @@ def read(config: EvaluateConfig, task: Task) -> list[Source]:
             identity.require_equal(stored, folder, identity.of_folder(beside), beside)
             more = read_distractors(beside, distractors, config.whitening)
             identity.require_equal(embedding, folder, more.embedding, beside)  # the file was read a second time
-        searched_in = Database(searched.rows, searched.vectors, more)
+        searched_in = EvaluatedDatabase(searched.rows, searched.vectors, more)
         whitenings = whitenings_of(folder, whitening)
-        found.append(Source(name, folder, embedding, queries, searched_in, whitenings))
+        found.append(DescriptorSet(name, folder, embedding, queries, searched_in, whitenings))
     return found
 
 

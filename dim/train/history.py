@@ -95,7 +95,7 @@ def _client(uri: str) -> "MlflowClient":
 HISTORY, UNREADABLE, MODEL = "history.csv", "unreadable.csv", "model"
 
 
-class History:
+class EpochHistory:
     """Writes a run's epochs; only one worker holds one."""
 
     def __init__(self, run: str, tracking: Tracking | None = None) -> None:

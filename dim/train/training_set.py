@@ -18,9 +18,9 @@ from dim.io import files, tables
 from dim.io.lease import Claim
 from dim.model.spec import Source
 from dim.train import checkpoint
-from dim.train.augmentation import Photos
+from dim.train.augmentation import TrainingPhotos
 from dim.train.config import TrainConfig
-from dim.train.records import Tracking
+from dim.train.history import Tracking
 
 PHOTOS, NETWORK = "photos.parquet", "network.json"  # in the folder of the checkpoints
 PRECISION = "precision"  # of the network, beside what it is
@@ -104,7 +104,7 @@ class Job:
     """
 
     config: TrainConfig
-    photos: Photos
+    photos: TrainingPhotos
     source: Source
     inputs: Inputs
     precision: str

@@ -42,7 +42,7 @@ from dim.io import files, tables
 
 
 @dataclass(frozen=True)
-class Photo:
+class BenchmarkPhoto:
     """A row of the manifest; `path` is relative to the set's folder."""
 
     image_id: str
@@ -61,7 +61,7 @@ class Benchmark:
     photos that the set is known to have (cropped queries not counted), None where the set's own lists say it.
     """
 
-    photos: list[Photo]
+    photos: list[BenchmarkPhoto]
     grades: list[tuple[str, str, str]] = field(default_factory=list)
     published: int | None = None
 
@@ -129,7 +129,7 @@ def cub(source: str) -> Benchmark:
                 f"{where}: image {quoted(image)} has the class {quoted(number)}, which classes.txt does not number"
             )
         split = "train" if int(number) <= _TRAINING_CLASSES else "test"
-        rows.append(Photo(path.rpartition(".")[0], f"images/{path}", name_of[number], split))
+        rows.append(BenchmarkPhoto(path.rpartition(".")[0], f"images/{path}", name_of[number], split))
     return Benchmark(rows)
 
 
@@ -138,7 +138,7 @@ def sop(source: str) -> Benchmark:
     rows = []
     for split in ("train", "test"):
         for _, (_, label, _, path) in lines(source, f"Ebay_{split}.txt", columns=4, header=True):
-            rows.append(Photo(path.rpartition(".")[0], path, label, split))
+            rows.append(BenchmarkPhoto(path.rpartition(".")[0], path, label, split))
     return Benchmark(rows)
 
 
@@ -147,7 +147,7 @@ def ukbench(source: str) -> Benchmark:
     found = by_stem(source, listed(source), r"ukbench\d{5}")
     objects = sorted({int(name.removeprefix("ukbench")) // 4 for name in found})
     names = {f"ukbench{4 * number + view:05d}": f"{number:04d}" for number in objects for view in range(4)}
-    rows = [Photo(name, found.get(name, f"full/{name}.jpg"), label, "test") for name, label in names.items()]
+    rows = [BenchmarkPhoto(name, found.get(name, f"full/{name}.jpg"), label, "test") for name, label in names.items()]
     return Benchmark(rows, published=10200)
 
 
@@ -158,8 +158,8 @@ def holidays(source: str) -> Benchmark:
     return Benchmark([_photo(name, found.get(name, f"jpg/{name}.jpg")) for name in names], published=1491)
 
 
-def _photo(name: str, path: str) -> Photo:
-    return Photo(name, path, label=name[:4], split="test", role=None if name.endswith("00") else "database")
+def _photo(name: str, path: str) -> BenchmarkPhoto:
+    return BenchmarkPhoto(name, path, label=name[:4], split="test", role=None if name.endswith("00") else "database")
 
 
 _SPLIT_OF_USAGE = {"Public": "val", "Private": "test", "Ignored": None}
@@ -167,7 +167,9 @@ _SPLIT_OF_USAGE = {"Public": "val", "Private": "test", "Ignored": None}
 
 def gldv2(source: str) -> Benchmark:
     """The set in `source`. Raises UserError where a table is missing or malformed, or names an unknown photo."""
-    rows = [Photo(image, _path("index", image), role="database") for (image,) in _rows(source, "index.csv", "id")]
+    rows = [
+        BenchmarkPhoto(image, _path("index", image), role="database") for (image,) in _rows(source, "index.csv", "id")
+    ]
     index = {photo.image_id for photo in rows}
     grades = []
     name = _solution(source)
@@ -178,7 +180,7 @@ def gldv2(source: str) -> Benchmark:
             )
         if _SPLIT_OF_USAGE[usage] is None:
             continue
-        rows.append(Photo(query, _path("test", query), split=_SPLIT_OF_USAGE[usage], role="query"))
+        rows.append(BenchmarkPhoto(query, _path("test", query), split=_SPLIT_OF_USAGE[usage], role="query"))
         for image in dict.fromkeys(images.split()):
             if image not in index:
                 raise UserError(f"{source}/{name}, line {number}: image {quoted(image)} is not in index.csv")

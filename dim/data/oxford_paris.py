@@ -28,8 +28,8 @@ import textwrap
 from functools import partial
 from typing import Any
 
+from dim.data.benchmarks import Benchmark, BenchmarkPhoto, by_stem, lines, listed
 from dim.data.decode import Box
-from dim.data.importers.layouts import Benchmark, Photo, by_stem, lines, listed
 from dim.errors import UserError, quoted
 from dim.io import files
 from dim.io.storage import at_once
@@ -54,8 +54,8 @@ def read_original(source: str, published: int) -> Benchmark:
             graded.setdefault((_query_id(name), image), grade)
     known = dict.fromkeys([*sorted(found), *(image for image, _ in boxes.values()), *(image for _, image in graded)])
     path = {image: found.get(image, f"{image}.jpg") for image in known}
-    rows = [Photo(_query_id(name), path[image], role="query", box=box) for name, (image, box) in boxes.items()]
-    rows += [Photo(image, path[image], role="database") for image in known]
+    rows = [BenchmarkPhoto(_query_id(name), path[image], role="query", box=box) for name, (image, box) in boxes.items()]
+    rows += [BenchmarkPhoto(image, path[image], role="database") for image in known]
     return Benchmark(rows, [(query, image, grade) for (query, image), grade in graded.items()], published)
 
 
@@ -99,8 +99,10 @@ def read_revisited(source: str, pickle: str) -> Benchmark:
     except (LookupError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{uri!r} is not the ground truth of {pickle}: {quoted(error)}") from error
     path = {name: found.get(name, f"jpg/{name}.jpg") for name in images + queries}
-    rows = [Photo(name, path[name], role="query", box=box) for name, (box, _) in zip(queries, gnd, strict=True)]
-    rows += [Photo(name, path[name], role="database") for name in images]
+    rows = [
+        BenchmarkPhoto(name, path[name], role="query", box=box) for name, (box, _) in zip(queries, gnd, strict=True)
+    ]
+    rows += [BenchmarkPhoto(name, path[name], role="database") for name in images]
     grades = [
         (query, images[position], grade)
         for query, (_, graded) in zip(queries, gnd, strict=True)

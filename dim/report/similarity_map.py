@@ -10,10 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from dim.report.html import Html, element, name
-from dim.report.page import Page
+from dim.report.page import Html, Page, PagePhotos, element, name
 from dim.report.parts import Card
-from dim.report.photos import Photos
 
 SHOWN = 400  # photos on a map; drawn by `SEED` where there are more
 SEED = 0
@@ -89,7 +87,7 @@ _NOTE = (
 )
 
 
-def _spot(photos: Photos, card: Card, place: np.ndarray, side: int) -> Html:
+def _spot(photos: PagePhotos, card: Card, place: np.ndarray, side: int) -> Html:
     x, y = round(float(place[0]) * WIDTH), round(float(place[1]) * HEIGHT)
     half = side // 2
     parts = (

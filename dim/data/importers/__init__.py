@@ -1,1 +1,0 @@
-"""Importers of benchmarks as distributed: one function a layout, from the set's folder to a `Benchmark`."""
