@@ -139,7 +139,7 @@ with lease.held({folder!r}, "the first"):
     monkeypatch.setattr(lease, "RENEWED", 0.5)
     with subprocess.Popen(
         [sys.executable, "-c", program],
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -16,7 +16,7 @@ import pytest
 from dim.app import progress
 from dim.app.progress import Handler, Progress, duration, told
 
-JOBS = Path(__file__).resolve().parents[1] / "jobs"
+JOBS = Path(__file__).resolve().parents[2] / "jobs"
 ERASED = "\r\x1b[K"
 
 

@@ -54,7 +54,7 @@ def test_photos_errors_and_what_is_left_are_exported_for_each_job_and_stage(ray_
 
 
 def test_the_dashboard_tells_jobs_and_stages_apart():
-    dashboard = json.loads((Path(__file__).resolve().parents[1] / "cluster" / "grafana.json").read_text())
+    dashboard = json.loads((Path(__file__).resolve().parents[2] / "cluster" / "grafana.json").read_text())
     targets = [target for panel in dashboard["panels"] for target in panel["targets"] if "ray_dim" in target["expr"]]
     assert targets
     for target in targets:

@@ -26,7 +26,7 @@ from dim.io import files, storage, tables, uris
 from dim.report import search
 from dim.search import queries
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 ODD = [
     *"%#~",
     "100%",

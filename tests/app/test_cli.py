@@ -24,7 +24,7 @@ from dim.app.cli import main, parse
 from dim.app.config import option
 from dim.errors import GateNotMet, JobFailed, UserError
 
-JOBS = sorted((Path(__file__).resolve().parents[1] / "jobs").glob("*.py"))
+JOBS = sorted((Path(__file__).resolve().parents[2] / "jobs").glob("*.py"))
 
 
 @dataclass(frozen=True)
