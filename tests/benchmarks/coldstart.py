@@ -33,7 +33,7 @@ def one_batch():
     import numpy as np
     import tensorflow as tf
     from dim.model import network, spec
-    from dim.model.precision import best
+    from dim.model.devices import best
     model = network.load(spec.resolve("vgg16-gem"), best(False))
     return tf.function(lambda images: model(images, training=False))(np.zeros((32, 224, 224, 3), np.uint8)).numpy()
 

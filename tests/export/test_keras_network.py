@@ -3,7 +3,7 @@
 torch and JAX are not among dim's dependencies. Their tests run where DIM_TORCH or DIM_JAX names a Python that has them:
 
     uv venv --python 3.11 other && uv pip install --python other keras torch
-    DIM_TORCH=other/bin/python pytest tests/model/test_portable.py
+    DIM_TORCH=other/bin/python pytest tests/export/test_keras_network.py
 """
 
 import os

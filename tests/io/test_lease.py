@@ -129,7 +129,7 @@ def test_a_job_that_was_killed_is_taken_over_on_s3(s3, monkeypatch):
     folder = s3.bucket("lease")
     program = f"""
 import sys
-from dim import lease
+from dim.io import lease
 lease.SECONDS, lease.RENEWED = 4.0, 0.5
 with lease.held({folder!r}, "the first"):
     print("writing", flush=True)
@@ -171,8 +171,9 @@ IN_NATIVE_CODE = """
 WRITER = """
 import contextlib, ctypes, threading, time
 from dataclasses import dataclass
-from dim import cli, files, lease, output
-from dim.config import option
+from dim.app import cli, output
+from dim.io import files, lease
+from dim.app.config import option
 
 lease.SECONDS, lease.RENEWED, lease.GRACE = 3.0, 0.5, 2.0
 

@@ -55,7 +55,7 @@ def test_where_dim_itself_is_there_it_is_found(monkeypatch):
 def test_rays_workers_import_nothing_from_there(trapped):
     program = """
 import ray
-from dim import cluster
+from dim.app import cluster
 
 def found():
     import importlib.util, numpy, os

@@ -28,7 +28,7 @@ def left(tmp_path):
     """What a killed job left, long ago."""
     program = f"""if True:
         import os, signal
-        from dim import scratch
+        from dim.io import scratch
         with scratch.folder({str(tmp_path)!r}):
             os.kill(os.getpid(), signal.SIGKILL)
     """
