@@ -26,18 +26,11 @@ SRGB, IGNORED = "srgb", "ignored"
 
 @dataclass(frozen=True)
 class Embedding:
-    """The identity of an embedding.
+    """The identity of an embedding. `dim.extract.config` says how flags become one.
 
-    Args:
-        weights: sha256 of the weights file, or "random" or "imagenet".
-        scales: Image scales that are combined.
-        scales_mean: How they are combined; None for a single scale.
-        whitening: sha256 of the whitening file; None without one.
-        precision: "float32" or "bfloat16".
-        scaled_decode: Whether large JPEGs were decoded at a fraction of their size.
-        profiles: How the photos' colour profiles were treated: SRGB (converted), or IGNORED as in version 1.
-
-    The other fields are those of `model.spec.Spec`.
+    `weights` and `whitening` are sha256 of the files; `weights` may also be "random" or "imagenet". `scales_mean` is
+    None for a single scale. `profiles` says how photos' colour profiles were treated: SRGB (applied), or IGNORED as in
+    version 1 of the identity.
     """
 
     backbone: str
@@ -72,11 +65,7 @@ class Embedding:
 
 
 def from_json(document: Any, where: str) -> Embedding:
-    """Reads what `Embedding.as_json` wrote.
-
-    Args:
-        document: The parsed JSON.
-        where: The file or folder that errors name.
+    """Reads what `Embedding.as_json` wrote; errors name `where`.
 
     Raises:
         UserError: A field is missing or has the wrong type, the id does not fit, or the version is unknown.
@@ -127,8 +116,7 @@ def of_record(record: dict[str, Any], folder: str) -> Embedding:
 def inputs_of(folder: str) -> dict[str, str | None]:
     """The files that the descriptors or the index in `folder` were made from, by kind (model, manifest …).
 
-    Raises:
-        UserError: The folder's run.json does not list them.
+    Raises UserError if the folder's run.json does not list them.
     """
     inputs = (output.record_of(folder) or {}).get("inputs")
     if not isinstance(inputs, dict) or not all(isinstance(uri, str | None) for uri in inputs.values()):

@@ -35,16 +35,12 @@ log = logging.getLogger(__name__)
 def extract(config: ExtractConfig) -> dict[str, Any]:
     """Extracts the rows that `config.out` lacks.
 
-    Args:
-        config: The job's settings, one field a flag.
-
     Returns:
-        What result.json holds: the counts `images`, `ok`, `errors`, `several_frames` and `computed`, and
+        The content of result.json: the counts `images`, `ok`, `errors`, `several_frames` and `computed`, and
         `images_per_second`.
 
     Raises:
-        UserError: The manifest, the model or an output of other settings makes extraction impossible; nothing has been
-            written.
+        UserError: An input is unusable, or `config.out` has another embedding. Nothing has been written then.
     """
     selected = manifests.read(config.manifest).select(config.split)
     source = config.source(config.model)
@@ -60,7 +56,7 @@ def extract(config: ExtractConfig) -> dict[str, Any]:
         with output.opened(config.out, "extract", config, inputs, embedding.as_json()) as out:
             left = writer.pending(config.out, embedding, selected.image_ids, contents.contents, config.retry_failed)
             log.info("%d photos, %d to do", len(selected), len(left))
-            seconds = _run(config, selected, contents.contents, left, recipe, embedding=embedding)
+            seconds = _run(config, _planned(selected, contents.contents, left, config.shard_rows), recipe, embedding)
             result = _result(config.out, selected, len(left), seconds)
             return out.finish(result, shards.sealed(config.out, store.shards(config.out)))
 
@@ -82,11 +78,7 @@ def _kept_precision(config: ExtractConfig) -> str | None:
 
 
 def embedding_of(recipe: Recipe) -> Embedding:
-    """The identity of the descriptors that `recipe` makes.
-
-    Raises:
-        UserError: The recipe's whitening was fitted on another embedding.
-    """
+    """The identity of what `recipe` makes. Raises UserError if its whitening was fitted on another embedding."""
     known = recipe.source.spec
     embedding = Embedding(
         backbone=known.backbone,
@@ -120,26 +112,17 @@ def _require_same(config: ExtractConfig, embedding: Embedding) -> None:
         raise UserError(f"{config.out!r} stores {stored}, not {config.store}; use another --out")
 
 
-def _run(
-    config: ExtractConfig,
-    selected: Manifest,
-    contents: list[str],
-    left: np.ndarray,
-    recipe: Recipe,
-    *,
-    embedding: Embedding,
-) -> float:
-    """Extracts the rows `left` and returns the seconds taken."""
-    if not len(left):
+def _run(config: ExtractConfig, rows: pa.Table, recipe: Recipe, embedding: Embedding) -> float:
+    """Extracts `rows` and returns the seconds taken."""
+    if not rows.num_rows:
         return 0.0
     from dim.extract import pipeline  # noqa: PLC0415  (a finished extraction needs no Ray Data)
 
-    rows = _planned(selected, contents, left, config.shard_rows)
     waiting = Counter(rows["shard"].to_pylist())
     image_size = recipe.source.spec.image_size
-    machine = resources(config.workers, config.gpus_per_worker, config.batch_size, image_size, len(left))
+    machine = resources(config.workers, config.gpus_per_worker, config.batch_size, image_size, rows.num_rows)
     log.info("starting %d network actor%s", machine.workers, "" if machine.workers == 1 else "s")
-    progress = Progress("extracting", len(left), errors=True)
+    progress = Progress("extracting", rows.num_rows, errors=True)
     open_shards: dict[str, list[pa.Table]] = {}
     # The generator is closed here, also after an error. Closed later, after Ray's end, it would start another Ray.
     with (

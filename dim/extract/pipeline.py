@@ -39,19 +39,11 @@ NETWORK_TRIES = 5
 WINDOW_BATCHES = 8
 WINDOW_BYTES = 2**28
 
-PIXELS = pa.struct([("data", pa.large_binary()), ("height", pa.int32()), ("width", pa.int32())])
+# The columns of a decoded photo. `width` and `height` are those of the upright photo, before it is resized.
 DECODED = pa.schema(
-    [
-        ("image_id", pa.string()),
-        ("content", pa.string()),
-        ("shard", pa.string()),
-        ("pixels", PIXELS),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("several", pa.bool_()),
-        ("status", pa.string()),
-        ("error", pa.string()),
-    ]
+    [(name, pa.string()) for name in ("image_id", "content", "shard", "status", "error")]
+    + [("pixels", pa.struct({"data": pa.large_binary(), "height": pa.int32(), "width": pa.int32()}))]
+    + [("width", pa.int32()), ("height", pa.int32()), ("several", pa.bool_())]
 )
 
 # Augments a photo: its pixels (H, W, 3) and its content fingerprint → pixels of the same shape.
@@ -62,14 +54,13 @@ def run(rows: pa.Table, recipe: Recipe, dtype: str, machine: Resources) -> Gener
     """Embeds photos and streams the store's rows, in any order.
 
     Args:
-        rows: The photos: image_id, path, box, content and the shard that each belongs to.
+        rows: The photos: image_id, path, box, content, shard.
         recipe: How photos become descriptors.
         dtype: Type of the descriptors, "float32" or "float16".
         machine: The actors that run the network.
 
     Yields:
-        Tables of the store's columns, plus `shard` and `several`: whether the photo's file holds several frames or
-        pages.
+        Tables with the store's columns, `shard`, and `several`: whether a photo's file holds several frames or pages.
     """
     dataset = staged(rows, recipe, machine, Network, (recipe, dtype, machine))
     yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")
@@ -77,15 +68,10 @@ def run(rows: pa.Table, recipe: Recipe, dtype: str, machine: Resources) -> Gener
 
 def staged(rows: pa.Table, recipe: Recipe, machine: Resources, stage: type, arguments: tuple[Any, ...]) -> Dataset:
     """Decodes `rows` for `recipe` and sends them through actors of the class `stage`, made with `arguments`."""
-    spec = recipe.source.spec
+    spec, step = recipe.source.spec, machine.images_at_once
     DataContext.get_current().max_consecutive_actor_init_deaths = NETWORK_TRIES - 1
     photos = decoded(
-        rows,
-        machine.images_at_once,
-        size=spec.image_size,
-        resize=spec.resize,
-        limits=recipe.limits,
-        scaled=recipe.scaled_decode,
+        rows, step, size=spec.image_size, resize=spec.resize, limits=recipe.limits, scaled=recipe.scaled_decode
     )
     return photos.map_batches(
         stage,
@@ -124,9 +110,9 @@ def decoded(
     Args:
         rows: The photos: image_id, path, box, content, shard.
         step: Photos a task.
-        size: Side, or longest side, of the decoded photo in pixels.
-        resize: Whether photos are squashed to a square or keep their aspect.
-        limits: The pixels and bytes that a photo may have at most.
+        size: Side ("squash") or longest side ("long-side") of a decoded photo, in pixels.
+        resize: "squash" or "long-side".
+        limits: The pixels and bytes that a photo may have.
         scaled: Whether large JPEGs are decoded at a fraction of their size.
         change: Augments each decoded photo in the same task.
 
@@ -225,10 +211,7 @@ def _embedder(recipe: Recipe, machine: Resources) -> Embedder:
 def embedded(table: pa.Table, vectors: np.ndarray, dtype: str) -> pa.Table:
     """The store's rows, plus `shard` and `several`, for a table with the columns DECODED.
 
-    Args:
-        table: n decoded photos, and rows of photos that could not be decoded.
-        vectors: The descriptors of the n photos, (n, D).
-        dtype: Type of the stored descriptors, "float32" or "float16".
+    `vectors` (n, D) are the descriptors of the n decoded photos; they are stored as `dtype`, "float32" or "float16".
     """
     schema = store.schema(vectors.shape[1], dtype)
     ok = table["status"].to_numpy() == store.OK

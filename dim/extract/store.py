@@ -68,13 +68,7 @@ def several_frames(shard: pa.Table) -> int:
 
 
 def write_shard(folder: str, name: str, table: pa.Table) -> None:
-    """Writes a shard, then its statistics. The shard counts once both are there.
-
-    Args:
-        folder: The store.
-        name: The shard's name, from `shard_name`.
-        table: Its rows, with the columns of `schema` and the metadata of `marked`.
-    """
+    """Writes a shard, a table from `marked`, and then its statistics. The shard counts once both are there."""
     sink = pa.BufferOutputStream()
     # Compression saves a tenth of the descriptors' bytes and makes reading take half as long again. A dictionary of
     # their values, Arrow's default, makes reading float16 three times as slow.
@@ -133,9 +127,9 @@ def read_shard(
         folder: The store.
         name: The shard's name.
         columns: The columns to read; None: all.
-        embedding: The embedding that must have made the shard, if it names one.
+        embedding: The embedding that the shard must have, if it names one.
         dimension: The dimension that its descriptors must have.
-        content: The content of the shard's file, if the caller has read it already.
+        content: The content of the shard's file, if it has been read already.
 
     Raises:
         UserError: The shard is damaged, does not have the store's schema, or has another embedding or dimension.
@@ -166,10 +160,7 @@ def read_shards(
         hashed: Whether to compare each file's checksum, too.
 
     Yields:
-        Each shard and its rows.
-
-    Raises:
-        UserError: The store or a shard is not as `shards.belonging`, `read_shard` and `Shard.require` demand.
+        Each shard and its rows. Raises UserError as `shards.belonging`, `read_shard` and `Shard.require` do.
     """
     embedding = of_folder(folder)
     shards = belonging(folder) if of is None else of

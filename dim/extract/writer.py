@@ -27,14 +27,10 @@ AHEAD = 4  # shards that are queued or being written
 
 
 class Writer:
-    """Writes shards in the background; a context manager.
+    """Writes shards to the store `folder` in the background; a context manager.
 
     The next call after a failed write raises its error. Leaving the block waits for the queued shards, also after an
     error, because what was computed counts.
-
-    Args:
-        folder: The store.
-        embedding: The embedding that made the descriptors.
     """
 
     def __init__(self, folder: str, embedding: Embedding) -> None:
@@ -79,18 +75,13 @@ def pending(
     A row counts if it is selected, its photo is unchanged, its shard is intact, and no earlier shard holds it. If some
     shards name their embedding, one that names none may come from another store, so it is treated as damaged.
 
-    Args:
-        folder: The store.
-        embedding: The embedding of this extraction.
-        image_ids: Ids of the selected rows (N,).
-        contents: Their content fingerprints.
-        retry_failed: Whether error rows are computed again.
+    With `retry_failed`, error rows don't count.
 
     Returns:
-        Positions of the rows to compute, ascending.
+        Positions of the rows to compute, ascending, in `image_ids` and their content fingerprints `contents`.
 
     Raises:
-        UserError: Another embedding made a shard.
+        UserError: Another embedding than `embedding` made a shard.
     """
     position = {key: row for row, key in enumerate(zip(image_ids, contents, strict=True))}
     done = np.zeros(len(image_ids), dtype=bool)

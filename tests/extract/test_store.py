@@ -111,7 +111,7 @@ def test_a_shard_that_lacks_a_column_is_named(folder, tmp_path, name):
         ("descriptor", pa.array([[1.0, 0.0]] * 2), "'descriptor' is list"),
         ("descriptor", pa.array([["a"]] * 2, pa.list_(pa.string(), 1)), "'descriptor' is fixed_size_list<.*string"),
         ("descriptor", pa.nulls(2, pa.list_(pa.float32(), 2)), "'descriptor' is empty in a row that is no error"),
-        ("descriptor", pa.array([[1.0]] * 2, pa.list_(pa.float32(), 1)), "has 1 values a row, .* but 2 in"),
+        ("descriptor", pa.array([[1.0]] * 2, pa.list_(pa.float32(), 1)), "has 1 values a row, but 2 in"),
         ("status", pa.array([1, 1]), "'status' is int64"),
         ("status", pa.nulls(2, pa.string()), "'status' is empty in a row that is no error"),
         ("image_id", pa.array([[1], [2]]), "'image_id' is list"),
