@@ -45,14 +45,8 @@ def set_up_tensorflow(threads: int, streams: int = 1, *, one_shape: bool = False
 class Recipe:
     """How images become descriptors. `dim.extract.config` says how flags become a recipe.
 
-    Args:
-        source: The network's spec and weights.
-        precision: "float32" or "bfloat16".
-        scales: Image scales whose descriptors are combined.
-        scales_mean: How they are combined, "mean" or "gem".
-        whitening: Applied to the network's output.
-        scaled_decode: Whether large JPEGs are decoded at a fraction of their size.
-        limits: The pixels and bytes that a photo may have. They change no descriptor.
+    `scales_mean` combines the descriptors of the `scales`; `whitening` is applied to the result. `scaled_decode` allows
+    decoding large JPEGs at a fraction of their size. `limits` on photos change no descriptor.
     """
 
     source: Source
@@ -65,12 +59,7 @@ class Recipe:
 
 
 class Embedder:
-    """The network of a recipe.
-
-    Args:
-        recipe: How images become descriptors.
-        batch_size: The most images in a forward pass.
-        streams: Forward passes that run at the same time.
+    """The network of a recipe, for passes of at most `batch_size` images, `streams` of them at the same time.
 
     Example:
         >>> Embedder(Recipe(spec.resolve("vgg16-gem"), "float32"), batch_size=16).embed(images)  # (N, 512)

@@ -10,6 +10,7 @@ Each input row gives one output row. A photo that cannot be decoded becomes an e
 import logging
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -51,16 +52,10 @@ Change: TypeAlias = Callable[[np.ndarray, str], np.ndarray]
 
 
 def run(rows: pa.Table, recipe: Recipe, dtype: str, machine: Resources) -> Generator[pa.Table, None, None]:
-    """Embeds photos and streams the store's rows, in any order.
+    """Embeds the photos `rows` (image_id, path, box, content, shard) and streams the store's rows, in any order.
 
-    Args:
-        rows: The photos: image_id, path, box, content, shard.
-        recipe: How photos become descriptors.
-        dtype: Type of the descriptors, "float32" or "float16".
-        machine: The actors that run the network.
-
-    Yields:
-        Tables with the store's columns, `shard`, and `several`: whether a photo's file holds several frames or pages.
+    Yields tables with the store's columns, `shard`, and `several`: whether a photo's file holds several frames or
+    pages. `dtype`, "float32" or "float16", is the type of the descriptors.
     """
     dataset = staged(rows, recipe, machine, Network, (recipe, dtype, machine))
     yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")
@@ -137,27 +132,18 @@ def _decode(
     table: pa.Table, *, size: int, resize: Resize, scaled: bool, limits: Limits, change: Change | None
 ) -> pa.Table:
     # A worker that dies again and again dies of one of these photos.
-    how = isolated.decode if cluster.earlier_attempts() >= UNGUARDED_TRIES else isolated.watched
-    decoded = [
-        _decode_row(row, photo, how, size, resize, change=change, scaled=scaled, limits=limits)
-        for row, photo in zip(table.to_pylist(), photos.fetched(table["path"].to_pylist()), strict=True)
-    ]
-    return pa.Table.from_pylist(decoded, schema=DECODED)
+    function = isolated.decode if cluster.earlier_attempts() >= UNGUARDED_TRIES else isolated.watched
+    decode = partial(function, size=size, resize=resize, scaled=scaled, limits=limits)
+    rows = zip(table.to_pylist(), photos.fetched(table["path"].to_pylist()), strict=True)
+    return pa.Table.from_pylist([_decode_row(row, photo, decode, change) for row, photo in rows], schema=DECODED)
 
 
 def _decode_row(
-    row: dict[str, Any],
-    photo: photos.Fetched,
-    how: Callable[..., Decoded],
-    size: int,
-    resize: Resize,
-    *,
-    change: Change | None,
-    **named: Any,
+    row: dict[str, Any], photo: photos.Fetched, decode: Callable[..., Decoded], change: Change | None
 ) -> dict[str, Any]:
     outcome = {name: row[name] for name in ("image_id", "content", "shard")}
     try:
-        image = how(photo.read(), size, resize, row["box"] and tuple(row["box"]), **named)
+        image = decode(photo.read(), box=row["box"] and tuple(row["box"]))
     except (DecodeError, OSError) as error:
         reason = str(error) if isinstance(error, DecodeError) else f"cannot read the file: {files.reason(error)}"
         return outcome | {"status": store.ERROR, "error": reason}

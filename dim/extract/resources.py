@@ -52,13 +52,9 @@ def resources(
 ) -> Resources:
     """Sizes the network actors for the cluster, including the nodes that its autoscaler may still start.
 
-    Args:
-        workers: Actors. None: one a GPU, or without GPUs one a node, and several on nodes with several times the CPUs;
-            but only as many as have work for about as long as they take to start.
-        gpus_per_worker: GPUs of each actor, from 0 to 1. None: 1 if any node has a GPU.
-        batch_size: Images a forward pass. None: a number that suits the device.
-        image_size: Side of the photos in pixels.
-        images: Photos to embed. There are never more actors than keep busy with them.
+    `workers` None gives one actor a GPU, or without GPUs one a node and several on nodes with several times the CPUs,
+    but no more than have work for about as long as they take to start. A given number is cut only to the actors that
+    have work at all, for `images` photos with sides of `image_size` pixels.
 
     Raises:
         UserError: No node has, or will have, room for such an actor.

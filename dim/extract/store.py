@@ -32,18 +32,10 @@ EMBEDDING, SEVERAL = b"embedding", b"several_frames"
 
 def schema(dimension: int, dtype: str = "float32") -> pa.Schema:
     """The store's schema for descriptors of `dimension` values of `dtype`."""
-    value = pa.float16() if dtype == "float16" else pa.float32()
-    return pa.schema(
-        [
-            ("image_id", pa.string()),
-            ("descriptor", pa.list_(value, dimension)),
-            ("status", pa.string()),
-            ("error", pa.string()),
-            ("width", pa.int32()),
-            ("height", pa.int32()),
-            ("content", pa.string()),
-        ]
-    )
+    text, pixels = pa.string(), pa.int32()
+    descriptor = pa.list_(pa.float16() if dtype == "float16" else pa.float32(), dimension)
+    first = [("image_id", text), ("descriptor", descriptor), ("status", text), ("error", text)]
+    return pa.schema([*first, ("width", pixels), ("height", pixels), ("content", text)])
 
 
 def shard_name(rows: Sequence[tuple[str, str]]) -> str:
