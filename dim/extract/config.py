@@ -1,14 +1,11 @@
-"""The flags of an extraction, and the way from them to the embedding identity.
+"""The flags of an extraction, and the way from them to the embedding identity:
 
-Four kinds of objects say which network makes the descriptors. Each adds what the one before does not know:
-
-1. `Extraction`: the flags as given; None follows the model. `ExtractConfig` adds the flags of extract.py alone.
-2. `model.spec.Source`: the weights file and the `Spec`, the structure that model.json holds. `Extraction.source` finds
-   both and applies the flags.
-3. `extract.embedder.Recipe`: the source, the precision that was chosen for "auto", and the whitening's arrays. An actor
-   needs nothing else. `extract.job.recipe_of` makes it.
-4. `extract.identity.Embedding`: the flat record in run.json, with checksums for weights and whitening.
-   `extract.job.embedding_of` makes it.
+1. `Extraction` holds the flags as given; None follows the model. `ExtractConfig` adds those of extract.py alone.
+2. `Extraction.source` → `model.spec.Source`: the weights, and the `Spec`, the structure that model.json holds.
+3. `extract.job.recipe_of` → `extract.embedder.Recipe`: the source, the precision chosen for "auto" and the whitening's
+   arrays. An actor needs nothing else.
+4. `extract.job.embedding_of` → `extract.identity.Embedding`: the flat record in run.json, with checksums in place of the
+   weights and the whitening. Descriptors may be compared if their records are equal.
 """
 
 import typing

@@ -22,12 +22,8 @@ log = logging.getLogger(__name__)
 
 
 def set_up_tensorflow(threads: int, streams: int = 1, *, one_shape: bool = False) -> None:
-    """Sets TensorFlow's threads and GPUs, before TensorFlow computes anything.
-
-    Args:
-        threads: Threads of this process.
-        streams: Forward passes that run at the same time and share the threads.
-        one_shape: Whether nearly all batches have one shape, including the number of images.
+    """Sets TensorFlow's GPUs, and its `threads`, which `streams` passes at a time share. Call it before TensorFlow
+    computes anything. `one_shape` says that nearly all batches have one shape, including the number of images.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     # For each new shape of each convolution, batch size included, TensorFlow times all of cuDNN's algorithms to find
@@ -90,7 +86,7 @@ class Embedder:
 
 
 def batches(images: Sequence[np.ndarray], size: int) -> Iterator[tuple[list[int], np.ndarray]]:
-    """Stacks of at most `size` uint8 images (H, W, 3) of one shape, each after the images' positions."""
+    """Groups images (H, W, 3) by shape; yields the positions and the stack of at most `size` images at a time."""
     by_shape: dict[tuple[int, ...], list[int]] = {}
     for row, image in enumerate(images):
         by_shape.setdefault(image.shape, []).append(row)
@@ -113,7 +109,7 @@ class Forward:
         self._threads = ThreadPoolExecutor(streams, thread_name_prefix="forward")
 
     def __call__(self, images: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[int]]:
-        """The results for all batches, arrays (n, …), and the position in `images` of each of their rows."""
+        """Results for all batches, arrays (n, …), and for each of their rows the position of its image in `images`."""
         size = min(self._batch_size, -(-len(images) // self._streams))
         order: list[int] = []
         begun = []
@@ -123,7 +119,7 @@ class Forward:
         return [part.numpy() for batch in begun for part in batch.result()], order
 
     def _fitting(self, batch: np.ndarray) -> list[Any]:
-        """Results for `batch`, in parts that fit into memory. Later batches are no larger than the parts.
+        """Results for `batch`, in parts that fit into memory. Later batches are no larger than these parts.
 
         Raises TensorFlow's ResourceExhaustedError if a single image does not fit.
         """

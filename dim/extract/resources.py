@@ -19,7 +19,7 @@ CPU_BATCH, CPU_PIXELS, GPU_BATCH = 32, 8 * 224**2, 256
 # How many times `images_at_once` an actor embeds in about the time that it takes to start. A CPU actor starts in ten
 # seconds and embeds 7 photos of 224 pixels a second. A GPU is assumed to embed 800 a second; its node needs minutes.
 CPU_LOADS, GPU_LOADS = 4, 64
-USED = 0.9  # a number of actors that uses this share of all CPUs is good enough
+USED = 0.9  # the share of all CPUs that actors must use; larger actors are preferred to a higher share
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ def resources(
     """Sizes the network actors for the cluster, including the nodes that its autoscaler may still start.
 
     `workers` None gives one actor a GPU, or without GPUs one a node and several on nodes with several times the CPUs,
-    but no more than have work for about as long as they take to start. A given number is cut only to the actors that
-    have work at all, for `images` photos with sides of `image_size` pixels.
+    but no more than have work for about as long as they take to start. A given number is reduced only to the actors
+    that have any work. The work is `images` photos with sides of `image_size` pixels.
 
     Raises:
         UserError: No node has, or will have, room for such an actor.

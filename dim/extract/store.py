@@ -26,7 +26,7 @@ from dim.io.storage import at_once
 
 OK, ERROR = "ok", "error"
 AT_ONCE = 8  # shards read or written at the same time, of some megabytes each
-# Keys of a shard's Parquet metadata: its embedding, and the ids of its photos whose files hold several frames or pages.
+# Keys of a shard's Parquet metadata: its embedding, and the ids of photos whose files hold several frames or pages.
 EMBEDDING, SEVERAL = b"embedding", b"several_frames"
 
 
@@ -45,7 +45,7 @@ def shard_name(rows: Sequence[tuple[str, str]]) -> str:
 
 
 def marked(table: pa.Table, embedding: Embedding) -> pa.Table:
-    """`table` with the metadata of a shard: `embedding`, and the ids whose column `several`, which goes, is true."""
+    """`table` with a shard's metadata: `embedding`, and in place of the column `several` the ids where it is true."""
     several: list[str] = []
     if "several" in table.column_names:
         several = table.filter(table["several"].fill_null(False))["image_id"].to_pylist()

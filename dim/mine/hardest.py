@@ -36,11 +36,11 @@ class Partners:
 
     def screen(self, pool: Pool, i: int, j: int, score: np.ndarray) -> None:
         """Offers block j to block i; `score` (rows of i, rows of j) is sign · xᵀy, or −inf for pairs to leave out."""
-        cost, _ = self._of(pool, i)
+        cost, _ = self._held(pool, i)
         # |distance − (2 − 2xᵀy)| ≤ tolerance, so only a score of at least `limit` can beat a row's worst partner.
         limit = self.sign - (cost[:, -1].astype(np.float64) + pool.tolerance) / 2
         if np.isinf(limit).any():
-            rows, columns = self._first(pool, j, np.ascontiguousarray(score), limit)
+            rows, columns = self._within_block(pool, j, np.ascontiguousarray(score), limit)
         else:
             rows, columns = entries(score >= limit.astype(np.float32)[:, None])
         for start in range(0, len(rows), _OFFERED):
@@ -48,8 +48,8 @@ class Partners:
             own, other = rows[part] + pool.span(i).start, columns[part] + pool.span(j).start
             self.offer(pool, i, rows[part], other, self.sign * pool.distances(own, other))
 
-    def _first(self, pool: Pool, j: int, score: np.ndarray, limit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        # Some rows have fewer than `count` partners: the best of this block itself give a limit.
+    def _within_block(self, pool: Pool, j: int, score: np.ndarray, limit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        # For rows with fewer than `count` partners so far, the block's own best partners set the limit.
         starts = np.flatnonzero(np.diff(pool.labels[pool.span(j)], prepend=-1))
         best = np.maximum.reduceat(score, starts, axis=1) if self.one_per_label else score
         if best.shape[1] >= self.count:
@@ -63,7 +63,7 @@ class Partners:
 
     def offer(self, pool: Pool, i: int, rows: np.ndarray, partners: np.ndarray, costs: np.ndarray) -> None:
         """Offers `partners` (P) at `costs` (P) to `rows` (P) of block i; each row keeps its best."""
-        best_cost, best_partner = self._of(pool, i)
+        best_cost, best_partner = self._held(pool, i)
         touched, rows = np.unique(rows, return_inverse=True)
         held = np.isfinite(best_cost[touched])
         rows = np.concatenate([np.nonzero(held)[0], rows])
@@ -85,7 +85,7 @@ class Partners:
             rows, places = np.nonzero(np.isfinite(costs))
             self.offer(pool, i, rows, partners[rows, places], costs[rows, places])
 
-    def _of(self, pool: Pool, i: int) -> tuple[np.ndarray, np.ndarray]:
+    def _held(self, pool: Pool, i: int) -> tuple[np.ndarray, np.ndarray]:
         if i not in self.best:
             span = pool.span(i)
             shape = (span.stop - span.start, self.count)

@@ -15,10 +15,10 @@ import ray
 
 from dim.app import placement
 from dim.app.progress import Progress
-from dim.mine import hardest, triplets
+from dim.mine import hardest
 from dim.mine.config import Mining
 from dim.mine.pool import BLOCK_ROWS, Pool, check, pool_of
-from dim.mine.triplets import Triplets, ranked
+from dim.mine.triplets import Triplets, random_units, random_work, ranked
 
 # The CPUs of a task that runs beside workers that wait for it. It is not 0: Ray would then also place tasks on a head
 # node without CPUs, which must not do such work.
@@ -40,10 +40,7 @@ class Strategy:
 
 _HARDEST = Strategy(hardest.units, 32, hardest.work, hardest.finish)
 _RANDOM = Strategy(
-    triplets.random_units,
-    16_384,
-    triplets.random_work,
-    lambda pool, settings, parts: ranked(parts, pool.id_ranks, settings.top),
+    random_units, 16_384, random_work, lambda pool, settings, parts: ranked(parts, pool.id_ranks, settings.top)
 )
 STRATEGIES = {"hardest": _HARDEST, "distinct": _HARDEST, "random": _RANDOM}
 

@@ -15,6 +15,10 @@ import pyarrow as pa
 from dim.mine.config import Mining
 from dim.mine.pool import Pool, too_similar
 
+_COLUMNS = ("anchors", "positives", "negatives", "distance_ap", "distance_an", "loss")
+_DRAWN = 1 << 17  # random candidates in memory at once
+_WORDS = 4  # 64-bit words from each step of Philox
+
 
 @dataclass(frozen=True)
 class Triplets:
@@ -62,9 +66,6 @@ class Triplets:
         return {"candidates": self.candidates, "active": self.active, "kept": self.kept, **means}
 
 
-_COLUMNS = ("anchors", "positives", "negatives", "distance_ap", "distance_an", "loss")
-
-
 def active(
     rows: np.ndarray, distance_ap: np.ndarray, distance_an: np.ndarray, margin: float, candidates: int
 ) -> Triplets:
@@ -107,10 +108,6 @@ def _hardest(triplets: Triplets, id_ranks: np.ndarray, top: int | None) -> Tripl
     return triplets.take(order[:top])
 
 
-_DRAWN = 1 << 17  # candidates in memory at once
-_WORDS = 4  # 64-bit words from each step of Philox
-
-
 def random_units(pool: Pool) -> int:
     """The number of ordered pairs of labels whose first has at least two images."""
     _, sizes = _labels(pool)
@@ -135,8 +132,8 @@ def _of_pairs(pool: Pool, settings: Mining, start: int, stop: int) -> Triplets:
     own, other = np.divmod(np.arange(start, stop), len(sizes) - 1)
     own = np.flatnonzero(sizes >= 2)[own]
     other += other >= own
-    # A draw numbers a triplet of labels with n and m images: anchor, positive, negative are its digits in the mixed
-    # radix n, n − 1, m.
+    # A draw is the number of a triplet. For labels with n and m images, its digits in the mixed radix (n, n − 1, m) are
+    # the anchor, the positive and the negative.
     n, m = sizes[own][:, None], sizes[other][:, None]
     drawn = np.sort(_words(settings, start, stop) % (n * (n - 1) * m).astype(np.uint64), axis=1).astype(np.int64)
     anchor, rest = np.divmod(drawn, (n - 1) * m)
