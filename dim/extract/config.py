@@ -4,8 +4,8 @@
 2. `Extraction.source` → `model.spec.Source`: the weights, and the `Spec`, the structure that model.json holds.
 3. `extract.job.recipe_of` → `extract.embedder.Recipe`: the source, the precision chosen for "auto" and the whitening's
    arrays. An actor needs nothing else.
-4. `extract.job.embedding_of` → `extract.identity.Embedding`: the flat record in run.json, with checksums in place of the
-   weights and the whitening. Descriptors may be compared if their records are equal.
+4. `extract.job.embedding_of` → `extract.identity.Embedding`: the flat record in run.json, with checksums in place of
+   the weights and the whitening. Descriptors may be compared if their records are equal.
 """
 
 import typing

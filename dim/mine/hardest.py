@@ -139,7 +139,7 @@ def no_partners(settings: Mining) -> Found:
 def _screen_pair(pool: Pool, settings: Mining, i: int, j: int, found: Found) -> None:
     positives, negatives = found
     similarity = pool.block(i) @ pool.block(j).T
-    if pool.labels[pool.span(i)][-1] >= pool.labels[pool.span(j)][0]:  # labels ascend: otherwise, they share none
+    if pool.labels[pool.span(i)][-1] >= pool.labels[pool.span(j)][0]:  # labels ascend: else no pair shares one
         same = screen_positives(pool, i, j, similarity, positives)
         similarity[same] = -np.inf
     if settings.max_similarity is not None:
@@ -150,7 +150,7 @@ def _screen_pair(pool: Pool, settings: Mining, i: int, j: int, found: Found) -> 
 def screen_positives(pool: Pool, i: int, j: int, similarity: np.ndarray, positives: Partners) -> np.ndarray:
     """Offers rows of blocks i and j that share a label to each other; returns which pairs do.
 
-    `similarity` and the returned mask have the shape (rows of i, rows of j).
+    `similarity`, the float32 products, and the returned mask have the shape (rows of i, rows of j).
     """
     same: np.ndarray = pool.labels[pool.span(i)][:, None] == pool.labels[pool.span(j)]
     mates = np.where(same, -similarity, -np.inf)

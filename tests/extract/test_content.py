@@ -1,4 +1,4 @@
-"""Which photo a row was computed from."""
+"""The content fingerprint: it changes with the photo, and with nothing else."""
 
 import contextlib
 import hashlib

@@ -1,4 +1,4 @@
-"""The store: shards that count when whole, and what reads them."""
+"""The store: only intact shards count, and readers name what is wrong with the others."""
 
 import numpy as np
 import pyarrow as pa
