@@ -55,11 +55,7 @@ class Recipe:
 
 
 class Embedder:
-    """The network of a recipe, for passes of at most `batch_size` images, `streams` of them at the same time.
-
-    Example:
-        >>> Embedder(Recipe(spec.resolve("vgg16-gem"), "float32"), batch_size=16).embed(images)  # (N, 512)
-    """
+    """The network of a recipe, for passes of at most `batch_size` images, `streams` of them at the same time."""
 
     def __init__(self, recipe: Recipe, batch_size: int, streams: int = 1) -> None:
         import tensorflow as tf  # noqa: PLC0415

@@ -65,10 +65,9 @@ class Embedding:
 
 
 def from_json(document: Any, where: str) -> Embedding:
-    """Reads what `Embedding.as_json` wrote; errors name `where`.
+    """Reads what `Embedding.as_json` wrote.
 
-    Raises:
-        UserError: A field is missing or has the wrong type, the id does not fit, or the version is unknown.
+    Raises UserError, naming `where`, if a field is missing or of a wrong type, the id is wrong or the version unknown.
     """
     try:
         known = document.get("version", 1) if isinstance(document, dict) else 1

@@ -35,8 +35,7 @@ from dim.model.spec import Spec
 DECODER_CPUS = 0.5
 UNGUARDED_TRIES = 2  # tries of a decoding task; after them, it decodes each photo in a process of its own
 NETWORK_TRIES = 5
-# An actor takes several batches at a time if photos differ in shape, so that it can batch equal shapes, or if it feeds
-# a GPU.
+# An actor takes several batches at a time if photos differ in shape (it batches equal shapes) or if it feeds a GPU.
 WINDOW_BATCHES = 8
 WINDOW_BYTES = 2**28
 

@@ -55,9 +55,7 @@ def resources(
     `workers` None gives one actor a GPU, or without GPUs one a node and several on nodes with several times the CPUs,
     but no more than have work for about as long as they take to start. A given number is reduced only to the actors
     that have any work. The work is `images` photos with sides of `image_size` pixels.
-
-    Raises:
-        UserError: No node has, or will have, room for such an actor.
+    Raises UserError if no node has, or will have, room for such an actor.
     """
     gpus = placement.gpus(gpus_per_worker)
     count = workers or _most(gpus)

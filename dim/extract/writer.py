@@ -74,14 +74,10 @@ def pending(
 
     A row counts if it is selected, its photo is unchanged, its shard is intact, and no earlier shard holds it. If some
     shards name their embedding, one that names none may come from another store, so it is treated as damaged.
-
-    With `retry_failed`, error rows don't count.
+    With `retry_failed`, error rows don't count. Raises UserError if another embedding than `embedding` made a shard.
 
     Returns:
         Positions of the rows to compute, ascending, in `image_ids` and their content fingerprints `contents`.
-
-    Raises:
-        UserError: Another embedding than `embedding` made a shard.
     """
     position = {key: row for row, key in enumerate(zip(image_ids, contents, strict=True))}
     done = np.zeros(len(image_ids), dtype=bool)
