@@ -166,7 +166,7 @@ def test_a_shard_that_hides_what_made_it_is_refused_among_others_that_say_so(sto
     manifest, folder, _ = store_of(sealed=False)
     name = parts(folder)[1].stem
     store.write_shard(folder, name, store.read_shard(folder, name).replace_schema_metadata(None))
-    refused("evaluate", manifest, folder, tmp_path / "out", "not all shards of .* say what made them")
+    refused("evaluate", manifest, folder, tmp_path / "out", "not all shards of .* name their embedding")
 
 
 def test_the_seal_lists_the_shards_as_their_statistics_do(store_of):

@@ -7,7 +7,7 @@ The one or two sets of descriptors that an evaluation measures, each with its di
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from dim.errors import UserError
 from dim.evaluate.config import EvaluateConfig
 from dim.evaluate.protocols import Task
 from dim.extract import descriptors, identity
-from dim.extract.config import ExtractConfig, Extraction, Split
+from dim.extract.config import ExtractConfig, Split
 from dim.extract.descriptors import Descriptors
 from dim.extract.identity import Embedding
 from dim.io import files, seal
@@ -184,5 +184,5 @@ def _folders(config: EvaluateConfig) -> Iterator[tuple[str, str, str | None]]:
 def _extract(config: EvaluateConfig, model: str, photos: str, out: str, split: Split | None) -> None:
     from dim.extract.job import extract  # noqa: PLC0415  (descriptors at hand need no Ray)
 
-    how = {field.name: getattr(config, field.name) for field in fields(Extraction)}
+    how = config.extraction_settings()
     extract(ExtractConfig(manifest=photos, model=model, out=out, split=split, **how))

@@ -1,8 +1,16 @@
-"""The settings of an extraction."""
+"""The flags of an extraction, and the way from them to the embedding identity:
+
+1. `Extraction` holds the flags as given; None follows the model. `ExtractConfig` adds those of extract.py alone.
+2. `Extraction.source` → `model.spec.Source`: the weights, and the `Spec`, the structure that model.json holds.
+3. `extract.job.recipe_of` → `extract.embedder.Recipe`: the source, the precision chosen for "auto" and the whitening's
+   arrays. An actor needs nothing else.
+4. `extract.job.embedding_of` → `extract.identity.Embedding`: the flat record in run.json, with checksums in place of
+   the weights and the whitening. Descriptors may be compared if their records are equal.
+"""
 
 import typing
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 from dim.app.config import flag_name, option
 from dim.data.config import Resize
@@ -18,7 +26,7 @@ Split = Literal["train", "val", "test"]
 
 @dataclass(frozen=True, kw_only=True)
 class Extraction(Limited):
-    """How photos become descriptors, in every job that takes a model. Raises UserError for a value out of range."""
+    """The flags of every job that turns photos into descriptors. Raises UserError for a value out of range."""
 
     root: str | None = option(
         None, help="refuse photos outside this folder, links resolved", metavar="DIR", group="input and output"
@@ -79,16 +87,20 @@ class Extraction(Limited):
         super().__post_init__()
 
     def source(self, model: str) -> "Source":
-        """The network that `model` names, changed as these settings say. Raises UserError as `spec.resolve` does."""
-        from dim.model import spec  # noqa: PLC0415  (--help needs none)
+        """The network that `model` names, changed as these flags say. Raises UserError as `spec.resolve` does."""
+        from dim.model import spec  # noqa: PLC0415  (--help does not need it)
 
         changes = ("pooling", "preprocessing", "image_size", "resize")
         return spec.resolve(model, self.weights, **{name: getattr(self, name) for name in changes})
 
+    def extraction_settings(self) -> dict[str, Any]:
+        """The values of these flags alone, without those that a job's own class adds."""
+        return {field.name: getattr(self, field.name) for field in fields(Extraction)}
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractConfig(Extraction):
-    """What `jobs/extract.py` does; each field is a flag."""
+    """The flags of `jobs/extract.py`."""
 
     manifest: str = option(help="Parquet or CSV of the photos", metavar="FILE", group="input and output")
     model: str = option(help="model folder, or a name such as vgg16-gem@block5_conv3", group="input and output")

@@ -1,4 +1,4 @@
-"""The descriptors of a manifest's rows, in memory and in the manifest's order."""
+"""Reads a store's descriptors into memory, in the order of a manifest's rows."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from dim.extract.identity import Embedding
 
 @dataclass(frozen=True)
 class Descriptors:
-    """Descriptors in memory: `rows` (n,) are positions in the manifest asked for, `vectors` (n, D) float32."""
+    """Descriptors in memory: `vectors`, float32 (n, D), of the manifest's rows at the positions `rows` (n,)."""
 
     embedding: Embedding
     rows: np.ndarray
@@ -21,9 +21,14 @@ class Descriptors:
 
 
 def read(folder: str, manifest: Manifest) -> Descriptors:
-    """The descriptors of the manifest's rows, in the manifest's order; rows that could not be decoded are left out.
+    """Reads the descriptors of the manifest's rows; error rows are left out.
 
-    Raises UserError as `store.read_shards` does, and where `folder` holds no descriptors, or has not each row once.
+    Args:
+        folder: A finished store. It may hold more photos than the manifest.
+        manifest: The rows to read.
+
+    Raises:
+        UserError: A shard is damaged, all rows are error rows, or a row is missing or repeated.
     """
     embedding = identity.of_folder(folder)
     position = {image_id: row for row, image_id in enumerate(manifest.image_ids)}
@@ -52,7 +57,7 @@ def read(folder: str, manifest: Manifest) -> Descriptors:
 
 
 def require_present(present: np.ndarray, folder: str, manifest: Manifest) -> None:
-    """Raises UserError unless `folder` has each row of the manifest, as `present` (N,) says."""
+    """Raises UserError unless `present`, bool (N,), is true for each row of the manifest."""
     if not present.all():
         missing = manifest.image_ids[~present]
         raise UserError(

@@ -1,8 +1,8 @@
-"""What a descriptor depends on. Two descriptors may be compared only if everything here is equal.
+"""When may two descriptors be compared, and is a stored descriptor still that of its photo?
 
-`content` (per row, in the store) says which photo it was; labels and splits are part of neither.
-
-Which photo a row was computed from: path, size, modification time and box. A changed photo has another content.
+`Embedding` identifies the network and all else that a descriptor depends on. It is in run.json; descriptors may be
+compared only if their embeddings are equal. The content fingerprint (`fingerprint_photos`), a column of the store,
+identifies the photo of one row. Labels and splits are part of neither.
 """
 
 import dataclasses
@@ -26,8 +26,11 @@ SRGB, IGNORED = "srgb", "ignored"
 
 @dataclass(frozen=True)
 class Embedding:
-    """The identity of an embedding; `weights` and `whitening` are sha256 of the arrays' files. `profiles` says what
-    was made of the photos' colour profiles: SRGB, or IGNORED as in version 1 of the identity.
+    """The identity of an embedding. `dim.extract.config` says how flags become one.
+
+    `weights` and `whitening` are sha256 of the files; `weights` may also be "random" or "imagenet". `scales_mean` is
+    None for a single scale. `profiles` says how photos' colour profiles were treated: SRGB (applied), or IGNORED as in
+    version 1 of the identity.
     """
 
     backbone: str
@@ -50,21 +53,21 @@ class Embedding:
         return hashlib.sha256(json.dumps(self._fields(), sort_keys=True).encode()).hexdigest()
 
     def as_json(self) -> dict[str, Any]:
-        """The fields and the id, as they stand in run.json."""
+        """The fields and the id, as run.json holds them."""
         return {"id": self.id, **self._fields()}
 
     def _fields(self) -> dict[str, Any]:
         fields = dataclasses.asdict(self)
-        if self.profiles == IGNORED:  # version 1, which had no word for it, keeps its ids
+        if self.profiles == IGNORED:  # version 1 had neither field; its ids must not change
             del fields["profiles"]
             return fields
         return fields | {"version": VERSION}
 
 
 def from_json(document: Any, where: str) -> Embedding:
-    """The embedding that `as_json` wrote.
+    """Reads what `Embedding.as_json` wrote.
 
-    Raises UserError where a field is missing or of another type, the id doesn't fit, or the version is not known.
+    Raises UserError, naming `where`, if a field is missing or of a wrong type, the id is wrong or the version unknown.
     """
     try:
         known = document.get("version", 1) if isinstance(document, dict) else 1
@@ -88,14 +91,15 @@ def _typed(field: dataclasses.Field[Any], value: Any) -> Any:
     else:
         fits = isinstance(value, cast(type, field.type))
     if not fits:
-        raise TypeError(f"{field.name} is {quoted(value)}")  # which is short, however deep the value is
+        raise TypeError(f"{field.name} is {quoted(value)}")  # quoted() shortens a value of any depth
     return tuple(value) if field.name == "scales" else value
 
 
 def of_folder(folder: str) -> Embedding:
     """The embedding of the descriptors or the index in `folder`, from its run.json.
 
-    Raises UserError where it has none, and where the job that writes the folder has not ended.
+    Raises:
+        UserError: There is no run.json, it holds no embedding, or the job that writes the folder has not finished.
     """
     record = output.finished(folder)
     if record is None:
@@ -103,10 +107,15 @@ def of_folder(folder: str) -> Embedding:
     return of_record(record, folder)
 
 
-def inputs_of(folder: str) -> dict[str, str | None]:
-    """What the descriptors or the index in `folder` were made from, by kind (model, manifest …), from its run.json.
+def of_record(record: dict[str, Any], folder: str) -> Embedding:
+    """The embedding in `record`, the run.json of `folder`."""
+    return from_json(record.get("embedding"), files.join(folder, output.RECORD))
 
-    Raises UserError where that doesn't say so.
+
+def inputs_of(folder: str) -> dict[str, str | None]:
+    """The files that the descriptors or the index in `folder` were made from, by kind (model, manifest …).
+
+    Raises UserError if the folder's run.json does not list them.
     """
     inputs = (output.record_of(folder) or {}).get("inputs")
     if not isinstance(inputs, dict) or not all(isinstance(uri, str | None) for uri in inputs.values()):
@@ -115,13 +124,8 @@ def inputs_of(folder: str) -> dict[str, str | None]:
     return inputs
 
 
-def of_record(record: dict[str, Any], folder: str) -> Embedding:
-    """The embedding in `record`, the run.json of `folder`."""
-    return from_json(record.get("embedding"), files.join(folder, output.RECORD))
-
-
 def require_equal(one: Embedding, where_one: str, other: Embedding, where_other: str) -> None:
-    """Raises UserError, naming each differing field, unless both embeddings are the same."""
+    """Raises UserError unless both embeddings are equal; the message names each field that differs."""
     if one == other:
         return
     differing = [
@@ -138,7 +142,7 @@ def require_equal(one: Embedding, where_one: str, other: Embedding, where_other:
 
 
 def _renewal(where: str) -> str:
-    """What to run for what stands at `where`, made when colour profiles were ignored (version 1 of the identity)."""
+    """Advice for an output from before dim applied colour profiles (version 1 of the identity)."""
     record = output.record_of(where) if files.is_folder(where) else None
     job = record["job"] if record else "whiten" if where.endswith(".npz") else "extract"
     steps = {
@@ -151,22 +155,23 @@ def _renewal(where: str) -> str:
 
 @dataclass(frozen=True)
 class Contents:
-    """For each row of a manifest: its content (a sha256) and whether its file exists."""
+    """For each row of a manifest: its content fingerprint, and whether its file exists."""
 
     contents: list[str]
     present: list[bool]
 
 
-def of_manifest(manifest: Manifest) -> Contents:
-    """Looks at each photo's size and modification time.
+def fingerprint_photos(manifest: Manifest) -> Contents:
+    """Fingerprints each row: sha256 of path, size, modification time and box. A changed photo has another fingerprint.
 
-    Raises UserError where none of the photos exists: a wrong folder, not bad luck.
+    Raises:
+        UserError: None of the photos exists, as happens if the manifest lies in the wrong folder.
     """
     contents, present = [], []
     rows = zip(files.infos(manifest.paths), manifest.table["path"].to_pylist(), manifest.boxes, strict=True)
     for info, path, box in rows:
         present.append(info.type == pafs.FileType.File)
-        # The path as the manifest writes it: moving a folder with its manifest changes nothing.
+        # The path as the manifest has it: moving a folder together with its manifest changes no fingerprint.
         key = f"{path}\t{info.size}\t{info.mtime_ns}\t{box}"
         contents.append(hashlib.sha256(key.encode()).hexdigest()[:32])
     if not any(present):
@@ -179,7 +184,7 @@ def of_manifest(manifest: Manifest) -> Contents:
 
 
 def require_under(root: str, manifest: Manifest) -> None:
-    """Raises UserError unless each photo lies under the folder `root`, links and `..` resolved."""
+    """Raises UserError unless each photo is in the folder `root` or below, after links and `..` are resolved."""
     top = f"{_resolved(root).rstrip('/')}/"
     for image_id, uri in zip(manifest.image_ids, manifest.paths, strict=True):
         if not _resolved(uri).startswith(top):
@@ -189,4 +194,4 @@ def require_under(root: str, manifest: Manifest) -> None:
 def _resolved(uri: str) -> str:
     if files.is_local(uri):
         return os.path.realpath(files.locate(uri)[1])
-    return posixpath.normpath(uri.replace("://", ":/")).replace(":/", "://", 1)  # stores know no links
+    return posixpath.normpath(uri.replace("://", ":/")).replace(":/", "://", 1)  # object stores have no links

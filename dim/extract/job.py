@@ -1,14 +1,20 @@
-"""Extraction: the photos of a manifest → descriptors in a store, resumable, each selected row exactly once."""
+"""The extraction job: the photos of a manifest → descriptors in a store, each selected row exactly once.
+
+`extract` reads the manifest, asks `writer.pending` which rows the finished shards lack, and sends those through the
+pipeline. The same command therefore resumes. `recipe_of` and `embedding_of` are the two steps from the flags to the
+embedding identity; see `dim.extract.config`.
+"""
 
 import contextlib
 import dataclasses
 import logging
+from collections import Counter
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from dim.app import cluster, output, placement
+from dim.app import cluster, output
 from dim.app.progress import Progress
 from dim.data import manifest as manifests
 from dim.data.manifest import Manifest
@@ -27,12 +33,20 @@ log = logging.getLogger(__name__)
 
 
 def extract(config: ExtractConfig) -> dict[str, Any]:
-    """Extracts what is missing in `config.out` and returns the counts. Raises UserError before anything is written."""
+    """Extracts the rows that `config.out` lacks.
+
+    Returns:
+        The content of result.json: the counts `images`, `ok`, `errors`, `several_frames` and `computed`, and
+        `images_per_second`.
+
+    Raises:
+        UserError: An input is unusable, or `config.out` has another embedding. Nothing has been written then.
+    """
     selected = manifests.read(config.manifest).select(config.split)
     source = config.source(config.model)
     if config.root:
         identity.require_under(config.root, selected)
-    contents = identity.of_manifest(selected)
+    contents = identity.fingerprint_photos(selected)
     with cluster.connected():
         cluster.require_shared(selected.paths)
         recipe = recipe_of(config, source)
@@ -42,21 +56,21 @@ def extract(config: ExtractConfig) -> dict[str, Any]:
         with output.opened(config.out, "extract", config, inputs, embedding.as_json()) as out:
             left = writer.pending(config.out, embedding, selected.image_ids, contents.contents, config.retry_failed)
             log.info("%d photos, %d to do", len(selected), len(left))
-            seconds = _run(config, selected, contents.contents, left, recipe, embedding=embedding)
+            seconds = _run(config, _planned(selected, contents.contents, left, config.shard_rows), recipe, embedding)
             result = _result(config.out, selected, len(left), seconds)
             return out.finish(result, shards.sealed(config.out, store.shards(config.out)))
 
 
 def recipe_of(config: ExtractConfig, source: Source) -> Recipe:
-    """How `config` makes descriptors by the network `source`, on the Ray that is connected."""
-    precision = _kept_precision(config) or resolve_precision(config.precision, placement.gpus(config.gpus_per_worker))
-    # Loaded once, here, and handed to the workers: the file may be another when they begin.
+    """How `config` turns photos into descriptors with the network `source`. "auto" precision needs a connected Ray."""
+    precision = _kept_precision(config) or resolve_precision(config.precision, config.gpus_per_worker)
+    # The workers get the arrays, not the file's name: the file may have changed when they begin.
     whiten_by = whitening.load(config.whitening) if config.whitening else None
     return Recipe(source, precision, config.scales, config.scales_mean, whiten_by, config.scaled_decode, config.limits)
 
 
 def _kept_precision(config: ExtractConfig) -> str | None:
-    """The precision of what stands in `config.out`, which an extraction that asks for none in particular keeps."""
+    """The precision of the descriptors in `config.out`, which "auto" keeps; None if there are none."""
     record = output.record_of(config.out) if config.precision == "auto" and config.out else None
     if record is None or record["job"] != "extract":
         return None
@@ -64,7 +78,7 @@ def _kept_precision(config: ExtractConfig) -> str | None:
 
 
 def embedding_of(recipe: Recipe) -> Embedding:
-    """The identity of what `recipe` makes. Raises UserError where its whitening was fitted on another embedding."""
+    """The identity of what `recipe` makes. Raises UserError if its whitening was fitted on another embedding."""
     known = recipe.source.spec
     embedding = Embedding(
         backbone=known.backbone,
@@ -91,45 +105,26 @@ def embedding_of(recipe: Recipe) -> Embedding:
 def _require_same(config: ExtractConfig, embedding: Embedding) -> None:
     record = output.record_of(config.out)
     if record is None or record["job"] != "extract":
-        return  # output.opened says whose folder it is
+        return  # output.opened refuses the folder of another job
     identity.require_equal(identity.of_record(record, config.out), config.out, embedding, config.model)
     stored = record.get("configuration", {}).get("store")
     if stored != config.store:
         raise UserError(f"{config.out!r} stores {stored}, not {config.store}; use another --out")
 
 
-def _run(
-    config: ExtractConfig,
-    selected: Manifest,
-    contents: list[str],
-    left: np.ndarray,
-    recipe: Recipe,
-    *,
-    embedding: Embedding,
-) -> float:
-    """Extracts the rows `left`; returns the seconds that it took."""
-    if not len(left):
+def _run(config: ExtractConfig, rows: pa.Table, recipe: Recipe, embedding: Embedding) -> float:
+    """Extracts `rows` and returns the seconds taken."""
+    if not rows.num_rows:
         return 0.0
-    from dim.extract import pipeline  # noqa: PLC0415  (nothing to do needs no Ray Data)
+    from dim.extract import pipeline  # noqa: PLC0415  (a finished extraction needs no Ray Data)
 
-    parts = [left[start : start + config.shard_rows] for start in range(0, len(left), config.shard_rows)]
-    names = [store.shard_name([(selected.image_ids[row], contents[row]) for row in part]) for part in parts]
-    rows = pa.table(
-        {
-            "image_id": [selected.image_ids[row] for row in left],
-            "path": [selected.paths[row] for row in left],
-            "box": pa.array([selected.boxes[row] for row in left], pa.list_(pa.float64())),
-            "content": [contents[row] for row in left],
-            "shard": [name for name, part in zip(names, parts, strict=True) for _ in part],
-        }
-    )
-    waiting = {name: len(part) for name, part in zip(names, parts, strict=True)}
+    waiting = Counter(rows["shard"].to_pylist())
     image_size = recipe.source.spec.image_size
-    machine = resources(config.workers, config.gpus_per_worker, config.batch_size, image_size, len(left))
+    machine = resources(config.workers, config.gpus_per_worker, config.batch_size, image_size, rows.num_rows)
     log.info("starting %d network actor%s", machine.workers, "" if machine.workers == 1 else "s")
-    progress = Progress("extracting", len(left), errors=True)
+    progress = Progress("extracting", rows.num_rows, errors=True)
     open_shards: dict[str, list[pa.Table]] = {}
-    # Closed here also after an error: what is left of it once Ray is gone would start another.
+    # The generator is closed here, also after an error. Closed later, after Ray's end, it would start another Ray.
     with (
         Writer(config.out, embedding) as writer,
         contextlib.closing(pipeline.run(rows, recipe, config.store, machine)) as batches,
@@ -145,6 +140,21 @@ def _run(
     return progress.seconds
 
 
+def _planned(selected: Manifest, contents: list[str], left: np.ndarray, shard_rows: int) -> pa.Table:
+    """The input of the pipeline: the rows `left`, each with the name of the shard that it goes to."""
+    parts = [left[start : start + shard_rows] for start in range(0, len(left), shard_rows)]
+    names = [store.shard_name([(selected.image_ids[row], contents[row]) for row in part]) for part in parts]
+    return pa.table(
+        {
+            "image_id": [selected.image_ids[row] for row in left],
+            "path": [selected.paths[row] for row in left],
+            "box": pa.array([selected.boxes[row] for row in left], pa.list_(pa.float64())),
+            "content": [contents[row] for row in left],
+            "shard": [name for name, part in zip(names, parts, strict=True) for _ in part],
+        }
+    )
+
+
 def _result(folder: str, selected: Manifest, computed: int, seconds: float) -> dict[str, Any]:
     image_ids: list[str] = []
     errors: list[str] = []
@@ -154,12 +164,12 @@ def _result(folder: str, selected: Manifest, computed: int, seconds: float) -> d
         image_ids += table["image_id"].to_pylist()
         several += store.several_frames(table)
         failed = table.filter(pa.compute.equal(table["status"], store.ERROR))
-        errors += failed["error"].fill_null("no reason is known").to_pylist()
+        errors += failed["error"].fill_null("unknown reason").to_pylist()
     require_each_once(selected.image_ids, image_ids, repr(folder))
     if errors:
         log.warning("photos that could not be read: %d (%s); each has an error row", len(errors), count_reasons(errors))
     if several:
-        log.info("photos whose files hold several frames or pages, of which the first is taken: %d", several)
+        log.info("photos whose files hold several frames or pages; the first of each is used: %d", several)
     return {
         "images": len(selected),
         "ok": len(selected) - len(errors),

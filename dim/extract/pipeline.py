@@ -1,13 +1,16 @@
-"""The Ray Data pipeline: photos are read and decoded by CPU tasks and embedded by a pool of network actors.
+"""The Ray Data pipeline: CPU tasks read and decode photos, a pool of network actors embeds them.
 
-Training takes its photos from the same decoding tasks.
+Which way do a photo's pixels go, and in which process? `run` streams an extraction: `decoded` (tasks) → `Network`
+(actors) → the store's rows. Whitening puts a stage of its own behind the same decoding (`staged`); training takes the
+decoded photos themselves (`decoded`).
 
-One row goes out for each row in: a photo that cannot be decoded becomes an error row with its reason.
+Each input row gives one output row. A photo that cannot be decoded becomes an error row with its reason.
 """
 
 import logging
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -27,63 +30,119 @@ from dim.extract.resources import Resources
 from dim.io import files
 from dim.model.spec import Spec
 
-# A decoder waits for storage part of its time. (Were this what an actor takes, Ray Data would fuse the two stages, and
-# they would take turns.)
+# A decoder waits for storage part of its time. An actor must ask for another number of CPUs: Ray Data fuses stages that
+# ask for the same, and then decoding and embedding take turns.
 DECODER_CPUS = 0.5
-# Of a decoding task; after these, each of its photos is decoded in a process of its own.
-UNGUARDED_TRIES = 2
+UNGUARDED_TRIES = 2  # tries of a decoding task; after them, it decodes each photo in a process of its own
 NETWORK_TRIES = 5
-# What an actor takes at a time, where it finds batches of one shape in it, or feeds a GPU.
+# An actor takes several batches at a time if photos differ in shape (it batches equal shapes) or if it feeds a GPU.
 WINDOW_BATCHES = 8
 WINDOW_BYTES = 2**28
 
-PIXELS = pa.struct([("data", pa.large_binary()), ("height", pa.int32()), ("width", pa.int32())])
-
-
+# The columns of a decoded photo. `width` and `height` are those of the upright photo, before it is resized.
 DECODED = pa.schema(
-    [
-        ("image_id", pa.string()),
-        ("content", pa.string()),
-        ("shard", pa.string()),
-        ("pixels", PIXELS),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("several", pa.bool_()),
-        ("status", pa.string()),
-        ("error", pa.string()),
-    ]
+    [(name, pa.string()) for name in ("image_id", "content", "shard", "status", "error")]
+    + [("pixels", pa.struct({"data": pa.large_binary(), "height": pa.int32(), "width": pa.int32()}))]
+    + [("width", pa.int32()), ("height", pa.int32()), ("several", pa.bool_())]
 )
 
-
-# Makes a variant, of the same shape, of a photo's pixels (H, W, 3), which its `content` decides.
+# Augments a photo: its pixels (H, W, 3) and its content fingerprint → pixels of the same shape.
 Change: TypeAlias = Callable[[np.ndarray, str], np.ndarray]
+
+
+def run(rows: pa.Table, recipe: Recipe, dtype: str, machine: Resources) -> Generator[pa.Table, None, None]:
+    """Embeds the photos `rows` (image_id, path, box, content, shard) and streams the store's rows, in any order.
+
+    Yields tables with the store's columns, `shard`, and `several`: whether a photo's file holds several frames or
+    pages. `dtype`, "float32" or "float16", is the type of the descriptors.
+    """
+    dataset = staged(rows, recipe, machine, Network, (recipe, dtype, machine))
+    yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")
+
+
+def staged(rows: pa.Table, recipe: Recipe, machine: Resources, stage: type, arguments: tuple[Any, ...]) -> Dataset:
+    """Decodes `rows` for `recipe` and sends them through actors of the class `stage`, made with `arguments`."""
+    spec, step = recipe.source.spec, machine.images_at_once
+    DataContext.get_current().max_consecutive_actor_init_deaths = NETWORK_TRIES - 1
+    photos = decoded(
+        rows, step, size=spec.image_size, resize=spec.resize, limits=recipe.limits, scaled=recipe.scaled_decode
+    )
+    return photos.map_batches(
+        stage,
+        fn_constructor_args=arguments,
+        batch_size=_window(spec, machine),
+        batch_format="pyarrow",
+        num_cpus=machine.cpus,
+        num_gpus=machine.gpus,
+        # Two calls at once: the first passes of one window run beside the last passes of the window before.
+        compute=ActorPoolStrategy(
+            size=machine.workers, max_concurrent_calls_per_actor=2, enable_true_multi_threading=True
+        ),
+    )
+
+
+def _window(spec: Spec, machine: Resources) -> int:
+    """How many photos an actor takes at a time."""
+    if spec.resize == "squash" and machine.gpus == 0:
+        return machine.images_at_once  # all have one shape, and a CPU has nothing to wait for
+    fitting = WINDOW_BYTES // (3 * spec.image_size**2)
+    return max(machine.images_at_once, min(WINDOW_BATCHES * machine.images_at_once, fitting))
+
+
+def decoded(
+    rows: pa.Table,
+    step: int,
+    *,
+    size: int,
+    resize: Resize,
+    limits: Limits,
+    scaled: bool = False,
+    change: Change | None = None,
+) -> Dataset:
+    """Decodes photos in Ray tasks.
+
+    Args:
+        rows: The photos: image_id, path, box, content, shard.
+        step: Photos a task.
+        size: Side ("squash") or longest side ("long-side") of a decoded photo, in pixels.
+        resize: "squash" or "long-side".
+        limits: The pixels and bytes that a photo may have.
+        scaled: Whether large JPEGs are decoded at a fraction of their size.
+        change: Augments each decoded photo in the same task.
+
+    Returns:
+        A lazy data set with the columns DECODED, one block a task.
+    """
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.raise_original_map_exception = True
+    if not cluster.verbose():
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    blocks = [rows.slice(start, step) for start in range(0, rows.num_rows, step)]
+    how = {"size": size, "resize": resize, "scaled": scaled, "limits": limits, "change": change}
+    # `from_arrow` asks for a task of a whole CPU for each block. A node with one CPU and a trainer has none left.
+    return ray.data.from_blocks(blocks).map_batches(
+        _decode, fn_kwargs=how, batch_size=None, batch_format="pyarrow", num_cpus=DECODER_CPUS
+    )
 
 
 def _decode(
     table: pa.Table, *, size: int, resize: Resize, scaled: bool, limits: Limits, change: Change | None
 ) -> pa.Table:
-    # What has killed its worker again and again is a photo among these, not bad luck.
-    how = isolated.decode if cluster.earlier_attempts() >= UNGUARDED_TRIES else isolated.watched
-    decoded = [
-        _decode_row(row, photo, how, size, resize, change=change, scaled=scaled, limits=limits)
-        for row, photo in zip(table.to_pylist(), photos.fetched(table["path"].to_pylist()), strict=True)
-    ]
-    return pa.Table.from_pylist(decoded, schema=DECODED)
+    # A worker that dies again and again dies of one of these photos.
+    function = isolated.decode if cluster.earlier_attempts() >= UNGUARDED_TRIES else isolated.watched
+    decode = partial(function, size=size, resize=resize, scaled=scaled, limits=limits)
+    rows = zip(table.to_pylist(), photos.fetched(table["path"].to_pylist()), strict=True)
+    return pa.Table.from_pylist([_decode_row(row, photo, decode, change) for row, photo in rows], schema=DECODED)
 
 
 def _decode_row(
-    row: dict[str, Any],
-    photo: photos.Fetched,
-    how: Callable[..., Decoded],
-    size: int,
-    resize: Resize,
-    *,
-    change: Change | None,
-    **named: Any,
+    row: dict[str, Any], photo: photos.Fetched, decode: Callable[..., Decoded], change: Change | None
 ) -> dict[str, Any]:
     outcome = {name: row[name] for name in ("image_id", "content", "shard")}
     try:
-        image = how(photo.read(), size, resize, row["box"] and tuple(row["box"]), **named)
+        image = decode(photo.read(), box=row["box"] and tuple(row["box"]))
     except (DecodeError, OSError) as error:
         reason = str(error) if isinstance(error, DecodeError) else f"cannot read the file: {files.reason(error)}"
         return outcome | {"status": store.ERROR, "error": reason}
@@ -95,9 +154,9 @@ def _decode_row(
 
 
 def images(table: pa.Table) -> list[np.ndarray]:
-    """The photos of a table of DECODED that could be decoded, uint8 (H, W, 3): views of its memory, not to be written.
+    """The decoded photos of a table with the columns DECODED, uint8 (H, W, 3), error rows left out.
 
-    A copy of each would take the time of a GPU that feeds on them.
+    They are read-only views of the table's memory: copying each photo would take as long as a GPU takes to embed it.
     """
     found: list[np.ndarray] = []
     for chunk in table["pixels"].chunks:
@@ -115,14 +174,15 @@ class Network:
 
     def __init__(self, recipe: Recipe, dtype: str, machine: Resources) -> None:
         self._dtype = dtype
-        # Made while the first photos are decoded, and not here: what goes wrong here, Ray hands on as text only.
+        # A thread loads the network while tasks decode the first photos. An error in this constructor would reach the
+        # caller as text only; an error in the thread is raised by the first call.
         self._embedder = ThreadPoolExecutor(1).submit(_embedder, recipe, machine)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """A table of DECODED → the store's rows, as `embedded` says. Raises JobFailed for what kills it always."""
+        """A table with the columns DECODED → what `embedded` makes. Raises JobFailed if its photos kill the actor."""
         if cluster.earlier_attempts() >= NETWORK_TRIES:
             raise JobFailed(
-                f"the network's process died {NETWORK_TRIES} times over the same photos, as it does where memory is "
+                f"the network's process died {NETWORK_TRIES} times over the same photos, as it does if memory is "
                 "short; run the same command with a smaller --batch-size"
             )
         return embedded(table, self._embedder.result().embed(images(table)), self._dtype)
@@ -134,7 +194,10 @@ def _embedder(recipe: Recipe, machine: Resources) -> Embedder:
 
 
 def embedded(table: pa.Table, vectors: np.ndarray, dtype: str) -> pa.Table:
-    """The store's rows, with `shard` and `several`, of a table of DECODED; its photos have descriptors (n, D)."""
+    """The store's rows, plus `shard` and `several`, for a table with the columns DECODED.
+
+    `vectors` (n, D) are the descriptors of the n decoded photos; they are stored as `dtype`, "float32" or "float16".
+    """
     schema = store.schema(vectors.shape[1], dtype)
     ok = table["status"].to_numpy() == store.OK
     values = np.zeros((len(ok), vectors.shape[1]), dtype)
@@ -144,74 +207,3 @@ def embedded(table: pa.Table, vectors: np.ndarray, dtype: str) -> pa.Table:
     columns = [column if name == "descriptor" else table[name] for name in schema.names]
     found = pa.Table.from_arrays(columns, schema=schema)
     return found.append_column("shard", table["shard"]).append_column("several", table["several"])
-
-
-def _window(spec: Spec, machine: Resources) -> int:
-    """How many photos an actor takes at a time."""
-    if spec.resize == "squash" and machine.gpus == 0:
-        return machine.images_at_once  # all are of one shape, and a CPU has nothing to wait for
-    fitting = WINDOW_BYTES // (3 * spec.image_size**2)
-    return max(machine.images_at_once, min(WINDOW_BATCHES * machine.images_at_once, fitting))
-
-
-def decoded(
-    rows: pa.Table,
-    step: int,
-    *,
-    size: int,
-    resize: Resize,
-    limits: Limits,
-    scaled: bool = False,
-    change: Change | None = None,
-) -> Dataset:
-    """The data set of `rows` (image_id, path, box, content, shard) decoded, with the columns DECODED, in blocks of
-    `step` rows, each of them a task.
-
-    The task also applies `change` to the pixels of each photo.
-    """
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.raise_original_map_exception = True
-    if not cluster.verbose():
-        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    blocks = [rows.slice(start, step) for start in range(0, rows.num_rows, step)]
-    how = {"size": size, "resize": resize, "scaled": scaled, "limits": limits, "change": change}
-    # `from_arrow` would ask for a task of a whole CPU for each block, which no node of one CPU has beside a trainer.
-    return ray.data.from_blocks(blocks).map_batches(
-        _decode, fn_kwargs=how, batch_size=None, batch_format="pyarrow", num_cpus=DECODER_CPUS
-    )
-
-
-def staged(rows: pa.Table, recipe: Recipe, machine: Resources, stage: type, arguments: tuple[Any, ...]) -> Dataset:
-    """The data set `rows` → decoded for `recipe` → through actors of the class `stage`, made with `arguments`."""
-    spec = recipe.source.spec
-    DataContext.get_current().max_consecutive_actor_init_deaths = NETWORK_TRIES - 1
-    photos = decoded(
-        rows,
-        machine.images_at_once,
-        size=spec.image_size,
-        resize=spec.resize,
-        limits=recipe.limits,
-        scaled=recipe.scaled_decode,
-    )
-    return photos.map_batches(
-        stage,
-        fn_constructor_args=arguments,
-        batch_size=_window(spec, machine),
-        batch_format="pyarrow",
-        num_cpus=machine.cpus,
-        num_gpus=machine.gpus,
-        # While the last passes of a window run, the first of the next do.
-        compute=ActorPoolStrategy(
-            size=machine.workers, max_concurrent_calls_per_actor=2, enable_true_multi_threading=True
-        ),
-    )
-
-
-def run(rows: pa.Table, recipe: Recipe, dtype: str, machine: Resources) -> Generator[pa.Table, None, None]:
-    """Streams the store's rows, with their `shard` and whether the photo's file holds `several` frames or pages, for
-    `rows` (image_id, path, box, content, shard) in any order.
-    """
-    dataset = staged(rows, recipe, machine, Network, (recipe, dtype, machine))
-    yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")

@@ -1,4 +1,8 @@
-"""What the network's actors take of the cluster."""
+"""How many network actors run, and on what: CPUs, GPUs, batch size, precision.
+
+`resources` sizes the actors of an extraction for the cluster and the work. `resolve_precision` chooses the precision
+that all its nodes can compute in.
+"""
 
 import dataclasses
 from dataclasses import dataclass
@@ -9,18 +13,18 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from dim.app import cluster, placement
 from dim.model import devices as precisions
 
-# Images a forward pass. A CPU gains nothing by more than keep it busy; a GPU that hasn't the memory is given less
-# (`forward.Forward`).
+# Images a forward pass. A CPU gains nothing from more than keep it busy. A GPU with too little memory gets fewer
+# (`embedder.Forward`).
 CPU_BATCH, CPU_PIXELS, GPU_BATCH = 32, 8 * 224**2, 256
-# How many times `images_at_once` an actor gets through in about the time that it takes to start: ten seconds of a CPU,
-# which embeds 7 photos of 224 pixels a second; a GPU is taken to embed 800, and its node takes minutes to start.
+# How many times `images_at_once` an actor embeds in about the time that it takes to start. A CPU actor starts in ten
+# seconds and embeds 7 photos of 224 pixels a second. A GPU is assumed to embed 800 a second; its node needs minutes.
 CPU_LOADS, GPU_LOADS = 4, 64
-USED = 0.9  # part of all CPUs for which larger actors are not given up
+USED = 0.9  # the share of all CPUs that actors must use; larger actors are preferred to a higher share
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What the network's actors take: how many, and of what each; `batch_size` images a forward pass."""
+    """The network actors: how many `workers`, the `cpus` and `gpus` of each, and `batch_size` images a forward pass."""
 
     workers: int
     cpus: float
@@ -39,19 +43,19 @@ class Resources:
 
     @property
     def images_at_once(self) -> int:
-        """Images that keep all streams busy, so that none waits for another; a decoding task takes as many."""
+        """Images that keep all streams busy, so that none waits for another; also the photos of a decoding task."""
         return self.batch_size * (self.streams if self.gpus > 0 else 2 * self.streams)
 
 
 def resources(
     workers: int | None, gpus_per_worker: float | None, batch_size: int | None, image_size: int, images: int
 ) -> Resources:
-    """The resources asked for, for so many `images` of `image_size` pixels a side.
+    """Sizes the network actors for the cluster, including the nodes that its autoscaler may still start.
 
-    What is not given follows the cluster, also as it will be once the autoscaler has started what it may: an actor a
-    GPU; without GPUs, one for each node, and more on nodes of several times the CPUs. It follows the work, too: there
-    are no more actors than have photos for about as long as they take to start, or, of as many as `workers` asks for,
-    than have photos at all. Raises UserError where no node has, or will have, room for such an actor.
+    `workers` None gives one actor a GPU, or without GPUs one a node and several on nodes with several times the CPUs,
+    but no more than have work for about as long as they take to start. A given number is reduced only to the actors
+    that have any work. The work is `images` photos with sides of `image_size` pixels.
+    Raises UserError if no node has, or will have, room for such an actor.
     """
     gpus = placement.gpus(gpus_per_worker)
     count = workers or _most(gpus)
@@ -66,7 +70,7 @@ def resources(
 
 
 def _most(gpus: float) -> int:
-    """The actors for which there is room, or will be."""
+    """The number of actors that fit the cluster, now or once it has grown."""
     nodes = placement.known()
     if gpus > 0:
         return max(1, placement.room(nodes, 0, gpus))
@@ -75,20 +79,22 @@ def _most(gpus: float) -> int:
     def used(size: float) -> float:
         return min(USED * total, size * placement.room(nodes, size, 0))
 
-    # All actors are of one size: the largest with which nearly all CPUs have work. So a node that is a multiple of the
-    # others has as many, and a small head does not split large nodes into hundreds.
+    # All actors have one size: the largest that leaves hardly any CPU idle. A node with several times the CPUs of the
+    # others then gets several actors, and a small head node does not split large nodes into hundreds.
     sizes = sorted({node.cpus for node in nodes}, reverse=True)
     return max(1, placement.room(nodes, max(sizes, key=used, default=1.0), 0))
 
 
-def resolve_precision(wanted: str, gpus: float) -> str:
-    """`wanted`, or for "auto" the fastest that all nodes support on which workers with this many `gpus` can run.
+def resolve_precision(wanted: str, gpus_per_worker: float | None) -> str:
+    """`wanted`, or for "auto" the fastest precision of all nodes that can run a worker. Only "auto" needs a Ray.
 
-    It is part of a descriptor's identity, so it must not depend on which node is asked, or lives. Where more such nodes
-    may come, it is bfloat16 for GPUs, which those of before 2020 compute more slowly, and float32 for CPUs.
+    Precision is part of the embedding identity, so it must not depend on the node that is asked or on the nodes that
+    are up. If more nodes of the kind may start, it is bfloat16 for GPUs, though those from before 2020 compute it more
+    slowly, and float32 for CPUs.
     """
     if wanted != "auto":
         return wanted
+    gpus = placement.gpus(gpus_per_worker)
     if cluster.is_own():
         return precisions.best(gpus > 0)
     able = [node for node in ray.nodes() if node["Alive"] and _runs(node["Resources"], gpus)]

@@ -1,7 +1,7 @@
-"""Which shards belong to a finished store, and what each must be.
+"""Which shards belong to a finished store, and which rows, size and checksum must each have?
 
-run.json seals them. A store that was made before there were seals is known by its shards' statistics, and by the number
-of images in its run.json.
+run.json lists them (a seal, `dim.io.seal`). For a store from before seals, the statistics beside the shards and the
+number of images in run.json take the list's place.
 """
 
 from dataclasses import dataclass
@@ -20,8 +20,9 @@ _FACTS = {"rows": int, "bytes": int, "sha256": str}
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard of the store `folder`, which has `size` bytes; `facts` are its rows, bytes and sha256, as far as it is
-    known what they must be.
+    """The shard `name` of the store `folder`, whose file has `size` bytes.
+
+    `facts` are the rows, bytes and sha256 that it must have, as far as they are known.
     """
 
     folder: str
@@ -31,11 +32,11 @@ class Shard:
 
     @property
     def uri(self) -> str:
-        """Its file."""
+        """The shard's file."""
         return files.join(self.folder, f"{self.name}{_SHARD}")
 
     def read(self) -> bytes:
-        """The content of its file. Raises UserError where that can't be read."""
+        """The content of the shard's file. Raises UserError if it cannot be read."""
         try:
             return files.read_bytes(self.uri)
         except OSError as error:
@@ -44,7 +45,7 @@ class Shard:
             ) from error
 
     def require(self, rows: int, content: bytes | None = None) -> None:
-        """Raises UserError unless it has these `rows`, its size, and, where it is at hand, this `content`."""
+        """Raises UserError unless `rows`, the file's size and, if given, its `content` agree with the facts."""
         found: dict[str, Any] = {"rows": rows, "bytes": self.size}
         if content is not None:
             found["sha256"] = seal.sha256(content)
@@ -57,7 +58,7 @@ class Shard:
 
 
 def sealed(folder: str, names: list[str]) -> Seal:
-    """What is to be sealed of the shards `names`, from their statistics."""
+    """The facts of the shards `names` for run.json, from their statistics."""
     return {f"{name}{_SHARD}": facts for name, facts in _all_statistics(folder, names).items()}
 
 
@@ -72,10 +73,11 @@ def _statistics(folder: str, name: str) -> Facts:
 
 
 def belonging(folder: str) -> list[Shard]:
-    """The shards of the finished store `folder`, sorted.
+    """Lists the shards of the finished store `folder`, sorted by name.
 
-    Raises UserError where one is missing, or has another size than when it was sealed, or a shard of another store
-    stands beside them; and where the job that writes the folder has not ended.
+    Raises:
+        UserError: A shard is missing or has another size than run.json lists, the folder holds a shard that run.json
+            does not list, or the job that writes the folder has not finished.
     """
     of_all = output.whole(folder)
     present = [name for name in files.names(folder) if name.startswith(_PREFIX)]
@@ -83,7 +85,7 @@ def belonging(folder: str) -> list[Shard]:
     if of_all is None:
         facts = _of_statistics(folder, shards, [name for name in present if name.endswith(_STATISTICS)])
     else:
-        # An index, say, has none.
+        # run.json may list other files, too: those of an index, say.
         facts = {name.removesuffix(_SHARD): known for name, known in of_all.items() if name.startswith(_PREFIX)}
         if strange := sorted({*shards} - facts.keys()):
             uri = files.join(folder, f"{strange[0]}{_SHARD}")

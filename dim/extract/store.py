@@ -1,12 +1,12 @@
-"""The descriptor store: a folder of Parquet shards, each row an image.
+"""The descriptor store: a folder of Parquet shards, one row an image. How a shard is written, checked and read.
 
 Columns: `image_id: string`, `descriptor: fixed_size_list<float32>[D]` (float16 with `--store float16`; null in an error
-row), `status` ("ok" or "error"), `error`, `width`, `height` (of the upright photo, pixels), `content` (which photo it
-was).
+row), `status` ("ok" or "error"), `error`, `width`, `height` (of the upright photo, in pixels), `content` (the photo's
+content fingerprint).
 
-A shard `part-<hash>.parquet` is named by the ids and contents that it holds, and is done when its statistics
-`part-<hash>.json` (rows, errors, bytes, sha256) stand beside it. What is half-written is not done. Its Parquet metadata
-says which embedding made it, so that a shard that was copied from elsewhere is refused.
+A hash of its image ids and contents names a shard, `part-<hash>.parquet`. It counts as finished once its statistics
+`part-<hash>.json` (rows, errors, bytes, sha256) exist. Its Parquet metadata names the embedding that made it, so that
+readers refuse a shard that was copied from another store.
 """
 
 import json
@@ -25,35 +25,27 @@ from dim.io import files, seal, strict_json, tables
 from dim.io.storage import at_once
 
 OK, ERROR = "ok", "error"
-AT_ONCE = 8  # shards that are read or written; each has some megabytes
-# In a shard's metadata: what made it, and the ids of its photos whose files hold several frames or pages.
+AT_ONCE = 8  # shards read or written at the same time, of some megabytes each
+# Keys of a shard's Parquet metadata: its embedding, and the ids of photos whose files hold several frames or pages.
 EMBEDDING, SEVERAL = b"embedding", b"several_frames"
 
 
 def schema(dimension: int, dtype: str = "float32") -> pa.Schema:
     """The store's schema for descriptors of `dimension` values of `dtype`."""
-    value = pa.float16() if dtype == "float16" else pa.float32()
-    return pa.schema(
-        [
-            ("image_id", pa.string()),
-            ("descriptor", pa.list_(value, dimension)),
-            ("status", pa.string()),
-            ("error", pa.string()),
-            ("width", pa.int32()),
-            ("height", pa.int32()),
-            ("content", pa.string()),
-        ]
-    )
+    text, pixels = pa.string(), pa.int32()
+    descriptor = pa.list_(pa.float16() if dtype == "float16" else pa.float32(), dimension)
+    first = [("image_id", text), ("descriptor", descriptor), ("status", text), ("error", text)]
+    return pa.schema([*first, ("width", pixels), ("height", pixels), ("content", text)])
 
 
 def shard_name(rows: Sequence[tuple[str, str]]) -> str:
-    """The name of the shard that holds these (image_id, content) rows."""
+    """The name of the shard that holds these rows, (image_id, content) each."""
     listed = "\n".join(f"{image_id}\t{content}" for image_id, content in rows)
     return f"part-{seal.sha256(listed.encode())[:16]}"
 
 
 def marked(table: pa.Table, embedding: Embedding) -> pa.Table:
-    """`table`, whose file will say that `embedding` made it, and of which photos its column `several` is true."""
+    """`table` with a shard's metadata: `embedding`, and in place of the column `several` the ids where it is true."""
     several: list[str] = []
     if "several" in table.column_names:
         several = table.filter(table["several"].fill_null(False))["image_id"].to_pylist()
@@ -62,16 +54,16 @@ def marked(table: pa.Table, embedding: Embedding) -> pa.Table:
 
 
 def several_frames(shard: pa.Table) -> int:
-    """How many photos of a shard, as `read_shard` gives it with its ids, hold several frames or pages."""
-    told = set(json.loads((shard.schema.metadata or {}).get(SEVERAL, b"[]")))
-    return sum(image_id in told for image_id in shard["image_id"].to_pylist())
+    """How many photos of a shard, read with its image ids, hold several frames or pages."""
+    listed = set(json.loads((shard.schema.metadata or {}).get(SEVERAL, b"[]")))
+    return sum(image_id in listed for image_id in shard["image_id"].to_pylist())
 
 
 def write_shard(folder: str, name: str, table: pa.Table) -> None:
-    """Writes one shard and then its statistics, which make it count."""
+    """Writes a shard, a table from `marked`, and then its statistics. The shard counts once both are there."""
     sink = pa.BufferOutputStream()
-    # Descriptors hardly shrink: compression, which saves a tenth, makes them half as slow again to read, and a
-    # dictionary of their values, Arrow's default, float16 three times as slow.
+    # Compression saves a tenth of the descriptors' bytes and makes reading take half as long again. A dictionary of
+    # their values, Arrow's default, makes reading float16 three times as slow.
     compression = {name: "zstd" for name in table.column_names if name != "descriptor"}
     pq.write_table(table, sink, compression=compression, write_page_checksum=True, use_dictionary=["status", "error"])
     content = sink.getvalue().to_pybytes()
@@ -86,7 +78,7 @@ def write_shard(folder: str, name: str, table: pa.Table) -> None:
 
 
 def delete_shard(folder: str, name: str) -> None:
-    """Removes a shard: its statistics first, so that it stops counting before it is gone."""
+    """Deletes a shard: its statistics first, so that half a deletion leaves no shard that counts."""
     files.delete(files.join(folder, f"{name}.json"))
     files.delete(files.join(folder, f"{name}.parquet"))
 
@@ -102,12 +94,12 @@ def shards(folder: str) -> list[str]:
 
 
 def whole(folder: str, name: str) -> bytes | None:
-    """The content of the shard's file; None where it has not the size and checksum of its statistics."""
+    """The content of the shard's file; None unless it has the size and checksum that its statistics give."""
     content = files.read_bytes(files.join(folder, f"{name}.parquet"))
     try:
         statistics = files.read_json(files.join(folder, f"{name}.json"))
         known = statistics["bytes"], statistics["sha256"]
-    except (UserError, KeyError, TypeError):  # they are damaged themselves
+    except (UserError, KeyError, TypeError):  # the statistics themselves are damaged
         return None
     return content if known == (len(content), seal.sha256(content)) else None
 
@@ -121,10 +113,18 @@ def read_shard(
     *,
     content: bytes | None = None,
 ) -> pa.Table:
-    """The rows of one shard, from the `content` of its file where that is at hand.
+    """The rows of one shard.
 
-    Raises UserError where it is damaged, has not the store's schema, says that another than `embedding` made it, or has
-    descriptors of another than `dimension`.
+    Args:
+        folder: The store.
+        name: The shard's name.
+        columns: The columns to read; None: all.
+        embedding: The embedding that the shard must have, if it names one.
+        dimension: The dimension that its descriptors must have.
+        content: The content of the shard's file, if it has been read already.
+
+    Raises:
+        UserError: The shard is damaged, does not have the store's schema, or has another embedding or dimension.
     """
     uri = files.join(folder, f"{name}.parquet")
     wanted = columns or schema(1).names
@@ -143,14 +143,20 @@ def read_shard(
 def read_shards(
     folder: str, columns: list[str], of: list[Shard] | None = None, hashed: bool = False
 ) -> Iterator[tuple[Shard, pa.Table]]:
-    """Each shard of the finished store `folder`, or some `of` them, and its rows.
+    """Reads the shards of a finished store, several ahead of the caller.
 
-    With `hashed`, checksums are looked at, too. Raises UserError as `shards.belonging` and `read_shard` do, and where a
-    shard is not what it must be.
+    Args:
+        folder: The store.
+        columns: The columns to read.
+        of: The shards to read; None: all.
+        hashed: Whether to compare each file's checksum, too.
+
+    Yields:
+        Each shard and its rows. Raises UserError as `shards.belonging`, `read_shard` and `Shard.require` do.
     """
     embedding = of_folder(folder)
     shards = belonging(folder) if of is None else of
-    says, size = None, None
+    has_mark, size = None, None
 
     def read(shard: Shard) -> pa.Table:
         content = shard.read() if hashed else None
@@ -158,23 +164,23 @@ def read_shards(
         shard.require(table.num_rows, content)
         return table
 
-    # The first says what the others, which are read ahead, must be.
+    # The first is read alone: all others, which are read ahead, must have its dimension.
     tables = chain(map(read, shards[:1]), at_once(read, shards[1:], AT_ONCE))
     for shard, table in zip(shards, tables, strict=True):
         marked = EMBEDDING in (table.schema.metadata or {})
-        if says not in (None, marked):
-            raise UserError(f"not all shards of {folder!r} say what made them; make this folder again")
-        says = marked
+        if has_mark not in (None, marked):
+            raise UserError(f"not all shards of {folder!r} name their embedding; make this folder again")
+        has_mark = marked
         size = table["descriptor"].type.list_size if "descriptor" in columns else None
         yield shard, table
 
 
 def _misfits(table: pa.Table, columns: list[str], dimension: int | None) -> Iterator[str]:
-    """Which of `columns` are not what the store writes, in words."""
+    """Describes each of `columns` that the store cannot have written."""
     expected = schema(1)
     for name in columns:
         if table.column_names.count(name) != 1:
-            yield f"{name!r} is missing, or there twice"
+            yield f"{name!r} is missing, or there is more than one"
             continue
         found = table.schema.field(name).type
         if name != "descriptor":
@@ -184,7 +190,7 @@ def _misfits(table: pa.Table, columns: list[str], dimension: int | None) -> Iter
         if not fits:
             yield f"{name!r} is {found}"
         elif name == "descriptor" and dimension not in (None, found.list_size):
-            yield f"{name!r} has {found.list_size} values a row, that of the shard before {dimension}"
+            yield f"{name!r} has {found.list_size} values a row, but {dimension} in the other shards"
     filled = pc.fill_null(pc.not_equal(table["status"], ERROR), True)
     for name in {"image_id", "status", "descriptor"}.intersection(columns):
         if pc.any(pc.and_(filled, pc.is_null(table[name]))).as_py():
@@ -200,12 +206,12 @@ def _marked_by(mark: bytes, uri: str) -> Embedding:
 
 
 def dimension(folder: str, name: str) -> int:
-    """How many values a descriptor of the shard has. Raises UserError as `read_shard` does."""
+    """The dimension of the shard's descriptors. Raises UserError as `read_shard` does."""
     return int(read_shard(folder, name, ["descriptor"])["descriptor"].type.list_size)
 
 
 def vectors(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    """A descriptor column without nulls as float32 (N, D)."""
+    """A descriptor column without nulls as an array, float32 (N, D)."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if isinstance(array, pa.ChunkedArray):
         array = array.chunk(0)

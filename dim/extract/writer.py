@@ -1,6 +1,7 @@
-"""Writes shards in a thread, so that nothing waits for the disk or the store but a queue that is full.
+"""How shards get into the store, and which rows a resumed run still has to compute.
 
-What is left to do: the rows of a selection that the finished shards do not hold.
+`Writer` writes finished shards in a thread, so that the pipeline waits only if several shards are queued. `pending`
+cleans up what an interrupted run left and returns the rows that the finished shards lack.
 """
 
 import logging
@@ -22,13 +23,14 @@ from dim.io.storage import at_once, finish
 
 log = logging.getLogger(__name__)
 
-AHEAD = 4  # shards that wait to be written, or are being written
+AHEAD = 4  # shards that are queued or being written
 
 
 class Writer:
-    """Writes to `folder`, at most `AHEAD` shards behind, what `embedding` made; a failure is raised by the next call.
+    """Writes shards to the store `folder` in the background; a context manager.
 
-    A context: its end waits for all that is left, also where the block ended in an error, as what was computed counts.
+    The next call after a failed write raises its error. Leaving the block waits for the queued shards, also after an
+    error, because what was computed counts.
     """
 
     def __init__(self, folder: str, embedding: Embedding) -> None:
@@ -46,7 +48,7 @@ class Writer:
             self._require_success()
 
     def write(self, name: str, table: pa.Table) -> None:
-        """Takes the shard `name`; its rows are written in the order of their ids."""
+        """Queues the shard `name`, to be written with its rows sorted by id; waits while `AHEAD` shards are queued."""
         self._room.acquire()
         self._require_success()
         self._thread.submit(self._write, name, table).add_done_callback(self._done)
@@ -68,26 +70,23 @@ class Writer:
 def pending(
     folder: str, embedding: Embedding, image_ids: np.ndarray, contents: list[str], retry_failed: bool
 ) -> np.ndarray:
-    """Positions (ascending) of the rows to compute, after shards with rows that no longer count have been rewritten.
+    """Finds the rows to compute, after rewriting each shard that holds rows that no longer count.
 
-    A row counts if it is selected, its photo is unchanged, its shard is whole, and no shard before holds it. A shard
-    that doesn't say what made it, among others that do, may be of another embedding: it counts as damaged.
-    With `retry_failed`, error rows don't count. Raises UserError for a shard that another than `embedding` made.
+    A row counts if it is selected, its photo is unchanged, its shard is intact, and no earlier shard holds it. If some
+    shards name their embedding, one that names none may come from another store, so it is treated as damaged.
+    With `retry_failed`, error rows don't count. Raises UserError if another embedding than `embedding` made a shard.
+
+    Returns:
+        Positions of the rows to compute, ascending, in `image_ids` and their content fingerprints `contents`.
     """
     position = {key: row for row, key in enumerate(zip(image_ids, contents, strict=True))}
     done = np.zeros(len(image_ids), dtype=bool)
-    _sweep(folder)
-    names = store.shards(folder)
-    looked_at = at_once(partial(_looked_at, folder, embedding), names, store.AT_ONCE)
-    whole = {name: found for name, found in zip(names, looked_at, strict=True) if found}
-    must_say = any(says for says, _ in whole.values())
     dropped: list[str] = []
-    kept: dict[str, tuple[str, np.ndarray]] = {}  # by the name of the shard to be: which rows it keeps of which
-    for name in names:
+    kept: dict[str, tuple[str, np.ndarray]] = {}  # new shard → the old shard, and which of its rows (bool) to keep
+    for name, table in _inspect_all(folder, embedding).items():
         if name in kept:
-            continue  # a run that died had begun the same
-        says, table = whole.get(name, (False, None))
-        if table is None or (must_say and not says):
+            continue  # an interrupted run had already begun the same rewrite
+        if table is None:
             log.warning("shard %s is damaged; its rows are computed again", name)
             dropped.append(name)
             continue
@@ -107,34 +106,45 @@ def pending(
             kept[store.shard_name(list(compress(keys, counts)))] = name, counts
         else:
             dropped.append(name)
-    # These first: one that is to be may have the name of one that is damaged.
+    # Deletion comes first: a rewritten shard may have the name of a damaged one.
     finish(at_once(partial(store.delete_shard, folder), dropped))
-    finish(at_once(partial(_replace, folder), kept.items(), store.AT_ONCE))
+    finish(at_once(partial(_rewrite, folder), kept.items(), store.AT_ONCE))
     return np.flatnonzero(~done)
 
 
-def _looked_at(folder: str, embedding: Embedding, name: str) -> tuple[bool, pa.Table | UserError] | None:
-    """Whether the shard says what made it, and its rows, or why they can't be taken; None where it is damaged."""
+def _inspect_all(folder: str, embedding: Embedding) -> dict[str, pa.Table | UserError | None]:
+    """For each finished shard its rows, the error that reading them raises, or None if it is damaged."""
+    _delete_unfinished(folder)
+    names = store.shards(folder)
+    found = list(at_once(partial(_inspect, folder, embedding), names, store.AT_ONCE))
+    any_marked = any(marked for marked, _ in found)
+    return {
+        name: table if marked or not any_marked else None for name, (marked, table) in zip(names, found, strict=True)
+    }
+
+
+def _inspect(folder: str, embedding: Embedding, name: str) -> tuple[bool, pa.Table | UserError | None]:
+    """Whether the shard names its embedding, and what `_inspect_all` says of it."""
     content = store.whole(folder, name)
     if not content:
-        return None
-    says = store.EMBEDDING in (pq.read_schema(pa.BufferReader(content)).metadata or {})
+        return False, None
+    marked = store.EMBEDDING in (pq.read_schema(pa.BufferReader(content)).metadata or {})
     try:
-        return says, store.read_shard(folder, name, ["image_id", "content", "status"], embedding, content=content)
+        return marked, store.read_shard(folder, name, ["image_id", "content", "status"], embedding, content=content)
     except UserError as error:
-        return says, error
+        return marked, error
 
 
-def _sweep(folder: str) -> None:
-    # Half-written files, and shards whose statistics never came, are of a run that died.
+def _delete_unfinished(folder: str) -> None:
+    # An interrupted run leaves half-written files, and shards without statistics.
     whole = {f"{name}{ending}" for name in store.shards(folder) for ending in (".parquet", ".json")}
     left = (name for name in files.names(folder) if name.startswith("part-") and name not in whole)
     files.delete_all(files.join(folder, name) for name in left)
 
 
-def _replace(folder: str, change: tuple[str, tuple[str, np.ndarray]]) -> None:
-    """Writes the shard to be, of the rows that count of another, and deletes that."""
+def _rewrite(folder: str, change: tuple[str, tuple[str, np.ndarray]]) -> None:
+    """Writes a new shard with the rows of an old one that count, and deletes the old one."""
     new, (old, counts) = change
-    # Should we die before the old shard is gone, its rows stand twice, and the next run drops one of each.
+    # If the process dies in between, both shards hold the rows, and the next run drops one of them.
     store.write_shard(folder, new, store.read_shard(folder, old).filter(pa.array(counts)))
     store.delete_shard(folder, old)

@@ -1,11 +1,11 @@
-"""The best partners of each row among all rows, exactly: its nearest negatives or its farthest positives.
+"""The strategies `hardest` and `distinct`: the farthest positives of each anchor, crossed with its nearest negatives.
 
-Float32 matrix products only rule partners out, with a margin for their rounding. What they cannot rule out is decided
-by `Pool.distances`. So the result depends on neither the blocks nor the order in which they are seen.
+The search is exact. A float32 matrix product of two blocks rules out most pairs, with a margin for its rounding;
+`Pool.distances` decides the others. The result therefore depends on neither the blocks nor their order.
 
-The hardest triplets: the farthest positives of each anchor, crossed with its nearest negatives.
-
-With strategy `distinct` each label gives an anchor at most one negative (Radenović, 1604.02426).
+`Partners` holds the best partners found so far; `work` fills it from some pairs of blocks, `finish` merges such results
+and crosses positives with negatives. With `distinct`, each label gives an anchor at most one negative (Radenović et
+al., arXiv:1604.02426).
 """
 
 from collections.abc import Iterable, Iterator
@@ -17,16 +17,16 @@ from dim.mine.config import Mining
 from dim.mine.pool import Pool, too_similar
 from dim.mine.triplets import Triplets, active, ranked
 
-_OFFERED = 1 << 18  # candidates decided at once, which bounds the memory where very many tie
+_OFFERED = 1 << 18  # pairs decided at once, which bounds the memory if very many tie
 
 
 @dataclass(frozen=True)
 class Partners:
     """The best `count` partners of each row among those offered so far.
 
-    `sign`: 1 for the nearest, −1 for the farthest. A partner's cost is sign · distance; the least is best, ties by
-    image id. `one_per_label`: at most one partner from each label. `best`: for each block seen the costs,
-    float32 (rows, count), inf where there is no partner, and the partners, int64 (rows, count).
+    `sign` is 1 for the nearest partners, −1 for the farthest. A partner's cost is sign · distance; the least is best,
+    and image ids decide ties. With `one_per_label`, a row has at most one partner from each label. `best` holds for
+    each block its rows' costs, float32 (rows, count), inf if there is no partner, and partners, int64 (rows, count).
     """
 
     count: int
@@ -35,12 +35,12 @@ class Partners:
     best: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
     def screen(self, pool: Pool, i: int, j: int, score: np.ndarray) -> None:
-        """Offers block j to block i; `score` (rows of i, of j): sign · xᵀy, or −inf where a pair is no candidate."""
-        cost, _ = self._of(pool, i)
-        # As |distance − (2 − 2xᵀy)| ≤ tolerance, only a score of `limit` or more can beat the worst partner held.
+        """Offers block j to block i; `score` (rows of i, rows of j) is sign · xᵀy, or −inf for pairs to leave out."""
+        cost, _ = self._held(pool, i)
+        # |distance − (2 − 2xᵀy)| ≤ tolerance, so only a score of at least `limit` can beat a row's worst partner.
         limit = self.sign - (cost[:, -1].astype(np.float64) + pool.tolerance) / 2
         if np.isinf(limit).any():
-            rows, columns = self._first(pool, j, np.ascontiguousarray(score), limit)
+            rows, columns = self._within_block(pool, j, np.ascontiguousarray(score), limit)
         else:
             rows, columns = entries(score >= limit.astype(np.float32)[:, None])
         for start in range(0, len(rows), _OFFERED):
@@ -48,8 +48,8 @@ class Partners:
             own, other = rows[part] + pool.span(i).start, columns[part] + pool.span(j).start
             self.offer(pool, i, rows[part], other, self.sign * pool.distances(own, other))
 
-    def _first(self, pool: Pool, j: int, score: np.ndarray, limit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        # Some rows hold fewer than `count` partners yet: this block's own best limit what it can offer.
+    def _within_block(self, pool: Pool, j: int, score: np.ndarray, limit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        # For rows with fewer than `count` partners so far, the block's own best partners set the limit.
         starts = np.flatnonzero(np.diff(pool.labels[pool.span(j)], prepend=-1))
         best = np.maximum.reduceat(score, starts, axis=1) if self.one_per_label else score
         if best.shape[1] >= self.count:
@@ -62,8 +62,8 @@ class Partners:
         return rows, columns
 
     def offer(self, pool: Pool, i: int, rows: np.ndarray, partners: np.ndarray, costs: np.ndarray) -> None:
-        """Takes the best of what is held and of `partners` (P) at `costs` (P) for `rows` (P) of block i."""
-        best_cost, best_partner = self._of(pool, i)
+        """Offers `partners` (P) at `costs` (P) to `rows` (P) of block i; each row keeps its best."""
+        best_cost, best_partner = self._held(pool, i)
         touched, rows = np.unique(rows, return_inverse=True)
         held = np.isfinite(best_cost[touched])
         rows = np.concatenate([np.nonzero(held)[0], rows])
@@ -80,12 +80,12 @@ class Partners:
         best_cost[at], best_partner[at] = costs[kept], partners[kept]
 
     def merge(self, pool: Pool, other: "Partners") -> None:
-        """Takes the best of what both hold; `other` has seen other pairs of blocks."""
+        """Offers all partners of `other`, which has seen other pairs of blocks."""
         for i, (costs, partners) in other.best.items():
             rows, places = np.nonzero(np.isfinite(costs))
             self.offer(pool, i, rows, partners[rows, places], costs[rows, places])
 
-    def _of(self, pool: Pool, i: int) -> tuple[np.ndarray, np.ndarray]:
+    def _held(self, pool: Pool, i: int) -> tuple[np.ndarray, np.ndarray]:
         if i not in self.best:
             span = pool.span(i)
             shape = (span.stop - span.start, self.count)
@@ -94,7 +94,7 @@ class Partners:
 
 
 def entries(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """np.nonzero of a matrix, or of the transpose of one, and ten times as fast."""
+    """np.nonzero of a matrix in C or Fortran order, ten times as fast."""
     if mask.flags.c_contiguous:
         rows, columns = np.divmod(np.flatnonzero(mask), mask.shape[1])
     else:
@@ -102,17 +102,17 @@ def entries(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return rows, columns
 
 
-Found = tuple[Partners, Partners]  # positives and negatives
+Found = tuple[Partners, Partners]  # the positives and the negatives
 
 
 def units(pool: Pool) -> int:
-    """How many pairs of blocks there are; the similarity matrix is symmetric, so half of it suffices."""
+    """The number of pairs of blocks (i ≤ j; the similarity matrix is symmetric)."""
     return len(pool.blocks) * (len(pool.blocks) + 1) // 2
 
 
 def work(pool: Pool, settings: Mining, start: int, stop: int) -> Found:
-    """The positives and negatives that the pairs of blocks `start` to `stop` offer."""
-    found = nothing(settings)
+    """The best positives and negatives in the pairs of blocks `start` to `stop`."""
+    found = no_partners(settings)
     firsts, seconds = np.triu_indices(len(pool.blocks))
     for i, j in zip(firsts[start:stop].tolist(), seconds[start:stop].tolist(), strict=True):
         _screen_pair(pool, settings, i, j, found)
@@ -120,16 +120,16 @@ def work(pool: Pool, settings: Mining, start: int, stop: int) -> Found:
 
 
 def finish(pool: Pool, settings: Mining, parts: Iterable[Found]) -> Triplets:
-    """The triplets from what each part of the work found."""
-    positives, negatives = nothing(settings)
+    """The triplets from the results of `work`."""
+    positives, negatives = no_partners(settings)
     for other_positives, other_negatives in parts:
         positives.merge(pool, other_positives)
         negatives.merge(pool, other_negatives)
     return ranked(_crossed(pool, settings, positives, negatives), pool.id_ranks, settings.top)
 
 
-def nothing(settings: Mining) -> Found:
-    """No positives and no negatives yet."""
+def no_partners(settings: Mining) -> Found:
+    """Empty positives and negatives."""
     return (
         Partners(settings.positives_per_anchor, sign=-1),
         Partners(settings.negatives_per_anchor, sign=1, one_per_label=settings.strategy == "distinct"),
@@ -139,7 +139,7 @@ def nothing(settings: Mining) -> Found:
 def _screen_pair(pool: Pool, settings: Mining, i: int, j: int, found: Found) -> None:
     positives, negatives = found
     similarity = pool.block(i) @ pool.block(j).T
-    if pool.labels[pool.span(i)][-1] >= pool.labels[pool.span(j)][0]:  # labels ascend, so that only then they share one
+    if pool.labels[pool.span(i)][-1] >= pool.labels[pool.span(j)][0]:  # labels ascend: else no pair shares one
         same = screen_positives(pool, i, j, similarity, positives)
         similarity[same] = -np.inf
     if settings.max_similarity is not None:
@@ -148,9 +148,9 @@ def _screen_pair(pool: Pool, settings: Mining, i: int, j: int, found: Found) -> 
 
 
 def screen_positives(pool: Pool, i: int, j: int, similarity: np.ndarray, positives: Partners) -> np.ndarray:
-    """Offers the pairs of one label in blocks i and j to each other; returns which these are, bool (rows of i, of j).
+    """Offers rows of blocks i and j that share a label to each other; returns which pairs do.
 
-    `similarity` (rows of i, of j): the float32 products.
+    `similarity`, the float32 products, and the returned mask have the shape (rows of i, rows of j).
     """
     same: np.ndarray = pool.labels[pool.span(i)][:, None] == pool.labels[pool.span(j)]
     mates = np.where(same, -similarity, -np.inf)

@@ -1,8 +1,8 @@
-"""The hardest triplets of a large training set: an FAISS index proposes each anchor's negatives.
+"""The hardest triplets of a large training set (`--candidates`): a FAISS index proposes each anchor's negatives.
 
-All pairs are too many from some 100,000 descriptors on. Positives are still found among all, and exact distances rank
-what the index proposes; what it doesn't find is missing. (It may be another in each run: FAISS builds an HNSW index
-with threads.)
+From some 100,000 descriptors on, there are too many pairs to compare. Positives are still searched exactly. Exact
+distances rank the proposed negatives, but those that the index misses are lost. An HNSW index differs from run to run,
+because FAISS builds it with several threads.
 """
 
 from typing import Any
@@ -11,18 +11,18 @@ import faiss
 import numpy as np
 
 from dim.mine.config import Mining
-from dim.mine.hardest import Found, Partners, nothing, screen_positives
+from dim.mine.hardest import Found, Partners, no_partners, screen_positives
 from dim.mine.pool import Pool, too_similar
 from dim.search import faiss_transforms
 from dim.search import index as indexes
 
-PROPOSED = 8  # for each negative that is wanted; beside these, as many as the anchor's label has images
-MOST_PROPOSED = 2048
-_PAIRS = 8192  # scored at once
+# The index proposes PROPOSED rows for each negative wanted, plus as many as the anchor's label has images.
+PROPOSED, MOST_PROPOSED = 8, 2048
+_PAIRS = 8192  # pairs scored at once
 
 
 def empty_index(settings: Mining, dimension: int) -> Any:
-    """The index that is to propose. Raises UserError where FAISS has none by this name, or none of these parameters."""
+    """The index before training. Raises UserError if FAISS knows no such index or search parameters."""
     made = indexes.made(str(settings.candidates), dimension, settings.seed, flag="--candidates")
     if settings.candidate_parameters:
         indexes.set_parameters(made, settings.candidate_parameters, "--candidate-parameters")
@@ -30,7 +30,7 @@ def empty_index(settings: Mining, dimension: int) -> Any:
 
 
 def build(pool: Pool, settings: Mining, threads: int) -> np.ndarray:
-    """The index of all rows of the pool, as bytes: uint8 (bytes,)."""
+    """Builds the index of all rows of the pool; returns it serialised, uint8 (bytes,)."""
     faiss.omp_set_num_threads(threads)
     made = empty_index(settings, pool.block(0).shape[1])
     if not made.is_trained:
@@ -46,15 +46,15 @@ def build(pool: Pool, settings: Mining, threads: int) -> np.ndarray:
 
 
 def units(pool: Pool) -> int:
-    """How many blocks there are."""
+    """The number of blocks."""
     return len(pool.blocks)
 
 
 def work(pool: Pool, settings: Mining, start: int, stop: int) -> Found:
     """The positives and negatives of the blocks `start` to `stop`."""
-    faiss.omp_set_num_threads(1)  # there are as many tasks as CPUs
+    faiss.omp_set_num_threads(1)  # each CPU runs a task of its own
     index = faiss.deserialize_index(pool.fetch(pool.index))
-    positives, negatives = nothing(settings)
+    positives, negatives = no_partners(settings)
     for i in range(start, stop):
         for j in _sharing_labels(pool, i):
             screen_positives(pool, i, j, pool.block(i) @ pool.block(j).T, positives)
@@ -63,7 +63,7 @@ def work(pool: Pool, settings: Mining, start: int, stop: int) -> Found:
 
 
 def _sharing_labels(pool: Pool, i: int) -> list[int]:
-    """The blocks from i on that have a label in common with block i; labels ascend."""
+    """The blocks j ≥ i that share a label with block i. Labels ascend."""
     last = pool.labels[pool.span(i)][-1]
     return [j for j in range(i, len(pool.blocks)) if pool.labels[pool.span(j).start] <= last]
 
@@ -80,7 +80,7 @@ def _offer_proposed(pool: Pool, settings: Mining, index: Any, i: int, negatives:
     if settings.max_similarity is None and not negatives.one_per_label:
         score = np.full(proposed.shape, -np.inf, np.float32)
         score[rows, places] = _products(pool, rows + first, partners)
-        # As |distance − (2 − 2xᵀy)| ≤ tolerance, only these can be among the nearest.
+        # |distance − (2 − 2xᵀy)| ≤ tolerance, so only these can be among the nearest.
         limit = np.partition(score, -min(negatives.count, count), axis=1)[:, -min(negatives.count, count)]
         near = score[rows, places] >= limit[rows] - np.float32(pool.tolerance)
         rows, partners = rows[near], partners[near]

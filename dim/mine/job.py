@@ -1,4 +1,4 @@
-"""The mining job: descriptors and labels → ranked triplets."""
+"""The mining job: a store's descriptors and a manifest's labels → triplets.parquet."""
 
 import logging
 from typing import Any
@@ -16,7 +16,14 @@ logger = logging.getLogger(__name__)
 
 
 def mine_folder(config: MineConfig) -> dict[str, Any]:
-    """Mines the descriptors of one split and writes `triplets.parquet`; returns the counts and mean distances."""
+    """Mines one split of a manifest and writes `triplets.parquet`.
+
+    Returns:
+        The content of result.json: the counts `candidates`, `active` and `kept`, and the mean distances.
+
+    Raises:
+        UserError: The labels cannot give triplets, or the descriptors are incomplete or not normalised.
+    """
     rows = manifest.read(config.manifest).select(config.split)
     embedded = descriptors.read(config.descriptors, rows)
     labels, image_ids = rows.labels[embedded.rows], rows.image_ids[embedded.rows]
@@ -27,5 +34,5 @@ def mine_folder(config: MineConfig) -> dict[str, Any]:
         triplets = mine(embedded.vectors, labels, image_ids, config)
         tables.write(output.path("triplets.parquet"), triplets.table(image_ids))
         if not triplets.kept:
-            logger.warning("no triplet is active: every negative is farther than its positive by the margin")
+            logger.warning("no triplet is active: each negative is farther than its positive by at least the margin")
         return output.finish(triplets.summary())

@@ -1,4 +1,8 @@
-"""Mining across the cluster: each strategy's work as Ray tasks, its parts merged as they come in."""
+"""Mining across the cluster: which strategy finds the triplets, and how its work is spread over Ray tasks.
+
+`mine` cuts a strategy's work into tasks and merges their results as they come in. The strategies themselves, which
+know nothing of Ray, are in `hardest`, `indexed` and `triplets`.
+"""
 
 import dataclasses
 import functools
@@ -11,16 +15,21 @@ import ray
 
 from dim.app import placement
 from dim.app.progress import Progress
-from dim.mine import hardest, triplets
+from dim.mine import hardest
 from dim.mine.config import Mining
 from dim.mine.pool import BLOCK_ROWS, Pool, check, pool_of
-from dim.mine.triplets import Triplets
+from dim.mine.triplets import Triplets, random_units, random_work, ranked
+
+# The CPUs of a task that runs beside workers that wait for it. It is not 0: Ray would then also place tasks on a head
+# node without CPUs, which must not do such work.
+_BESIDE = 0.01
+_CACHED = 64  # blocks that a task keeps; they lie in memory that all tasks of a machine share
 
 
 @dataclasses.dataclass(frozen=True)
 class Strategy:
-    """How triplets are found: `units` of work, the `work` on a range of them, and what makes triplets of its parts.
-    `worth` units take some seconds, for which a further CPU is worth starting.
+    """A way to find triplets: the number of its `units` of work, `work` on a range of them, and `finish`, which makes
+    triplets from the results. Another CPU is worth its start for `worth` units, which take some seconds.
     """
 
     units: Callable[[Pool], int]
@@ -29,16 +38,11 @@ class Strategy:
     finish: Callable[[Pool, Mining, Iterator[Any]], Triplets]
 
 
-# The CPUs that a task asks for beside workers that wait for it. Were it none, a head node without CPUs, which is to do
-# no such work, would be given its part.
-_BESIDE = 0.01
-_CACHED = 64  # blocks that a task holds at a time; they lie in the memory that all tasks of a machine share
 _HARDEST = Strategy(hardest.units, 32, hardest.work, hardest.finish)
-STRATEGIES = {
-    "hardest": _HARDEST,
-    "distinct": _HARDEST,
-    "random": Strategy(triplets.units, 16_384, triplets.work, triplets.finish),
-}
+_RANDOM = Strategy(
+    random_units, 16_384, random_work, lambda pool, settings, parts: ranked(parts, pool.id_ranks, settings.top)
+)
+STRATEGIES = {"hardest": _HARDEST, "distinct": _HARDEST, "random": _RANDOM}
 
 
 def mine(
@@ -50,12 +54,23 @@ def mine(
     block_rows: int = BLOCK_ROWS,
     beside: bool = False,
 ) -> Triplets:
-    """The hardest triplets of a training set, ranked; without `settings.candidates` the same for any `block_rows` and
-    any cluster.
+    """Mines the hardest triplets of a training set. Ray must be connected.
 
-    `vectors` (N, D): float32, rows L2-normalised. `labels` (N,): str or None, which is never used. `image_ids` (N,):
-    unique. `beside`: the caller is one of workers that hold most CPUs and wait, so the tasks ask for hardly any. Ray
-    must be connected. Raises UserError where the labels cannot give triplets or a row is not normalised.
+    Without `settings.candidates` the result is the same for any `block_rows` and any cluster.
+
+    Args:
+        vectors: Descriptors, float32 (N, D), rows L2-normalised.
+        labels: A label (str) for each row, or None for a row that takes no part, (N,).
+        image_ids: Unique ids (N,). They decide ties.
+        settings: Which triplets are candidates and which are kept.
+        block_rows: Rows of a block of the similarity matrix.
+        beside: Whether the caller is one of workers that hold most CPUs and wait. The tasks then ask for hardly any.
+
+    Returns:
+        The triplets as positions in `vectors`, hardest first.
+
+    Raises:
+        UserError: The labels cannot give triplets, or a labelled row is not normalised.
     """
     check(vectors, labels, image_ids, settings)
     pool = pool_of(vectors, labels, image_ids, block_rows=block_rows, put=ray.put)
@@ -72,9 +87,9 @@ def mine(
 
 
 def check_candidates(settings: Mining, dimension: int) -> None:
-    """Raises UserError where the index that is to propose negatives can't be made for descriptors of `dimension`."""
+    """Raises UserError if FAISS cannot make the index of `settings.candidates` for descriptors of `dimension`."""
     if settings.candidates:
-        from dim.mine import indexed  # noqa: PLC0415  (FAISS, which mining needs for this only)
+        from dim.mine import indexed  # noqa: PLC0415  (only mining with an index needs FAISS)
 
         indexed.empty_index(settings, dimension)
 
@@ -88,27 +103,27 @@ def _strategy(settings: Mining) -> Strategy:
 
 
 def _built(pool: Pool, settings: Mining, beside: bool) -> Any:
-    """A reference to the index that proposes negatives, which one task builds with all CPUs of its node."""
+    """A reference to the index that proposes negatives. One task builds it with all CPUs of its node."""
     cpus = max((int(node.cpus) for node in placement.live() or placement.known()), default=1)
     task = ray.remote(num_cpus=_BESIDE if beside else cpus, num_returns=2)(_build)
     reference, size = task.remote(ray.put(pool), settings, cpus)
-    ray.get(size)  # what goes wrong is said here, and the tasks that need the index don't take the CPUs that build it
+    ray.get(size)  # raises the task's error here, and keeps the tasks that need the index from taking its CPUs
     return reference
 
 
 def _build(pool: Pool, settings: Mining, threads: int) -> tuple[np.ndarray, int]:
     from dim.mine import indexed  # noqa: PLC0415  (as above)
 
-    serialised = indexed.build(_at_hand(pool), settings, threads)
+    serialised = indexed.build(_fetching(pool), settings, threads)
     return serialised, serialised.nbytes
 
 
 def _work(pool: Pool, settings: Mining, start: int, stop: int) -> Any:
-    return _strategy(settings).work(_at_hand(pool), settings, start, stop)
+    return _strategy(settings).work(_fetching(pool), settings, start, stop)
 
 
-def _at_hand(pool: Pool) -> Pool:
-    # A block is asked for many times over, and ray.get takes longer than some uses of it.
+def _fetching(pool: Pool) -> Pool:
+    # Tasks use a block many times, and some uses take less time than ray.get.
     return dataclasses.replace(pool, fetch=functools.lru_cache(maxsize=_CACHED)(ray.get))
 
 

@@ -1,4 +1,7 @@
-"""The pool that triplets are mined from: labelled rows in blocks, and exact distances between them."""
+"""The pool that triplets are mined from: labelled rows in blocks, and exact distances between them.
+
+`check` says whether triplets can be mined at all; `pool_of` sorts the rows by label and cuts them into blocks.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -10,8 +13,25 @@ import numpy as np
 from dim.errors import UserError
 from dim.mine.config import Mining
 
-BLOCK_ROWS = 2048  # a block of products fills 16 MiB, and the matrix product runs at its full speed
-_CHUNK = 512  # pairs whose differences fit the cache
+BLOCK_ROWS = 2048  # the products of two blocks fill 16 MiB, and their matrix product runs at full speed
+_CHUNK = 512  # pairs whose differences fit into the CPU's cache
+
+
+def check(
+    vectors: np.ndarray, labels: np.ndarray, image_ids: np.ndarray, settings: Mining, where: str = "the training set"
+) -> None:
+    """Raises UserError, naming `where`, unless triplets can be mined from what `mine` takes.
+
+    The labels must give an anchor, a positive and a negative, and the labelled rows must be L2-normalised.
+    """
+    check_labels(labels, settings, where)
+    unequal = ~(_off_unit(vectors) < 0.01) & _labelled(labels)  # not ">=": NaN must count
+    if unequal.any():
+        row = np.flatnonzero(unequal)[0]
+        raise UserError(
+            f"{where}: {unequal.sum()} descriptors are not L2-normalised; the norm of image {image_ids[row]!r} is "
+            f"{np.linalg.norm(vectors[row])}; extract them again"
+        )
 
 
 def check_labels(labels: np.ndarray, settings: Mining, where: str) -> None:
@@ -29,23 +49,6 @@ def check_labels(labels: np.ndarray, settings: Mining, where: str) -> None:
         )
 
 
-def check(
-    vectors: np.ndarray, labels: np.ndarray, image_ids: np.ndarray, settings: Mining, where: str = "the training set"
-) -> None:
-    """Raises UserError, naming `where`, unless triplets can be mined from what `mine` takes.
-
-    The labels must give an anchor, a positive and a negative, and the labelled rows must be L2-normalised.
-    """
-    check_labels(labels, settings, where)
-    unequal = ~(_off_unit(vectors) < 0.01) & _labelled(labels)  # so that NaN counts
-    if unequal.any():
-        row = np.flatnonzero(unequal)[0]
-        raise UserError(
-            f"{where}: {unequal.sum()} descriptors are not L2-normalised; the norm of image {image_ids[row]!r} is "
-            f"{np.linalg.norm(vectors[row])}; extract them again"
-        )
-
-
 def _labelled(labels: np.ndarray) -> np.ndarray:
     return np.array([label is not None for label in labels], dtype=bool)
 
@@ -56,19 +59,14 @@ def _off_unit(vectors: np.ndarray) -> np.ndarray:
     return off
 
 
-def too_similar(distances: np.ndarray, most: float) -> np.ndarray:
-    """Whether pairs at these distances ‖x − y‖² have a cosine, 1 − ‖x − y‖² / 2, above `most`."""
-    return 1 - distances.astype(np.float64) / 2 > most
-
-
 @dataclass(frozen=True)
 class Pool:
-    """The labelled rows (n), sorted by label and then by image id. Other modules name a row by its place here.
+    """The n labelled rows, sorted by label and then by image id. The strategies name a row by its position here.
 
-    `rows` (n,): positions in the caller's arrays. `labels` (n,): codes, ascending. `id_ranks` (n,): places in the
-    order of the image ids. `blocks`: float32 (block_rows or fewer, D) each, or what `fetch` turns into them.
-    `tolerance`: how far the float32 product x·y of two rows, as the distance 2 − 2x·y, may lie from `distances`.
-    `index`: what `fetch` turns into the bytes of the index that proposes negatives, if there is one.
+    `rows`: positions in the caller's arrays. `labels`: codes, ascending. `id_ranks`: ranks in the order of the image
+    ids, which decide ties. `blocks`: the descriptors, float32 (up to `block_rows`, D) each, or references that `fetch`
+    resolves. `tolerance`: how far 2 − 2x·y with a float32 product x·y may differ from `distances`. `index`: a
+    reference to the serialised index that proposes negatives, if there is one.
     """
 
     rows: np.ndarray
@@ -92,7 +90,7 @@ class Pool:
         return slice(i * self.block_rows, min((i + 1) * self.block_rows, len(self)))
 
     def distances(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        """‖x − y‖² of each pair of rows (P,), float32: summed pair by pair in float64, so the same in any company."""
+        """‖x − y‖² of each pair of rows (P,), float32: summed in float64, the same whatever the other pairs are."""
         found = np.empty(len(left), dtype=np.float32)
         for start in range(0, len(left), _CHUNK):
             chunk = slice(start, start + _CHUNK)
@@ -120,9 +118,9 @@ def pool_of(
     block_rows: int = BLOCK_ROWS,
     put: Callable[[np.ndarray], Any] = lambda block: block,
 ) -> Pool:
-    """The pool of `vectors` (N, D), float32 and L2-normalised; rows whose label is None are left out.
+    """The pool of the rows that have a label; the first three arguments are those of `mine`.
 
-    Its blocks are what `put` makes of them.
+    `put` stores each block and returns its entry in `Pool.blocks`.
     """
     used = np.flatnonzero(_labelled(labels))
     codes = np.unique(labels[used], return_inverse=True)[1]
@@ -135,7 +133,12 @@ def pool_of(
 
 
 def _tolerance(dimension: int, worst: float) -> float:
-    # A product of D terms, summed in any order, errs by at most D·u·‖x‖‖y‖ to first order (Higham, Accuracy and
-    # Stability of Numerical Algorithms, eq. 3.5), u = 2⁻²⁴. Then ‖x − y‖² = ‖x‖² + ‖y‖² − 2x·y, with squared norms up
-    # to `worst` from 1. The last term covers the rounding to float32 of distances, at most 4, and of limits.
+    # A product of D terms, summed in any order, errs by at most D·u·‖x‖‖y‖ to first order, with u = 2⁻²⁴ (Higham,
+    # Accuracy and Stability of Numerical Algorithms, eq. 3.5). Then ‖x − y‖² = ‖x‖² + ‖y‖² − 2x·y, and the squared
+    # norms are up to `worst` from 1. The last term covers the rounding to float32 of distances (at most 4) and limits.
     return 2 * worst + 2.1 * dimension * 2.0**-24 + 2.0**-20
+
+
+def too_similar(distances: np.ndarray, most: float) -> np.ndarray:
+    """Whether pairs at these distances ‖x − y‖² have a cosine, 1 − ‖x − y‖² / 2, above `most`."""
+    return 1 - distances.astype(np.float64) / 2 > most

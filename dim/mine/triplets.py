@@ -1,9 +1,8 @@
-"""Triplets and their order: hardest first.
+"""Triplets, their ranking (hardest first), and the strategy `random`.
 
-Random triplets, as the prototype drew them: a number of candidates for each ordered pair of labels.
-
-The draws of a pair are numbered words of one counter-based generator (Philox), so that they depend on the seed and the
-pair alone, not on who draws them. They are made with replacement; a triplet drawn twice stands once.
+`random` draws a number of candidates for each ordered pair of labels, with replacement, and drops repeated ones. A
+pair's draws are numbered words of a counter-based generator (Philox). They depend on the seed and the pair alone, not
+on the task that draws them.
 """
 
 from collections.abc import Iterable
@@ -16,13 +15,17 @@ import pyarrow as pa
 from dim.mine.config import Mining
 from dim.mine.pool import Pool, too_similar
 
+_COLUMNS = ("anchors", "positives", "negatives", "distance_ap", "distance_an", "loss")
+_DRAWN = 1 << 17  # random candidates in memory at once
+_WORDS = 4  # 64-bit words from each step of Philox
+
 
 @dataclass(frozen=True)
 class Triplets:
-    """Triplets (T), and how many candidates and active ones (loss > 0) they were kept from.
+    """T triplets, and the numbers of candidates and of active ones (loss > 0) that they were chosen from.
 
-    `anchors`, `positives`, `negatives`: int64 positions. `distance_ap`, `distance_an`: float32, squared L2.
-    `loss`: float32, max(0, margin + ‖a − p‖² − ‖a − n‖²).
+    `anchors`, `positives`, `negatives`: positions, int64 (T,). `distance_ap`, `distance_an`: squared L2 distances,
+    float32 (T,). `loss`: max(0, margin + ‖a − p‖² − ‖a − n‖²), float32 (T,).
     """
 
     anchors: np.ndarray
@@ -36,7 +39,7 @@ class Triplets:
 
     @property
     def kept(self) -> int:
-        """How many triplets these are."""
+        """The number of triplets, T."""
         return len(self.anchors)
 
     def take(self, rows: np.ndarray) -> "Triplets":
@@ -48,22 +51,14 @@ class Triplets:
         return replace(self, **{name: positions[getattr(self, name)] for name in _COLUMNS[:3]})
 
     def table(self, image_ids: np.ndarray) -> pa.Table:
-        """The table of the contract: rank (from 1), the three ids, distance_ap, distance_an, loss."""
+        """The columns of triplets.parquet: rank (from 1), the three ids, distance_ap, distance_an, loss."""
         ids = np.asarray(image_ids, dtype=object)
-        return pa.table(
-            {
-                "rank": pa.array(np.arange(1, self.kept + 1)),
-                "anchor_id": pa.array(ids[self.anchors], pa.string()),
-                "positive_id": pa.array(ids[self.positives], pa.string()),
-                "negative_id": pa.array(ids[self.negatives], pa.string()),
-                "distance_ap": pa.array(self.distance_ap),
-                "distance_an": pa.array(self.distance_an),
-                "loss": pa.array(self.loss),
-            }
-        )
+        named = {f"{name[:-1]}_id": pa.array(ids[getattr(self, name)], pa.string()) for name in _COLUMNS[:3]}
+        measured = {name: pa.array(getattr(self, name)) for name in _COLUMNS[3:]}
+        return pa.table({"rank": pa.array(np.arange(1, self.kept + 1)), **named, **measured})
 
     def summary(self) -> dict[str, Any]:
-        """The counts, and the mean distances of the kept triplets (None where none is kept)."""
+        """The counts, and the mean distances of the triplets (None without any)."""
         means = {
             f"mean_{name}": float(getattr(self, name).mean(dtype=np.float64)) if self.kept else None
             for name in ("distance_ap", "distance_an")
@@ -71,13 +66,10 @@ class Triplets:
         return {"candidates": self.candidates, "active": self.active, "kept": self.kept, **means}
 
 
-_COLUMNS = ("anchors", "positives", "negatives", "distance_ap", "distance_an", "loss")
-
-
 def active(
     rows: np.ndarray, distance_ap: np.ndarray, distance_an: np.ndarray, margin: float, candidates: int
 ) -> Triplets:
-    """Those of the triplets `rows` (3, T), anchors, positives and negatives, whose loss is greater than 0."""
+    """Those of the triplets `rows` (3, T), anchors, positives, negatives, whose loss is above 0."""
     loss = (margin + distance_ap.astype(np.float64) - distance_an).astype(np.float32)
     hard = loss > 0
     anchors, positives, negatives = rows[:, hard]
@@ -87,9 +79,10 @@ def active(
 
 
 def ranked(parts: Iterable[Triplets], id_ranks: np.ndarray, top: int | None) -> Triplets:
-    """The `top` hardest (None: all) of all parts, by falling loss, ties by anchor, positive and negative id.
+    """The `top` hardest triplets of all parts (None: all), hardest first.
 
-    `id_ranks` (N,) is each position's place in the order of the ids. With `top`, memory holds one part and the best.
+    The tie-break order is that of the anchor's, positive's and negative's id; `id_ranks` (N,) is each position's rank
+    in the order of the ids. With `top`, memory holds one part and the best so far.
     """
     held: list[Triplets] = []
     for part in parts:
@@ -107,7 +100,7 @@ def _joined(parts: list[Triplets]) -> Triplets:
 
 def _hardest(triplets: Triplets, id_ranks: np.ndarray, top: int | None) -> Triplets:
     if top is not None and triplets.kept > top:
-        # Sorting is dear: first drop what is easier than the top-th, keeping all that tie with it.
+        # Sorting is slow, so first drop the triplets that are easier than the top-th, but none that ties with it.
         least = np.partition(triplets.loss, -top)[-top]
         triplets = triplets.take(np.flatnonzero(triplets.loss >= least))
     indices = (triplets.negatives, triplets.positives, triplets.anchors)
@@ -115,25 +108,16 @@ def _hardest(triplets: Triplets, id_ranks: np.ndarray, top: int | None) -> Tripl
     return triplets.take(order[:top])
 
 
-_DRAWN = 1 << 17  # candidates held at once
-_WORDS = 4  # 64-bit words from each step of Philox
-
-
-def units(pool: Pool) -> int:
-    """How many ordered pairs of labels there are; the first label needs two images."""
+def random_units(pool: Pool) -> int:
+    """The number of ordered pairs of labels whose first has at least two images."""
     _, sizes = _labels(pool)
     return int((sizes >= 2).sum()) * (len(sizes) - 1)
 
 
-def work(pool: Pool, settings: Mining, start: int, stop: int) -> Triplets:
-    """The best triplets of the label pairs `start` to `stop`."""
+def random_work(pool: Pool, settings: Mining, start: int, stop: int) -> Triplets:
+    """The hardest of the triplets drawn for the label pairs `start` to `stop`."""
     step = max(1, _DRAWN // settings.candidates_per_pair)
     parts = (_of_pairs(pool, settings, first, min(first + step, stop)) for first in range(start, stop, step))
-    return ranked(parts, pool.id_ranks, settings.top)
-
-
-def finish(pool: Pool, settings: Mining, parts: Iterable[Triplets]) -> Triplets:
-    """The triplets from those of each part of the work."""
     return ranked(parts, pool.id_ranks, settings.top)
 
 
@@ -148,7 +132,8 @@ def _of_pairs(pool: Pool, settings: Mining, start: int, stop: int) -> Triplets:
     own, other = np.divmod(np.arange(start, stop), len(sizes) - 1)
     own = np.flatnonzero(sizes >= 2)[own]
     other += other >= own
-    # Triplet t of labels with n and m images is (anchor, positive, negative), t in mixed radix n, n − 1, m.
+    # A draw is the number of a triplet. For labels with n and m images, its digits in the mixed radix (n, n − 1, m) are
+    # the anchor, the positive and the negative.
     n, m = sizes[own][:, None], sizes[other][:, None]
     drawn = np.sort(_words(settings, start, stop) % (n * (n - 1) * m).astype(np.uint64), axis=1).astype(np.int64)
     anchor, rest = np.divmod(drawn, (n - 1) * m)
@@ -165,7 +150,7 @@ def _of_pairs(pool: Pool, settings: Mining, start: int, stop: int) -> Triplets:
 
 
 def _words(settings: Mining, start: int, stop: int) -> np.ndarray:
-    # One random word for each candidate (pairs, candidates_per_pair), each pair from a step of its own.
+    # A random word for each candidate, (pairs, candidates_per_pair). Each pair starts at a step of its own.
     steps = -(-settings.candidates_per_pair // _WORDS)
     generator = np.random.Philox(key=settings.seed, counter=start * steps)
     words = generator.random_raw((stop - start) * steps * _WORDS)

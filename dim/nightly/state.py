@@ -8,7 +8,7 @@ What is kept from night to night of one manifest under one embedding: descriptor
 
 import hashlib
 import logging
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -66,7 +66,7 @@ def kept(folder: str, tonight: Extraction) -> ExtractConfig:
 
 
 def _network(folder: str, known: dict[str, object], tonight: Extraction) -> ExtractConfig:
-    how = {field.name: getattr(tonight, field.name) for field in fields(Extraction)}
+    how = tonight.extraction_settings()
     how |= {name: tuple(value) if isinstance(value, list) else value for name, value in known.items()}
     how["model"] = how["model"] or files.join(folder, MODEL)
     how["whitening"] = how["whitening"] and files.join(folder, WHITENING)
@@ -124,7 +124,7 @@ def placed(out: str, folder: str) -> str:
 
 def refreshed(config: NightlyConfig, model: str, manifest: str) -> Collection:
     """Extracts what is new or changed in `manifest` and, if anything is, builds the index again. Needs a Ray."""
-    how = {field.name: getattr(config, field.name) for field in fields(Extraction)}
+    how = config.extraction_settings()
     wanted = ExtractConfig(manifest=manifest, model=model, whitening=config.whitening, out="", **how)
     found = extracted(config.out, wanted)
     _index(found, config.factory)

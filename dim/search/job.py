@@ -42,7 +42,7 @@ def search(config: SearchConfig) -> dict[str, Any]:
     asked_for = manifest.checked(config.queries, photos)
     if config.root:
         identity.require_under(config.root, asked_for)
-    identity.of_manifest(asked_for)  # refuses photos none of which exists
+    identity.fingerprint_photos(asked_for)  # refuses photos none of which exists
     extraction = queries.extraction(config, found.embedding)
     with _opened(config, found) as out:
         from dim.extract.job import extract  # noqa: PLC0415  (descriptors at hand need no Ray)

@@ -3,7 +3,7 @@
 What --index names: an index, or a folder of descriptors, which is searched exactly from disk.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,6 @@ from dim.extract.config import ExtractConfig, Extraction
 from dim.extract.identity import Embedding
 from dim.io import files, local_files, seal, tables
 from dim.io.seal import Facts
-from dim.model import whitening
 from dim.search import descriptor_folder, exact, index
 from dim.search.config import SearchConfig
 from dim.search.database import Database, Exact
@@ -79,27 +78,18 @@ def extraction(config: SearchConfig, embedding: Embedding) -> ExtractConfig:
 
     Raises UserError where the model or a flag makes another embedding.
     """
-    from dim.extract.embedder import Recipe  # noqa: PLC0415  (descriptors at hand need no Ray)
-    from dim.extract.job import embedding_of  # noqa: PLC0415
+    from dim.extract.job import embedding_of, recipe_of  # noqa: PLC0415  (descriptors at hand need no Ray)
 
     if config.model is None:
         raise UserError(f"--queries {config.queries!r} are photos; give --model, the one that made {config.index!r}")
-    how = {field.name: getattr(config, field.name) for field in fields(Extraction)}
+    how = config.extraction_settings()
     for name in FOLLOWED:
         if how[name] == getattr(Extraction(), name) and getattr(embedding, name) is not None:
             how[name] = getattr(embedding, name)
     photos = files.join(config.out, QUERIES_FILE)
     folder = files.join(config.out, "descriptors")
     found = ExtractConfig(manifest=photos, model=config.model, out=folder, whitening=config.whitening, **how)
-    recipe = Recipe(
-        found.source(config.model),
-        found.precision,
-        found.scales,
-        found.scales_mean,
-        whitening.load(found.whitening) if found.whitening else None,
-        found.scaled_decode,
-        found.limits,
-    )
+    recipe = recipe_of(found, found.source(config.model))
     identity.require_equal(embedding, config.index, embedding_of(recipe), config.model)
     return found
 

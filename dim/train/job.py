@@ -54,7 +54,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     tail, layer = BACKBONES[source.spec.backbone].tail, source.spec.layer
     if config.train_layers == "block5" and layer.partition("_")[0] == tail.partition("_")[0]:
         raise UserError(f"--layer {layer} lies in the frozen part, up to {tail}; use --train-layers pca or all")
-    contents = identity.of_manifest(manifest)
+    contents = identity.fingerprint_photos(manifest)
     photos = _photos(manifest, contents, source, config)
     fit_pca = source.spec.dimension is None
     if fit_pca:

@@ -1,16 +1,16 @@
 """What whiten.py does: sums over descriptors or regions, one decomposition, one file or model."""
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import ray
 
-from dim.app import cluster, output, placement
+from dim.app import cluster, output
 from dim.data import manifest as manifests
 from dim.data.manifest import Manifest
 from dim.errors import UserError
 from dim.extract import identity
-from dim.extract.config import ExtractConfig, Extraction
+from dim.extract.config import ExtractConfig
 from dim.extract.embedder import Recipe
 from dim.extract.resources import resolve_precision, resources
 from dim.io import files, lease, local_files, seal
@@ -49,7 +49,7 @@ def _into_model(config: WhitenConfig, source: Source, chosen: Manifest) -> dict[
     _require_unwhitened(config, source.spec)
     if files.exists(files.join(config.out, SPEC_FILE)) and output.record_of(config.out) is None:
         raise UserError(f"--out {config.out!r} holds a model that whiten.py did not make; choose another")
-    identity.of_manifest(chosen)  # refuses a manifest none of whose photos exists
+    identity.fingerprint_photos(chosen)  # refuses a manifest none of whose photos exists
     inputs = {"manifest": config.manifest, "model": config.model}
     with cluster.connected(), output.opened(config.out, "whiten", config, inputs) as out:
         if config.regions:
@@ -88,14 +88,14 @@ def _whitened(spec: Spec, regions: bool, dimension: int | None, about: dict[str,
 def _extract(config: WhitenConfig, out: str) -> None:
     from dim.extract.job import extract  # noqa: PLC0415  (a whitening file needs no network)
 
-    how = {field.name: getattr(config, field.name) for field in fields(Extraction)}
+    how = config.extraction_settings()
     extract(ExtractConfig(manifest=config.manifest, model=str(config.model), out=out, split=config.split, **how))
 
 
 def _of_regions(config: WhitenConfig, source: Source, chosen: Manifest) -> Whitening:
     from dim.whiten.distributed_sums import sum_regions  # noqa: PLC0415  (as above)
 
-    precision = resolve_precision(config.precision, placement.gpus(config.gpus_per_worker))
+    precision = resolve_precision(config.precision, config.gpus_per_worker)
     recipe = Recipe(source, precision, scaled_decode=config.scaled_decode, limits=config.limits)
     size = source.spec.image_size
     machine = resources(config.workers, config.gpus_per_worker, config.batch_size, size, len(chosen))

@@ -60,7 +60,7 @@ class Ours:
     def __init__(self, config: TrainConfig, precision: str, gigabytes: float = 50.0) -> None:
         read = manifests.read(str(config.manifest)).select("train")
         source = spec.resolve(config.model, image_size=config.image_size)
-        photos = _photos(read, identity.of_manifest(read), source, config)
+        photos = _photos(read, identity.fingerprint_photos(read), source, config)
         self.config, self.source = config, _with_pca(source, config, len(photos.image_ids))
         self.photos, self.rows = photos, np.arange(len(photos.image_ids))
         job = Job(config, photos, self.source, None, precision, True, None, None, ())  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Which photo a row was computed from."""
+"""The content fingerprint: it changes with the photo, and with nothing else."""
 
 import contextlib
 import hashlib
@@ -16,7 +16,7 @@ from dim.io import files, listings
 
 def contents(folder, **columns):
     table = pa.table({"image_id": [str(row) for row in range(len(columns["path"]))], **columns})
-    return identity.of_manifest(manifests.checked(str(folder / "photos.csv"), table))
+    return identity.fingerprint_photos(manifests.checked(str(folder / "photos.csv"), table))
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_a_store_s_photos_keep_their_content_however_they_are_asked_for(s3, monk
         for uri, info in zip(uris, filesystem.get_file_info([uri[5:] for uri in uris]), strict=True)
     ]
     found = manifests.checked("photos.csv", pa.table({"image_id": ["a", "b", "c"], "path": uris}))
-    assert identity.of_manifest(found).contents == one_by_one
+    assert identity.fingerprint_photos(found).contents == one_by_one
     monkeypatch.setattr(listings, "FEWEST", 1)
     monkeypatch.setattr(listings, "PAGE", 1)
     monkeypatch.setattr(files, "info", lambda uri: pytest.fail(f"asked for {uri}"))
@@ -79,7 +79,7 @@ def test_a_store_s_photos_keep_their_content_however_they_are_asked_for(s3, monk
             yield known
 
     monkeypatch.setattr(listings, "_arriving", arrived)
-    assert identity.of_manifest(found).contents == one_by_one
+    assert identity.fingerprint_photos(found).contents == one_by_one
 
 
 def test_not_one_photo_there_is_a_mistake(folder):

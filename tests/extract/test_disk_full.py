@@ -1,4 +1,4 @@
-"""A disk that is full: said in one line, nothing half-visible, and the same command goes on once there is room."""
+"""A full disk: one line says so, no file is half-written, and the same command resumes once there is room."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What a descriptor depends on: each field counts, and is named where it differs."""
+"""The embedding identity: each field counts, and the message names each that differs."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Extraction from manifest to store: each selected row exactly once, whatever is wrong, however it is cut."""
+"""Extraction from manifest to store: each selected row exactly once, with faulty photos and any size of shards."""
 
 import io
 import json

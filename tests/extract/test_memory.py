@@ -1,4 +1,4 @@
-"""A batch that memory doesn't hold is halved until it does, and what follows is no larger."""
+"""A batch that does not fit into memory is halved until it does; later batches are no larger."""
 
 import numpy as np
 import pytest

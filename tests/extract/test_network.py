@@ -1,4 +1,4 @@
-"""Descriptors of the true network: those of an independent implementation, and the same however they are batched."""
+"""Descriptors of the real network equal those of an independent implementation, and do not depend on the batches."""
 
 import io
 import itertools

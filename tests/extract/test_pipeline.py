@@ -1,4 +1,4 @@
-"""What the network's actors take of a cluster, and what of the pipeline is the same for any network."""
+"""How many network actors run on a cluster, and the parts of the pipeline that are the same for any network."""
 
 import os
 import sys

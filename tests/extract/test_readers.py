@@ -1,4 +1,4 @@
-"""Descriptors open in what people use: PyArrow, pandas, DuckDB, Hugging Face's datasets; all read the same."""
+"""PyArrow, pandas, DuckDB and Hugging Face's datasets all read the same descriptors from a store."""
 
 import duckdb
 import numpy as np

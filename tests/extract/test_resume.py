@@ -1,4 +1,4 @@
-"""What is left to do: exactly the rows that no whole shard holds, whatever state a death left the folder in."""
+"""Resuming computes exactly the rows that no intact shard holds, whatever an interrupted run left in the folder."""
 
 import os
 

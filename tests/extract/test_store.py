@@ -1,4 +1,4 @@
-"""The store: shards that count when whole, and what reads them."""
+"""The store: only intact shards count, and readers name what is wrong with the others."""
 
 import numpy as np
 import pyarrow as pa
@@ -111,7 +111,7 @@ def test_a_shard_that_lacks_a_column_is_named(folder, tmp_path, name):
         ("descriptor", pa.array([[1.0, 0.0]] * 2), "'descriptor' is list"),
         ("descriptor", pa.array([["a"]] * 2, pa.list_(pa.string(), 1)), "'descriptor' is fixed_size_list<.*string"),
         ("descriptor", pa.nulls(2, pa.list_(pa.float32(), 2)), "'descriptor' is empty in a row that is no error"),
-        ("descriptor", pa.array([[1.0]] * 2, pa.list_(pa.float32(), 1)), "has 1 values a row, .* before 2"),
+        ("descriptor", pa.array([[1.0]] * 2, pa.list_(pa.float32(), 1)), "has 1 values a row, but 2 in"),
         ("status", pa.array([1, 1]), "'status' is int64"),
         ("status", pa.nulls(2, pa.string()), "'status' is empty in a row that is no error"),
         ("image_id", pa.array([[1], [2]]), "'image_id' is list"),
@@ -135,7 +135,7 @@ def test_a_shard_whose_mark_is_no_embedding_is_named(folder, tmp_path, mark):
 
 def test_shards_of_two_dimensions_are_refused(folder):
     store.write_shard(folder, "part-c", table_of({"4": [1.0, 0.0, 0.0]}))
-    said = r"part-c\.parquet' .* has 3 values a row, that of the shard before 2; make this folder again"
+    said = r"part-c\.parquet' .* has 3 values a row, but 2 in the other shards; make this folder again"
     with pytest.raises(UserError, match=said):
         descriptors.read(folder, manifest_of("0", "3", "4"))
     with pytest.raises(UserError, match=said):

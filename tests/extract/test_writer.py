@@ -1,4 +1,4 @@
-"""Shards are written behind the caller's back: all of them, in the order of ids, and a failure is raised."""
+"""The writer writes all shards in the background, rows sorted by id, and raises a failure."""
 
 import threading
 

@@ -47,7 +47,7 @@ class Place:
         manifest = manifests.read(self.config.manifest)
         source = Source(Spec(dimension=3), str(self.folder / "w.npz"), None)
         source = dataclasses.replace(source, spec=dataclasses.replace(source.spec, **changes))
-        return training_set.of(manifest, identity.of_manifest(manifest), source)
+        return training_set.of(manifest, identity.fingerprint_photos(manifest), source)
 
     def finishes(self, epoch):
         """What a worker leaves; of the checkpoint, all that is looked at is whether it is there."""
