@@ -427,8 +427,8 @@ OF_ONE = {
     },
 }
 OF_GPUS = {
-    "--gpus-per-worker 1": r"--gpus-per-worker 1: no node of this cluster has so many GPUs, or may come with them "
-    r"\(2 CPUs\); ask for fewer, or let the head say what nodes may come, as in cluster/config.yaml$",
+    "--gpus-per-worker 1": r"--gpus-per-worker 1: no node that this cluster has or may start has so many "
+    r"GPUs \(2 CPUs\); ask for fewer, or declare on the head node which nodes may start, as in cluster/config.yaml$",
 }
 MISTAKES = [
     (job, flags, said)

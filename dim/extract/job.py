@@ -49,7 +49,9 @@ def extract(config: ExtractConfig) -> dict[str, Any]:
 
 def recipe_of(config: ExtractConfig, source: Source) -> Recipe:
     """How `config` makes descriptors by the network `source`, on the Ray that is connected."""
-    precision = _kept_precision(config) or resolve_precision(config.precision, placement.gpus(config.gpus_per_worker))
+    precision = _kept_precision(config) or resolve_precision(
+        config.precision, placement.gpus_per_worker(config.gpus_per_worker)
+    )
     # Loaded once, here, and handed to the workers: the file may be another when they begin.
     whiten_by = whitening.load(config.whitening) if config.whitening else None
     return Recipe(source, precision, config.scales, config.scales_mean, whiten_by, config.scaled_decode, config.limits)

@@ -18,7 +18,7 @@ from dim.errors import UserError
 from dim.extract import store
 from dim.extract.identity import Embedding
 from dim.io import files
-from dim.io.storage import at_once, finish
+from dim.io.storage import for_each, parallel_map
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def pending(
     done = np.zeros(len(image_ids), dtype=bool)
     _sweep(folder)
     names = store.shards(folder)
-    looked_at = at_once(partial(_looked_at, folder, embedding), names, store.AT_ONCE)
+    looked_at = parallel_map(partial(_looked_at, folder, embedding), names, store.AT_ONCE)
     whole = {name: found for name, found in zip(names, looked_at, strict=True) if found}
     must_say = any(says for says, _ in whole.values())
     dropped: list[str] = []
@@ -108,8 +108,8 @@ def pending(
         else:
             dropped.append(name)
     # These first: one that is to be may have the name of one that is damaged.
-    finish(at_once(partial(store.delete_shard, folder), dropped))
-    finish(at_once(partial(_replace, folder), kept.items(), store.AT_ONCE))
+    for_each(partial(store.delete_shard, folder), dropped)
+    for_each(partial(_replace, folder), kept.items(), store.AT_ONCE)
     return np.flatnonzero(~done)
 
 

@@ -64,7 +64,7 @@ def _into_model(config: WhitenConfig, source: Source, chosen: Manifest) -> dict[
                 raise seal.changed(config.manifest)
             whitening = _of_descriptors(config, folder, chosen)
         # Here, where a local folder is this job's, but in a process of its own, for TensorFlow.
-        write = ray.remote(_write_model).options(num_cpus=0, scheduling_strategy=cluster.here())
+        write = ray.remote(_write_model).options(num_cpus=0, scheduling_strategy=cluster.on_this_node())
         ray.get(write.remote(source, whitening, config.regions, files.absolute(config.out), lease.claims()))
         return out.finish(_summary(whitening) | {"model": config.out})
 
@@ -95,7 +95,7 @@ def _extract(config: WhitenConfig, out: str) -> None:
 def _of_regions(config: WhitenConfig, source: Source, chosen: Manifest) -> Whitening:
     from dim.whiten.distributed_sums import sum_regions  # noqa: PLC0415  (as above)
 
-    precision = resolve_precision(config.precision, placement.gpus(config.gpus_per_worker))
+    precision = resolve_precision(config.precision, placement.gpus_per_worker(config.gpus_per_worker))
     recipe = Recipe(source, precision, scaled_decode=config.scaled_decode, limits=config.limits)
     size = source.spec.image_size
     machine = resources(config.workers, config.gpus_per_worker, config.batch_size, size, len(chosen))

@@ -38,7 +38,7 @@ def bucket(tmp_path, monkeypatch):
 @pytest.fixture
 def quick(monkeypatch):
     monkeypatch.setattr(lease, "SECONDS", 2.0)
-    monkeypatch.setattr(lease, "RENEWED", 0.2)
+    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.2)
 
 
 def leases(bucket):
@@ -129,14 +129,14 @@ def test_a_job_that_was_killed_is_taken_over_on_s3(s3, monkeypatch):
     folder = s3.bucket("lease")
     program = f"""
 import sys
-from dim import lease
-lease.SECONDS, lease.RENEWED = 4.0, 0.5
+from dim.io import lease
+lease.SECONDS, lease.RENEW_SECONDS = 4.0, 0.5
 with lease.held({folder!r}, "the first"):
     print("writing", flush=True)
     sys.stdin.read()
 """
     monkeypatch.setattr(lease, "SECONDS", 4.0)
-    monkeypatch.setattr(lease, "RENEWED", 0.5)
+    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.5)
     with subprocess.Popen(
         [sys.executable, "-c", program],
         cwd=Path(__file__).parents[2],
@@ -171,10 +171,11 @@ IN_NATIVE_CODE = """
 WRITER = """
 import contextlib, ctypes, threading, time
 from dataclasses import dataclass
-from dim import cli, files, lease, output
-from dim.config import option
+from dim.app import cli, output
+from dim.io import files, lease
+from dim.app.config import option
 
-lease.SECONDS, lease.RENEWED, lease.GRACE = 3.0, 0.5, 2.0
+lease.SECONDS, lease.RENEW_SECONDS, lease.GRACE = 3.0, 0.5, 2.0
 
 @dataclass(frozen=True)
 class Config:
@@ -196,7 +197,7 @@ def contents(folder):
 
 def test_a_writer_that_slept_while_another_took_over_writes_nothing_more(s3, monkeypatch, tmp_path):
     monkeypatch.setattr(lease, "SECONDS", 3.0)
-    monkeypatch.setattr(lease, "RENEWED", 0.5)
+    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.5)
     bucket = s3.bucket("asleep")
     started = {}
     for number, body in enumerate((WRITES_ON, WAITS, IN_NATIVE_CODE)):
@@ -246,7 +247,7 @@ def test_a_writer_that_wakes_and_does_not_know_yet_writes_nothing(bucket, monkey
         ):
             with pytest.raises(JobFailed, match="could not renew its lease"):
                 write()
-        with pytest.raises(JobFailed, match="could not renew"), local_files.written("s3://bucket/a") as path:
+        with pytest.raises(JobFailed, match="could not renew"), local_files.path_to_write("s3://bucket/a") as path:
             Path(path).write_bytes(b"late")
         files.write_bytes("s3://bucketful", b"another place")
     assert (bucket / "a").read_bytes() == b"in time"

@@ -65,7 +65,7 @@ def test_a_listing_says_what_the_store_says_of_each(scheme, request, few):
 def test_many_photos_are_one_request(s3, few):
     bucket = s3.bucket("many-listed")
     uris = [f"{bucket}/{number // 10}/{number}" for number in range(300)]
-    assert not any(storage.at_once(lambda uri: files.write_bytes(uri, b"photo"), uris))
+    assert not any(storage.parallel_map(lambda uri: files.write_bytes(uri, b"photo"), uris))
     listings.PAGE = 300
     s3.faults()
     assert {info.size for info in listed(uris, 300).values()} == {5}
@@ -110,7 +110,10 @@ def test_a_listing_that_fails_is_done_without(s3, few, monkeypatch, said):
 
 def test_the_process_that_lists_ends_well_when_it_is_done():
     with subprocess.Popen(
-        processes.command(listings.__name__), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=processes.environment()
+        processes.command(listings.__name__),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=processes.child_environment(),
     ) as process:
         process.stdin.write(json.dumps({"folders": [], "uris": []}).encode() + b"\n")
         process.stdin.flush()
@@ -121,7 +124,10 @@ def test_the_process_that_lists_ends_with_its_parent(s3, few):
     bucket = s3.bucket("orphan")
     s3.faults(latency=5)
     with subprocess.Popen(
-        processes.command(listings.__name__), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=processes.environment()
+        processes.command(listings.__name__),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=processes.child_environment(),
     ) as process:
         process.stdin.write(json.dumps({"folders": [f"{bucket}/a"], "uris": [f"{bucket}/a/b"]}).encode() + b"\n")
         process.stdin.flush()

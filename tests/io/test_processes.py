@@ -41,7 +41,9 @@ def test_processes_of_dims_own_import_nothing_from_there(trapped, tmp_path):
 def test_also_where_this_python_does(trapped, monkeypatch, entry):
     monkeypatch.setattr(sys, "path", [entry, *sys.path])
     program = "import json, numpy, logging; print(json.__file__, numpy.__file__)"
-    subprocess.run([sys.executable, "-c", program], env=processes.environment(), check=True, stdout=subprocess.PIPE)
+    subprocess.run(
+        [sys.executable, "-c", program], env=processes.child_environment(), check=True, stdout=subprocess.PIPE
+    )
     assert not trapped.exists()
 
 
@@ -55,7 +57,7 @@ def test_where_dim_itself_is_there_it_is_found(monkeypatch):
 def test_rays_workers_import_nothing_from_there(trapped):
     program = """
 import ray
-from dim import cluster
+from dim.app import cluster
 
 def found():
     import importlib.util, numpy, os

@@ -215,7 +215,7 @@ def test_roots():
 
 def test_on_a_cluster_a_file_uri_is_shared_and_a_path_is_not(monkeypatch):
     monkeypatch.setattr(cluster.ray, "nodes", lambda: [{"Alive": True}, {"Alive": True}])
-    monkeypatch.setattr(cluster, "_brought", lambda: ("/nowhere/",))
+    monkeypatch.setattr(cluster, "_copied_folders", lambda: ("/nowhere/",))
     rows = manifest.checked("file:///mnt/ü/m.csv", pa.table({"image_id": ["a"], "path": ["x y.jpg"]}))
     cluster.require_shared(rows.paths)
     with pytest.raises(UserError, match="on the disk of one machine"):
