@@ -1,7 +1,7 @@
 """The Ray cluster of a job: the one at RAY_ADDRESS, or else a local one that ends with the job.
 
-`connected` joins or starts it. The other functions ask it which nodes there are and may be, and whether all of them can
-read the job's paths.
+`connected` joins or starts it. The other functions tell which nodes it has or may start, and whether all of them can
+read the job's files.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from dim.errors import JobFailed, UserError
 from dim.io import processes, scratch
 
 # The head node declares the nodes that the autoscaler may start: one resource for each kind of node, with its CPUs and
-# GPUs in the name and the most nodes as the amount. Ray 2.60 has no function for it, on Kubernetes or after `ray up`.
+# GPUs in the name and the maximum number as the amount. Ray 2.60 can't tell, on Kubernetes as little as after `ray up`.
 _KIND = re.compile(r"autoscaled_(\d+)CPU(?:_(\d+)GPU)?")
 _KIND_PREFIX = "autoscaled"
 _NODE_GROUP = "ray.io/node-group"  # the label of nodes in a group that may grow
@@ -153,13 +153,9 @@ def nodes() -> list[dict[str, float]]:
 
 
 def autoscaled_nodes() -> list[tuple[dict[str, float], int]]:
-    """The kinds of node that the autoscaler may start, as the head node declares them.
+    """The kinds of node that the autoscaler may start: the "CPU" and "GPU" of a node, and the maximum number of nodes.
 
-    Returns:
-        For each kind, the "CPU" and "GPU" of a node, and the most nodes that there may be.
-
-    Raises:
-        UserError: The head node declares a kind in another form.
+    Raises UserError if the head node declares a kind in another form.
     """
     kinds = []
     for name, count in ray.cluster_resources().items():
@@ -185,7 +181,7 @@ def require_shared(paths: Iterable[str], written: bool = False) -> None:
     """Raises UserError if a path is on one machine's disk, and the cluster has several machines or may start some.
 
     Args:
-        paths: Paths and URIs. `file:///…` names a folder that all machines mount, according to the user.
+        paths: Paths and URIs. A URI is always accepted; with `file:///…` the user states that all machines mount it.
         written: Whether the job writes there. If it only reads, the paths may also lie in dim itself or in a submitted
             job's working directory, which Ray copies to each machine.
     """

@@ -56,8 +56,8 @@ class PlainFormatter(_Formatter):
 
 
 def plain(text: str) -> str:
-    """`text` on one line, without the credentials of URIs, and with each character escaped that controls a terminal."""
-    # Control characters, line separators, and characters that change the direction of writing.
+    """`text` on one line, with characters that control a terminal escaped and the credentials of URIs removed."""
+    # Control characters, line separators, and characters that set the direction of text.
     marks = "[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]"
     return re.sub(marks, lambda found: found[0].encode("unicode_escape").decode(), uris.redacted(text))
 

@@ -54,9 +54,8 @@ class Output:
     def finish(self, result: dict[str, Any], known: Mapping[str, dict[str, Any]] | None = None) -> dict[str, Any]:
         """Seals the files of the job, deletes those of the run before, and marks the job as done.
 
-        Args:
-            result: What was done. It goes into run.json and result.json, and is returned.
-            known: By name, the seal's facts about files that need not be read again.
+        `result` goes into run.json and result.json, and is returned. `known` holds the seal's facts, by name, about
+        files that need not be read again.
         """
         sealed = seal.create(self.folder, self._names, known or {})
         replaced = {*self._record[REPLACED]} - sealed.keys()
@@ -71,7 +70,7 @@ class Output:
     def record_error(self, error: BaseException) -> None:
         """Records in run.json that `error` ended the job before `finish`, if anything can still be written.
 
-        A UserError is no run: if possible, a new folder is removed, and an existing output gets its old record back.
+        After a UserError, if possible, a new folder is removed instead, and an existing one gets its old record back.
         """
         if self._record["status"] == DONE:
             return
@@ -227,7 +226,7 @@ def record_of(folder: str) -> dict[str, Any] | None:
         return None
     record = files.read_json(uri)
     if not isinstance(record, dict) or "job" not in record:
-        raise UserError(f"{uri!r} is no record of a job of dim's; name another folder")
+        raise UserError(f"{uri!r} is not the record of a dim job; name another folder")
     version = record.get("format_version", FORMAT_VERSION)
     if version != FORMAT_VERSION:
         known = f"this dim reads {FORMAT_VERSION}; use the dim that wrote it"

@@ -42,7 +42,7 @@ def live_nodes() -> Counter[Node]:
 
 
 def known_nodes() -> Counter[Node]:
-    """The nodes that are live or that the autoscaler may start. Its limits for a size include the live nodes."""
+    """The nodes that are live or that the autoscaler may start, whose maximum for a size includes the live ones."""
     possible = Counter({Node(kind["CPU"], kind["GPU"]): count for kind, count in cluster.autoscaled_nodes()})
     return live_nodes() | possible
 
@@ -58,14 +58,10 @@ def gpus_per_worker(wanted: float | None) -> float:
 
 
 def cpu_share(workers: int, gpus: float) -> float:
-    """The largest number of CPUs that each worker can have so that all of them fit on the known nodes.
+    """The most CPUs that each of `workers` can have so that all of them, with `gpus` each, fit on the known nodes.
 
-    Args:
-        workers: The number of workers. Only those count for which there are GPUs.
-        gpus: The GPUs of each worker.
-
-    Returns:
-        CPUs for one worker and for the tasks that decode its photos; 1 if no node is known.
+    These CPUs are for the worker and for the tasks that decode its photos. If the GPUs don't suffice for all workers,
+    only those count that get some. If no node is known, the share is one CPU.
     """
     nodes = known_nodes()
     if gpus > 0:
@@ -92,14 +88,9 @@ def threads(cpus: float) -> int:
 
 
 def task_count(units: int, worth: int) -> int:
-    """The number of tasks that `units` of work are split into.
+    """The number of tasks that `units` of work are split into, with at least one unit each: one for each live CPU.
 
-    Args:
-        units: Units of work; each task gets at least one.
-        worth: The units for which it is worth starting a CPU.
-
-    Returns:
-        As many as there are live CPUs; or known CPUs, if that leaves each task `worth` units.
+    If the cluster may grow, it is one for each known CPU, but only as many as leave each task `worth` units.
     """
     both = live_nodes(), known_nodes()
     live, known = (int(sum(node.cpus * count for node, count in nodes.items())) for nodes in both)
@@ -107,16 +98,9 @@ def task_count(units: int, worth: int) -> int:
 
 
 def require_room(what: str, workers: int, cpus: float, gpus: float) -> None:
-    """Checks that workers can be placed, and logs it if some have to wait for nodes.
+    """Logs how many of `workers` have to wait for nodes. `what` names a worker; each takes `cpus` and `gpus`.
 
-    Args:
-        what: A worker, in words.
-        workers: The number of workers.
-        cpus: The CPUs of each.
-        gpus: The GPUs of each.
-
-    Raises:
-        UserError: There are known nodes, but none has the CPUs and GPUs for one worker.
+    Raises UserError if there are known nodes, but none has the CPUs and GPUs for one worker.
     """
     alive, nodes = live_nodes(), known_nodes()
     if nodes and not capacity(nodes, cpus, gpus):
@@ -128,7 +112,7 @@ def require_room(what: str, workers: int, cpus: float, gpus: float) -> None:
     ready = min(workers, capacity(alive, cpus, gpus))
     if ready == workers:
         return
-    has = ", ".join(f"{count} × {node}" for node, count in sorted(alive.items())) or "no node that works"
+    has = ", ".join(f"{count} × {node}" for node, count in sorted(alive.items())) or "no node with CPUs"
     most = f", and may grow to {', '.join(f'{count} × {node}' for node, count in sorted(nodes.items()))}"
     log.info(
         "waiting for %d of %d %ss of %s: the cluster has %s%s",

@@ -23,22 +23,11 @@ from dim.app import logs
 
 # A closed list, because each value of a tag is a time series of its own.
 Stage = Literal[
-    "checking",
-    "computing the frozen layers",
-    "embedding",
-    "evaluating",
-    "exporting",
-    "extracting",
-    "finding neighbours",
-    "fitting",
-    "indexing",
-    "mining",
-    "reading photos for the page",
-    "summing",
-]
+    "checking", "computing the frozen layers", "embedding", "evaluating", "exporting", "extracting",
+    "finding neighbours", "fitting", "indexing", "mining", "reading photos for the page", "summing",
+]  # fmt: skip
 
 T = TypeVar("T")
-
 log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_RECORDS = 0.2
@@ -63,7 +52,7 @@ class Progress:
         self._stage, self._total, self._unit, self._epoch = stage, total, unit, epoch
         self._done, self._errors = 0, 0 if errors else None
         self._started = time.monotonic()
-        self._told = 0.0
+        self._last_record = 0.0
         self._first: tuple[float, int] | None = None
 
     @property
@@ -79,8 +68,8 @@ class Progress:
             self._errors += errors
         _export(self._stage, count, errors, self._total - self._done)
         finished = self._done >= self._total
-        if finished or now - self._told >= SECONDS_BETWEEN_RECORDS:
-            self._told = now
+        if finished or now - self._last_record >= SECONDS_BETWEEN_RECORDS:
+            self._last_record = now
             counts = {"stage": self._stage, "done": self._done, "total": self._total, "errors": self._errors or 0}
             which, epoch = ("", {}) if self._epoch is None else (f" epoch {self._epoch}", {"epoch": self._epoch})
             extra = {"finished": finished, **counts, **epoch}
@@ -185,7 +174,7 @@ def _instruments() -> tuple[Any, Any, Any]:
 
 
 def _export(stage: Stage, done: int, errors: int, waiting: int) -> None:
-    """Adds to the metrics of `stage`: `done` more units, `errors` of which failed; `waiting` are left. Needs Ray."""
+    """Adds `done` more units, `errors` of which failed, to the metrics of `stage`. Does nothing without Ray."""
     ray = sys.modules.get("ray")
     if ray is None or not ray.is_initialized():
         return

@@ -26,8 +26,8 @@ _NOT_TEXT = {
     b"PAR1": "it is Parquet; let its name end in .parquet",
 }
 # Byte order marks. UTF-32 comes first, because its mark starts with that of UTF-16.
-_MARKS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16"}
-_MARKS |= {codecs.BOM_UTF16_BE: "utf-16"}
+_MARKS = dict.fromkeys((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE), "utf-32")
+_MARKS |= dict.fromkeys((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE), "utf-16")
 
 
 @retried
@@ -47,9 +47,9 @@ def read(uri: str) -> pa.Table:
     header = bytes(content[: 2**20]).partition(b"\n")[0]
     if b"\0" in header:
         raise ValueError("its header has NULs in it, as UTF-16 has; save it as UTF-8")
-    parsing = pacsv.ParseOptions(
-        newlines_in_values=True, delimiter="\t" if uri.lower().endswith(".tsv") else _delimiter(header)
-    )
+    delimiters = "\t" if uri.lower().endswith(".tsv") else ",\t;"
+    delimiter = next((mark for mark in delimiters if mark.encode() in header), delimiters[0])
+    parsing = pacsv.ParseOptions(newlines_in_values=True, delimiter=delimiter)
     # "007" is an id, not the number 7. Callers cast the columns that hold numbers.
     names = pacsv.open_csv(pa.BufferReader(content), parse_options=parsing).schema.names
     converting = pacsv.ConvertOptions(
@@ -57,7 +57,7 @@ def read(uri: str) -> pa.Table:
     )
     table = pacsv.read_csv(pa.BufferReader(content), parse_options=parsing, convert_options=converting)
     if any(pc.any(pc.match_substring(column, "\n")).as_py() for column in table.columns):
-        _require_closed(content, parsing.delimiter)
+        _require_closed(content, delimiter)
     return table
 
 
@@ -103,10 +103,6 @@ def _as_utf8(content: pa.Buffer) -> pa.Buffer:
     copied = pa.BufferOutputStream()
     copied.write(text.encode())
     return copied.getvalue()
-
-
-def _delimiter(header: bytes) -> str:
-    return next((mark for mark in (",", "\t", ";") if mark.encode() in header), ",")
 
 
 # Some programs drop invisible characters at the beginning of a cell when they import it.

@@ -84,7 +84,8 @@ def info(uri: str) -> pafs.FileInfo:
 def infos(uris: Sequence[str]) -> list[pafs.FileInfo]:
     """As `info`, for each of `uris`, with many requests in parallel."""
     local = [uri for uri in uris if is_local(uri)]
-    # A network disk needs parallel calls. Several paths go into a call, as starting one costs as much as a fast disk.
+    # Calls run in parallel for the sake of network disks. Each takes many paths, as a fast disk answers sooner than a
+    # thread starts.
     chunks = [local[start : start + _PATHS_PER_CALL] for start in range(0, len(local), _PATHS_PER_CALL)]
     found = dict(zip(local, chain.from_iterable(parallel_map(_local_infos, chunks)), strict=True))
     if len(local) < len(uris):

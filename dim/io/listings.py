@@ -1,10 +1,10 @@
 """Sizes and times of many objects of a store, taken from listings: one request lists a thousand objects.
 
-Nobody knows beforehand which listings pay: a folder may hold a hundred million objects besides those that are wanted,
-and Arrow returns a listing only as a whole. So a second process, with limited memory, lists folders. Meanwhile this one
+A listing is not always worth its time: a folder may hold a hundred million objects besides those that are wanted, and
+Arrow returns a listing only as a whole. So a second process, with limited memory, lists folders. Meanwhile this one
 asks for the objects one by one, starting from the last, and stops the second process once it knows all of them. Thus
-listings never take longer than single requests, however large a folder is. If the store refuses to list a folder,
-single requests answer for all of its objects.
+listings never take longer than single requests, however large a folder is. If a folder can't be listed, single requests
+answer for all of its objects.
 """
 
 import contextlib
@@ -33,12 +33,7 @@ MEMORY = 4 * 2**30  # bytes for the second process: about ten million objects
 
 
 def infos(uris: Sequence[str], ask: Callable[[str], pafs.FileInfo]) -> dict[str, pafs.FileInfo]:
-    """Type, size and modification time of the objects at `uris`.
-
-    Args:
-        uris: URIs of object stores.
-        ask: Returns these facts for one URI with a request of its own.
-    """
+    """Type, size and modification time of the objects at `uris`. `ask` gets them for one URI in a single request."""
     with _arriving(uris) as known:
         # Listings begin with the first object, so single requests begin with the last.
         left = (uri for uri in reversed(dict.fromkeys(uris)) if uri not in known)

@@ -18,7 +18,7 @@ from dim.errors import UserError
 
 _PREFIX = "dim-job-"
 _MARK = ".dim-scratch"  # a file in each folder that dim may delete
-_LOCKED_WITHIN = 60.0  # seconds: an older folder without a lock has no living owner
+_MIN_AGE = 60.0  # seconds: the owner of a younger folder may not have locked it yet
 
 
 def default_place() -> Path:
@@ -95,7 +95,7 @@ def _sweep(parent: str) -> None:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 os.stat(_MARK, dir_fd=lock)
                 found = os.fstat(lock)
-                if found.st_uid == os.getuid() and found.st_mtime < time.time() - _LOCKED_WITHIN:
+                if found.st_uid == os.getuid() and found.st_mtime < time.time() - _MIN_AGE:
                     shutil.rmtree(left, ignore_errors=True)
             finally:
                 os.close(lock)

@@ -23,12 +23,9 @@ Seal: TypeAlias = dict[str, Facts]  # by the file's name within the folder
 
 
 def create(folder: str, names: Iterable[str], known: Mapping[str, Facts]) -> Seal:
-    """Seals the files of `folder` that are in `names` or `known` and exist.
+    """Seals those files of `folder` that exist and are in `names` or in `known`, the facts of files by name.
 
-    Args:
-        folder: The folder of a job that is about to be done.
-        names: The files to seal, by their names within `folder`.
-        known: The facts of files that need not be read, by name.
+    The files in `known` are not read.
     """
     asked = sorted({*names, *known})
     uris = [files.join(folder, name) for name in asked]

@@ -1,9 +1,8 @@
 """Which storage a path or URI names, and how to ask it: retries, many requests in parallel, and guards on writes.
 
-The functions of `dim.io.files` are built on this module; other modules use those. Credentials, region and endpoint
-come from the environment or the machine's role, as for any AWS or Google tool (AWS_ACCESS_KEY_ID, AWS_PROFILE,
-AWS_ENDPOINT_URL, GOOGLE_APPLICATION_CREDENTIALS …). They never come from a URI, because URIs end up in logs and in
-run.json.
+`dim.io.files` is built on this module. Credentials, region and endpoint come from the environment or the machine's
+role, as for any AWS or Google tool (AWS_ACCESS_KEY_ID, AWS_PROFILE, AWS_ENDPOINT_URL, GOOGLE_APPLICATION_CREDENTIALS
+…). They never come from a URI, because URIs end up in logs and in run.json.
 """
 
 import contextlib

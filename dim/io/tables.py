@@ -1,8 +1,8 @@
 """Tables as Parquet or CSV files, on any storage.
 
-`read` takes a table of any origin and turns each fault of the file into one line that says what to do. `as_text`
-turns a column of any type into the strings that ids, paths and labels are. `require_each_once` is how every job
-checks that it neither loses nor repeats a row.
+`read` takes a table of any origin, and reports a fault of the file in one line that says what to do. `as_text` turns a
+column of any type into strings, for ids, paths and labels. With `require_each_once` each job checks that it neither
+loses nor repeats a row.
 """
 
 from collections import Counter
@@ -31,7 +31,7 @@ _OTHER_FORMATS = {
 # How much a Parquet file may expand when it is read: bytes of the table, and rows, for each byte of the file. Real
 # tables stay far below these limits; a decompression bomb does not.
 _MOST_BYTES_PER_BYTE, _MOST_ROWS_PER_BYTE = 1000, 20
-# A batch of rows that is decoded at once, where dictionaries can't limit its size.
+# The most bytes and rows that `_read_in_batches` decodes at once.
 _BATCH_BYTES, _BATCH_ROWS = 2**28, 1024
 
 
@@ -109,10 +109,7 @@ def embedded_photos_hint(table: pa.Table) -> str:
 def require_each_once(asked: Iterable[str], given: Iterable[str], where: str) -> None:
     """Raises RuntimeError unless `given` holds each id in `asked` exactly once, in any order, and no other id.
 
-    Args:
-        asked: The ids that went into a job.
-        given: The ids that came out.
-        where: The file or folder that holds `given`, for the message.
+    The message names `where`, the file or folder that holds the ids `given`.
     """
     wanted, counts = set(asked), Counter(given)
     wrong = {
@@ -127,12 +124,7 @@ def require_each_once(asked: Iterable[str], given: Iterable[str], where: str) ->
 
 @retried
 def read_parquet(uri: str, columns: list[str] | None = None, content: bytes | None = None) -> pa.Table:
-    """Reads the Parquet file at `uri`, or its bytes in `content` if the caller has them already.
-
-    Args:
-        uri: The file.
-        columns: The columns to read; None for all.
-        content: The bytes of the file.
+    """Reads the Parquet file at `uri`, or its bytes in `content`; by default all `columns`.
 
     Raises:
         OSError, pyarrow.ArrowException: The file is missing, damaged, or expands beyond what a real table does.

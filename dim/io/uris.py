@@ -20,7 +20,7 @@ STORES = ("s3", "gs")
 MEMBER = ".tar#"  # `TAR#MEMBER` names a file in a tar archive
 USE = "use a local path, file:///…, s3://… or gs://…"
 
-_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # has no room for a host's port or a user
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # without : and @, so that no host, port or user fits
 _WINDOWS = re.compile(r"(file:///)?[A-Za-z]:[\\/]|\\\\")  # a drive or a share
 _MISSPELT = re.compile(r"\s*(file|s3|gs):(?!//)", re.IGNORECASE)
 # `parts` accepts each name that matches this. So a whole column of a table is checked in one call, not row by row.

@@ -214,8 +214,8 @@ def test_a_mistake_deletes_nothing_but_its_own(tmp_path):
     ("content", "message"),
     [
         ("{", "is not JSON"),
-        ("[]", "is no record of a job"),
-        ("{}", "is no record of a job"),
+        ("[]", "is not the record of a dim job"),
+        ("{}", "is not the record of a dim job"),
         ('{"job": "extract", "format_version": 9}', "has format version 9, this dim reads 1"),
     ],
 )

@@ -89,7 +89,7 @@ def test_an_own_disk_is_asked_for_many_at_a_time_also_where_it_knows_no_such_nam
     assert sizes == [1, None] * 500 + [None]
 
 
-def test_at_once_keeps_the_order_and_runs_no_further_ahead_than_it_may():
+def test_parallel_map_keeps_the_order_and_runs_no_further_ahead_than_it_may():
     running, most, begun, lock = 0, 0, [], threading.Lock()
 
     def square(number):
@@ -109,7 +109,7 @@ def test_at_once_keeps_the_order_and_runs_no_further_ahead_than_it_may():
     assert list(storage.parallel_map(square, [])) == []
 
 
-def test_at_once_raises_the_first_error_and_begins_no_more():
+def test_parallel_map_raises_the_first_error_and_begins_no_more():
     begun = []
 
     def failing(number):
