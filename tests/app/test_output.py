@@ -1,4 +1,4 @@
-"""Output folders: run.json and result.json, one writer, one job, no trace of a mistake."""
+"""Output folders: run.json and result.json, one writer, one job, and no trace of a user's mistake."""
 
 import fcntl
 import hashlib
@@ -248,7 +248,7 @@ def test_a_lock_that_is_a_link_or_no_file(tmp_path):
 
 
 def sealed(folder, **contents):
-    """Finishes a job in `folder` that writes files of these contents."""
+    """Runs a job in `folder` that writes files with these `contents`."""
     with open_as("audit", folder) as out:
         for name, content in contents.items():
             Path(out.path(name.replace("_", "."))).write_text(content)

@@ -1,4 +1,4 @@
-"""What workers take of clusters that are made up: placed one by one, they find room; what may come counts."""
+"""The CPUs and GPUs of workers on simulated clusters: placed one by one, all workers fit."""
 
 import logging
 from collections import Counter
@@ -13,7 +13,7 @@ from dim.app.placement import Node
 from dim.errors import UserError
 from dim.extract import resources
 
-# The head of the shipped cluster, on which nothing lives yet.
+# The head of the shipped cluster before its first worker node.
 HEAD = {"CPU": 0, "autoscaled_8CPU_1GPU": 8, "autoscaled_16CPU": 10}
 GPU_NODE, DECODER = {"CPU": 8, "GPU": 1}, {"CPU": 16}
 
@@ -46,7 +46,7 @@ def made_up(monkeypatch):
         (({"CPU": 64}, GPU_NODE, GPU_NODE), 4, 1, 8),  # there are GPUs for two
         ((HEAD,), 4, 1, 8),  # nothing is there yet
         ((HEAD, GPU_NODE), 4, 1, 8),
-        ((HEAD, *[GPU_NODE] * 9), 9, 1, 8),  # one of those that live has come in another's place
+        ((HEAD, *[GPU_NODE] * 9), 9, 1, 8),  # one live node replaces another
         ((HEAD,), 4, 0, 16),
         (({"CPU": 0},), 4, 1, 1),  # nothing is known
     ],
@@ -76,7 +76,7 @@ def test_a_worker_leaves_cpus_for_decoding(share, gpus, expected):
 
 
 def placed(nodes, workers, cpus, gpus):
-    """How many of the workers find room, placed one after another on the first node that has it."""
+    """How many workers fit if each in turn is placed on the first node with room for it."""
     left = [[node.cpus, node.gpus] for node in nodes.elements()]
     for done in range(workers):
         free = next((node for node in left if node[0] >= cpus - 1e-6 and node[1] >= gpus), None)

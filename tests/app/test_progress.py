@@ -1,4 +1,4 @@
-"""Progress: what it says, on a terminal (a pty) and elsewhere, and how a job's own looks there."""
+"""Progress: its lines on a terminal (a pty) and elsewhere, alone and in a job."""
 
 import json
 import logging

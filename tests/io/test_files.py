@@ -1,4 +1,4 @@
-"""Files on any storage: names, whole-or-not-at-all writing, tables."""
+"""Files on any storage: names, complete writes, JSON and tables."""
 
 import json
 import math

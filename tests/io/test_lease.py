@@ -1,4 +1,4 @@
-"""One writer at a time on an object store: here a folder that passes for one, and one of S3's protocol."""
+"""Leases: one writer at a time on an object store, here a local folder in its place, and an S3 server."""
 
 import os
 import pickle
@@ -156,7 +156,7 @@ with lease.held({folder!r}, "the first"):
 
 WRITES_ON = """
     for number in range(40):
-        time.sleep(2)  # in which it is stopped: a request that is under way can't be taken back
+        time.sleep(2)  # the test stops the process here, where no request is under way
         files.write_bytes(out.path("photos"), str(number).encode())
 """
 WAITS = """
@@ -251,7 +251,7 @@ def test_a_writer_that_wakes_and_does_not_know_yet_writes_nothing(bucket, monkey
             Path(path).write_bytes(b"late")
         files.write_bytes("s3://bucketful", b"another place")
     assert (bucket / "a").read_bytes() == b"in time"
-    assert len(leases(bucket)) == 1  # which is another's to judge, by the store's clock
+    assert len(leases(bucket)) == 1  # another writer decides, by the store's clock, when it has expired
 
 
 def test_who_writes_on_a_holders_behalf_stops_with_it(bucket, monkeypatch):
@@ -268,4 +268,4 @@ def test_who_writes_on_a_holders_behalf_stops_with_it(bucket, monkeypatch):
     with pytest.raises(JobFailed, match="could not renew its lease on 's3://bucket'"):
         task.train_worker({"job": SimpleNamespace(claims=claims, content=b"late")})
     assert (bucket / "checkpoint").read_bytes() == b"in time"
-    files.write_bytes("s3://bucket/other", b"")  # what the process does later is its own affair
+    files.write_bytes("s3://bucket/other", b"")  # after the block, no lease is required

@@ -1,4 +1,4 @@
-"""What listings say of many objects: the same as the store says of each, and never later than that."""
+"""Listings of many objects: they agree with single requests, and never take longer."""
 
 import contextlib
 import json
@@ -32,7 +32,7 @@ def facts(info):
 
 
 def listed(uris, wanted):
-    """What listings alone say, once they have said it of as many files as are `wanted`."""
+    """What listings tell without single requests, once they have told it of `wanted` files."""
     end = time.monotonic() + 60
     with listings._arriving(uris) as known:
         while len(known) < wanted:

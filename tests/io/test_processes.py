@@ -1,4 +1,4 @@
-"""Nothing in the folder that one stands in is run, whatever it is called."""
+"""Nothing in the current folder is imported, whatever its name."""
 
 import os
 import subprocess

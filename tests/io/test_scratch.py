@@ -1,4 +1,4 @@
-"""Temporary folders: gone with the job, also with one that was killed; never another's, never what dim didn't make."""
+"""Temporary folders end with their job, even a killed one; folders of others are never touched."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Object stores: what a URI names, and requests that fail, dawdle or are never answered."""
+"""Object stores: reads and writes, and requests that fail, are slow or are never answered."""
 
 import os
 import threading
@@ -54,7 +54,7 @@ def test_a_large_file_is_read_by_a_request_or_two(s3, bucket):
 
 
 def test_nothing_is_lost_where_a_third_of_the_requests_fails(s3, bucket):
-    sizes = [10, *range(1000, 1049)]  # the first is shorter than what a store says of an error
+    sizes = [10, *range(1000, 1049)]  # the first is shorter than the body of a store's error
     s3.faults(failing=0.3, seed=1)
     for number in range(50):
         files.write_bytes(f"{bucket}/{number}", b"x" * sizes[number])
@@ -115,7 +115,7 @@ def test_parallel_map_raises_the_first_error_and_begins_no_more():
     def failing(number):
         begun.append(number)
         if number in (5, 6):
-            time.sleep(0.2 * (6 - number))  # the later fails first
+            time.sleep(0.2 * (6 - number))  # later items fail first
             raise OSError(f"no {number}")
         return number
 
@@ -159,7 +159,7 @@ def test_results_that_are_taken_before_they_are_there_are_tried_again(monkeypatc
 
 @pytest.fixture
 def impatient(monkeypatch):
-    """Gives up what is silent for a second, and soon for good."""
+    """Gives up a silent connection after a second, and retries for a short time only."""
     for name, value in {"SILENT_SECONDS": 1.0, "RETRIES": 1, "TRIES": 2}.items():
         monkeypatch.setattr(storage, name, value)
     storage._opened.cache_clear()

@@ -1,4 +1,4 @@
-"""What a path or URI names: `file://` is encoded and decoded once, all else is literal, and no host is ever asked."""
+"""Paths and URIs: `file://` is encoded and decoded once, all else is literal, and no host is ever asked."""
 
 import ast
 import os
@@ -222,7 +222,7 @@ def test_on_a_cluster_a_file_uri_is_shared_and_a_path_is_not(monkeypatch):
         cluster.require_shared(["/mnt/ü/x y.jpg"])
 
 
-# What names nothing that dim reads: with it, a part of what is said.
+# Names that dim does not read, each with a part of the message.
 REFUSED = {
     "abfs://account@evil.example/a.jpg": "no storage is called 'abfs'",
     "abfss://container@account.dfs.core.windows.net/a.jpg": "no storage is called 'abfss'",
@@ -269,7 +269,7 @@ REFUSED = {
 
 @pytest.fixture
 def alone(monkeypatch):
-    """Nobody is asked for anything."""
+    """Opening a storage fails the test."""
 
     def asked(*arguments, **named):
         raise AssertionError(f"asked for {arguments}")
