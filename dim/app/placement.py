@@ -42,7 +42,7 @@ def live_nodes() -> Counter[Node]:
 
 
 def known_nodes() -> Counter[Node]:
-    """The nodes that are live or that the autoscaler may start, whose maximum for a size includes the live ones."""
+    """The nodes that are live or may start: of each size, the live or the possible number, whichever is larger."""
     possible = Counter({Node(kind["CPU"], kind["GPU"]): count for kind, count in cluster.autoscaled_nodes()})
     return live_nodes() | possible
 
@@ -88,9 +88,9 @@ def threads(cpus: float) -> int:
 
 
 def task_count(units: int, worth: int) -> int:
-    """The number of tasks that `units` of work are split into, with at least one unit each: one for each live CPU.
+    """The number of tasks for `units` of work: one for each live CPU, or more if the cluster may grow.
 
-    If the cluster may grow, it is one for each known CPU, but only as many as leave each task `worth` units.
+    There are more only as long as each task keeps `worth` units. No task has less than one unit.
     """
     both = live_nodes(), known_nodes()
     live, known = (int(sum(node.cpus * count for node, count in nodes.items())) for nodes in both)

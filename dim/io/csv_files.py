@@ -1,8 +1,8 @@
 """CSV and TSV files as spreadsheets and other programs save them, and CSV files that a spreadsheet opens safely.
 
-A spreadsheet runs a cell that begins with =, + or the like, and so may labels and file names begin. `write_escaped`
-puts an apostrophe before such text, as OWASP advises against CSV injection, and the spreadsheet shows it as text.
-`unescaped` removes the apostrophe. Manifests are written without it, because their cells are names of files.
+Labels and file names may begin with =, + or the like, and a spreadsheet runs such a cell as a formula. `write_escaped`
+puts an apostrophe before it, as OWASP advises against CSV injection, so that the cell shows as text; `unescaped`
+removes the apostrophe. Manifests are written without it, because other programs open the files that their cells name.
 """
 
 import codecs

@@ -8,7 +8,7 @@ next one deletes it.
 A writer that doesn't renew its lease in time has lost it for good. From then on its guards (`dim.io.storage`) refuse
 each write. They go by a clock that also runs while the machine sleeps, so they stop a writer that has just woken. A
 process that writes for the holder checks before each write that the lease file (`Claim`) still exists. The main thread
-of a writer that has lost its lease gets a signal; if it goes on all the same, the process ends after `GRACE` seconds.
+of a writer that has lost its lease gets a signal; if it doesn't stop, the process ends after `GRACE` seconds.
 
 Two gaps remain, which only the store could close. A request that was under way when the writer stopped still counts. A
 virtual machine that stands still together with its clocks doesn't notice.

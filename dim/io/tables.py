@@ -157,7 +157,7 @@ def read_parquet(uri: str, columns: list[str] | None = None, content: bytes | No
 
 
 def _read_in_batches(file: pq.ParquetFile, columns: list[str] | None, size: int) -> pa.Table:
-    """Reads batches of rows that are too small to fill the memory even if each row repeats the longest text."""
+    """Reads `file` a few rows at a time, so few that they fit in memory even if each repeats the longest text."""
     metadata = file.metadata
     # A text is at most as long as all data of its row group. With DELTA_BYTE_ARRAY each row can repeat the one before.
     longest = max((metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups)), default=0)
@@ -172,7 +172,7 @@ def _read_in_batches(file: pq.ParquetFile, columns: list[str] | None, size: int)
 
 
 def _claimed_size(metadata: pq.FileMetaData) -> tuple[int, int]:
-    """The numbers of rows and of bytes that the metadata claims, by the larger of its two counts of rows."""
+    """The rows (of the file or of all its row groups, whichever are more) and the bytes that the metadata claims."""
     # The metadata of single columns is left alone: if it is damaged, pyarrow's `column` ends the process.
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     rows = max(metadata.num_rows, sum(group.num_rows for group in groups))
