@@ -1,7 +1,4 @@
-"""The ways in which a job ends that are not bugs, and how their messages quote a value.
-
-Many reasons in one line: how often each kind occurs.
-"""
+"""The errors with which a job ends if there is no bug, and helpers that keep their messages short."""
 
 import re
 import reprlib
@@ -9,16 +6,13 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = 100
-
 
 class UserError(Exception):
-    """Wrong usage or input: one line that says what was received, where, and what to do (exit status 2)."""
+    """Wrong usage or input. The message is one line: the value received, where, and what to do (exit status 2)."""
 
 
 class JobFailed(Exception):
-    """The job cannot go on, for a reason that the message tells (exit status 1)."""
+    """The job can't go on, for the reason in the message (exit status 1)."""
 
 
 class GateNotMet(Exception):
@@ -29,26 +23,31 @@ class GateNotMet(Exception):
         self.result = result
 
 
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 100
+
+
 def quoted(value: Any) -> str:
-    """The repr of `value` as a message shows it: some 100 characters, however much it unfolds to."""
+    """The repr of `value`, cut to about 100 characters."""
     text = _SHORT.repr(value)
     return text if len(text) <= 120 else f"{text[:120]}…"
 
 
-_MOST = 5
-# What differs between two reasons of one kind: numbers, what is quoted, addresses of objects.
+_MOST_KINDS = 5
+# The parts in which two reasons of one kind may differ: quotations, addresses of objects, numbers.
 _VARYING = re.compile(r"""b?'[^']*'|b?"[^"]*"|<[^>]*>|\d[\d,.]*""")
 
 
 def count_reasons(reasons: Iterable[str]) -> str:
-    """`reasons` by kind, the most frequent first: "7 × no such file, 2 × the file is empty". Reasons that differ in
-    numbers and in what they quote are of one kind.
+    """Counts `reasons` by kind, most frequent first: "7 × no such file, 2 × the file is empty".
+
+    Reasons that differ only in numbers and quotations are of one kind.
     """
     kinds: dict[str, list[str]] = defaultdict(list)
     for reason in reasons:
         kinds[_VARYING.sub("…", reason)].append(reason)
     ordered = sorted(kinds.items(), key=lambda kind: (-len(kind[1]), kind[0]))
-    told = [f"{len(same):,} × {kind if len(set(same)) > 1 else same[0]}" for kind, same in ordered[:_MOST]]
-    if rest := sum(len(same) for _, same in ordered[_MOST:]):
-        told.append(f"{rest:,} × other reasons")
-    return ", ".join(told)
+    counts = [f"{len(same):,} × {kind if len(set(same)) > 1 else same[0]}" for kind, same in ordered[:_MOST_KINDS]]
+    if rest := sum(len(same) for _, same in ordered[_MOST_KINDS:]):
+        counts.append(f"{rest:,} × other reasons")
+    return ", ".join(counts)

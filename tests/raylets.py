@@ -58,7 +58,7 @@ def taken():
     many = 10**6
     return {
         "trainers": {
-            f"{workers} × {gpus}": placement.taken(placement.share(workers, gpus), gpus)
+            f"{workers} × {gpus}": placement.worker_cpus(placement.cpu_share(workers, gpus), gpus)
             for workers, gpus in ((1, 1), (2, 1), (2, 0.5), (1, 0), (2, 0))
         },
         "actors": {photos: resources(None, None, None, 224, photos).workers for photos in (1, many)},
@@ -127,7 +127,7 @@ def grown(raylets, folder, said):
         found["without"] = extracted(folder, "without", gpus_per_worker=0.0)
         asked = ray.remote(devices.assigned)
         found["assigned"] = [ray.get(asked.options(num_gpus=gpus).remote()) for gpus in (0, 1)]
-        cluster.may_come = list  # nothing more: the nodes that are there are asked
+        cluster.autoscaled_nodes = list  # nothing more: the nodes that are there are asked
         found["precisions"] = [resolve_precision("auto", 0), devices.best(gpu=False)]
     return found
 

@@ -412,9 +412,9 @@ def test_a_parquet_file_of_which_a_group_claims_more_rows_than_the_whole(tmp_pat
 
 def test_a_fifo_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "a.csv")
-    refused(manifest.read, str(tmp_path / "a.csv"), match="is no file")
-    refused(files.read_json, str(tmp_path / "a.csv"), match="is no file")
-    assert "is no file" in photos.unreadable([str(tmp_path / "a.csv")], photos.decodes)[0]
+    refused(manifest.read, str(tmp_path / "a.csv"), match="is not a regular file")
+    refused(files.read_json, str(tmp_path / "a.csv"), match="is not a regular file")
+    assert "is not a regular file" in photos.unreadable([str(tmp_path / "a.csv")], photos.decodes)[0]
 
 
 def test_arrays_that_claim_much(tmp_path, limited):

@@ -248,7 +248,7 @@ OF_SPLITS = {"--split val": "photos.csv' has no row with split 'val'.*; its spli
 OF_DESCRIPTORS = {
     "--descriptors none": "none' is no output folder of dim: it has no run.json; make it with extract.py",
     "--descriptors broken-record": "broken-record/run.json' is not JSON",
-    "--descriptors list-record": "list-record/run.json' is no record of a job",
+    "--descriptors list-record": "list-record/run.json' is not the record of a dim job",
     "--descriptors foreign": "holds no complete embedding",
     "--descriptors lost": r"lost' has 12 rows in its shards, and 20 images in its run\.json; run the same extract\.py",
     "--descriptors strange": r"part-1\.parquet' is not one of the shards that run\.json lists; remove it, or run",
@@ -360,7 +360,7 @@ OF_ONE = {
         "--gpus-per-worker 1.5": "--gpus-per-worker must be a share of one GPU or a number of them, not 1.5",
         "--weights other.npz": "cannot load the weights '.*other.npz' into 'vgg16': it lacks the array",
         "--out trained": "trained' holds a run with margin 0.3, not 0.1",
-        "--out list-record": "list-record/run.json' is no record of a job",
+        "--out list-record": "list-record/run.json' is not the record of a dim job",
     },
     "index": {
         "--factory Flta": "--factory 'Flta'",
@@ -427,8 +427,8 @@ OF_ONE = {
     },
 }
 OF_GPUS = {
-    "--gpus-per-worker 1": r"--gpus-per-worker 1: no node of this cluster has so many GPUs, or may come with them "
-    r"\(2 CPUs\); ask for fewer, or let the head say what nodes may come, as in cluster/config.yaml$",
+    "--gpus-per-worker 1": r"--gpus-per-worker 1: no node that this cluster has or may start has so many "
+    r"GPUs \(2 CPUs\); ask for fewer, or declare on the head node which nodes may start, as in cluster/config.yaml$",
 }
 MISTAKES = [
     (job, flags, said)

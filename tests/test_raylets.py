@@ -30,7 +30,7 @@ def test_a_job_waits_for_a_node_and_says_so(found):
     ok, (gpu,) = found["waited"]
     assert (ok, gpu) == (24, "0")
     assert found["said"] == [
-        "waiting for 1 of 1 network actors of 1 GPU and 1 CPU: the cluster has no node that works, and may grow to "
+        "waiting for 1 of 1 network actors of 1 GPU and 1 CPU: the cluster has no node with CPUs, and may grow to "
         "2 × 1 GPU and 4 CPUs, 1 × 6 CPUs"
     ]
 

@@ -1,4 +1,8 @@
-"""The Ray that a job runs on: the one of RAY_ADDRESS, else an own local one that ends with the job."""
+"""The Ray cluster of a job: the one at RAY_ADDRESS, or else a local one that ends with the job.
+
+`connected` joins or starts it. The other functions tell which nodes it has or may start, and whether all of them can
+read the job's files.
+"""
 
 import contextlib
 import logging
@@ -22,36 +26,38 @@ from dim.app import environment
 from dim.errors import JobFailed, UserError
 from dim.io import processes, scratch
 
-# What a head node says of the nodes that the autoscaler may start: a resource for each kind of node, by its CPUs and
-# GPUs, whose amount is how many there may be. Ray 2.60 can't be asked for it, neither on Kubernetes nor after `ray up`.
+# The head node declares the nodes that the autoscaler may start: one resource for each kind of node, with its CPUs and
+# GPUs in the name and the maximum number as the amount. Ray 2.60 can't tell, on Kubernetes as little as after `ray up`.
 _KIND = re.compile(r"autoscaled_(\d+)CPU(?:_(\d+)GPU)?")
-_MAY_COME = "autoscaled"  # how the names of these begin
-_NODE_GROUP = "ray.io/node-group"  # the label of a node of a group that may grow
+_KIND_PREFIX = "autoscaled"
+_NODE_GROUP = "ray.io/node-group"  # the label of nodes in a group that may grow
 
 log = logging.getLogger(__name__)
 
 
 class _JobConfig(JobConfig):  # type: ignore[misc]
-    """Keeps Ray from letting its workers import from the driver's working directory before all else.
+    """Keeps Ray from putting the driver's working directory first on the import path of its workers.
 
-    A submitted job's code, which is in its working directory, they get by their own PYTHONPATH.
+    They import a submitted job's code, which is in its working directory, by their own PYTHONPATH.
     """
 
     def _runtime_env_has_working_dir(self) -> bool:
-        return True  # Ray 2.60 has no public way
+        return True  # Ray 2.60 has no public setting for it
 
 
 @contextlib.contextmanager
 def connected() -> Iterator[None]:
-    """Connects to Ray for the duration of a job; a Ray that is connected already (in tests, say) is used and left.
+    """Connects to Ray within the block. Uses an existing connection if there is one, and leaves it open.
 
-    A UserError or JobFailed that is raised in a worker comes out as it was there.
+    Raises:
+        UserError: There is no Ray at RAY_ADDRESS, or a worker raised this.
+        JobFailed: Ray did not start, or a worker raised this.
     """
     with contextlib.nullcontext() if ray.is_initialized() else _started():
         try:
             yield
         except RayTaskError as error:
-            if isinstance(error.cause, UserError | JobFailed):  # to whose message Ray Data adds lines
+            if isinstance(error.cause, UserError | JobFailed):  # Ray Data adds lines to its message
                 raise type(error.cause)(str(error.cause).partition("\n")[0]) from None
             raise
 
@@ -76,10 +82,10 @@ def _started() -> Iterator[None]:
                 logging_level=logging.INFO if verbose() else logging.CRITICAL,
                 **own,
             )
-        except Exception as error:  # Ray has no class of its own for this
+        except Exception as error:  # Ray raises errors of many types here
             raise _not_started(address, error) from error
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)  # Ray's own would end the job with a status that says nothing
+            signal.signal(signal.SIGTERM, handler)  # Ray's handler would end the job with a meaningless status
         yield
 
 
@@ -88,21 +94,24 @@ def _not_started(address: str, error: Exception) -> UserError | JobFailed:
     if isinstance(error, ConnectionError) and address != "local":
         return UserError(f"no Ray at RAY_ADDRESS={address!r} ({reason}); start it, or unset RAY_ADDRESS")
     if "timed out" in reason:
-        reason += "; where the machine has much else to do, run the same command again later"
+        reason += "; if the machine is busy, run the same command again later"
     return JobFailed(f"Ray did not start: {reason}")
 
 
 @contextlib.contextmanager
 def _own_folder() -> Iterator[str]:
-    """A folder for an own Ray's logs and sockets, and one for what its processes leave in TMPDIR, while it runs."""
-    # The paths of sockets must be short, so Ray's folder is not in TMPDIR.
+    """Yields a folder for a local Ray's logs and sockets. Within the block, TMPDIR is another temporary folder.
+
+    Both are deleted with all that Ray's processes left in them.
+    """
     with (
-        scratch.folder(os.environ.get("RAY_TMPDIR", "/tmp")) as own,
-        scratch.folder(tempfile.gettempdir()) as temporary,
+        # Not in TMPDIR: the paths of sockets must be short.
+        scratch.temporary_folder(os.environ.get("RAY_TMPDIR", "/tmp")) as own,
+        scratch.temporary_folder(tempfile.gettempdir()) as temporary,
     ):
-        changed = {"DIM_SCRATCH": str(scratch.place()), "TMPDIR": temporary} | processes.import_path()
+        changed = {"DIM_SCRATCH": str(scratch.default_place()), "TMPDIR": temporary} | processes.import_path()
         before = {name: os.environ.get(name) for name in changed}
-        os.environ |= changed  # Ray's processes inherit it
+        os.environ |= changed  # Ray's processes inherit these variables
         try:
             yield own
         finally:
@@ -112,18 +121,18 @@ def _own_folder() -> Iterator[str]:
                     os.environ[name] = value
 
 
-def is_own() -> bool:
-    """Whether the Ray of this job is its own, on this machine."""
+def is_local() -> bool:
+    """Whether the job starts a local Ray of its own."""
     return _address() == "local"
 
 
 def _address() -> str:
-    # "local" starts an own Ray; without it, ray.init would join any Ray that runs on this machine.
+    # Without "local", ray.init would join any Ray that runs on this machine.
     return os.environ.get("RAY_ADDRESS", "local")
 
 
 def _require_answer(address: str) -> None:
-    # Ray itself would wait for a quarter of an hour, deaf to Ctrl-C.
+    """Raises UserError if nothing listens at `address`. Ray would wait for 15 minutes and ignore Ctrl-C."""
     host, _, port = address.rpartition("//")[2].rpartition(":")
     if not port.isdigit():
         return
@@ -134,7 +143,7 @@ def _require_answer(address: str) -> None:
 
 
 def verbose() -> bool:
-    """Whether the user wants to read what Ray says (`-v`)."""
+    """Whether Ray's own messages are shown (`-v`)."""
     return logging.getLogger("dim").isEnabledFor(logging.DEBUG)
 
 
@@ -143,44 +152,46 @@ def nodes() -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def may_come() -> list[tuple[dict[str, float], int]]:
-    """The resources of each kind of node that the autoscaler may start, and how many of it there may be.
+def autoscaled_nodes() -> list[tuple[dict[str, float], int]]:
+    """The kinds of node that the autoscaler may start: the "CPU" and "GPU" of a node, and the maximum number of nodes.
 
-    Raises UserError where the head says it in words that dim doesn't know.
+    Raises UserError if the head node declares a kind in another form.
     """
     kinds = []
     for name, count in ray.cluster_resources().items():
-        if not name.startswith(_MAY_COME):
+        if not name.startswith(_KIND_PREFIX):
             continue
         found = _KIND.fullmatch(name)
         if found is None:
             raise UserError(
-                f"the head node has the resource {name!r}, which dim doesn't know; name the nodes that may come as in "
-                "autoscaled_8CPU_1GPU"
+                f"the head node has the resource {name!r}, which dim doesn't know; name a kind of node that may start "
+                "as in autoscaled_8CPU_1GPU"
             )
         cpus, gpus = map(float, found.groups(default="0"))
         kinds.append(({"CPU": cpus, "GPU": gpus}, int(count)))
     return kinds
 
 
-def here() -> NodeAffinitySchedulingStrategy:
-    """Where the caller runs: for what others may not do, or for an actor that no other node shall take down with it."""
+def on_this_node() -> NodeAffinitySchedulingStrategy:
+    """The scheduling strategy that puts a task or an actor on the caller's node, so that it depends on no other one."""
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def require_shared(paths: Iterable[str], written: bool = False) -> None:
-    """Raises UserError for a path on the disk of one machine where the cluster has several, or may have once it grows.
+    """Raises UserError if a path is on one machine's disk, and the cluster has several machines or may start some.
 
-    What a job brings along, its working directory and dim itself, each machine has; but nothing is to be `written`
-    there. A `file:///…` is taken at its word: that all of them mount it.
+    Args:
+        paths: Paths and URIs. A URI is always accepted; with `file:///…` the user states that all machines mount it.
+        written: Whether the job writes there. If it only reads, the paths may also lie in dim itself or in a submitted
+            job's working directory, which Ray copies to each machine.
     """
     alive = [node for node in ray.nodes() if node["Alive"]]
     if len(alive) < 2 and not any(map(_others_may_come, alive)):
         return
     has = f"this cluster has {len(alive)}" if len(alive) > 1 else "this cluster starts others for the work"
-    brought = () if written else _brought()
+    copied = () if written else _copied_folders()
     for path in paths:
-        if "://" in path or os.path.abspath(path).startswith(brought):
+        if "://" in path or os.path.abspath(path).startswith(copied):
             continue
         raise UserError(
             f"{path!r} is on the disk of one machine, and {has}; use s3://… or gs://…, or file:///… for a folder that "
@@ -189,15 +200,13 @@ def require_shared(paths: Iterable[str], written: bool = False) -> None:
 
 
 def _others_may_come(node: dict[str, Any]) -> bool:
-    """Whether nodes may join this one, the first: it says so, is of a kind that Ray's autoscaler or KubeRay starts, or
-    does no work itself.
-    """
+    """Whether others may join this only node: it declares kinds of node, is in a node group, or has no CPUs."""
     resources = node["Resources"]
-    says = any(name.startswith(_MAY_COME) for name in resources)
-    return says or _NODE_GROUP in node["Labels"] or not resources.get("CPU")
+    declares = any(name.startswith(_KIND_PREFIX) for name in resources)
+    return declares or _NODE_GROUP in node["Labels"] or not resources.get("CPU")
 
 
-def _brought() -> tuple[str, ...]:
+def _copied_folders() -> tuple[str, ...]:
     folders = [Path(dim.__file__).parent]
     if ray.get_runtime_context().runtime_env.get("working_dir"):
         folders.append(Path.cwd())
@@ -205,6 +214,6 @@ def _brought() -> tuple[str, ...]:
 
 
 def earlier_attempts() -> int:
-    """How often the task that asks was begun before: more than 0 once a worker or a node has died over it."""
-    # Ray 2.60 has no public name for it.
+    """The number of earlier attempts at the calling task. It is above 0 if a worker or a node died during it."""
+    # Ray 2.60 has no public name for this number.
     return int(ray._private.worker.global_worker.core_worker.get_current_task_attempt_number())

@@ -1,4 +1,4 @@
-"""Log records as a person reads them, or, where the environment has DIM_LOG=json, as a machine does."""
+"""The format of log records: text for people, or one JSON object a line if the environment has DIM_LOG=json."""
 
 import datetime
 import json
@@ -14,20 +14,22 @@ from typing import Any
 from dim.app import environment
 from dim.io import uris
 
-# What a record may say beside its message.
+# The attributes that a record may have besides its message.
 DETAILS = ("node", "worker", "shard", "stage", "epoch", "done", "total", "errors")
 
-_MESSAGE = 2000  # letters of it, at most: a value that is quoted may be as long as the file that it stands in
+_MESSAGE_CHARACTERS = 2000  # a message may quote a value that is as long as its file
 
 
 class _Formatter(logging.Formatter):
     def formatException(self, ei: Any) -> str:
-        return traced(super().formatException(ei))
+        return plain_lines(super().formatException(ei))
 
 
 class JsonFormatter(_Formatter):
-    """One JSON object a line: time, level, job, submission (Ray's id of it, if it was submitted), node and message,
-    and those of `DETAILS` that the record has.
+    """Formats a record as one line of JSON.
+
+    Its keys are time, level, job, submission (the id that Ray gave a submitted job), node, message, and the `DETAILS`
+    and exception that the record has.
     """
 
     def __init__(self, job: str) -> None:
@@ -37,42 +39,42 @@ class JsonFormatter(_Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """`record` as one line."""
         time = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
-        said: dict[str, Any] = {"time": time.isoformat(timespec="milliseconds"), "level": record.levelname}
-        said |= self._job | {"node": platform.node(), "message": plain(record.getMessage())}
-        said |= {name: getattr(record, name) for name in DETAILS if hasattr(record, name)}
+        fields: dict[str, Any] = {"time": time.isoformat(timespec="milliseconds"), "level": record.levelname}
+        fields |= self._job | {"node": platform.node(), "message": plain(record.getMessage())}
+        fields |= {name: getattr(record, name) for name in DETAILS if hasattr(record, name)}
         if record.exc_info:
-            said["exception"] = self.formatException(record.exc_info)
-        return json.dumps(said, ensure_ascii=False)
+            fields["exception"] = self.formatException(record.exc_info)
+        return json.dumps(fields, ensure_ascii=False)
 
 
 class PlainFormatter(_Formatter):
-    """Text for a terminal, whatever the names of files and labels hold."""
+    """Formats a record as text that is safe on a terminal, whatever characters file names and labels have."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        """The line of `record`."""
+        """`record` as one line."""
         return plain(super().formatMessage(record))
 
 
 def plain(text: str) -> str:
-    """`text` as one line that can't steer a terminal or pass for another, without the credentials of URIs."""
-    # Control characters, and those that turn the direction of writing.
+    """`text` on one line, with characters that control a terminal escaped and the credentials of URIs removed."""
+    # Control characters, line separators, and characters that set the direction of text.
     marks = "[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]"
     return re.sub(marks, lambda found: found[0].encode("unicode_escape").decode(), uris.redacted(text))
 
 
 def message(text: str) -> str:
-    """`text` as `plain`, and not longer than a message may be."""
+    """`text` as `plain`, cut to the length that a message may have."""
     said = plain(text)
-    return said if len(said) <= _MESSAGE else said[: _MESSAGE - 1] + "…"
+    return said if len(said) <= _MESSAGE_CHARACTERS else said[: _MESSAGE_CHARACTERS - 1] + "…"
 
 
-def traced(text: str) -> str:
-    """The lines of a traceback, each of them `plain`."""
+def plain_lines(text: str) -> str:
+    """The lines of a traceback, each as `plain`."""
     return "\n".join(map(plain, text.splitlines()))
 
 
 def wants_json() -> bool:
-    """Whether a machine reads the log."""
+    """Whether the log is JSON, for a machine."""
     return os.environ.get("DIM_LOG") == "json"
 
 
@@ -82,20 +84,20 @@ def job() -> str:
 
 
 def say(level: int, text: str, bug: Exception | None = None) -> None:
-    """Writes to stderr, as DIM_LOG says, how the job ends: `text`; to a person, for a `bug`, its traceback instead."""
+    """Writes the last line of a job to stderr in the format of DIM_LOG; as text, the traceback of a `bug` instead."""
     said = message(text)
     if wants_json():
         about = (type(bug), bug, bug.__traceback__) if bug else None
         said = JsonFormatter(job()).format(logging.LogRecord("dim", level, "", 0, said, None, about))
     elif bug:
-        said = traced("".join(traceback.format_exception(bug)))
+        said = plain_lines("".join(traceback.format_exception(bug)))
     print(said, file=sys.stderr, flush=True)
 
 
 def set_up(handler: logging.Handler, job: str) -> None:
-    """Makes `handler` write the records of `job` as DIM_LOG says."""
+    """Makes `handler` write the records of `job` in the format of DIM_LOG."""
     if wants_json():
         handler.setFormatter(JsonFormatter(job))
         return
     handler.setFormatter(PlainFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    handler.addFilter(lambda record: not hasattr(record, "shard"))  # one a shard is too much for a person
+    handler.addFilter(lambda record: not hasattr(record, "shard"))  # people need no line for each shard

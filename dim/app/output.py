@@ -1,4 +1,8 @@
-"""The life of an output folder: one writer at a time, run.json while and after it runs, result.json at its end."""
+"""The output folder of a job: one writer at a time, run.json while and after it runs, and result.json at its end.
+
+A job writes into `opened`, which locks the folder and records how the job ends. Readers check with `verified_seal` or
+`finished_record` that the job which made the folder is done.
+"""
 
 import contextlib
 import dataclasses
@@ -20,166 +24,87 @@ from dim.io.seal import Seal
 
 FORMAT_VERSION = 1
 RECORD, RESULT, LOCK = seal.RECORD, "result.json", ".lock"
-# The status in run.json. A job that was killed leaves "running", too, but no lock and no live lease.
+# The status in run.json. A killed job leaves "running", too, but no lock and no live lease.
 RUNNING, DONE, STOPPED, FAILED = "running", "done", "stopped", "failed"
-REPLACED = "replaces"  # in the run.json of a job that runs: the files that the folder had before
+REPLACED = "replaces"  # in the run.json of a running job: the files of the run before, deleted unless written again
 _PACKAGES = ("ray", "tensorflow", "keras", "numpy", "pillow", "pyarrow", "scikit-learn", "faiss-cpu")
 
 
-def _versions() -> dict[str, str]:
-    found = {"dim": dim.__version__, "python": platform.python_version()}
-    for package in _PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def record_of(folder: str) -> dict[str, Any] | None:
-    """The run.json of `folder`, None where it has none.
-
-    Raises UserError where it is no record of a job, or of a format that this dim doesn't know.
-    """
-    uri = files.join(folder, RECORD)
-    if not files.exists(uri):
-        return None
-    record = files.read_json(uri)
-    if not isinstance(record, dict) or "job" not in record:
-        raise UserError(f"{uri!r} is no record of a job of dim's; name another folder")
-    version = record.get("format_version", FORMAT_VERSION)
-    if version != FORMAT_VERSION:
-        raise UserError(f"{uri!r} has format version {version!r}, this dim reads {FORMAT_VERSION}; use the dim of then")
-    return record
-
-
-def finished(folder: str) -> dict[str, Any] | None:
-    """The run.json of `folder`, None where it has none. Raises UserError where the job that writes it is not done."""
-    record = record_of(folder)
-    if record is not None and record.get("status", DONE) != DONE:
-        raise UserError(f"{folder!r} was never finished; run {record['job']}.py again")
-    return record
-
-
-def whole(folder: str) -> Seal | None:
-    """The seal of `folder`, whose files are all there and have their sizes; None where it was made without one.
-
-    Raises UserError where a file is missing or another, and where the job that writes the folder has not ended.
-    """
-    record = finished(folder)
-    sealed = seal.of_record(record, folder) if record else None
-    if record and sealed:
-        seal.require_whole(folder, sealed, record["job"])
-    return sealed
-
-
-def _lock_file(uri: str) -> TextIO:
-    def not_followed(path: str, flags: int) -> int:
-        return os.open(path, flags | os.O_NOFOLLOW, 0o666)  # another file would be overwritten
-
-    try:
-        return open(files.locate(uri)[1], "a+", encoding="utf-8", opener=not_followed)
-    except OSError as error:
-        raise UserError(f"cannot write {uri!r} ({files.reason(error)}); choose another folder, or delete it") from error
-
-
-@contextlib.contextmanager
-def _lock(folder: str) -> Iterator[None]:
-    # The kernel drops the lock of a process that dies, so a dead writer's is free at once.
-    with _lock_file(files.join(folder, LOCK)) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise UserError(f"{folder!r} is being written by {file.read().strip()}; wait for it or stop it") from error
-        file.truncate(0)
-        file.write(_holder())
-        file.flush()
-        yield
-
-
-def _holder() -> str:
-    user = os.environ.get("USER", f"user {os.getuid()}")
-    return f"{user}@{socket.gethostname()}, process {os.getpid()}, since {_now()}"
-
-
 class Output:
-    """An output folder that this process writes; made by `opened`."""
+    """An output folder that this process writes. `opened` makes it."""
 
     def __init__(self, folder: str, record: dict[str, Any]) -> None:
         self.folder = folder
         self._record = record
         self._names: set[str] = set()
         self._before = before = record_of(folder) or {}
-        # What is not written again goes, once this run is whole.
-        self._record[REPLACED] = seal.names(before.get(seal.FILES) or before.get(REPLACED) or [], folder)
+        self._record[REPLACED] = seal.listed_names(before.get(seal.FILES) or before.get(REPLACED) or [], folder)
         files.delete(files.join(folder, RESULT))
         local_files.sweep(folder)
-        self._write()
+        self._write_record()
 
-    def _write(self) -> None:
+    def _write_record(self) -> None:
         files.write_json(files.join(self.folder, RECORD), self._record)
 
     def path(self, name: str) -> str:
-        """Where to write the file `name`, which will belong to the folder and be sealed with it."""
+        """Where to write the file `name`, which `finish` will seal."""
         self._names.add(name)
         return files.join(self.folder, name)
 
     def finish(self, result: dict[str, Any], known: Mapping[str, dict[str, Any]] | None = None) -> dict[str, Any]:
-        """Seals what was written, records what was done, in run.json and as result.json, and returns it.
+        """Seals the files of the job, deletes those of the run before, and marks the job as done.
 
-        `known` are files that need not be read again, by name, as they shall stand in the seal.
+        `result` goes into run.json and result.json, and is returned. `known` holds the seal's facts, by name, about
+        files that need not be read again.
         """
-        sealed = seal.of(self.folder, self._names, known or {})
+        sealed = seal.create(self.folder, self._names, known or {})
         replaced = {*self._record[REPLACED]} - sealed.keys()
         files.delete_all(files.join(self.folder, name) for name in replaced)
         files.write_json(files.join(self.folder, RESULT), result)
         done = {key: value for key, value in self._record.items() if key != REPLACED}
         done |= {"status": DONE, "finished": _now(), "counts": result} | ({seal.FILES: sealed} if sealed else {})
         files.write_json(files.join(self.folder, RECORD), done)
-        self._record = done  # only now: what fails before has ended the job, and is told
+        self._record = done  # last, so that `record_error` records any error before
         return result
 
-    def ended(self, error: BaseException) -> None:
-        """Records that `error` ended the job before `finish`, as far as anything can still be written.
+    def record_error(self, error: BaseException) -> None:
+        """Records in run.json that `error` ended the job before `finish`, if anything can still be written.
 
-        A mistake of the user's leaves no trace of a folder that was not there before, and an output as it was.
+        After a UserError, if possible, a new folder is removed instead, and an existing one gets its old record back.
         """
         if self._record["status"] == DONE:
             return
-        with contextlib.suppress(Exception):  # the disk or the lease may be what ended it, and that is what counts
-            if isinstance(error, UserError) and self._undone():
+        with contextlib.suppress(Exception):  # a full disk or a lost lease may be the very error that ended the job
+            if isinstance(error, UserError) and self._restore():
                 return
             known = isinstance(error, UserError | JobFailed)
             reason = str(error) if known else f"{type(error).__name__}: {error}"
-            ended = {"status": FAILED, "reason": logs.message(reason)}
+            end = {"status": FAILED, "reason": logs.message(reason)}
             if not isinstance(error, Exception):  # Ctrl-C, or `ray job stop`
-                ended = {"status": STOPPED, "reason": "interrupted"}
-            self._record |= {"finished": _now(), **ended}
-            self._write()
+                end = {"status": STOPPED, "reason": "interrupted"}
+            self._record |= {"finished": _now(), **end}
+            self._write_record()
 
-    def _undone(self) -> bool:
-        """Makes the folder what it was before; returns whether it could."""
+    def _restore(self) -> bool:
+        """Makes the folder what it was before this run. Returns whether it could."""
         if not self._before:
-            _forget(self.folder)
+            _remove_new(self.folder)
             return True
         if not self._is_as_before():
             return False
         self._record = self._before
         files.write_json(files.join(self.folder, RESULT), self._before["counts"])
-        self._write()
+        self._write_record()
         return True
 
     def _is_as_before(self) -> bool:
-        sealed = seal.of_record(self._before, self.folder)
+        sealed = seal.from_record(self._before, self.folder)
         if self._before.get("status") != DONE or "counts" not in self._before or (sealed is None and self._names):
             return False
         sealed = sealed or {}
         try:
-            seal.require_whole(self.folder, sealed, self._before["job"])
-            for name in self._names & sealed.keys():  # what this run may have written
+            seal.require_complete(self.folder, sealed, self._before["job"])
+            for name in self._names & sealed.keys():  # this run may have written these
                 seal.require_content(files.join(self.folder, name), sealed[name], self._before["job"])
         except UserError:
             return False
@@ -190,12 +115,21 @@ class Output:
 def opened(
     folder: str, job: str, config: Any, inputs: Mapping[str, str | None], embedding: dict[str, Any] | None = None
 ) -> Iterator[Output]:
-    """Opens `folder` for writing by `job`, creating it. Check all input first: nothing is written before this.
+    """Opens `folder` for writing by a job, and creates it if necessary. Nothing is written before this call.
 
-    Raises UserError where it cannot be written, where another process writes it, where it belongs to another job, or
-    where it or an input is on one machine's disk and the job on a cluster of several.
-    A UserError that comes only now, out of a worker, say, leaves the folder as it was: no trace of a new one. What else
-    ends the job is told by the status in run.json.
+    Check all input first. A UserError within the block, from a worker for example, leaves an existing folder as it was
+    and removes a new one. Any other error is recorded in run.json.
+
+    Args:
+        folder: The output folder.
+        job: The name of the program, such as "extract".
+        config: The job's configuration, a dataclass.
+        inputs: The files and folders that the job reads, by the names of their flags.
+        embedding: The identity of the descriptors that the job writes or reads.
+
+    Raises:
+        UserError: The folder can't be written, another process writes it, it belongs to another job, or it or an input
+            is on one machine's disk while the job runs on a cluster of several.
     """
     _require_shared(folder, inputs)
     before = record_of(folder)
@@ -203,7 +137,7 @@ def opened(
         raise UserError(f"{folder!r} holds the output of {before['job']}.py; choose another --out for {job}.py")
     with contextlib.ExitStack() as stack:
         files.make_folder(folder)
-        stack.enter_context(_lock(folder) if files.is_local(folder) else lease.held(folder, _holder()))
+        stack.enter_context(_locked(folder) if files.is_local(folder) else lease.held(folder, _holder()))
         record = {
             "job": job,
             "format_version": FORMAT_VERSION,
@@ -217,24 +151,104 @@ def opened(
         out = Output(folder, record)
         try:
             yield out
-        except (Exception, KeyboardInterrupt, SystemExit) as error:  # the last is how Ray Train answers Ctrl-C
-            out.ended(error)
+        except (Exception, KeyboardInterrupt, SystemExit) as error:  # Ray Train turns Ctrl-C into SystemExit
+            out.record_error(error)
             raise
 
 
 def _require_shared(folder: str, inputs: Mapping[str, str | None]) -> None:
     if "RAY_ADDRESS" not in os.environ:
-        return  # a job's own Ray is on this machine
-    from dim.app import cluster  # noqa: PLC0415  (the jobs that need no Ray do without it elsewhere)
+        return  # the job starts its own Ray on this machine
+    from dim.app import cluster  # noqa: PLC0415  (some jobs need no Ray, and its import takes long)
 
     with cluster.connected():
         cluster.require_shared([folder], written=True)
         cluster.require_shared(uri for uri in inputs.values() if uri and Path(uri).exists())
 
 
-def _forget(folder: str) -> None:
+@contextlib.contextmanager
+def _locked(folder: str) -> Iterator[None]:
+    # The kernel releases the lock of a process that dies.
+    with _lock_file(files.join(folder, LOCK)) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise UserError(f"{folder!r} is being written by {file.read().strip()}; wait for it or stop it") from error
+        file.truncate(0)
+        file.write(_holder())
+        file.flush()
+        yield
+
+
+def _lock_file(uri: str) -> TextIO:
+    try:
+        # Without following a link: that would overwrite another file.
+        descriptor = os.open(files.locate(uri)[1], os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        return open(descriptor, "a+", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {uri!r} ({files.reason(error)}); choose another folder, or delete it") from error
+
+
+def _holder() -> str:
+    user = os.environ.get("USER", f"user {os.getuid()}")
+    return f"{user}@{socket.gethostname()}, process {os.getpid()}, since {_now()}"
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _versions() -> dict[str, str]:
+    found = {"dim": dim.__version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def _remove_new(folder: str) -> None:
     files.delete(files.join(folder, RECORD))
     if files.is_local(folder):
         files.delete(files.join(folder, LOCK))
-        with contextlib.suppress(OSError):  # it holds something else
+        with contextlib.suppress(OSError):  # the folder holds other files
             Path(files.locate(folder)[1]).rmdir()
+
+
+def record_of(folder: str) -> dict[str, Any] | None:
+    """The run.json of `folder`, or None if it has none.
+
+    Raises:
+        UserError: The file is not the record of a job, or its format is unknown to this version of dim.
+    """
+    uri = files.join(folder, RECORD)
+    if not files.exists(uri):
+        return None
+    record = files.read_json(uri)
+    if not isinstance(record, dict) or "job" not in record:
+        raise UserError(f"{uri!r} is not the record of a dim job; name another folder")
+    version = record.get("format_version", FORMAT_VERSION)
+    if version != FORMAT_VERSION:
+        known = f"this dim reads {FORMAT_VERSION}; use the dim that wrote it"
+        raise UserError(f"{uri!r} has format version {version!r}, {known}")
+    return record
+
+
+def finished_record(folder: str) -> dict[str, Any] | None:
+    """As `record_of`. Raises UserError also if the job that writes `folder` is not done."""
+    if (record := record_of(folder)) and record.get("status", DONE) != DONE:
+        raise UserError(f"{folder!r} was never finished; run {record['job']}.py again")
+    return record
+
+
+def verified_seal(folder: str) -> Seal | None:
+    """The seal of `folder`, after a check that all of its files exist with their sizes; None if it has no seal.
+
+    Raises:
+        UserError: The job that writes the folder is not done, or a file is missing or has another size.
+    """
+    record = finished_record(folder)
+    sealed = seal.from_record(record, folder) if record else None
+    if record and sealed:
+        seal.require_complete(folder, sealed, record["job"])
+    return sealed

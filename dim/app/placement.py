@@ -1,4 +1,7 @@
-"""Where work finds room: what workers take of the nodes that live and of those that the autoscaler may start."""
+"""How many workers fit on the cluster, and how many CPUs and GPUs each one gets.
+
+Nodes count whether they are live or the autoscaler may still start them.
+"""
 
 import logging
 import math
@@ -12,68 +15,67 @@ log = logging.getLogger(__name__)
 
 
 class Node(NamedTuple):
-    """What a node has for workers."""
+    """The CPUs and GPUs of a node."""
 
     cpus: float
     gpus: float
 
     def slots(self, cpus: float, gpus: float) -> int:
-        """How many workers with so many of each find room on it."""
+        """The number of workers with `cpus` and `gpus` each that fit on the node."""
         wanted = [(self.cpus, cpus), (self.gpus, gpus)]
-        # Shares such as a third of 7 aren't exact.
+        # The tolerance is for shares such as 7/3 CPUs, of which three must fit on 7.
         return min(math.floor(has / takes + 1e-6) for has, takes in wanted if takes > 0)
 
     def __str__(self) -> str:
-        return counted(self.cpus, self.gpus)
+        return _in_words(self.cpus, self.gpus)
 
 
-def counted(cpus: float, gpus: float) -> str:
-    """So many CPUs and GPUs, in words."""
+def _in_words(cpus: float, gpus: float) -> str:
     parts = [f"{gpus:g} GPU{'' if gpus == 1 else 's'}"] if gpus else []
     return " and ".join([*parts, f"{cpus:g} CPU{'' if cpus == 1 else 's'}"])
 
 
-def live() -> Counter[Node]:
-    """The live nodes, but for those without CPUs, which do no work."""
+def live_nodes() -> Counter[Node]:
+    """The live nodes that have CPUs. A node without CPUs does no work."""
     found = (Node(node.get("CPU", 0), node.get("GPU", 0)) for node in cluster.nodes())
     return Counter(node for node in found if node.cpus > 0)
 
 
-def known() -> Counter[Node]:
-    """The nodes that live or may come. A live node counts as one of those of its size that may come."""
-    coming = Counter({Node(kind["CPU"], kind["GPU"]): count for kind, count in cluster.may_come()})
-    return live() | coming
+def known_nodes() -> Counter[Node]:
+    """The nodes that are live or may start: of each size, the live or the possible number, whichever is larger."""
+    possible = Counter({Node(kind["CPU"], kind["GPU"]): count for kind, count in cluster.autoscaled_nodes()})
+    return live_nodes() | possible
 
 
-def gpus(wanted: float | None) -> float:
-    """GPUs that a worker gets: as many as are `wanted`; if nothing is asked for, one, where any node has, or will."""
-    return float(any(node.gpus > 0 for node in known())) if wanted is None else wanted
-
-
-def room(nodes: Counter[Node], cpus: float, gpus: float) -> int:
-    """How many workers with so many CPUs and GPUs find room on `nodes`."""
+def capacity(nodes: Counter[Node], cpus: float, gpus: float) -> int:
+    """The number of workers with `cpus` and `gpus` each that fit on `nodes`."""
     return sum(count * node.slots(cpus, gpus) for node, count in nodes.items())
 
 
-def share(workers: int, gpus: float) -> float:
-    """The largest share of a node's CPUs that each of `workers`, with this many `gpus`, can have so that all find room.
+def gpus_per_worker(wanted: float | None) -> float:
+    """The GPUs of each worker: `wanted`, or by default one if any known node has a GPU, else none."""
+    return float(any(node.gpus > 0 for node in known_nodes())) if wanted is None else wanted
 
-    Where there are too few GPUs for all, only the workers that find room count. Where no node is known, a share is one
-    CPU.
+
+def cpu_share(workers: int, gpus: float) -> float:
+    """The most CPUs that each of `workers` can have so that all of them, with `gpus` each, fit on the known nodes.
+
+    These CPUs are for the worker and for the tasks that decode its photos. If the GPUs don't suffice for all workers,
+    only those count that get some. If no node is known, the share is one CPU.
     """
-    nodes = known()
+    nodes = known_nodes()
     if gpus > 0:
         nodes = Counter({node: count for node, count in nodes.items() if node.gpus >= gpus})
-        workers = min(workers, room(nodes, 0, gpus))
+        workers = min(workers, capacity(nodes, 0, gpus))
     shares = {node.cpus / number for node in nodes for number in range(1, workers + 1)}
-    return max((cpus for cpus in shares if room(nodes, cpus, gpus) >= workers), default=1.0)
+    return max((cpus for cpus in shares if capacity(nodes, cpus, gpus) >= workers), default=1.0)
 
 
-def taken(share: float, gpus: float) -> float:
-    """The CPUs that a worker with this many `gpus`, an actor or a trainer, takes of its share of a node.
+def worker_cpus(share: float, gpus: float) -> float:
+    """The CPUs that a worker itself reserves of its `share`. The rest is for the tasks that decode its photos.
 
-    The others decode photos for it: a GPU needs many of them and one that feeds it, without one the network needs all
-    but one. Of a share below two CPUs it takes a quarter.
+    A worker with GPUs needs one CPU to feed them, and many to decode. Without a GPU, the network needs all CPUs but
+    one. Of a share below two CPUs, the worker reserves a quarter.
     """
     if share < 2:
         return max(1, math.floor(share / 4 * 1e4)) / 1e4  # Ray counts in ten-thousandths
@@ -81,38 +83,38 @@ def taken(share: float, gpus: float) -> float:
 
 
 def threads(cpus: float) -> int:
-    """Threads of a worker that has taken so many CPUs: one for each, and one for the CPU that is left for decoding,
-    which is idle for part of the time.
-    """
+    """The threads of a worker that reserves `cpus`: one more, since the decoding tasks leave a CPU partly idle."""
     return int(cpus) + 1
 
 
-def tasks(units: int, worth: int) -> int:
-    """How many tasks `units` of work are split into, at least a unit each: one for each CPU of the live nodes, or more
-    where CPUs may come, as long as each task has the `worth` units for which a CPU is worth starting.
+def task_count(units: int, worth: int) -> int:
+    """The number of tasks for `units` of work: one for each live CPU, or more if the cluster may grow.
+
+    There are more only as long as each task keeps `worth` units. No task has less than one unit.
     """
-    here, coming = (int(sum(node.cpus * count for node, count in nodes.items())) for nodes in (live(), known()))
-    return max(1, min(units, max(here, min(coming, units // worth))))
+    both = live_nodes(), known_nodes()
+    live, known = (int(sum(node.cpus * count for node, count in nodes.items())) for nodes in both)
+    return max(1, min(units, max(live, min(known, units // worth))))
 
 
 def require_room(what: str, workers: int, cpus: float, gpus: float) -> None:
-    """Says so where `workers`, each a `what` of so many CPUs and GPUs, have to wait for nodes.
+    """Logs how many of `workers` have to wait for nodes. `what` names a worker; each takes `cpus` and `gpus`.
 
-    Raises UserError where no node has, or will have, the GPUs for one. Where no node is known, none can be ruled out.
+    Raises UserError if there are known nodes, but none has the CPUs and GPUs for one worker.
     """
-    alive, nodes = live(), known()
-    if nodes and not room(nodes, cpus, gpus):
+    alive, nodes = live_nodes(), known_nodes()
+    if nodes and not capacity(nodes, cpus, gpus):
         sizes = ", ".join(sorted(map(str, nodes)))
         raise UserError(
-            f"--gpus-per-worker {gpus:g}: no node of this cluster has so many GPUs, or may come with them ({sizes}); "
-            "ask for fewer, or let the head say what nodes may come, as in cluster/config.yaml"
+            f"--gpus-per-worker {gpus:g}: no node that this cluster has or may start has so many GPUs ({sizes}); "
+            "ask for fewer, or declare on the head node which nodes may start, as in cluster/config.yaml"
         )
-    ready = min(workers, room(alive, cpus, gpus))
+    ready = min(workers, capacity(alive, cpus, gpus))
     if ready == workers:
         return
-    has = ", ".join(f"{count} × {node}" for node, count in sorted(alive.items())) or "no node that works"
+    has = ", ".join(f"{count} × {node}" for node, count in sorted(alive.items())) or "no node with CPUs"
     most = f", and may grow to {', '.join(f'{count} × {node}' for node, count in sorted(nodes.items()))}"
     log.info(
         "waiting for %d of %d %ss of %s: the cluster has %s%s",
-        workers - ready, workers, what, counted(cpus, gpus), has, most if nodes != alive else "",
+        workers - ready, workers, what, _in_words(cpus, gpus), has, most if nodes != alive else "",
     )  # fmt: skip

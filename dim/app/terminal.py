@@ -1,4 +1,4 @@
-"""Who writes to a job's stdout and stderr while it runs: the job alone, one line a log record."""
+"""Keeps stdout and stderr of a running job free of everything but the job's own log lines."""
 
 import contextlib
 import io
@@ -15,10 +15,10 @@ log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def of_job(verbose: bool) -> Iterator[None]:
-    """While a job runs, stderr has its own lines, and stdout nothing.
+    """Within the block, only the job's log records reach stderr, and nothing reaches stdout.
 
-    What Ray's and TensorFlow's C++ write to file descriptor 2 has no logger and no setting, so it goes nowhere unless
-    the job is `verbose`. Where a machine reads the log, each line is a log record, whoever writes it.
+    The C++ code of Ray and TensorFlow writes to file descriptor 2 directly, and no setting stops it. Its lines are
+    dropped unless the job is `verbose`. If the log is JSON, each line that anything prints becomes a log record.
     """
     with contextlib.ExitStack() as stack:
         own = stack.enter_context(open(os.dup(2), "w", encoding="utf-8", errors="replace", buffering=1))
@@ -38,20 +38,20 @@ def of_job(verbose: bool) -> Iterator[None]:
         elif logs.wants_json():
             stack.enter_context(_logged())
         stack.enter_context(contextlib.redirect_stderr(printed))
-        stack.enter_context(contextlib.redirect_stdout(printed))  # Ray prints there when a worker dies
+        stack.enter_context(contextlib.redirect_stdout(printed))  # Ray prints to stdout when a worker dies
         yield
 
 
 class _Lines(io.TextIOBase):
-    """A text stream whose lines become log records: for what is printed by code that knows no logging."""
+    """A text stream whose lines become log records, for code that prints and doesn't log."""
 
     def __init__(self) -> None:
-        self._local = threading.local()  # each thread's own: the line that it has begun, and whether it is logging one
+        self._local = threading.local()  # `begun`: the thread's unfinished line; `logging`: whether it logs one now
 
     def write(self, text: str) -> int:
-        """Logs each whole line; what follows the last waits for its end."""
+        """Logs each complete line, and keeps the rest for the next call."""
         *lines, self._local.begun = (getattr(self._local, "begun", "") + text).split("\n")
-        if getattr(self._local, "logging", False):  # that the log can't be written can't be logged
+        if getattr(self._local, "logging", False):  # the handler itself prints: its errors can't be logged
             return len(text)
         self._local.logging = True
         try:
@@ -64,7 +64,7 @@ class _Lines(io.TextIOBase):
 
 @contextlib.contextmanager
 def _redirected(descriptor: int) -> Iterator[None]:
-    """Within the block, file descriptor 2 is `descriptor`, which is closed."""
+    """Within the block, file descriptor 2 is a copy of `descriptor`, which is closed."""
     before = os.dup(2)
     os.dup2(descriptor, 2)
     os.close(descriptor)
@@ -77,7 +77,7 @@ def _redirected(descriptor: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _logged() -> Iterator[None]:
-    """Within the block, the lines that native code writes to file descriptor 2 become log records."""
+    """Within the block, each line that native code writes to file descriptor 2 becomes a log record."""
     read, write = os.pipe()
 
     def follow() -> None:
@@ -89,4 +89,4 @@ def _logged() -> Iterator[None]:
     thread.start()
     with _redirected(write):
         yield
-    thread.join(1)  # a child may hold its end of the pipe for longer
+    thread.join(1)  # not longer: a child may keep its end of the pipe open

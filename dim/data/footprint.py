@@ -117,7 +117,7 @@ def memory() -> int:
 
 
 def _taken(turns: int) -> int:
-    folder = scratch.kept() / "turns"
+    folder = scratch.persistent_folder() / "turns"
     folder.mkdir(parents=True, exist_ok=True)
     while True:
         for number in range(turns):

@@ -15,7 +15,7 @@ from dim.data.config import LAYOUTS, ImportConfig
 from dim.data.ground_truth import COLUMNS
 from dim.errors import UserError, count_reasons
 from dim.io import csv_files, files, tables
-from dim.io.storage import AT_ONCE
+from dim.io.storage import REQUESTS_AT_ONCE
 from dim.io.tables import require_each_once
 
 log = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ def _write_grades(uri: str, benchmark: Benchmark) -> None:
 def _problems(benchmark: Benchmark, config: ImportConfig) -> pa.Table:
     """path and problem of each photo that is missing or whose header is unsound."""
     uris = list(dict.fromkeys(files.join(config.source, photo.path) for photo in benchmark.photos))
-    reasons = photos.unreadable(uris, partial(photos.opens, limits=config.limits), AT_ONCE)
+    reasons = photos.unreadable(uris, partial(photos.opens, limits=config.limits), REQUESTS_AT_ONCE)
     if len(reasons) == len(uris):
         raise UserError(f"none of the {len(uris)} photos of {config.source!r} is there; the first: {uris[0]}")
     paths = photos.named([uris[row] for row in reasons], config.out)

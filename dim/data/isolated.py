@@ -96,7 +96,7 @@ class _Process:
 
     def __init__(self) -> None:
         self._said = tempfile.TemporaryFile()  # noqa: SIM115  (a pipe that nobody reads would hold it up)
-        self._process = processes.started(__name__, self._said)
+        self._process = processes.start(__name__, self._said)
 
     def asked(self, *question: bytes) -> tuple[dict[str, Any], bytes] | None:
         """Its answer, JSON and pixels; None where it dies over the question."""

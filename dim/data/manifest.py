@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from dim.app import output
 from dim.errors import UserError, quoted
 from dim.io import files, tables, uris
-from dim.io.tables import as_text, empty_as_null, plain
+from dim.io.tables import as_text, decode_dictionary, empty_as_null
 from dim.io.uris import redacted
 
 SPLITS = ("train", "val", "test")
@@ -104,7 +104,7 @@ def require_imported(uri: str) -> None:
     folder = files.parent(uri)
     record = output.record_of(folder) if files.exists(uri) else None
     if record is not None and record["job"] == "import":
-        output.finished(folder)
+        output.finished_record(folder)
 
 
 def checked(uri: str, table: pa.Table) -> Manifest:
@@ -187,7 +187,7 @@ def text(uri: str, table: pa.Table, name: str) -> pa.ChunkedArray:
     except pa.ArrowException as error:
         raise UserError(
             f"{uri!r}: column {name!r} must be text: {files.reason(error)} (its type is {table[name].type})"
-            f"{_where_no_text(table[name])}{tables.photos_within(table.select([name]))}"
+            f"{_where_no_text(table[name])}{tables.embedded_photos_hint(table.select([name]))}"
         ) from error
 
 
@@ -213,7 +213,7 @@ def _with_boxes(uri: str, table: pa.Table) -> pa.Table:
         raise UserError(f"{uri!r} has {', '.join(present)} but a box needs x1, y1, x2, y2")
     for name in BOX:
         try:
-            values = plain(table[name]).cast(pa.float64())
+            values = decode_dictionary(table[name]).cast(pa.float64())
         except pa.ArrowException as error:
             raise UserError(f"{uri!r}: column {name} must be numbers: {files.reason(error)}") from error
         values = pc.if_else(pc.is_nan(values), pa.scalar(None, pa.float64()), values)  # pandas' way to leave one out

@@ -32,7 +32,7 @@ from dim.data.benchmarks import Benchmark, BenchmarkPhoto, by_stem, lines, liste
 from dim.data.decode import Box
 from dim.errors import UserError, quoted
 from dim.io import files
-from dim.io.storage import at_once
+from dim.io.storage import parallel_map
 
 _QUERY = "_query.txt"
 # An image in two lists has the first of these grades: the official compute_ap looks for junk first.
@@ -46,10 +46,10 @@ def read_original(source: str, published: int) -> Benchmark:
     if not queries:
         raise UserError(f"{source!r} holds no *{_QUERY}; unpack the set's ground truth files there")
     found = by_stem(source, names)
-    boxes = dict(zip(queries, at_once(partial(_box, source), queries), strict=True))
+    boxes = dict(zip(queries, parallel_map(partial(_box, source), queries), strict=True))
     graded: dict[tuple[str, str], str] = {}
     lists = [(name, grade) for name in queries for grade in _GRADES]
-    for (name, grade), images in zip(lists, at_once(partial(_listed_in, source), lists), strict=True):
+    for (name, grade), images in zip(lists, parallel_map(partial(_listed_in, source), lists), strict=True):
         for image in images:
             graded.setdefault((_query_id(name), image), grade)
     known = dict.fromkeys([*sorted(found), *(image for image, _ in boxes.values()), *(image for _, image in graded)])

@@ -19,7 +19,7 @@ from dim.data import isolated
 from dim.data.limits import LIMITS, DecodeError, Limits, check_size
 from dim.errors import UserError, count_reasons
 from dim.io import files
-from dim.io.storage import at_once, in_flight, patient
+from dim.io.storage import parallel_futures, parallel_map, retried
 from dim.io.uris import is_plain, parts
 
 MISSING = "no such file"
@@ -64,14 +64,14 @@ def unreadable(uris: Sequence[str], check: Callable[[str], None], most: int | No
 
     failed: dict[int, str] = {}
     progress = Progress("checking", len(uris), errors=True)
-    for row, why in enumerate(at_once(reason, uris, most or READ_AT_ONCE + (os.cpu_count() or 1))):
+    for row, why in enumerate(parallel_map(reason, uris, most or READ_AT_ONCE + (os.cpu_count() or 1))):
         progress.add(1, errors=why is not None)
         if why is not None:
             failed[row] = why
     return failed
 
 
-@patient
+@retried
 def read(uri: str) -> bytes:
     """The photo's file. Raises DecodeError, before it is read, where it is over the limit; OSError as storage does."""
     with files.opened(uri) as file:
@@ -93,11 +93,13 @@ class Fetched:
 
 def fetched(uris: Sequence[str]) -> Iterator[Fetched]:
     """The photos at `uris`, in their order; several are read while the caller works on one."""
-    # `in_flight` first: it then ends by itself after the last photo, and that one is still waited for.
-    return (Fetched(uri, ahead) for ahead, uri in zip(in_flight(_read_small, uris, READ_AT_ONCE), uris, strict=True))
+    # `parallel_futures` first: it then ends by itself after the last photo, and that one is still waited for.
+    return (
+        Fetched(uri, ahead) for ahead, uri in zip(parallel_futures(_read_small, uris, READ_AT_ONCE), uris, strict=True)
+    )
 
 
-@patient
+@retried
 def _read_small(uri: str) -> bytes | None:
     with files.opened(uri) as file:
         return bytes(file.read()) if file.size() <= READ_AHEAD else None
@@ -110,7 +112,7 @@ def decodes(uri: str, limits: Limits = LIMITS) -> bool:
     return isolated.decode(read(uri), 32, "squash", limits=limits).several
 
 
-@patient
+@retried
 def opens(uri: str, limits: Limits = LIMITS) -> None:
     """Raises DecodeError or OSError unless the photo's header is sound, which a process of its own tries; reads little
     more than that, where it stands at the file's beginning.
@@ -154,7 +156,7 @@ def listed(folder: str) -> list[str]:
     return found.files
 
 
-@patient
+@retried
 def listing(folder: str) -> Listing:
     """All that is below `folder`, sorted. Raises UserError where the folder itself can't be read."""
     filesystem, path = files.locate(folder)
@@ -168,7 +170,7 @@ def _in_store(filesystem: pafs.FileSystem, top: str) -> Listing:
     found = Listing()
     hidden = set()
     for info in filesystem.get_file_info(pafs.FileSelector(top, recursive=True)):
-        parts = files.path_of(info)[len(top) :].strip("/").split("/")
+        parts = files.decoded_path(info)[len(top) :].strip("/").split("/")
         dotted = next((place for place, part in enumerate(parts) if part.startswith(".")), None)
         if dotted is not None:
             hidden.add(tuple(parts[: dotted + 1]))

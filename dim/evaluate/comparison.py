@@ -83,8 +83,8 @@ def require_own(metrics: str) -> None:
     folder = files.parent(metrics)
     record = output.record_of(folder)
     if record is not None and record["job"] == "evaluate" and files.name(metrics) == METRICS:
-        output.finished(folder)
-        sealed = seal.of_record(record, folder) or {}
+        output.finished_record(folder)
+        sealed = seal.from_record(record, folder) or {}
         for name in (METRICS, PER_QUERY):
             uri = files.join(folder, name)
             if name in sealed and files.exists(uri):

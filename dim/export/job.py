@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from dim.app import output
 from dim.app.output import Output
-from dim.app.progress import told
+from dim.app.progress import with_progress
 from dim.errors import UserError
 from dim.export.config import ExportConfig, ExportFormat
 from dim.io import files, local_files
@@ -87,8 +87,8 @@ def _descriptors(config: ExportConfig, folder: str) -> dict[str, Any]:
 def npy(rows: DescriptorFolder, out: Output) -> int:
     """`descriptors.npy`, float32 (N, D), and `names.txt`, the image_id of each row on a line of its own."""
     written = 0
-    with local_files.written(out.path("descriptors.npy")) as path, open(path, "wb") as file:
-        for number, block in enumerate(told(rows, len, "exporting", len(rows), "rows")):
+    with local_files.path_to_write(out.path("descriptors.npy")) as path, open(path, "wb") as file:
+        for number, block in enumerate(with_progress(rows, len, "exporting", len(rows), "rows")):
             if number == 0:
                 header = {"descr": "<f4", "fortran_order": False, "shape": (len(rows), block.shape[1])}
                 np.lib.format.write_array_header_1_0(file, header)
@@ -151,7 +151,7 @@ def _parts(rows: DescriptorFolder, out: Output, kinds: dict[str, Callable[[pa.Ar
     for pattern in kinds:
         _emptied(files.parent(files.join(out.folder, pattern)))
     number = start = 0
-    for number, block in enumerate(told(rows, len, "exporting", len(rows), "rows"), start=1):
+    for number, block in enumerate(with_progress(rows, len, "exporting", len(rows), "rows"), start=1):
         for pattern, content in kinds.items():
             files.write_bytes(out.path(pattern.format(number)), content(rows.ids.slice(start, len(block)), block))
         start += len(block)

@@ -101,7 +101,7 @@ def of_folder(folder: str) -> Embedding:
     Raises:
         UserError: There is no run.json, it holds no embedding, or the job that writes the folder has not finished.
     """
-    record = output.finished(folder)
+    record = output.finished_record(folder)
     if record is None:
         raise UserError(f"{folder!r} is no output folder of dim: it has no {output.RECORD}; make it with extract.py")
     return of_record(record, folder)

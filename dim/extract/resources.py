@@ -57,9 +57,9 @@ def resources(
     that have any work. The work is `images` photos with sides of `image_size` pixels.
     Raises UserError if no node has, or will have, room for such an actor.
     """
-    gpus = placement.gpus(gpus_per_worker)
+    gpus = placement.gpus_per_worker(gpus_per_worker)
     count = workers or _most(gpus)
-    cpus = placement.taken(placement.share(count, gpus), gpus)
+    cpus = placement.worker_cpus(placement.cpu_share(count, gpus), gpus)
     batch = GPU_BATCH if gpus > 0 else max(1, min(CPU_BATCH, CPU_PIXELS // image_size**2))
     machine = Resources(count, cpus, gpus, batch_size or batch)
     loads = 1 if workers else GPU_LOADS if gpus > 0 else CPU_LOADS
@@ -71,18 +71,18 @@ def resources(
 
 def _most(gpus: float) -> int:
     """The number of actors that fit the cluster, now or once it has grown."""
-    nodes = placement.known()
+    nodes = placement.known_nodes()
     if gpus > 0:
-        return max(1, placement.room(nodes, 0, gpus))
+        return max(1, placement.capacity(nodes, 0, gpus))
     total = sum(node.cpus * count for node, count in nodes.items())
 
     def used(size: float) -> float:
-        return min(USED * total, size * placement.room(nodes, size, 0))
+        return min(USED * total, size * placement.capacity(nodes, size, 0))
 
     # All actors have one size: the largest that leaves hardly any CPU idle. A node with several times the CPUs of the
     # others then gets several actors, and a small head node does not split large nodes into hundreds.
     sizes = sorted({node.cpus for node in nodes}, reverse=True)
-    return max(1, placement.room(nodes, max(sizes, key=used, default=1.0), 0))
+    return max(1, placement.capacity(nodes, max(sizes, key=used, default=1.0), 0))
 
 
 def resolve_precision(wanted: str, gpus_per_worker: float | None) -> str:
@@ -94,11 +94,11 @@ def resolve_precision(wanted: str, gpus_per_worker: float | None) -> str:
     """
     if wanted != "auto":
         return wanted
-    gpus = placement.gpus(gpus_per_worker)
-    if cluster.is_own():
+    gpus = placement.gpus_per_worker(gpus_per_worker)
+    if cluster.is_local():
         return precisions.best(gpus > 0)
     able = [node for node in ray.nodes() if node["Alive"] and _runs(node["Resources"], gpus)]
-    if not able or any(_runs(kind, gpus) for kind, _ in cluster.may_come()):
+    if not able or any(_runs(kind, gpus) for kind, _ in cluster.autoscaled_nodes()):
         return "bfloat16" if gpus > 0 else "float32"
     ask = ray.remote(num_cpus=0)(precisions.best)
     there = (NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in able)

@@ -12,7 +12,7 @@ from dim.app import output
 from dim.errors import UserError
 from dim.io import files, seal
 from dim.io.seal import Facts, Seal
-from dim.io.storage import at_once
+from dim.io.storage import parallel_map
 
 _PREFIX, _SHARD, _STATISTICS = "part-", ".parquet", ".json"
 _FACTS = {"rows": int, "bytes": int, "sha256": str}
@@ -63,7 +63,7 @@ def sealed(folder: str, names: list[str]) -> Seal:
 
 
 def _all_statistics(folder: str, names: list[str]) -> dict[str, Facts]:
-    return dict(zip(names, at_once(partial(_statistics, folder), names), strict=True))
+    return dict(zip(names, parallel_map(partial(_statistics, folder), names), strict=True))
 
 
 def _statistics(folder: str, name: str) -> Facts:
@@ -79,7 +79,7 @@ def belonging(folder: str) -> list[Shard]:
         UserError: A shard is missing or has another size than run.json lists, the folder holds a shard that run.json
             does not list, or the job that writes the folder has not finished.
     """
-    of_all = output.whole(folder)
+    of_all = output.verified_seal(folder)
     present = [name for name in files.names(folder) if name.startswith(_PREFIX)]
     shards = [name.removesuffix(_SHARD) for name in present if name.endswith(_SHARD)]
     if of_all is None:

@@ -22,7 +22,7 @@ from dim.errors import UserError
 from dim.extract.identity import Embedding, from_json, of_folder, require_equal
 from dim.extract.shards import Shard, belonging
 from dim.io import files, seal, strict_json, tables
-from dim.io.storage import at_once
+from dim.io.storage import parallel_map
 
 OK, ERROR = "ok", "error"
 AT_ONCE = 8  # shards read or written at the same time, of some megabytes each
@@ -165,7 +165,7 @@ def read_shards(
         return table
 
     # The first is read alone: all others, which are read ahead, must have its dimension.
-    tables = chain(map(read, shards[:1]), at_once(read, shards[1:], AT_ONCE))
+    tables = chain(map(read, shards[:1]), parallel_map(read, shards[1:], AT_ONCE))
     for shard, table in zip(shards, tables, strict=True):
         marked = EMBEDDING in (table.schema.metadata or {})
         if has_mark not in (None, marked):

@@ -19,7 +19,7 @@ from dim.errors import UserError
 from dim.extract import store
 from dim.extract.identity import Embedding
 from dim.io import files
-from dim.io.storage import at_once, finish
+from dim.io.storage import for_each, parallel_map
 
 log = logging.getLogger(__name__)
 
@@ -107,8 +107,8 @@ def pending(
         else:
             dropped.append(name)
     # Deletion comes first: a rewritten shard may have the name of a damaged one.
-    finish(at_once(partial(store.delete_shard, folder), dropped))
-    finish(at_once(partial(_rewrite, folder), kept.items(), store.AT_ONCE))
+    for_each(partial(store.delete_shard, folder), dropped)
+    for_each(partial(_rewrite, folder), kept.items(), store.AT_ONCE)
     return np.flatnonzero(~done)
 
 
@@ -116,7 +116,7 @@ def _inspect_all(folder: str, embedding: Embedding) -> dict[str, pa.Table | User
     """For each finished shard its rows, the error that reading them raises, or None if it is damaged."""
     _delete_unfinished(folder)
     names = store.shards(folder)
-    found = list(at_once(partial(_inspect, folder, embedding), names, store.AT_ONCE))
+    found = list(parallel_map(partial(_inspect, folder, embedding), names, store.AT_ONCE))
     any_marked = any(marked for marked, _ in found)
     return {
         name: table if marked or not any_marked else None for name, (marked, table) in zip(names, found, strict=True)

@@ -1,20 +1,20 @@
-"""One writer at a time where no lock can be held: a lease on a folder of an object store.
+"""A lease on a folder of an object store, so that it has one writer at a time: stores have no locks.
 
-A writer puts a file of its own there, and then looks whether another's stands beside it: of two that come at once, one
-at least sees the other, since stores list whatever has been written. It renews its file as long as it lives. One that
-was not renewed for `SECONDS`, by the store's own clock, is a dead writer's and is deleted.
+A writer puts a lease file of its own into the folder, and then lists the folder for lease files of others. Stores list
+every completed write, so of two writers that come at the same time at least one sees the other. A writer renews its
+file while it lives. A file that was not renewed for `SECONDS`, by the store's clock, belongs to a dead writer, and the
+next one deletes it.
 
-A lease that was not renewed in time is lost, and never renewed: `dim.io.storage` refuses each write of a writer that
-has lost it, also of one that has just woken and doesn't know yet, since it goes by a clock that runs on while the
-machine sleeps. A process that writes on its behalf (`Claim`) looks for the lease's file before each write. A writer
-that goes on in spite of the signal that tells it is ended after `GRACE` seconds.
+A writer that doesn't renew its lease in time has lost it for good. From then on its guards (`dim.io.storage`) refuse
+each write. They go by a clock that also runs while the machine sleeps, so they stop a writer that has just woken. A
+process that writes for the holder checks before each write that the lease file (`Claim`) still exists. The main thread
+of a writer that has lost its lease gets a signal; if it doesn't stop, the process ends after `GRACE` seconds.
 
-What no writer can do without the store's help: take back the one request that was under way when it was held up, or
-notice that its virtual machine stood still together with all its clocks.
+Two gaps remain, which only the store could close. A request that was under way when the writer stopped still counts. A
+virtual machine that stands still together with its clocks doesn't notice.
 """
 
 import contextlib
-import json
 import logging
 import os
 import random
@@ -33,23 +33,23 @@ from dim.io import files, storage
 log = logging.getLogger(__name__)
 
 SECONDS = 60.0
-RENEWED = 15.0  # seconds between renewals; so shortly before it runs out, nothing is written any more
-GRACE = 30.0  # seconds from the loss until the process is ended
-TRIES = 3  # two that come at once both step back
+RENEW_SECONDS = 15.0  # between renewals, and from the last write to the moment when others see the lease expire
+GRACE = 30.0  # seconds from the loss of the lease to the end of the process
+TRIES = 3  # to take a lease: two writers that come at the same time may both give way
 PREFIX = ".lease-"
-# Of its own: Ctrl-C's is ignored by what a shell starts in the background, and is Ray Train's while it trains.
+# Not Ctrl-C's signal: background processes of a shell ignore that, and Ray Train has its own handler for it.
 LOST_SIGNAL = signal.SIGUSR1
 
 
 @dataclass(frozen=True)
 class Claim:
-    """The lease on `folder` whose file is `own`, as another process sees it."""
+    """A lease on `folder` that a process can check without holding it. `own` is the URI of the lease file."""
 
     folder: str
     own: str
 
     def require(self) -> None:
-        """Raises JobFailed where the lease is no longer held."""
+        """Raises JobFailed if the lease is no longer held."""
         if not files.exists(self.own):
             raise JobFailed(_lost(self.folder))
 
@@ -58,29 +58,35 @@ _claims: list[Claim] = []
 
 
 def claims() -> tuple[Claim, ...]:
-    """The leases that this process holds, for a process that writes on its behalf."""
+    """The leases that this process holds, to be given to processes that write for it (see `under`)."""
     return tuple(_claims)
 
 
 @contextlib.contextmanager
 def under(held_elsewhere: Sequence[Claim]) -> Iterator[None]:
-    """Within the block, this process writes into the folders of these leases only while they are held."""
+    """Within the block, this process may write into the folders of these leases only while they are held."""
     with contextlib.ExitStack() as stack:
         for claim in held_elsewhere:
-            stack.enter_context(storage.guarded(claim.folder, claim.require))
+            stack.enter_context(storage.guard_writes(claim.folder, claim.require))
         yield
 
 
 @contextlib.contextmanager
 def held(folder: str, holder: str) -> Iterator[None]:
-    """Holds the lease on `folder` for `holder`, in words.
+    """Holds the lease on `folder` within the block.
 
-    Raises UserError, with the other's words, where it is another's; JobFailed once it was lost.
+    Args:
+        folder: A folder of an object store.
+        holder: Who writes it, in words, for the message to a second writer.
+
+    Raises:
+        UserError: Another writer holds the lease; the message names it.
+        JobFailed: The lease was lost.
     """
     lease = _Lease(folder, holder)
     lease.take()
     try:
-        with storage.guarded(folder, lease.require), _told(), lease.renewed():
+        with storage.guard_writes(folder, lease.require), _interruptible(), lease.renewed():
             yield
     except BaseException as error:
         if lease.lost:
@@ -93,10 +99,10 @@ def held(folder: str, holder: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _told() -> Iterator[None]:
-    """Within the block, LOST_SIGNAL ends what the main thread does."""
+def _interruptible() -> Iterator[None]:
+    """Within the block, LOST_SIGNAL raises KeyboardInterrupt in the main thread."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # no other can set handlers
+        yield  # only the main thread can set handlers
         return
     before = signal.signal(LOST_SIGNAL, signal.default_int_handler)
     try:
@@ -113,43 +119,44 @@ def _lost(folder: str) -> str:
 
 
 def _now() -> float:
-    return time.clock_gettime(time.CLOCK_BOOTTIME)  # runs on while the machine sleeps
+    return time.clock_gettime(time.CLOCK_BOOTTIME)  # this clock runs while the machine sleeps
 
 
 class _Lease:
     def __init__(self, folder: str, holder: str) -> None:
         self._folder = folder
-        self._content = json.dumps({"holder": holder}).encode()
+        self._content = {"holder": holder}
         self.claim = Claim(folder, files.join(folder, f"{PREFIX}{uuid.uuid4().hex}"))
-        self._ended = threading.Event()
-        self._taken = False
-        self._until = 0.0
+        self._ended = threading.Event()  # set when the block of `renewed` ends
+        self._deleted = False  # by another writer, which took this one for dead
+        self._until = 0.0  # until then, by `_now`, no other writer can take this one for dead
 
     @property
     def lost(self) -> bool:
-        """Whether another may hold it."""
-        return self._taken or _now() > self._until
+        """Whether another writer may hold the lease."""
+        return self._deleted or _now() > self._until
 
     def require(self) -> None:
-        """Raises JobFailed where the lease is lost."""
+        """Raises JobFailed if the lease is lost."""
         if self.lost:
             raise JobFailed(_lost(self._folder))
 
     def take(self) -> None:
+        """Writes the lease file. Raises UserError if another writer lives."""
         for _ in range(TRIES):
             begun = _now()
-            files.write_bytes(self.claim.own, self._content)
-            others = self._alive()
+            files.write_json(self.claim.own, self._content)
+            others = self._living_others()
             if not others:
-                self._until = begun + SECONDS - RENEWED
+                self._until = begun + SECONDS - RENEW_SECONDS
                 return
             holder = _holder(others[0])
             files.delete(self.claim.own)
             time.sleep(random.uniform(0.1, 1.0))
         raise UserError(f"{self._folder!r} is being written by {holder}; wait for it or stop it")
 
-    def _alive(self) -> list[str]:
-        """The files of other writers, after those of dead ones were deleted."""
+    def _living_others(self) -> list[str]:
+        """The lease files of other writers. Deletes those of dead ones."""
         filesystem, path = files.locate(self._folder)
         found = filesystem.get_file_info(pafs.FileSelector(path))
         written = {info.base_name: info.mtime_ns for info in found if info.base_name.startswith(PREFIX)}
@@ -160,13 +167,13 @@ class _Lease:
             if now - since <= SECONDS * 1e9:
                 alive.append(uri)
             else:
-                log.info("took %r over from %s, which is dead", self._folder, _holder(uri))
+                log.info("took over %r from a dead writer, %s", self._folder, _holder(uri))
                 files.delete(uri)
         return alive
 
     @contextlib.contextmanager
     def renewed(self) -> Iterator[None]:
-        """Renews the lease within the block; ends the block, or else the process, once it is lost."""
+        """Renews the lease within the block. If the lease is lost, ends the block, or else the process."""
         thread = threading.Thread(target=self._keep, name="lease", daemon=True)
         thread.start()
         _claims.append(self.claim)
@@ -178,29 +185,29 @@ class _Lease:
             thread.join()
 
     def _keep(self) -> None:
-        while not self.lost and not self._ended.wait(RENEWED):
-            with contextlib.suppress(OSError, JobFailed):  # the store may answer next time
+        while not self.lost and not self._ended.wait(RENEW_SECONDS):
+            with contextlib.suppress(OSError, JobFailed):  # the store may answer the next time
                 self._renew()
         if self._ended.is_set():
             return
         if signal.getsignal(LOST_SIGNAL) is signal.default_int_handler:
             signal.pthread_kill(threading.main_thread().ident or 0, LOST_SIGNAL)
-        if not self._ended.wait(GRACE):  # it is in native code that doesn't return, say
+        if not self._ended.wait(GRACE):  # the main thread may be in native code that doesn't return
             log.error("failed: %s", _lost(self._folder))
             os._exit(1)  # Ray's processes and the decoders end with their parent
 
     def _renew(self) -> None:
         if not files.exists(self.claim.own):
-            self._taken = True
+            self._deleted = True
             return
         begun = _now()
-        files.write_bytes(self.claim.own, self._content)
-        if not self.lost:  # else another may have seen the old one as dead before
-            self._until = begun + SECONDS - RENEWED
+        files.write_json(self.claim.own, self._content)
+        if not self.lost:  # otherwise another writer may have seen the old file as expired before the renewal
+            self._until = begun + SECONDS - RENEW_SECONDS
 
 
 def _holder(uri: str) -> str:
     try:
         return str(files.read_json(uri)["holder"])
-    except (UserError, OSError, KeyError, TypeError):  # it ended just now
+    except (UserError, OSError, KeyError, TypeError):  # that job has ended just now
         return "another job"

@@ -1,9 +1,10 @@
-"""Sizes and times of many objects of a store, from its listings: a request tells of a thousand objects.
+"""Sizes and times of many objects of a store, taken from listings: one request lists a thousand objects.
 
-Which listings are worth it can't be known before: a folder may hold a hundred million objects beside those that are
-wanted, and Arrow gives a listing whole or not at all. So a process of its own lists, with limited memory, while this
-one asks for the objects one by one, from the other end, and ends it once all are known. Thus listings never cost more
-time than asking does, however large a folder is. What can't be listed, as without the right to, is asked for.
+A listing is not always worth its time: a folder may hold a hundred million objects besides those that are wanted, and
+Arrow returns a listing only as a whole. So a second process, with limited memory, lists folders. Meanwhile this one
+asks for the objects one by one, starting from the last, and stops the second process once it knows all of them. Thus
+listings never take longer than single requests, however large a folder is. If a folder can't be listed, single requests
+answer for all of its objects.
 """
 
 import contextlib
@@ -25,49 +26,49 @@ from dim.io import processes, storage
 
 log = logging.getLogger(__name__)
 
-FEWEST = 10_000  # objects for which a process is started: they take 1 s at least, one by one
-PAGE = 1000  # objects that a request lists
-_BUCKET = 2  # slashes in the URI of a bucket
-MEMORY = 4 * 2**30  # bytes of the process that lists: some ten million objects
+FEWEST = 10_000  # objects for which the second process starts: one by one, they take a second or more
+PAGE = 1000  # objects that one request lists
+_BUCKET = 2  # the slashes in the URI of a bucket
+MEMORY = 4 * 2**30  # bytes for the second process: about ten million objects
 
 
 def infos(uris: Sequence[str], ask: Callable[[str], pafs.FileInfo]) -> dict[str, pafs.FileInfo]:
-    """What stands at each of `uris`, all of stores, as `ask` says it of one."""
+    """Type, size and modification time of the objects at `uris`. `ask` gets them for one URI in a single request."""
     with _arriving(uris) as known:
-        # From the last on, as the listings begin with the first.
+        # Listings begin with the first object, so single requests begin with the last.
         left = (uri for uri in reversed(dict.fromkeys(uris)) if uri not in known)
-        for uri, info in storage.at_once(lambda uri: (uri, ask(uri)), left):
+        for uri, info in storage.parallel_map(lambda uri: (uri, ask(uri)), left):
             known[uri] = info
         return known
 
 
 @contextlib.contextmanager
 def _arriving(uris: Sequence[str]) -> Iterator[dict[str, pafs.FileInfo]]:
-    """What listings say of the files at `uris`; more arrives while the block runs."""
+    """Yields a dictionary of the files at `uris` that listings have found; it fills while the block runs."""
     known: dict[str, pafs.FileInfo] = {}
     folders: list[str] = []
     if len(uris) >= FEWEST:
         folders = worth_listing(uris)
-        log.info("asking the store about %d files, and for lists of %d folders", len(uris), len(folders))
+        log.info("asking the store about %d files, with listings of %d folders", len(uris), len(folders))
     if not folders:
         yield known
         return
-    with processes.started(__name__, subprocess.DEVNULL) as process:
+    with processes.start(__name__, subprocess.DEVNULL) as process:
         assert process.stdin and process.stdout
-        question = {"folders": folders, "uris": uris}
-        thread = threading.Thread(target=_receive, args=(question, process.stdin, process.stdout, known))
+        request = {"folders": folders, "uris": uris}
+        thread = threading.Thread(target=_receive, args=(request, process.stdin, process.stdout, known))
         thread.start()
         try:
             yield known
         finally:
             process.kill()
             thread.join()
-            with contextlib.suppress(BrokenPipeError):  # part of the question may not have been written
+            with contextlib.suppress(BrokenPipeError):  # a part of the request may be unwritten
                 process.stdin.close()
 
 
 def worth_listing(uris: Iterable[str]) -> list[str]:
-    """The deepest folders below which at least PAGE of `uris` lie; those that lie below another such don't count."""
+    """The deepest folders that hold at least PAGE of `uris`, not counting those in deeper folders of the result."""
     counts = Counter(uri.rpartition("/")[0] for uri in uris)
     worth = []
     for depth in range(max((folder.count("/") for folder in counts), default=0), _BUCKET - 1, -1):
@@ -79,9 +80,9 @@ def worth_listing(uris: Iterable[str]) -> list[str]:
     return worth
 
 
-def _receive(question: Any, to: IO[bytes], back: IO[bytes], known: dict[str, pafs.FileInfo]) -> None:
-    with contextlib.suppress(BrokenPipeError, ValueError):  # it was ended, or has died
-        to.write(json.dumps(question).encode() + b"\n")
+def _receive(request: Any, to: IO[bytes], back: IO[bytes], known: dict[str, pafs.FileInfo]) -> None:
+    with contextlib.suppress(BrokenPipeError, ValueError):  # the process was killed, or has died
+        to.write(json.dumps(request).encode() + b"\n")
         to.flush()
         for line in back:
             for uri, size, mtime_ns in json.loads(line):
@@ -90,23 +91,24 @@ def _receive(question: Any, to: IO[bytes], back: IO[bytes], known: dict[str, paf
 
 
 def _serve() -> None:
-    question = json.loads(sys.stdin.buffer.readline())
+    """The second process: reads one request from stdin and prints a line for each folder that it has listed."""
+    request = json.loads(sys.stdin.buffer.readline())
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    listed = partial(_listed, wanted=set(question["uris"]))
-    for found in storage.at_once(listed, question["folders"]):
+    listed = partial(_listed, wanted=set(request["uris"]))
+    for found in storage.parallel_map(listed, request["folders"]):
         print(json.dumps(found), flush=True)
 
 
 def _listed(folder: str, wanted: set[str]) -> list[tuple[str, int, int]]:
-    """URI, size and modification time (ns) of the `wanted` files below `folder`, as the store says them of each alone.
+    """URI, size and modification time (ns) of the `wanted` files below `folder`, equal to those of single requests.
 
-    What is empty is left out: it may be a folder, and only the store's answer about it alone says so.
+    An empty object is left out: it may be a folder, which only a single request tells.
     """
     filesystem, path = storage.locate(folder)
-    step = 10**9 if isinstance(filesystem, pafs.S3FileSystem) else 1  # S3 says milliseconds in listings only
+    step = 10**9 if isinstance(filesystem, pafs.S3FileSystem) else 1  # only in listings does S3 give milliseconds
     try:
-        found = storage.patient(filesystem.get_file_info)(pafs.FileSelector(path, recursive=True))
+        found = storage.retried(filesystem.get_file_info)(pafs.FileSelector(path, recursive=True))
     except OSError:
         return []
     files = ((f"{folder.partition('://')[0]}://{info.path}", info) for info in found if info.is_file and info.size)
@@ -114,7 +116,7 @@ def _listed(folder: str, wanted: set[str]) -> list[tuple[str, int, int]]:
 
 
 def _end_with_parent() -> None:
-    os.read(sys.stdin.fileno(), 1)  # not by `sys.stdin`, which can't be closed at the end while a thread reads from it
+    os.read(sys.stdin.fileno(), 1)  # `sys.stdin` can't be closed at exit while a thread reads from it
     os._exit(1)
 
 

@@ -1,6 +1,7 @@
-"""Large files, stored anywhere, as paths on this machine's disks, for libraries that take nothing else.
+"""Files on any storage as paths on this machine's disks, for libraries that open only paths.
 
-What writers that were killed left half-written: files beside their final names (`dim.io.files`).
+`path_to_read` and `path_to_write` copy a file from and to an object store; a local file they use in place. `sweep`
+deletes the half-written local files that killed writers leave.
 """
 
 import contextlib
@@ -14,17 +15,30 @@ from pathlib import Path
 import pyarrow.fs as pafs
 
 from dim.io import files, storage
-from dim.io.storage import patient
+from dim.io.storage import retried
 
-# What is copied at once. From an object store each piece is a request; Arrow's own are of 1 MB.
-_PIECE_BYTES = 2**26
+_PIECE_BYTES = 2**26  # that one request reads from an object store; Arrow's default of 1 MB would take many more
 
 
 @contextlib.contextmanager
-def written(uri: str) -> Iterator[str]:
-    """A path to write a file to; once the block is done, it stands at `uri`, whole.
+def path_to_read(uri: str) -> Iterator[str]:
+    """Yields a local path that has the content of the file at `uri`."""
+    filesystem, path = files.locate(uri)
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = f"{folder}/file"
+        retried(pafs.copy_files)(path, copy, filesystem, pafs.LocalFileSystem(), chunk_size=_PIECE_BYTES)
+        yield copy
 
-    Raises JobFailed where it can't be written, as on a full disk.
+
+@contextlib.contextmanager
+def path_to_write(uri: str) -> Iterator[str]:
+    """Yields a local path to write to. When the block ends without an error, the file appears at `uri`, complete.
+
+    Raises:
+        JobFailed: The file can't be written, as on a full disk.
     """
     filesystem, path = files.locate(uri)
     with files.writing(uri):
@@ -42,35 +56,21 @@ def written(uri: str) -> Iterator[str]:
                 _upload(f"{folder}/file", uri)
 
 
-@patient
+@retried
 def _upload(source: str, uri: str) -> None:
     filesystem, path = files.locate(uri)
-    storage.require_open(uri)
+    storage.require_writable(uri)
     pafs.copy_files(source, path, pafs.LocalFileSystem(), filesystem)
 
 
-@contextlib.contextmanager
-def read(uri: str) -> Iterator[str]:
-    """A path to read the file at `uri` from."""
-    filesystem, path = files.locate(uri)
-    if isinstance(filesystem, pafs.LocalFileSystem):
-        yield path
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            patient(pafs.copy_files)(
-                path, f"{folder}/file", filesystem, pafs.LocalFileSystem(), chunk_size=_PIECE_BYTES
-            )
-            yield f"{folder}/file"
-
-
 _HALF_WRITTEN = re.compile(r"(?P<name>.+)\.(?P<pid>[0-9]{1,9})\.tmp", re.DOTALL)
-_YOUNG = 3600.0  # seconds, after which a number that is alive is taken for another process's
+_YOUNG = 3600.0  # seconds, after which a living process with the writer's id is taken for another one
 
 
 def sweep(folder: str, of: str | None = None) -> None:
-    """Deletes what writers that died left half-written in the local `folder`, `NAME.PID.tmp`, or only that `of` a NAME.
+    """Deletes `NAME.PID.tmp` files of dead writers from the local `folder`; those of the one NAME `of`, if given.
 
-    What a living process of this machine has written to within the last hour stays, and so does a link.
+    A file stays if it changed within the last hour and a process of this machine has the id PID. Links stay, too.
     """
     path = files.locate(folder)[1]
     if not files.is_local(folder) or not Path(path).is_dir():
@@ -79,17 +79,17 @@ def sweep(folder: str, of: str | None = None) -> None:
         for entry in entries:
             half = _HALF_WRITTEN.fullmatch(entry.name)
             if half and of in (None, half["name"]) and entry.is_file(follow_symlinks=False):
-                with contextlib.suppress(OSError):  # it was finished just now, or is another's
+                with contextlib.suppress(OSError):  # another process has renamed it just now, or owns it
                     young = time.time() - entry.stat(follow_symlinks=False).st_mtime < _YOUNG
-                    if not (young and _lives(int(half["pid"]))):
+                    if not (young and _is_alive(int(half["pid"]))):
                         Path(entry).unlink()
 
 
-def _lives(pid: int) -> bool:
+def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # it is another user's
+    except PermissionError:  # the process belongs to another user
         pass
     return True

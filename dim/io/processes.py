@@ -1,6 +1,6 @@
-"""Modules of dim's as processes of their own, which import nothing from the folder that one stands in.
+"""How to run a module of dim in a process of its own that imports nothing from the current folder.
 
-That folder is a place for data: whoever filled it may have put a file there that is named like a module.
+The current folder holds data from anyone, and may hold a file with the name of a Python module.
 """
 
 import os
@@ -15,31 +15,32 @@ _CODE = Path(dim.__file__).resolve().parents[1]
 
 
 def command(module: str, *arguments: str) -> list[str]:
-    """The command that runs `module`, to be started in `environment()`."""
+    """The command that runs `module`. Its environment must be `child_environment()`."""
     return [sys.executable, "-P", "-m", module, *arguments]
 
 
-def started(module: str, stderr: int | IO[bytes]) -> "subprocess.Popen[bytes]":
-    """`module` as a process that is asked by its stdin and answers by its stdout. Whoever starts it has to end it."""
+def start(module: str, stderr: int | IO[bytes]) -> "subprocess.Popen[bytes]":
+    """Starts `module`, which answers on stdout what it is asked on stdin. The caller has to end the process."""
     return subprocess.Popen(
         command(module),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=stderr,
-        env=environment(),
-        process_group=0,  # Ctrl-C is for the job, which ends it
+        env=child_environment(),
+        process_group=0,  # Ctrl-C reaches only the job, which then ends this process
     )
 
 
-def environment() -> dict[str, str]:
-    """This process's environment, for a child whose memory is limited and that imports the same, but for what is in the
-    working directory.
-    """
-    return os.environ | import_path() | {"OPENBLAS_NUM_THREADS": "1"}  # each of its threads counts as memory
+def child_environment() -> dict[str, str]:
+    """This process's environment with `import_path()`, for a child whose memory may be limited."""
+    return os.environ | import_path() | {"OPENBLAS_NUM_THREADS": "1"}  # each OpenBLAS thread reserves memory
 
 
 def import_path() -> dict[str, str]:
-    """The variables by which another Python imports what this one does, but for what is in the working directory."""
-    here = Path.cwd()  # which is left in only where it holds dim itself, as for a submitted job
+    """The variables that let another Python import what this one can, except from the current folder.
+
+    The current folder is kept only if it holds dim itself, as for a submitted job.
+    """
+    here = Path.cwd()
     entries = [entry for entry in sys.path if entry and (Path(entry).resolve() != here or here == _CODE)]
     return {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, entries)), "PYTHONSAFEPATH": "1"}

@@ -1,7 +1,7 @@
-"""Temporary folders: what a job needs while it runs is gone with it, and what dead jobs left is swept away.
+"""Scratch folders on local disks: temporary ones that end with the job, and a persistent one for each user.
 
-They may lie where every user can write. So what is not this user's own is never used, followed or deleted, nor is
-what dim didn't make.
+Both may lie where every user can write. So dim never uses, follows or deletes a folder that belongs to another user or
+that dim did not create.
 """
 
 import contextlib
@@ -17,26 +17,29 @@ from pathlib import Path
 from dim.errors import UserError
 
 _PREFIX = "dim-job-"
-_MARK = ".dim-scratch"  # in a folder that dim made to be swept
-_SECONDS = 60.0  # in which a new folder is surely locked
+_MARK = ".dim-scratch"  # a file in each folder that dim may delete
+_MIN_AGE = 60.0  # seconds: the owner of a younger folder may not have locked it yet
 
 
-def place() -> Path:
-    """The folder in which `kept` lies where no other is named: $DIM_SCRATCH, else the temporary folder."""
+def default_place() -> Path:
+    """The default parent of the persistent folder: $DIM_SCRATCH, else the system's folder for temporary files."""
     return Path(os.environ.get("DIM_SCRATCH") or tempfile.gettempdir()).absolute()
 
 
-def kept(folder: str | None = None) -> Path:
-    """The folder of this user's own, in `folder` or `place()`, for what later jobs on this machine may use again.
+def persistent_folder(folder: str | None = None) -> Path:
+    """This user's own folder in `folder` or `default_place()`, for files that later jobs on this machine reuse.
 
-    It is made where there is none. Raises UserError where that cannot be, or where another could write there.
+    Creates it if necessary.
+
+    Raises:
+        UserError: It can't be created, or another user could write there.
     """
-    path = _kept_in(folder)
+    path = _user_folder(folder)
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"cannot make the scratch folder {str(path)!r} ({error.strerror}); name another place by {_named(folder)}"
+            f"cannot make the scratch folder {str(path)!r} ({error.strerror}); name another place by {_setting(folder)}"
         ) from error
     require_own(folder)
     path.chmod(0o700)
@@ -44,35 +47,34 @@ def kept(folder: str | None = None) -> Path:
 
 
 def require_own(folder: str | None = None) -> None:
-    """Raises UserError where what `kept` would return is there, and a link or another user's."""
-    path = _kept_in(folder)
+    """Raises UserError if the persistent folder exists and is a link, not a folder, or another user's."""
+    path = _user_folder(folder)
     if not os.path.lexists(path):
         return
     found = path.lstat()
     if not stat.S_ISDIR(found.st_mode):
-        fault = "is a link, or no folder"
+        fault = "is a link or not a folder"
     elif found.st_uid != os.getuid():
         fault = f"belongs to user {found.st_uid}"
     else:
         return
     raise UserError(
         f"the scratch folder {str(path)!r} {fault}, so another user may have made it; delete it, or name another place "
-        f"by {_named(folder)}"
+        f"by {_setting(folder)}"
     )
 
 
-def _named(folder: str | None) -> str:
-    """By what a user names the place."""
+def _setting(folder: str | None) -> str:
     return "--scratch" if folder else "DIM_SCRATCH"
 
 
-def _kept_in(folder: str | None) -> Path:
-    return (Path(folder) if folder else place()) / f"dim-{os.getuid()}"
+def _user_folder(folder: str | None) -> Path:
+    return (Path(folder) if folder else default_place()) / f"dim-{os.getuid()}"
 
 
 @contextlib.contextmanager
-def folder(parent: str) -> Iterator[str]:
-    """A new folder in `parent`, deleted at the end. One that a killed job left is deleted when the next begins."""
+def temporary_folder(parent: str) -> Iterator[str]:
+    """Creates a folder in `parent`, and deletes it when the block ends. Deletes those of killed jobs first."""
     _sweep(parent)
     path = tempfile.mkdtemp(prefix=_PREFIX, dir=parent)
     lock = os.open(path, os.O_RDONLY)
@@ -87,13 +89,13 @@ def folder(parent: str) -> Iterator[str]:
 
 def _sweep(parent: str) -> None:
     for left in Path(parent).glob(f"{_PREFIX}*"):
-        with contextlib.suppress(OSError):  # it is in use, a link, not dim's, or gone
+        with contextlib.suppress(OSError):  # it is in use, a link, without the mark, or gone
             lock = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 os.stat(_MARK, dir_fd=lock)
                 found = os.fstat(lock)
-                if found.st_uid == os.getuid() and found.st_mtime < time.time() - _SECONDS:
+                if found.st_uid == os.getuid() and found.st_mtime < time.time() - _MIN_AGE:
                     shutil.rmtree(left, ignore_errors=True)
             finally:
                 os.close(lock)

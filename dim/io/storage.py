@@ -1,10 +1,8 @@
-"""What must be true while a folder is written: `dim.io.files` asks here before each write, so that none can forget to.
+"""Which storage a path or URI names, and how to ask it: retries, many requests in parallel, and guards on writes.
 
-Which storage a path or URI names, and how patiently it is asked: everything else goes through `dim.io.files`.
-
-Credentials, region and endpoint come from the environment or the machine's role, as for any AWS or Google tool
-(AWS_ACCESS_KEY_ID, AWS_PROFILE, AWS_ENDPOINT_URL, GOOGLE_APPLICATION_CREDENTIALS …), never from a URI: URIs end in logs
-and in run.json.
+`dim.io.files` is built on this module. Credentials, region and endpoint come from the environment or the machine's
+role, as for any AWS or Google tool (AWS_ACCESS_KEY_ID, AWS_PROFILE, AWS_ENDPOINT_URL, GOOGLE_APPLICATION_CREDENTIALS
+…). They never come from a URI, because URIs end up in logs and in run.json.
 """
 
 import contextlib
@@ -26,54 +24,34 @@ import pyarrow.fs as pafs
 from dim.errors import UserError
 from dim.io import uris
 
-_guards: list[tuple[str, Callable[[], None]]] = []
-
-
-@contextlib.contextmanager
-def guarded(folder: str, require: Callable[[], None]) -> Iterator[None]:
-    """Within the block, whatever this process writes into `folder` is written only where `require` raises nothing."""
-    guard = (f"{folder.rstrip('/')}/", require)
-    _guards.append(guard)
-    try:
-        yield
-    finally:
-        _guards.remove(guard)
-
-
-def require_open(uri: str) -> None:
-    """Raises whatever is raised by the guard of a folder that holds `uri`."""
-    for folder, require in list(_guards):
-        if f"{uri}/".startswith(folder):
-            require()
-
-
-# The SDK makes a failed request again at once. What goes on failing, or what it doesn't see as passing (an error longer
-# than the small object that was asked for), `patient` tries again after a wait, doubled each time: 15 s in all.
+# The store's SDK repeats a failed request at once. `retried` repeats a request that still fails, or that the SDK gave
+# up as it took the error for permanent. It waits before each retry, twice as long each time: 15 s in all.
 RETRIES, TRIES, FIRST_WAIT = 3, 5, 1.0
-CONNECT_SECONDS, SILENT_SECONDS = 5.0, 10.0  # a connection from which no byte comes for as long is given up
-AT_ONCE = 64  # small requests of a process; a store takes thousands a second, and answers each in 20 to 100 ms
-GOOGLE_SECONDS = 10.0  # in which Google's library makes a failed request again, before `patient` does
+CONNECT_SECONDS, SILENT_SECONDS = 5.0, 10.0  # limits to connect, and for a connection that sends no byte
+GOOGLE_SECONDS = 10.0  # for which Google's library retries before `retried` does
+REQUESTS_AT_ONCE = 64  # small requests of one process: a store answers thousands a second, each after 20 to 100 ms
 
 P = ParamSpec("P")
 T = TypeVar("T")
 Item = TypeVar("Item")
 
 _LOCAL = pafs.LocalFileSystem()
-# What Arrow writes into its messages; such errors of stores have no number.
-_PASSING = re.compile("NETWORK_CONNECTION|INTERNAL|SLOW_DOWN|THROTTL|UNAVAILABLE|DEADLINE_EXCEEDED|HTTP status 5")
+# Arrow's errors about stores have no error number, only these words in the message.
+_TRANSIENT = re.compile("NETWORK_CONNECTION|INTERNAL|SLOW_DOWN|THROTTL|UNAVAILABLE|DEADLINE_EXCEEDED|HTTP status 5")
 _NO_TOKEN = re.compile(r"OAuth2 access token.*The underlying error message was: (.*?) error_info", re.DOTALL)
 
 
 def locate(uri: str) -> tuple[pafs.FileSystem, str]:
-    """The filesystem of `uri` and the path within it; a path without a scheme is local and made absolute.
+    """The filesystem of `uri` and the path within it. A path without a scheme is local and is made absolute.
 
-    Raises UserError as `uris.parts` does, and for a storage that can't be reached.
+    Raises:
+        UserError: `uris.parts` refuses `uri`, or its storage can't be reached.
     """
     scheme, path = uris.parts(uri)
     return (_opened(f"{scheme}://{path.partition('/')[0]}") if scheme in uris.STORES else _LOCAL), path
 
 
-@functools.lru_cache(maxsize=64)  # to find a bucket takes a question to the store
+@functools.lru_cache(maxsize=64)  # opening a bucket takes a request
 def _opened(uri: str) -> pafs.FileSystem:
     scheme, _, bucket = uri.partition("://")
     try:
@@ -83,13 +61,13 @@ def _opened(uri: str) -> pafs.FileSystem:
 
 
 def _s3(bucket: str) -> pafs.S3FileSystem:
-    # Arrow opens as many connections to a store as it has threads for input and output when this is made.
-    pa.set_io_thread_count(max(pa.io_thread_count(), AT_ONCE))
+    # Arrow gives the filesystem as many connections as there are I/O threads when it is created.
+    pa.set_io_thread_count(max(pa.io_thread_count(), REQUESTS_AT_ONCE))
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     return pafs.S3FileSystem(
         endpoint_override=endpoint,
         region=None if endpoint else pafs.resolve_s3_region(bucket),
-        # Of the SDK's strategies, the newer one gives up early: it has a quota of retries.
+        # The SDK's newer strategy has a quota of retries and gives up early.
         retry_strategy=pafs.AwsDefaultS3RetryStrategy(max_attempts=RETRIES),
         connect_timeout=CONNECT_SECONDS,
         request_timeout=SILENT_SECONDS,
@@ -107,21 +85,21 @@ def _google(bucket: str) -> pafs.GcsFileSystem:
                 f"no credentials for 'gs://{bucket}' ({missing[1]}); set GOOGLE_APPLICATION_CREDENTIALS to a file that "
                 "holds some, or run this where the machine has a role"
             ) from error
-        # Whatever else it is, maybe only that this account may not ask for this name: what is wanted of it will tell.
+        # Other errors don't matter yet: the account may only lack the right to ask for this one name.
     return filesystem
 
 
 class _Thread(threading.local):
-    ended = threading.Event()  # set once nobody wants what this thread does, as after Ctrl-C
+    abandoned = threading.Event()  # set once nobody wants this thread's result any more, as after Ctrl-C
 
 
 _thread = _Thread()
 
 
-def patient(call: Callable[P, T]) -> Callable[P, T]:
-    """`call`, which must be repeatable, made again where a store fails it in a way that may pass.
+def retried(call: Callable[P, T]) -> Callable[P, T]:
+    """A decorator that repeats `call`, which must be idempotent, after an error of a store that may be transient.
 
-    In a thread of `in_flight` it is not made again once the caller takes no more.
+    A thread of `parallel_futures` doesn't retry once the caller has stopped taking results.
     """
 
     @functools.wraps(call)
@@ -130,46 +108,67 @@ def patient(call: Callable[P, T]) -> Callable[P, T]:
             try:
                 return call(*arguments, **named)
             except OSError as error:
-                wait = FIRST_WAIT * 2**trial * random.uniform(0.5, 1.5)  # not all workers at once
-                if not _PASSING.search(str(error)) or _thread.ended.wait(wait):
+                wait = FIRST_WAIT * 2**trial * random.uniform(0.5, 1.5)  # so that workers don't retry all together
+                if not _TRANSIENT.search(str(error)) or _thread.abandoned.wait(wait):
                     raise
         return call(*arguments, **named)
 
     return again
 
 
-def at_once(call: Callable[[Item], T], items: Iterable[Item], most: int = AT_ONCE) -> Iterator[T]:
-    """What `call` gives for each of `items`, in their order; `most` run at a time, at most as far ahead of the caller.
+def parallel_map(call: Callable[[Item], T], items: Iterable[Item], most: int = REQUESTS_AT_ONCE) -> Iterator[T]:
+    """Yields `call(item)` for each of `items`, in their order, from `most` threads.
 
-    Raises what the first of them in that order raises. Those that run by then are waited for; no others begin.
+    The threads run at most `most` items ahead of the caller. If calls fail, the error of the first item among them is
+    raised, after the calls that already run have ended; no others begin.
     """
-    with contextlib.closing(in_flight(call, items, most)) as results:
+    with contextlib.closing(parallel_futures(call, items, most)) as results:
         for result in results:
             yield result.result()
 
 
-def finish(results: Iterable[object]) -> None:
-    """Waits for all of `results`, of which nothing is wanted. Raises what they do."""
-    deque(results, maxlen=0)
+def for_each(call: Callable[[Item], object], items: Iterable[Item], most: int = REQUESTS_AT_ONCE) -> None:
+    """Runs `call(item)` for each of `items` as `parallel_map` does, and drops the results."""
+    deque(parallel_map(call, items, most), maxlen=0)
 
 
-def in_flight(
-    call: Callable[[Item], T], items: Iterable[Item], most: int = AT_ONCE
+def parallel_futures(
+    call: Callable[[Item], T], items: Iterable[Item], most: int = REQUESTS_AT_ONCE
 ) -> Generator[Future[T], None, None]:
-    """As `at_once`, but each result comes as a future, which raises what its call did.
+    """As `parallel_map`, but yields each result as a future, which raises the error of its call.
 
-    A caller that stops early keeps the futures that it has; the calls behind them are not tried again.
+    A caller that stops early keeps the futures that it has. Their calls go on, but are not retried.
     """
-    left, ended = iter(items), threading.Event()
-    with ThreadPoolExecutor(most, initializer=functools.partial(setattr, _thread, "ended", ended)) as threads:
-        asked = deque(threads.submit(call, item) for item in islice(left, most))
+    left, abandoned = iter(items), threading.Event()
+    with ThreadPoolExecutor(most, initializer=functools.partial(setattr, _thread, "abandoned", abandoned)) as threads:
+        pending = deque(threads.submit(call, item) for item in islice(left, most))
         try:
-            while asked:
-                first = asked.popleft()
-                yield first
-                asked.extend(threads.submit(call, item) for item in islice(left, 1))
-        except BaseException:  # the caller takes no more
-            ended.set()
-            for future in asked:
+            while pending:
+                yield pending.popleft()
+                pending.extend(threads.submit(call, item) for item in islice(left, 1))
+        except BaseException:  # the caller takes no more results
+            abandoned.set()
+            for future in pending:
                 future.cancel()
             raise
+
+
+_guards: list[tuple[str, Callable[[], None]]] = []
+
+
+@contextlib.contextmanager
+def guard_writes(folder: str, require: Callable[[], None]) -> Iterator[None]:
+    """Within the block, each write of this process into `folder` first calls `require`, which raises to forbid it."""
+    guard = (f"{folder.rstrip('/')}/", require)
+    _guards.append(guard)
+    try:
+        yield
+    finally:
+        _guards.remove(guard)
+
+
+def require_writable(uri: str) -> None:
+    """Calls the guards of all folders that hold `uri`. `dim.io.files` calls this before each write."""
+    for folder, require in list(_guards):
+        if f"{uri}/".startswith(folder):
+            require()

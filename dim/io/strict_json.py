@@ -1,19 +1,19 @@
-"""JSON as its standard has it: no NaN and infinity, which Python writes, and no text that is not Unicode."""
+"""JSON as RFC 8259 defines it: without the NaN and Infinity that Python writes, and only with valid Unicode."""
 
 import json
 from typing import Any
 
 
 def dumps(document: object, **options: Any) -> str:
-    """`document` as JSON, in which each NaN and infinity is null."""
+    """`document` as JSON text, with null in place of NaN and infinity."""
     return json.dumps(json.loads(json.dumps(document), parse_constant=lambda _: None), **options)
 
 
 def loads(content: bytes | str) -> Any:
-    """The JSON document in `content`.
+    """Parses the JSON document in `content`.
 
-    Raises ValueError or RecursionError where it is none, or holds half a surrogate pair: JSON can escape it, but it can
-    be neither written nor shown.
+    Raises:
+        ValueError, RecursionError: `content` is not JSON, or escapes half a surrogate pair, which is not Unicode.
     """
     document = json.loads(content)
     json.dumps(document, ensure_ascii=False).encode()

@@ -1,11 +1,10 @@
-"""Credentials in URIs, which end in logs and in run.json: they are refused, and left out of messages.
+"""How dim reads a path or a URI: which storage, bucket and key, or local path, it names.
 
-What a path or URI names. Nobody is asked: `dim.io.storage` opens what is named here.
-
-A name is a local path, `file:///…`, `s3://BUCKET/KEY` or `gs://BUCKET/KEY`. `file://` is a URI, percent-encoded as
-`Path.as_uri()` does it; a local path and a key are literal. Names stand in manifests, which anybody may have written:
-they say which bucket, and never which machine is asked. So Arrow's own reading of URIs is left alone: it knows schemes
-that send this machine's credentials to the host in the URI.
+A name is a local path, `file:///…`, `s3://BUCKET/KEY` or `gs://BUCKET/KEY`. A file:// URI is percent-encoded, as
+`Path.as_uri()` encodes it; local paths and keys are literal. Names come from manifests that anyone may have written.
+They may choose a bucket, but never the host that is asked for it. So dim doesn't use Arrow's parser of URIs, which
+knows schemes that send this machine's credentials to a host in the URI. URIs with credentials in them are refused, and
+`redacted` removes credentials from text for logs.
 """
 
 import functools
@@ -16,35 +15,15 @@ from urllib.parse import quote, unquote
 
 from dim.errors import UserError, quoted
 
-_SECRETS = "key|secret|token|sig|credential|password"  # in the name of a parameter
-
-
-def require_no_secret(uri: str) -> None:
-    """Raises UserError, without repeating it, where `uri` has a password or secret key in it."""
-    if uri != redacted(uri):
-        raise UserError(
-            f"{redacted(uri)!r} has credentials in it, which end in logs; give them by the environment "
-            "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or the machine's role)"
-        )
-
-
-def redacted(text: str) -> str:
-    """`text` without the credentials of URIs in it."""
-    # What stands before a bucket is never its name; elsewhere, a number before a slash is a port.
-    text = re.sub(r"\b((?:s3|gs)://)(?=[^\s/]*[:@])[^\s…]*@", r"\1…@", text)
-    text = re.sub(r"(\w://)[^\s/@'\"]*:(?!\d+/)[^\s@'\"]*@", r"\1…@", text)
-    return re.sub(rf"([?&;][^\s?&;=]*(?:{_SECRETS})[^\s?&;=]*=)[^\s&;'\"…]+", r"\1…", text, flags=re.IGNORECASE)
-
-
 FILE = "file://"
 STORES = ("s3", "gs")
-MEMBER = ".tar#"  # TAR#MEMBER is a file in a tar
+MEMBER = ".tar#"  # `TAR#MEMBER` names a file in a tar archive
 USE = "use a local path, file:///…, s3://… or gs://…"
 
-_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # no host with a port, no user
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # without : and @, so that no host, port or user fits
 _WINDOWS = re.compile(r"(file:///)?[A-Za-z]:[\\/]|\\\\")  # a drive or a share
 _MISSPELT = re.compile(r"\s*(file|s3|gs):(?!//)", re.IGNORECASE)
-# A name like this is sound: `parts` needn't be asked about each of millions.
+# `parts` accepts each name that matches this. So a whole column of a table is checked in one call, not row by row.
 SOUND = (
     r"^[^:\\\x00]*$"
     rf"|^(s3|gs)://{_BUCKET.pattern}/([^:\\\x00?&;@/]+/)*[^:\\\x00?&;@/]*$"
@@ -54,12 +33,16 @@ _PARAMETERS = re.compile(r"\?(access_key|secret_key|endpoint_override|region|sch
 
 
 def parts(uri: str) -> tuple[str, str]:
-    """The scheme of `uri`, "" of a local path, and what it names: an absolute path, decoded, or bucket and key.
+    """Splits `uri` into its scheme and the name after it.
 
-    Raises UserError for what names nothing that dim reads, and for credentials in the URI.
+    Returns:
+        ("", absolute path) for a local path, ("file", absolute decoded path), or ("s3" or "gs", "BUCKET/KEY").
+
+    Raises:
+        UserError: `uri` is malformed, names another storage, or has credentials in it.
     """
     scheme, separator, rest = uri.partition("://")
-    if separator and not uri.startswith(f"{FILE}/"):  # a file's name may have what looks like a parameter
+    if separator and not uri.startswith(f"{FILE}/"):  # the name of a file may look like a parameter
         require_no_secret(uri)
     _require_text(uri, uri)
     _require_spelling(uri)
@@ -74,7 +57,7 @@ def parts(uri: str) -> tuple[str, str]:
     if _PARAMETERS.search(rest):
         raise UserError(f"{quoted(uri)} has parameters; set AWS_ENDPOINT_URL and AWS_REGION in the environment instead")
     if "//" in rest.rstrip("/"):
-        raise UserError(f"cannot open {quoted(uri)}: its key has an empty part, //; copy it to a key without")
+        raise UserError(f"cannot open {quoted(uri)}: its key has an empty part, //; copy it to a key without one")
     return scheme, rest
 
 
@@ -104,29 +87,49 @@ def _decoded(rest: str, uri: str) -> str:
 
 
 def _absolute(path: str) -> str:
-    return f"/{os.path.abspath(path).lstrip('/')}"  # of two slashes, abspath keeps both
+    return f"/{os.path.abspath(path).lstrip('/')}"  # abspath keeps two leading slashes
 
 
 def is_plain(name: str) -> bool:
-    """Whether `name` is relative to the folder in which it stands: no path from the root, and nothing like a URI."""
+    """Whether `name` is a relative path: not absolute, and nothing like a URI or a Windows path."""
     return not (name.startswith("/") or "://" in name or _WINDOWS.match(name) or _MISSPELT.match(name))
 
 
 def encoded(name: str) -> str:
-    """`name`, a path or a part of one, as it stands in a file:// URI."""
-    return _of_both(name, lambda part: quote(part, errors="surrogatepass"))
+    """`name`, a path or a part of one, percent-encoded for a file:// URI."""
+    return _around_member_mark(name, lambda part: quote(part, errors="surrogatepass"))
 
 
-@functools.lru_cache(maxsize=64)  # of a folder, asked for each file in it
+@functools.lru_cache(maxsize=64)  # `files.join` asks about the same folder for each file in it
 def canonical(uri: str) -> str:
-    """The file:// `uri` as `Path.as_uri()` would write it, except that the mark of a tar's member stays.
+    """The file:// `uri` as `Path.as_uri()` would write it, but with the # before a tar's member as it is.
 
     Raises UserError as `parts` does.
     """
     parts(uri)
-    return FILE + _of_both(uri.removeprefix(FILE), lambda part: quote(unquote(part)))
+    return FILE + _around_member_mark(uri.removeprefix(FILE), lambda part: quote(unquote(part)))
 
 
-def _of_both(name: str, change: Callable[[str], str]) -> str:
+def _around_member_mark(name: str, change: Callable[[str], str]) -> str:
     tar, mark, member = name.rpartition(MEMBER)
     return change(tar) + mark + change(member)
+
+
+_SECRETS = "key|secret|token|sig|credential|password"  # words in the name of a parameter
+
+
+def require_no_secret(uri: str) -> None:
+    """Raises UserError if `uri` has a password or secret key in it, which the message leaves out."""
+    if uri != redacted(uri):
+        raise UserError(
+            f"{redacted(uri)!r} has credentials in it, which would end up in logs; give them by the environment "
+            "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or the machine's role)"
+        )
+
+
+def redacted(text: str) -> str:
+    """`text` with … in place of the credentials of the URIs in it."""
+    # Text before an @ is never part of a bucket's name. In other URIs, a number before a slash is a port.
+    text = re.sub(r"\b((?:s3|gs)://)(?=[^\s/]*[:@])[^\s…]*@", r"\1…@", text)
+    text = re.sub(r"(\w://)[^\s/@'\"]*:(?!\d+/)[^\s@'\"]*@", r"\1…@", text)
+    return re.sub(rf"([?&;][^\s?&;=]*(?:{_SECRETS})[^\s?&;=]*=)[^\s&;'\"…]+", r"\1…", text, flags=re.IGNORECASE)

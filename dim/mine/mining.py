@@ -78,7 +78,7 @@ def mine(
         pool = dataclasses.replace(pool, index=_built(pool, settings, beside))
     strategy = _strategy(settings)
     units = strategy.units(pool)
-    tasks = placement.tasks(units, units if beside else strategy.worth)
+    tasks = placement.task_count(units, units if beside else strategy.worth)
     ends = np.linspace(0, units, tasks + 1).astype(int).tolist()
     task, shared = ray.remote(num_cpus=_BESIDE if beside else 1, scheduling_strategy="SPREAD")(_work), ray.put(pool)
     parts = [task.remote(shared, settings, start, stop) for start, stop in itertools.pairwise(ends)]
@@ -104,7 +104,7 @@ def _strategy(settings: Mining) -> Strategy:
 
 def _built(pool: Pool, settings: Mining, beside: bool) -> Any:
     """A reference to the index that proposes negatives. One task builds it with all CPUs of its node."""
-    cpus = max((int(node.cpus) for node in placement.live() or placement.known()), default=1)
+    cpus = max((int(node.cpus) for node in placement.live_nodes() or placement.known_nodes()), default=1)
     task = ray.remote(num_cpus=_BESIDE if beside else cpus, num_returns=2)(_build)
     reference, size = task.remote(ray.put(pool), settings, cpus)
     ray.get(size)  # raises the task's error here, and keeps the tasks that need the index from taking its CPUs

@@ -24,7 +24,7 @@ def require_whole(path: str) -> None:
         child = subprocess.run(
             processes.command(__name__, os.path.abspath(path)),
             capture_output=True,
-            env=processes.environment(),
+            env=processes.child_environment(),
             check=False,
             timeout=SECONDS,
             text=True,

@@ -222,5 +222,5 @@ def _require_npz(uri: str) -> None:
 
 
 def _require_h5(uri: str) -> None:
-    with local_files.read(uri) as path:
+    with local_files.path_to_read(uri) as path:
         hdf5.require_whole(path)

@@ -186,7 +186,7 @@ def _evaluate(
 def _compared(before: str, one: str, after: str, other: str) -> Comparison:
     """The night `after`, whose evaluation is in the folder `other`, against `before`, whose network's is in `one`."""
     for where in {one, other}:
-        output.whole(where)
+        output.verified_seal(where)
     per_query = [tables.read(files.join(where, PER_QUERY)) for where in (one, other)]
     return comparison.compared(before, per_query[0], after, per_query[1])
 

@@ -159,7 +159,7 @@ def _index(found: Collection, factory: str) -> None:
 
 def _is_whole(index: str) -> bool:
     try:
-        return bool(output.whole(index)) or files.exists(files.join(index, output.RESULT))
+        return bool(output.verified_seal(index)) or files.exists(files.join(index, output.RESULT))
     except UserError:  # it is made again
         return False
 

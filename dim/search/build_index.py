@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from dim.app import output
 from dim.app.config import MOST_SEED
-from dim.app.progress import told
+from dim.app.progress import with_progress
 from dim.errors import UserError
 from dim.io import files, local_files, seal, tables
 from dim.search import descriptor_folder, exact, faiss_transforms, index
@@ -45,11 +45,11 @@ def build(config: IndexConfig) -> dict[str, Any]:
     trained_on = _train(made, rows, config)
     inputs = {"descriptors": config.descriptors, "whitening": config.whitening}
     with output.opened(config.out, "index", config, inputs, rows.embedding.as_json()) as out:
-        with local_files.written(out.path(index.FILE)) as path:
+        with local_files.path_to_write(out.path(index.FILE)) as path:
             _write(made, rows, path, dimension, config.factory)
             sealed = index.sealed(path)
         tables.write(out.path(index.IDS_FILE), pa.table({"image_id": rows.ids}))
-        both = seal.of(config.out, [index.IDS_FILE], {index.FILE: {**sealed, "rows": len(rows)}})
+        both = seal.create(config.out, [index.IDS_FILE], {index.FILE: {**sealed, "rows": len(rows)}})
         files.write_json(out.path(index.SEAL_FILE), {seal.FILES: both})
         return out.finish(
             {
@@ -80,7 +80,7 @@ def _train(made: Any, rows: DescriptorFolder, config: IndexConfig) -> int:
 
 
 def _write(made: Any, rows: DescriptorFolder, path: str, dimension: int, factory: str) -> None:
-    blocks = told(rows, len, "indexing", len(rows), "rows")
+    blocks = with_progress(rows, len, "indexing", len(rows), "rows")
     if isinstance(made, faiss.IndexFlat):
         index.write_flat(path, dimension, len(rows), blocks)
         return

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from dim.app.progress import Progress
-from dim.io.storage import at_once
+from dim.io.storage import parallel_map
 from dim.search import exact
 from dim.search.exact import QUERIES, Part, nearest
 
@@ -114,7 +114,7 @@ def scratch(blocks: Iterable[np.ndarray], size: int) -> np.ndarray:
 
 def ahead(parts: Iterable[Part]) -> Iterator[np.ndarray]:
     """What is in `parts`, some loaded by threads while one is used."""
-    return at_once(lambda part: part.load(), parts, _LOADED)
+    return parallel_map(lambda part: part.load(), parts, _LOADED)
 
 
 def blocks_of_others(database: Database, k: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:

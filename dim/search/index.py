@@ -162,7 +162,7 @@ def read(path: str, place: np.ndarray, parameters: str | None, record: Facts) ->
     before = Path(path).stat()
     # FAISS trusts what it reads: a file that was cut off or damaged would crash this process, or take all its memory.
     if not _is_that_of(record, path):
-        raise seal.not_the_one(path, "index")
+        raise seal.mismatch(path, "index")
     with refusals(f"{path!r} is no FAISS index; {again}"):
         index = faiss.read_index(path, faiss.IO_FLAG_MMAP_IFC)
     if (index.ntotal, index.d) != (len(place), record.get("dimension")):

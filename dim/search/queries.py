@@ -121,12 +121,12 @@ def read_target(folder: str, whitening: str | None, parameters: str | None) -> S
     counts = record.get("counts")
     known = counts if isinstance(counts, dict) else {}
     # The result tells of FAISS's file, too, and is all that an index has that was made before there were seals.
-    facts = {index.IDS_FILE: {}, **(seal.of_record(record, folder) or {}), index.FILE: known}
+    facts = {index.IDS_FILE: {}, **(seal.from_record(record, folder) or {}), index.FILE: known}
     ids = _ids(files.join(folder, index.IDS_FILE), facts[index.IDS_FILE])
-    seal.require_whole(folder, facts, "index")
+    seal.require_complete(folder, facts, "index")
     if index.SEAL_FILE in facts:
         seal.require_content(files.join(folder, index.SEAL_FILE), facts[index.SEAL_FILE], "index")
-    with local_files.read(files.join(folder, index.FILE)) as path:
+    with local_files.path_to_read(files.join(folder, index.FILE)) as path:
         return SearchTarget(index.read(path, exact.places(ids), parameters, known), ids, embedding)
 
 

@@ -31,7 +31,7 @@ from dim.io import files
 @contextlib.contextmanager
 def listening() -> Iterator[Queue]:
     """A queue whose log records come out of the job's handlers."""
-    queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": cluster.here()})
+    queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": cluster.on_this_node()})
     listener = logging.handlers.QueueListener(queue, *logging.getLogger().handlers)
     listener.start()
     try:
@@ -81,7 +81,7 @@ def wait(workers: int, each: dict[str, float]) -> None:
     """
     if _found(workers, each, 1):
         return
-    if cluster.may_come():
+    if cluster.autoscaled_nodes():
         log.info("all of them have %.0f s to find room; then as many begin as the nodes hold", PATIENCE)
         if _found(workers, each, PATIENCE):
             return
@@ -103,7 +103,7 @@ def _tried(workers: int, each: dict[str, float]) -> int:
 
     Where one does, it tries again and again, without a word, and never with fewer.
     """
-    return max(1, min(workers, placement.room(placement.live(), each["CPU"], each.get("GPU", 0.0))))
+    return max(1, min(workers, placement.capacity(placement.live_nodes(), each["CPU"], each.get("GPU", 0.0))))
 
 
 def _found(workers: int, each: dict[str, float], seconds: float) -> bool:

@@ -119,7 +119,10 @@ class FeatureCache:
 
     def __init__(self, folder: str | None, fingerprint: str, limit: int) -> None:
         self._full = False
-        trunks, name = scratch.kept(folder) / "trunk", hashlib.sha256(fingerprint.encode()).hexdigest()[:32]
+        trunks, name = (
+            scratch.persistent_folder(folder) / "trunk",
+            hashlib.sha256(fingerprint.encode()).hexdigest()[:32],
+        )
         self._folder = trunks / name
         local_files.sweep(str(self._folder))
         with files.writing(str(self._folder)):

@@ -145,7 +145,7 @@ def hardest(run: str) -> dict[int, pa.Table]:
     epochs = {
         int(number): name for name in files.names(folder) for number in re.findall(r"epoch-(\d+)\.parquet$", name)
     }
-    found = storage.at_once(lambda epoch: tables.read(files.join(folder, epochs[epoch])), sorted(epochs))
+    found = storage.parallel_map(lambda epoch: tables.read(files.join(folder, epochs[epoch])), sorted(epochs))
     return dict(zip(sorted(epochs), found, strict=True))
 
 

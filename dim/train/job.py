@@ -68,7 +68,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         history.require_mlflow()
     with cluster.connected():
         cluster.require_shared(photos.paths)
-        gpus = placement.gpus(config.gpus_per_worker)
+        gpus = placement.gpus_per_worker(config.gpus_per_worker)
         kept = training_set.kept_precision(config.out) if config.precision == "auto" else None
         chosen = kept or resolve_precision(config.precision, gpus)
         learned_from = dataclasses.replace(
@@ -148,7 +148,7 @@ def _require_same_inputs(config: TrainConfig, learned_from: Inputs) -> None:
 
 def _fit(config: TrainConfig, gpus: float, job: Job) -> dict[str, Any]:
     """What the workers found, once they are done. Raises the UserError or JobFailed of one that can't go on."""
-    cpus = failures.divisible(placement.taken(placement.share(config.workers, gpus), gpus))
+    cpus = failures.divisible(placement.worker_cpus(placement.cpu_share(config.workers, gpus), gpus))
     placement.require_room("training worker", config.workers, cpus, gpus)
     each = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
     failures.wait(config.workers, each)

@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 import ray
 
 from dim.app import placement
-from dim.app.progress import told
+from dim.app.progress import with_progress
 from dim.data.manifest import Manifest
 from dim.errors import UserError
 from dim.extract import descriptors, pipeline, store
@@ -48,7 +48,7 @@ def sum_moments(folder: str, manifest: Manifest) -> Moments:
     """The moments of the descriptors of the manifest's rows. Raises UserError where `folder` lacks a row."""
     decoded = _decoded(folder, manifest)
     tasks = _by_shards(_moments, folder, manifest, np.where(decoded, 0, UNUSED))
-    parts = told(tasks, lambda _: 1, "summing", len(tasks), "parts")
+    parts = with_progress(tasks, lambda _: 1, "summing", len(tasks), "parts")
     total: Moments = functools.reduce(Moments.merge, map(ray.get, parts))
     _require_all(total, decoded, folder)
     return total
@@ -92,7 +92,7 @@ def _by_shards(
     shards = belonging(folder)
     remote = ray.remote(task).options(num_returns=returns)
     shared = [ray.put(value) for value in (manifest.table["image_id"].combine_chunks(), *arguments)]
-    tasks = min(TASKS, placement.tasks(len(shards), SHARDS_WORTH))
+    tasks = min(TASKS, placement.task_count(len(shards), SHARDS_WORTH))
     return [remote.remote(folder, shards[start::tasks], *shared) for start in range(tasks)]
 
 

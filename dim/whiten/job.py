@@ -64,7 +64,7 @@ def _into_model(config: WhitenConfig, source: Source, chosen: Manifest) -> dict[
                 raise seal.changed(config.manifest)
             whitening = _of_descriptors(config, folder, chosen)
         # Here, where a local folder is this job's, but in a process of its own, for TensorFlow.
-        write = ray.remote(_write_model).options(num_cpus=0, scheduling_strategy=cluster.here())
+        write = ray.remote(_write_model).options(num_cpus=0, scheduling_strategy=cluster.on_this_node())
         ray.get(write.remote(source, whitening, config.regions, files.absolute(config.out), lease.claims()))
         return out.finish(_summary(whitening) | {"model": config.out})
 

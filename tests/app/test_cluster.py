@@ -1,4 +1,4 @@
-"""What jobs take of a cluster, and which paths they refuse there; the clusters are made up."""
+"""Which nodes a cluster may start, and which paths a job refuses there. The clusters are simulated."""
 
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""Output folders: run.json and result.json, one writer, one job, no trace of a mistake."""
+"""Output folders: run.json and result.json, one writer, one job, and no trace of a user's mistake."""
 
 import fcntl
 import hashlib
@@ -118,9 +118,9 @@ def test_how_a_job_ended_stands_in_the_folder(tmp_path, error, status, reason, a
     assert (record["status"], record["reason"]) == (status, reason)
     assert record["finished"] >= record["started"]
     with pytest.raises(UserError, match=r"was never finished; run audit\.py again"):
-        output.whole(str(out))
+        output.verified_seal(str(out))
     sealed(out, a_csv="1")
-    assert "reason" not in read(out / "run.json") and output.whole(str(out))
+    assert "reason" not in read(out / "run.json") and output.verified_seal(str(out))
 
 
 def test_a_job_whose_result_cannot_be_written_has_failed(tmp_path):
@@ -170,7 +170,7 @@ def test_a_mistake_that_shows_late_leaves_an_output_as_it_was(tmp_path):
         again.path("a.csv")
         raise UserError("it takes no rows")
     assert {path: path.read_bytes() for path in out.iterdir() if path.name != ".lock"} == before
-    assert output.whole(str(out))
+    assert output.verified_seal(str(out))
 
 
 def test_a_mistake_over_what_is_not_sealed_leaves_it_as_it_was(tmp_path):
@@ -195,7 +195,7 @@ def test_a_mistake_that_shows_once_something_was_written_is_recorded(tmp_path, c
         raise UserError("late")
     assert read(out / "run.json").items() >= {"status": "failed", "reason": "late"}.items()
     with pytest.raises(UserError, match="was never finished"):
-        output.whole(str(out))
+        output.verified_seal(str(out))
 
 
 def test_a_mistake_deletes_nothing_but_its_own(tmp_path):
@@ -214,8 +214,8 @@ def test_a_mistake_deletes_nothing_but_its_own(tmp_path):
     ("content", "message"),
     [
         ("{", "is not JSON"),
-        ("[]", "is no record of a job"),
-        ("{}", "is no record of a job"),
+        ("[]", "is not the record of a dim job"),
+        ("{}", "is not the record of a dim job"),
         ('{"job": "extract", "format_version": 9}', "has format version 9, this dim reads 1"),
     ],
 )
@@ -248,7 +248,7 @@ def test_a_lock_that_is_a_link_or_no_file(tmp_path):
 
 
 def sealed(folder, **contents):
-    """Finishes a job in `folder` that writes files of these contents."""
+    """Runs a job in `folder` that writes files with these `contents`."""
     with open_as("audit", folder) as out:
         for name, content in contents.items():
             Path(out.path(name.replace("_", "."))).write_text(content)
@@ -260,7 +260,7 @@ def test_what_a_job_wrote_is_sealed(tmp_path):
     sealed(out, a_csv="1", b_csv="22")
     tables.write(str(out / "c.parquet"), pa.table({"x": [1, 2, 3]}))
     (out / "notes").write_text("a person's")
-    found = output.whole(str(out))
+    found = output.verified_seal(str(out))
     assert found == read(out / "run.json")["files"] and found is not None
     assert {name: facts["bytes"] for name, facts in found.items()} == {"a.csv": 1, "b.csv": 2}
     assert found["a.csv"]["sha256"] == hashlib.sha256(b"1").hexdigest()
@@ -268,14 +268,14 @@ def test_what_a_job_wrote_is_sealed(tmp_path):
         again.path("c.parquet")
         again.path("never written")
         again.finish({})
-    assert output.whole(str(out)) == {"c.parquet": seal.of(str(out), ["c.parquet"], {})["c.parquet"]}
+    assert output.verified_seal(str(out)) == {"c.parquet": seal.create(str(out), ["c.parquet"], {})["c.parquet"]}
     assert read(out / "run.json")["files"]["c.parquet"]["rows"] == 3
 
 
 def test_a_folder_that_was_copied_is_whole(tmp_path):
     sealed(tmp_path / "out", a_csv="1", b_csv="22")
     shutil.copytree(tmp_path / "out", tmp_path / "copy", copy_function=shutil.copyfile)
-    assert output.whole(str(tmp_path / "copy")) == output.whole(str(tmp_path / "out")) is not None
+    assert output.verified_seal(str(tmp_path / "copy")) == output.verified_seal(str(tmp_path / "out")) is not None
 
 
 def test_a_folder_that_lost_a_file_or_has_another_is_not_whole(tmp_path):
@@ -285,14 +285,14 @@ def test_a_folder_that_lost_a_file_or_has_another_is_not_whole(tmp_path):
     with pytest.raises(
         UserError, match=r"b\.csv' is not the file that its run\.json describes; make it again with audit"
     ):
-        output.whole(str(out))
+        output.verified_seal(str(out))
     (out / "b.csv").unlink()
     with pytest.raises(
         UserError, match=r"no file '.*b\.csv'; make it again with audit\.py, or copy the folder as a whole"
     ):
-        output.whole(str(out))
+        output.verified_seal(str(out))
     with open_as("audit", out), pytest.raises(UserError, match=r"was never finished; run audit\.py again"):
-        output.whole(str(out))
+        output.verified_seal(str(out))
 
 
 def test_a_file_of_the_run_before_goes_once_the_next_is_whole(tmp_path):

@@ -1,4 +1,4 @@
-"""What workers take of clusters that are made up: placed one by one, they find room; what may come counts."""
+"""The CPUs and GPUs of workers on simulated clusters: placed one by one, all workers fit."""
 
 import logging
 from collections import Counter
@@ -13,7 +13,7 @@ from dim.app.placement import Node
 from dim.errors import UserError
 from dim.extract import resources
 
-# The head of the shipped cluster, on which nothing lives yet.
+# The head of the shipped cluster before its first worker node.
 HEAD = {"CPU": 0, "autoscaled_8CPU_1GPU": 8, "autoscaled_16CPU": 10}
 GPU_NODE, DECODER = {"CPU": 8, "GPU": 1}, {"CPU": 16}
 
@@ -46,14 +46,14 @@ def made_up(monkeypatch):
         (({"CPU": 64}, GPU_NODE, GPU_NODE), 4, 1, 8),  # there are GPUs for two
         ((HEAD,), 4, 1, 8),  # nothing is there yet
         ((HEAD, GPU_NODE), 4, 1, 8),
-        ((HEAD, *[GPU_NODE] * 9), 9, 1, 8),  # one of those that live has come in another's place
+        ((HEAD, *[GPU_NODE] * 9), 9, 1, 8),  # one live node replaces another
         ((HEAD,), 4, 0, 16),
         (({"CPU": 0},), 4, 1, 1),  # nothing is known
     ],
 )
 def test_a_worker_has_the_share_for_which_there_is_room(made_up, nodes, workers, gpus, expected):
     made_up(*nodes)
-    assert placement.share(workers, gpus) == expected
+    assert placement.cpu_share(workers, gpus) == expected
 
 
 @pytest.mark.parametrize(
@@ -71,12 +71,12 @@ def test_a_worker_has_the_share_for_which_there_is_room(made_up, nodes, workers,
     ],
 )
 def test_a_worker_leaves_cpus_for_decoding(share, gpus, expected):
-    assert placement.taken(share, gpus) == expected
+    assert placement.worker_cpus(share, gpus) == expected
     assert placement.threads(expected) == int(expected) + 1
 
 
 def placed(nodes, workers, cpus, gpus):
-    """How many of the workers find room, placed one after another on the first node that has it."""
+    """How many workers fit if each in turn is placed on the first node with room for it."""
     left = [[node.cpus, node.gpus] for node in nodes.elements()]
     for done in range(workers):
         free = next((node for node in left if node[0] >= cpus - 1e-6 and node[1] >= gpus), None)
@@ -94,10 +94,10 @@ clusters = some.dictionaries(sizes, some.integers(1, 3), min_size=1, max_size=3)
 @given(clusters, some.integers(1, 6), some.sampled_from([0, 0.5, 1]))
 def test_a_share_is_the_largest_with_which_all_that_can_find_room(nodes, workers, gpus):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(placement, "known", lambda: nodes)
-        share = placement.share(workers, gpus)
+        patch.setattr(placement, "known_nodes", lambda: nodes)
+        share = placement.cpu_share(workers, gpus)
     most = placed(nodes, workers, 0, gpus)
-    assert placement.room(nodes, share, gpus) >= placed(nodes, workers, share, gpus)
+    assert placement.capacity(nodes, share, gpus) >= placed(nodes, workers, share, gpus)
     if most == 0:
         return
     assert placed(nodes, workers, share, gpus) == most
@@ -106,23 +106,23 @@ def test_a_share_is_the_largest_with_which_all_that_can_find_room(nodes, workers
 
 @given(clusters, some.integers(1, 8), some.sampled_from([0.25, 1, 2.5]), some.sampled_from([0, 0.5, 1]))
 def test_room_is_what_is_found_one_after_another(nodes, workers, cpus, gpus):
-    assert min(workers, placement.room(nodes, cpus, gpus)) == placed(nodes, workers, cpus, gpus)
+    assert min(workers, placement.capacity(nodes, cpus, gpus)) == placed(nodes, workers, cpus, gpus)
 
 
 def test_gpus_that_may_come_count(made_up):
     made_up(HEAD)
-    assert (placement.gpus(None), placement.gpus(0.5)) == (1, 0.5)
+    assert (placement.gpus_per_worker(None), placement.gpus_per_worker(0.5)) == (1, 0.5)
     made_up({"CPU": 4})
-    assert placement.gpus(None) == 0
+    assert placement.gpus_per_worker(None) == 0
     made_up({"CPU": 4, "autoscaled_16CPU": 2})
-    assert placement.gpus(None) == 0
+    assert placement.gpus_per_worker(None) == 0
 
 
 @pytest.mark.parametrize("name", ["autoscaled_gpus", "autoscaled_8CPU_GPU", "autoscaled_1GPU"])
 def test_nodes_that_may_come_are_said_in_known_words(made_up, name):
     made_up({"CPU": 0, name: 8})
     with pytest.raises(UserError, match=f"the head node has the resource '{name}', .* as in autoscaled_8CPU_1GPU"):
-        placement.known()
+        placement.known_nodes()
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_nodes_that_may_come_are_said_in_known_words(made_up, name):
     [
         (
             (HEAD,), 4,
-            "waiting for 4 of 4 trainers of 1 GPU and 7 CPUs: the cluster has no node that works, and may grow to "
+            "waiting for 4 of 4 trainers of 1 GPU and 7 CPUs: the cluster has no node with CPUs, and may grow to "
             "8 × 1 GPU and 8 CPUs, 10 × 16 CPUs",
         ),
         (
@@ -138,7 +138,7 @@ def test_nodes_that_may_come_are_said_in_known_words(made_up, name):
             "waiting for 3 of 4 trainers of 1 GPU and 7 CPUs: the cluster has 1 × 1 GPU and 8 CPUs, and may grow to "
             "8 × 1 GPU and 8 CPUs, 10 × 16 CPUs",
         ),
-        (({"CPU": 0},), 1, "waiting for 1 of 1 trainers of 1 GPU and 7 CPUs: the cluster has no node that works"),
+        (({"CPU": 0},), 1, "waiting for 1 of 1 trainers of 1 GPU and 7 CPUs: the cluster has no node with CPUs"),
         ((GPU_NODE, GPU_NODE), 2, None),
     ],
 )  # fmt: skip
@@ -152,7 +152,7 @@ def test_what_has_to_wait_is_said(made_up, caplog, nodes, workers, said):
 @pytest.mark.parametrize("nodes", [(HEAD,), (GPU_NODE,), (GPU_NODE, DECODER)])
 def test_what_can_never_be_is_refused(made_up, nodes):
     made_up(*nodes)
-    said = r"^--gpus-per-worker 2: no node of this cluster has so many .* \(1 GPU and 8 CPUs.*\); ask for fewer, or"
+    said = r"^--gpus-per-worker 2: no node that this cluster has or may start has so many .* \(1 GPU and 8 CPUs.*\)"
     with pytest.raises(UserError, match=said):
         placement.require_room("trainer", 1, 7, 2)
 
@@ -172,7 +172,7 @@ def test_what_can_never_be_is_refused(made_up, nodes):
 )
 def test_tasks_follow_the_work_and_the_cpus(made_up, nodes, units, expected):
     made_up(*nodes)
-    assert placement.tasks(units, worth=10) == expected
+    assert placement.task_count(units, worth=10) == expected
 
 
 @pytest.fixture
@@ -218,5 +218,5 @@ def test_auto_precision_depends_on_no_single_node(made_up, old, nodes, asked, ex
 
 def test_a_node_that_lives_counts_once(made_up):
     made_up(HEAD, GPU_NODE, {"CPU": 4})
-    assert placement.known() == {Node(8, 1): 8, Node(16, 0): 10, Node(4, 0): 1}
-    assert placement.live() == {Node(8, 1): 1, Node(4, 0): 1}
+    assert placement.known_nodes() == {Node(8, 1): 8, Node(16, 0): 10, Node(4, 0): 1}
+    assert placement.live_nodes() == {Node(8, 1): 1, Node(4, 0): 1}

@@ -1,4 +1,4 @@
-"""Progress: what it says, on a terminal (a pty) and elsewhere, and how a job's own looks there."""
+"""Progress: its lines on a terminal (a pty) and elsewhere, alone and in a job."""
 
 import json
 import logging
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from dim.app import progress
-from dim.app.progress import Handler, Progress, duration, told
+from dim.app.progress import Handler, Progress, duration, with_progress
 
 JOBS = Path(__file__).resolve().parents[2] / "jobs"
 ERASED = "\r\x1b[K"
@@ -92,7 +92,7 @@ def test_an_epoch_is_named_beside_its_stage(caplog):
 
 def test_parts_are_counted_once_they_have_been_used(clock, caplog):
     caplog.set_level(logging.INFO, "dim")
-    for _ in told([[1, 2], [3]], len, "indexing", 3, "rows"):
+    for _ in with_progress([[1, 2], [3]], len, "indexing", 3, "rows"):
         clock(1)
     assert caplog.messages == ["indexing: 2 of 3 rows", "indexing: 3 of 3 rows, 1.5 rows/s, 2 s"]
 

@@ -1,4 +1,4 @@
-"""What a job counts reaches Prometheus: Ray's exporter, asked as Prometheus asks it."""
+"""The metrics of a job reach Prometheus: the tests ask Ray's exporter as Prometheus does."""
 
 import json
 import re

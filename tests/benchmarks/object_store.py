@@ -80,7 +80,7 @@ def measured(latency: float, call: Callable[[], Iterable[object]]) -> dict[str, 
 
 def requests(count: int, latency: float) -> dict[str, dict[str, float]]:
     uris = [f"{BUCKET}/requests/{number % 10}/{number}.jpg" for number in range(count)]
-    storage.finish(storage.at_once(lambda uri: files.write_bytes(uri, bytes(20_000)), uris))
+    storage.for_each(lambda uri: files.write_bytes(uri, bytes(20_000)), uris)
     tenth = uris[: count // 10]
     found = {
         "a tenth asked one by one": measured(latency, lambda: map(files.info, tenth)),

@@ -45,7 +45,7 @@ def test_photos_are_read_ahead_with_two_requests_each(s3):
     written = [uri.encode() * 100 for uri in uris]
     written[7] = b"x" * (photos.READ_AHEAD + 1)
     written[9] = b""
-    assert not any(storage.at_once(lambda pair: files.write_bytes(*pair), zip(uris, written, strict=True)))
+    assert not any(storage.parallel_map(lambda pair: files.write_bytes(*pair), zip(uris, written, strict=True)))
     s3.faults(latency=0.05)
     assert [photo.read() for photo in photos.fetched(uris)] == written
     counts = s3.faults()
@@ -58,7 +58,7 @@ def test_a_photo_that_cannot_be_read_says_so_in_its_turn(folder):
     one, none, no_file, two = photos.fetched(uris)
     with pytest.raises(FileNotFoundError):
         none.read()
-    with pytest.raises(OSError, match="is no file"):
+    with pytest.raises(OSError, match="is not a regular file"):
         no_file.read()
     assert one.read() == two.read() == photos.read(uris[0])
     assert list(photos.fetched([])) == []
@@ -69,7 +69,7 @@ def test_photos_of_a_store_are_checked_many_at_a_time(s3, folder, check):
     bucket = s3.bucket(f"checked-{check.__name__}")
     content = (folder / "a" / "1.png").read_bytes()
     uris = [f"{bucket}/{number}" for number in range(40)]
-    assert not any(storage.at_once(lambda uri: files.write_bytes(uri, content), uris))
+    assert not any(storage.parallel_map(lambda uri: files.write_bytes(uri, content), uris))
     s3.faults(latency=0.1)
     assert photos.unreadable([*uris, f"{bucket}/none"], check) == {40: photos.MISSING}
     assert s3.faults()["most"] >= 12

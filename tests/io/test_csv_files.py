@@ -1,4 +1,4 @@
-"""CSV for people: no spreadsheet runs a cell of it, and nothing is lost."""
+"""CSV files for people: a spreadsheet runs no cell of them, and reading them back loses nothing."""
 
 import csv
 

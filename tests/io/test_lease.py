@@ -1,4 +1,4 @@
-"""One writer at a time on an object store: here a folder that passes for one, and one of S3's protocol."""
+"""Leases: one writer at a time on an object store, here a local folder in its place, and an S3 server."""
 
 import os
 import pickle
@@ -38,7 +38,7 @@ def bucket(tmp_path, monkeypatch):
 @pytest.fixture
 def quick(monkeypatch):
     monkeypatch.setattr(lease, "SECONDS", 2.0)
-    monkeypatch.setattr(lease, "RENEWED", 0.2)
+    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.2)
 
 
 def leases(bucket):
@@ -130,13 +130,13 @@ def test_a_job_that_was_killed_is_taken_over_on_s3(s3, monkeypatch):
     program = f"""
 import sys
 from dim.io import lease
-lease.SECONDS, lease.RENEWED = 4.0, 0.5
+lease.SECONDS, lease.RENEW_SECONDS = 4.0, 0.5
 with lease.held({folder!r}, "the first"):
     print("writing", flush=True)
     sys.stdin.read()
 """
     monkeypatch.setattr(lease, "SECONDS", 4.0)
-    monkeypatch.setattr(lease, "RENEWED", 0.5)
+    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.5)
     with subprocess.Popen(
         [sys.executable, "-c", program],
         cwd=Path(__file__).parents[2],
@@ -156,7 +156,7 @@ with lease.held({folder!r}, "the first"):
 
 WRITES_ON = """
     for number in range(40):
-        time.sleep(2)  # in which it is stopped: a request that is under way can't be taken back
+        time.sleep(2)  # the test stops the process here, where no request is under way
         files.write_bytes(out.path("photos"), str(number).encode())
 """
 WAITS = """
@@ -175,7 +175,7 @@ from dim.app import cli, output
 from dim.io import files, lease
 from dim.app.config import option
 
-lease.SECONDS, lease.RENEWED, lease.GRACE = 3.0, 0.5, 2.0
+lease.SECONDS, lease.RENEW_SECONDS, lease.GRACE = 3.0, 0.5, 2.0
 
 @dataclass(frozen=True)
 class Config:
@@ -197,7 +197,7 @@ def contents(folder):
 
 def test_a_writer_that_slept_while_another_took_over_writes_nothing_more(s3, monkeypatch, tmp_path):
     monkeypatch.setattr(lease, "SECONDS", 3.0)
-    monkeypatch.setattr(lease, "RENEWED", 0.5)
+    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.5)
     bucket = s3.bucket("asleep")
     started = {}
     for number, body in enumerate((WRITES_ON, WAITS, IN_NATIVE_CODE)):
@@ -247,11 +247,11 @@ def test_a_writer_that_wakes_and_does_not_know_yet_writes_nothing(bucket, monkey
         ):
             with pytest.raises(JobFailed, match="could not renew its lease"):
                 write()
-        with pytest.raises(JobFailed, match="could not renew"), local_files.written("s3://bucket/a") as path:
+        with pytest.raises(JobFailed, match="could not renew"), local_files.path_to_write("s3://bucket/a") as path:
             Path(path).write_bytes(b"late")
         files.write_bytes("s3://bucketful", b"another place")
     assert (bucket / "a").read_bytes() == b"in time"
-    assert len(leases(bucket)) == 1  # which is another's to judge, by the store's clock
+    assert len(leases(bucket)) == 1  # another writer decides, by the store's clock, when it has expired
 
 
 def test_who_writes_on_a_holders_behalf_stops_with_it(bucket, monkeypatch):
@@ -268,4 +268,4 @@ def test_who_writes_on_a_holders_behalf_stops_with_it(bucket, monkeypatch):
     with pytest.raises(JobFailed, match="could not renew its lease on 's3://bucket'"):
         task.train_worker({"job": SimpleNamespace(claims=claims, content=b"late")})
     assert (bucket / "checkpoint").read_bytes() == b"in time"
-    files.write_bytes("s3://bucket/other", b"")  # what the process does later is its own affair
+    files.write_bytes("s3://bucket/other", b"")  # after the block, no lease is required

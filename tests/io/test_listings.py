@@ -1,4 +1,4 @@
-"""What listings say of many objects: the same as the store says of each, and never later than that."""
+"""Listings of many objects: they agree with single requests, and never take longer."""
 
 import contextlib
 import json
@@ -32,7 +32,7 @@ def facts(info):
 
 
 def listed(uris, wanted):
-    """What listings alone say, once they have said it of as many files as are `wanted`."""
+    """What listings tell without single requests, once they have told it of `wanted` files."""
     end = time.monotonic() + 60
     with listings._arriving(uris) as known:
         while len(known) < wanted:
@@ -65,7 +65,7 @@ def test_a_listing_says_what_the_store_says_of_each(scheme, request, few):
 def test_many_photos_are_one_request(s3, few):
     bucket = s3.bucket("many-listed")
     uris = [f"{bucket}/{number // 10}/{number}" for number in range(300)]
-    assert not any(storage.at_once(lambda uri: files.write_bytes(uri, b"photo"), uris))
+    assert not any(storage.parallel_map(lambda uri: files.write_bytes(uri, b"photo"), uris))
     listings.PAGE = 300
     s3.faults()
     assert {info.size for info in listed(uris, 300).values()} == {5}
@@ -110,7 +110,10 @@ def test_a_listing_that_fails_is_done_without(s3, few, monkeypatch, said):
 
 def test_the_process_that_lists_ends_well_when_it_is_done():
     with subprocess.Popen(
-        processes.command(listings.__name__), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=processes.environment()
+        processes.command(listings.__name__),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=processes.child_environment(),
     ) as process:
         process.stdin.write(json.dumps({"folders": [], "uris": []}).encode() + b"\n")
         process.stdin.flush()
@@ -121,7 +124,10 @@ def test_the_process_that_lists_ends_with_its_parent(s3, few):
     bucket = s3.bucket("orphan")
     s3.faults(latency=5)
     with subprocess.Popen(
-        processes.command(listings.__name__), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=processes.environment()
+        processes.command(listings.__name__),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=processes.child_environment(),
     ) as process:
         process.stdin.write(json.dumps({"folders": [f"{bucket}/a"], "uris": [f"{bucket}/a/b"]}).encode() + b"\n")
         process.stdin.flush()

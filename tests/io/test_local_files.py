@@ -1,4 +1,4 @@
-"""What killed writers left half-written is swept; what others write, or own, is not."""
+"""Half-written files of killed writers are deleted; files of living writers and of others are not."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ class Config:
 
 @pytest.fixture
 def dead():
-    """The number of a process that has ended."""
+    """The id of a process that has ended."""
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         process.wait()
     return process.pid
@@ -27,7 +27,7 @@ def dead():
 
 @pytest.fixture
 def alive():
-    """The number of another process that runs."""
+    """The id of another process, which runs."""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
         yield process.pid
         process.stdin.close()
@@ -49,7 +49,7 @@ def test_only_what_dead_writers_began_goes(tmp_path, dead, alive):
     ):
         (tmp_path / name).write_text("half")
     hours_ago = time.time() - 2 * 3600
-    os.utime(tmp_path / f"c.{alive}.tmp", (hours_ago, hours_ago))  # by now another process's number
+    os.utime(tmp_path / f"c.{alive}.tmp", (hours_ago, hours_ago))  # so old that another process may have the id now
     (tmp_path / f"linked.{dead}.tmp").symlink_to(tmp_path / "whole")
     (tmp_path / f"folder.{dead}.tmp").mkdir()
     kept = [

@@ -1,4 +1,4 @@
-"""Nothing in the folder that one stands in is run, whatever it is called."""
+"""Nothing in the current folder is imported, whatever its name."""
 
 import os
 import subprocess
@@ -41,7 +41,9 @@ def test_processes_of_dims_own_import_nothing_from_there(trapped, tmp_path):
 def test_also_where_this_python_does(trapped, monkeypatch, entry):
     monkeypatch.setattr(sys, "path", [entry, *sys.path])
     program = "import json, numpy, logging; print(json.__file__, numpy.__file__)"
-    subprocess.run([sys.executable, "-c", program], env=processes.environment(), check=True, stdout=subprocess.PIPE)
+    subprocess.run(
+        [sys.executable, "-c", program], env=processes.child_environment(), check=True, stdout=subprocess.PIPE
+    )
     assert not trapped.exists()
 
 

@@ -1,4 +1,4 @@
-"""Temporary folders: gone with the job, also with one that was killed; never another's, never what dim didn't make."""
+"""Temporary folders end with their job, even a killed one; folders of others are never touched."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ as_root = pytest.mark.skipif(os.getuid() != 0, reason="needs root, to make files
 
 
 def test_a_folder_is_gone_at_its_end(tmp_path):
-    with scratch.folder(str(tmp_path)) as folder:
+    with scratch.temporary_folder(str(tmp_path)) as folder:
         (Path(folder) / "a").touch()
     assert list(tmp_path.iterdir()) == []
 
@@ -29,7 +29,7 @@ def left(tmp_path):
     program = f"""if True:
         import os, signal
         from dim.io import scratch
-        with scratch.folder({str(tmp_path)!r}):
+        with scratch.temporary_folder({str(tmp_path)!r}):
             os.kill(os.getpid(), signal.SIGKILL)
     """
     subprocess.run([sys.executable, "-c", program], check=False)
@@ -38,16 +38,16 @@ def left(tmp_path):
 
 
 def begin(tmp_path):
-    with scratch.folder(str(tmp_path)):
+    with scratch.temporary_folder(str(tmp_path)):
         pass
 
 
 def test_what_a_killed_job_left_is_swept_and_what_is_in_use_is_kept(tmp_path, left):
-    with scratch.folder(str(tmp_path)) as new:
+    with scratch.temporary_folder(str(tmp_path)) as new:
         assert left.exists()  # it may be one that just begins
         os.utime(left, (0, 0))
         os.utime(new, (0, 0))
-        with scratch.folder(str(tmp_path)):
+        with scratch.temporary_folder(str(tmp_path)):
             assert not left.exists() and Path(new).exists()
 
 
@@ -85,19 +85,19 @@ def place(tmp_path, monkeypatch):
 
 
 def test_where_things_are_kept(monkeypatch, place):
-    assert scratch.kept() == place and place.stat().st_mode & 0o777 == 0o700
-    assert scratch.kept(str(place / "flag")) == place / "flag" / place.name
+    assert scratch.persistent_folder() == place and place.stat().st_mode & 0o777 == 0o700
+    assert scratch.persistent_folder(str(place / "flag")) == place / "flag" / place.name
     monkeypatch.chdir(place)
     monkeypatch.setenv("DIM_SCRATCH", "relative")
-    assert scratch.place() == place / "relative"
+    assert scratch.default_place() == place / "relative"
     monkeypatch.delenv("DIM_SCRATCH")
-    assert scratch.kept().name == place.name
+    assert scratch.persistent_folder().name == place.name
 
 
 def test_one_that_others_could_write_is_closed(place):
     place.mkdir(mode=0o777)
     place.chmod(0o777)
-    assert scratch.kept().stat().st_mode & 0o777 == 0o700
+    assert scratch.persistent_folder().stat().st_mode & 0o777 == 0o700
 
 
 def refused(fault, path):
@@ -107,15 +107,15 @@ def refused(fault, path):
 def test_a_link_that_another_may_have_made_is_refused_and_what_it_names_stands(place, tmp_path):
     (tmp_path / "home" / "trunk" / "work").mkdir(parents=True)
     place.symlink_to(tmp_path / "home")
-    for use in (scratch.require_own, scratch.kept, lambda: FeatureCache(None, "any", 0)):
-        with refused("is a link, or no folder", place):
+    for use in (scratch.require_own, scratch.persistent_folder, lambda: FeatureCache(None, "any", 0)):
+        with refused("is a link or not a folder", place):
             use()
     assert (tmp_path / "home" / "trunk" / "work").exists()
 
 
 def test_a_link_to_nowhere_is_refused(place):
     place.symlink_to("nowhere")
-    with refused("is a link, or no folder", place):
+    with refused("is a link or not a folder", place):
         scratch.require_own()
 
 
@@ -123,7 +123,7 @@ def test_a_link_to_nowhere_is_refused(place):
 def test_another_users_is_refused(place):
     place.mkdir()
     os.chown(place, OTHER, OTHER)
-    for use in (scratch.require_own, scratch.kept):
+    for use in (scratch.require_own, scratch.persistent_folder):
         with refused(f"belongs to user {OTHER}", place):
             use()
 
@@ -131,13 +131,13 @@ def test_another_users_is_refused(place):
 def test_a_file_in_the_way_is_named(place):
     place.touch()
     with pytest.raises(UserError, match=rf"'{place}' .*DIM_SCRATCH"):
-        scratch.kept()
+        scratch.persistent_folder()
 
 
 def test_a_place_that_a_flag_names_is_another_flag_s(place):
     place.parent.joinpath("file").touch()
     with pytest.raises(UserError, match=r"\(Not a directory\); name another place by --scratch$"):
-        scratch.kept(str(place.parent / "file"))
+        scratch.persistent_folder(str(place.parent / "file"))
 
 
 def test_a_folder_that_holds_other_things_keeps_them(tmp_path):

@@ -1,4 +1,4 @@
-"""Object stores: what a URI names, and requests that fail, dawdle or are never answered."""
+"""Object stores: reads and writes, and requests that fail, are slow or are never answered."""
 
 import os
 import threading
@@ -32,9 +32,9 @@ def test_what_is_written_to_a_store_is_read(scheme, request):
     assert found.size > 0 and found.mtime_ns > 0 and missing.type == pafs.FileType.NotFound
     tables.write(f"{bucket}/t.parquet", pa.table({"x": [1, 2]}))
     assert tables.read(f"{bucket}/t.parquet")["x"].to_pylist() == [1, 2]
-    with local_files.written(f"{bucket}/large") as path, open(path, "wb") as file:
+    with local_files.path_to_write(f"{bucket}/large") as path, open(path, "wb") as file:
         file.write(os.urandom(1 << 20) * 12)  # in parts
-    with local_files.read(f"{bucket}/large") as path:
+    with local_files.path_to_read(f"{bucket}/large") as path:
         assert Path(path).stat().st_size == 12 << 20
     files.delete(uri)
     files.delete(uri)
@@ -48,13 +48,13 @@ def test_a_large_file_is_read_by_a_request_or_two(s3, bucket):
     s3.faults()
     assert files.read_bytes(f"{bucket}/large") == bytes(20 << 20)
     assert 0 < s3.faults()["requests"] <= 2
-    with local_files.read(f"{bucket}/large") as path:
+    with local_files.path_to_read(f"{bucket}/large") as path:
         assert Path(path).stat().st_size == 20 << 20
     assert 0 < s3.faults()["requests"] <= 4
 
 
 def test_nothing_is_lost_where_a_third_of_the_requests_fails(s3, bucket):
-    sizes = [10, *range(1000, 1049)]  # the first is shorter than what a store says of an error
+    sizes = [10, *range(1000, 1049)]  # the first is shorter than the body of a store's error
     s3.faults(failing=0.3, seed=1)
     for number in range(50):
         files.write_bytes(f"{bucket}/{number}", b"x" * sizes[number])
@@ -67,7 +67,7 @@ def test_nothing_is_lost_where_a_third_of_the_requests_fails(s3, bucket):
 
 def test_many_questions_are_asked_at_a_time(s3, bucket):
     uris = [f"{bucket}/{number}" for number in range(200)]
-    assert not any(storage.at_once(lambda uri: files.write_bytes(uri, b"x"), uris))
+    assert not any(storage.parallel_map(lambda uri: files.write_bytes(uri, b"x"), uris))
     s3.faults(latency=0.1)
     assert [info.size for info in files.infos([*uris, f"{bucket}/none"])] == [1] * 200 + [None]
     counts = s3.faults(latency=0.1)
@@ -89,7 +89,7 @@ def test_an_own_disk_is_asked_for_many_at_a_time_also_where_it_knows_no_such_nam
     assert sizes == [1, None] * 500 + [None]
 
 
-def test_at_once_keeps_the_order_and_runs_no_further_ahead_than_it_may():
+def test_parallel_map_keeps_the_order_and_runs_no_further_ahead_than_it_may():
     running, most, begun, lock = 0, 0, [], threading.Lock()
 
     def square(number):
@@ -103,23 +103,23 @@ def test_at_once_keeps_the_order_and_runs_no_further_ahead_than_it_may():
             running -= 1
         return number**2
 
-    for used, found in enumerate(storage.at_once(square, iter(range(50)), 4)):
+    for used, found in enumerate(storage.parallel_map(square, iter(range(50)), 4)):
         assert found == used**2 and max(begun) <= used + 4
     assert 1 < most <= 4 and sorted(begun) == list(range(50))
-    assert list(storage.at_once(square, [])) == []
+    assert list(storage.parallel_map(square, [])) == []
 
 
-def test_at_once_raises_the_first_error_and_begins_no_more():
+def test_parallel_map_raises_the_first_error_and_begins_no_more():
     begun = []
 
     def failing(number):
         begun.append(number)
         if number in (5, 6):
-            time.sleep(0.2 * (6 - number))  # the later fails first
+            time.sleep(0.2 * (6 - number))  # later items fail first
             raise OSError(f"no {number}")
         return number
 
-    results = storage.at_once(failing, range(1000), 4)
+    results = storage.parallel_map(failing, range(1000), 4)
     assert [next(results) for _ in range(5)] == list(range(5))
     with pytest.raises(OSError, match="no 5"):
         next(results)
@@ -131,14 +131,14 @@ def test_what_nobody_waits_for_any_more_is_not_tried_again(monkeypatch, error):
     monkeypatch.setattr(storage, "FIRST_WAIT", 600.0)
     tried, others = [], threading.Barrier(4)
 
-    @storage.patient
+    @storage.retried
     def throttled(number):
         others.wait()
         tried.append(number)
         raise error if number == 0 else OSError("SLOW_DOWN")
 
     with pytest.raises(type(error) if isinstance(error, OSError) else error):
-        list(storage.at_once(throttled, range(100), 4))
+        list(storage.parallel_map(throttled, range(100), 4))
     assert sorted(tried) == [0, 1, 2, 3]
 
 
@@ -146,20 +146,20 @@ def test_results_that_are_taken_before_they_are_there_are_tried_again(monkeypatc
     monkeypatch.setattr(storage, "FIRST_WAIT", 0.01)
     tried = Counter()
 
-    @storage.patient
+    @storage.retried
     def throttled(number):
         tried[number] += 1
         if tried[number] < 3:
             raise OSError("SLOW_DOWN")
         return number
 
-    assert [result.result() for result in list(storage.in_flight(throttled, range(10), 4))] == list(range(10))
+    assert [result.result() for result in list(storage.parallel_futures(throttled, range(10), 4))] == list(range(10))
     assert set(tried.values()) == {3}
 
 
 @pytest.fixture
 def impatient(monkeypatch):
-    """Gives up what is silent for a second, and soon for good."""
+    """Gives up a silent connection after a second, and retries for a short time only."""
     for name, value in {"SILENT_SECONDS": 1.0, "RETRIES": 1, "TRIES": 2}.items():
         monkeypatch.setattr(storage, name, value)
     storage._opened.cache_clear()

@@ -1,4 +1,4 @@
-"""Tables as other programs write them: read, or refused with what to do."""
+"""Tables as other programs write them: they are read, or refused with what to do."""
 
 import gzip
 import io

@@ -1,4 +1,4 @@
-"""What a path or URI names: `file://` is encoded and decoded once, all else is literal, and no host is ever asked."""
+"""Paths and URIs: `file://` is encoded and decoded once, all else is literal, and no host is ever asked."""
 
 import ast
 import os
@@ -215,14 +215,14 @@ def test_roots():
 
 def test_on_a_cluster_a_file_uri_is_shared_and_a_path_is_not(monkeypatch):
     monkeypatch.setattr(cluster.ray, "nodes", lambda: [{"Alive": True}, {"Alive": True}])
-    monkeypatch.setattr(cluster, "_brought", lambda: ("/nowhere/",))
+    monkeypatch.setattr(cluster, "_copied_folders", lambda: ("/nowhere/",))
     rows = manifest.checked("file:///mnt/ü/m.csv", pa.table({"image_id": ["a"], "path": ["x y.jpg"]}))
     cluster.require_shared(rows.paths)
     with pytest.raises(UserError, match="on the disk of one machine"):
         cluster.require_shared(["/mnt/ü/x y.jpg"])
 
 
-# What names nothing that dim reads: with it, a part of what is said.
+# Names that dim does not read, each with a part of the message.
 REFUSED = {
     "abfs://account@evil.example/a.jpg": "no storage is called 'abfs'",
     "abfss://container@account.dfs.core.windows.net/a.jpg": "no storage is called 'abfss'",
@@ -269,7 +269,7 @@ REFUSED = {
 
 @pytest.fixture
 def alone(monkeypatch):
-    """Nobody is asked for anything."""
+    """Opening a storage fails the test."""
 
     def asked(*arguments, **named):
         raise AssertionError(f"asked for {arguments}")

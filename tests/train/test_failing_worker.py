@@ -52,7 +52,7 @@ def test_what_worker_0_alone_cannot_write_ends_the_run(failed, tmp_path):
     (tmp_path / "run" / "history.csv").mkdir(parents=True)
     error, _ = failed()
     assert isinstance(error, JobFailed)
-    assert re.fullmatch(r"cannot write '.*history\.csv' \(.*\); mend that and run the same command again", str(error))
+    assert re.fullmatch(r"cannot write '.*history\.csv' \(.*\); fix this and run the same command again", str(error))
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 

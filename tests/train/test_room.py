@@ -35,7 +35,9 @@ def holder(ray_session):
 def wait(caplog, monkeypatch):
     def said(workers, each, growing=False):
         caplog.clear()
-        monkeypatch.setattr(failures.cluster, "may_come", lambda: [({"CPU": 1.0, "GPU": 0.0}, 1)] if growing else [])
+        monkeypatch.setattr(
+            failures.cluster, "autoscaled_nodes", lambda: [({"CPU": 1.0, "GPU": 0.0}, 1)] if growing else []
+        )
         with caplog.at_level(logging.INFO, "dim"):
             failures.wait(workers, each)
         return caplog.messages
@@ -72,7 +74,7 @@ def test_what_another_job_uses_is_waited_for_as_ray_train_would_try_it(monkeypat
         return workers <= next(free)
 
     monkeypatch.setattr(failures, "_found", found)
-    monkeypatch.setattr(failures.placement, "live", lambda: Counter({Node(8.0, 0.0): 2, Node(0.0, 4.0): 1}))
+    monkeypatch.setattr(failures.placement, "live_nodes", lambda: Counter({Node(8.0, 0.0): 2, Node(0.0, 4.0): 1}))
     assert wait(3, {"CPU": 7.0}) == ["waiting for room for 2 training workers; fewer --workers need less"]
     assert asked == [3, 2, 2, 2]
 
@@ -91,14 +93,14 @@ def tried(workers, each, nodes):
 
 
 def test_ray_train_tries_as_many_workers_as_the_nodes_hold_whoever_uses_them(monkeypatch):
-    monkeypatch.setattr(failures.placement, "live", lambda: Counter({Node(8.0, 1.0): 2}))
+    monkeypatch.setattr(failures.placement, "live_nodes", lambda: Counter({Node(8.0, 1.0): 2}))
     each = {"CPU": 3.0, "GPU": 1.0}
     assert failures._tried(5, each) == tried(5, each, [{"CPU": 8.0, "GPU": 1.0}] * 2) == 2
 
 
 @pytest.mark.parametrize("cpus", [1.0, 2.0, 3.0])
 def test_ray_train_tries_all_workers_however_small_their_share(monkeypatch, cpus):
-    monkeypatch.setattr(failures.placement, "known", lambda: Counter({Node(cpus, 0.0): 2}))
+    monkeypatch.setattr(failures.placement, "known_nodes", lambda: Counter({Node(cpus, 0.0): 2}))
     for workers in range(2, 13):
-        each = {"CPU": failures.divisible(failures.placement.taken(failures.placement.share(workers, 0), 0))}
+        each = {"CPU": failures.divisible(failures.placement.worker_cpus(failures.placement.cpu_share(workers, 0), 0))}
         assert tried(workers, each, [{"CPU": cpus}] * 2) == workers

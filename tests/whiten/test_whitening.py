@@ -217,7 +217,7 @@ def test_equal_whitenings_are_equal_bytes(saved, tmp_path):
     ("name", "message"),
     [
         ("none.npz", "no whitening file '.*none.npz'; make it with whiten.py"),
-        ("folder", "cannot read the whitening '.*folder': .* is no file"),
+        ("folder", "cannot read the whitening '.*folder': .* is not a regular file"),
         ("file/none.npz", "whitening.* '.*file/none.npz'"),
     ],
 )

@@ -1,4 +1,4 @@
-"""How columns of every type become text."""
+"""Columns of every type become text."""
 
 import datetime
 import decimal
@@ -77,7 +77,7 @@ def test_no_two_floats_are_one_text(numbers):
 
 
 def pandas_frame():
-    """Rows as a person makes them: labels left out, which makes them floats; categories; boxes of some; an index."""
+    """Rows as people make them: missing labels, which become NaN among floats; categories; some boxes; an index."""
     return pd.DataFrame(
         {
             "image_id": pd.Categorical(["a", "b", "c"]),
@@ -114,7 +114,7 @@ def test_what_pandas_wrote(tmp_path, nulls):
 def test_what_pandas_wrote_as_csv(tmp_path):
     pandas_frame().to_csv(tmp_path / "m.csv")
     rows = manifest.read(str(tmp_path / "m.csv"))
-    assert rows.labels.tolist() == ["3.0", None, "0.5"]  # what stands in a text file is what it is
+    assert rows.labels.tolist() == ["3.0", None, "0.5"]  # the text of a CSV file stays as it is
     assert rows.boxes == [(0, 0, 9.5, 9), None, (0, 0, 9.5, 9)]
 
 

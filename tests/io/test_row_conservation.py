@@ -1,4 +1,4 @@
-"""What is lost, doubled or foreign is named; and each job looks for it before it says that it is done."""
+"""Rows that are lost, repeated or foreign are named, and each job checks for them before it is done."""
 
 from types import SimpleNamespace
 
