@@ -1,4 +1,8 @@
-"""What export.py does: descriptors, or the network, in the formats that other tools read."""
+"""The job of export.py: writes descriptors, or the network, in formats that other tools read.
+
+`LAYOUTS` holds the formats of descriptors, `NETWORKS` those of networks. To add a format, add its function there and
+its name to `ExportFormat`.
+"""
 
 import importlib.util
 import io
@@ -25,11 +29,17 @@ from dim.search.descriptor_folder import DescriptorFolder
 if typing.TYPE_CHECKING:
     from dim.model.spec import Source
 
+_PART = re.compile(r"((img_emb|metadata)_)?[0-9]{6}\.(npy|parquet)")  # the files that `_parts` writes
+
 
 def export(config: ExportConfig) -> dict[str, Any]:
-    """Writes what `config` names to `config.out` and returns the counts.
+    """Writes the descriptors or the network that `config` names to `config.out`.
 
-    Raises UserError where the format is not for this, the folder holds no descriptors, or an id can't be written.
+    Returns:
+        The job's result: the counts of rows, errors and files, or for a network its dimension and its one file.
+
+    Raises:
+        UserError: The format does not suit the input, the folder holds no descriptors, or the format cannot hold an id.
     """
     given = {"model": config.model, "descriptors": config.descriptors}
     wanted = "model" if config.format in NETWORKS else "descriptors"
@@ -49,25 +59,25 @@ def _network(config: ExportConfig) -> dict[str, Any]:
 
 
 def _keras(source: "Source") -> tuple[bytes, int]:
-    """The `.keras` file of the network of `source`, and how many values its descriptors have."""
-    from dim.export.keras_network import portable  # noqa: PLC0415
+    """The content of the `.keras` file, and the dimension of the descriptors."""
+    from dim.export.keras_network import model_of  # noqa: PLC0415
     from dim.model import devices  # noqa: PLC0415
 
-    devices.keep_assigned()
-    model = portable(source)
-    with tempfile.TemporaryDirectory() as folder:  # Keras knows the format by the ending
+    devices.use_assigned_gpus()
+    model = model_of(source)
+    with tempfile.TemporaryDirectory() as folder:  # Keras recognises the format by the ending
         model.save(f"{folder}/model.keras")
         return Path(f"{folder}/model.keras").read_bytes(), model.output_shape[-1]
 
 
 def _onnx(source: "Source") -> tuple[bytes, int]:
-    """The ONNX file of the network of `source`, and how many values its descriptors have."""
-    if importlib.util.find_spec("onnx") is None:
-        raise UserError('--format onnx needs the package onnx; install the extra: pip install ".[export]"')
+    """The content of the `.onnx` file, and the dimension of the descriptors."""
+    if missing := [name for name in ("onnx", "tf2onnx") if importlib.util.find_spec(name) is None]:
+        raise UserError(f'--format onnx needs the package {missing[0]}; install the extra: pip install ".[export]"')
     from dim.export.onnx_graph import model_of  # noqa: PLC0415
     from dim.model import devices  # noqa: PLC0415
 
-    devices.keep_assigned()
+    devices.use_assigned_gpus()
     model = model_of(source)
     return model.SerializeToString(), model.graph.output[0].type.tensor_type.shape.dim[-1].dim_value
 
@@ -78,14 +88,14 @@ NETWORKS: dict[str, Callable[["Source"], tuple[bytes, int]]] = {"keras": _keras,
 def _descriptors(config: ExportConfig, folder: str) -> dict[str, Any]:
     rows = descriptor_folder.read(folder, hashed=True)
     if config.format == "npy" and any("\n" in image_id for image_id in rows.ids.to_pylist()):
-        raise UserError(f"an image_id of {folder!r} is of two lines; use --format autofaiss")
+        raise UserError(f"an image_id of {folder!r} has a line break; use --format autofaiss")
     with output.opened(config.out, "export", config, {"descriptors": folder}, rows.embedding.as_json()) as out:
         written = LAYOUTS[config.format](rows, out)
         return out.finish({"rows": len(rows), "errors": len(rows.errors), "files": written})
 
 
 def npy(rows: DescriptorFolder, out: Output) -> int:
-    """`descriptors.npy`, float32 (N, D), and `names.txt`, the image_id of each row on a line of its own."""
+    """Writes `descriptors.npy`, float32 (N, D), and `names.txt`, one image_id per line in the same order."""
     written = 0
     with local_files.written(out.path("descriptors.npy")) as path, open(path, "wb") as file:
         for number, block in enumerate(told(rows, len, "exporting", len(rows), "rows")):
@@ -100,9 +110,9 @@ def npy(rows: DescriptorFolder, out: Output) -> int:
 
 
 def autofaiss(rows: DescriptorFolder, out: Output) -> int:
-    """`embeddings/NNNNNN.parquet` with image_id and embedding, a list of float32.
+    """Writes `embeddings/NNNNNN.parquet` with the columns image_id and embedding, a list of float32.
 
-    autofaiss reads them by file_format="parquet", embedding_column_name="embedding", id_columns=["image_id"].
+    autofaiss reads them with file_format="parquet", embedding_column_name="embedding", id_columns=["image_id"].
     """
 
     def parquet(ids: pa.Array, block: np.ndarray) -> bytes:
@@ -113,9 +123,9 @@ def autofaiss(rows: DescriptorFolder, out: Output) -> int:
 
 
 def clip_retrieval(rows: DescriptorFolder, out: Output) -> int:
-    """`img_emb/img_emb_NNNNNN.npy` and, of the same photos in the same order, `metadata/metadata_NNNNNN.parquet`.
+    """Writes `img_emb/img_emb_NNNNNN.npy`, and `metadata/metadata_NNNNNN.parquet` with the same rows in the same order.
 
-    `clip-retrieval index` takes the folder as its embeddings_folder. The metadata's image_path is the image_id.
+    `clip-retrieval index` takes the folder as its embeddings_folder. The column image_path holds the image_id.
     """
 
     def array(_: pa.Array, block: np.ndarray) -> bytes:
@@ -136,18 +146,12 @@ LAYOUTS: dict[ExportFormat, Callable[[DescriptorFolder, Output], int]] = {
 }
 
 
-def _emptied(folder: str) -> None:
-    """Makes `folder`, and takes out what an earlier export left: the tools read whole folders."""
-    files.make_folder(folder)
-    local_files.sweep(folder)
-    files.delete_all(files.join(folder, name) for name in files.names(folder) if _PART.fullmatch(name))
-
-
-_PART = re.compile(r"((img_emb|metadata)_)?[0-9]{6}\.(npy|parquet)")
-
-
 def _parts(rows: DescriptorFolder, out: Output, kinds: dict[str, Callable[[pa.Array, np.ndarray], bytes]]) -> int:
-    """Writes for each block of `rows` a file of each kind, by the pattern of its name; returns how many files."""
+    """Writes each block of `rows` as one file of each kind. Returns the number of files.
+
+    `kinds` maps the pattern of a file name, with a place for the block's number, to the function that makes the content
+    from the block's ids and vectors.
+    """
     for pattern in kinds:
         _emptied(files.parent(files.join(out.folder, pattern)))
     number = start = 0
@@ -157,6 +161,13 @@ def _parts(rows: DescriptorFolder, out: Output, kinds: dict[str, Callable[[pa.Ar
         start += len(block)
     _require_all(rows, start)
     return number * len(kinds)
+
+
+def _emptied(folder: str) -> None:
+    """Creates `folder`, and deletes the files of an earlier export from it: the other tools read whole folders."""
+    files.make_folder(folder)
+    local_files.sweep(folder)
+    files.delete_all(files.join(folder, name) for name in files.names(folder) if _PART.fullmatch(name))
 
 
 def _require_all(rows: DescriptorFolder, written: int) -> None:

@@ -4,6 +4,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import ray
 
 from dim.export import job
 from dim.extract import embedder
@@ -14,7 +15,7 @@ GPUS = ["/physical_device:GPU:0", "/physical_device:GPU:1"]
 
 @pytest.fixture
 def tensorflow(monkeypatch):
-    """Takes the place of TensorFlow, which would take the memory of the GPUs that are `visible`, but for `growing`."""
+    """A stand-in for TensorFlow. TensorFlow would fill the memory of the `visible` GPUs except those in `growing`."""
     found = SimpleNamespace(visible=list(GPUS), growing=[])
 
     def show(gpus, kind):
@@ -39,9 +40,9 @@ def assigned(monkeypatch):
     """Makes this process a worker to which Ray has assigned these GPUs."""
 
     def to(*ids):
-        monkeypatch.setattr(devices.ray, "is_initialized", lambda: True)
+        monkeypatch.setattr(ray, "is_initialized", lambda: True)
         context = SimpleNamespace(get_accelerator_ids=lambda: {"GPU": list(ids), "TPU": []})
-        monkeypatch.setattr(devices.ray, "get_runtime_context", lambda: context)
+        monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
 
     return to
 
@@ -59,10 +60,10 @@ def test_a_worker_takes_the_memory_of_its_gpus_as_it_needs_it(tensorflow, assign
 
 
 def test_a_driver_sees_none(tensorflow, monkeypatch):
-    monkeypatch.setattr(devices.ray, "is_initialized", lambda: False)
-    devices.keep_assigned()
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    devices.use_assigned_gpus()
     assert tensorflow.visible == []
-    devices.keep_assigned()  # TensorFlow may be at work by now, and refuses changes
+    devices.use_assigned_gpus()  # TensorFlow may be at work by now, and refuses changes
 
 
 @pytest.mark.parametrize("format", ["keras", "onnx"])
@@ -73,10 +74,10 @@ def test_an_export_leaves_the_gpus_alone(tensorflow, monkeypatch, format):
         seen.append(list(tensorflow.visible))
         raise EOFError
 
-    monkeypatch.setattr(devices.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(job.importlib.util, "find_spec", lambda _: True)
-    for name in ("portable", "onnx_graph"):
-        monkeypatch.setitem(sys.modules, f"dim.model.{name}", SimpleNamespace(portable=made, model_of=made))
+    for name in ("keras_network", "onnx_graph"):
+        monkeypatch.setitem(sys.modules, f"dim.export.{name}", SimpleNamespace(model_of=made))
     with pytest.raises(EOFError):
         job.NETWORKS[format](None)
     assert seen == [[]]
