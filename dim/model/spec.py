@@ -1,6 +1,8 @@
-"""What a network is, without building it: the off-the-shelf names and `model.json`. Needs no TensorFlow.
+"""Describes a network without building it, so that a job can check its model before it starts TensorFlow.
 
-Whether a weights file can be read at all, told before a job begins. Needs no TensorFlow.
+`Spec` is the structure and the input of a network; a model folder keeps it in `model.json`. `Source` adds the weights
+to load. `resolve` turns the flags `--model` and `--weights` into a `Source`, for model folders and for off-the-shelf
+names such as `vgg16-gem@block5_conv3`.
 """
 
 import dataclasses
@@ -20,23 +22,32 @@ from dim.model.backbones import BACKBONES
 
 FORMAT_VERSION = 1
 SPEC_FILE, WEIGHTS_FILE = "model.json", "model.weights.h5"
-_WEIGHTS_SHA256 = "weights_sha256"  # in model.json
+_WEIGHTS_SHA256 = "weights_sha256"  # the key in model.json
 SHIPPED_WEIGHTS = Path(dim.__file__).parent / "assets" / "vgg16" / "vgg16_imagenet_notop_fp16.npz"
-
-DEEPEST = 8  # levels of what a whitening was fitted on: copying it and writing it as JSON recurse
-WORDS = ("random", "imagenet")  # in place of a weights file
+NAMED_WEIGHTS = ("random", "imagenet")  # accepted in place of a weights file
 
 POOLINGS = ("mac", "spoc", "spoc-prior", "gem", "crow", "rmac")
 PREPROCESSINGS = ("caffe", "unit", "symmetric", "torch")
 
+# Nested levels of `Spec.whitening`. Copying it and writing it as JSON recurse, so its depth needs a bound.
+DEEPEST = 8
+
 
 @dataclass(frozen=True)
 class Spec:
-    """The network's structure and input.
+    """The structure and the input of a network.
 
-    `dimension` is the PCA layer's output, None without one; `region_dimension` that of the whitening of R-MAC's
-    regions, None where they are only normalised. `whitening` and `region_whitening` say what these were fitted on
-    ({"kind": …, "power": …, "learned_on": …}).
+    Args:
+        backbone: A key of `dim.model.backbones.BACKBONES`.
+        layer: The layer of the backbone that is pooled.
+        pooling: One of `POOLINGS`.
+        preprocessing: One of `PREPROCESSINGS`.
+        image_size: Pixels; the side of the squashed photo, or the longer side if `resize` is "long-side".
+        resize: "squash" or "long-side".
+        dimension: The output of the PCA layer; None without such a layer.
+        whitening: The kind, power and training data of the PCA layer, {"kind": …, "power": …, "learned_on": …}.
+        region_dimension: The output of the whitening of R-MAC's regions; None if they are only normalised.
+        region_whitening: As `whitening`, for the regions.
     """
 
     backbone: str = "vgg16"
@@ -52,16 +63,20 @@ class Spec:
 
     @property
     def channels(self) -> int:
-        """Channels of the layer that is pooled."""
+        """The number of channels of the pooled layer."""
         return BACKBONES[self.backbone].layers[self.layer]
 
     @property
     def pooled_dimension(self) -> int:
-        """Values of the pooled vector, which the PCA layer takes."""
+        """The length of the pooled vector, which is the input of the PCA layer."""
         return self.region_dimension or self.channels
 
     def checked(self, where: str) -> "Spec":
-        """This spec, if all of it is known. Raises UserError naming `where`, the field and the nearest known value."""
+        """Returns this spec if every field is valid.
+
+        Raises:
+            UserError: A field is not. The message names `where`, the field and the nearest valid value.
+        """
         known = {
             "backbone": list(BACKBONES),
             "pooling": list(POOLINGS),
@@ -92,17 +107,22 @@ class Spec:
 
 
 def _nested(value: Any, levels: int) -> bool:
-    """Whether `value` is nested deeper than so many levels."""
+    """Whether `value` is nested deeper than `levels`."""
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return levels < 0 or any(_nested(part, levels - 1) for part in inner)
 
 
 @dataclass(frozen=True)
 class Source:
-    """A network to load: its spec, its weights (a file, "random" or "imagenet"), and the spec that these were saved
-    with, None where they are the backbone's alone. The two specs differ where a model is changed, such as its pooling.
-    `sha256` is that of the weights file, which must still be the same when it is loaded, by whatever process; None
-    where that isn't known, or there is no file.
+    """A network to load.
+
+    Args:
+        spec: The network to build.
+        weights: A weights file, "random" or "imagenet".
+        saved: The spec that the weights were saved with, which differs from `spec` if flags change the model, such as
+            its pooling. None if the weights are those of the backbone alone.
+        sha256: The hash of the weights file. Each process that loads the file checks it. None without a file, or if
+            the hash is unknown.
     """
 
     spec: Spec
@@ -111,38 +131,29 @@ class Source:
     sha256: str | None = None
 
     def fingerprint(self) -> str:
-        """sha256 of the weights file; for "random" and "imagenet" the word itself."""
-        if self.weights in WORDS:
+        """The sha256 of the weights file, or "random" or "imagenet"."""
+        if self.weights in NAMED_WEIGHTS:
             return self.weights
         return self.sha256 or seal.sha256_of_file(self.weights)
 
 
 def resolve(model: str, weights: str | None = None, **changes: Any) -> Source:
-    """The network that `--model` names: a model folder, or `BACKBONE-POOLING[@LAYER]`, an off-the-shelf network.
+    """Finds the network that `--model` names and checks that its weights can be read.
 
-    `weights` replaces the weights (a .npz or .h5 file of the backbone, "imagenet", "random"); `changes` that
-    are not None replace fields of the spec. Raises UserError for an unknown name, a broken folder or a missing file.
+    Args:
+        model: A model folder, or the name of an off-the-shelf network, `BACKBONE-POOLING[@LAYER]`.
+        weights: A .npz or .h5 file of the backbone, "imagenet" or "random". For off-the-shelf networks only.
+        **changes: Fields of the spec to replace; None keeps a field.
+
+    Raises:
+        UserError: The name is unknown, the folder is broken, or the weights file is missing or unreadable.
     """
-    given = {name: value for name, value in changes.items() if value is not None}
     document = _read(model) if files.exists(files.join(model, SPEC_FILE)) else None
     saved = document and document[0]
-    if saved:
-        if weights is not None:
-            raise UserError(
-                f"--weights {weights!r} can't replace those of the model folder {model!r}; drop one of them"
-            )
-        found = files.join(model, WEIGHTS_FILE)
-    else:
-        found = weights or str(SHIPPED_WEIGHTS)
-    if found not in WORDS:
-        found = files.absolute(found)
     spec = saved or _off_the_shelf(model)
-    if found == str(SHIPPED_WEIGHTS) and spec.backbone != "vgg16":
-        raise UserError(
-            f"no weights are shipped for {spec.backbone!r}; give --weights FILE, or imagenet to download them"
-        )
+    found = _weights_of(model, spec, saved is not None, weights)
     digest = None
-    if found not in WORDS:
+    if found not in NAMED_WEIGHTS:
         require_readable(found)
         digest = seal.sha256_of_file(found)
     if document and (document[1] not in (None, digest) or document != _read(model)):
@@ -150,10 +161,24 @@ def resolve(model: str, weights: str | None = None, **changes: Any) -> Source:
             f"{SPEC_FILE} and {WEIGHTS_FILE} in {model!r} were not written together; if a job is writing them now, run "
             "the same command again later, else make the model again"
         )
-    changed = dataclasses.replace(spec, **given)
+    changed = dataclasses.replace(spec, **{name: value for name, value in changes.items() if value is not None})
     if changed.pooling != "rmac":
         changed = dataclasses.replace(changed, region_dimension=None, region_whitening=None)
     return Source(changed.checked(f"model {model!r}"), found, saved, digest)
+
+
+def _weights_of(model: str, spec: Spec, is_folder: bool, weights: str | None) -> str:
+    """The weights that `model` is loaded from: an absolute path, or one of `NAMED_WEIGHTS`."""
+    if is_folder and weights is not None:
+        raise UserError(f"--weights {weights!r} can't replace those of the model folder {model!r}; drop one of them")
+    found = files.join(model, WEIGHTS_FILE) if is_folder else weights or str(SHIPPED_WEIGHTS)
+    if found not in NAMED_WEIGHTS:
+        found = files.absolute(found)
+    if found == str(SHIPPED_WEIGHTS) and spec.backbone != "vgg16":
+        raise UserError(
+            f"no weights are shipped for {spec.backbone!r}; give --weights FILE, or imagenet to download them"
+        )
+    return found
 
 
 def _off_the_shelf(name: str) -> Spec:
@@ -169,12 +194,12 @@ def _off_the_shelf(name: str) -> Spec:
 
 
 def read(folder: str) -> Spec:
-    """The spec in `folder`/model.json. Raises UserError where it is broken or of a later format."""
+    """Reads the spec in `folder`/model.json. Raises UserError if the file is broken or has another format version."""
     return _read(folder)[0]
 
 
 def _read(folder: str) -> tuple[Spec, str | None]:
-    """The spec in `folder`/model.json, and the sha256 of the weights that it was written with, where it says so."""
+    """The spec in `folder`/model.json, and the sha256 of its weights (older versions of dim did not record one)."""
     uri = files.join(folder, SPEC_FILE)
     document = files.read_json(uri)
     if not isinstance(document, dict):
@@ -194,7 +219,7 @@ def _read(folder: str) -> tuple[Spec, str | None]:
 
 
 def write(spec: Spec, folder: str, sha256: str | None = None) -> None:
-    """Writes `folder`/model.json, which says which weights it goes with by their `sha256`."""
+    """Writes `folder`/model.json. `sha256` is the hash of the weights that belong to it."""
     document = {"format_version": FORMAT_VERSION, **dataclasses.asdict(spec)}
     if sha256:
         document[_WEIGHTS_SHA256] = sha256
@@ -202,8 +227,9 @@ def write(spec: Spec, folder: str, sha256: str | None = None) -> None:
 
 
 def require_readable(uri: str) -> None:
-    """Raises UserError where the weights file at `uri` is missing, or no archive of arrays; for which network they are
-    is left open.
+    """Raises UserError if there is no weights file at `uri`, or if it is not a readable .npz or .h5.
+
+    Whether the arrays fit a network shows when they are loaded.
     """
     if not files.exists(uri):
         raise UserError(f"no weights file {uri!r}")
@@ -211,7 +237,7 @@ def require_readable(uri: str) -> None:
         raise UserError(f"weights {uri!r} are neither .npz nor .h5")
     try:
         (_require_npz if uri.endswith(".npz") else _require_h5)(uri)
-    except Exception as error:  # whatever opening a stranger's file raises, the file is at fault
+    except Exception as error:  # opening a damaged or hostile file can raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"cannot read the weights {uri!r}: {reason}; get them again") from error
 

@@ -1,7 +1,7 @@
-"""Whitening: x ← L2(P(x − m)), fitted on descriptors by PCA or learned from images that match.
+"""A fitted whitening, x ← L2(P(x − m)), and its .npz file.
 
-Both are fitted from sums over the rows (`moments`, `sums`), so that the rows never have to be in one place. A fitted
-whitening is a Dense layer (`Whitening.as_dense`): it is applied to descriptors or starts the network's PCA layer.
+`dim.whiten.fit` fits it. It is then either applied to stored descriptors (`Whitening.apply`), or it initialises the
+network's PCA layer (`Whitening.as_dense`).
 """
 
 import io
@@ -22,10 +22,17 @@ Kind = Literal["pca", "learned"]
 class Whitening:
     """A fitted whitening of K-dimensional descriptors to D ≤ K dimensions.
 
-    `mean` (K,); `projection` (D, K), the P above; `eigenvalues` (K,) of the covariance that was decomposed, largest
-    first and not clipped; `power`, by which they divide ("learned" whitens the differences of pairs fully: 0.5).
-    `learned_on` says which and how many rows, `embedding` which descriptors, as `Embedding.as_json` does. `uri` and
-    `sha256` are those of the file that it was loaded from.
+    Args:
+        mean: m, float64 (K,).
+        projection: P, float64 (D, K).
+        eigenvalues: float64 (K,), of the covariance that was decomposed, largest first and not clipped.
+        power: The exponent: PCA divides each direction by its eigenvalue to this power. 0.5 if `kind` is "learned",
+            which whitens the differences of matching pairs fully.
+        kind: "pca" or "learned".
+        learned_on: The training data: the manifest, the split and the number of rows.
+        embedding: The descriptors that it is for, in the form of `Embedding.as_json`.
+        uri: The file that it was loaded from.
+        sha256: The hash of that file.
     """
 
     mean: np.ndarray
@@ -40,15 +47,15 @@ class Whitening:
 
     @property
     def explained_variance(self) -> float:
-        """The share of the variance that lies in the dimensions that are kept."""
+        """The share of the variance in the D dimensions that are kept, from 0 to 1."""
         return float(self.eigenvalues[: len(self.projection)].sum() / self.eigenvalues.sum())
 
     def as_dense(self) -> tuple[np.ndarray, np.ndarray]:
-        """The same map as a Dense layer's weights: kernel Pᵀ (K, D) and bias −Pm (D,), float32."""
+        """The weights of an equal Dense layer: kernel Pᵀ (K, D) and bias −Pm (D,), float32."""
         return self.projection.T.astype(np.float32), (-self.projection @ self.mean).astype(np.float32)
 
     def apply(self, x: np.ndarray) -> np.ndarray:
-        """Descriptors (n, K) → whitened ones (n, D), float32, L2-normalised. Raises UserError for another K."""
+        """Whitens descriptors (n, K) → (n, D), float32, L2-normalised. Raises UserError if K is not that of `mean`."""
         kernel, bias = self.as_dense()
         if x.shape[1] != len(kernel):
             raise UserError(
@@ -59,7 +66,7 @@ class Whitening:
         return projected
 
     def save(self, uri: str) -> None:
-        """Writes the whitening to `uri` as .npz, without pickle; equal whitenings give equal bytes."""
+        """Writes the whitening to `uri`, an .npz without pickle. Equal whitenings give equal bytes."""
         stream = io.BytesIO()
         np.savez(
             stream,
@@ -75,7 +82,7 @@ class Whitening:
 
 
 def load(uri: str) -> Whitening:
-    """The whitening that `save` wrote to `uri`. Raises UserError where it is missing, broken or something else."""
+    """Reads a file that `Whitening.save` wrote. Raises UserError if it is missing, broken or of another kind."""
     try:
         content = files.read_bytes(uri)
     except FileNotFoundError as error:
@@ -84,15 +91,15 @@ def load(uri: str) -> Whitening:
         raise UserError(f"cannot read the whitening {uri!r}: {files.reason(error)}") from error
     try:
         return replace(_parse(content), uri=uri, sha256=seal.sha256(content))
-    except Exception as error:  # whatever reading a stranger's file raises, the file is at fault
+    except Exception as error:  # reading a damaged or hostile file can raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"{uri!r} is no whitening file ({reason}); make it with whiten.py") from error
+        raise UserError(f"{uri!r} is not a whitening file ({reason}); make it with whiten.py") from error
 
 
 def _parse(content: bytes) -> Whitening:
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-            raise ValueError("it is compressed")  # so that a small file can't unfold to a large one
+            raise ValueError("it is compressed")  # a small compressed file could expand to fill the memory
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
         found = Whitening(
             mean=arrays["mean"],

@@ -125,7 +125,7 @@ def _write_model(
 ) -> None:
     from dim.model import devices, network  # noqa: PLC0415  (TensorFlow is for workers)
 
-    devices.keep_assigned()
+    devices.use_assigned_gpus()
     about = {"kind": whitening.kind, "power": whitening.power, "learned_on": whitening.learned_on}
     spec = _whitened(source.spec, regions, len(whitening.projection), about)
     model = network.load(replace(source, spec=spec))

@@ -33,8 +33,8 @@ def one_batch():
     import numpy as np
     import tensorflow as tf
     from dim.model import network, spec
-    from dim.model.precision import best
-    model = network.load(spec.resolve("vgg16-gem"), best(False))
+    from dim.model.devices import best_precision
+    model = network.load(spec.resolve("vgg16-gem"), best_precision(False))
     return tf.function(lambda images: model(images, training=False))(np.zeros((32, 224, 224, 3), np.uint8)).numpy()
 
 

@@ -258,7 +258,7 @@ def test_file_with_wrong_content(saved, change):
     with np.load(path) as arrays:
         content = {name: value for name, value in (dict(arrays) | CHANGES[change]).items() if value is not None}
     np.savez(path, **content)
-    with pytest.raises(UserError, match=r"is no whitening file \(.*make it with whiten\.py") as caught:
+    with pytest.raises(UserError, match=r"is not a whitening file \(.*make it with whiten\.py") as caught:
         whitenings.load(path)
     assert "\n" not in str(caught.value)
 
@@ -277,7 +277,7 @@ def test_array_that_claims_to_be_huge(saved):
     np.lib.format.write_array_header_2_0(stream, {"descr": "<f8", "fortran_order": False, "shape": (2**50, 2**10)})
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("mean.npy", stream.getvalue())
-    with pytest.raises(UserError, match="is no whitening file"):
+    with pytest.raises(UserError, match="is not a whitening file"):
         whitenings.load(path)
 
 
