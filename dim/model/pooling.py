@@ -63,7 +63,7 @@ def crow(maps: Any) -> Any:
     """
     total = ops.sum(maps, axis=3)
     active = total > 0
-    # The gradient of a root at zero is infinite, so positions and images that are zero get a constant 1 or 0 instead.
+    # The gradient of a root at zero is infinite. So zeros are replaced by 1 before the root, and their weights are 0.
     squares = ops.sum(ops.square(total), axis=(1, 2), keepdims=True)
     share = ops.where(active, total, 1) * ops.rsqrt(ops.where(squares > 0, squares, 1))
     spatial = ops.where(active, ops.sqrt(share), 0)

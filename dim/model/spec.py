@@ -26,6 +26,7 @@ _WEIGHTS_SHA256 = "weights_sha256"  # the key in model.json
 SHIPPED_WEIGHTS = Path(dim.__file__).parent / "assets" / "vgg16" / "vgg16_imagenet_notop_fp16.npz"
 NAMED_WEIGHTS = ("random", "imagenet")  # accepted in place of a weights file
 
+# The keys of `dim.model.pooling.POOLINGS` and `dim.model.layers.PREPROCESSINGS`; importing those would import Keras.
 POOLINGS = ("mac", "spoc", "spoc-prior", "gem", "crow", "rmac")
 PREPROCESSINGS = ("caffe", "unit", "symmetric", "torch")
 
@@ -75,7 +76,7 @@ class Spec:
         """Returns this spec if every field is valid.
 
         Raises:
-            UserError: A field is not. The message names `where`, the field and the nearest valid value.
+            UserError: A field is not valid. The message names `where`, the field and the nearest valid value.
         """
         known = {
             "backbone": list(BACKBONES),
@@ -207,14 +208,14 @@ def _read(folder: str) -> tuple[Spec, str | None]:
     version = document.pop("format_version", None)
     if version != FORMAT_VERSION:
         raise UserError(
-            f"{uri!r} has format version {quoted(version)}, this dim reads {FORMAT_VERSION}; use the dim that made it"
+            f"{uri!r} has format version {quoted(version)}, this dim reads {FORMAT_VERSION}; use the version of dim that wrote it"
         )
     digest = document.pop(_WEIGHTS_SHA256, None)
     known = {field.name: field.default for field in dataclasses.fields(Spec)}
     required = {name for name, default in known.items() if default is not None}
     for fields, what in ((document.keys() - known, "has the unknown"), (required - document.keys(), "lacks the")):
         if fields:
-            raise UserError(f"{uri!r} {what} field {quoted(min(fields))}; use the dim that made it")
+            raise UserError(f"{uri!r} {what} field {quoted(min(fields))}; use the version of dim that wrote it")
     return Spec(**document).checked(repr(uri)), digest
 
 

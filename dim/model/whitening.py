@@ -1,7 +1,7 @@
 """A fitted whitening, x ← L2(P(x − m)), and its .npz file.
 
-`dim.whiten.fit` fits it. It is then either applied to stored descriptors (`Whitening.apply`), or it initialises the
-network's PCA layer (`Whitening.as_dense`).
+`dim.whiten.fit` fits whitenings. `Whitening.apply` whitens stored descriptors. `Whitening.as_dense` gives the initial
+weights of a network's PCA layer.
 """
 
 import io
@@ -26,8 +26,8 @@ class Whitening:
         mean: m, float64 (K,).
         projection: P, float64 (D, K).
         eigenvalues: float64 (K,), of the covariance that was decomposed, largest first and not clipped.
-        power: The exponent: PCA divides each direction by its eigenvalue to this power. 0.5 if `kind` is "learned",
-            which whitens the differences of matching pairs fully.
+        power: PCA divides each direction by its eigenvalue to this power; 0 only rotates, 0.5 whitens fully. A learned
+            whitening has 0.5, because it whitens the differences of matching pairs fully.
         kind: "pca" or "learned".
         learned_on: The training data: the manifest, the split and the number of rows.
         embedding: The descriptors that it is for, in the form of `Embedding.as_json`.
