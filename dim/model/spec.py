@@ -208,7 +208,8 @@ def _read(folder: str) -> tuple[Spec, str | None]:
     version = document.pop("format_version", None)
     if version != FORMAT_VERSION:
         raise UserError(
-            f"{uri!r} has format version {quoted(version)}, this dim reads {FORMAT_VERSION}; use the version of dim that wrote it"
+            f"{uri!r} has format version {quoted(version)}, this dim reads {FORMAT_VERSION}; "
+            "use the version of dim that wrote it"
         )
     digest = document.pop(_WEIGHTS_SHA256, None)
     known = {field.name: field.default for field in dataclasses.fields(Spec)}
