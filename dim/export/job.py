@@ -1,14 +1,12 @@
 """The job of export.py: writes descriptors, or the network, in formats that other tools read.
 
-`LAYOUTS` holds the formats of descriptors, `NETWORKS` those of networks. To add a format, add its function there and
-its name to `ExportFormat`.
+A new format needs a function in `LAYOUTS` (descriptors) or `NETWORKS`, and its name in `ExportFormat`.
 """
 
 import importlib.util
 import io
 import re
 import tempfile
-import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,11 +21,10 @@ from dim.app.progress import told
 from dim.errors import UserError
 from dim.export.config import ExportConfig, ExportFormat
 from dim.io import files, local_files
+from dim.model import devices, spec
+from dim.model.spec import Source
 from dim.search import descriptor_folder
 from dim.search.descriptor_folder import DescriptorFolder
-
-if typing.TYPE_CHECKING:
-    from dim.model.spec import Source
 
 _PART = re.compile(r"((img_emb|metadata)_)?[0-9]{6}\.(npy|parquet)")  # the files that `_parts` writes
 
@@ -36,7 +33,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
     """Writes the descriptors or the network that `config` names to `config.out`.
 
     Returns:
-        The job's result: the counts of rows, errors and files, or for a network its dimension and its one file.
+        The counts of rows, errors and files; for a network, its dimension and the count of files.
 
     Raises:
         UserError: The format does not suit the input, the folder holds no descriptors, or the format cannot hold an id.
@@ -49,8 +46,6 @@ def export(config: ExportConfig) -> dict[str, Any]:
 
 
 def _network(config: ExportConfig) -> dict[str, Any]:
-    from dim.model import spec  # noqa: PLC0415  (descriptors need no TensorFlow)
-
     source = spec.resolve(str(config.model), config.weights, image_size=config.image_size, resize=config.resize)
     content, dimension = NETWORKS[config.format](source)
     with output.opened(config.out, "export", config, {"model": config.model}) as out:
@@ -58,10 +53,9 @@ def _network(config: ExportConfig) -> dict[str, Any]:
         return out.finish({"dimension": dimension, "files": 1})
 
 
-def _keras(source: "Source") -> tuple[bytes, int]:
+def _keras(source: Source) -> tuple[bytes, int]:
     """The content of the `.keras` file, and the dimension of the descriptors."""
-    from dim.export.keras_network import model_of  # noqa: PLC0415
-    from dim.model import devices  # noqa: PLC0415
+    from dim.export.keras_network import model_of  # noqa: PLC0415  (descriptors need no TensorFlow)
 
     devices.use_assigned_gpus()
     model = model_of(source)
@@ -70,19 +64,18 @@ def _keras(source: "Source") -> tuple[bytes, int]:
         return Path(f"{folder}/model.keras").read_bytes(), model.output_shape[-1]
 
 
-def _onnx(source: "Source") -> tuple[bytes, int]:
+def _onnx(source: Source) -> tuple[bytes, int]:
     """The content of the `.onnx` file, and the dimension of the descriptors."""
-    if missing := [name for name in ("onnx", "tf2onnx") if importlib.util.find_spec(name) is None]:
-        raise UserError(f'--format onnx needs the package {missing[0]}; install the extra: pip install ".[export]"')
+    if importlib.util.find_spec("onnx") is None:
+        raise UserError('--format onnx needs the package onnx; install the extra: pip install ".[export]"')
     from dim.export.onnx_graph import model_of  # noqa: PLC0415
-    from dim.model import devices  # noqa: PLC0415
 
     devices.use_assigned_gpus()
     model = model_of(source)
     return model.SerializeToString(), model.graph.output[0].type.tensor_type.shape.dim[-1].dim_value
 
 
-NETWORKS: dict[str, Callable[["Source"], tuple[bytes, int]]] = {"keras": _keras, "onnx": _onnx}
+NETWORKS: dict[str, Callable[[Source], tuple[bytes, int]]] = {"keras": _keras, "onnx": _onnx}
 
 
 def _descriptors(config: ExportConfig, folder: str) -> dict[str, Any]:
@@ -149,8 +142,7 @@ LAYOUTS: dict[ExportFormat, Callable[[DescriptorFolder, Output], int]] = {
 def _parts(rows: DescriptorFolder, out: Output, kinds: dict[str, Callable[[pa.Array, np.ndarray], bytes]]) -> int:
     """Writes each block of `rows` as one file of each kind. Returns the number of files.
 
-    `kinds` maps the pattern of a file name, with a place for the block's number, to the function that makes the content
-    from the block's ids and vectors.
+    A kind is the pattern of a file name, and a function from the block's ids and vectors to the file's content.
     """
     for pattern in kinds:
         _emptied(files.parent(files.join(out.folder, pattern)))

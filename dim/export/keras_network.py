@@ -1,9 +1,8 @@
 """Exports the network as a plain Keras model, which loads without dim on any backend of Keras.
 
 Layers of dim become the Keras operations that they consist of. R-MAC needs another form for this. `dim.model.pooling`
-gathers regions by index, and their number depends on the size of the map; no operation of Keras makes an index of a
-length that is unknown until run time. Here each level has the largest number of regions that any map can have, each as
-a mask over the map. This costs more work, but little beside the backbone's.
+gathers regions by index, but no operation of Keras makes an index of a length that is unknown until run time. Here each
+level has as many regions as a map of any size can have, each as a mask. This work is little beside the backbone's.
 """
 
 from collections.abc import Callable
@@ -22,9 +21,6 @@ LOWEST = float(np.finfo(np.float32).min)
 
 def model_of(source: Source) -> keras.Model:
     """Builds the network of `source` from Keras's own layers and operations alone.
-
-    Args:
-        source: The network, as `dim.model.spec.resolve` returns it.
 
     Returns:
         A model from uint8 RGB (N, H, W, 3) to L2-normalised float32 descriptors (N, D). H and W are the image size if
@@ -86,8 +82,7 @@ def masked_rmac(maps: Any, levels: int, whiten: Callable[[Any], Any] | None) -> 
 def _masks(line: Any, length: Any, short: Any, side: Any, level: int) -> tuple[Any, Any]:
     """The regions of a level along one side of the map, whose positions are `line` (N, L).
 
-    Returns:
-        Whether each position is in each region, (N, R, L), and whether a map of this size has that region, 1 or 0.
+    Returns whether each position is in each region, (N, R, L), and whether a map of this size has that region, 1 or 0.
     """
     last = level - 1 + extra_regions(length, short, ops)[:, None]
     number = np.arange(level + MOST_EXTRA, dtype=np.int32)

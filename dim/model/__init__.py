@@ -17,10 +17,6 @@ def load(path: str) -> "keras.Model":
 
     Raises:
         UserError: There is no such model, or its weights cannot be read.
-
-    Example:
-        >>> model = dim.model.load("runs/mine/model")
-        >>> descriptors = model(images)
     """
     from dim.model import network, spec  # noqa: PLC0415  (most of dim does not need Keras, which is slow to import)
 

@@ -36,11 +36,10 @@ def _gpu_has_bfloat16() -> bool:
 
 
 def use_assigned_gpus() -> None:
-    """Restricts TensorFlow to the GPUs that Ray has assigned to this task or actor, and hides all others from it.
+    """Restricts TensorFlow to the GPUs that Ray has assigned to this task or actor, allocating memory as needed.
 
     Call it before TensorFlow computes anything. TensorFlow would otherwise take all memory of every GPU: Ray 2.60 hides
-    no GPU from a worker to which it assigned none, and never hides any from a driver. On the assigned GPUs TensorFlow
-    allocates memory as it needs it.
+    no GPU from a driver, nor from a worker to which it assigned none.
     """
     import tensorflow as tf  # noqa: PLC0415  (a driver may not need TensorFlow at all)
 

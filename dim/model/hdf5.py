@@ -15,7 +15,7 @@ import h5py
 from dim.io import processes
 
 SECONDS = 60.0  # VGG16's weights, 59 MB, take half a second
-MEMORY = 2**32  # bytes; VGG16's largest array, that of its classifier, takes a tenth
+MEMORY = 2**32  # bytes, ten times VGG16's largest array
 
 
 def require_whole(path: str) -> None:

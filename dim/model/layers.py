@@ -1,7 +1,7 @@
 """The layers before and after the backbone: preprocessing, L2 normalisation, and descriptors at several scales.
 
-`positions` gives the pooling layers the coordinates of a map's pixels. A graph of Keras's operations cannot ask for a
-size that is unknown until run time, but it can count pixels.
+`positions` counts the pixels of a map, for poolings that need its size: Keras has no operation for a size that is
+unknown until run time.
 """
 
 from dataclasses import dataclass
@@ -38,11 +38,8 @@ class Preprocess(keras.layers.Layer):  # type: ignore[misc]
     Args:
         mode: A key of `PREPROCESSINGS`.
 
-    Input shape:
-        (N, H, W, 3), uint8 RGB.
-
-    Output shape:
-        (N, H, W, 3), float32.
+    Input shape: (N, H, W, 3), uint8 RGB.
+    Output shape: (N, H, W, 3), float32.
     """
 
     def __init__(self, mode: str, **kwargs: Any) -> None:
@@ -56,10 +53,6 @@ class Preprocess(keras.layers.Layer):  # type: ignore[misc]
         if how.order == "bgr":
             x = ops.flip(x, axis=-1)
         return (x - ops.convert_to_tensor(how.mean)) / ops.convert_to_tensor(how.scale)
-
-    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        """The shape of the input."""
-        return input_shape
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, for `.keras` files."""
@@ -76,11 +69,8 @@ def l2_normalise(x: Any) -> Any:
 class L2Normalisation(keras.layers.Layer):  # type: ignore[misc]
     """Scales vectors to length 1 in float32, at any precision of the layers before; see `l2_normalise`.
 
-    Input shape:
-        (..., K).
-
-    Output shape:
-        (..., K).
+    Input shape: (..., K).
+    Output shape: (..., K).
     """
 
     def __init__(self, **options: Any) -> None:
@@ -90,10 +80,6 @@ class L2Normalisation(keras.layers.Layer):  # type: ignore[misc]
         """Normalises the vectors."""
         return l2_normalise(x)
 
-    def compute_output_shape(self, shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        """The shape of the input."""
-        return shape
-
 
 def positions(maps: Any, axis: int) -> Any:
     """0, 1, … along the height (axis 1) or the width (axis 2) of maps (N, H, W, K): (N, H) or (N, W)."""
@@ -102,19 +88,13 @@ def positions(maps: Any, axis: int) -> Any:
 
 
 def multi_scale_descriptors(model: keras.Model, images: Any, scales: tuple[float, ...], mean: str) -> Any:
-    """Descriptors of images that the network sees at several scales: L2(mean over scales).
+    """Descriptors (N, D) of images at several scales: L2(mean over scales) (Radenović et al., 1711.02512, section 3.5).
 
     Args:
         model: A network that returns L2-normalised descriptors.
         images: uint8 RGB (N, H, W, 3).
         scales: The factors by which the images are resized, such as (1, 1/√2, 1/2). No side gets below 32 pixels.
-        mean: "mean" for the arithmetic mean, "gem" for the generalised mean with exponent 3.
-
-    Returns:
-        L2-normalised descriptors (N, D).
-
-    Reference:
-        Radenović et al., 1711.02512, section 3.5. Their exponent is the network's own `p`.
+        mean: "mean", or "gem" for the generalised mean with exponent 3. (The paper uses the network's own `p`.)
     """
     if scales == (1.0,):
         return model(images, training=False)

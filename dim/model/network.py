@@ -43,7 +43,7 @@ def build(
     """
     images = keras.Input((None, None, 3), dtype="uint8", name="images")
     x = Preprocess(spec.preprocessing)(images)
-    with _dtype_policy(precision), _fixed_seed():
+    with _settings(precision):
         maps = _backbone(spec, x, backbone_weights, sha256)
     regions = {"dimension": spec.region_dimension} if spec.region_dimension else {}
     x = POOLINGS[spec.pooling](name="pooling", **regions)(maps)
@@ -74,35 +74,23 @@ def _backbone(spec: Spec, x: keras.KerasTensor, wanted: str, sha256: str | None)
 
 
 @contextlib.contextmanager
-def _dtype_policy(precision: str) -> Iterator[None]:
-    before = keras.config.dtype_policy()
+def _settings(precision: str) -> Iterator[None]:
+    """Sets Keras's precision, and seeds Python's random generator, from which Keras's initialisers draw their seeds."""
+    policy, state = keras.config.dtype_policy(), random.getstate()
     keras.config.set_dtype_policy(POLICIES[precision])
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)
-
-
-@contextlib.contextmanager
-def _fixed_seed() -> Iterator[None]:
-    """Makes initial weights equal in every call: Keras's initialisers draw their seeds from Python's generator."""
-    before = random.getstate()
     random.seed(0)
     try:
         yield
     finally:
-        random.setstate(before)
+        keras.config.set_dtype_policy(policy)
+        random.setstate(state)
 
 
 def load(source: Source, precision: str = "float32") -> keras.Model:
     """Builds the network of `source` and loads its weights.
 
     If the spec differs from the saved one, the layers common to both keep their saved weights. A new PCA layer starts
-    as the identity, and a new pooling with its default weights.
-
-    Args:
-        source: The network, as `dim.model.spec.resolve` returns it.
-        precision: As in `build`.
+    as the identity, and a new pooling with its default weights. `precision` is as in `build`.
 
     Raises:
         UserError: The weights cannot be read, do not fit, or have changed since `resolve` hashed them.
@@ -142,8 +130,7 @@ def _copy_weights(trained: keras.Model, model: keras.Model, saved: Spec, spec: S
 def save(model: keras.Model, spec: Spec, folder: str) -> None:
     """Writes a model folder: first `model.weights.h5`, then `model.json`.
 
-    An earlier `model.json` is deleted first. So a reader never combines the old description with the new weights, and a
-    folder that an interrupted job leaves behind is not taken for a model.
+    An earlier `model.json` is deleted first, so no reader combines it with the new weights.
     """
     files.make_folder(folder)
     local_files.sweep(folder)
@@ -152,12 +139,9 @@ def save(model: keras.Model, spec: Spec, folder: str) -> None:
 
 
 def part(model: keras.Model, first: str | None, last: str | None) -> keras.Model:
-    """Cuts a part out of `model`. The part shares the model's layers and weights.
+    """The part of `model` after the layer `first` (None: from the images) up to the layer `last` (None: to the end).
 
-    Args:
-        model: A network that `build` or `load` returned.
-        first: The name of the layer whose output is the part's input; None starts at the images.
-        last: The name of the layer whose output is the part's output; None goes to the end.
+    It shares the model's layers and weights.
     """
     start = model.get_layer(first).output if first else model.input
     end = model.get_layer(last).output if last else model.output

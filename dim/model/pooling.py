@@ -2,12 +2,12 @@
 
 Each pooling is a plain function and, under its name in `POOLINGS`, a Keras layer called "pooling". The layers compute
 in float32 at any precision of the backbone, and accept maps whose height and width are unknown until run time.
-`regions` and `region_maxima` define the regions of R-MAC, whose whitening is fitted on those maxima.
+`region_maxima` defines the regions of R-MAC, whose whitening is fitted on these maxima.
 
 The formulas write X_k(p) for the activation of channel k at position p, and f_k for entry k of the result.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -86,25 +86,12 @@ def rmac(maps: Any, levels: int = 3, kernel: Any = None, bias: Any = None) -> An
     return ops.sum(vectors, axis=1)
 
 
-def regions(height: int, width: int, levels: int = 3) -> Iterator[tuple[int, int, int]]:
-    """Yields the regions of R-MAC as (top, left, side), in the order of `region_maxima`.
+def region_maxima(maps: Any, levels: int = 3) -> Any:
+    """The maximum of each channel in each region: maps (N, H, W, K) → (N, regions, K), level by level.
 
     Level l has square regions of side ⌊2w / (l + 1)⌋, where w is the shorter side of the map. There are l of them along
     the shorter side. Along the longer side there are as many more as bring the overlap of neighbours on level 1 closest
     to 40 %.
-    """
-    short = min(height, width)
-    for level in range(1, levels + 1):
-        if side := 2 * short // (level + 1):
-            down, across = (_starts(length, short, side, level, np).tolist() for length in (height, width))
-            yield from ((top, left, side) for top in down for left in across)
-
-
-def region_maxima(maps: Any, levels: int = 3) -> Any:
-    """The maximum of each channel in each region: maps (N, H, W, K) → (N, regions, K), level by level.
-
-    The maximum over a rectangle is the vertical maximum of the horizontal maxima. So no region is copied out of the
-    maps, and the working memory is about twice the size of the maps.
     """
     _, height, width, channels = ops.shape(maps)
     # NumPy computes the regions of a known size now; Keras's operations compute those of an unknown size at run time.
@@ -116,8 +103,10 @@ def region_maxima(maps: Any, levels: int = 3) -> Any:
         exists = xp.minimum(2 * short // (level + 1), 1)
         side = xp.maximum(2 * short // (level + 1), 1)
         down, across = (
-            _starts(length, short, side, level, xp)[:, None] + xp.arange(side) for length in (height, width)
+            region_starts(length, short, side, level, xp)[:, None] + xp.arange(side) for length in (height, width)
         )
+        # The maximum over a rectangle is the vertical maximum of the horizontal maxima. So no region is copied out of
+        # the maps, and the working memory is about twice the size of the maps.
         strips = ops.max(ops.take(maps, across, axis=2), axis=3)
         maxima = ops.max(ops.take(strips, down, axis=1), axis=2)
         count = ops.shape(down)[0] * ops.shape(across)[0]
@@ -125,8 +114,8 @@ def region_maxima(maps: Any, levels: int = 3) -> Any:
     return ops.concatenate(found, axis=1)
 
 
-def _starts(length: Any, short: Any, side: Any, level: int, xp: Any) -> Any:
-    """The first positions of a level's regions along a map side of `length`.
+def region_starts(length: Any, short: Any, side: Any, level: int, xp: Any) -> Any:
+    """The first positions of a level's regions along a map side of `length`; `xp` is NumPy or `keras.ops`.
 
     Integer arithmetic gives the same regions on every machine. (The original code computes in floats, whose rounding
     differs for maps of ratio 9:5 or 11:3 and for a few sizes above 60.)
@@ -138,7 +127,7 @@ def _starts(length: Any, short: Any, side: Any, level: int, xp: Any) -> Any:
 def extra_regions(length: Any, short: Any, xp: Any) -> Any:
     """How many regions more than its level's number a map side of `length` has; 0 for the shorter side.
 
-    Both lengths are integers, or both are tensors (..., 1). `xp` is NumPy or `keras.ops`.
+    Both lengths are integers, or both are tensors (..., 1).
     """
     # s + 1 extra regions overlap closer to 40 % than s do if (length − short) / short > 6/5 · s(s + 1) / (2s + 1).
     s = np.arange(MOST_EXTRA)
@@ -155,11 +144,8 @@ class PlainPooling(keras.layers.Layer):  # type: ignore[misc]
     Args:
         method: "mac", "spoc", "spoc-prior" or "crow".
 
-    Input shape:
-        (N, H, W, K), non-negative.
-
-    Output shape:
-        (N, K).
+    Input shape: (N, H, W, K), non-negative.
+    Output shape: (N, K).
     """
 
     def __init__(self, method: str, **options: Any) -> None:
@@ -182,11 +168,8 @@ class GeM(keras.layers.Layer):  # type: ignore[misc]
     Args:
         p: The initial value of the weight `p`; 1 gives the mean, ∞ the maximum.
 
-    Input shape:
-        (N, H, W, K), non-negative.
-
-    Output shape:
-        (N, K).
+    Input shape: (N, H, W, K), non-negative.
+    Output shape: (N, K).
 
     Reference:
         Radenović et al., "Fine-tuning CNN image retrieval with no human annotation", 1711.02512, section 3.2.
@@ -217,14 +200,11 @@ class RMAC(keras.layers.Layer):  # type: ignore[misc]
     them to a whitening that was fitted on normalised `region_maxima`.
 
     Args:
-        levels: The number of scales; see `regions`.
+        levels: The number of scales; see `region_maxima`.
         dimension: D, the output of the whitening; None only normalises the regions.
 
-    Input shape:
-        (N, H, W, K), non-negative.
-
-    Output shape:
-        (N, `dimension`), or (N, K) without a whitening.
+    Input shape: (N, H, W, K), non-negative.
+    Output shape: (N, `dimension`), or (N, K) without a whitening.
 
     Reference:
         Tolias et al., "Particular object retrieval with integral max-pooling of CNN activations", 1511.05879.

@@ -10,7 +10,7 @@ import re
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import dim
 from dim.app import config
@@ -30,8 +30,7 @@ NAMED_WEIGHTS = ("random", "imagenet")  # accepted in place of a weights file
 POOLINGS = ("mac", "spoc", "spoc-prior", "gem", "crow", "rmac")
 PREPROCESSINGS = ("caffe", "unit", "symmetric", "torch")
 
-# Nested levels of `Spec.whitening`. Copying it and writing it as JSON recurse, so its depth needs a bound.
-DEEPEST = 8
+DEEPEST = 8  # nested levels of `Spec.whitening`: copying it and writing it as JSON recurse
 
 
 @dataclass(frozen=True)
@@ -73,24 +72,18 @@ class Spec:
         return self.region_dimension or self.channels
 
     def checked(self, where: str) -> "Spec":
-        """Returns this spec if every field is valid.
-
-        Raises:
-            UserError: A field is not valid. The message names `where`, the field and the nearest valid value.
-        """
-        known = {
-            "backbone": list(BACKBONES),
-            "pooling": list(POOLINGS),
-            "preprocessing": list(PREPROCESSINGS),
-            "resize": ["squash", "long-side"],
-        }
-        for name, values in known.items():
-            config.one_of(f"{name} in {where}", str(getattr(self, name)), values)
+        """Returns this spec if every field is valid. Else raises UserError with `where` and the nearest valid value."""
+        known = {"backbone": BACKBONES, "pooling": POOLINGS, "preprocessing": PREPROCESSINGS}
+        for name, values in (known | {"resize": get_args(Resize)}).items():
+            config.one_of(f"{name} in {where}", str(getattr(self, name)), list(values))
         config.one_of(f"layer in {where}", str(self.layer), list(BACKBONES[self.backbone].layers))
-        self._check_number("image_size", 65536, where)
-        for name, most in (("region_dimension", self.channels), ("dimension", self.pooled_dimension)):
-            if getattr(self, name) is not None:
-                self._check_number(name, most, where)
+        limits = {"image_size": 65536, "region_dimension": self.channels, "dimension": self.pooled_dimension}
+        for name, most in limits.items():
+            value = getattr(self, name)
+            if value is None and name != "image_size":
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+                raise UserError(f"{name} in {where} must be a whole number from 1 to {most}, not {quoted(value)}")
         if self.region_dimension is not None and self.pooling != "rmac":
             raise UserError(f"region_dimension in {where} is for pooling rmac only, not {self.pooling}")
         for name in ("whitening", "region_whitening"):
@@ -100,11 +93,6 @@ class Spec:
             if _nested(value, DEEPEST):
                 raise UserError(f"{name} in {where} is nested more than {DEEPEST} deep; make the model again")
         return self
-
-    def _check_number(self, name: str, most: int, where: str) -> None:
-        value = getattr(self, name)
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-            raise UserError(f"{name} in {where} must be a whole number from 1 to {most}, not {quoted(value)}")
 
 
 def _nested(value: Any, levels: int) -> bool:
@@ -229,26 +217,18 @@ def write(spec: Spec, folder: str, sha256: str | None = None) -> None:
 
 
 def require_readable(uri: str) -> None:
-    """Raises UserError if there is no weights file at `uri`, or if it is not a readable .npz or .h5.
-
-    Whether the arrays fit a network shows when they are loaded.
-    """
+    """Raises UserError if `uri` is not a readable .npz or .h5. Whether its arrays fit a network shows in loading."""
     if not files.exists(uri):
         raise UserError(f"no weights file {uri!r}")
     if not uri.endswith((".npz", ".h5")):
         raise UserError(f"weights {uri!r} are neither .npz nor .h5")
     try:
-        (_require_npz if uri.endswith(".npz") else _require_h5)(uri)
+        if uri.endswith(".npz"):
+            with files.opened(uri) as file, zipfile.ZipFile(file):
+                pass
+        else:
+            with local_files.read(uri) as path:
+                hdf5.require_whole(path)
     except Exception as error:  # opening a damaged or hostile file can raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"cannot read the weights {uri!r}: {reason}; get them again") from error
-
-
-def _require_npz(uri: str) -> None:
-    with files.opened(uri) as file, zipfile.ZipFile(file):
-        pass
-
-
-def _require_h5(uri: str) -> None:
-    with local_files.read(uri) as path:
-        hdf5.require_whole(path)

@@ -27,14 +27,11 @@ NPY_HEADER_BYTES = 4096  # upper bound
 
 
 def load_into(model: keras.Model, uri: str, sha256: str | None = None) -> None:
-    """Sets the weights of `model` from a file.
+    """Sets the weights of `model` from a file, which must have the hash `sha256` (None: any).
 
-    Args:
-        model: The network to change.
-        uri: A `.npz` with an array `layer/variable` for each weight (further arrays are ignored), a `.weights.h5` saved
-            by Keras 3, or an `.h5` in the form that keras.applications distributes. An HDF5 file must be of a network
-            with the same layers in the same order.
-        sha256: The expected hash of the file; None accepts any.
+    The file is a `.npz` with an array `layer/variable` for each weight (further arrays are ignored), a `.weights.h5` of
+    Keras 3, or an `.h5` as keras.applications distributes it. An HDF5 file must be of a network with the same layers in
+    the same order.
 
     Raises:
         UserError: The file cannot be read, does not fit, has another hash, or holds NaN or infinity.
@@ -79,7 +76,8 @@ def _array(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...]) -> np.nd
 
 def _load_h5(model: keras.Model, uri: str, content: bytes) -> None:
     # Keras reads only local files, and recognises the format by the ending.
-    with _local_file(".weights.h5" if uri.endswith(".weights.h5") else ".h5") as local:
+    with tempfile.TemporaryDirectory() as folder:
+        local = Path(folder, "w.weights.h5" if uri.endswith(".weights.h5") else "w.h5")
         local.write_bytes(content)
         hdf5.require_whole(str(local))
         with warnings.catch_warnings():
@@ -89,7 +87,8 @@ def _load_h5(model: keras.Model, uri: str, content: bytes) -> None:
 
 def save(model: keras.Model, uri: str) -> str:
     """Writes the weights of `model` to `uri`, a `.weights.h5`. Returns the sha256 of the file."""
-    with _local_file(".weights.h5") as local:
+    with tempfile.TemporaryDirectory() as folder:
+        local = Path(folder, "w.weights.h5")
         model.save_weights(str(local))
         content = local.read_bytes()
     files.write_bytes(uri, content)
@@ -97,17 +96,8 @@ def save(model: keras.Model, uri: str) -> str:
 
 
 @contextlib.contextmanager
-def _local_file(ending: str) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory() as folder:
-        yield Path(folder) / f"w{ending}"
-
-
-@contextlib.contextmanager
 def downloading(file: str) -> Iterator[None]:
-    """Wraps a download of `file` by keras.applications: sets a timeout, and turns any failure into a UserError.
-
-    The error says where to put the file by hand.
-    """
+    """Gives a download of `file` by keras.applications a timeout, and turns a failure into a UserError with advice."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_SECONDS)
     try:

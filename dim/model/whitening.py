@@ -31,8 +31,7 @@ class Whitening:
         kind: "pca" or "learned".
         learned_on: The training data: the manifest, the split and the number of rows.
         embedding: The descriptors that it is for, in the form of `Embedding.as_json`.
-        uri: The file that it was loaded from.
-        sha256: The hash of that file.
+        uri: The file that it was loaded from; `sha256` is the file's hash.
     """
 
     mean: np.ndarray
@@ -67,17 +66,10 @@ class Whitening:
 
     def save(self, uri: str) -> None:
         """Writes the whitening to `uri`, an .npz without pickle. Equal whitenings give equal bytes."""
+        values = {name: getattr(self, name) for name in ("mean", "projection", "eigenvalues", "power", "kind")}
+        about = {name: json.dumps(getattr(self, name)) for name in ("learned_on", "embedding")}
         stream = io.BytesIO()
-        np.savez(
-            stream,
-            mean=self.mean,
-            projection=self.projection,
-            eigenvalues=self.eigenvalues,
-            power=self.power,
-            kind=self.kind,
-            learned_on=json.dumps(self.learned_on),
-            embedding=json.dumps(self.embedding),
-        )
+        np.savez(stream, **values, **about)
         files.write_bytes(uri, stream.getvalue())
 
 
@@ -101,15 +93,10 @@ def _parse(content: bytes) -> Whitening:
         if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
             raise ValueError("it is compressed")  # a small compressed file could expand to fill the memory
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-        found = Whitening(
-            mean=arrays["mean"],
-            projection=arrays["projection"],
-            eigenvalues=arrays["eigenvalues"],
-            power=float(arrays["power"]),
-            kind=str(arrays["kind"]),  # type: ignore[arg-type]
-            learned_on=strict_json.loads(str(arrays["learned_on"])),
-            embedding=strict_json.loads(str(arrays["embedding"])),
-        )
+        numbers = {name: arrays[name] for name in ("mean", "projection", "eigenvalues")}
+        about = {name: strict_json.loads(str(arrays[name])) for name in ("learned_on", "embedding")}
+        kind: Any = str(arrays["kind"])
+        found = Whitening(power=float(arrays["power"]), kind=kind, **numbers, **about)
     dimension, size = found.projection.shape
     if not (1 <= dimension <= size and found.mean.shape == found.eigenvalues.shape == (size,)):
         raise ValueError("its arrays don't fit each other")

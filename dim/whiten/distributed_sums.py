@@ -46,14 +46,9 @@ log = logging.getLogger(__name__)
 
 
 def sum_moments(folder: str, manifest: Manifest) -> Moments:
-    """The moments of the descriptors of the manifest's rows.
+    """The moments of the descriptors of the manifest's rows, except those whose photo could not be decoded.
 
-    Args:
-        folder: An absolute path or URI of a folder that extract.py made.
-        manifest: The rows to sum over. Rows whose photo could not be decoded have no descriptor, and do not count.
-
-    Raises:
-        UserError: `folder` lacks a row.
+    Raises UserError if `folder`, an absolute path, lacks a row.
     """
     decoded = _decoded(folder, manifest)
     tasks = _by_shards(_moments, folder, manifest, np.where(decoded, 0, UNUSED))
@@ -66,16 +61,9 @@ def sum_moments(folder: str, manifest: Manifest) -> Moments:
 def sum_pairs(folder: str, manifest: Manifest) -> tuple[Moments, Moments]:
     """The moments of the queries, and the moments of the differences of matching pairs.
 
-    Args:
-        folder: As in `sum_moments`.
-        manifest: As in `sum_moments`; its labels say which descriptors match.
-
-    Returns:
-        The moments of the queries; then those of the differences, of covariance S (see the module) and mean zero. Their
-        count is that of linearly independent differences: the number of queries less the number of labels.
-
-    Raises:
-        UserError: `folder` lacks a row of the manifest, or no label has two descriptors.
+    The differences have the covariance S (see the module) and a mean of zero. Their count is that of the linearly
+    independent ones: the number of queries less the number of labels. Raises UserError if `folder` lacks a row of the
+    manifest, or if no label has two descriptors.
     """
     labelled = _decoded(folder, manifest) & manifest.table["label"].is_valid().to_numpy()
     _, codes, counts = np.unique(manifest.labels[labelled].astype(str), return_inverse=True, return_counts=True)
@@ -192,13 +180,7 @@ def _require_all(total: Moments, used: np.ndarray, folder: str) -> None:
 
 
 def sum_regions(manifest: Manifest, recipe: Recipe, machine: Resources) -> Moments:
-    """The moments of the L2-normalised maxima of R-MAC's regions.
-
-    Args:
-        manifest: The photos. Unreadable photos have no regions.
-        recipe: The network, whose pooling is R-MAC, and how photos are decoded for it.
-        machine: The workers, and the resources of each.
-    """
+    """The moments of the L2-normalised maxima of all regions of the manifest's photos, except unreadable ones."""
     spec = recipe.source.spec
     nothing = [""] * len(manifest)
     columns = {"image_id": manifest.image_ids, "path": manifest.paths, "content": nothing, "shard": nothing}

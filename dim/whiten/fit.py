@@ -18,13 +18,7 @@ SMALLEST_EIGENVALUE = 1e-3  # relative to the largest
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """The count, mean and scatter of a set of rows.
-
-    Args:
-        count: n, the number of rows.
-        mean: float64 (K,).
-        scatter: Σ (x − mean)(x − mean)ᵀ, float64 (K, K).
-    """
+    """The number of rows, their mean (K,), and their scatter Σ (x − mean)(x − mean)ᵀ (K, K). The arrays are float64."""
 
     count: int
     mean: np.ndarray
@@ -61,8 +55,7 @@ def fit_pca(
 ) -> Whitening:
     """Fits a PCA-whitening: P = diag(λ^−power)·Vᵀ, with V and λ the eigenvectors and eigenvalues of the covariance.
 
-    λ is clipped from below at 1e-3 of the largest eigenvalue. Otherwise directions with hardly any variance, which is
-    mostly noise, would weigh as much as all others.
+    λ is clipped from below at 1e-3 of the largest: directions with hardly any variance must not be blown up.
 
     Args:
         moments: Those of the rows.
@@ -94,21 +87,17 @@ def fit_learned(
     """Fits a learned whitening, Lw: P = VᵀL⁻¹ (Radenović et al., 1711.02512, section 3.3).
 
     S is the covariance of the differences of matching pairs, and LLᵀ = S. V are the eigenvectors of the covariance of
-    the queries after they are mapped by L⁻¹. (The method goes back to Mikolajczyk and Matas, ICCV 2007.)
-
-    The published method needs many more pairs than dimensions. With few pairs, those directions dominate in which the
-    pairs happen not to differ. So S is shrunk towards a multiple of the identity: S ← (1 − ρ)·S + ρ·(tr S/K)·I.
+    the queries after they are mapped by L⁻¹. (The method goes back to Mikolajczyk and Matas, ICCV 2007.) It needs many
+    more pairs than dimensions: with few pairs, directions in which the pairs happen not to differ dominate. So S is
+    shrunk towards a multiple of the identity, S ← (1 − ρ)·S + ρ·(tr S/K)·I.
 
     Args:
         queries: The moments of the rows that have a matching row.
         differences: The moments of the differences of matching pairs, about a mean of zero.
-        dimension: As in `fit_pca`.
-        learned_on: As in `fit_pca`; the shrinkage is added, too.
-        embedding: As in `fit_pca`.
+        dimension: As in `fit_pca`, like `learned_on` and `embedding`.
         shrinkage: ρ from 0 (as published) to 1. None chooses it by OAS, which tends to 0 as the pairs increase.
 
-    Raises:
-        UserError: As in `fit_pca`.
+    Raises UserError as `fit_pca` does.
     """
     dimension = _checked_dimension(dimension, queries)
     covariance = differences.scatter / differences.count

@@ -1,7 +1,7 @@
 """The job of whiten.py: fits a whitening, and writes it as a file or as part of a model.
 
-With `--descriptors` it sums over stored descriptors. With `--model` it extracts the descriptors first, or sums over the
-regions of the photos, and writes a copy of the model in which the whitening is a layer.
+`--descriptors` fits it to stored descriptors. `--model` first extracts the descriptors, or sums over the regions of the
+photos, and then writes a copy of the model in which the whitening is a layer.
 """
 
 from dataclasses import fields, replace
@@ -30,8 +30,7 @@ def whiten(config: WhitenConfig) -> dict[str, Any]:
     """Fits the whitening that `config` asks for, and writes it to `config.out`.
 
     Returns:
-        The job's result: the kind, the number of rows, the dimension, the power, the share of the variance that is
-        kept, and the path of the file ("whitening") or of the model ("model").
+        The whitening's kind, number of rows, dimension, power and explained variance, and the path that was written.
 
     Raises:
         UserError: The split has no row, or a row that the folder lacks; it has too few rows for the dimension; no label
