@@ -110,8 +110,7 @@ class Source:
         weights: A weights file, "random" or "imagenet".
         saved: The spec that the weights were saved with, which differs from `spec` if flags change the model, such as
             its pooling. None if the weights are those of the backbone alone.
-        sha256: The hash of the weights file. Each process that loads the file checks it. None without a file, or if
-            the hash is unknown.
+        sha256: The hash of the weights file, checked by each process that loads it. None if unknown or without a file.
     """
 
     spec: Spec

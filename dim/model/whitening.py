@@ -66,10 +66,11 @@ class Whitening:
 
     def save(self, uri: str) -> None:
         """Writes the whitening to `uri`, an .npz without pickle. Equal whitenings give equal bytes."""
-        values = {name: getattr(self, name) for name in ("mean", "projection", "eigenvalues", "power", "kind")}
-        about = {name: json.dumps(getattr(self, name)) for name in ("learned_on", "embedding")}
+        names = ("mean", "projection", "eigenvalues", "power", "kind")
+        arrays: dict[str, Any] = {name: getattr(self, name) for name in names}
+        arrays |= {name: json.dumps(getattr(self, name)) for name in ("learned_on", "embedding")}
         stream = io.BytesIO()
-        np.savez(stream, **values, **about)
+        np.savez(stream, **arrays)
         files.write_bytes(uri, stream.getvalue())
 
 
@@ -93,10 +94,9 @@ def _parse(content: bytes) -> Whitening:
         if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
             raise ValueError("it is compressed")  # a small compressed file could expand to fill the memory
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-        numbers = {name: arrays[name] for name in ("mean", "projection", "eigenvalues")}
-        about = {name: strict_json.loads(str(arrays[name])) for name in ("learned_on", "embedding")}
-        kind: Any = str(arrays["kind"])
-        found = Whitening(power=float(arrays["power"]), kind=kind, **numbers, **about)
+        values: dict[str, Any] = {name: arrays[name] for name in ("mean", "projection", "eigenvalues")}
+        values |= {name: strict_json.loads(str(arrays[name])) for name in ("learned_on", "embedding")}
+        found = Whitening(power=float(arrays["power"]), kind=str(arrays["kind"]), **values)  # type: ignore[arg-type]
     dimension, size = found.projection.shape
     if not (1 <= dimension <= size and found.mean.shape == found.eigenvalues.shape == (size,)):
         raise ValueError("its arrays don't fit each other")
