@@ -38,7 +38,7 @@ class StandIn:
         self._dtype = dtype
 
     def __call__(self, table):
-        Path(os.environ["RAYLETS_GPUS"]).write_text(json.dumps(devices.assigned()))
+        Path(os.environ["RAYLETS_GPUS"]).write_text(json.dumps(devices.assigned_gpus()))
         images = pipeline.images(table)
         vectors = np.ones((len(images), 8), np.float32)
         return pipeline.embedded(table, vectors, self._dtype)
@@ -125,10 +125,10 @@ def grown(raylets, folder, said):
             time.sleep(0.1)
         found["after"] = taken()
         found["without"] = extracted(folder, "without", gpus_per_worker=0.0)
-        asked = ray.remote(devices.assigned)
+        asked = ray.remote(devices.assigned_gpus)
         found["assigned"] = [ray.get(asked.options(num_gpus=gpus).remote()) for gpus in (0, 1)]
         cluster.autoscaled_nodes = list  # nothing more: the nodes that are there are asked
-        found["precisions"] = [resolve_precision("auto", 0), devices.best(gpu=False)]
+        found["precisions"] = [resolve_precision("auto", 0), devices.best_precision(gpu=False)]
     return found
 
 

@@ -79,7 +79,7 @@ def test_an_npz_with_objects(tmp_path, read):
     proof, path = tmp_path / "proof", tmp_path / "a.npz"
     np.savez(path, mean=np.array([Calls(proof)], dtype=object), **{"block1_conv1/kernel": np.array([Calls(proof)])})
     if read is whitening.load:
-        refused(read, str(path), match="is no whitening file .*allow_pickle=False")
+        refused(read, str(path), match="is not a whitening file .*allow_pickle=False")
     else:
         from dim.model import network
 
@@ -196,7 +196,7 @@ def test_a_whole_surrogate_pair(tmp_path):
 def test_half_a_surrogate_pair_in_a_whitening(tmp_path):
     arrays = {name: np.ones(2) for name in ("mean", "eigenvalues")} | {"projection": np.eye(2), "power": 1.0}
     np.savez(tmp_path / "a.npz", kind="pca", learned_on='{"manifest": "\\ud800"}', embedding="null", **arrays)
-    refused(whitening.load, str(tmp_path / "a.npz"), match="is no whitening file .*surrogates not allowed")
+    refused(whitening.load, str(tmp_path / "a.npz"), match="is not a whitening file .*surrogates not allowed")
 
 
 def test_nothing_in_the_source_runs_what_it_reads():
@@ -420,7 +420,7 @@ def test_a_fifo_is_not_waited_for(tmp_path):
 def test_arrays_that_claim_much(tmp_path, limited):
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive, archive.open("mean.npy", "w") as file:
         np.lib.format.write_array_header_2_0(file, {"descr": "<f8", "fortran_order": False, "shape": (10**10,)})
-    limited(tmp_path / "a.npz", "whitening.load", "is no whitening file")
+    limited(tmp_path / "a.npz", "whitening.load", "is not a whitening file")
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset("block1_conv1/kernel", (10**5, 10**5), "f8", chunks=(1000, 1000), compression="gzip")
     limited(tmp_path / "a.h5", "lambda uri: network.load(spec.resolve('vgg16-gem', uri), 'float32')", "cannot read")

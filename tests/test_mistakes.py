@@ -327,7 +327,7 @@ OF_ONE = {
         "--scales 0": "--scales must be above 0 and at most 4, not 0.0",
         "--shard-rows 0": "--shard-rows must be at least 1, not 0",
         "--whitening none.npz": "no whitening file '.*none.npz'; make it with whiten.py",
-        "--whitening broken.npz": "broken.npz' is no whitening file",
+        "--whitening broken.npz": "broken.npz' is not a whitening file",
         "--whitening other-whitening.npz": "different embeddings: layer 'block5_pool' ≠ 'block5_conv3'; pooling 'mac'",
         "--root empty": "image_id 'a0' of .* is at .*, outside --root 'empty'",
         "--out first": "'ignored' ≠ 'srgb'; 'first' was made before .*: run the same extract.py with another --out",
@@ -368,7 +368,7 @@ OF_ONE = {
         "--factory ITQ4,Flat": "--factory 'ITQ4,Flat': its ITQTransform changes the cosines .*; take PCA or OPQ",
         "--factory HNSW4_PQ2x2": "--factory 'HNSW4_PQ2x2': it compares by L2 distance; with HNSW take SQ8",
         "--whitening other-whitening.npz": "different embeddings: layer 'block5_pool' ≠ 'block5_conv3'; pooling 'mac'",
-        "--whitening broken.npz": "broken.npz' is no whitening file",
+        "--whitening broken.npz": "broken.npz' is not a whitening file",
     },
     "search": {
         "--queries photos --model mixed-model": r"model\.json and model\.weights\.h5 in 'mixed-model' were not written",

@@ -28,7 +28,7 @@ def audit(config: AuditConfig) -> dict[str, Any]:
     embedded = descriptors.read(config.descriptors, chosen)
     embedding, vectors = embedded.embedding, embedded.vectors
     if config.whitening and not embedding.whitening:
-        embedding, whitening = descriptor_folder.whitened(config.whitening, embedding, config.descriptors)
+        embedding, whitening = descriptor_folder.load_whitening(config.whitening, embedding, config.descriptors)
         vectors = whitening.apply(vectors)
     rows = embedded.rows
     photos = AuditedPhotos(vectors, chosen.image_ids[rows], chosen.labels[rows], chosen.table["split"].to_numpy()[rows])

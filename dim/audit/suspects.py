@@ -24,9 +24,9 @@ import pyarrow as pa
 from dim.audit.evidence import crowding, evidence
 from dim.search import database as databases
 from dim.search import exact
-from dim.search.database import Exact, of_array
+from dim.search.database import Exact, from_array
 
-EACH, MOST = 1000, 100_000
+PAIRS_OF_A_GROUP, PAIRS_IN_ALL = 1000, 100_000
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def duplicates(
         totals.update(group.tolist())
         waiting.append(np.column_stack([group, pairs[differ]]))
         held += len(group)
-        if held > MOST:
+        if held > PAIRS_IN_ALL:
             kept, waiting, held = _best(np.concatenate([kept, *waiting])), [], 0
     kept = _best(np.concatenate([kept, *waiting]))
     listed = [Duplicate(int(one), int(other), score, totals[int(group)]) for group, one, other, score in kept.tolist()]
@@ -82,8 +82,8 @@ def _best(pairs: np.ndarray) -> np.ndarray:
     """The `MOST` nearest of the `EACH` nearest of each group; `pairs` (P, 4) are group, row, other row, cosine."""
     group, one, other, score = pairs.T
     pairs = pairs[np.lexsort((other, one, -score, group))]
-    pairs = pairs[np.arange(len(pairs)) - np.searchsorted(pairs[:, 0], pairs[:, 0]) < EACH]
-    return pairs[np.lexsort((pairs[:, 2], pairs[:, 1], -pairs[:, 3]))[:MOST]]
+    pairs = pairs[np.arange(len(pairs)) - np.searchsorted(pairs[:, 0], pairs[:, 0]) < PAIRS_OF_A_GROUP]
+    return pairs[np.lexsort((pairs[:, 2], pairs[:, 1], -pairs[:, 3]))[:PAIRS_IN_ALL]]
 
 
 LABEL, DUPLICATE, FAR = KINDS = ("label", "duplicate", "far")
@@ -135,9 +135,9 @@ def suspects(photos: AuditedPhotos, least_score: float, least_cosine: float) -> 
 
     There must be two labels, and one of them must have two photos.
     """
-    place = exact.places(photos.ids)
-    database = of_array(photos.vectors, place)
-    rows, scores = databases.others(database, min(NEAREST, len(photos.ids) - 1))
+    place = exact.tie_order_of(photos.ids)
+    database = from_array(photos.vectors, place)
+    rows, scores = databases.neighbours(database, min(NEAREST, len(photos.ids) - 1))
     pairs, total = duplicates(database, _sides(photos), rows, scores, least_cosine)
     found = [Suspect(pair.one, DUPLICATE, pair.score, pair.other, pair.pairs) for pair in pairs]
     found += _of_labels(photos, crowding(scores), least_score)

@@ -66,7 +66,7 @@ class Judged:
 
 def retrieval(task: Task, queries: Descriptors, database: EvaluatedDatabase) -> Retrieval:
     """The exact search of `queries` in `database`; what the protocol says leaves their lists."""
-    searched = Exact(database.parts, exact.places(database.ids(task.database)))
+    searched = Exact(database.parts, exact.tie_order_of(database.ids(task.database)))
     return Retrieval(queries.vectors, searched, own=_leaving(task, queries, database))
 
 

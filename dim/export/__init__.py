@@ -1,1 +1,1 @@
-"""Descriptors and networks in the formats of other tools."""
+"""Exports descriptors and networks to formats that other tools read."""

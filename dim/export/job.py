@@ -1,10 +1,12 @@
-"""What export.py does: descriptors, or the network, in the formats that other tools read."""
+"""The job of export.py: writes descriptors, or the network, in formats that other tools read.
+
+A new format needs a function in `LAYOUTS` (descriptors) or `NETWORKS`, and its name in `ExportFormat`.
+"""
 
 import importlib.util
 import io
 import re
 import tempfile
-import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,17 +21,22 @@ from dim.app.progress import with_progress
 from dim.errors import UserError
 from dim.export.config import ExportConfig, ExportFormat
 from dim.io import files, local_files
+from dim.model import devices, spec
+from dim.model.spec import Source
 from dim.search import descriptor_folder
 from dim.search.descriptor_folder import DescriptorFolder
 
-if typing.TYPE_CHECKING:
-    from dim.model.spec import Source
+_PART = re.compile(r"((img_emb|metadata)_)?[0-9]{6}\.(npy|parquet)")  # the files that `_parts` writes
 
 
 def export(config: ExportConfig) -> dict[str, Any]:
-    """Writes what `config` names to `config.out` and returns the counts.
+    """Writes the descriptors or the network that `config` names to `config.out`.
 
-    Raises UserError where the format is not for this, the folder holds no descriptors, or an id can't be written.
+    Returns:
+        The counts of rows, errors and files; for a network, its dimension and the count of files.
+
+    Raises:
+        UserError: The format does not suit the input, the folder holds no descriptors, or the format cannot hold an id.
     """
     given = {"model": config.model, "descriptors": config.descriptors}
     wanted = "model" if config.format in NETWORKS else "descriptors"
@@ -39,8 +46,6 @@ def export(config: ExportConfig) -> dict[str, Any]:
 
 
 def _network(config: ExportConfig) -> dict[str, Any]:
-    from dim.model import spec  # noqa: PLC0415  (descriptors need no TensorFlow)
-
     source = spec.resolve(str(config.model), config.weights, image_size=config.image_size, resize=config.resize)
     content, dimension = NETWORKS[config.format](source)
     with output.opened(config.out, "export", config, {"model": config.model}) as out:
@@ -48,44 +53,42 @@ def _network(config: ExportConfig) -> dict[str, Any]:
         return out.finish({"dimension": dimension, "files": 1})
 
 
-def _keras(source: "Source") -> tuple[bytes, int]:
-    """The `.keras` file of the network of `source`, and how many values its descriptors have."""
-    from dim.export.keras_network import portable  # noqa: PLC0415
-    from dim.model import devices  # noqa: PLC0415
+def _keras(source: Source) -> tuple[bytes, int]:
+    """The content of the `.keras` file, and the dimension of the descriptors."""
+    from dim.export.keras_network import model_of  # noqa: PLC0415  (descriptors need no TensorFlow)
 
-    devices.keep_assigned()
-    model = portable(source)
-    with tempfile.TemporaryDirectory() as folder:  # Keras knows the format by the ending
+    devices.use_assigned_gpus()
+    model = model_of(source)
+    with tempfile.TemporaryDirectory() as folder:  # Keras recognises the format by the ending
         model.save(f"{folder}/model.keras")
         return Path(f"{folder}/model.keras").read_bytes(), model.output_shape[-1]
 
 
-def _onnx(source: "Source") -> tuple[bytes, int]:
-    """The ONNX file of the network of `source`, and how many values its descriptors have."""
+def _onnx(source: Source) -> tuple[bytes, int]:
+    """The content of the `.onnx` file, and the dimension of the descriptors."""
     if importlib.util.find_spec("onnx") is None:
         raise UserError('--format onnx needs the package onnx; install the extra: pip install ".[export]"')
     from dim.export.onnx_graph import model_of  # noqa: PLC0415
-    from dim.model import devices  # noqa: PLC0415
 
-    devices.keep_assigned()
+    devices.use_assigned_gpus()
     model = model_of(source)
     return model.SerializeToString(), model.graph.output[0].type.tensor_type.shape.dim[-1].dim_value
 
 
-NETWORKS: dict[str, Callable[["Source"], tuple[bytes, int]]] = {"keras": _keras, "onnx": _onnx}
+NETWORKS: dict[str, Callable[[Source], tuple[bytes, int]]] = {"keras": _keras, "onnx": _onnx}
 
 
 def _descriptors(config: ExportConfig, folder: str) -> dict[str, Any]:
     rows = descriptor_folder.read(folder, hashed=True)
     if config.format == "npy" and any("\n" in image_id for image_id in rows.ids.to_pylist()):
-        raise UserError(f"an image_id of {folder!r} is of two lines; use --format autofaiss")
+        raise UserError(f"an image_id of {folder!r} has a line break; use --format autofaiss")
     with output.opened(config.out, "export", config, {"descriptors": folder}, rows.embedding.as_json()) as out:
         written = LAYOUTS[config.format](rows, out)
         return out.finish({"rows": len(rows), "errors": len(rows.errors), "files": written})
 
 
 def npy(rows: DescriptorFolder, out: Output) -> int:
-    """`descriptors.npy`, float32 (N, D), and `names.txt`, the image_id of each row on a line of its own."""
+    """Writes `descriptors.npy`, float32 (N, D), and `names.txt`, one image_id per line in the same order."""
     written = 0
     with local_files.path_to_write(out.path("descriptors.npy")) as path, open(path, "wb") as file:
         for number, block in enumerate(with_progress(rows, len, "exporting", len(rows), "rows")):
@@ -100,9 +103,9 @@ def npy(rows: DescriptorFolder, out: Output) -> int:
 
 
 def autofaiss(rows: DescriptorFolder, out: Output) -> int:
-    """`embeddings/NNNNNN.parquet` with image_id and embedding, a list of float32.
+    """Writes `embeddings/NNNNNN.parquet` with the columns image_id and embedding, a list of float32.
 
-    autofaiss reads them by file_format="parquet", embedding_column_name="embedding", id_columns=["image_id"].
+    autofaiss reads them with file_format="parquet", embedding_column_name="embedding", id_columns=["image_id"].
     """
 
     def parquet(ids: pa.Array, block: np.ndarray) -> bytes:
@@ -113,9 +116,9 @@ def autofaiss(rows: DescriptorFolder, out: Output) -> int:
 
 
 def clip_retrieval(rows: DescriptorFolder, out: Output) -> int:
-    """`img_emb/img_emb_NNNNNN.npy` and, of the same photos in the same order, `metadata/metadata_NNNNNN.parquet`.
+    """Writes `img_emb/img_emb_NNNNNN.npy`, and `metadata/metadata_NNNNNN.parquet` with the same rows in the same order.
 
-    `clip-retrieval index` takes the folder as its embeddings_folder. The metadata's image_path is the image_id.
+    `clip-retrieval index` takes the folder as its embeddings_folder. The column image_path holds the image_id.
     """
 
     def array(_: pa.Array, block: np.ndarray) -> bytes:
@@ -136,18 +139,11 @@ LAYOUTS: dict[ExportFormat, Callable[[DescriptorFolder, Output], int]] = {
 }
 
 
-def _emptied(folder: str) -> None:
-    """Makes `folder`, and takes out what an earlier export left: the tools read whole folders."""
-    files.make_folder(folder)
-    local_files.sweep(folder)
-    files.delete_all(files.join(folder, name) for name in files.names(folder) if _PART.fullmatch(name))
-
-
-_PART = re.compile(r"((img_emb|metadata)_)?[0-9]{6}\.(npy|parquet)")
-
-
 def _parts(rows: DescriptorFolder, out: Output, kinds: dict[str, Callable[[pa.Array, np.ndarray], bytes]]) -> int:
-    """Writes for each block of `rows` a file of each kind, by the pattern of its name; returns how many files."""
+    """Writes each block of `rows` as one file of each kind. Returns the number of files.
+
+    A kind is the pattern of a file name, and a function from the block's ids and vectors to the file's content.
+    """
     for pattern in kinds:
         _emptied(files.parent(files.join(out.folder, pattern)))
     number = start = 0
@@ -157,6 +153,13 @@ def _parts(rows: DescriptorFolder, out: Output, kinds: dict[str, Callable[[pa.Ar
         start += len(block)
     _require_all(rows, start)
     return number * len(kinds)
+
+
+def _emptied(folder: str) -> None:
+    """Creates `folder`, and deletes the files of an earlier export from it: the other tools read whole folders."""
+    files.make_folder(folder)
+    local_files.sweep(folder)
+    files.delete_all(files.join(folder, name) for name in files.names(folder) if _PART.fullmatch(name))
 
 
 def _require_all(rows: DescriptorFolder, written: int) -> None:

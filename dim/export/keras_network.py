@@ -1,10 +1,8 @@
-"""R-MAC of maps whose size is unknown until run time, as a graph of Keras's operations that loads without dim.
+"""Exports the network as a plain Keras model, which loads without dim on any backend of Keras.
 
-`regions` cuts regions out by indices. How many there are depends on the size, and no operation of Keras makes indices
-of a number that is not known. Here each level has as many regions as it could have at most, each a mask over the map.
-That is more work, though little beside a backbone's: what knows the size, or needs the regions alone, cuts them out.
-
-The network as a plain Keras model, which loads where there is no dim, on any of Keras's backends.
+Layers of dim become the Keras operations that they consist of. R-MAC needs another form for this. `dim.model.pooling`
+gathers regions by index, but no operation of Keras makes an index of a length that is unknown until run time. Here each
+level has as many regions as a map of any size can have, each as a mask. This work is little beside the backbone's.
 """
 
 from collections.abc import Callable
@@ -15,54 +13,18 @@ import numpy as np
 from dim.model import network
 from dim.model.backend import keras, ops
 from dim.model.layers import l2_normalise, positions
-from dim.model.pooling import RMAC, STEPS, GeM, gem, more
+from dim.model.pooling import MOST_EXTRA, RMAC, GeM, extra_regions, gem
 from dim.model.spec import Source
 
 LOWEST = float(np.finfo(np.float32).min)
 
 
-def rmac(maps: Any, levels: int, whiten: Callable[[Any], Any] | None) -> Any:
-    """`regions.rmac`: maps (N, H, W, K) → (N, D); `whiten` takes vectors (…, K) to (…, D)."""
-    down, across = (ops.cast(positions(maps, axis), "int32") for axis in (1, 2))
-    height, width = (ops.max(line, axis=1, keepdims=True) + 1 for line in (down, across))
-    short = ops.minimum(height, width)
-    total = 0
-    for level in range(1, levels + 1):
-        side = 2 * short // (level + 1)
-        (rows, top), (columns, left) = (
-            _spans(line, length, short, side, level) for line, length in ((down, height), (across, width))
-        )
-        vectors = l2_normalise(_maxima(_maxima(maps, columns), rows))
-        if whiten is not None:
-            vectors = l2_normalise(whiten(vectors))
-        # A region of side 0 (on a map one pixel wide, above level 1) is none.
-        exists = ops.cast(ops.minimum(side, 1), maps.dtype) * left
-        total += ops.einsum("nrck,nr,nc->nk", vectors, ops.cast(top, maps.dtype), exists)
-    return total
+def model_of(source: Source) -> keras.Model:
+    """Builds the network of `source` from Keras's own layers and operations alone.
 
-
-def _spans(line: Any, length: Any, short: Any, side: Any, level: int) -> tuple[Any, Any]:
-    """The regions of a level along a side of the map, of which `line` (N, L) has the positions: whether each position
-    is in each region, (N, R, L), and whether that is a region (1) or stands for one that this size doesn't have (0).
-    """
-    last = level - 1 + more(length, short, ops)[:, None]
-    number = np.arange(level + len(STEPS), dtype=np.int32)
-    starts = (ops.minimum(last, number) * (length - side) // ops.maximum(last, 1))[:, :, None]
-    line = line[:, None]
-    inside = ops.logical_and(line >= starts, line < starts + ops.maximum(side, 1)[:, :, None])
-    return inside, ops.cast(ops.greater_equal(last, number), "float32")
-
-
-def _maxima(maps: Any, inside: Any) -> Any:
-    """Maps (N, A, B, K) and masks (N, R, B) → the maxima along B in each of the masks, (N, R, A, K)."""
-    one_by_one = (inside[:, number, :, None][:, None] for number in range(inside.shape[1]))
-    return ops.stack([ops.max(ops.where(mask, maps, LOWEST), axis=2) for mask in one_by_one], axis=1)
-
-
-def portable(source: Source) -> keras.Model:
-    """The network of `source`: uint8 (N, H, W, 3), RGB → float32 (N, D), L2-normalised, of Keras's own layers alone.
-
-    H and W are the image size where photos are squashed to it, else any.
+    Returns:
+        A model from uint8 RGB (N, H, W, 3) to L2-normalised float32 descriptors (N, D). H and W are the image size if
+        the spec squashes photos, else any.
     """
     size = source.spec.image_size if source.spec.resize == "squash" else None
     images = keras.Input((size, size, 3), dtype="uint8", name="images")
@@ -72,19 +34,19 @@ def portable(source: Source) -> keras.Model:
 
 
 def _call(layer: keras.layers.Layer, *arguments: Any, **options: Any) -> Any:
-    # What a layer of dim's computes is made of Keras's operations: called by itself, it leaves these in the graph.
-    # A weight of its own is none of the graph's, so it becomes a constant or a layer.
+    """Applies a layer. Of a layer of dim, only the Keras operations of its `call` remain in the graph."""
+    # The graph cannot hold the weights of such a layer, so they become a constant or a Dense layer.
     if isinstance(layer, GeM):
         return gem(arguments[0], layer.get_weights()[0].item())
     if isinstance(layer, RMAC):
-        return rmac(arguments[0], layer.levels, _whitening(layer))
+        return masked_rmac(arguments[0], layer.levels, _whitening(layer))
     if type(layer).__module__.startswith("dim."):
         return layer.call(*arguments)
     return layer(*arguments, **options)
 
 
 def _whitening(layer: RMAC) -> keras.layers.Layer | None:
-    """The whitening of R-MAC's regions, or None where there is none."""
+    """The whitening of R-MAC's regions as a Dense layer, or None if there is none."""
     if layer.dimension is None:
         return None
     dense = keras.layers.Dense(layer.dimension, name="whitening", dtype="float32")
@@ -92,3 +54,45 @@ def _whitening(layer: RMAC) -> keras.layers.Layer | None:
     dense.build(kernel.shape[:1])
     dense.set_weights([kernel, bias])
     return dense
+
+
+def masked_rmac(maps: Any, levels: int, whiten: Callable[[Any], Any] | None) -> Any:
+    """`dim.model.pooling.rmac` by masks: maps (N, H, W, K) → (N, D).
+
+    `whiten` maps vectors (..., K) to (..., D); None only normalises the regions.
+    """
+    down, across = (ops.cast(positions(maps, axis), "int32") for axis in (1, 2))
+    height, width = (ops.max(line, axis=1, keepdims=True) + 1 for line in (down, across))
+    short = ops.minimum(height, width)
+    total = 0
+    for level in range(1, levels + 1):
+        side = 2 * short // (level + 1)
+        (rows, top), (columns, left) = (
+            _masks(line, length, short, side, level) for line, length in ((down, height), (across, width))
+        )
+        vectors = l2_normalise(_maxima(_maxima(maps, columns), rows))
+        if whiten is not None:
+            vectors = l2_normalise(whiten(vectors))
+        # On a map one pixel wide, regions above level 1 have side 0 and do not count.
+        exists = ops.cast(ops.minimum(side, 1), maps.dtype) * left
+        total += ops.einsum("nrck,nr,nc->nk", vectors, ops.cast(top, maps.dtype), exists)
+    return total
+
+
+def _masks(line: Any, length: Any, short: Any, side: Any, level: int) -> tuple[Any, Any]:
+    """The regions of a level along one side of the map, whose positions are `line` (N, L).
+
+    Returns whether each position is in each region, (N, R, L), and whether a map of this size has that region, 1 or 0.
+    """
+    last = level - 1 + extra_regions(length, short, ops)[:, None]
+    number = np.arange(level + MOST_EXTRA, dtype=np.int32)
+    starts = (ops.minimum(last, number) * (length - side) // ops.maximum(last, 1))[:, :, None]
+    line = line[:, None]
+    inside = ops.logical_and(line >= starts, line < starts + ops.maximum(side, 1)[:, :, None])
+    return inside, ops.cast(ops.greater_equal(last, number), "float32")
+
+
+def _maxima(maps: Any, inside: Any) -> Any:
+    """Maps (N, A, B, K) and masks (N, R, B) → the maximum along B within each mask, (N, R, A, K)."""
+    one_by_one = (inside[:, number, :, None][:, None] for number in range(inside.shape[1]))
+    return ops.stack([ops.max(ops.where(mask, maps, LOWEST), axis=2) for mask in one_by_one], axis=1)

@@ -34,7 +34,7 @@ def set_up_tensorflow(threads: int, streams: int = 1, *, one_shape: bool = False
 
     tf.config.threading.set_intra_op_parallelism_threads(max(1, threads // streams))
     tf.config.threading.set_inter_op_parallelism_threads(streams)
-    devices.keep_assigned()
+    devices.use_assigned_gpus()
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Embedder:
         model = network.load(recipe.source, recipe.precision)
         # One trace serves all shapes and batch sizes. A trace takes seconds, and its memory is never freed.
         function = tf.function(
-            lambda images: layers.combined(model, images, recipe.scales, recipe.scales_mean),
+            lambda images: layers.multi_scale_descriptors(model, images, recipe.scales, recipe.scales_mean),
             input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8)],
         )
         self._forward = Forward(function, batch_size, streams)

@@ -96,11 +96,11 @@ def resolve_precision(wanted: str, gpus_per_worker: float | None) -> str:
         return wanted
     gpus = placement.gpus_per_worker(gpus_per_worker)
     if cluster.is_local():
-        return precisions.best(gpus > 0)
+        return precisions.best_precision(gpus > 0)
     able = [node for node in ray.nodes() if node["Alive"] and _runs(node["Resources"], gpus)]
     if not able or any(_runs(kind, gpus) for kind, _ in cluster.autoscaled_nodes()):
         return "bfloat16" if gpus > 0 else "float32"
-    ask = ray.remote(num_cpus=0)(precisions.best)
+    ask = ray.remote(num_cpus=0)(precisions.best_precision)
     there = (NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in able)
     answers = {*ray.get([ask.options(scheduling_strategy=where).remote(gpus > 0) for where in there])}
     return "bfloat16" if answers == {"bfloat16"} else "float32"

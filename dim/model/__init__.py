@@ -1,4 +1,4 @@
-"""The descriptor network: backbone → pooling → L2 → PCA → L2. TensorFlow is imported by what builds it, not before."""
+"""The descriptor network: backbone → pooling → L2 → [PCA → L2]. Importing this package does not import TensorFlow."""
 
 import typing
 
@@ -7,10 +7,17 @@ if typing.TYPE_CHECKING:
 
 
 def load(path: str) -> "keras.Model":
-    """The network in the model folder `path`, or the off-the-shelf network of that name, as a plain `keras.Model`.
+    """Loads a descriptor network as a plain `keras.Model`.
 
-    It takes uint8 RGB (N, H, W, 3) and returns float32 L2-normalised descriptors (N, D).
+    Args:
+        path: A model folder, or the name of an off-the-shelf network such as "vgg16-gem@block5_conv3".
+
+    Returns:
+        A model from uint8 RGB (N, H, W, 3) to L2-normalised float32 descriptors (N, D).
+
+    Raises:
+        UserError: There is no such model, or its weights cannot be read.
     """
-    from dim.model import network, spec  # noqa: PLC0415  (keras is heavy, and most of dim does without)
+    from dim.model import network, spec  # noqa: PLC0415  (most of dim does not need Keras, which is slow to import)
 
     return network.load(spec.resolve(path))

@@ -1,13 +1,18 @@
-"""The backbones: convolutional networks of keras.applications. Needs no TensorFlow."""
+"""The supported backbones, all of them convolutional networks of keras.applications, as data without TensorFlow."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A convolutional network of keras.applications: the layers that may be pooled, the default first, each with its
-    channels; the layer below its last block (`tail`), above which fine-tuning trains by default; and the file in which
-    its ImageNet weights are distributed.
+    """A convolutional network of keras.applications.
+
+    Args:
+        constructor: Its function in keras.applications.
+        layers: The layers that may be pooled, the default first, with their numbers of channels.
+        tail: The layer below the last block. Fine-tuning by default trains the layers above it.
+        preprocessing: The preprocessing that its ImageNet weights expect, a key of `dim.model.layers.PREPROCESSINGS`.
+        imagenet: The file in which keras.applications distributes its ImageNet weights.
     """
 
     constructor: str

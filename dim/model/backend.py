@@ -1,9 +1,9 @@
-"""Keras as dim needs it, whatever KERAS_BACKEND and ~/.keras/keras.json are for the sake of other projects.
+"""Imports Keras with the settings that dim needs, whatever KERAS_BACKEND and ~/.keras/keras.json say.
 
-All of dim takes `keras` and `ops` from here. Importing this sets Keras's float type, epsilon and image format for the
-process. The backend can't be changed once Keras is there, which TensorFlow imports, too: jobs set it in their
-environment before all else (`dim.app.environment`). Where TensorFlow is not installed, no job can run, but the layers
-can be tried on the backend that there is.
+All modules of dim import `keras` and `ops` from here. The import sets the float type, epsilon and image format of the
+process. The backend cannot change once Keras is imported, and TensorFlow imports Keras, too. So jobs set the backend
+in their environment before they import anything else (`dim.app.environment`). Without TensorFlow no job can run, but
+the layers run on any installed backend.
 """
 
 import importlib.util
@@ -17,11 +17,11 @@ BACKEND = "tensorflow"
 
 
 def _imported() -> Any:
-    """Keras with the settings that dim needs. Raises UserError where the process has imported it on another backend."""
+    """Imports and configures Keras. Raises UserError if the process has imported it with another backend before."""
     jobs_can_run = importlib.util.find_spec("tensorflow") is not None
     if jobs_can_run and "keras" not in sys.modules:
-        os.environ["KERAS_BACKEND"] = BACKEND  # which wins over the file
-    import keras  # noqa: PLC0415  (what comes before counts)
+        os.environ["KERAS_BACKEND"] = BACKEND  # takes precedence over keras.json
+    import keras  # noqa: PLC0415  (after KERAS_BACKEND is set)
 
     if jobs_can_run and (found := keras.config.backend()) != BACKEND:
         raise UserError(

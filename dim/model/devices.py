@@ -1,6 +1,6 @@
-"""The arithmetic of the network: float32, or mixed with bfloat16 or float16 where the machine is made for it.
+"""Which arithmetic a machine supports, and which of its GPUs a process may use.
 
-The GPUs that TensorFlow may use in this process.
+The network computes in float32, or in a mix of float32 with bfloat16 or float16 on machines built for it.
 """
 
 import subprocess
@@ -9,12 +9,13 @@ from typing import Literal
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
-POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
+POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}  # Keras's names
 
 
-def best(gpu: bool) -> str:
-    """What `auto` means on this machine: bfloat16 where its CPU has AVX-512 BF16, or its GPU (compute capability of at
-    least 8.0) supports it; else float32.
+def best_precision(gpu: bool) -> str:
+    """The precision that `auto` chooses on this machine, "bfloat16" or "float32".
+
+    It is bfloat16 if the CPU has AVX-512 BF16, or with `gpu` if all GPUs have a compute capability of 8.0 or more.
     """
     return "bfloat16" if (_gpu_has_bfloat16() if gpu else _cpu_has_bfloat16()) else "float32"
 
@@ -34,15 +35,15 @@ def _gpu_has_bfloat16() -> bool:
     return min(capabilities, default=0.0) >= 8.0
 
 
-def keep_assigned() -> None:
-    """Leaves TensorFlow the GPUs that Ray has assigned to this task or actor, whose memory it takes as it needs it.
+def use_assigned_gpus() -> None:
+    """Restricts TensorFlow to the GPUs that Ray has assigned to this task or actor, allocating memory as needed.
 
-    All others are hidden from it, for it would take all of their memory: Ray 2.60 hides none from a worker to which it
-    has assigned none, and a driver has none at all. To be called before TensorFlow computes anything.
+    Call it before TensorFlow computes anything. TensorFlow would otherwise take all memory of every GPU: Ray 2.60 hides
+    no GPU from a driver, nor from a worker to which it assigned none.
     """
-    import tensorflow as tf  # noqa: PLC0415  (a driver that needs no TensorFlow does without it)
+    import tensorflow as tf  # noqa: PLC0415  (a driver may not need TensorFlow at all)
 
-    if not assigned():
+    if not assigned_gpus():
         if tf.config.get_visible_devices("GPU"):
             tf.config.set_visible_devices([], "GPU")
         return
@@ -50,8 +51,8 @@ def keep_assigned() -> None:
         tf.config.experimental.set_memory_growth(gpu, True)
 
 
-def assigned() -> list[str]:
-    """The ids of the GPUs that Ray has assigned to this task or actor, which no other is to use."""
+def assigned_gpus() -> list[str]:
+    """The ids of the GPUs that Ray has assigned to this task or actor; none in a driver."""
     import ray  # noqa: PLC0415  (--help needs none)
 
     found: list[str] = ray.get_runtime_context().get_accelerator_ids()["GPU"] if ray.is_initialized() else []

@@ -1,6 +1,6 @@
-"""HDF5 files are read once by a process of their own: a damaged one can crash or hang the process that reads it.
+"""Checks that an HDF5 file can be read, in a child process: a damaged file can crash or hang the process that reads it.
 
-That process is this module, without TensorFlow.
+The child process runs this module, which does not import TensorFlow.
 """
 
 import os
@@ -14,12 +14,12 @@ import h5py
 
 from dim.io import processes
 
-SECONDS = 60.0  # the weights of VGG16, 59 MB, take half a second
-MEMORY = 2**32  # bytes; its largest array takes a tenth where the classifier is in the file
+SECONDS = 60.0  # VGG16's weights, 59 MB, take half a second
+MEMORY = 2**32  # bytes, ten times VGG16's largest array
 
 
 def require_whole(path: str) -> None:
-    """Raises ValueError where the file at `path` can't be read to its end, or keeps an array elsewhere."""
+    """Raises ValueError if the file at `path` is damaged, or if it keeps an array in another file."""
     try:
         child = subprocess.run(
             processes.command(__name__, os.path.abspath(path)),
@@ -57,5 +57,5 @@ def _read_entry(name: str, entry: Any) -> None:
 if __name__ == "__main__":
     try:
         _read(sys.argv[1])
-    except Exception as error:  # whatever reading a stranger's file raises, the file is at fault
+    except Exception as error:  # reading a damaged or hostile file can raise anything
         sys.exit(str(error) or type(error).__name__)

@@ -1,56 +1,22 @@
-"""L2 normalisation, which stands after the pooling, after the PCA layer, and round the regions of R-MAC.
+"""The layers before and after the backbone: preprocessing, L2 normalisation, and descriptors at several scales.
 
-Where the pixels of a map are, as values: a graph of Keras's operations has no way to ask for a size that is unknown
-until run time, but it can count.
-
-What each backbone expects of its input, as one layer at the head of the network.
-
-Multi-scale descriptors: L2(mean, or GeM-mean, over scales of L2-normalised descriptors).
-
-Radenović et al., 1711.02512, section 3.5: scales 1, 1/√2, 1/2; their multi-scale GeM uses the network's p (3 here).
+`positions` counts the pixels of a map, for poolings that need its size: Keras has no operation for a size that is
+unknown until run time.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
-import tensorflow as tf
-
 from dim.model.backend import keras, ops
 
 EPSILON = 1e-6
-
-
-def l2_normalise(x: Any) -> Any:
-    """x / max(‖x‖₂, 1e-6) along the last axis; a zero vector stays zero and has a finite gradient."""
-    # The bound stands inside the root: the gradient of a norm at zero is not a number.
-    return x * ops.rsqrt(ops.maximum(ops.sum(ops.square(x), axis=-1, keepdims=True), EPSILON**2))
-
-
-@keras.saving.register_keras_serializable(package="dim")
-class L2Normalisation(keras.layers.Layer):  # type: ignore[misc]
-    """`l2_normalise` as a layer, in float32 whatever the precision of the layers before it."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**{"dtype": "float32"} | options)
-
-    def call(self, x: Any) -> Any:
-        """Vectors (…, K) → vectors of length 1 (…, K)."""
-        return l2_normalise(x)
-
-    def compute_output_shape(self, shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        """The shape of the input."""
-        return shape
-
-
-def positions(maps: Any, axis: int) -> Any:
-    """0, 1, … along the height (axis 1) or width (axis 2) of maps (N, H, W, K), for each image: (N, H) or (N, W)."""
-    line = maps[:, :, 0, 0] if axis == 1 else maps[:, 0, :, 0]
-    return ops.cumsum(ops.ones_like(line), axis=1) - 1
+GEM_P = 3.0  # of the generalised mean over scales
+MIN_SIDE = 32  # pixels, as for photos: VGG16 halves its input five times
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Channel order, then (x − mean) / scale for each channel; `mean` and `scale` in the order after reordering."""
+    """The channel order ("rgb" or "bgr"), then (x − mean) / scale for each channel in that order."""
 
     order: str
     mean: tuple[float, float, float]
@@ -67,51 +33,87 @@ PREPROCESSINGS = {
 
 @keras.saving.register_keras_serializable(package="dim")
 class Preprocess(keras.layers.Layer):  # type: ignore[misc]
-    """uint8 RGB (N, H, W, 3) → float32, as the `PREPROCESSINGS` entry `mode` says."""
+    """Reorders, centres and scales the channels as a backbone expects them.
+
+    Args:
+        mode: A key of `PREPROCESSINGS`.
+
+    Input shape: (N, H, W, 3), uint8 RGB.
+    Output shape: (N, H, W, 3), float32.
+    """
 
     def __init__(self, mode: str, **kwargs: Any) -> None:
         super().__init__(**{"dtype": "float32", "name": "preprocess", "trainable": False} | kwargs, autocast=False)
         self.mode = mode
 
     def call(self, images: Any) -> Any:
-        """Reorders, centres and scales the channels."""
+        """Preprocesses the images."""
         how = PREPROCESSINGS[self.mode]
         x = ops.cast(images, "float32")
         if how.order == "bgr":
             x = ops.flip(x, axis=-1)
         return (x - ops.convert_to_tensor(how.mean)) / ops.convert_to_tensor(how.scale)
 
-    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        """The shape stays."""
-        return input_shape
-
     def get_config(self) -> dict[str, Any]:
-        """The mode, for `.keras` files."""
+        """The constructor's arguments, for `.keras` files."""
         return {**super().get_config(), "mode": self.mode}
 
 
-GEM_P = 3.0
-MIN_SIDE = 32  # as for photos: VGG16 halves its input five times
+def l2_normalise(x: Any) -> Any:
+    """x / max(‖x‖₂, 1e-6) along the last axis. A zero vector stays zero and has a finite gradient."""
+    # The maximum is taken before the root, because the gradient of a norm at zero is NaN.
+    return x * ops.rsqrt(ops.maximum(ops.sum(ops.square(x), axis=-1, keepdims=True), EPSILON**2))
 
 
-def combined(model: keras.Model, images: Any, scales: tuple[float, ...], mean: str) -> Any:
-    """The descriptors (N, D) of uint8 `images` (N, H, W, 3), each seen at all `scales`; `mean` is "mean" or "gem"."""
+@keras.saving.register_keras_serializable(package="dim")
+class L2Normalisation(keras.layers.Layer):  # type: ignore[misc]
+    """Scales vectors to length 1 in float32, at any precision of the layers before; see `l2_normalise`.
+
+    Input shape: (..., K).
+    Output shape: (..., K).
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"dtype": "float32"} | options)
+
+    def call(self, x: Any) -> Any:
+        """Normalises the vectors."""
+        return l2_normalise(x)
+
+
+def positions(maps: Any, axis: int) -> Any:
+    """0, 1, … along the height (axis 1) or the width (axis 2) of maps (N, H, W, K): (N, H) or (N, W)."""
+    line = maps[:, :, 0, 0] if axis == 1 else maps[:, 0, :, 0]
+    return ops.cumsum(ops.ones_like(line), axis=1) - 1
+
+
+def multi_scale_descriptors(model: keras.Model, images: Any, scales: tuple[float, ...], mean: str) -> Any:
+    """Descriptors (N, D) of images at several scales: L2(mean over scales) (Radenović et al., 1711.02512, section 3.5).
+
+    Args:
+        model: A network that returns L2-normalised descriptors.
+        images: uint8 RGB (N, H, W, 3).
+        scales: The factors by which the images are resized, such as (1, 1/√2, 1/2). No side gets below 32 pixels.
+        mean: "mean", or "gem" for the generalised mean with exponent 3. (The paper uses the network's own `p`.)
+    """
     if scales == (1.0,):
         return model(images, training=False)
     descriptors = ops.stack([model(_resized(images, scale), training=False) for scale in scales])
     if mean == "gem":
-        # Descriptors may be negative after a PCA layer, so the power keeps the sign.
+        # A PCA layer makes some values negative, so the power keeps the sign.
         cubes = ops.mean(ops.sign(descriptors) * ops.power(ops.abs(descriptors), GEM_P), axis=0)
         return l2_normalise(ops.sign(cubes) * ops.power(ops.abs(cubes), 1 / GEM_P))
     return l2_normalise(ops.mean(descriptors, axis=0))
 
 
 def _resized(images: Any, scale: float) -> Any:
-    """`images` by bilinear interpolation, antialiased; no side is left under 32."""
+    """The images, resized by antialiased bilinear interpolation."""
     if scale == 1:
         return images
+    import tensorflow as tf  # noqa: PLC0415  (the layers above run on other backends, too)
+
     sides = tf.cast(tf.shape(images)[1:3], tf.float32) * scale
     size = tf.maximum(tf.cast(tf.round(sides), tf.int32), MIN_SIDE)
-    # Keras's own resize takes no size that is known at run time only.
+    # `keras.ops.image.resize` does not accept a size that is unknown until run time.
     resized = tf.image.resize(images, size, antialias=True)
     return tf.cast(tf.clip_by_value(tf.round(resized), 0, 255), tf.uint8)

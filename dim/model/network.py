@@ -1,7 +1,8 @@
-"""The descriptor network, built in code: preprocessing → backbone → pooling → L2 → [PCA → L2].
+"""Builds, loads, saves and cuts the descriptor network: preprocessing → backbone → pooling → L2 → [PCA → L2].
 
-The PCA layer is a Dense layer that starts from a fitted whitening (`Whitening.as_dense`) and is trained with the rest.
-Its layers have fixed names: `preprocess`, the backbone's own, `pooling`, `l2`, `pca`, `l2_pca`.
+The PCA layer is a Dense layer. A fitted whitening gives its initial weights (`Whitening.as_dense`), and training
+changes them like those of any other layer. Layer names are fixed: `preprocess`, the names that keras.applications gives
+to the backbone's layers, `pooling`, `l2`, `pca`, `l2_pca`. Loading, training and export find layers by these names.
 """
 
 import contextlib
@@ -19,46 +20,33 @@ from dim.model.layers import L2Normalisation, Preprocess
 from dim.model.pooling import POOLINGS
 from dim.model.spec import Source, Spec
 
-# The fields of a spec that decide which weights there are. (The others change the input only.)
+# The fields of a spec that decide which weights the network has. The other fields change only its input.
 STRUCTURE = ("layer", "pooling", "dimension", "region_dimension")
-
-
-@contextlib.contextmanager
-def _policy(precision: str) -> Iterator[None]:
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(POLICIES[precision])
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)
-
-
-@contextlib.contextmanager
-def _same_random_weights() -> Iterator[None]:
-    # An initialiser draws its seed from Python's generator. What is random elsewhere stays so.
-    before = random.getstate()
-    random.seed(0)
-    try:
-        yield
-    finally:
-        random.setstate(before)
 
 
 def build(
     spec: Spec, precision: str = "float32", backbone_weights: str = "random", sha256: str | None = None
 ) -> keras.Model:
-    """The network of `spec`; `backbone_weights` is a file, "imagenet" (a download) or "random", each time the same.
-    The file must have this `sha256`, where one is known.
+    """Builds the network of `spec`.
 
-    uint8 (N, H, W, 3), RGB → float32 (N, D), L2-normalised. The backbone computes in `precision`, the rest in float32.
-    Raises UserError where the weights cannot be had or don't fit.
+    Args:
+        spec: The structure and the input of the network.
+        precision: "float32", "bfloat16" or "float16", for the backbone. All other layers compute in float32.
+        backbone_weights: A .npz or .h5 file, "imagenet" (a download), or "random": the same values in every call.
+        sha256: The expected hash of the weights file; None accepts any file.
+
+    Returns:
+        A model from uint8 RGB (N, H, W, 3) to L2-normalised float32 (N, D).
+
+    Raises:
+        UserError: The weights cannot be downloaded or read, do not fit, or have another hash.
     """
     images = keras.Input((None, None, 3), dtype="uint8", name="images")
     x = Preprocess(spec.preprocessing)(images)
-    with _policy(precision), _same_random_weights():
-        features = _backbone(spec, x, backbone_weights, sha256)
+    with _settings(precision):
+        maps = _backbone(spec, x, backbone_weights, sha256)
     regions = {"dimension": spec.region_dimension} if spec.region_dimension else {}
-    x = POOLINGS[spec.pooling](name="pooling", **regions)(features)
+    x = POOLINGS[spec.pooling](name="pooling", **regions)(maps)
     x = L2Normalisation(name="l2")(x)
     if spec.dimension is not None:
         x = keras.layers.Dense(spec.dimension, name="pca", dtype="float32", kernel_initializer="identity")(x)
@@ -67,6 +55,7 @@ def build(
 
 
 def _backbone(spec: Spec, x: keras.KerasTensor, wanted: str, sha256: str | None) -> keras.KerasTensor:
+    """The activation maps of the layer that is pooled, for the preprocessed images `x`."""
     known = BACKBONES[spec.backbone]
     constructor = getattr(keras.applications, known.constructor)
     options = {"include_preprocessing": False} if spec.backbone.startswith(("efficientnet", "convnext")) else {}
@@ -74,22 +63,37 @@ def _backbone(spec: Spec, x: keras.KerasTensor, wanted: str, sha256: str | None)
     with weights.downloading(known.imagenet) if imagenet else contextlib.nullcontext():
         whole = constructor(include_top=False, weights="imagenet" if imagenet else None, input_tensor=x, **options)
     if spec.backbone.startswith("convnext"):
-        # Keras numbers this one layer by how many of its kind the process has made.
+        # Keras appends a number to this layer's name, which depends on the layers built before in this process.
         whole.layers[-1].name = "layer_normalization"
-    pooled = whole.get_layer(spec.layer).output
-    if wanted not in specs.WORDS:
-        # An .npz names its arrays, so that only those needed must be there; an .h5 has all layers in their order.
-        needed = keras.Model(x, pooled, name=spec.backbone) if wanted.endswith(".npz") else whole
+    maps = whole.get_layer(spec.layer).output
+    if wanted not in specs.NAMED_WEIGHTS:
+        # An .npz names its arrays, so it may lack those of unused layers; an .h5 must have all layers in their order.
+        needed = keras.Model(x, maps, name=spec.backbone) if wanted.endswith(".npz") else whole
         weights.load_into(needed, wanted, sha256)
-    return pooled
+    return maps
+
+
+@contextlib.contextmanager
+def _settings(precision: str) -> Iterator[None]:
+    """Sets Keras's precision, and seeds Python's random generator, from which Keras's initialisers draw their seeds."""
+    policy, state = keras.config.dtype_policy(), random.getstate()
+    keras.config.set_dtype_policy(POLICIES[precision])
+    random.seed(0)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(policy)
+        random.setstate(state)
 
 
 def load(source: Source, precision: str = "float32") -> keras.Model:
-    """The network of `source` with its weights. Raises UserError where they cannot be read, don't fit, or are no longer
-    those that the source was found with.
+    """Builds the network of `source` and loads its weights.
 
-    Where the spec differs from the one that was saved, layers that are in both keep their weights, a new PCA layer
-    starts as the identity, and a new pooling as it does off the shelf.
+    If the spec differs from the saved one, the layers common to both keep their saved weights. A new PCA layer starts
+    as the identity, and a new pooling with its default weights. `precision` is as in `build`.
+
+    Raises:
+        UserError: The weights cannot be read, do not fit, or have changed since `resolve` hashed them.
     """
     spec, saved = source.spec, source.saved
     if saved is None:
@@ -100,11 +104,11 @@ def load(source: Source, precision: str = "float32") -> keras.Model:
         return model
     trained = build(saved)
     weights.load_into(trained, source.weights, source.sha256)
-    _copy(trained, model, saved, spec)
+    _copy_weights(trained, model, saved, spec)
     return model
 
 
-def _copy(trained: keras.Model, model: keras.Model, saved: Spec, spec: Spec) -> None:
+def _copy_weights(trained: keras.Model, model: keras.Model, saved: Spec, spec: Spec) -> None:
     new = {"pca"} if saved.dimension is None else set()
     if (saved.pooling, saved.region_dimension) != (spec.pooling, spec.region_dimension):
         new.add("pooling")
@@ -124,9 +128,9 @@ def _copy(trained: keras.Model, model: keras.Model, saved: Spec, spec: Spec) -> 
 
 
 def save(model: keras.Model, spec: Spec, folder: str) -> None:
-    """Writes the model folder: `model.weights.h5`, then `model.json`, which makes it one.
+    """Writes a model folder: first `model.weights.h5`, then `model.json`.
 
-    What stood there before is no model from the start: no reader takes the new weights for the old model's.
+    An earlier `model.json` is deleted first, so no reader combines it with the new weights.
     """
     files.make_folder(folder)
     local_files.sweep(folder)

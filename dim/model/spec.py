@@ -1,6 +1,8 @@
-"""What a network is, without building it: the off-the-shelf names and `model.json`. Needs no TensorFlow.
+"""Describes a network without building it, so that a job can check its model before it starts TensorFlow.
 
-Whether a weights file can be read at all, told before a job begins. Needs no TensorFlow.
+`Spec` is the structure and the input of a network; a model folder keeps it in `model.json`. `Source` adds the weights
+to load. `resolve` turns the flags `--model` and `--weights` into a `Source`, for model folders and for off-the-shelf
+names such as `vgg16-gem@block5_conv3`.
 """
 
 import dataclasses
@@ -8,7 +10,7 @@ import re
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import dim
 from dim.app import config
@@ -20,23 +22,32 @@ from dim.model.backbones import BACKBONES
 
 FORMAT_VERSION = 1
 SPEC_FILE, WEIGHTS_FILE = "model.json", "model.weights.h5"
-_WEIGHTS_SHA256 = "weights_sha256"  # in model.json
+_WEIGHTS_SHA256 = "weights_sha256"  # the key in model.json
 SHIPPED_WEIGHTS = Path(dim.__file__).parent / "assets" / "vgg16" / "vgg16_imagenet_notop_fp16.npz"
+NAMED_WEIGHTS = ("random", "imagenet")  # accepted in place of a weights file
 
-DEEPEST = 8  # levels of what a whitening was fitted on: copying it and writing it as JSON recurse
-WORDS = ("random", "imagenet")  # in place of a weights file
-
+# The keys of `dim.model.pooling.POOLINGS` and `dim.model.layers.PREPROCESSINGS`; importing those would import Keras.
 POOLINGS = ("mac", "spoc", "spoc-prior", "gem", "crow", "rmac")
 PREPROCESSINGS = ("caffe", "unit", "symmetric", "torch")
+
+DEEPEST = 8  # nested levels of `Spec.whitening`: copying it and writing it as JSON recurse
 
 
 @dataclass(frozen=True)
 class Spec:
-    """The network's structure and input.
+    """The structure and the input of a network.
 
-    `dimension` is the PCA layer's output, None without one; `region_dimension` that of the whitening of R-MAC's
-    regions, None where they are only normalised. `whitening` and `region_whitening` say what these were fitted on
-    ({"kind": …, "power": …, "learned_on": …}).
+    Args:
+        backbone: A key of `dim.model.backbones.BACKBONES`.
+        layer: The layer of the backbone that is pooled.
+        pooling: One of `POOLINGS`.
+        preprocessing: One of `PREPROCESSINGS`.
+        image_size: Pixels; the side of the squashed photo, or the longer side if `resize` is "long-side".
+        resize: "squash" or "long-side".
+        dimension: The output of the PCA layer; None without such a layer.
+        whitening: The kind, power and training data of the PCA layer, {"kind": …, "power": …, "learned_on": …}.
+        region_dimension: The output of the whitening of R-MAC's regions; None if they are only normalised.
+        region_whitening: As `whitening`, for the regions.
     """
 
     backbone: str = "vgg16"
@@ -52,29 +63,27 @@ class Spec:
 
     @property
     def channels(self) -> int:
-        """Channels of the layer that is pooled."""
+        """The number of channels of the pooled layer."""
         return BACKBONES[self.backbone].layers[self.layer]
 
     @property
     def pooled_dimension(self) -> int:
-        """Values of the pooled vector, which the PCA layer takes."""
+        """The length of the pooled vector, which is the input of the PCA layer."""
         return self.region_dimension or self.channels
 
     def checked(self, where: str) -> "Spec":
-        """This spec, if all of it is known. Raises UserError naming `where`, the field and the nearest known value."""
-        known = {
-            "backbone": list(BACKBONES),
-            "pooling": list(POOLINGS),
-            "preprocessing": list(PREPROCESSINGS),
-            "resize": ["squash", "long-side"],
-        }
-        for name, values in known.items():
-            config.one_of(f"{name} in {where}", str(getattr(self, name)), values)
+        """Returns this spec if every field is valid. Else raises UserError with `where` and the nearest valid value."""
+        known = {"backbone": BACKBONES, "pooling": POOLINGS, "preprocessing": PREPROCESSINGS}
+        for name, values in (known | {"resize": get_args(Resize)}).items():
+            config.one_of(f"{name} in {where}", str(getattr(self, name)), list(values))
         config.one_of(f"layer in {where}", str(self.layer), list(BACKBONES[self.backbone].layers))
-        self._check_number("image_size", 65536, where)
-        for name, most in (("region_dimension", self.channels), ("dimension", self.pooled_dimension)):
-            if getattr(self, name) is not None:
-                self._check_number(name, most, where)
+        limits = {"image_size": 65536, "region_dimension": self.channels, "dimension": self.pooled_dimension}
+        for name, most in limits.items():
+            value = getattr(self, name)
+            if value is None and name != "image_size":
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+                raise UserError(f"{name} in {where} must be a whole number from 1 to {most}, not {quoted(value)}")
         if self.region_dimension is not None and self.pooling != "rmac":
             raise UserError(f"region_dimension in {where} is for pooling rmac only, not {self.pooling}")
         for name in ("whitening", "region_whitening"):
@@ -85,24 +94,23 @@ class Spec:
                 raise UserError(f"{name} in {where} is nested more than {DEEPEST} deep; make the model again")
         return self
 
-    def _check_number(self, name: str, most: int, where: str) -> None:
-        value = getattr(self, name)
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-            raise UserError(f"{name} in {where} must be a whole number from 1 to {most}, not {quoted(value)}")
-
 
 def _nested(value: Any, levels: int) -> bool:
-    """Whether `value` is nested deeper than so many levels."""
+    """Whether `value` is nested deeper than `levels`."""
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return levels < 0 or any(_nested(part, levels - 1) for part in inner)
 
 
 @dataclass(frozen=True)
 class Source:
-    """A network to load: its spec, its weights (a file, "random" or "imagenet"), and the spec that these were saved
-    with, None where they are the backbone's alone. The two specs differ where a model is changed, such as its pooling.
-    `sha256` is that of the weights file, which must still be the same when it is loaded, by whatever process; None
-    where that isn't known, or there is no file.
+    """A network to load.
+
+    Args:
+        spec: The network to build.
+        weights: A weights file, "random" or "imagenet".
+        saved: The spec that the weights were saved with, which differs from `spec` if flags change the model, such as
+            its pooling. None if the weights are those of the backbone alone.
+        sha256: The hash of the weights file, checked by each process that loads it. None if unknown or without a file.
     """
 
     spec: Spec
@@ -111,38 +119,29 @@ class Source:
     sha256: str | None = None
 
     def fingerprint(self) -> str:
-        """sha256 of the weights file; for "random" and "imagenet" the word itself."""
-        if self.weights in WORDS:
+        """The sha256 of the weights file, or "random" or "imagenet"."""
+        if self.weights in NAMED_WEIGHTS:
             return self.weights
         return self.sha256 or seal.sha256_of_file(self.weights)
 
 
 def resolve(model: str, weights: str | None = None, **changes: Any) -> Source:
-    """The network that `--model` names: a model folder, or `BACKBONE-POOLING[@LAYER]`, an off-the-shelf network.
+    """Finds the network that `--model` names and checks that its weights can be read.
 
-    `weights` replaces the weights (a .npz or .h5 file of the backbone, "imagenet", "random"); `changes` that
-    are not None replace fields of the spec. Raises UserError for an unknown name, a broken folder or a missing file.
+    Args:
+        model: A model folder, or the name of an off-the-shelf network, `BACKBONE-POOLING[@LAYER]`.
+        weights: A .npz or .h5 file of the backbone, "imagenet" or "random". For off-the-shelf networks only.
+        **changes: Fields of the spec to replace; None keeps a field.
+
+    Raises:
+        UserError: The name is unknown, the folder is broken, or the weights file is missing or unreadable.
     """
-    given = {name: value for name, value in changes.items() if value is not None}
     document = _read(model) if files.exists(files.join(model, SPEC_FILE)) else None
     saved = document and document[0]
-    if saved:
-        if weights is not None:
-            raise UserError(
-                f"--weights {weights!r} can't replace those of the model folder {model!r}; drop one of them"
-            )
-        found = files.join(model, WEIGHTS_FILE)
-    else:
-        found = weights or str(SHIPPED_WEIGHTS)
-    if found not in WORDS:
-        found = files.absolute(found)
     spec = saved or _off_the_shelf(model)
-    if found == str(SHIPPED_WEIGHTS) and spec.backbone != "vgg16":
-        raise UserError(
-            f"no weights are shipped for {spec.backbone!r}; give --weights FILE, or imagenet to download them"
-        )
+    found = _weights_of(model, spec, saved is not None, weights)
     digest = None
-    if found not in WORDS:
+    if found not in NAMED_WEIGHTS:
         require_readable(found)
         digest = seal.sha256_of_file(found)
     if document and (document[1] not in (None, digest) or document != _read(model)):
@@ -150,10 +149,24 @@ def resolve(model: str, weights: str | None = None, **changes: Any) -> Source:
             f"{SPEC_FILE} and {WEIGHTS_FILE} in {model!r} were not written together; if a job is writing them now, run "
             "the same command again later, else make the model again"
         )
-    changed = dataclasses.replace(spec, **given)
+    changed = dataclasses.replace(spec, **{name: value for name, value in changes.items() if value is not None})
     if changed.pooling != "rmac":
         changed = dataclasses.replace(changed, region_dimension=None, region_whitening=None)
     return Source(changed.checked(f"model {model!r}"), found, saved, digest)
+
+
+def _weights_of(model: str, spec: Spec, is_folder: bool, weights: str | None) -> str:
+    """The weights that `model` is loaded from: an absolute path, or one of `NAMED_WEIGHTS`."""
+    if is_folder and weights is not None:
+        raise UserError(f"--weights {weights!r} can't replace those of the model folder {model!r}; drop one of them")
+    found = files.join(model, WEIGHTS_FILE) if is_folder else weights or str(SHIPPED_WEIGHTS)
+    if found not in NAMED_WEIGHTS:
+        found = files.absolute(found)
+    if found == str(SHIPPED_WEIGHTS) and spec.backbone != "vgg16":
+        raise UserError(
+            f"no weights are shipped for {spec.backbone!r}; give --weights FILE, or imagenet to download them"
+        )
+    return found
 
 
 def _off_the_shelf(name: str) -> Spec:
@@ -169,12 +182,12 @@ def _off_the_shelf(name: str) -> Spec:
 
 
 def read(folder: str) -> Spec:
-    """The spec in `folder`/model.json. Raises UserError where it is broken or of a later format."""
+    """Reads the spec in `folder`/model.json. Raises UserError if the file is broken or has another format version."""
     return _read(folder)[0]
 
 
 def _read(folder: str) -> tuple[Spec, str | None]:
-    """The spec in `folder`/model.json, and the sha256 of the weights that it was written with, where it says so."""
+    """The spec in `folder`/model.json, and the sha256 of its weights (older versions of dim did not record one)."""
     uri = files.join(folder, SPEC_FILE)
     document = files.read_json(uri)
     if not isinstance(document, dict):
@@ -182,19 +195,20 @@ def _read(folder: str) -> tuple[Spec, str | None]:
     version = document.pop("format_version", None)
     if version != FORMAT_VERSION:
         raise UserError(
-            f"{uri!r} has format version {quoted(version)}, this dim reads {FORMAT_VERSION}; use the dim that made it"
+            f"{uri!r} has format version {quoted(version)}, this dim reads {FORMAT_VERSION}; "
+            "use the version of dim that wrote it"
         )
     digest = document.pop(_WEIGHTS_SHA256, None)
     known = {field.name: field.default for field in dataclasses.fields(Spec)}
     required = {name for name, default in known.items() if default is not None}
     for fields, what in ((document.keys() - known, "has the unknown"), (required - document.keys(), "lacks the")):
         if fields:
-            raise UserError(f"{uri!r} {what} field {quoted(min(fields))}; use the dim that made it")
+            raise UserError(f"{uri!r} {what} field {quoted(min(fields))}; use the version of dim that wrote it")
     return Spec(**document).checked(repr(uri)), digest
 
 
 def write(spec: Spec, folder: str, sha256: str | None = None) -> None:
-    """Writes `folder`/model.json, which says which weights it goes with by their `sha256`."""
+    """Writes `folder`/model.json. `sha256` is the hash of the weights that belong to it."""
     document = {"format_version": FORMAT_VERSION, **dataclasses.asdict(spec)}
     if sha256:
         document[_WEIGHTS_SHA256] = sha256
@@ -202,25 +216,18 @@ def write(spec: Spec, folder: str, sha256: str | None = None) -> None:
 
 
 def require_readable(uri: str) -> None:
-    """Raises UserError where the weights file at `uri` is missing, or no archive of arrays; for which network they are
-    is left open.
-    """
+    """Raises UserError if `uri` is not a readable .npz or .h5. Whether its arrays fit a network shows in loading."""
     if not files.exists(uri):
         raise UserError(f"no weights file {uri!r}")
     if not uri.endswith((".npz", ".h5")):
         raise UserError(f"weights {uri!r} are neither .npz nor .h5")
     try:
-        (_require_npz if uri.endswith(".npz") else _require_h5)(uri)
-    except Exception as error:  # whatever opening a stranger's file raises, the file is at fault
+        if uri.endswith(".npz"):
+            with files.opened(uri) as file, zipfile.ZipFile(file):
+                pass
+        else:
+            with local_files.path_to_read(uri) as path:
+                hdf5.require_whole(path)
+    except Exception as error:  # opening a damaged or hostile file can raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"cannot read the weights {uri!r}: {reason}; get them again") from error
-
-
-def _require_npz(uri: str) -> None:
-    with files.opened(uri) as file, zipfile.ZipFile(file):
-        pass
-
-
-def _require_h5(uri: str) -> None:
-    with local_files.path_to_read(uri) as path:
-        hdf5.require_whole(path)

@@ -1,4 +1,8 @@
-"""Weights from files and by download. Only arrays are read: no pickle, no `load_model`."""
+"""Reads, downloads and writes weights files.
+
+Weights files may come from strangers. So only arrays are read: no pickle, no `load_model`. A file whose arrays have
+other shapes than expected, or values that are not finite, is refused.
+"""
 
 import contextlib
 import io
@@ -18,16 +22,19 @@ from dim.io import files, seal
 from dim.model import hdf5
 from dim.model.backend import keras
 
-DOWNLOAD_SECONDS = 30.0  # without an answer
-NPY_HEADER_BYTES = 4096  # at most
+DOWNLOAD_SECONDS = 30.0  # timeout of a connection that sends nothing
+NPY_HEADER_BYTES = 4096  # upper bound
 
 
 def load_into(model: keras.Model, uri: str, sha256: str | None = None) -> None:
-    """Sets the weights of `model` from the file at `uri`, which must have this `sha256`, where one is known.
+    """Sets the weights of `model` from a file, which must have the hash `sha256` (None: any).
 
-    `.npz` has an array `layer/variable` for each weight, and may have more; `.weights.h5` is what Keras 3 saves, `.h5`
-    what keras.applications distributes, both of a network with the same layers in the same order. Raises UserError
-    where the file cannot be read, doesn't fit, or holds what is no finite number.
+    The file is a `.npz` with an array `layer/variable` for each weight (further arrays are ignored), a `.weights.h5` of
+    Keras 3, or an `.h5` as keras.applications distributes it. An HDF5 file must be of a network with the same layers in
+    the same order.
+
+    Raises:
+        UserError: The file cannot be read, does not fit, has another hash, or holds NaN or infinity.
     """
     if not uri.endswith((".npz", ".h5")):
         raise UserError(f"weights {uri!r} are neither .npz nor .h5")
@@ -36,14 +43,14 @@ def load_into(model: keras.Model, uri: str, sha256: str | None = None) -> None:
         changed = sha256 not in (None, seal.sha256(content))
         if not changed:
             (_load_npz if uri.endswith(".npz") else _load_h5)(model, uri, content)
-    except Exception as error:  # whatever reading a stranger's file raises, the file is at fault
+    except Exception as error:  # reading a damaged or hostile file can raise anything
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"cannot load the weights {uri!r} into {model.name!r}: {reason}") from error
     if changed:
         raise seal.changed(uri)
     for variable in model.weights:
         if not np.isfinite(variable.numpy()).all():
-            raise UserError(f"weights {uri!r}: {variable.path} is not finite throughout")
+            raise UserError(f"weights {uri!r}: {variable.path} is not finite everywhere")
 
 
 def _load_npz(model: keras.Model, _: str, content: bytes) -> None:
@@ -57,7 +64,7 @@ def _array(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...]) -> np.nd
     member = f"{name}.npy"
     if member not in archive.namelist():
         raise ValueError(f"it lacks the array {name!r}")
-    # What is larger than any array of this shape is not unpacked to find out.
+    # A larger entry cannot be an array of this shape; unpacking it could fill the memory.
     if archive.getinfo(member).file_size > 8 * math.prod(shape) + NPY_HEADER_BYTES:
         raise ValueError(f"{name!r} is larger than an array of shape {shape}")
     with archive.open(member) as file:
@@ -68,18 +75,20 @@ def _array(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...]) -> np.nd
 
 
 def _load_h5(model: keras.Model, uri: str, content: bytes) -> None:
-    # Keras reads paths only, and tells its formats apart by their endings.
-    with _local_file(".weights.h5" if uri.endswith(".weights.h5") else ".h5") as local:
+    # Keras reads only local files, and recognises the format by the ending.
+    with tempfile.TemporaryDirectory() as folder:
+        local = Path(folder, "w.weights.h5" if uri.endswith(".weights.h5") else "w.h5")
         local.write_bytes(content)
         hdf5.require_whole(str(local))
         with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)  # that some layers keep what they had
+            warnings.simplefilter("error", UserWarning)  # Keras only warns if some layers get no weights
             model.load_weights(str(local))
 
 
 def save(model: keras.Model, uri: str) -> str:
-    """Writes the weights of `model` to `uri`, a `.weights.h5`, and returns the file's sha256."""
-    with _local_file(".weights.h5") as local:
+    """Writes the weights of `model` to `uri`, a `.weights.h5`. Returns the sha256 of the file."""
+    with tempfile.TemporaryDirectory() as folder:
+        local = Path(folder, "w.weights.h5")
         model.save_weights(str(local))
         content = local.read_bytes()
     files.write_bytes(uri, content)
@@ -87,16 +96,8 @@ def save(model: keras.Model, uri: str) -> str:
 
 
 @contextlib.contextmanager
-def _local_file(ending: str) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory() as folder:
-        yield Path(folder) / f"w{ending}"
-
-
-@contextlib.contextmanager
 def downloading(file: str) -> Iterator[None]:
-    """While keras.applications downloads `file`: doesn't wait for ever, and turns what goes wrong into a UserError that
-    says where to put it.
-    """
+    """Gives a download of `file` by keras.applications a timeout, and turns a failure into a UserError with advice."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_SECONDS)
     try:

@@ -1,7 +1,7 @@
-"""Whitening: x ← L2(P(x − m)), fitted on descriptors by PCA or learned from images that match.
+"""A fitted whitening, x ← L2(P(x − m)), and its .npz file.
 
-Both are fitted from sums over the rows (`moments`, `sums`), so that the rows never have to be in one place. A fitted
-whitening is a Dense layer (`Whitening.as_dense`): it is applied to descriptors or starts the network's PCA layer.
+`dim.whiten.fit` fits whitenings. `Whitening.apply` whitens stored descriptors. `Whitening.as_dense` gives the initial
+weights of a network's PCA layer.
 """
 
 import io
@@ -22,10 +22,16 @@ Kind = Literal["pca", "learned"]
 class Whitening:
     """A fitted whitening of K-dimensional descriptors to D ≤ K dimensions.
 
-    `mean` (K,); `projection` (D, K), the P above; `eigenvalues` (K,) of the covariance that was decomposed, largest
-    first and not clipped; `power`, by which they divide ("learned" whitens the differences of pairs fully: 0.5).
-    `learned_on` says which and how many rows, `embedding` which descriptors, as `Embedding.as_json` does. `uri` and
-    `sha256` are those of the file that it was loaded from.
+    Args:
+        mean: m, float64 (K,).
+        projection: P, float64 (D, K).
+        eigenvalues: float64 (K,), of the covariance that was decomposed, largest first and not clipped.
+        power: PCA divides each direction by its eigenvalue to this power; 0 only rotates, 0.5 whitens fully. A learned
+            whitening has 0.5, because it whitens the differences of matching pairs fully.
+        kind: "pca" or "learned".
+        learned_on: The training data: the manifest, the split and the number of rows.
+        embedding: The descriptors that it is for, in the form of `Embedding.as_json`.
+        uri: The file that it was loaded from; `sha256` is the file's hash.
     """
 
     mean: np.ndarray
@@ -40,15 +46,15 @@ class Whitening:
 
     @property
     def explained_variance(self) -> float:
-        """The share of the variance that lies in the dimensions that are kept."""
+        """The share of the variance in the D dimensions that are kept, from 0 to 1."""
         return float(self.eigenvalues[: len(self.projection)].sum() / self.eigenvalues.sum())
 
     def as_dense(self) -> tuple[np.ndarray, np.ndarray]:
-        """The same map as a Dense layer's weights: kernel Pᵀ (K, D) and bias −Pm (D,), float32."""
+        """The weights of an equal Dense layer: kernel Pᵀ (K, D) and bias −Pm (D,), float32."""
         return self.projection.T.astype(np.float32), (-self.projection @ self.mean).astype(np.float32)
 
     def apply(self, x: np.ndarray) -> np.ndarray:
-        """Descriptors (n, K) → whitened ones (n, D), float32, L2-normalised. Raises UserError for another K."""
+        """Whitens descriptors (n, K) → (n, D), float32, L2-normalised. Raises UserError if K is not that of `mean`."""
         kernel, bias = self.as_dense()
         if x.shape[1] != len(kernel):
             raise UserError(
@@ -59,23 +65,17 @@ class Whitening:
         return projected
 
     def save(self, uri: str) -> None:
-        """Writes the whitening to `uri` as .npz, without pickle; equal whitenings give equal bytes."""
+        """Writes the whitening to `uri`, an .npz without pickle. Equal whitenings give equal bytes."""
+        names = ("mean", "projection", "eigenvalues", "power", "kind")
+        arrays: dict[str, Any] = {name: getattr(self, name) for name in names}
+        arrays |= {name: json.dumps(getattr(self, name)) for name in ("learned_on", "embedding")}
         stream = io.BytesIO()
-        np.savez(
-            stream,
-            mean=self.mean,
-            projection=self.projection,
-            eigenvalues=self.eigenvalues,
-            power=self.power,
-            kind=self.kind,
-            learned_on=json.dumps(self.learned_on),
-            embedding=json.dumps(self.embedding),
-        )
+        np.savez(stream, **arrays)
         files.write_bytes(uri, stream.getvalue())
 
 
 def load(uri: str) -> Whitening:
-    """The whitening that `save` wrote to `uri`. Raises UserError where it is missing, broken or something else."""
+    """Reads a file that `Whitening.save` wrote. Raises UserError if it is missing, broken or of another kind."""
     try:
         content = files.read_bytes(uri)
     except FileNotFoundError as error:
@@ -84,25 +84,19 @@ def load(uri: str) -> Whitening:
         raise UserError(f"cannot read the whitening {uri!r}: {files.reason(error)}") from error
     try:
         return replace(_parse(content), uri=uri, sha256=seal.sha256(content))
-    except Exception as error:  # whatever reading a stranger's file raises, the file is at fault
+    except Exception as error:  # reading a damaged or hostile file can raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"{uri!r} is no whitening file ({reason}); make it with whiten.py") from error
+        raise UserError(f"{uri!r} is not a whitening file ({reason}); make it with whiten.py") from error
 
 
 def _parse(content: bytes) -> Whitening:
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-            raise ValueError("it is compressed")  # so that a small file can't unfold to a large one
+            raise ValueError("it is compressed")  # a small compressed file could expand to fill the memory
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-        found = Whitening(
-            mean=arrays["mean"],
-            projection=arrays["projection"],
-            eigenvalues=arrays["eigenvalues"],
-            power=float(arrays["power"]),
-            kind=str(arrays["kind"]),  # type: ignore[arg-type]
-            learned_on=strict_json.loads(str(arrays["learned_on"])),
-            embedding=strict_json.loads(str(arrays["embedding"])),
-        )
+        values: dict[str, Any] = {name: arrays[name] for name in ("mean", "projection", "eigenvalues")}
+        values |= {name: strict_json.loads(str(arrays[name])) for name in ("learned_on", "embedding")}
+        found = Whitening(power=float(arrays["power"]), kind=str(arrays["kind"]), **values)  # type: ignore[arg-type]
     dimension, size = found.projection.shape
     if not (1 <= dimension <= size and found.mean.shape == found.eigenvalues.shape == (size,)):
         raise ValueError("its arrays don't fit each other")

@@ -40,7 +40,7 @@ def keep(folder: str, made: ExtractConfig, embedding: Embedding) -> None:
         return
     known = {name: getattr(made, name) for name in _SETTINGS} | {"precision": embedding.precision}
     known |= {"model": made.model, "whitening": made.whitening}
-    if made.weights and made.weights not in spec.WORDS:
+    if made.weights and made.weights not in spec.NAMED_WEIGHTS:
         known["weights"] = files.absolute(made.weights)
     if files.exists(files.join(made.model, spec.SPEC_FILE)):
         known["model"] = None

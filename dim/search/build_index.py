@@ -71,7 +71,7 @@ def _train(made: Any, rows: DescriptorFolder, config: IndexConfig) -> int:
         return 0
     count = min(len(rows), config.train_rows or index.training_rows(made))
     log.info("training on %d of %d rows, drawn by seed %d", count, len(rows), config.seed)
-    place = exact.places(rows.ids)
+    place = exact.tie_order_of(rows.ids)
     drawn = np.sort(np.random.default_rng(config.seed).choice(len(rows), count, replace=False))
     sample = Exact(rows.parts, place).take(np.argsort(place)[drawn])
     with index.refusals(f"--factory {config.factory!r} can't be trained on {count} rows"):

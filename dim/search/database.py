@@ -53,7 +53,7 @@ class Exact:
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """The rows part by part; some of the next are loaded while one is used."""
-        return ahead(self.parts)
+        return prefetched(self.parts)
 
     def nearest(self, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         """See `Database`."""
@@ -77,15 +77,15 @@ class Exact:
 
     def held(self) -> "Exact":
         """See `Database`. Parts are copied to a file that is gone when it is no longer used."""
-        return self if self.vectors is not None else of_array(scratch(self, len(self.place)), self.place)
+        return self if self.vectors is not None else from_array(temporary_file_of(self, len(self.place)), self.place)
 
 
-def of_array(vectors: np.ndarray, place: np.ndarray) -> Exact:
+def from_array(vectors: np.ndarray, place: np.ndarray) -> Exact:
     """The database of the rows of `vectors` (N, D), float32 or float16, in memory or mapped from a file."""
-    return Exact(slices(vectors), place, vectors)
+    return Exact(parts_of(vectors), place, vectors)
 
 
-def slices(vectors: np.ndarray) -> list[Part]:
+def parts_of(vectors: np.ndarray) -> list[Part]:
     """The rows of `vectors` in parts."""
     starts = range(0, len(vectors), PART_ROWS)
     return [Part(start, min(PART_ROWS, len(vectors) - start), partial(_slice, vectors, start)) for start in starts]
@@ -101,7 +101,7 @@ def _slice(vectors: np.ndarray, start: int) -> np.ndarray:
     return loaded
 
 
-def scratch(blocks: Iterable[np.ndarray], size: int) -> np.ndarray:
+def temporary_file_of(blocks: Iterable[np.ndarray], size: int) -> np.ndarray:
     """The rows of `blocks`, `size` in all, in a file of their own that is mapped to memory: float32 (size, D)."""
     with tempfile.TemporaryFile() as file:
         dimension = 0
@@ -112,12 +112,12 @@ def scratch(blocks: Iterable[np.ndarray], size: int) -> np.ndarray:
         return np.memmap(file, np.float32, "r", shape=(size, dimension))
 
 
-def ahead(parts: Iterable[Part]) -> Iterator[np.ndarray]:
+def prefetched(parts: Iterable[Part]) -> Iterator[np.ndarray]:
     """What is in `parts`, some loaded by threads while one is used."""
     return parallel_map(lambda part: part.load(), parts, _LOADED)
 
 
-def blocks_of_others(database: Database, k: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def neighbour_blocks(database: Database, k: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Block by block, the vectors (n, D) of all rows, the k other rows nearest to each, (n, k), and their scores.
 
     Where the database has fewer others, or its index finds fewer, a row is −1 and its score −inf.
@@ -138,9 +138,9 @@ def without(own: np.ndarray, rows: np.ndarray, scores: np.ndarray) -> tuple[np.n
     return rows[other].reshape(kept), scores[other].reshape(kept)
 
 
-def others(database: Database, k: int) -> tuple[np.ndarray, np.ndarray]:
+def neighbours(database: Database, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The k other rows nearest to each row, int64 (N, k), and their scores, (N, k), of `blocks_of_others`."""
-    _, rows, scores = zip(*blocks_of_others(database, k), strict=True)
+    _, rows, scores = zip(*neighbour_blocks(database, k), strict=True)
     return np.concatenate(rows), np.concatenate(scores)
 
 

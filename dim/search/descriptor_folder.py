@@ -14,7 +14,7 @@ from dim.extract.identity import Embedding
 from dim.extract.shards import Shard
 from dim.model import whitening
 from dim.model.whitening import Whitening
-from dim.search.database import ahead
+from dim.search.database import prefetched
 from dim.search.exact import Part
 
 LONGEST = 1.01  # of a descriptor; float16 and bfloat16 round
@@ -37,7 +37,7 @@ class DescriptorFolder:
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """Blocks of descriptors (n, D), float32; some of the next are read while one is used."""
-        return ahead(self.parts)
+        return prefetched(self.parts)
 
 
 def read(
@@ -53,7 +53,7 @@ def read(
     embedding = identity.of_folder(folder)
     whitening = None
     if file and not embedding.whitening:
-        embedding, whitening = whitened(file, embedding, folder)
+        embedding, whitening = load_whitening(file, embedding, folder)
     ids: list[pa.ChunkedArray] = []
     errors: dict[str, str] = {}
     parts: list[Part] = []
@@ -92,10 +92,10 @@ def _load(
     table = store.read_shard(shard.folder, shard.name, ["descriptor"], None, dimension, content=content)
     shard.require(table.num_rows, content)
     column = table["descriptor"]
-    return prepared(store.vectors(column.filter(kept) if kept else column), whitening, shard.folder)
+    return checked_and_whitened(store.vectors(column.filter(kept) if kept else column), whitening, shard.folder)
 
 
-def whitened(file: str, embedding: Embedding, folder: str) -> tuple[Embedding, Whitening]:
+def load_whitening(file: str, embedding: Embedding, folder: str) -> tuple[Embedding, Whitening]:
     """What `embedding`, that of `folder`, becomes by the whitening in `file`, and this.
 
     Raises UserError where the whitening was fitted on another embedding.
@@ -106,7 +106,7 @@ def whitened(file: str, embedding: Embedding, folder: str) -> tuple[Embedding, W
     return replace(embedding, whitening=found.sha256), found
 
 
-def prepared(vectors: np.ndarray, whitening: Whitening | None, folder: str) -> np.ndarray:
+def checked_and_whitened(vectors: np.ndarray, whitening: Whitening | None, folder: str) -> np.ndarray:
     """The descriptors `vectors` (n, D) of `folder`, whitened where asked.
 
     Raises UserError unless they are unit vectors, which exact search relies on.

@@ -42,7 +42,7 @@ def scores(queries: np.ndarray, database: Iterable[np.ndarray], size: int, cells
         yield from matrix
 
 
-def places(ids: np.ndarray | pa.Array) -> np.ndarray:
+def tie_order_of(ids: np.ndarray | pa.Array) -> np.ndarray:
     """The place of each id when all are sorted, int64 (N,): what breaks ties."""
     order = pc.array_sort_indices(pa.array(ids, pa.string())).to_numpy()
     found = np.empty(len(ids), np.int64)

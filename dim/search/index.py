@@ -20,7 +20,7 @@ from dim.errors import UserError
 from dim.io import seal
 from dim.io.seal import Facts
 from dim.search import faiss_transforms
-from dim.search.database import Database, of_array
+from dim.search.database import Database, from_array
 from dim.search.exact import QUERIES
 
 FILE, IDS_FILE, SEAL_FILE = "knn.index", "ids.parquet", "index.json"
@@ -180,7 +180,7 @@ def read(path: str, place: np.ndarray, parameters: str | None, record: Facts) ->
     now = Path(path).stat()
     if (before.st_ino, before.st_mtime_ns) != (now.st_ino, now.st_mtime_ns):
         raise UserError(f"{path!r} changed while this job read it; run the same command again")
-    return of_array(vectors, place) if isinstance(index, faiss.IndexFlatIP) else Approximate(index, place)
+    return from_array(vectors, place) if isinstance(index, faiss.IndexFlatIP) else Approximate(index, place)
 
 
 LISTED = 1000  # rows of a list that can be re-ranked

@@ -34,22 +34,22 @@ def search(config: SearchConfig) -> dict[str, Any]:
     methods.check(config.expansion, config.neighbours)
     found = queries.read_target(config.index, config.whitening, config.parameters)
     if queries.are_descriptors(config.queries):
-        asked = queries.described(config.queries, config.whitening, found.embedding, config.index)
+        asked = queries.read_descriptors(config.queries, config.whitening, found.embedding, config.index)
         with _opened(config, found) as out:
             files.delete(out.path(queries.QUERIES_FILE))  # of an earlier search for photos
             return _answer(config, asked, found, out)
-    photos = queries.listed(config.queries)
+    photos = queries.list_photos(config.queries)
     asked_for = manifest.checked(config.queries, photos)
     if config.root:
         identity.require_under(config.root, asked_for)
     identity.fingerprint_photos(asked_for)  # refuses photos none of which exists
-    extraction = queries.extraction(config, found.embedding)
+    extraction = queries.extract_config(config, found.embedding)
     with _opened(config, found) as out:
         from dim.extract.job import extract  # noqa: PLC0415  (descriptors at hand need no Ray)
 
         tables.write(out.path(queries.QUERIES_FILE), photos)
         extract(extraction)
-        asked = queries.described(extraction.out, None, found.embedding, config.index)
+        asked = queries.read_descriptors(extraction.out, None, found.embedding, config.index)
         require_each_once(photos["image_id"].to_pylist(), [*asked.ids.to_pylist(), *asked.errors], repr(config.queries))
         return _answer(config, asked, found, out)
 
@@ -65,7 +65,7 @@ def _answer(config: SearchConfig, asked: Queries, found: SearchTarget, out: outp
         log.warning("--top %d is more than the database has; the lists have all %d photos", config.top, top)
     log.info("searching %d photos for %d queries", len(found.ids), len(asked.ids))
     retrieval = Retrieval(asked.vectors, found.database)
-    retrieval, steps = methods.applied(retrieval, config.expansion, config.neighbours)
+    retrieval, steps = methods.apply(retrieval, config.expansion, config.neighbours)
     rows, scores = zip(*retrieval.best(top), strict=True)
     ranked = _table(asked.ids, found.ids, list(rows), list(scores))
     tables.write(out.path("ranked.parquet"), ranked)

@@ -71,7 +71,7 @@ class AppliedMethod:
         return measured
 
 
-def applied(
+def apply(
     search: Retrieval, names: Sequence[Expansion], neighbours: int | None
 ) -> tuple[Retrieval, list[AppliedMethod]]:
     """`search` after the methods `names`, one on the other, and these."""

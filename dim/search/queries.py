@@ -44,7 +44,7 @@ def are_descriptors(path: str) -> bool:
     return record is not None and record["job"] == "extract"
 
 
-def listed(path: str) -> pa.Table:
+def list_photos(path: str) -> pa.Table:
     """The photos that `path` names, as a manifest: image_id, path, and boxes where it is a manifest that has them.
 
     A photo's id is its name, or its path within the folder. Raises UserError where the folder is empty, or the manifest
@@ -62,18 +62,18 @@ def listed(path: str) -> pa.Table:
     return pa.table({"image_id": [files.name(path)], "path": [files.absolute(path)]})
 
 
-def described(folder: str, file: str | None, embedding: Embedding, target: str) -> Queries:
+def read_descriptors(folder: str, file: str | None, embedding: Embedding, target: str) -> Queries:
     """The queries whose descriptors are in `folder`, whitened by `file` unless they are already.
 
     Raises UserError where they can't be compared with those of `target`, made by `embedding`, or none could be decoded.
     """
     rows = descriptor_folder.read(folder, file)
     identity.require_equal(embedding, target, rows.embedding, folder)
-    order = np.argsort(exact.places(rows.ids))
+    order = np.argsort(exact.tie_order_of(rows.ids))
     return Queries(rows.ids.take(order), np.concatenate(list(rows))[order], rows.errors)
 
 
-def extraction(config: SearchConfig, embedding: Embedding) -> ExtractConfig:
+def extract_config(config: SearchConfig, embedding: Embedding) -> ExtractConfig:
     """How the photos that are queries are extracted; what is not given follows the `embedding` of the index.
 
     Raises UserError where the model or a flag makes another embedding.
@@ -116,7 +116,7 @@ def read_target(folder: str, whitening: str | None, parameters: str | None) -> S
         if parameters:
             raise UserError(f"--parameters {parameters!r} are for an index; {folder!r} is a folder of descriptors")
         rows = descriptor_folder.read(folder, whitening)
-        return SearchTarget(Exact(rows.parts, exact.places(rows.ids)), rows.ids, rows.embedding)
+        return SearchTarget(Exact(rows.parts, exact.tie_order_of(rows.ids)), rows.ids, rows.embedding)
     embedding = identity.of_folder(folder)
     counts = record.get("counts")
     known = counts if isinstance(counts, dict) else {}
@@ -127,7 +127,7 @@ def read_target(folder: str, whitening: str | None, parameters: str | None) -> S
     if index.SEAL_FILE in facts:
         seal.require_content(files.join(folder, index.SEAL_FILE), facts[index.SEAL_FILE], "index")
     with local_files.path_to_read(files.join(folder, index.FILE)) as path:
-        return SearchTarget(index.read(path, exact.places(ids), parameters, known), ids, embedding)
+        return SearchTarget(index.read(path, exact.tie_order_of(ids), parameters, known), ids, embedding)
 
 
 def _ids(uri: str, facts: Facts) -> pa.Array:

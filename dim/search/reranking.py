@@ -12,7 +12,7 @@ from scipy import sparse
 from scipy.sparse.linalg import cg
 
 from dim.search import exact
-from dim.search.database import Database, Retrieval, blocks_of_others, of_array, others, scratch
+from dim.search.database import Database, Retrieval, from_array, neighbour_blocks, neighbours, temporary_file_of
 
 DIFFUSION_ALPHA = 0.99
 GAMMA = 3.0  # the power of similarities
@@ -29,7 +29,7 @@ def diffusion(search: Retrieval, k: int) -> Retrieval:
     the residual is 1e-6 of y. Rows that the diffusion doesn't reach follow by their similarity, less 2.
     """
     database = search.database.held()
-    system = laplacian(*others(database, k))
+    system = laplacian(*neighbours(database, k))
 
     def rescore(row: np.ndarray) -> np.ndarray:
         source = np.zeros(len(row))
@@ -68,7 +68,7 @@ def k_reciprocal(search: Retrieval, k: int) -> Retrieval:
     query that is a row of the database finds itself there.
     """
     database = search.database.held()
-    rows, scores = others(database, k)
+    rows, scores = neighbours(database, k)
     half = _mutual(rows[:, : round(k / 2)])
     encoded = _encoded(_expanded(_mutual(rows), half), database)
     averages = _with_own(rows[:, : AVERAGED - 1])
@@ -159,9 +159,9 @@ def dba(search: Retrieval, k: int) -> Retrieval:
     database = search.database.held()
     augmented = (
         _moved(vectors, rows, np.maximum(scores, 0) ** EXPANSION_ALPHA, database)
-        for vectors, rows, scores in blocks_of_others(database, k)
+        for vectors, rows, scores in neighbour_blocks(database, k)
     )
-    return replace(search, database=of_array(scratch(augmented, len(database.place)), database.place))
+    return replace(search, database=from_array(temporary_file_of(augmented, len(database.place)), database.place))
 
 
 def _moved(vectors: np.ndarray, rows: np.ndarray, weights: np.ndarray, database: Database) -> np.ndarray:

@@ -1,1 +1,1 @@
-"""Fitting a whitening to descriptors, or to regions of photos."""
+"""Fits a whitening to descriptors, or to R-MAC's regions of photos."""

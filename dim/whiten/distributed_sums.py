@@ -1,17 +1,17 @@
-"""The sums that a whitening is fitted from, over a folder of descriptors of any size: Ray tasks over its shards.
+"""Computes, in Ray tasks, the sums from which a whitening is fitted.
 
-For learned whitening each image that shares its label is a query once, and the other images of its label are its
-matches with equal weight: the mean over what cirtorch draws, one match for each query. So no pair has to be formed.
-With n queries, n_l of them with label l, and s_l the sum of these, the covariance of the differences is
+`sum_moments` and `sum_pairs` read the shards of a folder of descriptors, in tasks that each return a few matrices.
+`sum_regions` sends the photos of a manifest through the network, as an extraction does. It sums the regions of R-MAC in
+blocks where they are made, so that only the sums come back.
+
+For learned whitening, each image that shares its label with others is a query once, and the others are its matches with
+equal weight. This is the mean over what cirtorch draws, one match for each query. No pair has to be formed: with n
+queries, n_l of them with label l, and s_l the sum of these, the covariance of the differences is
 
     S = 1/n Σ_l 1/(n_l − 1) Σ_{i≠j in l} (x_i − x_j)(x_i − x_j)ᵀ = 1/n Σ_l 2/(n_l − 1) (n_l Σ_i x_i x_iᵀ − s_l s_lᵀ).
 
-The sums s_l together are as large as the rows where labels are small. They are added up in parts, a task for each.
-
-The moments of R-MAC's regions over the photos of a manifest, from which their whitening is fitted.
-
-The photos go through the network as in an extraction. Regions are summed where they are made, block by block; only the
-sums come back.
+If each label has few images, the sums s_l together are as large as the descriptors. So they are added up in parts of
+the labels, one task for each part.
 """
 
 import functools
@@ -36,16 +36,20 @@ from dim.extract.shards import Shard, belonging
 from dim.whiten import fit
 from dim.whiten.fit import Moments
 
-TASKS = 64  # at most; each returns one or two K × K matrices
-SHARDS_WORTH = 16  # a further CPU, that isn't there yet: of 1,024 rows each, they take some seconds
+TASKS = 64  # at most; each task returns one or two K × K matrices
+SHARDS_PER_NEW_CPU = 16  # fewer are not worth starting a CPU for: 16 shards of 1,024 rows take some seconds
 LABELS_IN_A_PART = 16384
-UNUSED = -1
+REGIONS_IN_A_BLOCK = 8192
+UNUSED = -1  # in place of a row's label or position
 
 log = logging.getLogger(__name__)
 
 
 def sum_moments(folder: str, manifest: Manifest) -> Moments:
-    """The moments of the descriptors of the manifest's rows. Raises UserError where `folder` lacks a row."""
+    """The moments of the descriptors of the manifest's rows, except those whose photo could not be decoded.
+
+    Raises UserError if `folder`, an absolute path, lacks a row.
+    """
     decoded = _decoded(folder, manifest)
     tasks = _by_shards(_moments, folder, manifest, np.where(decoded, 0, UNUSED))
     parts = with_progress(tasks, lambda _: 1, "summing", len(tasks), "parts")
@@ -54,16 +58,12 @@ def sum_moments(folder: str, manifest: Manifest) -> Moments:
     return total
 
 
-def _require_all(total: Moments, used: np.ndarray, folder: str) -> None:
-    if total.count != used.sum():
-        raise RuntimeError(f"{folder!r}: {total.count} descriptors were summed, not {used.sum()}")
-
-
 def sum_pairs(folder: str, manifest: Manifest) -> tuple[Moments, Moments]:
-    """The moments of the queries, and those of the differences of matching pairs: the covariance S as above, about a
-    mean of zero, and as count the differences that don't follow from others, n less the number of labels.
+    """The moments of the queries, and the moments of the differences of matching pairs.
 
-    Raises UserError where `folder` lacks a row of the manifest, or no label has two descriptors.
+    The differences have the covariance S (see the module) and a mean of zero. Their count is that of the linearly
+    independent ones: the number of queries less the number of labels. Raises UserError if `folder` lacks a row of the
+    manifest, or if no label has two descriptors.
     """
     labelled = _decoded(folder, manifest) & manifest.table["label"].is_valid().to_numpy()
     _, codes, counts = np.unique(manifest.labels[labelled].astype(str), return_inverse=True, return_counts=True)
@@ -75,7 +75,7 @@ def sum_pairs(folder: str, manifest: Manifest) -> tuple[Moments, Moments]:
     label_of = np.full(len(manifest), UNUSED)
     label_of[labelled] = np.where(counts[codes] > 1, codes, UNUSED)
 
-    tasks = _by_shards(_pair_sums, folder, manifest, label_of, counts, returns=2 + _parts(counts))
+    tasks = _by_shards(_pair_sums, folder, manifest, label_of, counts, returns=2 + _part_count(counts))
     totals, squares, *parts = zip(*tasks, strict=True)
     label_squares = [ray.remote(_label_squares).remote(counts, *pieces) for pieces in parts]
     total = functools.reduce(Moments.merge, map(ray.get, totals))
@@ -88,18 +88,18 @@ def sum_pairs(folder: str, manifest: Manifest) -> tuple[Moments, Moments]:
 def _by_shards(
     task: Callable[..., Any], folder: str, manifest: Manifest, *arguments: np.ndarray, returns: int = 1
 ) -> list[Any]:
-    """Starts `task` on groups of the folder's shards, with the manifest's ids and its further `arguments`."""
+    """Starts `task` for groups of the folder's shards. Each call gets the manifest's ids, then `arguments`."""
     shards = belonging(folder)
     remote = ray.remote(task).options(num_returns=returns)
     shared = [ray.put(value) for value in (manifest.table["image_id"].combine_chunks(), *arguments)]
-    tasks = min(TASKS, placement.task_count(len(shards), SHARDS_WORTH))
+    tasks = min(TASKS, placement.task_count(len(shards), SHARDS_PER_NEW_CPU))
     return [remote.remote(folder, shards[start::tasks], *shared) for start in range(tasks)]
 
 
 def _decoded(folder: str, manifest: Manifest) -> np.ndarray:
-    """Which of the manifest's rows have a descriptor, bool (N,). Raises UserError where `folder` lacks a row."""
+    """Which of the manifest's rows have a descriptor, bool (N,). Raises UserError if `folder` lacks a row."""
     present, decoded = np.zeros((2, len(manifest)), dtype=bool)
-    for rows, ok in map(ray.get, _by_shards(_states, folder, manifest)):
+    for rows, ok in map(ray.get, _by_shards(_found_rows, folder, manifest)):
         present[rows] = True
         decoded[rows] = ok
     descriptors.require_present(present, folder, manifest)
@@ -108,13 +108,13 @@ def _decoded(folder: str, manifest: Manifest) -> np.ndarray:
 
 
 def _positions(table: pa.Table, ids: pa.Array) -> np.ndarray:
-    """Where in `ids` the table's rows stand, UNUSED where they don't."""
+    """The position in `ids` of each row of the table; UNUSED if it is not there."""
     positions: np.ndarray = pc.index_in(table["image_id"], value_set=ids).fill_null(UNUSED).to_numpy()
     return positions
 
 
-def _states(folder: str, shards: list[Shard], ids: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of these shards that stand in `ids`, as positions there, and whether each has a descriptor."""
+def _found_rows(folder: str, shards: list[Shard], ids: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """The positions in `ids` of the shards' rows, and whether each of these rows has a descriptor."""
     parts = store.read_shards(folder, ["image_id", "status"], shards)
     table = pa.concat_tables(part for _, part in parts)
     rows = _positions(table, ids)
@@ -125,7 +125,7 @@ def _states(folder: str, shards: list[Shard], ids: pa.Array) -> tuple[np.ndarray
 def _blocks(
     folder: str, shards: list[Shard], ids: pa.Array, label_of: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Shard by shard, the labels (n,) and descriptors (n, K), float64, of the rows whose label is not UNUSED."""
+    """Yields for each shard the labels (n,) and descriptors (n, K), float64, of the rows whose label is not UNUSED."""
     for _, table in store.read_shards(folder, ["image_id", "descriptor"], shards, hashed=True):
         rows = _positions(table, ids)
         labels = np.where(rows == UNUSED, UNUSED, label_of[rows])
@@ -139,55 +139,57 @@ def _moments(folder: str, shards: list[Shard], ids: pa.Array, label_of: np.ndarr
 
 
 def _pair_sums(folder: str, shards: list[Shard], ids: pa.Array, label_of: np.ndarray, counts: np.ndarray) -> list[Any]:
-    """Of these shards: the moments, Σ 2 n_l/(n_l − 1) x xᵀ, and, part by part, labels and the sums of their rows."""
+    """Of these shards: the moments, Σ 2 n_l/(n_l − 1) x xᵀ, and for each part its labels and the sum of each label."""
     totals, squares, found = [], [], []
     for labels, vectors in _blocks(folder, shards, ids, label_of):
         totals.append(fit.moments_of(vectors))
-        squares.append(_squares(vectors, 2 * counts[labels] / (counts[labels] - 1)))
-        found.append(_sums(labels, vectors))
+        squares.append(_weighted_squares(vectors, 2 * counts[labels] / (counts[labels] - 1)))
+        found.append(_sums_by_label(labels, vectors))
     labels, sums = map(np.concatenate, zip(*found, strict=True))
     part_of = labels // LABELS_IN_A_PART
-    parts = [(labels[part_of == part], sums[part_of == part]) for part in range(_parts(counts))]
+    parts = [(labels[part_of == part], sums[part_of == part]) for part in range(_part_count(counts))]
     return [functools.reduce(Moments.merge, totals), sum(squares), *parts]
 
 
-def _parts(counts: np.ndarray) -> int:
+def _part_count(counts: np.ndarray) -> int:
     return -(-len(counts) // LABELS_IN_A_PART)
 
 
 def _label_squares(counts: np.ndarray, *pieces: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """Σ 2/(n_l − 1) s_l s_lᵀ over the labels of one part, from what each group of shards knows of them."""
-    labels, sums = _sums(*map(np.concatenate, zip(*pieces, strict=True)))
-    return _squares(sums, 2 / (counts[labels] - 1))
+    """Σ 2/(n_l − 1) s_l s_lᵀ over the labels of one part; `pieces` are its labels and sums in each group of shards."""
+    labels, sums = _sums_by_label(*map(np.concatenate, zip(*pieces, strict=True)))
+    return _weighted_squares(sums, 2 / (counts[labels] - 1))
 
 
-def _sums(labels: np.ndarray, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The labels that occur, (m,), and the sum of the vectors (n, K) of each, (m, K)."""
+def _sums_by_label(labels: np.ndarray, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct labels (m,), and the sum of the vectors (n, K) of each label, (m, K)."""
     order = np.argsort(labels, kind="stable")
     present, starts = np.unique(labels[order], return_index=True)
     return present, np.add.reduceat(vectors[order], starts, axis=0)
 
 
-def _squares(vectors: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def _weighted_squares(vectors: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Σ weight · x xᵀ over the vectors (n, K): (K, K)."""
     total: np.ndarray = (vectors * weights[:, None]).T @ vectors
     return total
 
 
-REGIONS_IN_A_BLOCK = 8192
+def _require_all(total: Moments, used: np.ndarray, folder: str) -> None:
+    if total.count != used.sum():
+        raise RuntimeError(f"{folder!r}: {total.count} descriptors were summed, not {used.sum()}")
 
 
 def sum_regions(manifest: Manifest, recipe: Recipe, machine: Resources) -> Moments:
-    """The moments of the L2-normalised maxima of all regions of the manifest's photos; unreadable photos have none."""
+    """The moments of the L2-normalised maxima of all regions of the manifest's photos, except unreadable ones."""
     spec = recipe.source.spec
     nothing = [""] * len(manifest)
     columns = {"image_id": manifest.image_ids, "path": manifest.paths, "content": nothing, "shard": nothing}
     rows = pa.table(columns | {"box": pa.array(manifest.boxes, pa.list_(pa.float64()))})
     dataset = pipeline.staged(rows, recipe, machine, _Regions, (recipe, machine)).map_batches(
-        _summed,
+        _block_moments,
         batch_size=REGIONS_IN_A_BLOCK,
         batch_format="pyarrow",
-        num_cpus=pipeline.DECODER_CPUS,  # as little as a machine of two CPUs has left
+        num_cpus=pipeline.DECODER_CPUS,  # the network leaves no more on a machine of two CPUs
     )
     log.info("summing the regions of %d photos", len(manifest))
     blocks = (_region_moments(row) for row in dataset.iter_rows())
@@ -198,14 +200,14 @@ def sum_regions(manifest: Manifest, recipe: Recipe, machine: Resources) -> Momen
 
 
 class _Regions:
-    """The stage that finds regions: an actor that holds the network below its pooling."""
+    """The stage that computes regions: an actor that holds the network below its pooling."""
 
     def __init__(self, recipe: Recipe, machine: Resources) -> None:
         self._channels = recipe.source.spec.channels
-        self._forward = ThreadPoolExecutor(1).submit(_forward, recipe, machine)  # as in `pipeline.Network`
+        self._forward = ThreadPoolExecutor(1).submit(_forward, recipe, machine)  # see `pipeline.Network`
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Decoded photos → a row for each of their regions."""
+        """Decoded photos → one row for each of their regions."""
         parts, _ = self._forward.result()(pipeline.images(table))
         values = pa.array(np.concatenate([np.zeros(0, np.float32), *(part.reshape(-1) for part in parts)]))
         return pa.table({"region": pa.FixedSizeListArray.from_arrays(values, self._channels)})
@@ -227,7 +229,7 @@ def _forward(recipe: Recipe, machine: Resources) -> Forward:
     return Forward(function, machine.batch_size, machine.streams)
 
 
-def _summed(table: pa.Table) -> pa.Table:
+def _block_moments(table: pa.Table) -> pa.Table:
     found = fit.moments_of(store.vectors(table["region"]))
     return pa.table({"count": [found.count], "mean": [found.mean], "scatter": [found.scatter.reshape(-1)]})
 

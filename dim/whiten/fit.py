@@ -1,8 +1,7 @@
-"""Count, mean and scatter of rows, summed block by block: all that a whitening needs to know of its data.
+"""Fits a whitening from sums over the rows: PCA-whitening, or a whitening learned from matching images.
 
-Fitting a whitening: PCA, or learned from images that match.
-
-Both are fitted from sums over the rows (`Moments`), so that the rows never have to be in one place.
+A row is a descriptor, or a region's vector. The fits need only the rows' count, mean and scatter (`Moments`). Blocks of
+rows are summed wherever they are and merged, so the rows never have to be in one place.
 """
 
 from dataclasses import dataclass
@@ -14,10 +13,12 @@ from dim.errors import UserError
 from dim.model.whitening import Whitening
 from dim.whiten.config import POWER
 
+SMALLEST_EIGENVALUE = 1e-3  # relative to the largest
+
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """The moments of n rows: `mean` (K,) and `scatter` (K, K) = Σ (x − mean)(x − mean)ᵀ, both float64."""
+    """The number of rows, their mean (K,), and their scatter Σ (x − mean)(x − mean)ᵀ (K, K). The arrays are float64."""
 
     count: int
     mean: np.ndarray
@@ -37,14 +38,11 @@ class Moments:
 
 
 def moments_of(rows: np.ndarray) -> Moments:
-    """The moments of `rows` (n, K); of none they are zeros."""
+    """The moments of `rows` (n, K). Without rows, all of them are zero."""
     rows = rows.astype(np.float64)
     mean = rows.sum(axis=0) / max(len(rows), 1)
     centred = rows - mean
     return Moments(len(rows), mean, centred.T @ centred)
-
-
-SMALLEST_EIGENVALUE = 1e-3  # of the largest
 
 
 def fit_pca(
@@ -55,12 +53,21 @@ def fit_pca(
     *,
     power: float = POWER,
 ) -> Whitening:
-    """PCA-whitening: P = diag(λ^−power)·Vᵀ, the first `dimension` rows (None: all), of the covariance's V and λ.
+    """Fits a PCA-whitening: P = diag(λ^−power)·Vᵀ, with V and λ the eigenvectors and eigenvalues of the covariance.
 
-    λ is clipped at 1e-3 of the largest: directions in which the data hardly vary must not be blown up.
-    Raises UserError where `dimension` is more than min(K, n − 1), or the rows are all equal or not finite.
+    λ is clipped from below at 1e-3 of the largest: directions with hardly any variance must not be blown up.
+
+    Args:
+        moments: Those of the rows.
+        dimension: D, the number of directions to keep; None keeps as many as possible, min(K, n − 1).
+        learned_on: The training data, for the record; the number of rows is added.
+        embedding: The descriptors that the whitening is for, in the form of `Embedding.as_json`.
+        power: 0 only rotates, 0.5 whitens fully.
+
+    Raises:
+        UserError: `dimension` is more than min(K, n − 1), or the rows are all equal or not finite.
     """
-    dimension = _possible(dimension, moments)
+    dimension = _checked_dimension(dimension, moments)
     about = learned_on | {"rows": moments.count}
     eigenvalues, vectors = _decompose(moments.scatter / (moments.count - 1))
     scale = np.maximum(eigenvalues, SMALLEST_EIGENVALUE * eigenvalues[0]) ** -power
@@ -77,18 +84,24 @@ def fit_learned(
     *,
     shrinkage: float | None = None,
 ) -> Whitening:
-    """Learned whitening, Lw (Radenović et al., 1711.02512, section 3.3; after Mikolajczyk and Matas, ICCV 2007).
+    """Fits a learned whitening, Lw: P = VᵀL⁻¹ (Radenović et al., 1711.02512, section 3.3).
 
-    S is the covariance of the `differences` of matching pairs, LLᵀ = S, and V the eigenvectors of the covariance of the
-    queries once they are mapped by L⁻¹. P = VᵀL⁻¹, its first `dimension` rows (None: all).
+    S is the covariance of the differences of matching pairs, and LLᵀ = S. V are the eigenvectors of the covariance of
+    the queries after they are mapped by L⁻¹. (The method goes back to Mikolajczyk and Matas, ICCV 2007.) It needs many
+    more pairs than dimensions: with few pairs, directions in which the pairs happen not to differ dominate. So S is
+    shrunk towards a multiple of the identity, S ← (1 − ρ)·S + ρ·(tr S/K)·I.
 
-    As published it needs many more pairs than dimensions: with few, the directions in which these happen not to differ
-    drown all others. So S is drawn towards a multiple of the identity, S ← (1 − ρ)·S + ρ·(tr S/K)·I. ρ is `shrinkage`:
-    0 as published, None by `_oas`, which goes to 0 as pairs are added. Raises UserError as `fit_pca` does.
+    Args:
+        queries: The moments of the rows that have a matching row.
+        differences: The moments of the differences of matching pairs, about a mean of zero.
+        dimension: As in `fit_pca`, like `learned_on` and `embedding`.
+        shrinkage: ρ from 0 (as published) to 1. None chooses it by OAS, which tends to 0 as the pairs increase.
+
+    Raises UserError as `fit_pca` does.
     """
-    dimension = _possible(dimension, queries)
+    dimension = _checked_dimension(dimension, queries)
     covariance = differences.scatter / differences.count
-    variance = _varying(covariance, "the descriptors of each label")
+    variance = _mean_variance(covariance, "the descriptors of each label")
     rho = _oas(covariance, differences.count) if shrinkage is None else shrinkage
     whiten = np.linalg.inv(_cholesky((1 - rho) * covariance + rho * variance * np.eye(len(covariance))))
     eigenvalues, vectors = _decompose(whiten @ (queries.scatter / (queries.count - 1)) @ whiten.T)
@@ -98,14 +111,14 @@ def fit_learned(
 
 
 def _oas(covariance: np.ndarray, count: int) -> float:
-    """The shrinkage that suits a covariance of `count` rows: OAS (Chen et al., 0907.4698), as in scikit-learn."""
+    """The shrinkage of a covariance of `count` rows by OAS (Chen et al., 0907.4698), as in scikit-learn."""
     squared, of_squares = np.trace(covariance) ** 2, np.sum(covariance**2)
     excess = (count + 1) * (of_squares - squared / len(covariance))
     return float(min(1.0, (of_squares + squared) / excess)) if excess > 0 else 1.0
 
 
-def _possible(dimension: int | None, moments: Moments) -> int:
-    """`dimension` if a whitening can have it, the most it can have for None; else a UserError."""
+def _checked_dimension(dimension: int | None, moments: Moments) -> int:
+    """`dimension`, or the largest possible one for None. Raises UserError if the rows do not allow it."""
     most = min(len(moments.mean), moments.count - 1)
     wanted = most if dimension is None else dimension
     if not 1 <= wanted <= most:
@@ -116,8 +129,8 @@ def _possible(dimension: int | None, moments: Moments) -> int:
     return wanted
 
 
-def _varying(covariance: np.ndarray, what: str) -> float:
-    """The mean variance, positive and finite; else a UserError."""
+def _mean_variance(covariance: np.ndarray, what: str) -> float:
+    """The mean of the variances. Raises UserError, which names the rows by `what`, unless it is positive and finite."""
     variance = float(np.trace(covariance)) / len(covariance)
     if not 0 < variance < np.inf:
         raise UserError(f"{what} are all equal or not finite (mean variance {variance}); extract them again")
@@ -125,8 +138,8 @@ def _varying(covariance: np.ndarray, what: str) -> float:
 
 
 def _decompose(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues, largest first, and eigenvectors as rows, of signs such that their largest entries are positive."""
-    _varying(covariance, "the descriptors")
+    """The eigenvalues, largest first, and the eigenvectors as rows. The largest entry of each vector is positive."""
+    _mean_variance(covariance, "the descriptors")
     eigenvalues, columns = np.linalg.eigh(covariance)
     vectors = columns.T[::-1]
     largest = np.take_along_axis(vectors, np.abs(vectors).argmax(axis=1)[:, None], axis=1)
@@ -134,7 +147,7 @@ def _decompose(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _cholesky(covariance: np.ndarray) -> np.ndarray:
-    """The Cholesky factor, a growing diagonal added until there is one (without shrinkage, where pairs are few)."""
+    """The Cholesky factor. A singular matrix (few pairs, no shrinkage) first gets a small constant on its diagonal."""
     diagonal = 0.0
     while True:
         try:

@@ -1,4 +1,8 @@
-"""What whiten.py does: sums over descriptors or regions, one decomposition, one file or model."""
+"""The job of whiten.py: fits a whitening, and writes it as a file or as part of a model.
+
+`--descriptors` fits it to stored descriptors. `--model` first extracts the descriptors, or sums over the regions of the
+photos, and then writes a copy of the model in which the whitening is a layer.
+"""
 
 from dataclasses import replace
 from typing import Any
@@ -12,20 +16,25 @@ from dim.errors import UserError
 from dim.extract import identity
 from dim.extract.config import ExtractConfig
 from dim.extract.embedder import Recipe
+from dim.extract.job import extract
 from dim.extract.resources import resolve_precision, resources
 from dim.io import files, lease, local_files, seal
 from dim.model.spec import SPEC_FILE, Source, Spec
 from dim.model.whitening import Whitening
 from dim.whiten.config import POWER, WhitenConfig
-from dim.whiten.distributed_sums import sum_moments, sum_pairs
+from dim.whiten.distributed_sums import sum_moments, sum_pairs, sum_regions
 from dim.whiten.fit import Moments, fit_learned, fit_pca
 
 
 def whiten(config: WhitenConfig) -> dict[str, Any]:
-    """Fits the whitening that `config` asks for, writes it to `config.out` and returns what it is.
+    """Fits the whitening that `config` asks for, and writes it to `config.out`.
 
-    Raises UserError where the split has no row, or one that the folder lacks; where its rows are too few for the
-    dimension; where no label has two images, for learned whitening; where the model has such a whitening already.
+    Returns:
+        The whitening's kind, number of rows, dimension, power and explained variance, and the path that was written.
+
+    Raises:
+        UserError: The split has no row, or a row that the folder lacks; it has too few rows for the dimension; no label
+            has two images (learned whitening); or the model already has such a whitening.
     """
     chosen = manifests.read(config.manifest).select(config.split)
     if config.model is not None:
@@ -38,7 +47,8 @@ def _into_file(config: WhitenConfig, folder: str, chosen: Manifest) -> dict[str,
         raise UserError(f"--out {config.out!r} is a folder; name a file in it, such as whitening.npz")
     embedding = identity.of_folder(folder).as_json()
     with cluster.connected():
-        whitening = _of_descriptors(config, files.absolute(folder), chosen, embedding)  # tasks stand in other folders
+        # Ray's tasks run in other working folders, so they need an absolute path.
+        whitening = _of_descriptors(config, files.absolute(folder), chosen, embedding)
     files.make_folder(files.parent(config.out))
     local_files.sweep(files.parent(config.out), files.name(config.out))
     whitening.save(config.out)
@@ -49,7 +59,7 @@ def _into_model(config: WhitenConfig, source: Source, chosen: Manifest) -> dict[
     _require_unwhitened(config, source.spec)
     if files.exists(files.join(config.out, SPEC_FILE)) and output.record_of(config.out) is None:
         raise UserError(f"--out {config.out!r} holds a model that whiten.py did not make; choose another")
-    identity.fingerprint_photos(chosen)  # refuses a manifest none of whose photos exists
+    identity.fingerprint_photos(chosen)  # raises UserError if no photo of the manifest exists
     inputs = {"manifest": config.manifest, "model": config.model}
     with cluster.connected(), output.opened(config.out, "whiten", config, inputs) as out:
         if config.regions:
@@ -57,13 +67,13 @@ def _into_model(config: WhitenConfig, source: Source, chosen: Manifest) -> dict[
         else:
             folder = files.join(config.out, "descriptors")
             _extract(config, folder)
-            # The extraction read both again.
+            # The extraction has read the model and the manifest again. Both must be those that were checked above.
             if identity.of_folder(folder).weights != source.fingerprint():
                 raise seal.changed(source.weights)
             if not manifests.read(config.manifest).select(config.split).table.equals(chosen.table):
                 raise seal.changed(config.manifest)
             whitening = _of_descriptors(config, folder, chosen)
-        # Here, where a local folder is this job's, but in a process of its own, for TensorFlow.
+        # On this machine, because `out` may be a local folder; in another process, because TensorFlow stays in it.
         write = ray.remote(_write_model).options(num_cpus=0, scheduling_strategy=cluster.on_this_node())
         ray.get(write.remote(source, whitening, config.regions, files.absolute(config.out), lease.claims()))
         return out.finish(_summary(whitening) | {"model": config.out})
@@ -76,25 +86,21 @@ def _require_unwhitened(config: WhitenConfig, spec: Spec) -> None:
         raise UserError(f"the regions of {config.model!r} are whitened already; name a model whose regions are not")
     if spec.dimension is not None:
         raise UserError(f"{config.model!r} has a PCA layer already; name a model without one")
-    _whitened(spec, config.regions, config.dimension, None).checked(f"--dimension {config.dimension}")
+    _whitened_spec(spec, config.regions, config.dimension, None).checked(f"--dimension {config.dimension}")
 
 
-def _whitened(spec: Spec, regions: bool, dimension: int | None, about: dict[str, Any] | None) -> Spec:
+def _whitened_spec(spec: Spec, regions: bool, dimension: int | None, about: dict[str, Any] | None) -> Spec:
     if regions:
         return replace(spec, region_dimension=dimension, region_whitening=about)
     return replace(spec, dimension=dimension, whitening=about)
 
 
 def _extract(config: WhitenConfig, out: str) -> None:
-    from dim.extract.job import extract  # noqa: PLC0415  (a whitening file needs no network)
-
     how = config.extraction_settings()
     extract(ExtractConfig(manifest=config.manifest, model=str(config.model), out=out, split=config.split, **how))
 
 
 def _of_regions(config: WhitenConfig, source: Source, chosen: Manifest) -> Whitening:
-    from dim.whiten.distributed_sums import sum_regions  # noqa: PLC0415  (as above)
-
     precision = resolve_precision(config.precision, config.gpus_per_worker)
     recipe = Recipe(source, precision, scaled_decode=config.scaled_decode, limits=config.limits)
     size = source.spec.image_size
@@ -107,8 +113,10 @@ def _of_descriptors(
 ) -> Whitening:
     if config.kind == "pca":
         return _pca(config, sum_moments(folder, chosen), embedding)
-    rows, differences = sum_pairs(folder, chosen)
-    return fit_learned(rows, differences, config.dimension, _learned_on(config), embedding, shrinkage=config.shrinkage)
+    queries, differences = sum_pairs(folder, chosen)
+    return fit_learned(
+        queries, differences, config.dimension, _learned_on(config), embedding, shrinkage=config.shrinkage
+    )
 
 
 def _pca(config: WhitenConfig, moments: Moments, embedding: dict[str, Any] | None = None) -> Whitening:
@@ -123,11 +131,11 @@ def _learned_on(config: WhitenConfig) -> dict[str, Any]:
 def _write_model(
     source: Source, whitening: Whitening, regions: bool, folder: str, claims: tuple[lease.Claim, ...]
 ) -> None:
-    from dim.model import devices, network  # noqa: PLC0415  (TensorFlow is for workers)
+    from dim.model import devices, network  # noqa: PLC0415  (the driver does not import TensorFlow)
 
-    devices.keep_assigned()
+    devices.use_assigned_gpus()
     about = {"kind": whitening.kind, "power": whitening.power, "learned_on": whitening.learned_on}
-    spec = _whitened(source.spec, regions, len(whitening.projection), about)
+    spec = _whitened_spec(source.spec, regions, len(whitening.projection), about)
     model = network.load(replace(source, spec=spec))
     model.get_layer("pooling" if regions else "pca").set_weights(whitening.as_dense())
     with lease.under(claims):

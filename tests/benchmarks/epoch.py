@@ -32,7 +32,7 @@ from dim.extract import identity
 from dim.extract.embedder import set_up_tensorflow
 from dim.mine.mining import mine
 from dim.model import network, spec
-from dim.model.devices import best
+from dim.model.devices import best_precision
 from dim.train import batches
 from dim.train.augmentation import TrainingPhotos
 from dim.train.batches import Share
@@ -144,7 +144,7 @@ def not_shared(triplets: np.ndarray) -> Share:
 def without(ours: Ours, triplets: np.ndarray, epoch: dict[str, float]) -> dict[str, Any]:
     """The seconds of our epoch with each measure switched off."""
     some, share = ours.rows[: 4 * BATCH], len(ours.rows) / (4 * BATCH)
-    none_kept = Ours(ours.config, best(False), gigabytes=0.0)
+    none_kept = Ours(ours.config, best_precision(False), gigabytes=0.0)
     none_kept.trace()
     embed = seconds_of(lambda: none_kept.inference.embed(some)) * share
     found = {"cache": embed + epoch["mine"] + none_kept.steps_seconds(triplets)}
@@ -252,7 +252,7 @@ def main() -> None:
             margin=MARGIN,
             scratch=folder,
         )
-        ours = Ours(config, best(False))
+        ours = Ours(config, best_precision(False))
         fill = ours.fill(ours.rows)
         start = ours.weights()
         ours.trace()
@@ -260,7 +260,7 @@ def main() -> None:
         epoch, triplets = laps(ours)
         ours.restore(start)
         kept = ours.losses(triplets)
-        again = Ours(config, best(False), gigabytes=0.0)
+        again = Ours(config, best_precision(False), gigabytes=0.0)
         again.restore(start)
         computed = again.losses(triplets)
         difference = max(abs(a - b) / max(abs(a), 1e-9) for a, b in zip(kept, computed, strict=True))

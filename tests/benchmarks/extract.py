@@ -37,7 +37,7 @@ from dim.extract.embedder import Recipe, set_up_tensorflow
 from dim.extract.job import extract
 from dim.io import files, tables
 from dim.model import spec
-from dim.model.devices import best
+from dim.model.devices import best_precision
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DEMO = REPOSITORY / "dim" / "assets" / "demo" / "manifest.csv"
@@ -149,7 +149,7 @@ def main() -> None:
     here, there = context.Pipe()
     with tempfile.TemporaryDirectory() as folder:
         paths = repeated(arguments.manifest, arguments.photos, f"{folder}/photos.csv")
-        process = context.Process(target=serve, args=(paths, best(False), there), daemon=True)
+        process = context.Process(target=serve, args=(paths, best_precision(False), there), daemon=True)
         process.start()
         here.recv()
         windows, run = Windows(here, arguments.pairs, arguments.batches), pipeline.run
@@ -163,7 +163,7 @@ def main() -> None:
     result: dict[str, Any] = {
         "photos": arguments.photos,
         "cpus": os.cpu_count(),
-        "precision": best(False),
+        "precision": best_precision(False),
         "images_per_second": {kind: [round(rate, 2) for rate in rates] for kind, rates in windows.rates.items()},
         "to_loop": ratio(windows.rates, "loop"),
         "to_bare": ratio(windows.rates, "bare"),

@@ -29,7 +29,7 @@ import numpy as np
 from dim.model import network, spec
 from dim.model.backend import keras, ops
 from dim.model.layers import L2Normalisation
-from dim.model.pooling import POOLINGS, regions
+from dim.model.pooling import POOLINGS, region_starts
 from dim.train.step import triplet_loss
 
 MARGIN, OUTPUTS = 0.5, 16
@@ -75,6 +75,15 @@ def pooled(name: str, x: np.ndarray, whitening: list[np.ndarray]) -> np.ndarray:
         kernel, bias = whitening
         vectors = unit(vectors @ kernel + bias)
     return vectors.sum(1)
+
+
+def regions(height: int, width: int) -> Iterator[tuple[int, int, int]]:
+    """R-MAC's regions as (top, left, side), in the order of `region_maxima`."""
+    short = min(height, width)
+    for level in range(1, 4):
+        if side := 2 * short // (level + 1):
+            down, across = (region_starts(length, short, side, level, np).tolist() for length in (height, width))
+            yield from ((top, left, side) for top in down for left in across)
 
 
 def expected(name: str, x: np.ndarray, whitening: list[np.ndarray], pca: list[np.ndarray]) -> tuple[np.ndarray, float]:

@@ -1,9 +1,9 @@
-"""Exports, read back by what they are for.
+"""Exports, read back by the tools that they are for.
 
-autofaiss pins NumPy 1 and can't be installed beside dim. Its tests run where DIM_AUTOFAISS names a Python that has it:
+autofaiss pins NumPy 1 and can't be installed beside dim. Its tests run if DIM_AUTOFAISS names a Python that has it:
 
     uv venv --python 3.11 other && uv pip install --python other autofaiss "pyarrow<23"
-    DIM_AUTOFAISS=other/bin/python pytest tests/search/test_export.py
+    DIM_AUTOFAISS=other/bin/python pytest tests/export/test_job.py
 """
 
 import os
@@ -162,7 +162,7 @@ def test_an_export_in_another_format_takes_the_place_of_the_one_before(exported)
 def test_what_can_not_be_exported(write_descriptors, tmp_path):
     folder = write_descriptors(["a\nb"], VECTORS[:1])
     for values, message in (
-        ({"descriptors": folder, "format": "npy"}, "an image_id of .* is of two lines; use --format autofaiss"),
+        ({"descriptors": folder, "format": "npy"}, "an image_id of .* has a line break; use --format autofaiss"),
         ({"format": "npy"}, "--format npy is made from --descriptors"),
         ({"format": "keras", "descriptors": folder}, "--format keras is made from --model"),
         ({"format": "keras", "model": "vgg16-gem", "descriptors": folder}, "--format keras is made from --model"),

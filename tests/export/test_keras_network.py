@@ -1,6 +1,6 @@
-"""The exported Keras network gives what dim's own gives, for every pooling, photos of any size and each backend.
+"""The exported Keras network gives the same descriptors as dim's, for each pooling and backend and photos of any size.
 
-torch and JAX are not among dim's dependencies. Their tests run where DIM_TORCH or DIM_JAX names a Python that has them:
+dim does not depend on torch or JAX. Their tests run if DIM_TORCH or DIM_JAX names a Python that has them:
 
     uv venv --python 3.11 other && uv pip install --python other keras torch
     DIM_TORCH=other/bin/python pytest tests/export/test_keras_network.py
@@ -31,7 +31,7 @@ POOLINGS = [
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """A folder with a .keras file of each pooling, photos of several sizes, and what dim's networks make of these."""
+    """A folder with a .keras file of each pooling, photos of several sizes, and their descriptors by dim's networks."""
     folder = tmp_path_factory.mktemp("exported")
     photos = [images(*size) for size in SIZES]
     np.savez(folder / "photos.npz", *photos)
@@ -41,7 +41,7 @@ def exported(tmp_path_factory):
         model = trained(spec)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(keras_network.network, "load", lambda _, model=model: model)
-            keras_network.portable(Source(spec, "random", None)).save(folder / f"{number}.keras")
+            keras_network.model_of(Source(spec, "random", None)).save(folder / f"{number}.keras")
         expected[number] = [model(each, training=False).numpy() for each in photos]
     keras.backend.clear_session()
     return folder, expected

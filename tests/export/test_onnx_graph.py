@@ -1,4 +1,4 @@
-"""The ONNX graph gives what the Keras network gives, for every pooling and each kind of backbone."""
+"""The ONNX graph gives the same descriptors as the Keras network, for every pooling and each kind of backbone."""
 
 import keras
 import numpy as np

@@ -200,7 +200,7 @@ def test_another_embedding_or_store_is_refused(ten, run, rows, tmp_path):
 
 
 def test_what_is_there_decides_on_the_precision_where_none_is_asked_for(ten, run, tmp_path, monkeypatch):
-    monkeypatch.setattr(devices, "best", lambda _: "bfloat16")
+    monkeypatch.setattr(devices, "best_precision", lambda _: "bfloat16")
     run(ten, precision="float32")
     ten.add("new.png")
     assert run(ten, precision="auto").items() >= {"images": 11, "computed": 1}.items()

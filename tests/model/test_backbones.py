@@ -13,7 +13,7 @@ from dim.model.backbones import BACKBONES
 from dim.model.spec import Source, Spec
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 64, 96, 3), dtype=np.uint8)
-# Those with preprocessing in the network; the others have a function of this module.
+# The modules of keras.applications whose `preprocess_input` the network expects; other networks contain it.
 MODULES = {"vgg16": "vgg16", "vgg19": "vgg19", "resnet50": "resnet50", "resnet101": "resnet"}
 
 

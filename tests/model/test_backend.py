@@ -1,4 +1,4 @@
-"""Keras is as dim needs it, whatever it is for other projects."""
+"""Keras has the settings that dim needs, whatever the settings of other projects."""
 
 import json
 import os

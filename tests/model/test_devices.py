@@ -15,7 +15,7 @@ GPUS = ["/physical_device:GPU:0", "/physical_device:GPU:1"]
 
 @pytest.fixture
 def tensorflow(monkeypatch):
-    """Takes the place of TensorFlow, which would take the memory of the GPUs that are `visible`, but for `growing`."""
+    """A stand-in for TensorFlow. TensorFlow would fill the memory of the `visible` GPUs except those in `growing`."""
     found = SimpleNamespace(visible=list(GPUS), growing=[])
 
     def show(gpus, kind):
@@ -61,9 +61,9 @@ def test_a_worker_takes_the_memory_of_its_gpus_as_it_needs_it(tensorflow, assign
 
 def test_a_driver_sees_none(tensorflow, monkeypatch):
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    devices.keep_assigned()
+    devices.use_assigned_gpus()
     assert tensorflow.visible == []
-    devices.keep_assigned()  # TensorFlow may be at work by now, and refuses changes
+    devices.use_assigned_gpus()  # TensorFlow may be at work by now, and refuses changes
 
 
 @pytest.mark.parametrize("format", ["keras", "onnx"])
@@ -77,7 +77,7 @@ def test_an_export_leaves_the_gpus_alone(tensorflow, monkeypatch, format):
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(job.importlib.util, "find_spec", lambda _: True)
     for name in ("keras_network", "onnx_graph"):
-        monkeypatch.setitem(sys.modules, f"dim.export.{name}", SimpleNamespace(portable=made, model_of=made))
+        monkeypatch.setitem(sys.modules, f"dim.export.{name}", SimpleNamespace(model_of=made))
     with pytest.raises(EOFError):
         job.NETWORKS[format](None)
     assert seen == [[]]

@@ -186,9 +186,9 @@ def nested(levels):
         ({"image_size": "x" * 10**6}, "image_size in .* whole number from 1 to 65536, not 'xxx"),
         ({"x" * 10**6: 1}, "has the unknown field 'xxx"),
         ({"format_version": "x" * 10**6}, "has format version 'xxx.*xxx', this dim reads 1"),
-        ({"format_version": 2}, "has format version 2, this dim reads 1; use the dim that made it"),
+        ({"format_version": 2}, "has format version 2, this dim reads 1; use the version of dim that wrote it"),
         ({"format_version": "absent"}, "has format version None"),
-        ({"colour": "red"}, "has the unknown field 'colour'; use the dim that made it"),
+        ({"colour": "red"}, "has the unknown field 'colour'; use the version of dim that wrote it"),
         ({"backbone": "absent"}, "lacks the field 'backbone'"),
     ],
 )

@@ -12,12 +12,12 @@ from dim.model import devices
 def test_of_a_cpu(monkeypatch, tmp_path, flags, expected):
     (tmp_path / "cpuinfo").write_text(f"flags\t: {flags}\n")
     monkeypatch.setattr(devices, "Path", lambda _: tmp_path / "cpuinfo")
-    assert devices.best(gpu=False) == expected
+    assert devices.best_precision(gpu=False) == expected
 
 
 def test_of_a_machine_without_cpuinfo(monkeypatch):
     monkeypatch.setattr(devices, "Path", lambda _: Path("/nowhere"))
-    assert devices.best(gpu=False) == "float32"
+    assert devices.best_precision(gpu=False) == "float32"
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_of_a_machine_without_cpuinfo(monkeypatch):
 def test_of_gpus(monkeypatch, answer, expected):
     done = subprocess.CompletedProcess([], 0, stdout=answer)
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
-    assert devices.best(gpu=True) == expected
+    assert devices.best_precision(gpu=True) == expected
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError("nvidia-smi"), subprocess.TimeoutExpired("nvidia-smi", 30)])
@@ -43,4 +43,4 @@ def test_of_gpus_that_do_not_answer(monkeypatch, error):
         raise error
 
     monkeypatch.setattr(subprocess, "run", fail)
-    assert devices.best(gpu=True) == "float32"
+    assert devices.best_precision(gpu=True) == "float32"

@@ -117,9 +117,11 @@ def test_masks_for_sizes_unknown_until_run_time_equal_what_is_cut_out(levels):
     for size in [*SIZES[::3], *TIES, (2, 40), (40, 1), (24, 32)]:
         maps = random.normal(size=(2, *size, 4)).astype(np.float32)
         kernel, bias = random.normal(size=(4, 3)).astype(np.float32), random.normal(size=3).astype(np.float32)
-        masked = keras_network.rmac(maps, levels, None)
+        masked = keras_network.masked_rmac(maps, levels, None)
         np.testing.assert_allclose(masked, rmac(maps, levels), rtol=1e-5, atol=1e-5, err_msg=str(size))
-        whitened = keras_network.rmac(maps, levels, lambda vectors, kernel=kernel, bias=bias: vectors @ kernel + bias)
+        whitened = keras_network.masked_rmac(
+            maps, levels, lambda vectors, kernel=kernel, bias=bias: vectors @ kernel + bias
+        )
         np.testing.assert_allclose(whitened, rmac(maps, levels, kernel, bias), rtol=1e-5, atol=1e-5, err_msg=str(size))
 
 

@@ -58,7 +58,7 @@ def naive(model: keras.Model, image: np.ndarray, chosen: tuple[float, ...], mean
 def test_equals_a_naive_loop(model, chosen, mean):
     expected = [naive(model, image, chosen, mean) for image in IMAGES]
     combine = tf.function(
-        lambda images: layers.combined(model, images, chosen, mean),
+        lambda images: layers.multi_scale_descriptors(model, images, chosen, mean),
         input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8)],
     )
     np.testing.assert_allclose(combine(IMAGES), expected, atol=1e-5)
@@ -75,7 +75,7 @@ def test_no_side_is_left_under_32():
         seen.append(tuple(batch.shape))
         return model(batch, training=training)
 
-    layers.combined(spy, IMAGES, (1.0, 0.5, 0.25), "mean")
+    layers.multi_scale_descriptors(spy, IMAGES, (1.0, 0.5, 0.25), "mean")
     assert seen == [(2, 72, 100, 3), (2, 36, 50, 3), (2, 32, 32, 3)]
 
 
@@ -84,4 +84,4 @@ def test_descriptors_that_are_zero_stay_zero(mean):
     def zero(batch, training):
         return np.zeros((len(batch), 4), np.float32)
 
-    np.testing.assert_array_equal(layers.combined(zero, IMAGES, (1.0, 0.5), mean), np.zeros((2, 4)))
+    np.testing.assert_array_equal(layers.multi_scale_descriptors(zero, IMAGES, (1.0, 0.5), mean), np.zeros((2, 4)))

@@ -1,4 +1,4 @@
-"""Weights files that are right, broken, of another network, or made to do harm."""
+"""Weights files that are right, broken, hostile, or of another network."""
 
 import os
 import zipfile

@@ -196,7 +196,7 @@ def test_a_run_goes_on_in_the_precision_of_its_epochs(ray_session, place, train,
     fitted, tasks = job._fit, []
     monkeypatch.setattr(job, "_fit", lambda *arguments: tasks.append(arguments[-1]) or fitted(*arguments))
     for best in ("bfloat16", "float32"):
-        monkeypatch.setattr(devices, "best", lambda _, best=best: best)
+        monkeypatch.setattr(devices, "best_precision", lambda _, best=best: best)
         train(precision="auto")
     assert [task.precision for task in tasks] == ["bfloat16", "bfloat16"]
 

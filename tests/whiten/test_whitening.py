@@ -15,8 +15,7 @@ from sklearn.decomposition import PCA
 from dim.errors import UserError
 from dim.model import whitening as whitenings
 from dim.model.whitening import Whitening
-from dim.whiten import fit as moment
-from dim.whiten.fit import Moments, fit_learned, fit_pca
+from dim.whiten.fit import Moments, fit_learned, fit_pca, moments_of
 
 LEARNED_ON = {"manifest": "photos.csv", "split": "train"}
 
@@ -33,7 +32,7 @@ def rows() -> np.ndarray:
 
 
 def in_blocks(rows: np.ndarray, blocks: int) -> Moments:
-    parts = [moment.moments_of(block) for block in np.array_split(rows, blocks)]
+    parts = [moments_of(block) for block in np.array_split(rows, blocks)]
     np.random.default_rng(blocks).shuffle(parts)
     total = parts[0]
     for part in parts[1:]:
@@ -52,10 +51,10 @@ def test_moments_are_numpys(rows):
 def test_moments_do_not_depend_on_the_blocks(cuts, offset):
     rows = np.random.default_rng(1).normal(size=(40, 3)) + offset
     blocks = np.split(rows, sorted(cuts))
-    total = moment.moments_of(blocks[0])
+    total = moments_of(blocks[0])
     for block in blocks[1:]:
-        total = moment.moments_of(block).merge(total)
-    whole = moment.moments_of(rows)
+        total = moments_of(block).merge(total)
+    whole = moments_of(rows)
     assert total.count == 40
     np.testing.assert_allclose(total.mean, whole.mean, rtol=1e-9)
     np.testing.assert_allclose(total.scatter, whole.scatter, rtol=1e-6, atol=1e-6)
@@ -82,7 +81,7 @@ def test_pca_is_scikit_learns(rows, dimension):
 def test_power_divides_by_the_eigenvalues_clipped_at_a_thousandth_of_the_largest():
     random = np.random.default_rng(3)
     rows = random.normal(size=(500, 4)) * [1, 0.5, 1e-3, 1e-6]
-    turned, powered = (fit_pca(moment.moments_of(rows), 4, LEARNED_ON, power=power) for power in (0.0, 0.25))
+    turned, powered = (fit_pca(moments_of(rows), 4, LEARNED_ON, power=power) for power in (0.0, 0.25))
     clipped = np.maximum(turned.eigenvalues, 1e-3 * turned.eigenvalues[0])
     np.testing.assert_allclose(powered.projection, clipped[:, None] ** -0.25 * turned.projection)
     assert clipped[2] == clipped[3] > turned.eigenvalues[2]
@@ -90,12 +89,12 @@ def test_power_divides_by_the_eigenvalues_clipped_at_a_thousandth_of_the_largest
 
 def test_largest_entry_of_each_direction_is_positive(rows):
     for flipped in (rows, -rows):
-        projection = fit_pca(moment.moments_of(flipped), None, LEARNED_ON).projection
+        projection = fit_pca(moments_of(flipped), None, LEARNED_ON).projection
         assert (projection[np.arange(32), np.abs(projection).argmax(axis=1)] > 0).all()
 
 
 def test_dense_layer_is_the_same_map(rows):
-    found = fit_pca(moment.moments_of(rows), 8, LEARNED_ON)
+    found = fit_pca(moments_of(rows), 8, LEARNED_ON)
     kernel, bias = found.as_dense()
     assert (kernel.shape, kernel.dtype, bias.shape, bias.dtype) == ((32, 8), np.float32, (8,), np.float32)
     expected = unit((rows.astype(np.float64) - found.mean) @ found.projection.T)
@@ -126,7 +125,7 @@ def test_learned_whitening_without_shrinkage_is_cirtorchs_over_all_pairs():
     pairs = np.array([(i, j) for i in range(120) for j in range(120) if i != j and i // 4 == j // 4])
     mean, projection = cirtorch(rows, pairs[:, 0], pairs[:, 1], rows)
     differences = rows[pairs[:, 0]] - rows[pairs[:, 1]]
-    found = fit_learned(moment.moments_of(rows), of_differences(differences), None, LEARNED_ON, shrinkage=0.0)
+    found = fit_learned(moments_of(rows), of_differences(differences), None, LEARNED_ON, shrinkage=0.0)
     np.testing.assert_allclose(found.mean, mean)
     signs = np.sign(np.sum(found.projection * projection, axis=1, keepdims=True))
     np.testing.assert_allclose(found.projection, projection * signs, rtol=1e-8, atol=1e-10)
@@ -137,14 +136,14 @@ def test_learned_whitening_without_shrinkage_is_cirtorchs_over_all_pairs():
 @pytest.mark.parametrize("count", [5, 50, 500])
 def test_shrinkage_is_scikit_learns(count):
     differences = np.random.default_rng(count).normal(size=(count, 8)) * np.arange(1, 9)
-    found = fit_learned(moment.moments_of(np.eye(8)), of_differences(differences), 4, LEARNED_ON)
+    found = fit_learned(moments_of(np.eye(8)), of_differences(differences), 4, LEARNED_ON)
     assert found.learned_on["shrinkage"] == pytest.approx(OAS(assume_centered=True).fit(differences).shrinkage_)
 
 
 def test_full_shrinkage_whitens_nothing(rows):
     differences = of_differences(np.random.default_rng(4).normal(size=(50, 32)))
-    turned = fit_pca(moment.moments_of(rows), 8, LEARNED_ON, power=0.0)
-    found = fit_learned(moment.moments_of(rows), differences, 8, LEARNED_ON, shrinkage=1.0)
+    turned = fit_pca(moments_of(rows), 8, LEARNED_ON, power=0.0)
+    found = fit_learned(moments_of(rows), differences, 8, LEARNED_ON, shrinkage=1.0)
     np.testing.assert_allclose(found.apply(rows), turned.apply(rows), atol=1e-5)
 
 
@@ -152,42 +151,42 @@ def test_full_shrinkage_whitens_nothing(rows):
 def test_learned_whitening_with_fewer_pairs_than_dimensions(shrinkage):
     random = np.random.default_rng(6)
     rows, differences = random.normal(size=(40, 8)), random.normal(size=(3, 8))
-    found = fit_learned(moment.moments_of(rows), of_differences(differences), 4, LEARNED_ON, shrinkage=shrinkage)
+    found = fit_learned(moments_of(rows), of_differences(differences), 4, LEARNED_ON, shrinkage=shrinkage)
     assert np.isfinite(found.projection).all()
 
 
 @pytest.mark.parametrize("dimension", [0, -1, 33, 400])
 def test_impossible_dimension(rows, dimension):
     with pytest.raises(UserError, match=rf"allow a whitening to 1 to 32 dimensions.* not to {dimension}$"):
-        fit_pca(moment.moments_of(rows), dimension, LEARNED_ON)
+        fit_pca(moments_of(rows), dimension, LEARNED_ON)
 
 
 def test_fewer_rows_than_values_allow_rows_less_one_dimensions(rows):
-    assert fit_pca(moment.moments_of(rows[:5]), None, LEARNED_ON).projection.shape == (4, 32)
+    assert fit_pca(moments_of(rows[:5]), None, LEARNED_ON).projection.shape == (4, 32)
     with pytest.raises(UserError, match="5 descriptors of 32 values allow a whitening to 1 to 4 dimensions"):
-        fit_pca(moment.moments_of(rows[:5]), 5, LEARNED_ON)
+        fit_pca(moments_of(rows[:5]), 5, LEARNED_ON)
     with pytest.raises(UserError, match="1 descriptors"):
-        fit_pca(moment.moments_of(rows[:1]), None, LEARNED_ON)
+        fit_pca(moments_of(rows[:1]), None, LEARNED_ON)
 
 
 @pytest.mark.parametrize("value", [0.5, np.nan, np.inf])
 @pytest.mark.filterwarnings("ignore:invalid value")
 def test_rows_that_are_equal_or_not_finite(value):
     with pytest.raises(UserError, match="all equal or not finite"):
-        fit_pca(moment.moments_of(np.full((9, 3), value)), None, LEARNED_ON)
+        fit_pca(moments_of(np.full((9, 3), value)), None, LEARNED_ON)
     with pytest.raises(UserError, match="the descriptors of each label are all equal or not finite"):
         differences = np.full((4, 3), 0.0 if value == 0.5 else value)
-        fit_learned(moment.moments_of(np.eye(3)), of_differences(differences), None, LEARNED_ON)
+        fit_learned(moments_of(np.eye(3)), of_differences(differences), None, LEARNED_ON)
 
 
 def test_descriptors_of_another_dimension(rows):
     with pytest.raises(UserError, match="for descriptors of 32 values, not 16"):
-        fit_pca(moment.moments_of(rows), 8, LEARNED_ON).apply(rows[:, :16])
+        fit_pca(moments_of(rows), 8, LEARNED_ON).apply(rows[:, :16])
 
 
 @pytest.fixture
 def saved(rows, tmp_path):
-    found = fit_pca(moment.moments_of(rows), 8, LEARNED_ON, {"id": "abc", "pooling": "gem"})
+    found = fit_pca(moments_of(rows), 8, LEARNED_ON, {"id": "abc", "pooling": "gem"})
     path = str(tmp_path / "whitening.npz")
     found.save(path)
     return found, path
@@ -258,7 +257,7 @@ def test_file_with_wrong_content(saved, change):
     with np.load(path) as arrays:
         content = {name: value for name, value in (dict(arrays) | CHANGES[change]).items() if value is not None}
     np.savez(path, **content)
-    with pytest.raises(UserError, match=r"is no whitening file \(.*make it with whiten\.py") as caught:
+    with pytest.raises(UserError, match=r"is not a whitening file \(.*make it with whiten\.py") as caught:
         whitenings.load(path)
     assert "\n" not in str(caught.value)
 
@@ -277,7 +276,7 @@ def test_array_that_claims_to_be_huge(saved):
     np.lib.format.write_array_header_2_0(stream, {"descr": "<f8", "fortran_order": False, "shape": (2**50, 2**10)})
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("mean.npy", stream.getvalue())
-    with pytest.raises(UserError, match="is no whitening file"):
+    with pytest.raises(UserError, match="is not a whitening file"):
         whitenings.load(path)
 
 
@@ -287,7 +286,7 @@ def test_any_damage_is_either_found_or_harmless(tmp_path_factory, cut, flips):
     folder = tmp_path_factory.mktemp("damage")
     random = np.random.default_rng(0).normal(size=(20, 4))
     path = folder / "whitening.npz"
-    fit_pca(moment.moments_of(random), 2, LEARNED_ON).save(str(path))
+    fit_pca(moments_of(random), 2, LEARNED_ON).save(str(path))
     content = bytearray(path.read_bytes())
     for position, change in flips:
         content[position % len(content)] ^= change

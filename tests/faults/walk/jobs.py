@@ -214,7 +214,7 @@ def _descriptors(root, out):
     known = [manifest.read(f"{root}/{kind}/photos.csv") for kind in KINDS]
     asked = next(one for one in known if sorted(one.image_ids) == sorted(rows.ids.to_pylist()))
     in_memory = descriptors.read(out, asked)
-    order = np.argsort(exact.places(rows.ids))
+    order = np.argsort(exact.tie_order_of(rows.ids))
     streamed = np.concatenate(list(rows))[order]
     placed = np.argsort(asked.image_ids[in_memory.rows])
     assert np.array_equal(in_memory.vectors[placed], streamed[np.argsort(rows.ids.take(order).to_numpy(False))])
