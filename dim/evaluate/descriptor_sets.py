@@ -26,8 +26,8 @@ from dim.model import spec, whitening
 from dim.model.spec import Spec
 from dim.model.whitening import Whitening
 from dim.search import descriptor_folder
-from dim.search.database import slices
-from dim.search.descriptor_folder import DescriptorFolder, prepared, whitened
+from dim.search.database import parts_of
+from dim.search.descriptor_folder import DescriptorFolder, checked_and_whitened, load_whitening
 from dim.search.exact import Part
 
 
@@ -86,7 +86,7 @@ class EvaluatedDatabase:
     def parts(self) -> list[Part]:
         """The descriptors of all columns."""
         more = self.distractors.parts if self.distractors else []
-        return slices(self.vectors) + [replace(part, start=part.start + len(self.rows)) for part in more]
+        return parts_of(self.vectors) + [replace(part, start=part.start + len(self.rows)) for part in more]
 
     def ids(self, manifest: Manifest) -> np.ndarray:
         """The image_id of each column."""
@@ -100,7 +100,7 @@ def read_database(folder: str, manifest: Manifest, whitening: Whitening | None) 
     Raises UserError as `descriptors.read` does, and where a descriptor is not a unit vector.
     """
     found = descriptors.read(folder, manifest)
-    return Descriptors(found.embedding, found.rows, prepared(found.vectors, whitening, folder))
+    return Descriptors(found.embedding, found.rows, checked_and_whitened(found.vectors, whitening, folder))
 
 
 def read_distractors(folder: str, manifest: Manifest, whitening: str | None) -> DescriptorFolder:
@@ -142,7 +142,7 @@ def read(config: EvaluateConfig, task: Task) -> list[DescriptorSet]:
         stored = embedding = identity.of_folder(folder)
         whitening = None
         if config.whitening:
-            embedding, whitening = whitened(config.whitening, stored, folder)
+            embedding, whitening = load_whitening(config.whitening, stored, folder)
         queries = read_database(folder, task.queries, whitening)
         task.require_positive(queries.rows)
         searched = read_database(folder, task.database, whitening)

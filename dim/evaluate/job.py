@@ -61,7 +61,7 @@ def measure(config: EvaluateConfig, before: Baseline | None = None) -> tuple[dic
 
 def _measured(config: EvaluateConfig, task: Task, source: DescriptorSet) -> Measured:
     search = evaluation.retrieval(task, source.queries, source.database)
-    search, steps = methods.applied(search, config.expansion, config.neighbours)
+    search, steps = methods.apply(search, config.expansion, config.neighbours)
     judged = list(evaluation.judge(task, source.queries, source.database, search))
     evaluation.require_rows(task, source.queries, source.database, judged)
     found = metrics(config, task, source, judged, steps)

@@ -56,7 +56,7 @@ def rankings(vectors: np.ndarray, labels: np.ndarray, image_ids: np.ndarray) -> 
     ids `found` and their `scores`.
     """
     rows: dict[str, list[object]] = {"query_id": [], "ap": [], "found": [], "scores": []}
-    place = exact.places(image_ids)
+    place = exact.tie_order_of(image_ids)
     for query, (ap, scores) in enumerate(_judged(vectors, labels, image_ids)):
         best = exact.best(scores, LISTED, place)
         values = (image_ids[query], ap, image_ids[best].tolist(), scores[best].tolist())
@@ -70,7 +70,7 @@ def _judged(
     vectors: np.ndarray, labels: np.ndarray, image_ids: np.ndarray
 ) -> Iterator[tuple[float | None, np.ndarray]]:
     """Each query's AP and its scores (N,), its own −inf."""
-    place = exact.places(image_ids)
+    place = exact.tie_order_of(image_ids)
     for query, scores in enumerate(exact.scores(vectors, [vectors], len(vectors))):
         positives = np.flatnonzero(labels == labels[query]) if labels[query] is not None else np.zeros(0, np.int64)
         positives = positives[positives != query]

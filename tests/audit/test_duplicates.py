@@ -9,7 +9,7 @@ from dim.audit.config import AuditConfig
 from dim.audit.job import audit
 from dim.audit.suspects import duplicates
 from dim.search import database as databases
-from dim.search.database import of_array
+from dim.search.database import from_array
 
 LEAST = 0.95
 
@@ -37,8 +37,8 @@ def naive(vectors, sides):
 
 
 def found(vectors, sides):
-    database = of_array(vectors, np.arange(len(vectors)))
-    return duplicates(database, sides, *databases.others(database, min(10, len(vectors) - 1)), LEAST)
+    database = from_array(vectors, np.arange(len(vectors)))
+    return duplicates(database, sides, *databases.neighbours(database, min(10, len(vectors) - 1)), LEAST)
 
 
 def group(sides, one, other):
@@ -46,9 +46,9 @@ def group(sides, one, other):
 
 
 @pytest.mark.parametrize("size", [2, 3, 5, 8, 12, 25, 50])
-@pytest.mark.parametrize("most", [module.MOST, 40])
+@pytest.mark.parametrize("most", [module.PAIRS_IN_ALL, 40])
 def test_bursts_equal_a_naive_loop(monkeypatch, size, most):
-    monkeypatch.setattr(module, "MOST", most)
+    monkeypatch.setattr(module, "PAIRS_IN_ALL", most)
     vectors, sides = bursts(size, np.random.default_rng(size))
     expected = naive(vectors, sides)
     assert expected
@@ -58,7 +58,7 @@ def test_bursts_equal_a_naive_loop(monkeypatch, size, most):
     best = {}
     for pair in sorted(expected, key=lambda pair: -expected[pair]):
         of = best.setdefault(group(sides, *pair), [])
-        of += [pair] if len(of) < module.EACH else []
+        of += [pair] if len(of) < module.PAIRS_OF_A_GROUP else []
     kept = sorted((pair for of in best.values() for pair in of), key=lambda pair: -expected[pair])[:most]
     assert [one.score for one in listed] == pytest.approx([expected[pair] for pair in kept], abs=1e-6)
     assert len({(one.one, one.other) for one in listed}) == len(listed)
@@ -68,7 +68,7 @@ def test_bursts_equal_a_naive_loop(monkeypatch, size, most):
 
 
 def test_of_one_burst_the_nearest_are_listed_and_another_is_not_crowded_out(monkeypatch):
-    monkeypatch.setattr(module, "EACH", 5)
+    monkeypatch.setattr(module, "PAIRS_OF_A_GROUP", 5)
     vectors, sides = bursts(12, np.random.default_rng(0))
     expected = naive(vectors, sides)
     listed, total = found(vectors, sides)
@@ -95,7 +95,7 @@ def test_a_burst_in_two_splits_is_listed(write_manifest, write_descriptors, tmp_
     assert {(row["label"], row["other_label"], row["pairs"]) for row in pairs} == {("burst", "burst", 144)}
     assert all({row["split"], row["other_split"]} == {"train", "test"} for row in pairs)
     assert (tmp_path / "out" / "report.html").read_text().count("1 of 144 pairs") == 2  # its caption and its alt
-    monkeypatch.setattr(module, "EACH", 20)
+    monkeypatch.setattr(module, "PAIRS_OF_A_GROUP", 20)
     result = audit(config)
     assert (result["duplicate"], result["duplicate_pairs"]) == (20, 144)
     assert "there are 144 pairs of duplicates; the 20 nearest are listed" in caplog.text

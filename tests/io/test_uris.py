@@ -136,7 +136,9 @@ def odd(tmp_path):
 def test_a_folder_lists_and_reads_the_same_however_it_is_spelt(odd, spelling):
     folder = {"path": str(odd), "uri": odd.as_uri(), "unencoded": f"file://{odd}"}[spelling]
     assert files.folders(folder) == ["label"] and files.names(files.join(folder, "label")) == sorted(ODD)
-    found = [(row["image_id"], files.read_bytes(row["path"]).decode()) for row in queries.listed(folder).to_pylist()]
+    found = [
+        (row["image_id"], files.read_bytes(row["path"]).decode()) for row in queries.list_photos(folder).to_pylist()
+    ]
     assert found == sorted((f"label/{name}", name) for name in ODD)
     out = files.join(folder, "50 %25")
     files.make_folder(out)
@@ -195,7 +197,7 @@ def test_content_is_that_of_the_path_as_the_manifest_writes_it(odd):
 
 def test_the_query_of_a_file_uri_is_called_by_its_name(odd):
     uri = (odd / "label" / "a%2Bb.jpg").as_uri()
-    assert queries.listed(uri).to_pylist() == [{"image_id": "a%2Bb.jpg", "path": uri}]
+    assert queries.list_photos(uri).to_pylist() == [{"image_id": "a%2Bb.jpg", "path": uri}]
 
 
 def test_the_mark_of_a_tar_s_member_stays_one():

@@ -58,7 +58,7 @@ def test_ranks_and_best_equal_a_sort_by_score_and_id(row, seed, count):
     ids = np.array([f"{n}" for n in np.random.default_rng(seed).permutation(len(row))], dtype=object)
     listed = [column for column in range(len(row)) if row[column] > -np.inf]
     expected = sorted(listed, key=lambda column: (-row[column], ids[column]))
-    scores, place = np.array(row), exact.places(ids)
+    scores, place = np.array(row), exact.tie_order_of(ids)
     asked = np.random.default_rng(seed).permutation(listed).astype(int)
     assert exact.ranks(scores, asked, place).tolist() == [expected.index(column) for column in asked]
     assert exact.best(scores, count, place).tolist() == expected[:count]
@@ -70,7 +70,7 @@ def test_equal_photos_stand_in_the_order_of_their_ids():
     database = np.concatenate([unit(rng, 5, 512), np.repeat(one, 4, axis=0)])
     ids = np.array(["a", "b", "c", "d", "e", "z", "y", "x", "w"], dtype=object)
     (row,) = exact.scores(one, cut(database, [2]), 9)
-    assert ids[exact.best(row, 4, exact.places(ids))].tolist() == ["w", "x", "y", "z"]
+    assert ids[exact.best(row, 4, exact.tie_order_of(ids))].tolist() == ["w", "x", "y", "z"]
 
 
 @pytest.mark.parametrize("columns", [[], [3]])

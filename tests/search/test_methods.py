@@ -8,9 +8,9 @@ import pytest
 
 from dim.errors import UserError
 from dim.search import exact, reranking
-from dim.search.database import Exact, Retrieval, of_array
+from dim.search.database import Exact, Retrieval, from_array
 from dim.search.exact import QUERIES, Part
-from dim.search.methods import METHODS, applied, check
+from dim.search.methods import METHODS, apply, check
 
 
 def unit(vectors):
@@ -28,8 +28,8 @@ def clustered(seed, rows=60, queries=7, dimension=8):
 
 def searched(name, queries, database, k):
     if isinstance(database, np.ndarray):
-        database = of_array(database, np.arange(len(database)))
-    found, (step,) = applied(Retrieval(queries, database), [name], k)
+        database = from_array(database, np.arange(len(database)))
+    found, (step,) = apply(Retrieval(queries, database), [name], k)
     assert (step.method, step.neighbours) == (name, k)
     return found, np.array(list(found.scores()))
 
@@ -178,8 +178,8 @@ def test_a_query_whose_row_leaves_its_list_has_it_for_no_neighbour(name, k):
     _, vectors = clustered(6)
     own = np.array([3, 5, 9, -1])  # 5 and 9 are equal; the last query is in the database, but stays in its list
     queries = vectors[[3, 5, 9, 20]]
-    search = Retrieval(queries, of_array(vectors, np.arange(len(vectors))), own=own)
-    found, _ = applied(search, [name], k)
+    search = Retrieval(queries, from_array(vectors, np.arange(len(vectors))), own=own)
+    found, _ = apply(search, [name], k)
     rows = [None if row < 0 else row for row in own]
     system = naive_system(vectors, k)
     for query, without, row in zip(queries, rows, found.scores(), strict=True):
@@ -245,8 +245,8 @@ def test_equal_and_few_rows(name):
 
 def test_methods_follow_each_other():
     queries, vectors = clustered(5)
-    search = Retrieval(queries, of_array(vectors, np.arange(len(vectors))))
-    found, steps = applied(search, ["dba", "alpha-qe", "diffusion"], None)
+    search = Retrieval(queries, from_array(vectors, np.arange(len(vectors))))
+    found, steps = apply(search, ["dba", "alpha-qe", "diffusion"], None)
     assert [(step.method, step.neighbours) for step in steps] == [("dba", 50), ("alpha-qe", 50), ("diffusion", 50)]
     _, augmented = naive_dba(queries, vectors, 50)
     moved, _ = naive_alpha_qe(queries, np.array(augmented), 50)
@@ -259,9 +259,9 @@ def test_what_can_not_follow_is_refused():
     check(["dba", "aqe", "aqe", "diffusion"], 3)
     with pytest.raises(UserError, match="--expansion diffusion replaces the scores, so it must be the last"):
         check(["diffusion", "aqe"], None)
-    with pytest.raises(UserError, match="--neighbours 0: it is at least 1"):
+    with pytest.raises(UserError, match="--neighbours 0 must be from 1 to 100000"):
         check(["aqe"], 0)
-    with pytest.raises(UserError, match="--neighbours 100001: it is at least 1"):
+    with pytest.raises(UserError, match="--neighbours 100001 must be from 1 to 100000"):
         check(["aqe"], 100_001)
     with pytest.raises(UserError, match="goes with --expansion"):
         check([], 5)

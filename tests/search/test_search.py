@@ -17,9 +17,9 @@ from dim.model.whitening import Whitening
 from dim.search import queries
 from dim.search.build_index import build
 from dim.search.config import IndexConfig, SearchConfig
-from dim.search.database import Retrieval, of_array
+from dim.search.database import Retrieval, from_array
 from dim.search.job import search
-from dim.search.methods import METHODS, applied
+from dim.search.methods import METHODS, apply
 
 RANDOM = np.random.default_rng(0)
 IDS = [f"p{number:02d}" for number in RANDOM.permutation(60)]
@@ -113,7 +113,7 @@ def test_an_index_that_finds_less_gives_shorter_lists(indexed, asked, answered):
 def test_methods_after_a_search_of_a_flat_index(indexed, asked, answered, name):
     lists, result = answered(indexed(), asked, top=60, expansion=(name,), neighbours=5)
     unit = [(v / np.linalg.norm(v, axis=1, keepdims=True)).astype(np.float32) for v in (QUERIES, VECTORS)]
-    found, _ = applied(Retrieval(unit[0], of_array(unit[1], np.argsort(np.argsort(IDS)))), [name], 5)
+    found, _ = apply(Retrieval(unit[0], from_array(unit[1], np.argsort(np.argsort(IDS)))), [name], 5)
     for query, (rows, scores) in zip(QUERY_IDS, found.best(60), strict=True):
         assert lists[query] == sorted(lists[query], key=lambda pair: (-pair[1], pair[0]))
         expected = dict(zip((IDS[row] for row in rows), scores, strict=True))
@@ -140,7 +140,7 @@ def test_methods_after_a_search_of_another_index(write_descriptors, tmp_path, an
 def test_codes_that_can_not_be_decoded_are_not_expanded(indexed, asked, answered):
     index = indexed("IVF2,PQ3x4fs")
     answered(index, asked)
-    with pytest.raises(UserError, match="fast-scan codes gives no vectors back"):
+    with pytest.raises(UserError, match="fast-scan codes can't return vectors"):
         answered(index, asked, expansion=("aqe",))
 
 
@@ -232,7 +232,7 @@ def test_what_can_not_be_is_one_line_and_nothing_is_written(folder, asked, tmp_p
 
 
 def test_parameters_that_the_index_does_not_have(indexed, asked, answered):
-    with pytest.raises(UserError, match="--parameters 'nprobe=3' are none of this index's"):
+    with pytest.raises(UserError, match="--parameters 'nprobe=3' can't be set on this index"):
         answered(indexed("HNSW16"), asked, parameters="nprobe=3")
 
 
@@ -245,7 +245,7 @@ def test_parameters_that_the_index_does_not_have(indexed, asked, answered):
     ],
 )
 def test_parameters_that_no_search_can_have(indexed, asked, answered, parameters, fault):
-    with pytest.raises(UserError, match=f"--parameters '{parameters}' are none of this index's: {fault}"):
+    with pytest.raises(UserError, match=f"--parameters '{parameters}' can't be set on this index: {fault}"):
         answered(indexed("IVF4,Flat"), asked, parameters=parameters)
 
 
@@ -253,13 +253,13 @@ def test_queries_are_a_photo_a_folder_or_the_rows_of_a_manifest_that_may_be_quer
     (tmp_path / "photos" / "sub").mkdir(parents=True)
     for name in ("b.jpg", "sub/a.png", ".hidden"):
         (tmp_path / "photos" / name).write_bytes(b"")
-    table = queries.listed(str(tmp_path / "photos")).to_pylist()
+    table = queries.list_photos(str(tmp_path / "photos")).to_pylist()
     assert table == [{"image_id": n, "path": str(tmp_path / "photos" / n)} for n in ("b.jpg", "sub/a.png")]
-    (row,) = queries.listed(str(tmp_path / "photos" / "b.jpg")).to_pylist()
+    (row,) = queries.list_photos(str(tmp_path / "photos" / "b.jpg")).to_pylist()
     assert row == {"image_id": "b.jpg", "path": str(tmp_path / "photos" / "b.jpg")}
     box = {"x1": [1, 1, 1], "y1": [2, 2, 2], "x2": [3, 3, 3], "y2": [4, 4, 4]}
     manifest = write_manifest(image_id=["x", "y", "z"], role=["query", "database", None], **box)
-    rows = queries.listed(manifest).to_pylist()
+    rows = queries.list_photos(manifest).to_pylist()
     assert [row["image_id"] for row in rows] == ["x", "z"]
     assert rows[0] == {"image_id": "x", "path": str(tmp_path / "x.jpg"), "x1": 1, "y1": 2, "x2": 3, "y2": 4}
 
