@@ -70,7 +70,7 @@ def _open_output(config: SearchConfig, target: SearchTarget) -> AbstractContextM
 def _answer(config: SearchConfig, asked: Queries, target: SearchTarget, out: Output) -> dict[str, Any]:
     top = min(config.top, len(target.ids))
     if top < config.top:
-        log.warning("--top %d is more than the database has; the lists have all %d photos", config.top, top)
+        log.warning("--top %d exceeds the database; each list has all %d photos", config.top, top)
     log.info("searching %d photos for %d queries", len(target.ids), len(asked.ids))
     retrieval = Retrieval(asked.vectors, target.database)
     retrieval, steps = methods.apply(retrieval, config.expansion, config.neighbours)

@@ -76,7 +76,7 @@ def _moved(vectors: np.ndarray, rows: np.ndarray, weights: np.ndarray, database:
 
 
 def k_reciprocal(search: Retrieval, k: int) -> Retrieval:
-    """k-reciprocal re-ranking (Zhong et al., arXiv 1701.08398, eqs. 2, 3, 7 and 10 to 12), λ = 0.3 and k₂ = 6.
+    """k-reciprocal re-ranking (Zhong et al., arXiv 1701.08398), λ = 0.3 and k₂ = 6.
 
     - R(i, k) holds i and each of its k nearest rows that has i among its own k nearest.
     - R*(i) adds to R(i, k) each set R(j, k/2), j in R(i, k), if more than two thirds of this set are in R(i, k).

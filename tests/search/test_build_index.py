@@ -241,7 +241,7 @@ def recorded(folder, **changes):
     (folder / "run.json").write_text(json.dumps(record))
 
 
-def test_a_file_that_is_no_index_or_another_one(folder, tmp_path, monkeypatch):
+def test_a_file_that_is_no_index_or_another_index_is_refused(folder, tmp_path, monkeypatch):
     built(folder, tmp_path)
     recorded(tmp_path, sha256=None)
     refused(tmp_path, "is not the file that its run.json describes; make it again")
@@ -269,7 +269,7 @@ def test_a_file_that_is_no_index_or_another_one(folder, tmp_path, monkeypatch):
         ({"image_id": [["a"]]}, "column .image_id. must be text"),
     ],
 )
-def test_ids_that_are_none(folder, tmp_path, columns, message):
+def test_a_broken_ids_file_is_refused(folder, tmp_path, columns, message):
     built(folder, tmp_path)
     tables.write(str(tmp_path / "ids.parquet"), pa.table(columns))
     refused(tmp_path, message)
@@ -297,7 +297,7 @@ def test_index_json_and_run_json_seal_all_of_its_files(folder, tmp_path):
     assert json.loads((tmp_path / "run.json").read_text())["files"].items() >= sealed.items()
 
 
-def test_ids_of_another_index_of_as_many_rows(folder, write_descriptors, tmp_path):
+def test_ids_of_another_index_with_as_many_rows_are_refused(folder, write_descriptors, tmp_path):
     other = write_descriptors([f"q{image_id[1:]}" for image_id in IDS], VECTORS, name="other", errors=[])
     built(folder, tmp_path / "one")
     built(other, tmp_path / "two")

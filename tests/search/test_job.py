@@ -148,7 +148,7 @@ def test_top_beyond_the_database_is_clipped_and_said(folder, asked, answered, ca
     lists, result = answered(folder, asked, top=1000)
     assert {len(found) for found in lists.values()} == {60}
     assert result["top"] == 60
-    assert "--top 1000 is more than the database has; the lists have all 60 photos" in caplog.text
+    assert "--top 1000 exceeds the database; each list has all 60 photos" in caplog.text
 
 
 def test_the_first_hits_are_logged(folder, asked, answered, caplog):
