@@ -1,1 +1,1 @@
-"""Likely label errors and duplicates, from descriptors and labels."""
+"""Audit of a labelled data set: likely label errors and duplicates."""

@@ -1,18 +1,20 @@
-"""How much the photos of each label say that a photo is one of theirs.
+"""How strongly the photos of each label claim a photo as one of theirs.
 
-The similarity of two photos is taken relative to how crowded it is round them (CSLS: Conneau et al., 1710.04087):
-c_ij = 2 x_iᵀx_j − r_i − r_j, where r is a photo's mean similarity to its ten nearest others. So photos that resemble
-everything resemble nothing. Let `same` be the mean of c over the pairs of one label, `any` that over all pairs, and c₀
-their middle. What the m photos of a label, i left out, say of photo i is
+Similarity is measured relative to how crowded the space is around the two photos (CSLS: Conneau et al., arXiv
+1710.04087): c_ij = 2 x_iᵀx_j − r_i − r_j, where r_i is the mean similarity of photo i to its ten nearest other photos.
+A photo that resembles everything therefore resembles nothing in particular.
 
-    e_i(label) = Σ_j (c_ij − c₀) / (m + 4) / (same − any),
+Let `same` be the mean of c over all pairs with one label, `any` the mean over all pairs, and c₀ the midpoint of the
+two. The evidence of a label for photo i is a sum over the m photos j of the label, without i:
 
-a mean that four photos in the middle draw to 0: one photo, be it ever so near, says less than several. A photo's score
-is the largest e of another label, less that of its own. It is the margin of confident learning (Northcutt et al.,
-1911.00068) for labels of a few photos each, which no classifier can be trained on.
+    e_i(label) = Σ_j (c_ij − c₀) / (m + 4) / (same − any)
 
-A sum over a label's photos is a product with the sum of their vectors, so that the e of all labels come from matrix
-products with one vector a label. They are formed block by block.
+The 4 acts as four more photos at the midpoint: a single near photo is weaker evidence than several. The score of a
+photo is the largest e of another label less the e of its own. This is the margin of confident learning (Northcutt et
+al., arXiv 1911.00068), for labels with too few photos to train a classifier on.
+
+Σ_j x_iᵀx_j is the product of x_i and the sum of the label's vectors. So the evidence of all labels takes one matrix
+product with a vector for each label, which is computed block by block.
 """
 
 from dataclasses import dataclass
@@ -25,9 +27,9 @@ ROWS, LABELS = 1024, 4096  # of a block of products
 
 @dataclass(frozen=True)
 class Evidence:
-    """For each photo (n,): what its own label says, what the other label says that says most, and which (a code).
+    """For each photo the evidence of its `own` label, the largest of an `other` label, and that label's code, all (n,).
 
-    `any_pair` and `scale` are `any` and `same` − `any` above.
+    `any_pair` is `any` above, and `scale` is `same` − `any`.
     """
 
     own: np.ndarray
@@ -38,22 +40,25 @@ class Evidence:
 
     @property
     def score(self) -> np.ndarray:
-        """How much more another label claims the photo than its own, float64 (n,)."""
+        """By how much more another label claims the photo than its own label does, float64 (n,)."""
         score: np.ndarray = self.other - self.own
         return score
 
 
 def crowding(scores: np.ndarray) -> np.ndarray:
-    """The r of each photo, (n,), from its similarities to its nearest others (n, k), −inf where there are fewer."""
+    """r for each photo, (n,), from its similarities to its nearest others (n, k); −inf if there are fewer than k."""
     there = np.isfinite(scores)
     mean: np.ndarray = np.where(there, scores, 0).sum(axis=1) / there.sum(axis=1)
     return mean
 
 
 def evidence(vectors: np.ndarray, codes: np.ndarray, crowding: np.ndarray) -> Evidence:
-    """The evidence for photos with L2-normalised `vectors` (n, D) and the labels `codes` (n,), from 0 without a gap.
+    """Computes the evidence for photos of at least two labels, one of which has two photos.
 
-    `crowding` (n,) is the r above. There must be two labels, and one of them must have two photos.
+    Args:
+        vectors: L2-normalised descriptors, (n, D).
+        codes: Codes of the labels, from 0 without a gap, (n,).
+        crowding: r for each photo, (n,).
     """
     counts = np.bincount(codes)
     sums = np.zeros((len(counts), vectors.shape[1]))
@@ -61,7 +66,7 @@ def evidence(vectors: np.ndarray, codes: np.ndarray, crowding: np.ndarray) -> Ev
     crowds = np.bincount(codes, crowding)
     lengths = _dot(vectors, vectors)
     others = counts[codes] - 1
-    # Σ_j c_ij over the other photos j of the own label; then over all pairs.
+    # `within` is Σ_j c_ij over the other photos j of i's label, `everywhere` a sum over all pairs of photos.
     within = 2 * (_dot(vectors, sums[codes]) - lengths) - others * crowding - (crowds[codes] - crowding)
     pairs = len(codes) * (len(codes) - 1)
     everywhere = 2 * (_dot(sums, sums.sum(axis=0)[None]).sum() - lengths.sum())
@@ -69,7 +74,7 @@ def evidence(vectors: np.ndarray, codes: np.ndarray, crowding: np.ndarray) -> Ev
     scale = float(within.sum() / others.sum()) - any_pair
     middle = any_pair + scale / 2
     own = (within - others * middle) / (others + NEUTRAL)
-    other, label = _most(vectors, codes, crowding, _Labels(sums, crowds + counts * middle, counts))
+    other, label = _strongest(vectors, codes, crowding, _Labels(sums, crowds + counts * middle, counts))
     return Evidence(own / scale, other / scale, label, any_pair, scale)
 
 
@@ -80,34 +85,34 @@ def _dot(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Labels:
-    """Of each label: the sum of its vectors (K, D), that of r + c₀ over its photos (K,), their number (K,)."""
+    """For each of K labels the sum of its vectors (K, D), the sum of r + c₀ over its photos, and their number (K,)."""
 
     sums: np.ndarray
     offsets: np.ndarray
     counts: np.ndarray
 
-    def say(self, vectors: np.ndarray, crowding: np.ndarray, part: slice) -> np.ndarray:
-        """What the labels in `part` say of photos that are not of theirs, in the scale of c."""
+    def evidence(self, vectors: np.ndarray, crowding: np.ndarray, part: slice) -> np.ndarray:
+        """The evidence of the labels `part` for photos that have other labels, not divided by `scale` yet."""
         sums = 2 * (vectors @ self.sums[part].T) - np.outer(crowding, self.counts[part]) - self.offsets[part]
-        said: np.ndarray = sums / (self.counts[part] + NEUTRAL)
-        return said
+        found: np.ndarray = sums / (self.counts[part] + NEUTRAL)
+        return found
 
 
-def _most(
+def _strongest(
     vectors: np.ndarray, codes: np.ndarray, crowding: np.ndarray, labels: _Labels
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The most that a label says of which the photo is not, and this label; both (n,)."""
+    """The largest evidence of a label other than the photo's own, and that label; both (n,)."""
     most, label = np.full(len(codes), -np.inf), np.zeros(len(codes), np.int64)
     for start in range(0, len(codes), ROWS):
         rows = slice(start, start + ROWS)
         each = np.arange(len(codes[rows]))
         for first in range(0, len(labels.counts), LABELS):
-            said = labels.say(vectors[rows], crowding[rows], slice(first, first + LABELS))
+            found = labels.evidence(vectors[rows], crowding[rows], slice(first, first + LABELS))
             own = codes[rows] - first
-            here = (own >= 0) & (own < said.shape[1])
-            said[each[here], own[here]] = -np.inf
-            best = said.argmax(axis=1)
-            better = said[each, best] > most[rows]
-            most[rows] = np.where(better, said[each, best], most[rows])
+            here = (own >= 0) & (own < found.shape[1])
+            found[each[here], own[here]] = -np.inf
+            best = found.argmax(axis=1)
+            better = found[each, best] > most[rows]
+            most[rows] = np.where(better, found[each, best], most[rows])
             label[rows] = np.where(better, best + first, label[rows])
     return most, label

@@ -1,4 +1,4 @@
-"""What audit.py does: descriptors and labels → a ranked list of suspects, as tables and as a page with their photos."""
+"""What audit.py does: finds likely label errors and duplicates, and writes them as a table and a page with photos."""
 
 import logging
 from typing import Any
@@ -19,10 +19,11 @@ log = logging.getLogger(__name__)
 
 
 def audit(config: AuditConfig) -> dict[str, Any]:
-    """Writes suspects.parquet, suspects.csv and report.html, and returns the counts.
+    """Writes suspects.parquet, suspects.csv and report.html to `config.out`, and returns the job's result.
 
-    Raises UserError before anything is written: where the labels have nothing to hold against each other, the folder
-    lacks a row, or the whitening doesn't fit.
+    Raises:
+        UserError: There are not two labels, one of them with two photos; the descriptors lack a row of the manifest; or
+            the whitening doesn't fit. Nothing has been written then.
     """
     chosen = manifests.read(config.manifest).select(config.split)
     embedded = descriptors.read(config.descriptors, chosen)

@@ -1,16 +1,13 @@
-"""Pairs of photos that are all but the same, under two labels or in two splits, however many there are of one object.
+"""Which photos an audit suspects, and of what. `suspects` finds three kinds:
 
-A burst of n photos in each of two splits has n² such pairs, more than a photo's few nearest others tell of. So a photo
-whose nearest others are all this near is held against all photos. Of the pairs between the same two labels and splits
-at most `EACH` are listed, and at most `MOST` in all, the nearest; how many there are is counted.
+- `label`: another label claims the photo more than its own does (see `evidence`). The score is by how much; `other` is
+  the nearest photo of that label.
+- `duplicate`: two photos are nearly identical, but have two labels or are in two splits. The score is their cosine.
+- `far`: the photo resembles each photo of its label less than two random photos resemble each other. The score is by
+  how much less, on the scale of `evidence`; `other` is the nearest photo of its label.
 
-Who is suspected, and of what.
-
-- `label`: another label claims the photo, and more than its own does (`evidence`); `other` is its nearest photo there.
-- `duplicate`: two photos all but the same, under two labels or in two splits; the score is their cosine, `pairs` how
-  many such pairs there are between these labels and splits (`duplicates`).
-- `far`: the photo resembles none of its own label more than two photos drawn at random resemble each other; the score
-  is by how much less, in the scale of `evidence`; `other` is the nearest photo of its label.
+A burst of n photos in each of two splits has n² pairs of duplicates. Few of them may be listed, but all are counted:
+`pairs` is the number of such pairs between the same two labels and splits.
 """
 
 from collections import Counter
@@ -22,92 +19,24 @@ import numpy as np
 import pyarrow as pa
 
 from dim.audit.evidence import crowding, evidence
-from dim.search import database as databases
 from dim.search import exact
-from dim.search.database import Exact, from_array
-
-PAIRS_OF_A_GROUP, PAIRS_IN_ALL = 1000, 100_000
-
-
-@dataclass(frozen=True)
-class Duplicate:
-    """Two rows, `one` before `other`, their cosine, and how many pairs there are between their labels and splits."""
-
-    one: int
-    other: int
-    score: float
-    pairs: int
-
-
-def duplicates(
-    database: Exact, sides: np.ndarray, rows: np.ndarray, scores: np.ndarray, least: float
-) -> tuple[list[Duplicate], int]:
-    """The pairs of rows of two `sides` (N,), codes from 0, with a cosine of `least` or more, and how many there are.
-
-    `rows` and `scores` (N, k) are the nearest others of each row, as `neighbours.others` has them.
-    """
-    totals: Counter[int] = Counter()
-    kept = np.zeros((0, 4))
-    waiting: list[np.ndarray] = []
-    held = 0
-    for pairs in _near(database, rows, scores, least):
-        one, other = pairs[:, :2].astype(np.int64).T
-        differ = (one < other) & (sides[one] != sides[other])  # each pair is found from both of its ends
-        if not differ.any():
-            continue
-        both = np.sort([sides[one[differ]], sides[other[differ]]], axis=0)
-        group = both[0] * len(sides) + both[1]
-        totals.update(group.tolist())
-        waiting.append(np.column_stack([group, pairs[differ]]))
-        held += len(group)
-        if held > PAIRS_IN_ALL:
-            kept, waiting, held = _best(np.concatenate([kept, *waiting])), [], 0
-    kept = _best(np.concatenate([kept, *waiting]))
-    listed = [Duplicate(int(one), int(other), score, totals[int(group)]) for group, one, other, score in kept.tolist()]
-    return listed, totals.total()
-
-
-def _near(database: Exact, rows: np.ndarray, scores: np.ndarray, least: float) -> Iterator[np.ndarray]:
-    """Every two rows with a cosine of `least` or more, each pair from both ends: row, other row, cosine (P, 3)."""
-    all_near = scores[:, -1] >= least  # so that there may be more
-    near, place = np.nonzero((scores >= least) & ~all_near[:, None])
-    yield np.column_stack([near, rows[near, place], scores[near, place]])
-    full = np.flatnonzero(all_near)
-    for row, found in zip(full, database.scores(database.take(full)), strict=True):
-        others = np.flatnonzero(found >= least)
-        yield np.column_stack([np.full(len(others), row), others, found[others]])
-
-
-def _best(pairs: np.ndarray) -> np.ndarray:
-    """The `MOST` nearest of the `EACH` nearest of each group; `pairs` (P, 4) are group, row, other row, cosine."""
-    group, one, other, score = pairs.T
-    pairs = pairs[np.lexsort((other, one, -score, group))]
-    pairs = pairs[np.arange(len(pairs)) - np.searchsorted(pairs[:, 0], pairs[:, 0]) < PAIRS_OF_A_GROUP]
-    return pairs[np.lexsort((pairs[:, 2], pairs[:, 1], -pairs[:, 3]))[:PAIRS_IN_ALL]]
-
+from dim.search.database import Exact, from_array, neighbours
 
 LABEL, DUPLICATE, FAR = KINDS = ("label", "duplicate", "far")
-NEAREST = 10
+NEAREST = 10  # neighbours of a photo, for its crowding and its duplicates
+PAIRS_OF_A_GROUP, PAIRS_IN_ALL = 1000, 100_000  # duplicates that are listed; a group is two labels and splits
 SCHEMA = pa.schema(
-    [
-        ("kind", pa.string()),
-        ("rank", pa.int64()),
-        ("score", pa.float64()),
-        ("image_id", pa.string()),
-        ("label", pa.string()),
-        ("split", pa.string()),
-        ("other_id", pa.string()),
-        ("other_label", pa.string()),
-        ("other_split", pa.string()),
-        ("pairs", pa.int64()),
-    ]
+    [("kind", pa.string()), ("rank", pa.int64()), ("score", pa.float64())]
+    + [(name, pa.string()) for name in ("image_id", "label", "split", "other_id", "other_label", "other_split")]
+    + [("pairs", pa.int64())]
 )
 
 
 @dataclass(frozen=True)
 class AuditedPhotos:
-    """What is audited: L2-normalised `vectors` float32 (n, D); ids, labels and splits, object arrays (n,), the labels
-    and splits of str or None.
+    """The photos of an audit.
+
+    `vectors` are L2-normalised descriptors, float32 (N, D). The others are object arrays (N,) of str, or None.
     """
 
     vectors: np.ndarray
@@ -118,8 +47,9 @@ class AuditedPhotos:
 
 @dataclass(frozen=True)
 class Suspect:
-    """A photo (its row), what it is suspected of, by what score, and the other photo (its row) that speaks for it; of a
-    duplicate, how many pairs there are between the same labels and splits.
+    """A suspected photo: its row, its kind and score, and the row of the photo to compare it with.
+
+    `pairs` is None unless the kind is `duplicate`.
     """
 
     row: int
@@ -130,28 +60,92 @@ class Suspect:
 
 
 def suspects(photos: AuditedPhotos, least_score: float, least_cosine: float) -> tuple[list[Suspect], int]:
-    """The suspects, kind by kind in the order of `KINDS`, the highest score first, ties by id; and how many pairs of
-    duplicates there are, of which `duplicates` bounds how many are listed.
+    """Finds the suspects.
 
-    There must be two labels, and one of them must have two photos.
+    Args:
+        photos: Photos of at least two labels, one of which has two photos.
+        least_score: The least score of a `label` suspect.
+        least_cosine: The least cosine of duplicates.
+
+    Returns:
+        The suspects, in the order of `KINDS`, then of falling scores, then of ids; and the number of all pairs of
+        duplicates, listed or not.
     """
-    place = exact.tie_order_of(photos.ids)
-    database = from_array(photos.vectors, place)
-    rows, scores = databases.neighbours(database, min(NEAREST, len(photos.ids) - 1))
+    tie_order = exact.tie_order_of(photos.ids)
+    database = from_array(photos.vectors, tie_order)
+    rows, scores = neighbours(database, min(NEAREST, len(photos.ids) - 1))
     pairs, total = duplicates(database, _sides(photos), rows, scores, least_cosine)
     found = [Suspect(pair.one, DUPLICATE, pair.score, pair.other, pair.pairs) for pair in pairs]
-    found += _of_labels(photos, crowding(scores), least_score)
-    return sorted(found, key=lambda one: (KINDS.index(one.kind), -one.score, place[one.row], place[one.other])), total
+    found += _label_and_far(photos, crowding(scores), least_score)
+    found.sort(key=lambda one: (KINDS.index(one.kind), -one.score, tie_order[one.row], tie_order[one.other]))
+    return found, total
 
 
 def _sides(photos: AuditedPhotos) -> np.ndarray:
-    """A number for each photo's label and split, the same for the same two, (n,)."""
-    numbers: dict[tuple[str | None, str | None], int] = {}
-    both = zip(photos.labels, photos.splits, strict=True)
-    return np.array([numbers.setdefault(side, len(numbers)) for side in both])
+    """A code for each photo's label and split, (N,)."""
+    codes: dict[tuple[str | None, str | None], int] = {}
+    return np.array([codes.setdefault(side, len(codes)) for side in zip(photos.labels, photos.splits, strict=True)])
 
 
-def _of_labels(photos: AuditedPhotos, crowded: np.ndarray, least: float) -> Iterator[Suspect]:
+@dataclass(frozen=True)
+class Duplicate:
+    """Two rows, `one` before `other`, their cosine, and the number of pairs between their labels and splits."""
+
+    one: int
+    other: int
+    score: float
+    pairs: int
+
+
+def duplicates(
+    database: Exact, sides: np.ndarray, rows: np.ndarray, scores: np.ndarray, least: float
+) -> tuple[list[Duplicate], int]:
+    """Lists the nearest pairs of rows with different `sides` and a cosine of `least` or more, and counts all of them.
+
+    `sides` (N,) are codes of labels and splits, from 0. `rows` and `scores` (N, k) are the database's `neighbours`.
+    """
+    totals: Counter[int] = Counter()
+    kept = np.zeros((0, 4))
+    waiting: list[np.ndarray] = []
+    held = 0
+    for pairs in _near_pairs(database, rows, scores, least):
+        one, other = pairs[:, :2].astype(np.int64).T
+        differ = (one < other) & (sides[one] != sides[other])  # each pair comes from both of its ends; count it once
+        if not differ.any():
+            continue
+        both = np.sort([sides[one[differ]], sides[other[differ]]], axis=0)
+        group = both[0] * len(sides) + both[1]
+        totals.update(group.tolist())
+        waiting.append(np.column_stack([group, pairs[differ]]))
+        held += len(group)
+        if held > PAIRS_IN_ALL:
+            kept, waiting, held = _nearest_pairs(np.concatenate([kept, *waiting])), [], 0
+    kept = _nearest_pairs(np.concatenate([kept, *waiting]))
+    listed = [Duplicate(int(one), int(other), score, totals[int(group)]) for group, one, other, score in kept.tolist()]
+    return listed, totals.total()
+
+
+def _near_pairs(database: Exact, rows: np.ndarray, scores: np.ndarray, least: float) -> Iterator[np.ndarray]:
+    """Yields all pairs with a cosine of `least` or more, from both ends, as (P, 3): row, other row, cosine."""
+    all_near = scores[:, -1] >= least  # such a row may have more near rows than its k neighbours
+    near, place = np.nonzero((scores >= least) & ~all_near[:, None])
+    yield np.column_stack([near, rows[near, place], scores[near, place]])
+    full = np.flatnonzero(all_near)
+    for row, found in zip(full, database.scores(database.take(full)), strict=True):
+        others = np.flatnonzero(found >= least)
+        yield np.column_stack([np.full(len(others), row), others, found[others]])
+
+
+def _nearest_pairs(pairs: np.ndarray) -> np.ndarray:
+    """The pairs to list of `pairs` (P, 4): group, row, other row, cosine."""
+    group, one, other, score = pairs.T
+    pairs = pairs[np.lexsort((other, one, -score, group))]
+    pairs = pairs[np.arange(len(pairs)) - np.searchsorted(pairs[:, 0], pairs[:, 0]) < PAIRS_OF_A_GROUP]
+    return pairs[np.lexsort((pairs[:, 2], pairs[:, 1], -pairs[:, 3]))[:PAIRS_IN_ALL]]
+
+
+def _label_and_far(photos: AuditedPhotos, crowded: np.ndarray, least: float) -> Iterator[Suspect]:
+    """Yields the suspects of the kinds `label` and `far`. `crowded` (N,) is the photos' `crowding`."""
     used = np.flatnonzero([label is not None for label in photos.labels])
     _, codes = np.unique(photos.labels[used].astype(str), return_inverse=True)
     found = evidence(photos.vectors[used], codes, crowded[used])
@@ -162,7 +156,7 @@ def _of_labels(photos: AuditedPhotos, crowded: np.ndarray, least: float) -> Iter
         used.tolist(), codes, found.score, claims, found.other_label, strict=True
     ):
         if len(members[label]) < 2:
-            continue  # nothing speaks for it, and nothing against it
+            continue  # there is no photo of its label to compare it with
         if claimed:
             _, other = _nearest(photos, crowded, row, members[other_label])
             yield Suspect(row, LABEL, float(score), other)
@@ -173,14 +167,14 @@ def _of_labels(photos: AuditedPhotos, crowded: np.ndarray, least: float) -> Iter
 
 
 def _nearest(photos: AuditedPhotos, crowded: np.ndarray, row: int, others: np.ndarray) -> tuple[float, int]:
-    """The largest c of the photo in `row` and one of the rows `others`, and which."""
+    """The largest similarity c (see `evidence`) of the photo `row` to one of the rows `others`, and that row."""
     likeness = 2 * (photos.vectors[others] @ photos.vectors[row]) - crowded[others] - crowded[row]
     best = int(likeness.argmax())
     return float(likeness[best]), int(others[best])
 
 
 def table(photos: AuditedPhotos, found: list[Suspect]) -> pa.Table:
-    """The suspects as a table with the columns of `SCHEMA`; `rank` is from 1 in each kind."""
+    """The table of suspects.parquet, with the columns of `SCHEMA`; `rank` counts from 1 in each kind."""
     ranks = dict.fromkeys(KINDS, 0)
     rows: list[dict[str, Any]] = []
     for one in found:

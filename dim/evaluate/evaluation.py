@@ -89,7 +89,7 @@ def judge(task: Task, queries: Descriptors, database: EvaluatedDatabase, search:
     column = _columns(task, database)
     labels = np.full(len(database), None, dtype=object)
     labels[: len(database.rows)] = task.database.labels[database.rows]
-    place = search.database.place
+    place = search.database.tie_order
     known = applicable(task, shortest(task, queries, database))
     progress = Progress("evaluating", len(queries.rows), "queries")
     for query, row in zip(queries.rows, search.scores(), strict=True):

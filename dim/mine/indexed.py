@@ -13,8 +13,7 @@ import numpy as np
 from dim.mine.config import Mining
 from dim.mine.hardest import Found, Partners, no_partners, screen_positives
 from dim.mine.pool import Pool, too_similar
-from dim.search import faiss_transforms
-from dim.search import index as indexes
+from dim.search import build_index, read_index
 
 # The index proposes PROPOSED rows for each negative wanted, plus as many as the anchor's label has images.
 PROPOSED, MOST_PROPOSED = 8, 2048
@@ -23,9 +22,9 @@ _PAIRS = 8192  # pairs scored at once
 
 def empty_index(settings: Mining, dimension: int) -> Any:
     """The index before training. Raises UserError if FAISS knows no such index or search parameters."""
-    made = indexes.made(str(settings.candidates), dimension, settings.seed, flag="--candidates")
+    made = build_index.empty_index(str(settings.candidates), dimension, settings.seed, flag="--candidates")
     if settings.candidate_parameters:
-        indexes.set_parameters(made, settings.candidate_parameters, "--candidate-parameters")
+        read_index.set_parameters(made, settings.candidate_parameters, "--candidate-parameters")
     return made
 
 
@@ -34,11 +33,11 @@ def build(pool: Pool, settings: Mining, threads: int) -> np.ndarray:
     faiss.omp_set_num_threads(threads)
     made = empty_index(settings, pool.block(0).shape[1])
     if not made.is_trained:
-        count = min(len(pool), indexes.training_rows(made))
+        count = min(len(pool), build_index.training_rows(made))
         drawn = np.random.default_rng(settings.seed).choice(len(pool), count, replace=False)
-        with indexes.refusals(f"--candidates {settings.candidates!r} can't be trained on {count} rows"):
-            faiss_transforms.train(made, pool.take(np.sort(drawn)))
-    with indexes.refusals(f"--candidates {settings.candidates!r} takes no rows"):
+        with read_index.as_user_error(f"--candidates {settings.candidates!r} can't be trained on {count} rows"):
+            build_index.train(made, pool.take(np.sort(drawn)))
+    with read_index.as_user_error(f"--candidates {settings.candidates!r} takes no rows"):
         for i in range(len(pool.blocks)):
             made.add(pool.block(i))
     serialised: np.ndarray = faiss.serialize_index(made)
@@ -73,7 +72,7 @@ def _offer_proposed(pool: Pool, settings: Mining, index: Any, i: int, negatives:
     starts, ends = (np.searchsorted(pool.labels, labels, side) for side in ("left", "right"))
     mates = int((ends - starts).max())
     count = min(len(pool), MOST_PROPOSED, PROPOSED * settings.negatives_per_anchor + mates)
-    faiss_transforms.deepen(index, count)
+    read_index.deepen(index, count)
     _, proposed = index.search(pool.block(i), count)
     rows, places = np.nonzero((proposed >= 0) & (pool.labels[proposed] != labels[:, None]))
     partners = proposed[rows, places]

@@ -24,7 +24,8 @@ from dim.report.page import Html, Page, PagePhoto, PagePhotos, element, name
 from dim.report.parts import Card, Column, Row
 from dim.search.config import SearchConfig
 from dim.search.database import Exact
-from dim.search.queries import QUERIES_FILE, Queries, SearchTarget
+from dim.search.queries import QUERIES_FILE, Queries
+from dim.search.read_index import SearchTarget
 
 log = logging.getLogger(__name__)
 

@@ -1,1 +1,1 @@
-"""Search: exact, by an index, and what is done with a ranked list afterwards."""
+"""Search of a database, exactly or through an FAISS index, with query expansion and re-ranking."""

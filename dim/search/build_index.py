@@ -1,6 +1,13 @@
-"""What index.py does: an FAISS index of a folder of descriptors, block by block."""
+"""What index.py does: builds an FAISS index from a folder of descriptors.
+
+`empty_index` turns the factory string into an index, `train` fits its transforms, centroids and codes, and `build`
+adds the rows block by block and writes the output folder. `read_index` reads and searches what is written here.
+"""
 
 import logging
+import re
+import struct
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import faiss
@@ -12,18 +19,22 @@ from dim.app.config import MOST_SEED
 from dim.app.progress import with_progress
 from dim.errors import UserError
 from dim.io import files, local_files, seal, tables
-from dim.search import descriptor_folder, exact, faiss_transforms, index
+from dim.search import descriptor_folder, exact, faiss_transforms
 from dim.search.config import IndexConfig
 from dim.search.database import Exact
 from dim.search.descriptor_folder import DescriptorFolder
+from dim.search.read_index import FILE, IDS_FILE, LARGEST, SEAL_FILE, as_user_error, facts_of, inverted_lists
 
 log = logging.getLogger(__name__)
+ROWS_A_LIST = 100  # to train an IVF; FAISS advises 39 or more and uses at most 256
+LEAST_ROWS = 65536  # to train any index: 256 for each of the 256 codes of a product quantiser
 
 
 def build(config: IndexConfig) -> dict[str, Any]:
-    """Builds the index that `config` asks for in `config.out`, and returns what it is.
+    """Builds the index of `config.descriptors`, writes it to the folder `config.out`, and returns the job's result.
 
-    Raises UserError where the folder holds no descriptors, or FAISS can't make this index of them.
+    Raises:
+        UserError: A flag is out of range, the folder holds no descriptors, or FAISS can't build this index from them.
     """
     if not 0 <= config.seed <= MOST_SEED:
         raise UserError(f"--seed {config.seed} must be from 0 to {MOST_SEED}")
@@ -31,62 +42,136 @@ def build(config: IndexConfig) -> dict[str, Any]:
         raise UserError(f"--train-rows {config.train_rows} must be 1 or more")
     rows = descriptor_folder.read(config.descriptors, config.whitening, hashed=True)
     dimension = next(iter(rows)).shape[1]
-    made = index.made(config.factory, dimension, config.seed)
-    estimate = index.size(made, len(rows))
-    log.info(
-        "%s of %d rows of %d values: about %.1f MB, %d bytes a row, to be %s",
-        config.factory,
-        len(rows),
-        dimension,
-        estimate / 1e6,
-        estimate / len(rows),
-        "written straight to disk" if isinstance(made, faiss.IndexFlat) else "held in memory while it is built",
-    )
-    trained_on = _train(made, rows, config)
+    index = empty_index(config.factory, dimension, config.seed)
+    estimate = estimated_bytes(index, len(rows))
+    place = "written straight to disk" if isinstance(index, faiss.IndexFlat) else "held in memory while it is built"
+    size = f"about {estimate / 1e6:.1f} MB, {estimate // len(rows)} bytes a row"
+    log.info("%s of %d rows of %d values: %s, to be %s", config.factory, len(rows), dimension, size, place)
+    trained_on = 0 if index.is_trained else _train_on_sample(index, rows, config)
     inputs = {"descriptors": config.descriptors, "whitening": config.whitening}
     with output.opened(config.out, "index", config, inputs, rows.embedding.as_json()) as out:
-        with local_files.path_to_write(out.path(index.FILE)) as path:
-            _write(made, rows, path, dimension, config.factory)
-            sealed = index.sealed(path)
-        tables.write(out.path(index.IDS_FILE), pa.table({"image_id": rows.ids}))
-        both = seal.create(config.out, [index.IDS_FILE], {index.FILE: {**sealed, "rows": len(rows)}})
-        files.write_json(out.path(index.SEAL_FILE), {seal.FILES: both})
-        return out.finish(
-            {
-                "factory": config.factory,
-                "rows": len(rows),
-                "errors": len(rows.errors),
-                "dimension": dimension,
-                "trained_on": trained_on,
-                **sealed,
-                "bytes_per_row": round(sealed["bytes"] / len(rows), 1),
-            },
-            both,
-        )
+        with local_files.path_to_write(out.path(FILE)) as path:
+            _write(index, rows, path, dimension, config.factory)
+            facts = facts_of(path)
+        tables.write(out.path(IDS_FILE), pa.table({"image_id": rows.ids}))
+        sealed = seal.create(config.out, [IDS_FILE], {FILE: {**facts, "rows": len(rows)}})
+        files.write_json(out.path(SEAL_FILE), {seal.FILES: sealed})
+        counts = {"rows": len(rows), "errors": len(rows.errors), "dimension": dimension, "trained_on": trained_on}
+        bytes_per_row = round(facts["bytes"] / len(rows), 1)
+        return out.finish({"factory": config.factory, **counts, **facts, "bytes_per_row": bytes_per_row}, sealed)
 
 
-def _train(made: Any, rows: DescriptorFolder, config: IndexConfig) -> int:
-    """Trains the index on rows drawn by the seed, whatever the shards that they lie in; returns how many."""
-    if made.is_trained:
-        return 0
-    count = min(len(rows), config.train_rows or index.training_rows(made))
+def empty_index(factory: str, dimension: int, seed: int, flag: str = "--factory") -> Any:
+    """Makes an untrained FAISS index for vectors of `dimension` values, which compares them by inner product.
+
+    `factory` is FAISS's index_factory string, given by `flag`. `seed` is that of the clusterings which training runs.
+    Raises UserError if FAISS has no such index for this dimension, or its scores are not cosines.
+    """
+    what = f"{flag} {factory!r} is not an FAISS index for {dimension} values, such as Flat or IVF1024,PQ64"
+    _require_sane(factory, what)
+    with as_user_error(what):
+        index = faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
+    if isinstance(index, faiss.IndexIDMap):
+        raise UserError(f"{flag} {factory!r}: leave IDMap out, {IDS_FILE} has the ids")
+    if objection := faiss_transforms.objection(index):
+        raise UserError(f"{flag} {factory!r}: {objection}")
+    if (inverted := inverted_lists(index)) is not None:
+        inverted.nprobe = round(inverted.nlist**0.5)  # FAISS's default is to search one list only
+    for clustering, _ in _clusterings(index):
+        clustering.seed = seed
+    return index
+
+
+def _require_sane(factory: str, what: str) -> None:
+    # FAISS ignores all that follows a NUL. From a 0 or a number that overflows, it makes an index that crashes later.
+    if not (factory.isascii() and factory.isprintable()):
+        raise UserError(f"{what}: it has characters that are not printable ASCII")
+    for number in re.findall("[0-9]+", factory):
+        if len(number) > len(str(LARGEST)) or not 1 <= int(number) <= LARGEST:
+            raise UserError(f"{what}: {number} is not from 1 to {LARGEST}")
+
+
+def _clusterings(index: Any) -> Iterator[tuple[Any, int]]:
+    """The k-means clusterings that training runs, each with its number of centroids."""
+    for stage in faiss_transforms.stages(index):
+        for owner, centroids in ((stage, "nlist"), (getattr(stage, "pq", None), "ksub")):
+            if (clustering := getattr(owner, "cp", None)) is not None:
+                yield clustering, getattr(owner, centroids)
+
+
+def estimated_bytes(index: Any, rows: int) -> int:
+    """About how many bytes `index` will take with `rows` rows."""
+    inverted = inverted_lists(index)
+    fixed = 4 * inverted.d * inverted.nlist if inverted is not None else 0
+    return fixed + rows * _row_bytes(index)
+
+
+def _row_bytes(index: Any) -> int:
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexPreTransform):
+        return _row_bytes(index.index)
+    if isinstance(index, faiss.IndexRefine):
+        return _row_bytes(index.base_index) + _row_bytes(index.refine_index)
+    if isinstance(index, faiss.IndexHNSW):
+        links = int(index.hnsw.nb_neighbors(0))
+        return _row_bytes(index.storage) + 4 * links + 16  # 16: links of higher levels, their offset, the level
+    if isinstance(index, faiss.IndexIVF):
+        return int(index.code_size) + 8
+    return int(index.sa_code_size()) if isinstance(index, faiss.IndexFlatCodes) else 4 * index.d
+
+
+def _train_on_sample(index: Any, rows: DescriptorFolder, config: IndexConfig) -> int:
+    """Trains `index` on rows drawn by the seed, and returns their number. How rows lie in shards changes nothing."""
+    count = min(len(rows), config.train_rows or training_rows(index))
     log.info("training on %d of %d rows, drawn by seed %d", count, len(rows), config.seed)
-    place = exact.tie_order_of(rows.ids)
+    tie_order = exact.tie_order_of(rows.ids)
     drawn = np.sort(np.random.default_rng(config.seed).choice(len(rows), count, replace=False))
-    sample = Exact(rows.parts, place).take(np.argsort(place)[drawn])
-    with index.refusals(f"--factory {config.factory!r} can't be trained on {count} rows"):
-        faiss_transforms.train(made, sample)
+    sample = Exact(rows.parts, tie_order).take(np.argsort(tie_order)[drawn])
+    with as_user_error(f"--factory {config.factory!r} can't be trained on {count} rows"):
+        train(index, sample)
     return count
 
 
-def _write(made: Any, rows: DescriptorFolder, path: str, dimension: int, factory: str) -> None:
+def training_rows(index: Any) -> int:
+    """How many rows to train `index` on by default."""
+    inverted = inverted_lists(index)
+    return max(LEAST_ROWS, ROWS_A_LIST * inverted.nlist if inverted is not None else 0)
+
+
+def train(index: Any, sample: np.ndarray) -> None:
+    """Trains `index` on `sample`, L2-normalised float32 (n, D), and logs a warning if FAISS advises more rows."""
+    advised = max((each.min_points_per_centroid * centroids for each, centroids in _clusterings(index)), default=0)
+    if len(sample) < advised:
+        log.warning("%d rows are few to train this index; FAISS advises %d or more", len(sample), advised)
+    faiss_transforms.train(index, sample)
+    index.train(sample)
+
+
+def _write(index: Any, rows: DescriptorFolder, path: str, dimension: int, factory: str) -> None:
     blocks = with_progress(rows, len, "indexing", len(rows), "rows")
-    if isinstance(made, faiss.IndexFlat):
-        index.write_flat(path, dimension, len(rows), blocks)
+    if isinstance(index, faiss.IndexFlat):
+        _write_flat(path, dimension, len(rows), blocks)
         return
-    with index.refusals(f"--factory {factory!r} takes no rows"):
+    with as_user_error(f"--factory {factory!r} takes no rows"):
         for block in blocks:
-            made.add(block)
-    if made.ntotal != len(rows):
-        raise RuntimeError(f"the index has {made.ntotal} rows, not {len(rows)}")
-    faiss.write_index(made, path)
+            index.add(block)
+    if index.ntotal != len(rows):
+        raise RuntimeError(f"the index has {index.ntotal} rows, not {len(rows)}")
+    faiss.write_index(index, path)
+
+
+def _write_flat(path: str, dimension: int, rows: int, blocks: Iterable[np.ndarray]) -> None:
+    """Writes the file of a flat index with one of the `blocks` (n, D) in memory at a time.
+
+    The file is FAISS's header of an empty index, with the numbers of rows and values filled in, and then the values.
+    """
+    header = bytearray(faiss.serialize_index(faiss.IndexFlatIP(dimension)))
+    struct.pack_into("<q", header, 8, rows)
+    struct.pack_into("<q", header, len(header) - 8, rows * dimension)
+    with open(path, "wb") as file:
+        file.write(header)
+        for block in blocks:
+            file.write(np.ascontiguousarray(block, "<f4").data)
+            rows -= len(block)
+    if rows:
+        raise RuntimeError(f"the descriptors have {-rows:+d} rows compared with their own count")

@@ -1,8 +1,11 @@
-"""What is searched. Its rows are named by number; `place`, that of `exact.places`, breaks ties between them.
+"""What a search runs on: a database of vectors, its nearest-neighbour lists, and a configured retrieval.
 
-The nearest neighbours of the database's own rows: the graph on which it is augmented and re-ranked.
+- `Database` is what every search needs: the best rows, all scores, the vectors of some rows. `Exact` implements it by
+  exact search over parts on disk or in memory, `read_index.Approximate` by an FAISS index.
+- `neighbours` searches a database with its own rows. Re-ranking and database augmentation work on these lists.
+- `Retrieval` joins queries, a database and a rule that changes the scores. Expansion methods turn one into another.
 
-A search that has been set up: queries, a database, and what is to be done with each query's scores.
+A row of the database is named by its number. Its image id only breaks ties, through the database's `tie_order`.
 """
 
 import mmap
@@ -17,54 +20,60 @@ import numpy as np
 from dim.app.progress import Progress
 from dim.io.storage import parallel_map
 from dim.search import exact
-from dim.search.exact import QUERIES, Part, nearest
+from dim.search.exact import QUERIES, Part
 
 PART_ROWS = 8192
-_LOADED = 4  # parts that are loaded ahead
+_PREFETCHED = 4  # parts
 
 
 class Database(Protocol):
-    """Searched exactly (`Exact`) or through an index that approximates (`approximate.Approximate`)."""
+    """L2-normalised vectors, N rows of D values, that can be searched."""
 
     @property
-    def place(self) -> np.ndarray:
-        """The place of each row in the order of ids, int64 (N,)."""
+    def tie_order(self) -> np.ndarray:
+        """The tie-break order of the rows, see `exact.tie_order_of`, (N,)."""
 
     def nearest(self, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """The `count` best rows of each query and their scores, as `nearest.nearest` returns them."""
+        """The `count` best rows of each query and their scores, both (Q, count), in the form of `exact.nearest`."""
 
     def scores(self, queries: np.ndarray) -> Iterator[np.ndarray]:
-        """For each query the scores of all rows, float64 (N,); −inf where a row is not in its list at all."""
+        """Yields for each query the scores of all rows, float64 (N,); −inf for a row that was not found."""
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """The vectors of `rows` (R,), float32 (R, D)."""
 
-    def held(self) -> "Database":
-        """The same, with rows that `take` finds one by one."""
+    def with_random_access(self) -> "Database":
+        """The same database, on which many calls of `take` with few rows are fast."""
 
 
 @dataclass(frozen=True)
 class Exact:
-    """`parts` follow each other; `vectors` (N, D) are the same rows where they are in memory or mapped from a file."""
+    """A `Database` that is searched exactly.
+
+    Args:
+        parts: All rows, in consecutive parts.
+        tie_order: The tie-break order of the rows, see `exact.tie_order_of`, (N,).
+        vectors: The same rows as one array (N, D), if they are in memory or mapped from a file.
+    """
 
     parts: Sequence[Part]
-    place: np.ndarray
+    tie_order: np.ndarray
     vectors: np.ndarray | None = None
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """The rows part by part; some of the next are loaded while one is used."""
+        """The rows part by part. Threads prefetch the next parts."""
         return prefetched(self.parts)
 
     def nearest(self, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         """See `Database`."""
-        return nearest(queries, self.parts, self.place, count)
+        return exact.nearest(queries, self.parts, self.tie_order, count)
 
     def scores(self, queries: np.ndarray) -> Iterator[np.ndarray]:
         """See `Database`."""
-        return exact.scores(queries, self, len(self.place))
+        return exact.scores(queries, self, len(self.tie_order))
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        """See `Database`."""
+        """See `Database`. Without `vectors`, each call loads every part that has one of the rows."""
         if self.vectors is not None:
             return np.asarray(self.vectors[rows], np.float32)
         wanted, back = np.unique(rows, return_inverse=True)
@@ -75,34 +84,41 @@ class Exact:
                 found.append(part.load()[wanted[first:last] - part.start])
         return np.concatenate(found)[back]
 
-    def held(self) -> "Exact":
-        """See `Database`. Parts are copied to a file that is gone when it is no longer used."""
-        return self if self.vectors is not None else from_array(temporary_file_of(self, len(self.place)), self.place)
+    def with_random_access(self) -> "Exact":
+        """See `Database`. Without `vectors`, the parts are copied to a temporary file."""
+        if self.vectors is not None:
+            return self
+        return from_array(temporary_file_of(self, len(self.tie_order)), self.tie_order)
 
 
-def from_array(vectors: np.ndarray, place: np.ndarray) -> Exact:
-    """The database of the rows of `vectors` (N, D), float32 or float16, in memory or mapped from a file."""
-    return Exact(parts_of(vectors), place, vectors)
+def from_array(vectors: np.ndarray, tie_order: np.ndarray) -> Exact:
+    """An exact database of `vectors` (N, D), float32 or float16, in memory or mapped from a file."""
+    return Exact(parts_of(vectors), tie_order, vectors)
 
 
 def parts_of(vectors: np.ndarray) -> list[Part]:
-    """The rows of `vectors` in parts."""
+    """Splits the rows of `vectors` (N, D) into parts of `PART_ROWS` rows."""
     starts = range(0, len(vectors), PART_ROWS)
-    return [Part(start, min(PART_ROWS, len(vectors) - start), partial(_slice, vectors, start)) for start in starts]
+    return [Part(start, min(PART_ROWS, len(vectors) - start), partial(_load, vectors, start)) for start in starts]
 
 
-def _slice(vectors: np.ndarray, start: int) -> np.ndarray:
+def _load(vectors: np.ndarray, start: int) -> np.ndarray:
     part = vectors[start : start + PART_ROWS]
     mapped: Any = vectors.base
     if not isinstance(mapped, mmap.mmap):
         return np.asarray(part, np.float32)
     loaded = np.array(part, np.float32)
-    mapped.madvise(mmap.MADV_DONTNEED)  # or all that was ever loaded would count as this process's memory
+    mapped.madvise(mmap.MADV_DONTNEED)  # otherwise the pages count as memory of this process until it ends
     return loaded
 
 
+def prefetched(parts: Iterable[Part]) -> Iterator[np.ndarray]:
+    """Yields the rows of each part, while threads load the next parts."""
+    return parallel_map(lambda part: part.load(), parts, _PREFETCHED)
+
+
 def temporary_file_of(blocks: Iterable[np.ndarray], size: int) -> np.ndarray:
-    """The rows of `blocks`, `size` in all, in a file of their own that is mapped to memory: float32 (size, D)."""
+    """Writes `blocks` (n, D) to a temporary file, which lives as long as the array returned: float32 (size, D)."""
     with tempfile.TemporaryFile() as file:
         dimension = 0
         for block in blocks:
@@ -112,43 +128,47 @@ def temporary_file_of(blocks: Iterable[np.ndarray], size: int) -> np.ndarray:
         return np.memmap(file, np.float32, "r", shape=(size, dimension))
 
 
-def prefetched(parts: Iterable[Part]) -> Iterator[np.ndarray]:
-    """What is in `parts`, some loaded by threads while one is used."""
-    return parallel_map(lambda part: part.load(), parts, _LOADED)
-
-
-def neighbour_blocks(database: Database, k: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Block by block, the vectors (n, D) of all rows, the k other rows nearest to each, (n, k), and their scores.
-
-    Where the database has fewer others, or its index finds fewer, a row is −1 and its score −inf.
-    """
-    progress = Progress("finding neighbours", len(database.place))
-    for start in range(0, len(database.place), QUERIES):
-        own = np.arange(start, min(start + QUERIES, len(database.place)))
-        vectors = database.take(own)
-        yield vectors, *without(own, *database.nearest(vectors, k + 1))
-        progress.add(len(own))
-
-
-def without(own: np.ndarray, rows: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The lists `rows` (n, k + 1) and their `scores` without the row `own` (n,) of each, else the last one, (n, k)."""
-    other = (rows != own[:, None]) | (rows < 0)
-    other[other.all(axis=1), -1] = False  # such as where more rows than k are equal to this one
-    kept = len(rows), rows.shape[1] - 1
-    return rows[other].reshape(kept), scores[other].reshape(kept)
-
-
 def neighbours(database: Database, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k other rows nearest to each row, int64 (N, k), and their scores, (N, k), of `blocks_of_others`."""
+    """Finds the k nearest other rows of each row of the database.
+
+    Returns:
+        The rows, int64 (N, k), and their scores, float64 (N, k). Where fewer are found, the remaining entries are −1
+        and −inf.
+    """
     _, rows, scores = zip(*neighbour_blocks(database, k), strict=True)
     return np.concatenate(rows), np.concatenate(scores)
 
 
+def neighbour_blocks(database: Database, k: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yields for each block of rows their vectors (n, D), and `neighbours` of these rows: rows and scores (n, k)."""
+    size = len(database.tie_order)
+    progress = Progress("finding neighbours", size)
+    for start in range(0, size, QUERIES):
+        own = np.arange(start, min(start + QUERIES, size))
+        vectors = database.take(own)
+        yield vectors, *_without_own(own, *database.nearest(vectors, k + 1))
+        progress.add(len(own))
+
+
+def _without_own(own: np.ndarray, rows: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Removes from each list the row `own` (n,), or else the last row: `rows` and `scores` (n, k + 1) → (n, k)."""
+    other = (rows != own[:, None]) | (rows < 0)
+    other[other.all(axis=1), -1] = False  # a list may lack the own row, such as when k + 1 others equal it
+    kept = len(rows), rows.shape[1] - 1
+    return rows[other].reshape(kept), scores[other].reshape(kept)
+
+
 @dataclass(frozen=True)
 class Retrieval:
-    """`queries` (Q, D) are L2-normalised. `rescore` maps the scores of a query, (N,) and −inf where a row is not in its
-    list, to those that it is ranked by. `own` (Q,) is the row of the database that leaves each query's list, −1 where
-    none does; it is no neighbour of the query either.
+    """A search that is ready to run.
+
+    Args:
+        queries: L2-normalised vectors, (Q, D).
+        database: The database that is searched.
+        rescore: Maps a query's scores (N,) to those that its list is ordered by. A score is −inf for a row that is not
+            in the list.
+        own: For each query the database row that its list leaves out, (Q,); −1 leaves out none. Such a row is not a
+            neighbour of the query, either.
     """
 
     queries: np.ndarray
@@ -157,30 +177,28 @@ class Retrieval:
     own: np.ndarray | None = None
 
     def scores(self) -> Iterator[np.ndarray]:
-        """For each query the scores of all rows of the database, (N,); −inf where a row is not in its list."""
-        for own, row in zip(self._own(), self.database.scores(self.queries), strict=True):
-            left = slice(own, own + 1) if own >= 0 else slice(0)
-            row[left] = -np.inf
-            # What differs only by the order of a sum, which is that of the rows, is made a tie.
+        """Yields for each query the final scores of all database rows, (N,); −inf for a row that is not in its list."""
+        own_rows = [-1] * len(self.queries) if self.own is None else self.own.tolist()
+        for own, row in zip(own_rows, self.database.scores(self.queries), strict=True):
+            left_out = slice(own, own + 1) if own >= 0 else slice(0)
+            row[left_out] = -np.inf
+            # The order of rows may change the last bits of a new score. Rounding to float32 makes such scores equal.
             found = self.rescore(row).astype(np.float32).astype(np.float64) if self.rescore else row
-            found[left] = -np.inf
+            found[left_out] = -np.inf
             yield found
 
     def nearest(self, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """The `count` rows nearest to each query and their scores, before `rescore`, as `Database.nearest` has them."""
+        """The `count` nearest rows of each query and their scores before `rescore`, as `Database.nearest` has them."""
         if self.own is None:
             return self.database.nearest(self.queries, count)
-        return without(self.own, *self.database.nearest(self.queries, count + 1))
+        return _without_own(self.own, *self.database.nearest(self.queries, count + 1))
 
     def best(self, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """For each query the rows that head its list, `count` or fewer, and their scores."""
+        """Yields for each query the first rows of its list, at most `count`, and their final scores."""
         if self.rescore:
             for row in self.scores():
-                found = exact.best(row, count, self.database.place)
+                found = exact.best(row, count, self.database.tie_order)
                 yield found, row[found]
         else:
             for rows, scores in zip(*self.nearest(count), strict=True):
                 yield rows[rows >= 0], scores[rows >= 0]
-
-    def _own(self) -> list[int]:
-        return [-1] * len(self.queries) if self.own is None else self.own.tolist()

@@ -1,4 +1,7 @@
-"""A folder of descriptors as rows to search: streamed from disk, whitened where asked."""
+"""A folder of descriptors as rows to search.
+
+`read` reads ids and errors into memory. The vectors stay on disk until a part is loaded, and are whitened then.
+"""
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
@@ -17,13 +20,15 @@ from dim.model.whitening import Whitening
 from dim.search.database import prefetched
 from dim.search.exact import Part
 
-LONGEST = 1.01  # of a descriptor; float16 and bfloat16 round
+LONGEST = 1.01  # length of a descriptor: float16 and bfloat16 round the length 1
 
 
 @dataclass(frozen=True)
 class DescriptorFolder:
-    """The photos of `folder` that could be decoded, in the order of its shards. `ids` (N,) are strings; `errors` says
-    of each other photo why not; `embedding` is that of the folder, with the whitening that is applied.
+    """The photos of a folder of descriptors that could be decoded, in the order of its shards.
+
+    `ids` are strings (N,), and each of the `parts` loads the descriptors of one shard. `errors` gives for the id of
+    each other photo the reason why it could not be decoded. `embedding` includes the whitening that is applied.
     """
 
     folder: str
@@ -36,24 +41,29 @@ class DescriptorFolder:
         return len(self.ids)
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """Blocks of descriptors (n, D), float32; some of the next are read while one is used."""
+        """Yields the descriptors in blocks (n, D), float32. Threads prefetch the next blocks."""
         return prefetched(self.parts)
 
 
 def read(
-    folder: str, file: str | None = None, only: Collection[str] | None = None, *, hashed: bool = False
+    folder: str, whitening_file: str | None = None, only: Collection[str] | None = None, *, hashed: bool = False
 ) -> DescriptorFolder:
-    """The descriptors in `folder`, or `only` those with these ids, whitened by `file` unless they are whitened already.
+    """Reads a folder of descriptors.
 
-    The vectors are left on disk; with `hashed`, their files' checksums are looked at when they are read.
+    Args:
+        folder: The folder that extract.py made.
+        whitening_file: The whitening to apply, unless the descriptors are whitened already.
+        only: The image ids to read; all if None.
+        hashed: Whether to verify a shard's checksum when its vectors are loaded.
 
-    Raises UserError where `folder` holds no descriptors, or none that could be decoded,
-    or an image twice, or `file` doesn't fit them.
+    Raises:
+        UserError: The folder holds no descriptors, none could be decoded, an image is there twice, or the whitening
+            doesn't fit.
     """
     embedding = identity.of_folder(folder)
     whitening = None
-    if file and not embedding.whitening:
-        embedding, whitening = load_whitening(file, embedding, folder)
+    if whitening_file and not embedding.whitening:
+        embedding, whitening = load_whitening(whitening_file, embedding, folder)
     ids: list[pa.ChunkedArray] = []
     errors: dict[str, str] = {}
     parts: list[Part] = []
@@ -70,7 +80,7 @@ def read(
             ids.append(table["image_id"].filter(kept))
             start += size
     if not parts:
-        raise UserError(_nothing(folder, errors))
+        raise UserError(_empty_message(folder, errors))
     found = pa.chunked_array(chunk for part in ids for chunk in part.chunks)
     failed = pa.array(list(errors), pa.string())
     if pc.count_distinct(found).as_py() < len(found) or pc.any(pc.is_in(found, failed)).as_py():
@@ -78,7 +88,7 @@ def read(
     return DescriptorFolder(folder, found, errors, embedding, parts)
 
 
-def _nothing(folder: str, errors: dict[str, str]) -> str:
+def _empty_message(folder: str, errors: dict[str, str]) -> str:
     if not errors:
         return f"{folder!r} holds no descriptors; make them with extract.py"
     first, reason = next(iter(errors.items()))
@@ -96,9 +106,9 @@ def _load(
 
 
 def load_whitening(file: str, embedding: Embedding, folder: str) -> tuple[Embedding, Whitening]:
-    """What `embedding`, that of `folder`, becomes by the whitening in `file`, and this.
+    """Loads the whitening in `file`, and returns the embedding that descriptors of `folder` have after it, and itself.
 
-    Raises UserError where the whitening was fitted on another embedding.
+    Raises UserError if the whitening was fitted to another embedding than `embedding`, that of the folder.
     """
     found = whitening.load(file)
     if found.embedding:
@@ -107,7 +117,7 @@ def load_whitening(file: str, embedding: Embedding, folder: str) -> tuple[Embedd
 
 
 def checked_and_whitened(vectors: np.ndarray, whitening: Whitening | None, folder: str) -> np.ndarray:
-    """The descriptors `vectors` (n, D) of `folder`, whitened where asked.
+    """The descriptors `vectors` (n, D) of `folder`, whitened if there is a whitening.
 
     Raises UserError unless they are unit vectors, which exact search relies on.
     """

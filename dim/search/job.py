@@ -1,6 +1,11 @@
-"""What search.py does: queries against an index or a folder of descriptors → ranked lists."""
+"""What search.py does: answers queries from an index or a folder of descriptors, and writes the ranked lists.
+
+`search` reads the index and the queries. If these are photos, it extracts them with the network of the index.
+`_answer` then searches, re-ranks, and writes ranked.parquet and the pages.
+"""
 
 import logging
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -8,113 +13,101 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dim.app import output
+from dim.app.output import Output
 from dim.data import manifest
 from dim.errors import UserError
 from dim.extract import identity
 from dim.io import files, tables
 from dim.io.tables import require_each_once
 from dim.report import search as search_report
-from dim.search import methods, queries
+from dim.search import methods, queries, read_index
 from dim.search.config import SearchConfig
 from dim.search.database import Exact, Retrieval
-from dim.search.queries import Queries, SearchTarget
+from dim.search.queries import Queries
+from dim.search.read_index import SearchTarget
 
 log = logging.getLogger(__name__)
-SHOWN_QUERIES, SHOWN_HITS = 10, 3  # in the log
-SHOWN_ERRORS = 100  # in the result
+LOGGED_QUERIES, LOGGED_HITS = 10, 3
+RETURNED_ERRORS = 100  # in result.json
 
 
 def search(config: SearchConfig) -> dict[str, Any]:
-    """Searches as `config` says, writes `ranked.parquet` and pages into `config.out`, and returns the counts.
+    """Searches, writes ranked.parquet and the pages to the folder `config.out`, and returns the job's result.
 
-    Raises UserError where flags, queries and index don't fit each other, or no query could be read.
+    Raises:
+        UserError: A flag is out of range, the flags, queries and index don't fit each other, or no query could be read.
     """
     if config.top < 1:
         raise UserError(f"--top must be at least 1, not {config.top}")
     methods.check(config.expansion, config.neighbours)
-    found = queries.read_target(config.index, config.whitening, config.parameters)
+    target = read_index.read(config.index, config.whitening, config.parameters)
     if queries.are_descriptors(config.queries):
-        asked = queries.read_descriptors(config.queries, config.whitening, found.embedding, config.index)
-        with _opened(config, found) as out:
-            files.delete(out.path(queries.QUERIES_FILE))  # of an earlier search for photos
-            return _answer(config, asked, found, out)
+        asked = queries.read_descriptors(config.queries, config.whitening, target.embedding, config.index)
+        with _open_output(config, target) as out:
+            files.delete(out.path(queries.QUERIES_FILE))  # an earlier search for photos may have left it
+            return _answer(config, asked, target, out)
     photos = queries.list_photos(config.queries)
-    asked_for = manifest.checked(config.queries, photos)
+    listed = manifest.checked(config.queries, photos)
     if config.root:
-        identity.require_under(config.root, asked_for)
-    identity.fingerprint_photos(asked_for)  # refuses photos none of which exists
-    extraction = queries.extract_config(config, found.embedding)
-    with _opened(config, found) as out:
-        from dim.extract.job import extract  # noqa: PLC0415  (descriptors at hand need no Ray)
+        identity.require_under(config.root, listed)
+    identity.fingerprint_photos(listed)  # raises UserError if none of the photos exists
+    extraction = queries.extract_config(config, target.embedding)
+    with _open_output(config, target) as out:
+        from dim.extract.job import extract  # noqa: PLC0415  (a search for descriptors needs no Ray)
 
         tables.write(out.path(queries.QUERIES_FILE), photos)
         extract(extraction)
-        asked = queries.read_descriptors(extraction.out, None, found.embedding, config.index)
+        asked = queries.read_descriptors(extraction.out, None, target.embedding, config.index)
         require_each_once(photos["image_id"].to_pylist(), [*asked.ids.to_pylist(), *asked.errors], repr(config.queries))
-        return _answer(config, asked, found, out)
+        return _answer(config, asked, target, out)
 
 
-def _opened(config: SearchConfig, found: SearchTarget) -> Any:
+def _open_output(config: SearchConfig, target: SearchTarget) -> AbstractContextManager[Output]:
     inputs = {name: getattr(config, name) for name in ("index", "queries", "model", "whitening")}
-    return output.opened(config.out, "search", config, inputs, found.embedding.as_json())
+    return output.opened(config.out, "search", config, inputs, target.embedding.as_json())
 
 
-def _answer(config: SearchConfig, asked: Queries, found: SearchTarget, out: output.Output) -> dict[str, Any]:
-    top = min(config.top, len(found.ids))
+def _answer(config: SearchConfig, asked: Queries, target: SearchTarget, out: Output) -> dict[str, Any]:
+    top = min(config.top, len(target.ids))
     if top < config.top:
-        log.warning("--top %d is more than the database has; the lists have all %d photos", config.top, top)
-    log.info("searching %d photos for %d queries", len(found.ids), len(asked.ids))
-    retrieval = Retrieval(asked.vectors, found.database)
+        log.warning("--top %d exceeds the database; each list has all %d photos", config.top, top)
+    log.info("searching %d photos for %d queries", len(target.ids), len(asked.ids))
+    retrieval = Retrieval(asked.vectors, target.database)
     retrieval, steps = methods.apply(retrieval, config.expansion, config.neighbours)
     rows, scores = zip(*retrieval.best(top), strict=True)
-    ranked = _table(asked.ids, found.ids, list(rows), list(scores))
+    ranked = _ranked_table(asked, target, list(rows), list(scores))
     tables.write(out.path("ranked.parquet"), ranked)
-    if shorter := sum(len(found) < top for found in rows):
-        log.warning(
-            "%d of %d lists have fewer photos than the %d asked for: the index found no more; "
-            "--parameters, such as nprobe=64, makes it look further",
-            shorter,
-            len(rows),
-            top,
-        )
+    shorter = sum(len(found) < top for found in rows)
+    _log_answer(ranked, asked, shorter, len(rows), top)
+    if config.report:
+        search_report.write(config, asked, target, ranked, out)
+    failed = dict(list(asked.errors.items())[:RETURNED_ERRORS])
+    result = {"queries": len(asked.ids) + len(asked.errors), "errors": len(asked.errors), "failed": failed}
+    result |= {"database": len(target.ids), "exact": isinstance(target.database, Exact), "top": top}
+    return out.finish(result | {"shorter": shorter, "expansion": [step.as_json() for step in steps]})
+
+
+def _ranked_table(asked: Queries, target: SearchTarget, rows: list[np.ndarray], scores: list[np.ndarray]) -> pa.Table:
+    """The table of ranked.parquet, from each query's `rows`, best first, and their `scores`."""
+    lengths = [len(found) for found in rows]
+    query_ids = asked.ids.take(np.repeat(np.arange(len(rows)), lengths))
+    ranks = np.concatenate([np.arange(1, length + 1) for length in lengths])
+    columns = [query_ids, ranks, target.ids.take(np.concatenate(rows)), np.concatenate(scores)]
+    return pa.table(columns, ["query_id", "rank", "image_id", "score"])
+
+
+def _log_answer(ranked: pa.Table, asked: Queries, shorter: int, lists: int, top: int) -> None:
+    """Logs how many lists are too short, why queries could not be read, and the first hits of the first queries."""
+    if shorter:
+        advice = "--parameters, such as nprobe=64, makes it look further"
+        missing = f"{shorter} of {lists} lists have fewer photos than the {top} asked for: the index found no more"
+        log.warning("%s; %s", missing, advice)
     for query, reason in asked.errors.items():
         log.warning("%s: %s", query, reason)
-    for line in _lines(ranked):
-        log.info("%s", line)
-    if config.report:
-        search_report.write(config, asked, found, ranked, out)
-    return out.finish(
-        {
-            "queries": len(asked.ids) + len(asked.errors),
-            "errors": len(asked.errors),
-            "failed": dict(list(asked.errors.items())[:SHOWN_ERRORS]),
-            "database": len(found.ids),
-            "exact": isinstance(found.database, Exact),
-            "top": top,
-            "shorter": shorter,
-            "expansion": [step.as_json() for step in steps],
-        }
-    )
-
-
-def _table(queries: pa.Array, ids: pa.Array, rows: list[np.ndarray], scores: list[np.ndarray]) -> pa.Table:
-    """The table of ranked.parquet, of each query's `rows`, best first, and their `scores`."""
-    lengths = [len(found) for found in rows]
-    return pa.table(
-        {
-            "query_id": queries.take(np.repeat(np.arange(len(rows)), lengths)),
-            "rank": np.concatenate([np.arange(1, length + 1) for length in lengths]),
-            "image_id": ids.take(np.concatenate(rows)),
-            "score": np.concatenate(scores),
-        }
-    )
-
-
-def _lines(ranked: pa.Table) -> list[str]:
-    """The first hits of the first queries."""
-    first = ranked.filter(pc.less_equal(ranked["rank"], SHOWN_HITS)).slice(0, SHOWN_QUERIES * SHOWN_HITS)
+    first = ranked.filter(pc.less_equal(ranked["rank"], LOGGED_HITS)).slice(0, LOGGED_QUERIES * LOGGED_HITS)
     hits: dict[str, list[str]] = {}
     for row in first.to_pylist():
         hits.setdefault(row["query_id"], []).append(f"{row['image_id']} {row['score']:.3f}")
     width = max(map(len, hits), default=0)
-    return [f"{query:<{width}}  {'  '.join(found)}" for query, found in hits.items()]
+    for query, found in hits.items():
+        log.info("%s", f"{query:<{width}}  {'  '.join(found)}")

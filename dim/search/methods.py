@@ -1,4 +1,4 @@
-"""What can be done after a search, by name."""
+"""The methods that `--expansion` names: which there are, which may follow each other, and how they are applied."""
 
 import logging
 import time
@@ -20,47 +20,47 @@ MOST_NEIGHBOURS = 100_000
 
 @dataclass(frozen=True)
 class Method:
-    """`apply` changes the queries or the database, or sets how scores are changed, by `neighbours` neighbours."""
+    """A function of `reranking` and its default number of neighbours. No method may follow one that replaces scores."""
 
     apply: Callable[[Retrieval, int], Retrieval]
     neighbours: int
-    ranks: bool = False  # replaces the scores, so that nothing can follow
+    replaces_scores: bool = False
 
 
 METHODS: dict[Expansion, Method] = {
     "aqe": Method(aqe, 10),
     "alpha-qe": Method(alpha_qe, 50),
     "dba": Method(dba, 50),
-    "k-reciprocal": Method(k_reciprocal, 20, ranks=True),
-    "diffusion": Method(diffusion, 50, ranks=True),
+    "k-reciprocal": Method(k_reciprocal, 20, replaces_scores=True),
+    "diffusion": Method(diffusion, 50, replaces_scores=True),
 }
 
 
 def check(names: Sequence[Expansion], neighbours: int | None) -> None:
-    """Raises UserError unless the methods can follow each other."""
+    """Raises UserError unless the methods `names` may follow each other and `neighbours` is in range."""
     for name in names[:-1]:
-        if METHODS[name].ranks:
+        if METHODS[name].replaces_scores:
             raise UserError(f"--expansion {name} replaces the scores, so it must be the last")
     if neighbours is not None and (not 1 <= neighbours <= MOST_NEIGHBOURS or not names):
         raise UserError(
-            f"--neighbours {neighbours}: it is at least 1, at most {MOST_NEIGHBOURS}, and goes with --expansion"
+            f"--neighbours {neighbours} must be from 1 to {MOST_NEIGHBOURS}, and goes with --expansion only"
         )
 
 
 @dataclass
 class AppliedMethod:
-    """A method at work; `seconds` grow while its scores are used."""
+    """A method as it was applied, and the time it took. `seconds` grows until the last list has been re-ranked."""
 
     method: Expansion
     neighbours: int
     seconds: float = 0.0
 
     def as_json(self) -> dict[str, str | int | float]:
-        """What the result says of it."""
+        """The entry of this method in the job's result."""
         return {"method": self.method, "neighbours": self.neighbours, "seconds": round(self.seconds, 3)}
 
     def timed(self, function: Callable[P, T]) -> Callable[P, T]:
-        """`function`, its time added to `seconds`."""
+        """Wraps `function` so that each call adds its time to `seconds`."""
 
         def measured(*arguments: P.args, **named: P.kwargs) -> T:
             started = time.perf_counter()
@@ -74,7 +74,11 @@ class AppliedMethod:
 def apply(
     search: Retrieval, names: Sequence[Expansion], neighbours: int | None
 ) -> tuple[Retrieval, list[AppliedMethod]]:
-    """`search` after the methods `names`, one on the other, and these."""
+    """Applies the methods `names` in order, each with `neighbours` neighbours, or its default number if that is None.
+
+    Returns:
+        The changed search, and the methods that were applied.
+    """
     steps = []
     for name in names:
         method = METHODS[name]

@@ -39,7 +39,7 @@ def naive(vectors, codes, crowded):
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize(("rows", "labels"), [(1024, 4096), (3, 2)])
-def test_it_is_what_it_says(monkeypatch, seed, rows, labels):
+def test_evidence_equals_its_definition(monkeypatch, seed, rows, labels):
     monkeypatch.setattr(module, "ROWS", rows)
     monkeypatch.setattr(module, "LABELS", labels)
     given = photos(seed)

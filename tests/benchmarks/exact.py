@@ -25,7 +25,7 @@ from search import DIMENSION, EMBEDDING, QUERIES, SHARD_ROWS, TOP
 
 from dim.extract import store
 from dim.io import files
-from dim.search import queries as query_sets
+from dim.search import read_index
 
 SUBSPACE, PHOTOS_OF_A_LABEL = 32, 10
 
@@ -66,7 +66,7 @@ def written(folder: str, rows: int) -> Any:
 
 def serve(folder: str, queries: np.ndarray, pipe: Connection) -> None:
     """Searches once for each message, and answers with the ids that were found and the seconds."""
-    found = query_sets.read_target(folder, None, None)
+    found = read_index.read(folder, None, None)
     while pipe.recv():
         (rows, _), seconds = timed(found.database.nearest, queries, TOP)
         names = np.array(found.ids.take(pa.array(rows.ravel())).to_pylist())

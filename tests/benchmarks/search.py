@@ -21,7 +21,7 @@ import pyarrow as pa
 from dim.extract import store
 from dim.extract.identity import Embedding
 from dim.io import files
-from dim.search import queries as query_sets
+from dim.search import read_index
 from dim.search.build_index import build
 from dim.search.config import IndexConfig
 
@@ -73,7 +73,7 @@ def stored(folder: str, vectors: np.ndarray, kind: str) -> str:
 
 def searched(folder: str, queries: np.ndarray, parameters: str | None = None) -> tuple[set[tuple[int, str]], float]:
     """The (query, image_id) of the first `TOP` of each query's list, and the seconds that they took."""
-    found = query_sets.read_target(folder, None, parameters)
+    found = read_index.read(folder, None, parameters)
     started = time.perf_counter()
     rows, _ = found.database.nearest(queries, TOP)
     seconds = time.perf_counter() - started

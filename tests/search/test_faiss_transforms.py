@@ -8,11 +8,11 @@ from dim.errors import UserError
 from dim.io import tables
 from dim.mine.config import Mining
 from dim.mine.indexed import empty_index
-from dim.search import faiss_transforms, index
+from dim.search import build_index, read_index
 from dim.search.build_index import build
 from dim.search.config import IndexConfig, SearchConfig
-from dim.search.index import Approximate
 from dim.search.job import search
+from dim.search.read_index import Approximate
 
 ROWS, DIMENSION = 1500, 32
 
@@ -28,8 +28,8 @@ COSINES = QUERIES.astype(np.float64) @ VECTORS.T
 
 
 def trained(factory):
-    made = index.made(factory, DIMENSION, 0)
-    faiss_transforms.train(made, VECTORS)
+    made = build_index.empty_index(factory, DIMENSION, 0)
+    build_index.train(made, VECTORS)
     made.add(VECTORS)
     return Approximate(made, np.arange(ROWS))
 
@@ -76,7 +76,7 @@ def test_an_index_with_opq_is_read_as_it_was_made(tmp_path, factory):
     made = trained(factory)
     path = str(tmp_path / "knn.index")
     faiss.write_index(made.index, path)
-    again = index.read(path, made.place, None, {"dimension": DIMENSION} | index.sealed(path))
+    again = read_index.read_file(path, made.tie_order, None, {"dimension": DIMENSION} | read_index.facts_of(path))
     for found, expected in zip(again.nearest(QUERIES, 50), made.nearest(QUERIES, 50), strict=True):
         np.testing.assert_array_equal(found, expected)
 
@@ -90,7 +90,7 @@ def test_a_linear_transform_that_is_no_rotation_is_refused(tmp_path):
     path = str(tmp_path / "knn.index")
     faiss.write_index(made, path)
     with pytest.raises(UserError, match="its LinearTransform changes the cosines"):
-        index.read(path, np.arange(ROWS), None, {"dimension": DIMENSION} | index.sealed(path))
+        read_index.read_file(path, np.arange(ROWS), None, {"dimension": DIMENSION} | read_index.facts_of(path))
 
 
 REFUSED = [
@@ -105,13 +105,13 @@ REFUSED = [
 @pytest.mark.parametrize(("factory", "message"), REFUSED)
 def test_an_index_whose_scores_are_no_cosines_is_refused(factory, message):
     with pytest.raises(UserError, match=f"^--factory .*{message}"):
-        index.made(factory, DIMENSION, 0)
+        build_index.empty_index(factory, DIMENSION, 0)
     with pytest.raises(UserError, match=f"^--candidates .*{message}"):
         empty_index(Mining(candidates=factory), DIMENSION)
 
 
 def test_parameters_that_no_search_for_candidates_can_have():
-    with pytest.raises(UserError, match="--candidate-parameters 'nprobe=0' are none of this index's: nprobe must be"):
+    with pytest.raises(UserError, match="--candidate-parameters 'nprobe=0' can't be set on this index: nprobe must be"):
         empty_index(Mining(candidates="IVF4,Flat", candidate_parameters="nprobe=0"), DIMENSION)
 
 
@@ -131,7 +131,7 @@ def test_an_index_of_an_earlier_dim_says_that_it_is_to_be_made_again(tmp_path, f
     path = str(tmp_path / "knn.index")
     faiss.write_index(made, path)
     with pytest.raises(UserError, match=rf"knn.index': .*{message}.*; make it again with index.py"):
-        index.read(path, np.arange(ROWS), None, {"dimension": DIMENSION} | index.sealed(path))
+        read_index.read_file(path, np.arange(ROWS), None, {"dimension": DIMENSION} | read_index.facts_of(path))
 
 
 @pytest.mark.parametrize("factory", ["HNSW8", "PCA32,HNSW8", "HNSW8,SQ8", "HNSW8,RFlat", "NSG16,Flat"])
@@ -175,7 +175,7 @@ def test_few_rows_to_train_on_are_said(factory, advised, caplog):
 
 
 def test_the_seed_reaches_codes_behind_a_refinement():
-    first, same, other = (index.made("PQ4x4,RFlat", DIMENSION, seed) for seed in (1, 1, 2))
+    first, same, other = (build_index.empty_index("PQ4x4,RFlat", DIMENSION, seed) for seed in (1, 1, 2))
     for made in (first, same, other):
         made.train(VECTORS)
         made.add(VECTORS)

@@ -37,7 +37,7 @@ from dim.mine.job import mine_folder
 from dim.model import whitening
 from dim.nightly.config import Measurement, NightlyConfig
 from dim.nightly.job import nightly
-from dim.search import descriptor_folder, exact, queries
+from dim.search import descriptor_folder, exact, read_index
 from dim.search.build_index import build
 from dim.search.config import IndexConfig, SearchConfig
 from dim.search.job import search
@@ -227,7 +227,7 @@ def _whitening(_, out):
 
 
 def _index(_, out):
-    found = queries.read_target(out, None, None)
+    found = read_index.read(out, None, None)
     return found.ids.to_pylist(), found.database.take(np.arange(len(found.ids))).tobytes()
 
 

@@ -13,7 +13,7 @@ def unit(vectors):
 
 
 def by_scores(queries, vectors, place, count):
-    """The same from the scores of all rows."""
+    """What `nearest` must return, from the scores of all rows."""
     rows = np.full((len(queries), count), -1)
     scores = np.full((len(queries), count), -np.inf)
     for query, row in enumerate(exact.scores(queries, [vectors], len(vectors))):
@@ -45,7 +45,7 @@ def rows_of(kind, random, count, dimension):
     sizes=st.lists(st.integers(1, 60), min_size=1, max_size=4),
     count=st.sampled_from([1, 2, 7, 90, 200]),
 )
-def test_it_is_what_heads_the_list_by_exact_scores_whatever_the_blocks(kind, seed, dimension, sizes, count):
+def test_nearest_equals_the_best_of_all_scores_for_any_parts(kind, seed, dimension, sizes, count):
     random = np.random.default_rng(seed)
     queries, vectors = rows_of(kind, random, 9, dimension), rows_of(kind, random, 90, dimension)
     place = random.permutation(90)

@@ -16,7 +16,7 @@ from dim.extract import identity, store
 from dim.io import tables
 from dim.model import whitening
 from dim.model.whitening import Whitening
-from dim.search import build_index, index, queries
+from dim.search import build_index, read_index
 from dim.search.build_index import build
 from dim.search.config import IndexConfig
 
@@ -95,7 +95,7 @@ def test_the_rows_drawn_do_not_depend_on_the_shards(folder, write_descriptors, t
             drawn.append(sample)
             super().train(sample)
 
-    monkeypatch.setattr(index, "made", lambda *_: Recorder(16, 4, 4, faiss.METRIC_INNER_PRODUCT))
+    monkeypatch.setattr(build_index, "empty_index", lambda *_: Recorder(16, 4, 4, faiss.METRIC_INNER_PRODUCT))
     order = RANDOM.permutation(ROWS)
     other = write_descriptors([IDS[row] for row in order], VECTORS[order], name="other", errors=IDS[:2])
     for number, name in enumerate((folder, other)):
@@ -119,8 +119,8 @@ def test_the_rows_drawn_do_not_depend_on_the_shards(folder, write_descriptors, t
 )
 def test_the_estimate_is_near_the_size(factory):
     vectors = np.random.default_rng(1).standard_normal((6_000, 64)).astype(np.float32)
-    made = index.made(factory, 64, 0)
-    estimate = index.size(made, len(vectors))
+    made = build_index.empty_index(factory, 64, 0)
+    estimate = build_index.estimated_bytes(made, len(vectors))
     made.train(vectors[:1000])
     made.add(vectors)
     assert estimate == pytest.approx(
@@ -140,7 +140,7 @@ def test_whitening_is_applied_and_stands_in_the_embedding(folder, tmp_path):
     Whitening(np.full(16, 0.1), projection, np.ones(16), 0.25, "pca", {}, embedding).save(f"{tmp_path}/w.npz")
     result = built(folder, tmp_path / "out", whitening=f"{tmp_path}/w.npz")
     assert result["dimension"] == 5
-    found = queries.read_target(str(tmp_path / "out"), None, None)
+    found = read_index.read(str(tmp_path / "out"), None, None)
     assert found.embedding.whitening is not None
     row = ids_of(tmp_path / "out").index(IDS[5])
     unit = VECTORS[5:6] / np.linalg.norm(VECTORS[5])
@@ -151,13 +151,16 @@ def test_whitening_is_applied_and_stands_in_the_embedding(folder, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"factory": "Nonsense"}, "'Nonsense' is no FAISS index for 16 values.*could not parse index string"),
-        ({"factory": "PQ7"}, "'PQ7' is no FAISS index for 16 values.*should be a multiple"),
-        ({"factory": ""}, "'' is no FAISS index"),
-        ({"factory": "Flat\0x"}, r"'Flat\\x00x' is no FAISS index .*: it has more than letters, digits and signs"),
-        ({"factory": "PCA0,Flat"}, "'PCA0,Flat' is no FAISS index .*: 0 is not from 1 to 1048576"),
-        ({"factory": "HNSW2000000000"}, "no FAISS index .*: 2000000000 is not from 1 to 1048576"),
-        ({"factory": "IVF2000000,Flat"}, "no FAISS index .*: 2000000 is not from 1 to 1048576"),
+        ({"factory": "Nonsense"}, "'Nonsense' is not an FAISS index for 16 values.*could not parse index string"),
+        ({"factory": "PQ7"}, "'PQ7' is not an FAISS index for 16 values.*should be a multiple"),
+        ({"factory": ""}, "'' is not an FAISS index"),
+        (
+            {"factory": "Flat\0x"},
+            r"'Flat\\x00x' is not an FAISS index .*: it has characters that are not",
+        ),
+        ({"factory": "PCA0,Flat"}, "'PCA0,Flat' is not an FAISS index .*: 0 is not from 1 to 1048576"),
+        ({"factory": "HNSW2000000000"}, "not an FAISS index .*: 2000000000 is not from 1 to 1048576"),
+        ({"factory": "IVF2000000,Flat"}, "not an FAISS index .*: 2000000 is not from 1 to 1048576"),
         ({"factory": "IDMap,Flat"}, "leave IDMap out"),
         ({"factory": "IVF1000,Flat"}, "'IVF1000,Flat' can't be trained on 198 rows: Number of training points"),
         ({"factory": "IVF8,Flat", "train_rows": 4}, "can't be trained on 4 rows"),
@@ -196,7 +199,7 @@ def test_a_build_that_dies_leaves_no_half_of_an_index(folder, tmp_path, monkeypa
     assert (tmp_path / "out" / "knn.index").read_bytes() == before
     assert not list((tmp_path / "out").glob("*.tmp"))
     with pytest.raises(UserError, match=r"was never finished; run index.py again"):
-        queries.read_target(str(tmp_path / "out"), None, None)
+        read_index.read(str(tmp_path / "out"), None, None)
 
 
 def test_a_build_that_is_refused_leaves_the_index_as_it_was(folder, tmp_path, monkeypatch):
@@ -208,13 +211,13 @@ def test_a_build_that_is_refused_leaves_the_index_as_it_was(folder, tmp_path, mo
     monkeypatch.setattr(build_index, "_write", refusing)
     with pytest.raises(UserError, match="takes no rows"):
         built(folder, tmp_path / "out", factory="SQ8")
-    assert len(queries.read_target(str(tmp_path / "out"), None, None).ids) == ROWS - 2
+    assert len(read_index.read(str(tmp_path / "out"), None, None).ids) == ROWS - 2
     assert json.loads((tmp_path / "out" / "result.json").read_text())["factory"] == "Flat"
 
 
 def refused(out, message):
     with pytest.raises(UserError, match=message) as caught:
-        queries.read_target(str(out), None, None)
+        read_index.read(str(out), None, None)
     assert "\n" not in str(caught.value)
 
 
@@ -234,11 +237,11 @@ def test_a_damaged_file_is_refused_before_faiss_reads_it(folder, tmp_path, facto
 def recorded(folder, **changes):
     """Makes the record of `folder` tell of the index that is there now, and of `changes`."""
     record = json.loads((folder / "run.json").read_text())
-    record["counts"] |= index.sealed(str(folder / "knn.index")) | changes
+    record["counts"] |= read_index.facts_of(str(folder / "knn.index")) | changes
     (folder / "run.json").write_text(json.dumps(record))
 
 
-def test_a_file_that_is_no_index_or_another_one(folder, tmp_path, monkeypatch):
+def test_a_file_that_is_no_index_or_another_index_is_refused(folder, tmp_path, monkeypatch):
     built(folder, tmp_path)
     recorded(tmp_path, sha256=None)
     refused(tmp_path, "is not the file that its run.json describes; make it again")
@@ -249,13 +252,13 @@ def test_a_file_that_is_no_index_or_another_one(folder, tmp_path, monkeypatch):
     refused(tmp_path, "has 0 rows of 16 values, its ids.parquet 198 and its run.json 16; make it again")
     (tmp_path / "knn.index").write_bytes(b"nonsense")
     recorded(tmp_path)
-    refused(tmp_path, r"is no FAISS index; make it again with index.py")
+    refused(tmp_path, r"is not an FAISS index; make it again with index.py")
 
     def out_of_memory(*_):
         raise MemoryError("std::bad_alloc")
 
     monkeypatch.setattr(faiss, "read_index", out_of_memory)
-    refused(tmp_path, r"is no FAISS index; make it again with index.py: std::bad_alloc")
+    refused(tmp_path, r"is not an FAISS index; make it again with index.py: std::bad_alloc")
 
 
 @pytest.mark.parametrize(
@@ -266,7 +269,7 @@ def test_a_file_that_is_no_index_or_another_one(folder, tmp_path, monkeypatch):
         ({"image_id": [["a"]]}, "column .image_id. must be text"),
     ],
 )
-def test_ids_that_are_none(folder, tmp_path, columns, message):
+def test_a_broken_ids_file_is_refused(folder, tmp_path, columns, message):
     built(folder, tmp_path)
     tables.write(str(tmp_path / "ids.parquet"), pa.table(columns))
     refused(tmp_path, message)
@@ -277,7 +280,7 @@ def test_a_bad_factory_ends_the_job_in_status_2_with_one_line(folder, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     (said,) = done.stderr.splitlines()[1:]
-    assert said.startswith("error: --factory 'Nonsense' is no FAISS index for 16 values")
+    assert said.startswith("error: --factory 'Nonsense' is not an FAISS index for 16 values")
 
 
 def test_index_json_and_run_json_seal_all_of_its_files(folder, tmp_path):
@@ -294,7 +297,7 @@ def test_index_json_and_run_json_seal_all_of_its_files(folder, tmp_path):
     assert json.loads((tmp_path / "run.json").read_text())["files"].items() >= sealed.items()
 
 
-def test_ids_of_another_index_of_as_many_rows(folder, write_descriptors, tmp_path):
+def test_ids_of_another_index_with_as_many_rows_are_refused(folder, write_descriptors, tmp_path):
     other = write_descriptors([f"q{image_id[1:]}" for image_id in IDS], VECTORS, name="other", errors=[])
     built(folder, tmp_path / "one")
     built(other, tmp_path / "two")
@@ -309,7 +312,7 @@ def test_ids_of_another_index_of_as_many_rows(folder, write_descriptors, tmp_pat
             tmp_path / "one", r"ids\.parquet' is not the file that its run\.json describes; make it again with index"
         )
     ids.write_bytes(before)
-    queries.read_target(str(tmp_path / "one"), None, None)
+    read_index.read(str(tmp_path / "one"), None, None)
     (tmp_path / "one" / "index.json").unlink()
     refused(tmp_path / "one", r"no file '.*index\.json'; make it again with index\.py, or copy the folder as a whole")
 
@@ -320,6 +323,6 @@ def test_an_index_of_before_there_were_seals_is_read(folder, tmp_path):
     del record["files"]
     (tmp_path / "run.json").write_text(json.dumps(record))
     (tmp_path / "index.json").unlink()
-    assert len(queries.read_target(str(tmp_path), None, None).ids) == ROWS - 2
+    assert len(read_index.read(str(tmp_path), None, None).ids) == ROWS - 2
     (tmp_path / "ids.parquet").unlink()
     refused(tmp_path, r"no file '.*ids\.parquet'")

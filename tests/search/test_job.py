@@ -140,7 +140,7 @@ def test_methods_after_a_search_of_another_index(write_descriptors, tmp_path, an
 def test_codes_that_can_not_be_decoded_are_not_expanded(indexed, asked, answered):
     index = indexed("IVF2,PQ3x4fs")
     answered(index, asked)
-    with pytest.raises(UserError, match="fast-scan codes gives no vectors back"):
+    with pytest.raises(UserError, match="fast-scan codes can't return vectors"):
         answered(index, asked, expansion=("aqe",))
 
 
@@ -148,7 +148,7 @@ def test_top_beyond_the_database_is_clipped_and_said(folder, asked, answered, ca
     lists, result = answered(folder, asked, top=1000)
     assert {len(found) for found in lists.values()} == {60}
     assert result["top"] == 60
-    assert "--top 1000 is more than the database has; the lists have all 60 photos" in caplog.text
+    assert "--top 1000 exceeds the database; each list has all 60 photos" in caplog.text
 
 
 def test_the_first_hits_are_logged(folder, asked, answered, caplog):
@@ -232,7 +232,7 @@ def test_what_can_not_be_is_one_line_and_nothing_is_written(folder, asked, tmp_p
 
 
 def test_parameters_that_the_index_does_not_have(indexed, asked, answered):
-    with pytest.raises(UserError, match="--parameters 'nprobe=3' are none of this index's"):
+    with pytest.raises(UserError, match="--parameters 'nprobe=3' can't be set on this index"):
         answered(indexed("HNSW16"), asked, parameters="nprobe=3")
 
 
@@ -245,7 +245,7 @@ def test_parameters_that_the_index_does_not_have(indexed, asked, answered):
     ],
 )
 def test_parameters_that_no_search_can_have(indexed, asked, answered, parameters, fault):
-    with pytest.raises(UserError, match=f"--parameters '{parameters}' are none of this index's: {fault}"):
+    with pytest.raises(UserError, match=f"--parameters '{parameters}' can't be set on this index: {fault}"):
         answered(indexed("IVF4,Flat"), asked, parameters=parameters)
 
 

@@ -1,0 +1,210 @@
+"""What `--index` names: an index that `build_index` wrote, or a folder of descriptors. Reads it, to be searched.
+
+Descriptors are searched exactly from disk, and so is a flat FAISS index. Any other index becomes an `Approximate`
+database, which FAISS searches. The index file is checked before FAISS reads it.
+"""
+
+import contextlib
+import hashlib
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import pyarrow as pa
+
+from dim.app import output
+from dim.data import manifest
+from dim.errors import UserError
+from dim.extract import identity
+from dim.extract.identity import Embedding
+from dim.io import files, local_files, seal, tables
+from dim.io.seal import Facts
+from dim.search import descriptor_folder, exact, faiss_transforms
+from dim.search.database import Database, Exact, from_array
+
+FILE, IDS_FILE, SEAL_FILE = "knn.index", "ids.parquet", "index.json"
+MOST_HASHED = 2**32  # bytes, about four seconds; a search may read little of a larger file, so only its size is checked
+LARGEST = 2**20  # number in a factory string or a parameter: more lists than FAISS's guidelines have for 1e9 rows
+LISTED = 1000  # rows of an approximate list that can be re-ranked
+
+
+@dataclass(frozen=True)
+class SearchTarget:
+    """A database to search, the image id of each of its rows, strings (N,), and the embedding that made the rows."""
+
+    database: Database
+    ids: pa.Array
+    embedding: Embedding
+
+
+def read(folder: str, whitening: str | None, parameters: str | None) -> SearchTarget:
+    """Reads an index or a folder of descriptors.
+
+    Args:
+        folder: What --index names.
+        whitening: The whitening file to apply to descriptors, unless they are whitened already.
+        parameters: FAISS's search parameters, such as "nprobe=16".
+
+    Raises:
+        UserError: The folder holds neither, the index is unfinished or damaged or has no such parameters, or the
+            whitening doesn't fit.
+    """
+    record = output.record_of(folder)
+    if record is None or record["job"] not in ("index", "extract"):
+        raise UserError(f"--index {folder!r} holds neither an index nor descriptors; make it with index.py")
+    if record["job"] == "extract":
+        if parameters:
+            raise UserError(f"--parameters {parameters!r} are for an index; {folder!r} is a folder of descriptors")
+        rows = descriptor_folder.read(folder, whitening)
+        return SearchTarget(Exact(rows.parts, exact.tie_order_of(rows.ids)), rows.ids, rows.embedding)
+    embedding = identity.of_folder(folder)
+    counts = record.get("counts")
+    known = counts if isinstance(counts, dict) else {}
+    # An index from before seals existed records the facts about FAISS's file only in its counts.
+    facts = {IDS_FILE: {}, **(seal.from_record(record, folder) or {}), FILE: known}
+    ids = _read_ids(files.join(folder, IDS_FILE), facts[IDS_FILE])
+    seal.require_complete(folder, facts, "index")
+    if SEAL_FILE in facts:
+        seal.require_content(files.join(folder, SEAL_FILE), facts[SEAL_FILE], "index")
+    with local_files.path_to_read(files.join(folder, FILE)) as path:
+        return SearchTarget(read_file(path, exact.tie_order_of(ids), parameters, known), ids, embedding)
+
+
+def _read_ids(uri: str, facts: Facts) -> pa.Array:
+    table = tables.read(uri)
+    if "image_id" not in table.column_names or table["image_id"].null_count:
+        raise UserError(f"{uri!r} has no image_id for each row; make it again with index.py")
+    ids = manifest.text(uri, table, "image_id").combine_chunks()
+    seal.require_content(uri, facts, "index")
+    return ids
+
+
+def read_file(path: str, tie_order: np.ndarray, parameters: str | None, record: Facts) -> Database:
+    """Reads the FAISS index in the local file `path`. A flat one becomes an exact database, mapped from the file.
+
+    `record` holds the size, checksum and dimension that the building job recorded. Raises UserError if the file doesn't
+    match it, has more or fewer rows than `tie_order`, has no such `parameters`, or its scores are not cosines.
+    """
+    again = "make it again with index.py"
+    before = Path(path).stat()
+    # FAISS trusts its input: a truncated or damaged file can crash this process, or take all its memory.
+    if not _matches(path, record):
+        raise seal.mismatch(path, "index")
+    with as_user_error(f"{path!r} is not an FAISS index; {again}"):
+        index = faiss.read_index(path, faiss.IO_FLAG_MMAP_IFC)
+    if (index.ntotal, index.d) != (len(tie_order), record.get("dimension")):
+        raise UserError(
+            f"{path!r} has {index.ntotal} rows of {index.d} values, its {IDS_FILE} {len(tie_order)} and its "
+            f"{output.RECORD} {record.get('dimension')!r}; {again}"
+        )
+    if objection := faiss_transforms.objection(index):  # earlier versions of dim built such indexes
+        raise UserError(f"{path!r}: {objection}; {again}")
+    if parameters:
+        set_parameters(index, parameters)
+    if isinstance(index, faiss.IndexFlatIP):
+        offset = before.st_size - 4 * index.ntotal * index.d
+        vectors = np.memmap(path, "<f4", "r", offset, (index.ntotal, index.d))
+    now = Path(path).stat()
+    if (before.st_ino, before.st_mtime_ns) != (now.st_ino, now.st_mtime_ns):
+        raise UserError(f"{path!r} changed while this job read it; run the same command again")
+    return from_array(vectors, tie_order) if isinstance(index, faiss.IndexFlatIP) else Approximate(index, tie_order)
+
+
+def facts_of(path: str) -> Facts:
+    """The size and checksum of the index file at `path`, for its seal."""
+    with open(path, "rb") as file:
+        return {"bytes": Path(path).stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _matches(path: str, record: Facts) -> bool:
+    if (size := Path(path).stat().st_size) > MOST_HASHED:
+        return bool(size == record.get("bytes"))
+    return all(record.get(name) == value for name, value in facts_of(path).items())
+
+
+def set_parameters(index: Any, parameters: str, flag: str = "--parameters") -> None:
+    """Sets FAISS's search parameters. Raises UserError, naming the `flag`, if this index can't have them."""
+    what = f"{flag} {parameters!r} can't be set on this index"
+    # FAISS casts values to integers without a check, and a bad one only fails in the middle of a search.
+    for value in re.findall(r"=\s*([+-]?[0-9.]+(?:[eE][+-]?[0-9]+)?)", parameters):
+        if not 0 <= float(value) <= LARGEST:
+            raise UserError(f"{what}: {value} is not from 0 to {LARGEST}")
+    with as_user_error(what):
+        faiss.ParameterSpace().set_index_parameters(index, parameters)
+    if (inverted := inverted_lists(index)) is not None and inverted.nprobe < 1:
+        raise UserError(f"{what}: nprobe must be at least 1")
+
+
+def inverted_lists(index: Any) -> Any:
+    """The IndexIVF within `index`, or None."""
+    inverted = faiss.try_extract_index_ivf(index)
+    return None if inverted is None else faiss.downcast_index(inverted)
+
+
+@contextlib.contextmanager
+def as_user_error(what: str) -> Iterator[None]:
+    """Turns FAISS's RuntimeError and MemoryError into a UserError of one line that begins with `what`."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        reason = " ".join(re.split(r"\.(?:cpp|h):\d+: |failed: ", str(error))[-1].split())
+        raise UserError(f"{what}: {reason}") from error
+
+
+@dataclass(frozen=True)
+class Approximate:
+    """A `Database` that an FAISS `index` searches. Its scores are the index's own, in float32 or from codes."""
+
+    index: Any
+    tie_order: np.ndarray
+
+    def nearest(self, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """See `Database`. An index may find fewer than `count` rows even if the database has more."""
+        deepen(self.index, count)
+        found, rows = self.index.search(np.ascontiguousarray(queries, np.float32), count)
+        scores = np.where(rows >= 0, found.astype(np.float64), -np.inf)
+        order = np.lexsort((self.tie_order[rows], -scores), axis=1)
+        return np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)
+
+    def scores(self, queries: np.ndarray) -> Iterator[np.ndarray]:
+        """See `Database`. At most `LISTED` rows of a query have a score."""
+        for start in range(0, len(queries), exact.QUERIES):
+            block = queries[start : start + exact.QUERIES]
+            for rows, scores in zip(*self.nearest(block, min(LISTED, len(self.tie_order))), strict=True):
+                listed = np.full(len(self.tie_order), -np.inf)
+                listed[rows[rows >= 0]] = scores[rows >= 0]
+                yield listed
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """See `Database`. The vectors are decoded from the index's codes. Raises UserError if it can't decode them."""
+        if (inverted := inverted_lists(self.index)) is not None:
+            if isinstance(inverted, faiss.IndexIVFFastScan):
+                raise UserError("an IVF index with fast-scan codes can't return vectors; build another for --expansion")
+            inverted.make_direct_map()  # does nothing the second time
+        found: np.ndarray = self.index.reconstruct_batch(np.ascontiguousarray(rows, np.int64))
+        return found
+
+    def with_random_access(self) -> "Approximate":
+        """See `Database`."""
+        return self
+
+
+def deepen(index: Any, count: int) -> None:
+    """Makes each HNSW graph within `index` follow enough candidates for `count` rows.
+
+    Otherwise FAISS stops after efSearch candidates, 16 by default, and returns no more rows than that.
+    """
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexPreTransform):
+        deepen(index.index, count)
+    elif isinstance(index, faiss.IndexRefine):
+        deepen(index.base_index, math.ceil(count * index.k_factor))
+    elif isinstance(index, faiss.IndexIVF):
+        deepen(index.quantizer, index.nprobe)
+    elif isinstance(index, faiss.IndexHNSW):
+        index.hnsw.efSearch = max(index.hnsw.efSearch, count)
