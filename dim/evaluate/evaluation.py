@@ -122,7 +122,7 @@ def _excluded_columns(task: RetrievalTask, queries: Descriptors, database: Evalu
 
 
 def _positions(scores: np.ndarray, columns: dict[str, np.ndarray], place: np.ndarray) -> dict[str, np.ndarray]:
-    """The 0-based position in the list of each column of each grade, NOT_LISTED for a column that is NOT_LISTED."""
+    """The 0-based positions of the columns of each grade in a query's list. A column NOT_LISTED remains so."""
     wanted = np.concatenate([np.zeros(0, np.int64), *columns.values()])
     positions = np.full(len(wanted), NOT_LISTED)
     positions[wanted != NOT_LISTED] = exact.ranks(scores, wanted[wanted != NOT_LISTED], place)
@@ -194,7 +194,7 @@ def top_k_accuracy(labels: Sequence[str], nearest: Sequence[Sequence[str | None]
 
 
 def classification_reports(labels: Sequence[str], nearest: Sequence[Sequence[str | None]]) -> dict[str, Any]:
-    """Precision, recall and F1 of each label, reading the lists as predictions of the queries' labels.
+    """Reads the lists as predictions of the queries' labels: precision, recall and F1 of each label.
 
     Args:
         labels: the label of each query.

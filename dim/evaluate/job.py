@@ -1,4 +1,4 @@
-"""The evaluation job: reads the task and the descriptors, measures, writes the results, and holds the gate.
+"""The evaluation job: reads the task and the descriptors, measures, writes the results, and checks the gate.
 
 Start at `evaluate`. The functions at the end, `revisited` and `oxford`, score plain ranked lists, whoever made them.
 """

@@ -118,7 +118,7 @@ def _differing(one: dict[str, str], other: dict[str, str]) -> list[str]:
 def _warn_of_changes(night: dict[str, Any], made_of: dict[str, str]) -> None:
     if changed := _differing(night.get("made_of", {}), made_of):
         log.warning(
-            "%s changed since the night %s was run, and its result is unchanged; use a later --date to measure again",
+            "%s changed since the night %s was run. Its result stays as it was; use a later --date to measure again",
             " and ".join(changed),
             night["date"],
         )

@@ -56,7 +56,7 @@ class NightlyResult:
         return self.comparison.change if self.comparison else None
 
     def not_comparable(self, reason: str) -> str:
-        """The message that the baseline's network can't be compared, for `reason`."""
+        """Says that the baseline's network can't be measured on tonight's photos, and why."""
         return (
             f"the network of {self.baseline}, the last accepted night, can't be measured on tonight's photos ({reason})"
         )
@@ -175,7 +175,7 @@ def _copy_unchanged(out: str, last: str | None, name: str, key: str, folder: str
 def _evaluate(
     asked: Measurement, collection: Collection, folder: str, *, baseline: str | None = None, report: bool = True
 ) -> None:
-    """Evaluates a collection into `folder`, comparing it with the metrics.json `baseline`. The gates are held later."""
+    """Evaluates a collection into `folder`, comparing it with the metrics.json `baseline`, without a gate."""
     how = {name: value for name, value in vars(asked).items() if name not in _GATES}
     config = EvaluateConfig(descriptors=(collection.descriptors,), out=folder, baseline=baseline, report=report, **how)
     measure(config, comparison.read_baseline(baseline, config.protocol) if baseline else None)

@@ -9,7 +9,7 @@ from dim.report.page import Html, element
 
 WIDTH, HEIGHT = 360, 230
 LEFT, RIGHT, TOP, FLOOR = 48, 12, 8, HEIGHT - 40
-_DASHES = ("none", "7 4", "2 3", "9 3 2 3")  # lines differ by more than their colour
+_DASHES = ("none", "7 4", "2 3", "9 3 2 3")  # of successive lines, which also differ in colour
 
 
 @dataclass(frozen=True)

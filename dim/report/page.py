@@ -180,7 +180,7 @@ _NAMED = 20  # unreadable photos listed by name
 
 
 class Page:
-    """A page under construction. Its parts show photos of `photos`."""
+    """A page under construction. All photos shown on it are in `photos`."""
 
     def __init__(self, job: str, title: str, summary: Child = None, scripts: tuple[str, ...] = ()) -> None:
         """Starts an empty page.

@@ -1,4 +1,4 @@
-"""An evaluation against an earlier one: on the queries of both, refused where there are none."""
+"""An evaluation compared with a baseline, on the queries that both have."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The test of a difference: against all signs there are, SciPy's, and how often it is wrong where nothing differs."""
+"""The randomization test: against all choices of signs, against SciPy's, and its rate of false alarms."""
 
 import itertools
 

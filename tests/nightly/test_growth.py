@@ -1,4 +1,4 @@
-"""What was added since the last accepted night is no fall: both networks are measured on tonight's photos."""
+"""Photos added since the last accepted night are no fall: both networks are measured on tonight's photos."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""The history: what it lists as missed, and files that are none."""
+"""history.csv: the nights it lists as missed, and files that are no history."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Nights that follow each other: only what is new is computed, what is worse is refused, each date counts once."""
+"""Successive nights: only new photos are extracted, a worse network is refused, and each date is run once."""
 
 import datetime
 import re
@@ -85,7 +85,7 @@ def test_what_changed_since_a_date_was_run_is_named(night, photos, embedded, tmp
     (line,) = (record.message for record in caplog.records if record.levelname == "WARNING")
     assert line == (
         f"'{photos.manifest}' and the evaluation 'shelf' and the model changed since the night 2020-01-01 was "
-        "run, and its result is unchanged; use a later --date to measure again"
+        "run. Its result stays as it was; use a later --date to measure again"
     )
 
 

@@ -1,4 +1,4 @@
-"""What is left of the nights for people and for Prometheus: a page of all of them, and the last one's figures."""
+"""The files for people and for Prometheus: trend.html with all nights, metrics.prom with the last one."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""What stands in a page's file: names as text, each photo once, never more than 5 MB."""
+"""A page's file: it shows names as text, embeds each photo once, and stays below 5 MB."""
 
 import base64
 import html.parser

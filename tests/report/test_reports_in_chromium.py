@@ -1,4 +1,4 @@
-"""The pages that jobs write, as a browser shows them on a desk and on a phone."""
+"""The pages of the jobs in a browser, at the widths of a desktop and a phone."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What of earlier nights is kept, and found again, and what is let go."""
+"""Collections: which are kept from night to night, found again, and deleted."""
 
 import shutil
 
