@@ -61,9 +61,9 @@ class Comparison:
 
 
 def compare(before: str, one: pa.Table, after: str, other: pa.Table) -> Comparison:
-    """Compares the run `after` with the run `before`, given their tables of per_query.parquet, `other` and `one`.
+    """Compares two runs. `one` is the per_query.parquet of the run called `before`, `other` that of the run `after`.
 
-    Labels are those of `other`. Queries with the same label show the same object; each query without a label shows an
+    Labels are taken from `other`. Queries with the same label show the same object; each query without a label shows an
     object of its own.
     """
     aps = one.select(["query_id", "ap"])

@@ -46,7 +46,7 @@ class MeanDifference:
 
     @property
     def p_fall(self) -> float:
-        """The one-sided p-value of a fall: half the two-sided one, as the test is symmetric."""
+        """The one-sided p-value of a fall. As the test is symmetric, it is half of `p_value` if there was a fall."""
         return self.p_value / 2 if self.difference < 0 else 1 - self.p_value / 2
 
     @property

@@ -56,7 +56,7 @@ def map_page(job: str, of: str, cards: Sequence[Card], total: int, vectors: np.n
     shown = len(cards) - noted
     count = f"{shown:,} photos, drawn at random from the {total:,}" if shown < total else f"the {total:,} photos"
     summary = [count, " of ", user_text(of), f"; framed: {noted}" if noted else None]
-    page = Page(job, "Map of the set", summary, scripts=("atlas.js",))
+    page = Page(job, "Map of the set", summary, scripts=("map.js",))
     side = round(0.85 * (WIDTH * HEIGHT / len(cards)) ** 0.5)
     side = min(side, HEIGHT // 5)
     spots = [_spot(page.photos, card, place, side) for card, place in zip(cards, layout(vectors), strict=True)]
