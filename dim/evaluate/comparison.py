@@ -1,6 +1,7 @@
-"""Two evaluations held against each other, query by query.
+"""Compares two evaluations query by query, and holds one against the baseline of an earlier one.
 
-An earlier evaluation as the baseline of this one: reading it, comparing on common queries, and the gate.
+`compare` joins two per_query.parquet tables and tests the change in mAP. A `Baseline` is an earlier evaluation as read
+from its metrics.json; it says how a new one compares with it and whether mAP fell too far.
 """
 
 import logging
@@ -14,49 +15,56 @@ import pyarrow.compute as pc
 from dim.app import output
 from dim.errors import UserError, quoted
 from dim.evaluate import significance
-from dim.evaluate.protocols import Task
-from dim.evaluate.significance import Interval
+from dim.evaluate.protocols import RetrievalTask
+from dim.evaluate.significance import MeanDifference
 from dim.io import files, seal, tables
 
 COLUMNS = ["query_id", "label", "ap"]
 METRICS, PER_QUERY = "metrics.json", "per_query.parquet"
+_DATABASE = ("n_database", "database_split")
+_SAME = ("n_queries", "query_split", *_DATABASE)  # figures are comparable only if these are equal
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The run `after` against the run `before`. `table`: query_id, label, ap (before), ap_other (after), difference,
-    largest gain first, of the queries that both could read; `change` is that of the mean AP, None without any.
+    """The run `after` compared with the run `before`.
+
+    `table` has a row for each query of both runs, largest gain first: query_id, label, ap (before), ap_other (after),
+    difference. `change` is the change in mAP, None if no query has an AP in both runs.
     """
 
     before: str
     after: str
     table: pa.Table
-    change: Interval | None
+    change: MeanDifference | None
 
     @property
     def judged(self) -> list[dict[str, Any]]:
-        """The rows of the queries that have an AP in both."""
+        """The rows of the queries that have an AP in both runs."""
         return list(self.table.filter(pc.is_valid(self.table["difference"])).to_pylist())
 
     def as_json(self) -> dict[str, Any] | None:
-        """The change in mAP, as it stands in metrics.json."""
+        """The change in mAP as written to metrics.json."""
         return None if self.change is None else {"before": self.before, "after": self.after, **vars(self.change)}
 
     def line(self) -> str:
-        """What the terminal says."""
+        """The log line of the comparison."""
         if self.change is None:
             return f"{self.after} and {self.before} have no query in common"
-        found = self.change
+        change = self.change
         return (
-            f"{self.after} against {self.before}: mAP {found.difference:+.4f} on {len(self.judged)} queries of "
-            f"{found.objects} objects, {found.told()}, p {found.p_value:.4f}"
+            f"{self.after} against {self.before}: mAP {change.difference:+.4f} on {len(self.judged)} queries of "
+            f"{change.objects} objects, {change.interval_in_words()}, p {change.p_value:.4f}"
         )
 
 
-def compared(before: str, one: pa.Table, after: str, other: pa.Table) -> Comparison:
-    """Compares two tables as `per_query.parquet` has them; `before` and `after` are what the runs are called.
+def compare(before: str, one: pa.Table, after: str, other: pa.Table) -> Comparison:
+    """Compares two runs. `one` is the per_query.parquet of the run called `before`, `other` that of the run `after`.
 
-    The labels are those of the run `after`. Queries of one label show one object; one without is an object by itself.
+    Labels are taken from `other`. Queries with the same label show the same object; each query without a label shows an
+    object of its own.
     """
     aps = one.select(["query_id", "ap"])
     joined = aps.join(other.select(COLUMNS), "query_id", join_type="inner", right_suffix="_other")
@@ -67,18 +75,90 @@ def compared(before: str, one: pa.Table, after: str, other: pa.Table) -> Compari
     if not both.judged:
         return both
     ap, ap_other = (np.array([row[column] for row in both.judged]) for column in ("ap", "ap_other"))
-    return replace(both, change=significance.paired(ap, ap_other, _objects(both.judged)))
+    return replace(both, change=significance.paired_test(ap, ap_other, _objects(both.judged)))
 
 
 def _objects(rows: list[dict[str, Any]]) -> np.ndarray:
-    known = [("query", row["query_id"]) if row["label"] is None else ("label", row["label"]) for row in rows]
-    numbers = {name: number for number, name in enumerate(dict.fromkeys(known))}
-    return np.array([numbers[name] for name in known])
+    """The number of the object that each query shows."""
+    names = [("query", row["query_id"]) if row["label"] is None else ("label", row["label"]) for row in rows]
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    return np.array([numbers[name] for name in names])
 
 
-def require_own(metrics: str) -> None:
-    """Raises UserError where the metrics.json at `metrics`, or the per_query.parquet beside it, is not that of the
-    evaluation whose folder they lie in, or this was never finished. One that was copied elsewhere is taken as it is.
+@dataclass(frozen=True)
+class Baseline:
+    """An earlier evaluation: where its metrics.json is and what it holds, and its per_query.parquet if there is one."""
+
+    uri: str
+    metrics: dict[str, Any]
+    per_query: pa.Table | None
+
+    def require_common_queries(self, task: RetrievalTask) -> None:
+        """Raises UserError if `task` measures none of the baseline's queries."""
+        if self.per_query is None:
+            return
+        measured = set(self.per_query.filter(self.per_query["ap"].is_valid())["query_id"].to_pylist())
+        if not any(name in measured and task.has_positive(row) for row, name in enumerate(task.queries.image_ids)):
+            raise UserError(
+                f"{self.uri!r} and {task.queries.uri!r} have no query in common; name a baseline of the same queries"
+            )
+
+    def compare(self, name: str, per_query: pa.Table, metrics: dict[str, Any]) -> Comparison | None:
+        """Compares the run `name` with this baseline, and warns if queries or database differ.
+
+        Returns None if the baseline has no per_query.parquet. `per_query` and `metrics` are what the run writes.
+        """
+        own = {key: self.metrics.get(key, metrics[key]) for key in _SAME}
+        if differing := [
+            f"{key} {quoted(own[key])}, not {metrics[key]!r}" for key in _SAME if own[key] != metrics[key]
+        ]:
+            on = "all its queries" if self.per_query is None else "the queries in common"
+            advice = f"mAP is compared on {on}"
+            if any(own[key] != metrics[key] for key in _DATABASE):
+                advice += (
+                    ". AP depends on the photos searched, whatever the network: to compare two networks on the same "
+                    "photos, name the descriptors of both runs by --descriptors"
+                )
+            log.warning("%s is another evaluation: %s; %s", self.uri, "; ".join(differing), advice)
+        if self.per_query is None:
+            return None
+        return compare(self.uri, self.per_query, name, per_query)
+
+    def gate_failure(self, value: float, comparison: Comparison | None, max_drop: float) -> str | None:
+        """Why a run with the mAP `value` fails the gate, None if it passes. `comparison` is what `compare` returned."""
+        if comparison is None:
+            before = self.metrics["map"]
+            fall, reason = before - value, f"mAP {value:.4f} is {{:.4f}} below the {before:.4f} of {self.uri!r}"
+        elif comparison.change is None:
+            return f"no query in common with {self.uri!r} could be read"
+        else:
+            fall = -comparison.change.difference
+            reason = f"mAP is {{:.4f}} lower on the {len(comparison.judged)} queries in common with {self.uri!r}"
+        return f"{reason.format(fall)}, which is more than --max-drop {max_drop}" if fall > max_drop else None
+
+
+def read_baseline(uri: str, protocol: str) -> Baseline:
+    """Reads an earlier evaluation from its metrics.json.
+
+    Raises:
+        UserError: the file holds no mAP or is of another protocol, or the evaluation's folder is unfinished or changed.
+    """
+    require_unchanged(uri)
+    found = files.read_json(uri)
+    value: Any = found.get("map") if isinstance(found, dict) else None
+    if type(value) not in (int, float) or not 0 <= value <= 1:  # NaN neither: no mAP is below it, so any would pass
+        raise UserError(
+            f"{uri!r} holds no map from 0 to 1, but {quoted(value)}; name the metrics.json of an evaluation"
+        )
+    if found.get("protocol") != protocol:
+        raise UserError(f"{uri!r} is of protocol {found.get('protocol')!r}, not {protocol!r}")
+    return Baseline(uri, found, read_per_query(uri))
+
+
+def require_unchanged(metrics: str) -> None:
+    """Raises UserError if the metrics.json at `metrics` is in an evaluation's folder that is unfinished or changed.
+
+    Both it and the per_query.parquet beside it must be as that evaluation wrote them. A copy elsewhere isn't checked.
     """
     folder = files.parent(metrics)
     record = output.record_of(folder)
@@ -91,10 +171,11 @@ def require_own(metrics: str) -> None:
                 seal.require_content(uri, sealed[name], "evaluate")
 
 
-def beside(metrics: str) -> pa.Table | None:
-    """The per_query.parquet that belongs to the metrics.json at `metrics`; None where there is none.
+def read_per_query(metrics: str) -> pa.Table | None:
+    """The per_query.parquet beside the metrics.json at `metrics`, None if there is none.
 
-    Raises UserError where it is not that of an evaluation.
+    Raises:
+        UserError: it lacks a column.
     """
     uri = files.join(files.parent(metrics), PER_QUERY)
     if files.name(metrics) != METRICS or not files.exists(uri):
@@ -103,78 +184,3 @@ def beside(metrics: str) -> pa.Table | None:
     if missing := {*COLUMNS} - {*table.column_names}:
         raise UserError(f"{uri!r} has no column {min(missing)!r}; name the metrics.json of an evaluation by --baseline")
     return table
-
-
-log = logging.getLogger(__name__)
-
-_DATABASE = ("n_database", "database_split")
-_ASKED = ("n_queries", "query_split", *_DATABASE)  # what must be equal for figures to be comparable
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """The metrics.json at `uri` and, where it still lies beside it, the per_query.parquet."""
-
-    uri: str
-    metrics: dict[str, Any]
-    per_query: pa.Table | None
-
-    def require_common(self, task: Task) -> None:
-        """Raises UserError where none of its queries is measured by `task`: there would be nothing to compare."""
-        if self.per_query is None:
-            return
-        measured = set(self.per_query.filter(self.per_query["ap"].is_valid())["query_id"].to_pylist())
-        if not any(name in measured and task.has_positive(row) for row, name in enumerate(task.queries.image_ids)):
-            raise UserError(
-                f"{self.uri!r} and {task.queries.uri!r} have no query in common; name a baseline of the same queries"
-            )
-
-    def compared(self, name: str, per_query: pa.Table, metrics: dict[str, Any]) -> Comparison | None:
-        """The run `name` against this one, None where nothing tells its queries; says what else differs between them.
-
-        `per_query` and `metrics` are those of the run.
-        """
-        known = {key: self.metrics.get(key, metrics[key]) for key in _ASKED}
-        if differ := [
-            f"{key} {quoted(known[key])}, not {metrics[key]!r}" for key in _ASKED if known[key] != metrics[key]
-        ]:
-            on = "all its queries" if self.per_query is None else "the queries in common"
-            told = f"mAP is compared on {on}"
-            if any(known[key] != metrics[key] for key in _DATABASE):
-                told += (
-                    ". Among other photos AP is another, whatever the network: give the descriptors of both runs by "
-                    "--descriptors to compare them on the same"
-                )
-            log.warning("%s is another evaluation: %s; %s", self.uri, "; ".join(differ), told)
-        if self.per_query is None:
-            return None
-        return compared(self.uri, self.per_query, name, per_query)
-
-    def unmet(self, value: float, against: Comparison | None, max_drop: float) -> str | None:
-        """Why a mAP of `value`, compared as `against`, doesn't meet the gate, None where it does."""
-        if against is None:
-            before = self.metrics["map"]
-            fall, told = before - value, f"mAP {value:.4f} is {{:.4f}} below the {before:.4f} of {self.uri!r}"
-        elif against.change is None:
-            return f"no query that is in common with {self.uri!r} could be read"
-        else:
-            fall = -against.change.difference
-            told = f"mAP is {{:.4f}} lower on the {len(against.judged)} queries in common with {self.uri!r}"
-        return f"{told.format(fall)}, which is more than --max-drop {max_drop}" if fall > max_drop else None
-
-
-def read(uri: str, protocol: str) -> Baseline:
-    """The evaluation of the metrics.json at `uri`.
-
-    Raises UserError where it has no mAP, is of another protocol, or lies in a folder that is not whole.
-    """
-    require_own(uri)
-    found = files.read_json(uri)
-    value: Any = found.get("map") if isinstance(found, dict) else None
-    if type(value) not in (int, float) or not 0 <= value <= 1:  # no NaN either, below which nothing can fall
-        raise UserError(
-            f"{uri!r} holds no map from 0 to 1, but {quoted(value)}; name the metrics.json of an evaluation"
-        )
-    if found.get("protocol") != protocol:
-        raise UserError(f"{uri!r} is of protocol {found.get('protocol')!r}, not {protocol!r}")
-    return Baseline(uri, found, beside(uri))

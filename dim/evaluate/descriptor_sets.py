@@ -1,8 +1,8 @@
-"""Where an evaluation's descriptors come from, so that its figure can be set beside another's.
+"""The one or two sets of descriptors that an evaluation measures: read from folders, or extracted first.
 
-The descriptors that are searched: those of the manifest in memory, those of distractors streamed.
-
-The one or two sets of descriptors that an evaluation measures, each with its distractors.
+A `DescriptorSet` holds the descriptors of the queries and of the database in memory; those of distractors stay on disk
+and are streamed. It also says which whitenings the descriptors went through and what each was learned on, since a
+whitening learned on the photos that it is measured on flatters.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from dim.data import manifest
 from dim.data.manifest import Manifest
 from dim.errors import UserError
 from dim.evaluate.config import EvaluateConfig
-from dim.evaluate.protocols import Task
+from dim.evaluate.protocols import RetrievalTask
 from dim.extract import descriptors, identity
 from dim.extract.config import ExtractConfig, Split
 from dim.extract.descriptors import Descriptors
@@ -31,12 +31,131 @@ from dim.search.descriptor_folder import DescriptorFolder, checked_and_whitened,
 from dim.search.exact import Part
 
 
-def whitenings_of(folder: str, applied: Whitening | None) -> list[dict[str, Any]]:
-    """Each whitening that the descriptors of `folder` went through, in order: applied `by` what, and `learned_on` what.
+@dataclass(frozen=True)
+class EvaluatedDatabase:
+    """The searched descriptors by column: first those of the manifest, then those of distractors, left on disk."""
 
-    "regions" is that of R-MAC's regions, "model" the network's PCA layer. `applied` is what the evaluation
-    itself applies. `learned_on` is None where the model or the file that would say so is no longer what made the
-    descriptors. Raises UserError where the folder's run.json doesn't name what it was made from.
+    rows: np.ndarray  # int (n,): the manifest's row of each of the first n columns
+    vectors: np.ndarray  # float32 (n, D): their descriptors
+    distractors: DescriptorFolder | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows) + (len(self.distractors) if self.distractors else 0)
+
+    @property
+    def parts(self) -> list[Part]:
+        """All columns in the parts that a search loads one by one."""
+        more = self.distractors.parts if self.distractors else []
+        return parts_of(self.vectors) + [replace(part, start=part.start + len(self.rows)) for part in more]
+
+    def ids(self, manifest: Manifest) -> np.ndarray:
+        """The image_id of each column, given the database's manifest."""
+        own = manifest.image_ids[self.rows]
+        return np.concatenate([own, self.distractors.ids.to_numpy()]) if self.distractors else own
+
+
+@dataclass(frozen=True)
+class DescriptorSet:
+    """The descriptors of one folder, ready to be evaluated."""
+
+    name: str  # the folder or the model that the user named
+    folder: str
+    embedding: Embedding  # includes the whitening that the evaluation applies
+    queries: Descriptors
+    database: EvaluatedDatabase
+    whitenings: list[dict[str, Any]]  # the result of `whitenings_of`
+
+
+def read(config: EvaluateConfig, task: RetrievalTask) -> list[DescriptorSet]:
+    """Reads the descriptors that `config` names, extracting those of --model first.
+
+    Raises UserError if flags or embeddings contradict each other, or a folder lacks descriptors that `task` needs.
+    """
+    if not 1 <= len(config.descriptors) + len(config.model) <= 2:
+        raise UserError("give --descriptors DIR or --model X once, or twice to compare two")
+    if len(config.distractor_descriptors) != (len(config.descriptors) if config.distractors else 0):
+        raise UserError("--distractors FILE needs one --distractor-descriptors DIR for each --descriptors DIR")
+    distractors = _distractors(config, task)
+    return [_read_set(config, task, distractors, named) for named in _folders(config)]
+
+
+def _distractors(config: EvaluateConfig, task: RetrievalTask) -> Manifest | None:
+    if config.distractors is None:
+        return None
+    distractors = manifest.read(config.distractors)
+    if config.root:
+        identity.require_under(config.root, distractors)
+    if both := {*distractors.image_ids} & {*task.database.image_ids, *task.queries.image_ids}:
+        raise UserError(f"{config.distractors!r} and {config.manifest!r} both have the image_id {min(both)!r}")
+    return distractors
+
+
+def _folders(config: EvaluateConfig) -> Iterator[tuple[str, str, str | None]]:
+    """The name, the descriptors' folder and the distractors' folder of each set."""
+    for number, folder in enumerate(config.descriptors):
+        yield folder, folder, config.distractor_descriptors[number] if config.distractors else None
+    split = None if config.query_split else config.split
+    for number, model in enumerate(config.model, start=1):
+        folder, beside = (files.join(config.out, f"{kind}-{number}") for kind in ("descriptors", "distractors"))
+        _extract(config, model, config.manifest, folder, split)
+        if config.distractors:
+            _extract(config, model, config.distractors, beside, None)
+        yield model, folder, beside if config.distractors else None
+
+
+def _extract(config: EvaluateConfig, model: str, photos: str, out: str, split: Split | None) -> None:
+    from dim.extract.job import extract  # noqa: PLC0415  (starts Ray, which finished descriptors don't need)
+
+    settings = config.extraction_settings()
+    extract(ExtractConfig(manifest=photos, model=model, out=out, split=split, **settings))
+
+
+def _read_set(
+    config: EvaluateConfig, task: RetrievalTask, distractors: Manifest | None, named: tuple[str, str, str | None]
+) -> DescriptorSet:
+    """Reads one of `_folders`."""
+    name, folder, beside = named
+    stored = embedding = identity.of_folder(folder)
+    whitening = None
+    if config.whitening:
+        embedding, whitening = load_whitening(config.whitening, stored, folder)
+    queries = _read_rows(folder, task.queries, whitening)
+    task.require_positive(queries.rows)
+    own = _read_rows(folder, task.database, whitening)
+    more = None
+    if distractors and beside:
+        identity.require_equal(stored, folder, identity.of_folder(beside), beside)
+        more = _read_distractors(beside, distractors, config.whitening)
+        identity.require_equal(embedding, folder, more.embedding, beside)  # the whitening file was read a second time
+    database = EvaluatedDatabase(own.rows, own.vectors, more)
+    return DescriptorSet(name, folder, embedding, queries, database, whitenings_of(folder, whitening))
+
+
+def _read_rows(folder: str, manifest: Manifest, whitening: Whitening | None) -> Descriptors:
+    """The descriptors of the manifest's rows that could be decoded, whitened if `whitening` is given.
+
+    Raises UserError if `folder` lacks a row or a descriptor is not a unit vector.
+    """
+    found = descriptors.read(folder, manifest)
+    return Descriptors(found.embedding, found.rows, checked_and_whitened(found.vectors, whitening, folder))
+
+
+def _read_distractors(folder: str, manifest: Manifest, whitening: str | None) -> DescriptorFolder:
+    """The descriptors of all rows of `manifest`, left on disk. Raises UserError if `folder` lacks one of them."""
+    found = descriptor_folder.read(folder, whitening, manifest.image_ids)
+    if missing := {*manifest.image_ids} - {*found.ids.to_pylist()} - found.errors.keys():
+        raise UserError(
+            f"{folder!r} lacks {len(missing)} of the distractors of {manifest.uri!r}, such as {min(missing)!r}"
+        )
+    return found
+
+
+def whitenings_of(folder: str, applied: Whitening | None) -> list[dict[str, Any]]:
+    """Lists each whitening that the descriptors of `folder` went through, in order, `applied` by the evaluation last.
+
+    `by` is "regions" for the whitening of R-MAC's regions, "model" for the network's PCA layer, else "extract" or
+    "evaluate", the job that applied it. `learned_on` is None if the model or the whitening file is gone or has changed.
+    Raises UserError if the folder's run.json doesn't name what the descriptors were made from.
     """
     embedding = identity.of_folder(folder)
     inputs = identity.inputs_of(folder)
@@ -54,6 +173,7 @@ def whitenings_of(folder: str, applied: Whitening | None) -> list[dict[str, Any]
 
 
 def _model(folder: str | None, embedding: Embedding) -> Spec | None:
+    """The spec of the model in `folder` if its weights still are those of `embedding`."""
     weights = files.join(folder or "", spec.WEIGHTS_FILE)
     if not folder or not files.exists(weights) or seal.sha256_of_file(weights) != embedding.weights:
         return None
@@ -61,7 +181,7 @@ def _model(folder: str | None, embedding: Embedding) -> Spec | None:
 
 
 def _of_file(uri: str | None, sha256: str) -> dict[str, Any]:
-    with contextlib.suppress(UserError):  # it is gone, or no whitening any more
+    with contextlib.suppress(UserError):  # the file is gone or no longer a whitening
         if uri and (found := whitening.load(uri)).sha256 == sha256:
             return _about(found)
     return {"sha256": sha256, "learned_on": None}
@@ -69,120 +189,3 @@ def _of_file(uri: str | None, sha256: str) -> dict[str, Any]:
 
 def _about(found: Whitening) -> dict[str, Any]:
     return {"sha256": found.sha256, "kind": found.kind, "power": found.power, "learned_on": found.learned_on}
-
-
-@dataclass(frozen=True)
-class EvaluatedDatabase:
-    """Rows of the database by column: first those of the manifest (`rows` are their rows there), then distractors."""
-
-    rows: np.ndarray
-    vectors: np.ndarray
-    distractors: DescriptorFolder | None = None
-
-    def __len__(self) -> int:
-        return len(self.rows) + (len(self.distractors) if self.distractors else 0)
-
-    @property
-    def parts(self) -> list[Part]:
-        """The descriptors of all columns."""
-        more = self.distractors.parts if self.distractors else []
-        return parts_of(self.vectors) + [replace(part, start=part.start + len(self.rows)) for part in more]
-
-    def ids(self, manifest: Manifest) -> np.ndarray:
-        """The image_id of each column."""
-        own = manifest.image_ids[self.rows]
-        return np.concatenate([own, self.distractors.ids.to_numpy()]) if self.distractors else own
-
-
-def read_database(folder: str, manifest: Manifest, whitening: Whitening | None) -> Descriptors:
-    """The descriptors of the manifest's rows that could be decoded, whitened where asked.
-
-    Raises UserError as `descriptors.read` does, and where a descriptor is not a unit vector.
-    """
-    found = descriptors.read(folder, manifest)
-    return Descriptors(found.embedding, found.rows, checked_and_whitened(found.vectors, whitening, folder))
-
-
-def read_distractors(folder: str, manifest: Manifest, whitening: str | None) -> DescriptorFolder:
-    """The distractors of `manifest`, their vectors left on disk. Raises UserError where `folder` lacks one of them."""
-    found = descriptor_folder.read(folder, whitening, manifest.image_ids)
-    if missing := {*manifest.image_ids} - {*found.ids.to_pylist()} - found.errors.keys():
-        raise UserError(
-            f"{folder!r} lacks {len(missing)} of the distractors of {manifest.uri!r}, such as {min(missing)!r}"
-        )
-    return found
-
-
-@dataclass(frozen=True)
-class DescriptorSet:
-    """`name` is what the user gave; `embedding` is that of `folder`, with the whitening that the evaluation applies;
-    `whitenings` are those of `provenance`.
-    """
-
-    name: str
-    folder: str
-    embedding: Embedding
-    queries: Descriptors
-    database: EvaluatedDatabase
-    whitenings: list[dict[str, Any]]
-
-
-def read(config: EvaluateConfig, task: Task) -> list[DescriptorSet]:
-    """Reads, or first makes, what `config` names.
-
-    Raises UserError where flags or embeddings don't fit each other, or a folder lacks descriptors that `task` needs.
-    """
-    if not 1 <= len(config.descriptors) + len(config.model) <= 2:
-        raise UserError("give --descriptors DIR or --model X once, or twice to compare two")
-    if len(config.distractor_descriptors) != (len(config.descriptors) if config.distractors else 0):
-        raise UserError("--distractors FILE needs one --distractor-descriptors DIR for each --descriptors DIR")
-    distractors = _distractors(config, task)
-    found = []
-    for name, folder, beside in _folders(config):
-        stored = embedding = identity.of_folder(folder)
-        whitening = None
-        if config.whitening:
-            embedding, whitening = load_whitening(config.whitening, stored, folder)
-        queries = read_database(folder, task.queries, whitening)
-        task.require_positive(queries.rows)
-        searched = read_database(folder, task.database, whitening)
-        more = None
-        if distractors and beside:
-            identity.require_equal(stored, folder, identity.of_folder(beside), beside)
-            more = read_distractors(beside, distractors, config.whitening)
-            identity.require_equal(embedding, folder, more.embedding, beside)  # the file was read a second time
-        searched_in = EvaluatedDatabase(searched.rows, searched.vectors, more)
-        whitenings = whitenings_of(folder, whitening)
-        found.append(DescriptorSet(name, folder, embedding, queries, searched_in, whitenings))
-    return found
-
-
-def _distractors(config: EvaluateConfig, task: Task) -> Manifest | None:
-    if config.distractors is None:
-        return None
-    distractors = manifest.read(config.distractors)
-    if config.root:
-        identity.require_under(config.root, distractors)
-    if both := {*distractors.image_ids} & {*task.database.image_ids, *task.queries.image_ids}:
-        raise UserError(f"{config.distractors!r} and {config.manifest!r} both have the image_id {min(both)!r}")
-    return distractors
-
-
-def _folders(config: EvaluateConfig) -> Iterator[tuple[str, str, str | None]]:
-    """The name, the descriptors and the distractors' descriptors of each source."""
-    for number, folder in enumerate(config.descriptors):
-        yield folder, folder, config.distractor_descriptors[number] if config.distractors else None
-    split = None if config.query_split else config.split
-    for number, model in enumerate(config.model, start=1):
-        folder, beside = (files.join(config.out, f"{kind}-{number}") for kind in ("descriptors", "distractors"))
-        _extract(config, model, config.manifest, folder, split)
-        if config.distractors:
-            _extract(config, model, config.distractors, beside, None)
-        yield model, folder, beside if config.distractors else None
-
-
-def _extract(config: EvaluateConfig, model: str, photos: str, out: str, split: Split | None) -> None:
-    from dim.extract.job import extract  # noqa: PLC0415  (descriptors at hand need no Ray)
-
-    how = config.extraction_settings()
-    extract(ExtractConfig(manifest=photos, model=model, out=out, split=split, **how))

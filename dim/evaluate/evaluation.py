@@ -1,11 +1,14 @@
-"""One evaluation: the queries' descriptors against the database's, under a task's protocol.
+"""How one set of descriptors does on a retrieval task: every query's result, and the figures made of them.
 
-The retrieval read as classification: the seed's accuracy and report, and the true report beside it.
+`exact_search` sets up the search of the queries in the database, `judge` scores each query's list under the protocol,
+and `summary` and `per_query` turn the results into metrics.json and per_query.parquet. The rest reads the same lists as
+a classification by nearest neighbours: accuracy, the classification report, and which labels are confused.
 
-Which labels are taken for which: the nearest photo of a query has another label than the query.
+A database *row* is one of the manifest. A *column* is one of the score matrix: rows that could be decoded come first,
+then distractors.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,18 +19,19 @@ from sklearn.metrics import classification_report
 from dim.app.progress import Progress
 from dim.evaluate.descriptor_sets import EvaluatedDatabase
 from dim.evaluate.metrics import GROUP, Metric
-from dim.evaluate.protocols import NOT_LISTED, Task, Verdict, apply_metrics, means
+from dim.evaluate.protocols import NOT_LISTED, RetrievalTask, Verdict, apply_metrics, means
 from dim.extract.descriptors import Descriptors
 from dim.io.tables import require_each_once
 from dim.search import exact
 from dim.search.database import Exact, Retrieval
 
-LISTED = 10  # photos of each list that are kept, for people to look at
+TOP = 10  # hits of each query that are kept for the report
+NO_LABEL = "(no label)"
 
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A photo that heads a query's list: its column in the database, its label, and what the protocol says of it."""
+    """A photo among the first of a query's list: its database column, label, score, and the protocol's verdict."""
 
     column: int
     label: str | None
@@ -36,158 +40,170 @@ class Hit:
 
 
 @dataclass(frozen=True)
-class Judged:
-    """One query's result. `ranks` are those of its positives, 0-based, ascending, junk left out; `first_rank`, from 1,
-    is the first of them; `hits` head its list, junk and all.
-    """
+class QueryResult:
+    """The result of one query."""
 
     query_id: str
     label: str | None
-    values: dict[str, float | None]
-    levels: dict[str, dict[str, float | None]]
-    n_positives: int
-    ranks: np.ndarray
-    hits: list[Hit]
+    values: dict[str, float | None]  # of each metric; None if the query has no positive
+    levels: dict[str, dict[str, float | None]]  # the same at each level of the protocol
+    n_positives: int  # listed or not
+    ranks: np.ndarray  # int (P,): ascending 0-based ranks of the listed positives, not counting junk
+    hits: list[Hit]  # the first `TOP` photos of the list, junk included
 
     @property
     def ap(self) -> float | None:
-        """The query's average precision; None where it has no positive."""
+        """The average precision, None if the query has no positive."""
         return self.values["map"]
 
     @property
     def first_rank(self) -> int | None:
-        """The rank of the first positive that is listed."""
+        """The 1-based rank of the first positive, None if the list has no positive."""
         return int(self.ranks[0]) + 1 if len(self.ranks) else None
 
-    def nearest(self, count: int) -> list[str | None]:
+    def nearest_labels(self, count: int) -> list[str | None]:
         """The labels of the first `count` photos of the list."""
         return [hit.label for hit in self.hits[:count]]
 
 
-def retrieval(task: Task, queries: Descriptors, database: EvaluatedDatabase) -> Retrieval:
-    """The exact search of `queries` in `database`; what the protocol says leaves their lists."""
+def exact_search(task: RetrievalTask, queries: Descriptors, database: EvaluatedDatabase) -> Retrieval:
+    """Sets up the exact search of `queries` in `database`, each list without the photo that the protocol excludes."""
     searched = Exact(database.parts, exact.tie_order_of(database.ids(task.database)))
-    return Retrieval(queries.vectors, searched, own=_leaving(task, queries, database))
+    return Retrieval(queries.vectors, searched, own=_excluded_columns(task, queries, database))
 
 
-def _columns(task: Task, database: EvaluatedDatabase) -> np.ndarray:
-    """The column of each of the task's rows, NOT_LISTED where it could not be decoded."""
-    column = np.full(len(task.database), NOT_LISTED)
-    column[database.rows] = np.arange(len(database.rows))
-    return column
+def judge(
+    task: RetrievalTask, queries: Descriptors, database: EvaluatedDatabase, search: Retrieval
+) -> Iterator[QueryResult]:
+    """Scores each query's list under the task's protocol, holding the scores of a few queries in memory at a time.
 
-
-def _leaving(task: Task, queries: Descriptors, database: EvaluatedDatabase) -> np.ndarray:
-    """The column that leaves each query's list, NOT_LISTED where none does."""
-    column = _columns(task, database)
-    leaving = (task.leaving(query) for query in queries.rows)
-    return np.array([NOT_LISTED if row is None else column[row] for row in leaving], np.int64)
-
-
-def judge(task: Task, queries: Descriptors, database: EvaluatedDatabase, search: Retrieval) -> Iterator[Judged]:
-    """Yields each query's result by the scores of `search`, in memory for a few queries at a time."""
-    column = _columns(task, database)
+    Args:
+        task: says what is relevant to which query.
+        queries: the descriptors of the queries that could be decoded.
+        database: the descriptors that `search` searches.
+        search: the search of `queries` in `database`, re-ranked or not. The results are in its order.
+    """
+    column_of = _columns(task, database)
     labels = np.full(len(database), None, dtype=object)
     labels[: len(database.rows)] = task.database.labels[database.rows]
-    place = search.database.tie_order
-    known = applicable(task, shortest(task, queries, database))
+    tie_order = search.database.tie_order
+    chosen = informative_metrics(task, shortest_list(task, queries, database))
     progress = Progress("evaluating", len(queries.rows), "queries")
-    for query, row in zip(queries.rows, search.scores(), strict=True):
+    for query, scores in zip(queries.rows, search.scores(), strict=True):
         progress.add()
-        relevant = {grade: column[rows] for grade, rows in task.relevant(query).items()}
-        positions = _positions(row, relevant, place)
+        relevant = {grade: column_of[rows] for grade, rows in task.relevant(query).items()}
+        positions = _positions(scores, relevant, tie_order)
         ranks, n_pos = task.protocol.level.ranks(positions)
-        yield Judged(
+        yield QueryResult(
             query_id=task.queries.image_ids[query],
             label=task.queries.labels[query],
-            values=apply_metrics(known, ranks, n_pos),
+            values=apply_metrics(chosen, ranks, n_pos),
             levels={
-                name: apply_metrics(known, *level.ranks(positions)) for name, level in task.protocol.levels.items()
+                name: apply_metrics(chosen, *level.ranks(positions)) for name, level in task.protocol.levels.items()
             },
             n_positives=n_pos,
             ranks=ranks,
-            hits=_hits(row, exact.best(row, LISTED, place), labels, task.protocol.level.verdicts(relevant)),
+            hits=_hits(scores, exact.best(scores, TOP, tie_order), labels, task.protocol.level.verdicts(relevant)),
         )
 
 
-def _hits(row: np.ndarray, columns: np.ndarray, labels: np.ndarray, verdicts: dict[int, Verdict]) -> list[Hit]:
+def _columns(task: RetrievalTask, database: EvaluatedDatabase) -> np.ndarray:
+    """The column of each of the task's database rows, NOT_LISTED for a row that could not be decoded."""
+    column_of = np.full(len(task.database), NOT_LISTED)
+    column_of[database.rows] = np.arange(len(database.rows))
+    return column_of
+
+
+def _excluded_columns(task: RetrievalTask, queries: Descriptors, database: EvaluatedDatabase) -> np.ndarray:
+    """For each query the column that the protocol excludes from its list, NOT_LISTED for none."""
+    column_of = _columns(task, database)
+    rows = (task.excluded_row(query) for query in queries.rows)
+    return np.array([NOT_LISTED if row is None else column_of[row] for row in rows], np.int64)
+
+
+def _positions(scores: np.ndarray, columns: dict[str, np.ndarray], tie_order: np.ndarray) -> dict[str, np.ndarray]:
+    """The 0-based positions of the columns of each grade in a query's list. A column NOT_LISTED remains so."""
+    wanted = np.concatenate([np.zeros(0, np.int64), *columns.values()])
+    positions = np.full(len(wanted), NOT_LISTED)
+    positions[wanted != NOT_LISTED] = exact.ranks(scores, wanted[wanted != NOT_LISTED], tie_order)
+    ends = np.cumsum([len(found) for found in columns.values()])
+    return dict(zip(columns, np.split(positions, ends[:-1]), strict=True))
+
+
+def _hits(scores: np.ndarray, columns: np.ndarray, labels: np.ndarray, verdicts: dict[int, Verdict]) -> list[Hit]:
     return [
-        Hit(column, labels[column], float(row[column]), verdicts.get(column, "wrong")) for column in columns.tolist()
+        Hit(column, labels[column], float(scores[column]), verdicts.get(column, "wrong")) for column in columns.tolist()
     ]
 
 
-def require_rows(task: Task, queries: Descriptors, database: EvaluatedDatabase, judged: list[Judged]) -> None:
-    """Raises RuntimeError unless each query and each row of the database is there once, or could not be decoded."""
+def require_rows(
+    task: RetrievalTask, queries: Descriptors, database: EvaluatedDatabase, results: list[QueryResult]
+) -> None:
+    """Raises RuntimeError unless each query and each database row was evaluated once or could not be decoded."""
     for rows, decoded, given in (
-        (task.queries, queries.rows, [query.query_id for query in judged]),
+        (task.queries, queries.rows, [query.query_id for query in results]),
         (task.database, database.rows, task.database.image_ids[database.rows]),
     ):
         require_each_once(rows.image_ids, [*given, *np.delete(rows.image_ids, decoded)], repr(rows.uri))
 
 
-def _positions(row: np.ndarray, columns: dict[str, np.ndarray], place: np.ndarray) -> dict[str, np.ndarray]:
-    asked = np.concatenate([np.zeros(0, np.int64), *columns.values()])
-    positions = np.full(len(asked), NOT_LISTED)
-    positions[asked != NOT_LISTED] = exact.ranks(row, asked[asked != NOT_LISTED], place)
-    ends = np.cumsum([len(found) for found in columns.values()])
-    return dict(zip(columns, np.split(positions, ends[:-1]), strict=True))
+def shortest_list(task: RetrievalTask, queries: Descriptors, database: EvaluatedDatabase) -> int:
+    """The number of photos in the shortest list, junk included."""
+    return len(database) - bool((_excluded_columns(task, queries, database) != NOT_LISTED).any())
 
 
-def shortest(task: Task, queries: Descriptors, database: EvaluatedDatabase) -> int:
-    """How many photos the shortest list has; with junk, where the protocol knows any."""
-    return len(database) - bool((_leaving(task, queries, database) != NOT_LISTED).any())
+def informative_metrics(task: RetrievalTask, n_listed: int) -> dict[str, Metric]:
+    """The protocol's metrics without those that cover the whole list of `n_listed` photos."""
+    return {name: metric for name, metric in task.protocol.metrics.items() if not covers_list(name, n_listed)}
 
 
-def applicable(task: Task, n_listed: int) -> dict[str, Metric]:
-    """The protocol's metrics without those that need not be measured, as they take in a whole list of `n_listed`."""
-    return {name: metric for name, metric in task.protocol.metrics.items() if not takes_all(name, n_listed)}
-
-
-def takes_all(name: str, n_listed: int) -> bool:
-    """Whether the metric `name` takes in a whole list of `n_listed`, so that it says nothing of the descriptors."""
-    found, _, depth = name.partition("@")
-    if found == "ns_score":
+def covers_list(metric: str, n_listed: int) -> bool:
+    """Whether a metric looks at least as deep as a list is long: then its value doesn't depend on the descriptors."""
+    key, _, depth = metric.partition("@")
+    if key == "ns_score":
         return n_listed <= GROUP
-    return found == "recall" and int(depth) >= n_listed
+    return key == "recall" and int(depth) >= n_listed
 
 
-def summary(task: Task, judged: list[Judged], n_listed: int) -> dict[str, Any]:
-    """The measures of metrics.json: means over the queries that have a positive, at each level of the protocol."""
-    known = applicable(task, n_listed)
-    levels = {name: _means(known, [query.levels[name] for query in judged]) for name in task.protocol.levels}
-    return _means(known, [query.values for query in judged]) | levels
+def summary(task: RetrievalTask, results: list[QueryResult], n_listed: int) -> dict[str, Any]:
+    """The figures of metrics.json: means over the queries that have a positive, also at each level of the protocol."""
+    names = informative_metrics(task, n_listed)
+    levels = {name: _means(names, [query.levels[name] for query in results]) for name in task.protocol.levels}
+    return _means(names, [query.values for query in results]) | levels
 
 
-def _means(known: dict[str, Metric], queries: list[dict[str, float | None]]) -> dict[str, Any]:
-    return means(known, queries) | {"n_queries": sum(query["map"] is not None for query in queries)}
+def _means(names: Iterable[str], queries: list[dict[str, float | None]]) -> dict[str, Any]:
+    return means(names, queries) | {"n_queries": sum(query["map"] is not None for query in queries)}
 
 
-def per_query(judged: list[Judged]) -> pa.Table:
-    """The table of per_query.parquet, a row for each query; `ap` is null where it has no positive."""
-    return pa.table(
-        {
-            "query_id": pa.array([query.query_id for query in judged], pa.string()),
-            "label": pa.array([query.label for query in judged], pa.string()),
-            "ap": pa.array([query.ap for query in judged], pa.float64()),
-            "n_positives": pa.array([query.n_positives for query in judged], pa.int64()),
-            "first_rank": pa.array([query.first_rank for query in judged], pa.int64()),
-        }
-    )
-
-
-NO_LABEL = "(no label)"
+def per_query(results: list[QueryResult]) -> pa.Table:
+    """The table of per_query.parquet, one row per query; `ap` is null for a query without a positive."""
+    columns = {
+        "query_id": pa.string(), "label": pa.string(), "ap": pa.float64(),
+        "n_positives": pa.int64(), "first_rank": pa.int64(),
+    }  # fmt: skip
+    return pa.table({name: pa.array([getattr(query, name) for query in results], columns[name]) for name in columns})
 
 
 def top_k_accuracy(labels: Sequence[str], nearest: Sequence[Sequence[str | None]]) -> float:
-    """The share of queries whose label is among those of their nearest photos (what the seed called mAP)."""
+    """The share of queries whose label is among the labels of their nearest photos.
+
+    dim's predecessor called this figure mAP.
+    """
     return sum(label in found for label, found in zip(labels, nearest, strict=True)) / len(labels)
 
 
-def reports(labels: Sequence[str], nearest: Sequence[Sequence[str | None]]) -> dict[str, Any]:
-    """Precision, recall and F1 of each label, for queries with `labels` and the labels of their nearest photos.
+def classification_reports(labels: Sequence[str], nearest: Sequence[Sequence[str | None]]) -> dict[str, Any]:
+    """Reads the lists as predictions of the queries' labels: precision, recall and F1 of each label.
 
-    In `top_k`, the seed's, a query counts as its own label if that is among the nearest, else as the nearest's; it
-    flatters. In `top_1` it counts as the nearest's.
+    Args:
+        labels: the label of each query.
+        nearest: for each query the labels of its nearest photos, nearest first.
+
+    Returns:
+        scikit-learn's classification report twice. In `top_1` a query is predicted to have the nearest photo's label.
+        In `top_k`, the report of dim's predecessor, it is predicted to have its own label if any of the nearest photos
+        has it; that flatters.
     """
     first = [next(iter(found), None) or NO_LABEL for found in nearest]
     any_of = [label if label in found else top for label, found, top in zip(labels, nearest, first, strict=True)]
@@ -200,19 +216,22 @@ def _report(labels: Sequence[str], predicted: Sequence[str]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Confusion:
-    """The queries of `label` whose nearest photo is wrong and has the label `taken_for`; `of` is how many it has."""
+    """The `queries` of one label whose nearest photo is wrong and has the label `taken_for`.
+
+    `of` is the number of all queries of the label that have a positive.
+    """
 
     label: str
     taken_for: str
-    queries: list[Judged]
+    queries: list[QueryResult]
     of: int
 
 
-def confusions(judged: Sequence[Judged]) -> list[Confusion]:
-    """All pairs of labels that are confused, most often first, ties by label. Junk is left out of the lists."""
-    pairs: dict[tuple[str, str], list[Judged]] = {}
+def confusions(results: Sequence[QueryResult]) -> list[Confusion]:
+    """All confused pairs of labels, most frequent first, ties by label. Junk doesn't count as the nearest photo."""
+    pairs: dict[tuple[str, str], list[QueryResult]] = {}
     counts: dict[str, int] = {}
-    for query in judged:
+    for query in results:
         if query.label is None or not query.n_positives:
             continue
         counts[query.label] = counts.get(query.label, 0) + 1

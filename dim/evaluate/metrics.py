@@ -1,27 +1,38 @@
 """Retrieval metrics of one query.
 
-Each takes `ranks`, the 0-based positions at which the query's positives stand in its list, ascending and counted
-without junk, and `n_pos`, how many positives there are, found or not. Each is None where there are none.
+Every metric takes the same two arguments and returns a number, or None for a query that has no positive:
+
+* `ranks`: int (P,), ascending. The 0-based ranks of the positives in the query's list, counted as if the list held no
+  junk. A positive that the list lacks has no rank.
+* `n_pos`: how many positives the query has, listed or not.
 """
 
 from collections.abc import Callable, Iterable
 
 import numpy as np
 
-GROUP = 4  # photos of an object of UKBench
+GROUP = 4  # photos of each object in UKBench
 Metric = Callable[[np.ndarray, int], float | None]
 
 
 def without_junk(ranks: np.ndarray, junk: np.ndarray) -> np.ndarray:
-    """`ranks` (P,) as they are once the items at the positions `junk` (J,) have left the list; both ascending."""
+    """Moves ranks up as if junk had never been listed.
+
+    Args:
+        ranks: int (P,), ascending 0-based positions of the positives.
+        junk: int (J,), ascending 0-based positions of the junk in the same list.
+
+    Returns:
+        int (P,), each rank less the number of junk items before it.
+    """
     return ranks - np.searchsorted(junk, ranks)
 
 
 def average_precision(ranks: np.ndarray, n_pos: int) -> float | None:
-    """The area under the precision–recall curve by the trapezoid rule, as Oxford5k's `compute_ap` has it.
+    """Average precision: the area under the precision–recall curve by the trapezoid rule.
 
-    AP = Σ_j (p0 + p1) / 2 / n_pos, p0 = 1 if rank_j = 0 else j / rank_j, p1 = (j + 1) / (rank_j + 1)
-    (Philbin et al. 2007; Radenović et al. 1803.11285).
+    AP = Σ_j (p0 + p1) / 2 / n_pos, with p0 = j / rank_j (1 if rank_j = 0) and p1 = (j + 1) / (rank_j + 1), as in
+    Oxford5k's `compute_ap` (Philbin et al., CVPR 2007) and Revisited Oxford (Radenović et al., arXiv:1803.11285).
     """
     if n_pos == 0:
         return None
@@ -32,9 +43,9 @@ def average_precision(ranks: np.ndarray, n_pos: int) -> float | None:
 
 
 def printed_average_precision(ranks: np.ndarray, n_pos: int) -> float | None:
-    """`average_precision` in the single precision of Oxford5k's `compute_ap`, operation by operation.
+    """`average_precision` in single precision, rounded after every operation as Oxford5k's C++ `compute_ap` rounds.
 
-    It equals what that program prints to the last of its six digits; without the roundings one in forty differs there.
+    It agrees with all six digits that `compute_ap` prints. In double precision one value in forty differs there.
     """
     if n_pos == 0:
         return None
@@ -48,9 +59,9 @@ def printed_average_precision(ranks: np.ndarray, n_pos: int) -> float | None:
 
 
 def finite_average_precision(ranks: np.ndarray, n_pos: int, k: int | None = None) -> float | None:
-    """The mean precision at each positive among the first `k` (None: all), of the min(n_pos, k) that could stand there.
+    """AP@k: the sum of the precision at each positive among the first `k`, divided by min(n_pos, k).
 
-    With k = 100 it is GLDv2's AP@100 (Weyand et al. 2004.01804).
+    k = None takes the whole list; k = 100 is the AP@100 of Google Landmarks v2 (Weyand et al., arXiv:2004.01804).
     """
     if n_pos == 0:
         return None
@@ -59,17 +70,20 @@ def finite_average_precision(ranks: np.ndarray, n_pos: int, k: int | None = None
 
 
 def average_precision_at_r(ranks: np.ndarray, n_pos: int) -> float | None:
-    """AP@R: the finite sum over the first R = n_pos (Musgrave et al. 2003.08505)."""
+    """AP@R: AP@k with k = R, the number of positives (Musgrave et al., arXiv:2003.08505)."""
     return finite_average_precision(ranks, n_pos, n_pos)
 
 
 def recall_at(ranks: np.ndarray, n_pos: int, k: int) -> float | None:
-    """Recall@k of metric learning: 1 if a positive is among the first `k`, else 0."""
+    """Recall@k as defined in metric learning: 1 if a positive is among the first `k`, else 0."""
     return float((ranks < k).any()) if n_pos else None
 
 
 def precision_at(ranks: np.ndarray, n_pos: int, k: int) -> float | None:
-    """P@k of Revisited Oxford/Paris: the share of positives in the first min(k, the last positive's rank from 1)."""
+    """P@k of Revisited Oxford and Paris (arXiv:1803.11285): the share of positives among the first min(k, r).
+
+    r is the 1-based rank of the last positive, so a query with fewer than k positives can still reach 1.
+    """
     if n_pos == 0:
         return None
     if len(ranks) == 0:
@@ -79,11 +93,14 @@ def precision_at(ranks: np.ndarray, n_pos: int, k: int) -> float | None:
 
 
 def ns_score(ranks: np.ndarray, n_pos: int) -> float | None:
-    """UKBench's N-S score: how many of the group of 4, the query included, are among the first 4 (0 to 4)."""
+    """UKBench's N-S score, 0 to 4: how many of the object's 4 photos, the query included, are among the first 4.
+
+    Source: Nistér and Stewénius, CVPR 2006.
+    """
     return float((ranks < GROUP).sum()) if n_pos else None
 
 
 def mean(values: Iterable[float | None]) -> float | None:
-    """The mean of what is not None, None where nothing is left."""
+    """The mean of the values that are not None; None if there are none."""
     present = [value for value in values if value is not None]
     return float(np.mean(present)) if present else None

@@ -1,6 +1,8 @@
-"""The field's protocols: which images are positive or junk, whether the query leaves its list, what is measured.
+"""The field's evaluation protocols, and the retrieval task that they set.
 
-What is asked of an evaluation, before any descriptor is known: queries, database, what is relevant to which.
+A `Protocol` says which images are positive or junk for a query, whether the query's own photo stays in its list, and
+which metrics are measured. A `RetrievalTask` applies one to the rows of a manifest: these queries, this database, these
+relevant rows. It is known before any descriptor is read; `dim.evaluate.evaluation` measures descriptors on it.
 """
 
 from collections import Counter
@@ -29,16 +31,20 @@ Verdict = Literal["right", "wrong", "junk"]
 
 @dataclass(frozen=True)
 class Level:
-    """Which grades are positive and which are junk; images of all others are negative."""
+    """Which grades are positive and which are junk. Images of any other grade, or of none, are negative."""
 
     positive: tuple[str, ...]
     junk: tuple[str, ...]
 
     def ranks(self, positions: Mapping[str, np.ndarray]) -> tuple[np.ndarray, int]:
-        """The ranks of the positives, ascending and without junk, and how many positives there are, listed or not.
+        """Turns positions in a query's list into the arguments of a metric.
 
-        `positions[grade]` are the 0-based positions in the list of the images of that grade, NOT_LISTED for one that
-        isn't there.
+        Args:
+            positions: for each grade, int (R,), the 0-based positions of its images in the list; NOT_LISTED for an
+                image that the list lacks.
+
+        Returns:
+            int (P,), the ascending ranks of the listed positives, not counting junk, and the number of all positives.
         """
         positive, junk = (
             np.concatenate([np.zeros(0, np.int64), *(positions[grade] for grade in grades if grade in positions)])
@@ -47,32 +53,29 @@ class Level:
         listed = np.sort(positive[positive != NOT_LISTED])
         return metrics.without_junk(listed, np.sort(junk[junk != NOT_LISTED])), len(positive)
 
-    def verdicts(self, rows: Mapping[str, np.ndarray]) -> dict[int, Verdict]:
-        """The verdict on each of `rows[grade]`; any other row is wrong."""
+    def verdicts(self, columns: Mapping[str, np.ndarray]) -> dict[int, Verdict]:
+        """The verdict on each database column of `columns[grade]`. All columns missing from the result are wrong."""
         judged: dict[int, Verdict] = {}
         for verdict, grades in (("junk", self.junk), ("right", self.positive)):
             for grade in grades:
-                judged |= dict.fromkeys(rows.get(grade, np.zeros(0)).tolist(), verdict)
+                judged |= dict.fromkeys(columns.get(grade, np.zeros(0)).tolist(), verdict)
         return judged
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """`metrics` are measured at `level`, and at each of `levels` where a protocol has several.
-
-    A metric's name before an @ is its key in metrics.json, what follows it the key within.
-    """
+    """How a benchmark is scored. In metrics.json, the metric "recall@5" is the key "5" of the object "recall"."""
 
     metrics: dict[str, Metric]
-    level: Level = Level(positive=("good", "ok"), junk=("junk",))
-    levels: dict[str, Level] = field(default_factory=dict)
-    graded: bool = False  # relevance from a ground truth; else from labels, each image of the query's label being good
-    query_leaves: bool = True  # the query is taken out of its own list
-    top_k: int | None = None  # depth of the seed's accuracy and classification report
+    level: Level = Level(positive=("good", "ok"), junk=("junk",))  # for the figures of the whole protocol
+    levels: dict[str, Level] = field(default_factory=dict)  # measured besides, if the benchmark has several
+    graded: bool = False  # relevance comes from a ground truth; else every image with the query's label is "good"
+    excludes_query: bool = True  # the query's own image is removed from its list
+    top_k: int | None = None  # depth of the top-k accuracy and classification report
 
     @property
     def grades(self) -> set[str]:
-        """The grades that this protocol knows."""
+        """The grades that a ground truth file may use."""
         return {*self.level.positive, *self.level.junk}
 
 
@@ -88,7 +91,7 @@ REVISITED_LEVELS = {
 _AP: dict[str, Metric] = {"map": metrics.average_precision}
 
 PROTOCOLS: dict[ProtocolName, Protocol] = {
-    # Recall at 1, 2, 4, 8 is what CUB's papers report, at 1, 10, 100, 1000 those of Stanford Online Products.
+    # Papers on CUB report recall at 1, 2, 4 and 8, those on Stanford Online Products at 1, 10, 100 and 1000.
     "labels": Protocol(
         _AP
         | {"map_at_r": metrics.average_precision_at_r}
@@ -96,9 +99,9 @@ PROTOCOLS: dict[ProtocolName, Protocol] = {
         top_k=5,
     ),
     "holidays": Protocol(_AP),
-    "ukbench": Protocol(_AP | {"ns_score": metrics.ns_score}, query_leaves=False),
-    "oxford": Protocol({"map": metrics.printed_average_precision}, graded=True, query_leaves=False),
-    # `map` and `mp` themselves are those of medium.
+    "ukbench": Protocol(_AP | {"ns_score": metrics.ns_score}, excludes_query=False),
+    "oxford": Protocol({"map": metrics.printed_average_precision}, graded=True, excludes_query=False),
+    # The top-level `map` and `mp` are those of medium.
     "revisited": Protocol(
         _AP | _at("mp", metrics.precision_at, 1, 5, 10),
         level=REVISITED_LEVELS["medium"],
@@ -109,15 +112,15 @@ PROTOCOLS: dict[ProtocolName, Protocol] = {
 }
 
 
-def apply_metrics(known: Mapping[str, Metric], ranks: np.ndarray, n_pos: int) -> dict[str, float | None]:
-    """Each metric of `known` for one query."""
-    return {name: metric(ranks, n_pos) for name, metric in known.items()}
+def apply_metrics(chosen: Mapping[str, Metric], ranks: np.ndarray, n_pos: int) -> dict[str, float | None]:
+    """The value of each of the `chosen` metrics for one query."""
+    return {name: metric(ranks, n_pos) for name, metric in chosen.items()}
 
 
-def means(known: Mapping[str, Metric], queries: list[dict[str, float | None]]) -> dict[str, Any]:
-    """The mean of each metric over the queries that have it, nested as in metrics.json: `{"recall": {"1": …}}`."""
+def means(names: Iterable[str], queries: list[dict[str, float | None]]) -> dict[str, Any]:
+    """The mean of each metric over the queries that have a value, nested as in metrics.json: `{"recall": {"1": …}}`."""
     nested: dict[str, Any] = {}
-    for name in known:
+    for name in names:
         value = metrics.mean(query[name] for query in queries)
         key, _, depth = name.partition("@")
         if depth:
@@ -128,13 +131,13 @@ def means(known: Mapping[str, Metric], queries: list[dict[str, float | None]]) -
 
 
 @dataclass(frozen=True)
-class Task:
-    """Rows below are those of `queries` and of `database`. Without `truth`, labels say what is relevant."""
+class RetrievalTask:
+    """A protocol applied to queries and a database. Methods take and return row numbers of these two manifests."""
 
     protocol: Protocol
     queries: Manifest
     database: Manifest
-    truth: GroundTruth | None = None
+    truth: GroundTruth | None = None  # None: labels say what is relevant
 
     @cached_property
     def row_of(self) -> dict[str, int]:
@@ -149,28 +152,28 @@ class Task:
                 rows.setdefault(label, []).append(row)
         return {label: np.array(found) for label, found in rows.items()}
 
-    def leaving(self, query: int) -> int | None:
-        """The database row that leaves the list of the query row `query`: its own, where the protocol says so."""
-        return self.row_of.get(self.queries.image_ids[query]) if self.protocol.query_leaves else None
+    def excluded_row(self, query: int) -> int | None:
+        """The database row of the query's own image if the protocol excludes it from the list, else None."""
+        return self.row_of.get(self.queries.image_ids[query]) if self.protocol.excludes_query else None
 
     def relevant(self, query: int) -> dict[str, np.ndarray]:
-        """The database rows of each grade for the query row `query`."""
+        """The database rows of each grade for a query row, without the excluded row."""
         if self.truth:
             images = self.truth.images[self.queries.image_ids[query]]
             graded = {grade: np.array([self.row_of[image] for image in ids]) for grade, ids in images.items()}
         else:
             graded = {"good": self._rows_of_label.get(self.queries.labels[query], np.zeros(0, np.int64))}
-        if (leaving := self.leaving(query)) is None:
+        if (excluded := self.excluded_row(query)) is None:
             return graded
-        return {grade: rows[rows != leaving] for grade, rows in graded.items()}
+        return {grade: rows[rows != excluded] for grade, rows in graded.items()}
 
     def has_positive(self, query: int) -> bool:
-        """Whether anything in the database is a positive of the query row `query`."""
+        """Whether the database holds a positive for a query row."""
         positive = self.protocol.level.positive
         return any(len(rows) for grade, rows in self.relevant(query).items() if grade in positive)
 
     def require_positive(self, queries: Iterable[int]) -> None:
-        """Raises UserError unless one of the query rows `queries` has a positive: else there is nothing to measure."""
+        """Raises UserError if none of the query rows has a positive, since then no metric has a value."""
         if not any(map(self.has_positive, queries)):
             raise UserError(
                 f"{self.queries.uri!r}: no readable query has a positive in the database; nothing to measure"
@@ -178,18 +181,20 @@ class Task:
 
     @cached_property
     def query_in_database(self) -> bool:
-        """Whether the photo of any query stands in the query's own list, be it under another id (a crop of it, say)."""
+        """Whether any query's list holds the query's own photo, possibly under another id (such as a crop of it)."""
         photos = Counter(self.database.paths)
         return any(
-            photos[path] > (1 if self.leaving(query) is not None else 0)
+            photos[path] > (1 if self.excluded_row(query) is not None else 0)
             for query, path in enumerate(self.queries.paths)
         )
 
 
-def task_of(config: EvaluateConfig) -> Task:
-    """The task that `config` sets.
+def read_task(config: EvaluateConfig) -> RetrievalTask:
+    """Reads the manifest and the ground truth of an evaluation.
 
-    Raises UserError where its flags, manifest or ground truth don't fit each other, or a photo is outside --root.
+    Raises:
+        UserError: flags, manifest and ground truth contradict each other, no query has a positive, or a photo is
+            outside --root.
     """
     protocol = PROTOCOLS[config.protocol]
     if bool(config.query_split) != bool(config.database_split) or (config.split and config.query_split):
@@ -208,7 +213,7 @@ def task_of(config: EvaluateConfig) -> Task:
     if config.root:
         for rows in (queries, database):
             identity.require_under(config.root, rows)
-    task = Task(protocol, queries, database, truth)
+    task = RetrievalTask(protocol, queries, database, truth)
     if truth:
         _check_grades(task, config.protocol, truth)
     task.require_positive(range(len(queries)))
@@ -218,15 +223,15 @@ def task_of(config: EvaluateConfig) -> Task:
 def _graded_queries(queries: Manifest, truth: GroundTruth) -> Manifest:
     table = queries.table.filter(pc.is_in(queries.table["image_id"], pa.array(list(truth.images), pa.string())))
     if table.num_rows == 0:
-        raise UserError(f"{truth.uri!r} grades nothing for the queries selected from {queries.uri!r}")
+        raise UserError(f"{truth.uri!r} grades no image for any of the queries selected from {queries.uri!r}")
     return replace(queries, table=table)
 
 
-def _check_grades(task: Task, name: str, truth: GroundTruth) -> None:
-    known = task.protocol.grades
-    if unknown := truth.grades - known:
+def _check_grades(task: RetrievalTask, name: str, truth: GroundTruth) -> None:
+    allowed = task.protocol.grades
+    if unknown := truth.grades - allowed:
         raise UserError(
-            f"{truth.uri!r} has the grade {min(unknown)!r}; --protocol {name} knows {', '.join(sorted(known))}"
+            f"{truth.uri!r} has the grade {min(unknown)!r}; --protocol {name} knows {', '.join(sorted(allowed))}"
         )
     for query in task.queries.image_ids:
         for image in (image for images in truth.images[query].values() for image in images):

@@ -1,1 +1,1 @@
-"""The nightly evaluation: extract what is new, index, measure, compare with the last accepted night, keep a history."""
+"""The nightly evaluation: extracts new photos, indexes, measures, compares with the last accepted night."""

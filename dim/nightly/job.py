@@ -1,4 +1,7 @@
-"""A night: refresh the collections, measure, compare with the last accepted night, and record, once for each date."""
+"""The nightly job: refreshes the collections, measures, compares with the last accepted night, and records the night.
+
+Start at `nightly`. Each date is run once; a second run of the same date returns the recorded result.
+"""
 
 import dataclasses
 import datetime
@@ -19,13 +22,19 @@ from dim.report import nightly as nightly_report
 log = logging.getLogger(__name__)
 
 LATEST = "9999-12-31"
-_SETTINGS = ("scales", "scales_mean", "scaled_decode", "precision", "factory")  # and the network's, in its spec
+_SETTINGS = ("scales", "scales_mean", "scaled_decode", "precision", "factory")  # those that a network's spec lacks
 
 
 def nightly(config: NightlyConfig) -> dict[str, Any]:
-    """Runs the night that `config` describes, or returns what it came to if it was run before.
+    """Runs a night, or reads its record if the date was run before.
 
-    Raises GateNotMet, once all is written, where the night is refused: the baseline stays as it was.
+    Returns:
+        The contents of night.json.
+
+    Raises:
+        UserError: the settings or the inputs are wrong.
+        JobFailed: an input changed while the night ran.
+        GateNotMet: the night is refused. All results have been written, and the baseline stays as it was.
     """
     date = _date(config.date)
     model = _model(config.model)
@@ -33,13 +42,13 @@ def nightly(config: NightlyConfig) -> dict[str, Any]:
     made_of = _made_of(config, model)
     with output.opened(config.out, "nightly", config, inputs) as out:
         past = NightlyHistory(config.out)
-        # What the nights leave isn't sealed: it grows, and a person may mend the history.
+        # The nights' files aren't sealed: they grow, and a person may correct the history.
         record = files.join(config.out, f"nights/{date}/{NIGHT}")
         local_files.sweep(files.parent(record))
         if files.exists(record):
-            log.info("the night %s has been run", date)
+            log.info("the night %s was run before", date)
             night: dict[str, Any] = files.read_json(record)
-            _warn_of_others(night, made_of)
+            _warn_of_changes(night, made_of)
         else:
             past.require_next(date)
             with cluster.connected():
@@ -62,7 +71,7 @@ def _date(wanted: str | None) -> str:
     try:
         date = datetime.date.fromisoformat(wanted)
     except ValueError as error:
-        raise UserError(f"--date {wanted!r} is no date such as {today}") from error
+        raise UserError(f"--date {wanted!r} is no date such as {today}; write YYYY-MM-DD") from error
     if date > (latest := history.latest(today)):
         raise UserError(
             f"--date {wanted} is yet to come (today is {today} in UTC), and no earlier date could follow it; use "
@@ -72,7 +81,7 @@ def _date(wanted: str | None) -> str:
 
 
 def _model(name: str) -> str:
-    """`name`, or the model of the training run in the folder of that name."""
+    """The model `name`, or the model of the training run in the folder `name`."""
     record = output.record_of(name)
     if record is None or record["job"] != "train":
         return name
@@ -83,14 +92,14 @@ def _model(name: str) -> str:
 
 
 def _made_of(config: NightlyConfig, model: str) -> dict[str, str]:
-    """A sha256 of each thing that a night is made of, by what it is called."""
+    """A sha256 of each input of a night, by its name in messages."""
     source = config.source(model)
-    known: dict[str, Any] = {"the model": [source.fingerprint(), dataclasses.asdict(source.spec)]}
-    known["the settings"] = {name: getattr(config, name) for name in _SETTINGS}
-    known |= {f"the evaluation {asked.name!r}": dataclasses.asdict(asked) for asked in config.evaluations}
+    inputs: dict[str, Any] = {"the model": [source.fingerprint(), dataclasses.asdict(source.spec)]}
+    inputs["the settings"] = {name: getattr(config, name) for name in _SETTINGS}
+    inputs |= {f"the evaluation {asked.name!r}": dataclasses.asdict(asked) for asked in config.evaluations}
     read = (uri for asked in config.evaluations for uri in (asked.manifest, asked.ground_truth))
-    known |= {repr(uri): _content(uri) for uri in (*read, config.whitening) if uri}
-    return {name: digest(value) for name, value in known.items()}
+    inputs |= {repr(uri): _content(uri) for uri in (*read, config.whitening) if uri}
+    return {name: digest(value) for name, value in inputs.items()}
 
 
 def _content(uri: str) -> str:
@@ -106,10 +115,10 @@ def _differing(one: dict[str, str], other: dict[str, str]) -> list[str]:
     return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
 
 
-def _warn_of_others(night: dict[str, Any], made_of: dict[str, str]) -> None:
+def _warn_of_changes(night: dict[str, Any], made_of: dict[str, str]) -> None:
     if changed := _differing(night.get("made_of", {}), made_of):
         log.warning(
-            "%s changed since the night %s, whose result stands; measure what is there now with a later --date",
+            "%s changed since the night %s was run. Its result stays as it was; use a later --date to measure again",
             " and ".join(changed),
             night["date"],
         )
@@ -118,16 +127,18 @@ def _warn_of_others(night: dict[str, Any], made_of: dict[str, str]) -> None:
 def _run(config: NightlyConfig, date: str, model: str, past: NightlyHistory) -> dict[str, Any]:
     """The record of a new night."""
     manifests = dict.fromkeys(known.manifest for known in config.evaluations)
-    collections = {manifest: state.refreshed(config, model, manifest) for manifest in manifests}
+    collections = {manifest: state.refresh(config, model, manifest) for manifest in manifests}
     first, *others = collections.values()
-    for other in others:  # a training run may have written its model anew since
+    for other in others:  # a training run may have replaced its model meanwhile
         identity.require_equal(first.embedding, model, other.embedding, f"{model}, as it is now")
     extracted: dict[tuple[str, str], state.Collection] = {}
-    figures = {
-        asked.name: measurement.measured(config, date, asked, collections[asked.manifest], past, extracted=extracted)
+    results = {
+        asked.name: measurement.measure_evaluation(
+            config, date, asked, collections[asked.manifest], past, extracted=extracted
+        )
         for asked in config.evaluations
     }
-    unmet = measurement.unmet(config.evaluations, figures)
+    unmet = measurement.unmet_gates(config.evaluations, results)
     counts = {
         name: sum(found.counts[name] for found in collections.values()) for name in ("images", "computed", "errors")
     }
@@ -138,26 +149,26 @@ def _run(config: NightlyConfig, date: str, model: str, past: NightlyHistory) -> 
         "unmet": unmet,
         "previous": past.before(date),
         **counts,
-        "evaluations": {name: found.as_json() for name, found in figures.items()},
+        "evaluations": {name: found.as_json() for name, found in results.items()},
     }
 
 
 def _record(config: NightlyConfig, night: dict[str, Any], past: NightlyHistory, uri: str) -> None:
-    """Writes the history and, last, the record that ends the night; then lets go of what no night needs."""
+    """Writes the history and, last, the record that completes the night. Then deletes collections no longer needed."""
     status = ACCEPTED if night["accepted"] else REFUSED
     columns = {field.name for field in dataclasses.fields(NightRow)}
     rows = []
-    for name, figured in night["evaluations"].items():
-        known = {key: value for key, value in figured.items() if key in columns}
+    for name, result in night["evaluations"].items():
+        cells = {key: value for key, value in result.items() if key in columns}
         reason = "; ".join(text for text in night["unmet"] if text.startswith(f"{name}: ")) or None
-        rows.append(NightRow(night["date"], name, status, **known, model=night["model"], reason=reason))
+        rows.append(NightRow(night["date"], name, status, **cells, model=night["model"], reason=reason))
     past.put(night["date"], rows)
     nightly_report.write(config.out, past.rows)
-    history.write(config.out, past.rows)
+    history.write_metrics_file(config.out, past.rows)
     log.info("look at %s for all nights", files.join(config.out, nightly_report.FILE))
     files.write_json(uri, night)
-    figures = night["evaluations"].values()
-    needed = [figured[key] for figured in figures for key in ("collection", "baseline_collection") if key in figured]
-    standing = (past.baseline(name, LATEST) for name in {str(row["evaluation"]) for row in past.rows})
-    needed += [str(row["collection"]) for row in standing if row]
-    state.forget_others(config.out, {state.placed(config.out, folder) for folder in needed})
+    results = night["evaluations"].values()
+    needed = [result[key] for result in results for key in ("collection", "baseline_collection") if key in result]
+    baselines = (past.baseline(name, LATEST) for name in {str(row["evaluation"]) for row in past.rows})
+    needed += [str(row["collection"]) for row in baselines if row]
+    state.delete_others(config.out, {state.current_folder(config.out, folder) for folder in needed})

@@ -1,14 +1,13 @@
-"""One evaluation of a night: tonight's network and that of the last accepted night, measured on the same photos.
+"""One evaluation of a night, and whether it meets its gates.
 
-The mAP that was recorded then tells nothing of the network: it is of other photos, fewer as a rule, among which each
-query is found more easily. So the baseline's network, which is kept with its collection, extracts what is new since,
-and both are measured on tonight's photos, labels and ground truth. Where the network is the baseline's, nothing is to
-be compared: that mAP moved can be due to photos and labels alone, and no gate on a fall refuses that; min-map does.
+The mAP recorded by an earlier night can't be compared with tonight's: photos were added since, and among more photos
+each query is harder to answer. So the network of the last accepted night, the *baseline*, extracts the new photos as
+well, and both networks are measured on tonight's photos, labels and ground truth. If tonight's network is the
+baseline's, there is nothing to compare: only photos or labels can have moved mAP. Then no gate on a fall applies, only
+min-map.
 
-What a night costs: photos that are new or changed are extracted once, and once more by the baseline's network where
-tonight's is another; a network that is new extracts all photos in its first night. Each network is measured once.
-
-Is the night good enough? Its mAP against a bound, and its network's against the baseline's, on the same photos.
+New and changed photos are extracted once, and a second time if the baseline's network is another. The first night of a
+network extracts all photos. Each network is measured once a night.
 """
 
 import dataclasses
@@ -22,11 +21,10 @@ from typing import Any
 from dim.app import output
 from dim.errors import UserError
 from dim.evaluate import comparison
-from dim.evaluate import comparison as baselines
 from dim.evaluate.comparison import METRICS, PER_QUERY, Comparison
 from dim.evaluate.config import EvaluateConfig
 from dim.evaluate.job import measure
-from dim.evaluate.significance import Interval, least_p
+from dim.evaluate.significance import MeanDifference, smallest_p
 from dim.io import files, local_files, seal, tables
 from dim.nightly import state
 from dim.nightly.config import Measurement, NightlyConfig
@@ -40,171 +38,171 @@ _GATES = ("name", "min_map", "max_drop", "significance")
 
 
 @dataclass(frozen=True)
-class Figure:
-    """What an evaluation came to: its mAP, and tonight's network `against` that of the last accepted night, `baseline`,
-    None in a first night and where `fault` says why that can't be measured any more.
-    """
+class NightlyResult:
+    """The result of one evaluation of a night."""
 
-    map: float
-    found: Collection
-    key: str
-    baseline: str | None = None
-    standing: Collection | None = None  # the baseline's, where its network is another
-    against: Comparison | None = None
-    fault: str | None = None
-    note: str | None = None
+    map: float  # of tonight's network
+    collection: Collection
+    key: str  # a sha256 of everything that the result depends on
+    baseline: str | None = None  # the date of the last accepted night, None in a first night
+    baseline_collection: Collection | None = None  # of the baseline's network if that is not tonight's
+    comparison: Comparison | None = None  # with the baseline's network; None in a first night or after an error
+    baseline_error: str | None = None  # why the baseline's network can't be measured any more
+    note: str | None = None  # what a reader must know to interpret the figures
 
     @property
-    def change(self) -> Interval | None:
+    def change(self) -> MeanDifference | None:
         """The change of mAP from the baseline's network to tonight's."""
-        return self.against.change if self.against else None
+        return self.comparison.change if self.comparison else None
 
-    def unmeasured(self, reason: str) -> str:
-        """That the baseline's network is not compared, in words."""
+    def not_comparable(self, reason: str) -> str:
+        """Says that the baseline's network can't be measured on tonight's photos, and why."""
         return (
             f"the network of {self.baseline}, the last accepted night, can't be measured on tonight's photos ({reason})"
         )
 
     def as_json(self) -> dict[str, Any]:
-        """The figure as it stands in night.json."""
-        known: dict[str, Any] = {"map": self.map, "key": self.key, "note": self.note, "baseline": self.baseline}
-        known |= {"embedding": self.found.embedding.id, "collection": self.found.folder, **self.found.counts}
-        if self.standing:
-            known["baseline_collection"] = self.standing.folder
-        if self.against:
-            known["queries"] = len(self.against.judged)
-        return known | (dataclasses.asdict(self.change) if self.change else {})
+        """The result as written to night.json."""
+        document: dict[str, Any] = {"map": self.map, "key": self.key, "note": self.note, "baseline": self.baseline}
+        document |= {"embedding": self.collection.embedding.id, "collection": self.collection.folder}
+        document |= self.collection.counts
+        if self.baseline_collection:
+            document["baseline_collection"] = self.baseline_collection.folder
+        if self.comparison:
+            document["queries"] = len(self.comparison.judged)
+        return document | (dataclasses.asdict(self.change) if self.change else {})
 
 
-def measured(
-    config: NightlyConfig,
-    date: str,
-    asked: Measurement,
-    found: Collection,
-    past: NightlyHistory,
-    *,
-    extracted: dict[tuple[str, str], Collection],
-) -> Figure:
-    """Measures what is `asked` of the collection `found`, and the baseline's network, into the folder of the night.
+def measure_evaluation(
+    config: NightlyConfig, date: str, asked: Measurement, collection: Collection, past: NightlyHistory,
+    *, extracted: dict[tuple[str, str], Collection],
+) -> NightlyResult:  # fmt: skip
+    """Measures tonight's network and the baseline's, and writes both evaluations to the folder of the night.
 
-    `extracted` takes in what baselines' networks made in this night, by the folder of each and the manifest.
+    Args:
+        config: the settings of the night.
+        date: the night.
+        asked: the evaluation.
+        collection: the descriptors of its manifest by tonight's network.
+        past: the nights before.
+        extracted: what baselines' networks extracted tonight, by collection folder and manifest; filled as needed.
     """
     row = past.baseline(asked.name, date)
-    standing, fault = None, None
-    if row and row["embedding"] != found.embedding.id:
-        kept = state.placed(config.out, str(row["collection"]))
+    other, error = None, None
+    if row and row["embedding"] != collection.embedding.id:
+        stored = state.current_folder(config.out, str(row["collection"]))
         try:
-            known = state.kept(kept, config)
-        except UserError as error:
-            fault = str(error)
+            network = state.load_network(stored, config)
+        except UserError as reason:
+            error = str(reason)
         else:
             log.info("%s: the network of %s measures tonight's photos, too", asked.name, row["date"])
-            if (kept, asked.manifest) not in extracted:
-                made = state.extracted(config.out, replace(known, manifest=asked.manifest))
-                extracted[kept, asked.manifest] = made
-            standing = extracted[kept, asked.manifest]
-    folder, key = files.join(config.out, f"nights/{date}/{asked.name}"), _key(asked, found, standing)
-    beside = files.join(folder, BASELINE)
-    if not _carried(config.out, past.before(date), asked.name, key, folder):
-        if standing:
-            _evaluate(asked, standing, beside, report=False)
-        _evaluate(asked, found, folder, baseline=files.join(beside, METRICS) if standing else None)
+            if (stored, asked.manifest) not in extracted:
+                network = replace(network, manifest=asked.manifest)
+                extracted[stored, asked.manifest] = state.extract(config.out, network)
+            other = extracted[stored, asked.manifest]
+    folder, key = files.join(config.out, f"nights/{date}/{asked.name}"), _key(asked, collection, other)
+    baseline_folder = files.join(folder, BASELINE)
+    if not _copy_unchanged(config.out, past.before(date), asked.name, key, folder):
+        if other:
+            _evaluate(asked, other, baseline_folder, report=False)
+        _evaluate(asked, collection, folder, baseline=files.join(baseline_folder, METRICS) if other else None)
     value = files.read_json(files.join(folder, METRICS))["map"]
     if row is None:
-        return Figure(value, found, key)
-    against = None if fault else _compared(row["date"], beside if standing else folder, date, folder)
-    figure = Figure(value, found, key, row["date"], standing, against, fault)
-    note = _note(asked, figure, row)
+        return NightlyResult(value, collection, key)
+    compared = None if error else _compare(row["date"], baseline_folder if other else folder, date, folder)
+    result = NightlyResult(value, collection, key, row["date"], other, compared, error)
+    note = _note(asked, result, row)
     if note:
         log.info("%s: %s", asked.name, note)
-    return replace(figure, note=note)
+    return replace(result, note=note)
 
 
-def _note(asked: Measurement, figure: Figure, row: dict[str, Any]) -> str | None:
-    """What one must know to read the figure."""
-    if figure.fault:
-        return None if asked.refuses_falls else figure.unmeasured(figure.fault)
-    if figure.standing is None:
+def _note(asked: Measurement, result: NightlyResult, row: dict[str, Any]) -> str | None:
+    """What a reader must know to interpret the figures, given the baseline's row of the history."""
+    if result.baseline_error:
+        return None if asked.refuses_falls else result.not_comparable(result.baseline_error)
+    if result.baseline_collection is None:
         before, photos = number(row, "map"), number(row, "images")
         if before is None or photos is None:
-            return f"the network is that of {figure.baseline}"
+            return f"the network is that of {result.baseline}"
         return (
-            f"the network is that of {figure.baseline}: only photos or labels can have moved mAP, from {before:.4f} "
-            f"({photos:,.0f} photos) to {figure.map:.4f} ({figure.found.counts['images']:,} photos)"
+            f"the network is that of {result.baseline}: only photos or labels can have moved mAP, from {before:.4f} "
+            f"({photos:,.0f} photos) to {result.map:.4f} ({result.collection.counts['images']:,} photos)"
         )
-    errors, before = (known.counts["errors"] for known in (figure.found, figure.standing))
+    errors, before = (known.counts["errors"] for known in (result.collection, result.baseline_collection))
     if errors != before:
         return (
-            f"photos without a descriptor, which are never found: {errors:,} by tonight's network, {before:,} by that "
-            f"of {figure.baseline}; a part of the change may be due to that"
+            f"photos without a descriptor are never found: {errors:,} by tonight's network, {before:,} by that of "
+            f"{result.baseline}; part of the change may be due to that"
         )
-    if figure.change and 0 < asked.significance <= (least := least_p(figure.change.objects)):
+    if result.change and 0 < asked.significance <= (least := smallest_p(result.change.objects)):
         return (
-            f"significance {asked.significance:g} can refuse no fall: {figure.change.objects} objects give no p-value "
+            f"significance {asked.significance:g} can refuse no fall: {result.change.objects} objects give no p-value "
             f"below {least:g}"
         )
     return None
 
 
 def digest(value: Any) -> str:
-    """A sha256 of `value`, which JSON can write."""
+    """A sha256 of a JSON value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def _key(asked: Measurement, found: Collection, standing: Collection | None) -> str:
-    """A sha256 of all that an evaluation depends on."""
+def _key(asked: Measurement, collection: Collection, other: Collection | None) -> str:
+    """A sha256 of everything that a result depends on."""
     how = {name: value for name, value in dataclasses.asdict(asked).items() if name not in _GATES}
     contents = [seal.sha256_of_file(uri) for uri in (asked.manifest, asked.ground_truth) if uri]
-    made = [[known.embedding.id, known.rows] for known in (found, standing) if known]
+    made = [[known.embedding.id, known.rows] for known in (collection, other) if known]
     return digest([made, how, contents])
 
 
-def _carried(out: str, last: str | None, name: str, key: str, folder: str) -> bool:
-    """Whether the night `last` measured the same, whose evaluation then stands in `folder`, too."""
+def _copy_unchanged(out: str, last: str | None, name: str, key: str, folder: str) -> bool:
+    """Copies the evaluation of the night `last` to `folder` if it has the same key. Returns whether it had."""
     record = files.join(out, f"nights/{last}/{NIGHT}")
     if last is None or not files.exists(record):
         return False
     if files.read_json(record)["evaluations"].get(name, {}).get("key") != key:
         return False
     log.info("%s: nothing has changed since %s", name, last)
-    measured_then = files.join(out, f"nights/{last}/{name}")
-    for where in ("", *({BASELINE} & {*files.folders(measured_then)})):
-        local_files.sweep(files.join(folder, where))
-        files.copy_folder(files.join(measured_then, where), files.join(folder, where))
+    before = files.join(out, f"nights/{last}/{name}")
+    for subfolder in ("", *({BASELINE} & {*files.folders(before)})):
+        local_files.sweep(files.join(folder, subfolder))
+        files.copy_folder(files.join(before, subfolder), files.join(folder, subfolder))
     return True
 
 
 def _evaluate(
-    asked: Measurement, of: Collection, folder: str, *, baseline: str | None = None, report: bool = True
+    asked: Measurement, collection: Collection, folder: str, *, baseline: str | None = None, report: bool = True
 ) -> None:
-    """Evaluates `of` into `folder`, with a `report` if asked, which compares it with the `baseline`, its metrics."""
+    """Evaluates a collection into `folder`, comparing it with the metrics.json `baseline`, without a gate."""
     how = {name: value for name, value in vars(asked).items() if name not in _GATES}
-    config = EvaluateConfig(descriptors=(of.descriptors,), out=folder, baseline=baseline, report=report, **how)
-    measure(config, baselines.read(baseline, config.protocol) if baseline else None)  # the gates are held elsewhere
+    config = EvaluateConfig(descriptors=(collection.descriptors,), out=folder, baseline=baseline, report=report, **how)
+    measure(config, comparison.read_baseline(baseline, config.protocol) if baseline else None)
 
 
-def _compared(before: str, one: str, after: str, other: str) -> Comparison:
-    """The night `after`, whose evaluation is in the folder `other`, against `before`, whose network's is in `one`."""
-    for where in {one, other}:
-        output.verified_seal(where)
-    per_query = [tables.read(files.join(where, PER_QUERY)) for where in (one, other)]
-    return comparison.compared(before, per_query[0], after, per_query[1])
+def _compare(before: str, one: str, after: str, other: str) -> Comparison:
+    """Compares the evaluation in the folder `one`, called `before`, with the one in `other`, called `after`."""
+    for folder in {one, other}:
+        output.verified_seal(folder)
+    per_query = [tables.read(files.join(folder, PER_QUERY)) for folder in (one, other)]
+    return comparison.compare(before, per_query[0], after, per_query[1])
 
 
-def unmet(asked: Sequence[Measurement], figures: Mapping[str, Figure]) -> list[str]:
-    """Each gate of the evaluations `asked` that the night's `figures`, by name, don't meet, in words."""
-    changes = {known.name: figures[known.name].change for known in asked if known.significance}
-    others = {name: change for name, change in changes.items() if change and figures[name].standing}
-    adjusted = holm({name: change.p_fall for name, change in others.items()})
-    tests = f" over {len(adjusted)} evaluations" if len(adjusted) > 1 else ""
-    return [text for known in asked for text in _unmet(known, figures[known.name], adjusted.get(known.name), tests)]
+def unmet_gates(asked: Sequence[Measurement], results: Mapping[str, NightlyResult]) -> list[str]:
+    """Says why each unmet gate of the evaluations `asked` is unmet, given their results by name."""
+    changes = {known.name: results[known.name].change for known in asked if known.significance}
+    tested = {name: change for name, change in changes.items() if change and results[name].baseline_collection}
+    adjusted = holm({name: change.p_fall for name, change in tested.items()})
+    over = f" over {len(adjusted)} evaluations" if len(adjusted) > 1 else ""
+    return [text for known in asked for text in _unmet(known, results[known.name], adjusted.get(known.name), over)]
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """The p-values of several tests, raised so that one false alarm among them all is as rare as one test's would be.
+    """Adjusts the p-values of several tests so that all together give a false alarm no more often than one would.
 
-    The smallest of m is multiplied by m, the next by m − 1 and so on, none below the one before it (Holm, A Simple
-    Sequentially Rejective Multiple Test Procedure, 1979).
+    The smallest of m is multiplied by m, the next by m − 1 and so on, and none becomes smaller than the one before it
+    (Holm, A Simple Sequentially Rejective Multiple Test Procedure, 1979).
     """
     adjusted: dict[str, float] = {}
     least = 0.0
@@ -213,25 +211,25 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return adjusted
 
 
-def _unmet(asked: Measurement, figure: Figure, p_fall: float | None, tests: str) -> Iterator[str]:
-    if asked.min_map is not None and figure.map < asked.min_map:
-        yield f"{asked.name}: mAP {figure.map:.4f} is below min-map {asked.min_map}"
-    if figure.baseline is None:
+def _unmet(asked: Measurement, result: NightlyResult, p_fall: float | None, over: str) -> Iterator[str]:
+    if asked.min_map is not None and result.map < asked.min_map:
+        yield f"{asked.name}: mAP {result.map:.4f} is below min-map {asked.min_map}"
+    if result.baseline is None:
         return
-    change = figure.change
-    if figure.against is None or change is None:
-        reason = figure.fault or "no query could be read by both"
+    change = result.change
+    if result.comparison is None or change is None:
+        reason = result.baseline_error or "no query could be read by both"
         if asked.refuses_falls:
-            yield f"{asked.name}: {figure.unmeasured(reason)}; look at the report, then use --accept"
+            yield f"{asked.name}: {result.not_comparable(reason)}; look at the report, then use --accept"
         return
     fall = (
-        f"mAP fell by {-change.difference:.4f} from that of the network of {figure.baseline}, both measured on "
-        f"tonight's {len(figure.against.judged)} queries"
+        f"mAP fell by {-change.difference:.4f} from that of the network of {result.baseline}, both measured on "
+        f"tonight's {len(result.comparison.judged)} queries"
     )
     if asked.max_drop is not None and -change.difference > asked.max_drop:
         yield f"{asked.name}: {fall}, which is more than max-drop {asked.max_drop}"
     if change.difference < 0 and p_fall is not None and p_fall < asked.significance:
         yield (
-            f"{asked.name}: {fall}, more than chance explains (one-sided p{tests} {p_fall:.4f} < significance "
-            f"{asked.significance}; {change.told()})"
+            f"{asked.name}: {fall}, more than chance explains (one-sided p{over} {p_fall:.4f} < significance "
+            f"{asked.significance}; {change.interval_in_words()})"
         )

@@ -1,9 +1,9 @@
-"""The network that made a collection, kept beside it, so that it can measure the photos of later nights, too.
+"""What is kept from night to night: for each manifest and embedding a collection of descriptors, index and network.
 
-A training run writes its best model in place: when tonight's is measured, the folder that the last accepted night read
-holds another. A copy (VGG16: 60 MB, once an embedding) is what makes the two comparable on the same photos.
-
-What is kept from night to night of one manifest under one embedding: descriptors, their index, and the network.
+`refresh` brings the collection of tonight's network up to date. The network is copied into it, because a training run
+writes its best model in place: on a later night the model's folder may hold another network. With the copy, the last
+accepted network can extract photos that were added since, and both networks are compared on the same photos. A copy of
+VGG16 takes 60 MB, once per embedding.
 """
 
 import hashlib
@@ -24,81 +24,24 @@ from dim.nightly.config import NightlyConfig
 from dim.search import build_index
 from dim.search.config import IndexConfig
 
-KEPT, MODEL, WHITENING = "network.json", "model", "whitening.npz"
-# What of a night's settings is part of its network; all others, such as how many workers, are tonight's.
+ROOT, INDEX_INPUTS = "collections", "index_made_of.json"
+NETWORK, MODEL, WHITENING = "network.json", "model", "whitening.npz"
+# The settings that belong to a network. All others, such as the number of workers, are tonight's.
 _SETTINGS = (
     "weights", "pooling", "preprocessing", "image_size", "resize", "scales", "scales_mean", "scaled_decode",
 )  # fmt: skip
 
-
-def keep(folder: str, made: ExtractConfig, embedding: Embedding) -> None:
-    """Keeps in the collection `folder` the network of `embedding`, as `made` names it, once.
-
-    Raises UserError where it is another by now.
-    """
-    if files.exists(files.join(folder, KEPT)):
-        return
-    known = {name: getattr(made, name) for name in _SETTINGS} | {"precision": embedding.precision}
-    known |= {"model": made.model, "whitening": made.whitening}
-    if made.weights and made.weights not in spec.NAMED_WEIGHTS:
-        known["weights"] = files.absolute(made.weights)
-    if files.exists(files.join(made.model, spec.SPEC_FILE)):
-        known["model"] = None
-        _copy(folder, {f"{MODEL}/{name}": files.join(made.model, name) for name in (spec.SPEC_FILE, spec.WEIGHTS_FILE)})
-    if made.whitening:
-        _copy(folder, {WHITENING: made.whitening})
-    _require(_network(folder, known, made), embedding, made.model)
-    files.write_json(files.join(folder, KEPT), known)  # last: now it counts
-
-
-def kept(folder: str, tonight: Extraction) -> ExtractConfig:
-    """The network of the collection `folder`, to extract with on the machines of `tonight`, no manifest and no out yet.
-
-    Raises UserError where none was kept, or where it no longer makes what is in the collection. Needs a Ray.
-    """
-    note = files.join(folder, KEPT)
-    if not files.exists(note):
-        raise UserError(f"no {note!r}: it is gone, or an earlier dim made the collection, which kept no network")
-    embedding = identity.of_folder(files.join(folder, "descriptors"))
-    found = _network(folder, files.read_json(note), tonight)
-    _require(found, embedding, folder)
-    return found
-
-
-def _network(folder: str, known: dict[str, object], tonight: Extraction) -> ExtractConfig:
-    how = tonight.extraction_settings()
-    how |= {name: tuple(value) if isinstance(value, list) else value for name, value in known.items()}
-    how["model"] = how["model"] or files.join(folder, MODEL)
-    how["whitening"] = how["whitening"] and files.join(folder, WHITENING)
-    return ExtractConfig(manifest="", out="", **how)
-
-
-def _require(network: ExtractConfig, embedding: Embedding, where: str) -> None:
-    found = extraction.embedding_of(extraction.recipe_of(network, network.source(network.model)))
-    identity.require_equal(embedding, where, found, network.model)
-
-
-def _copy(folder: str, named: dict[str, str]) -> None:
-    for name, source in named.items():
-        target = files.join(folder, name)
-        files.make_folder(files.parent(target))
-        local_files.sweep(files.parent(target))
-        files.write_bytes(target, files.read_bytes(source))
-
-
 log = logging.getLogger(__name__)
-
-ROOT, MADE_OF = "collections", "index_made_of.json"
 
 
 @dataclass(frozen=True)
 class Collection:
-    """A manifest's descriptors and index in `folder`; `rows` is a sha256 that changes with them."""
+    """The descriptors, the index and the network of one manifest and embedding, in `folder`."""
 
     folder: str
     embedding: Embedding
-    rows: str
-    counts: dict[str, Any]
+    rows: str  # a sha256 that changes whenever the descriptors change
+    counts: dict[str, Any]  # the result of tonight's extraction
 
     @property
     def descriptors(self) -> str:
@@ -111,66 +54,124 @@ class Collection:
         return files.join(self.folder, "index")
 
 
-def home(out: str, manifest: str) -> str:
-    """The folder of all that is kept of `manifest`, one folder an embedding."""
+def refresh(config: NightlyConfig, model: str, manifest: str) -> Collection:
+    """Extracts new and changed photos of `manifest`, and rebuilds the index if there were any. Ray must be running."""
+    settings = config.extraction_settings()
+    network = ExtractConfig(manifest=manifest, model=model, whitening=config.whitening, out="", **settings)
+    collection = extract(config.out, network)
+    _index(collection, config.factory)
+    return collection
+
+
+def extract(out: str, network: ExtractConfig) -> Collection:
+    """Extracts new and changed photos into a network's collection and keeps the network there. Ray must be running.
+
+    `network` also names the manifest. The index is left as it is.
+    """
+    embedding = extraction.embedding_of(extraction.recipe_of(network, network.source(network.model)))
+    folder = files.join(_manifest_folder(out, network.manifest), embedding.id[:16])
+    local_files.sweep(folder)
+    counts = extraction.extract(replace(network, out=files.join(folder, "descriptors")))
+    extracted = identity.of_folder(files.join(folder, "descriptors"))
+    identity.require_equal(embedding, network.model, extracted, f"{network.model}, as it is now")
+    keep_network(folder, network, embedding)
+    shards = "\n".join(store.shards(files.join(folder, "descriptors")))
+    return Collection(folder, embedding, hashlib.sha256(shards.encode()).hexdigest(), counts)
+
+
+def _manifest_folder(out: str, manifest: str) -> str:
+    """The folder of a manifest's collections."""
     key = hashlib.sha256(files.absolute(manifest).encode()).hexdigest()[:8]
     return files.join(out, f"{ROOT}/{PurePosixPath(manifest).stem}-{key}")
 
 
-def placed(out: str, folder: str) -> str:
-    """The collection that a night recorded as `folder`, in `out`, which may have moved, or be spelled otherwise."""
-    return files.join(out, f"{ROOT}/{files.name(files.parent(folder))}/{files.name(folder)}")
+def current_folder(out: str, recorded: str) -> str:
+    """The folder in `out` of a collection that an earlier night recorded as `recorded`; `out` may have moved since."""
+    return files.join(out, f"{ROOT}/{files.name(files.parent(recorded))}/{files.name(recorded)}")
 
 
-def refreshed(config: NightlyConfig, model: str, manifest: str) -> Collection:
-    """Extracts what is new or changed in `manifest` and, if anything is, builds the index again. Needs a Ray."""
-    how = config.extraction_settings()
-    wanted = ExtractConfig(manifest=manifest, model=model, whitening=config.whitening, out="", **how)
-    found = extracted(config.out, wanted)
-    _index(found, config.factory)
-    return found
-
-
-def extracted(out: str, wanted: ExtractConfig) -> Collection:
-    """The collection of `wanted.manifest` by `wanted.model`, in which what is new or changed is extracted. Needs a Ray.
-
-    The network is kept with it. The index stays as it is.
-    """
-    embedding = extraction.embedding_of(extraction.recipe_of(wanted, wanted.source(wanted.model)))
-    folder = files.join(home(out, wanted.manifest), embedding.id[:16])
-    local_files.sweep(folder)
-    counts = extraction.extract(replace(wanted, out=files.join(folder, "descriptors")))
-    made = identity.of_folder(files.join(folder, "descriptors"))
-    identity.require_equal(embedding, wanted.model, made, f"{wanted.model}, as it is now")
-    keep(folder, wanted, embedding)
-    names = "\n".join(store.shards(files.join(folder, "descriptors")))
-    return Collection(folder, embedding, hashlib.sha256(names.encode()).hexdigest(), counts)
-
-
-def _index(found: Collection, factory: str) -> None:
-    note = files.join(found.folder, MADE_OF)
-    made_of = {"rows": found.rows, "factory": factory}
-    if files.exists(note) and files.read_json(note) == made_of and _is_whole(found.index):
-        log.info("the index of %s stays as it is", found.descriptors)
+def _index(collection: Collection, factory: str) -> None:
+    note = files.join(collection.folder, INDEX_INPUTS)
+    made_of = {"rows": collection.rows, "factory": factory}
+    if files.exists(note) and files.read_json(note) == made_of and _is_whole(collection.index):
+        log.info("the index of %s is up to date", collection.descriptors)
         return
-    build_index.build(IndexConfig(descriptors=found.descriptors, out=found.index, factory=factory))
+    build_index.build(IndexConfig(descriptors=collection.descriptors, out=collection.index, factory=factory))
     files.write_json(note, made_of)
 
 
 def _is_whole(index: str) -> bool:
     try:
         return bool(output.verified_seal(index)) or files.exists(files.join(index, output.RESULT))
-    except UserError:  # it is made again
+    except UserError:  # damaged or unfinished: build it again
         return False
 
 
-def forget_others(out: str, kept: set[str]) -> None:
-    """Deletes the collections whose folders are not in `kept`: of networks and manifests that no night needs."""
+def keep_network(folder: str, network: ExtractConfig, embedding: Embedding) -> None:
+    """Copies a network into the collection in `folder`, unless it is there already.
+
+    Raises UserError if the network no longer makes `embedding`.
+    """
+    if files.exists(files.join(folder, NETWORK)):
+        return
+    settings = {name: getattr(network, name) for name in _SETTINGS} | {"precision": embedding.precision}
+    settings |= {"model": network.model, "whitening": network.whitening}
+    if network.weights and network.weights not in spec.NAMED_WEIGHTS:
+        settings["weights"] = files.absolute(network.weights)
+    if files.exists(files.join(network.model, spec.SPEC_FILE)):
+        settings["model"] = None
+        parts = (spec.SPEC_FILE, spec.WEIGHTS_FILE)
+        _copy(folder, {f"{MODEL}/{name}": files.join(network.model, name) for name in parts})
+    if network.whitening:
+        _copy(folder, {WHITENING: network.whitening})
+    _require_embedding(_network(folder, settings, network), embedding, network.model)
+    files.write_json(files.join(folder, NETWORK), settings)  # written last: without it the copy doesn't count
+
+
+def load_network(folder: str, tonight: Extraction) -> ExtractConfig:
+    """The network kept in the collection in `folder`, to extract with once a manifest is set. Ray must be running.
+
+    All settings that don't belong to the network, such as the number of workers, are those of `tonight`. Raises
+    UserError if no network was kept, or it no longer makes the embedding of the collection.
+    """
+    note = files.join(folder, NETWORK)
+    if not files.exists(note):
+        raise UserError(f"no {note!r}: it was deleted, or an earlier dim made the collection and kept no network")
+    embedding = identity.of_folder(files.join(folder, "descriptors"))
+    network = _network(folder, files.read_json(note), tonight)
+    _require_embedding(network, embedding, folder)
+    return network
+
+
+def _network(folder: str, settings: dict[str, object], tonight: Extraction) -> ExtractConfig:
+    how = tonight.extraction_settings()
+    how |= {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
+    how["model"] = how["model"] or files.join(folder, MODEL)
+    how["whitening"] = how["whitening"] and files.join(folder, WHITENING)
+    return ExtractConfig(manifest="", out="", **how)
+
+
+def _require_embedding(network: ExtractConfig, embedding: Embedding, where: str) -> None:
+    made = extraction.embedding_of(extraction.recipe_of(network, network.source(network.model)))
+    identity.require_equal(embedding, where, made, network.model)
+
+
+def _copy(folder: str, sources: dict[str, str]) -> None:
+    """Copies files into `folder`, given as name there → source."""
+    for name, source in sources.items():
+        target = files.join(folder, name)
+        files.make_folder(files.parent(target))
+        local_files.sweep(files.parent(target))
+        files.write_bytes(target, files.read_bytes(source))
+
+
+def delete_others(out: str, needed: set[str]) -> None:
+    """Deletes all collections whose folder is not `needed`."""
     for name in files.folders(files.join(out, ROOT)):
         of_manifest = files.join(out, f"{ROOT}/{name}")
-        made = {files.join(of_manifest, embedding) for embedding in files.folders(of_manifest)}
-        for folder in sorted(made - kept):
-            files.delete(files.join(folder, KEPT))  # first: half a network doesn't count
+        collections = {files.join(of_manifest, embedding) for embedding in files.folders(of_manifest)}
+        for folder in sorted(collections - needed):
+            files.delete(files.join(folder, NETWORK))  # first: half a network must not count
             files.delete_folder(folder)
-        if not made & kept:
+        if not collections & needed:
             files.delete_folder(of_manifest)

@@ -1,4 +1,4 @@
-"""Pages for people: one HTML file each that holds all it shows, photos too, and asks nothing of a network or a server.
+"""HTML pages for people. Each is one file that includes its photos and needs neither a network nor a server.
 
     page = Page("audit", "Likely label errors", f"{len(found)} of {len(photos)} photos")
     page.section("Headline", parts.figures({"Suspects": ("12", "of 500 photos")}))
@@ -6,9 +6,10 @@
     page.section("Table", parts.table([Column("photo"), Column("score", ".3f")], [Row(["a", 0.9], detail)], "photos"))
     page.write(out.path("report.html"))
 
-Whatever is passed in as text is shown as text: only `html.element` makes markup. A `Photo` names where a photo lies (as
-`Manifest.paths` and `.boxes` do); the page reads it by threads, embeds it once however often it is shown, and shrinks
-all photos until the file stays below 5 MB. One that can't be read becomes a placeholder and is named at the end.
-`parts` has what pages are made of, `charts` curves and bars, `atlas` the map of a set.
-Style and scripts are in `assets`; the policy in the page's head allows no others, and no `style=` attribute.
+Text is escaped; only `page.element` makes markup. A `PagePhoto` names the path and the box of a photo, as
+`Manifest.paths` and `.boxes` do. The page reads photos in threads, embeds each once however often it is shown, and
+shrinks all of them until the file is below 5 MB. An unreadable photo becomes a placeholder and is named at the end.
+`parts` has strips, figures and tables, `charts` curves and bars, `similarity_map` the map of a set. Each other module
+is the page of one job. Style and scripts are in `assets`; the content security policy in the page's head allows no
+others, and no `style=` attribute.
 """

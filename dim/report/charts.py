@@ -1,4 +1,4 @@
-"""Charts as inline SVG: bars and lines with axes; values show under the pointer and stand in the description."""
+"""Line charts and histograms as inline SVG. Values appear as tooltips and in the description for screen readers."""
 
 import itertools
 import math
@@ -9,39 +9,37 @@ from dim.report.page import Html, element
 
 WIDTH, HEIGHT = 360, 230
 LEFT, RIGHT, TOP, FLOOR = 48, 12, 8, HEIGHT - 40
-_DASHES = ("none", "7 4", "2 3", "9 3 2 3")  # lines differ by more than their colour
+_DASHES = ("none", "7 4", "2 3", "9 3 2 3")  # of successive lines, which also differ in colour
 
 
 @dataclass(frozen=True)
 class Axis:
-    """From `low` to `high` with `ticks`; `logarithmic` where low is above 0. `form` is how its values are written, if
-    the ticks don't have `names`.
-    """
+    """An axis of a chart from `low` to `high`."""
 
     title: str
     low: float
     high: float
-    ticks: Sequence[float]
-    form: str = "g"
-    logarithmic: bool = False
-    names: Sequence[str] = ()
+    ticks: Sequence[float]  # the values that are marked
+    form: str = "g"  # the format specification of ticks without names
+    logarithmic: bool = False  # then `low` must be above 0
+    names: Sequence[str] = ()  # the text at each tick
 
     def share(self, value: float) -> float:
-        """Where `value` lies between low (0) and high (1)."""
+        """The position of `value` between low (0) and high (1)."""
         low, high = self.low, self.high
         if self.logarithmic:
             low, high, value = math.log(low), math.log(high), math.log(value)
         return (value - low) / ((high - low) or 1)
 
     def named(self) -> Iterator[tuple[float, str]]:
-        """Each tick and what is written at it."""
+        """Each tick with the text at it."""
         return zip(self.ticks, self.names or [format(tick, self.form) for tick in self.ticks], strict=True)
 
 
 def axis(title: str, values: Iterable[float], form: str = "g", zero: bool = True) -> Axis:
-    """A linear axis with round ticks that takes in `values`, and 0 unless `zero` is False."""
-    known = [value for value in values if math.isfinite(value)]
-    low, high = min(known, default=0.0), max(known, default=1.0)
+    """A linear axis with round ticks that covers the finite `values`, and 0 if `zero`."""
+    finite = [value for value in values if math.isfinite(value)]
+    low, high = min(finite, default=0.0), max(finite, default=1.0)
     if zero:
         low, high = min(low, 0.0), max(high, 0.0)
     span = (high - low) or abs(high) or 1.0
@@ -65,28 +63,28 @@ def shares(title: str) -> Axis:
 
 @dataclass(frozen=True)
 class Frame:
-    """The area of a chart: where values lie in it, and its axes."""
+    """The coordinate system of a chart: maps values to SVG coordinates and draws the axes."""
 
     x: Axis
     y: Axis
     width: int = WIDTH
 
     def left(self, value: float) -> float:
-        """Where `value` lies on the x axis."""
+        """The x coordinate of `value`."""
         return round(LEFT + self.x.share(value) * (self.width - LEFT - RIGHT), 1)
 
     def up(self, value: float) -> float:
-        """Where `value` lies on the y axis."""
+        """The y coordinate of `value`."""
         return round(FLOOR - self.y.share(value) * (FLOOR - TOP), 1)
 
     def axes(self) -> Iterator[Html]:
         """Both axes, their ticks and titles."""
-        for tick, told in self.y.named():
+        for tick, text in self.y.named():
             up = self.up(tick)
             yield element("line", x1=LEFT, x2=self.width - RIGHT, y1=up, y2=up, class_="grid")
-            yield element("text", told, x=LEFT - 8, y=up + 4, class_="tick end")
-        for tick, told in self.x.named():
-            yield element("text", told, x=self.left(tick), y=FLOOR + 16, class_="tick middle")
+            yield element("text", text, x=LEFT - 8, y=up + 4, class_="tick end")
+        for tick, text in self.x.named():
+            yield element("text", text, x=self.left(tick), y=FLOOR + 16, class_="tick middle")
         middle = (TOP + FLOOR) / 2
         yield element("text", self.x.title, x=(LEFT + self.width - RIGHT) / 2, y=HEIGHT - 6, class_="title middle")
         yield element("text", self.y.title, x=11, y=middle, class_="title middle", transform=f"rotate(-90 11 {middle})")
@@ -110,7 +108,7 @@ class Bars:
 
 
 def lines(title: str, x: Axis, y: Axis, drawn: Sequence[Line]) -> Html:
-    """A chart of `drawn`, with a key where there are several."""
+    """A chart of one or more lines."""
     frame = Frame(x, y)
     parts = [part for number, line in enumerate(drawn) for part in _line(frame, line, number)]
     ends = "; ".join(f"{line.name} ends at {line.y[-1]:.3g}" for line in drawn if line.y)
@@ -120,16 +118,13 @@ def lines(title: str, x: Axis, y: Axis, drawn: Sequence[Line]) -> Html:
 
 
 def bars(title: str, x: Axis, edges: Sequence[float], drawn: Sequence[Bars]) -> Html:
-    """A histogram of queries: how many have a value between two `edges` (B + 1), side by side where there are several.
-
-    The last bin takes in its upper edge.
-    """
+    """Histograms of queries, side by side: B counts each between B + 1 `edges`, the last edge inclusive."""
     frame = Frame(x, axis("queries", [count for shown in drawn for count in shown.counts]))
     parts = [part for n, shown in enumerate(drawn) for part in _bars(frame, edges, shown, n, len(drawn))]
-    told = "; ".join(f"{shown.name}: {', '.join(f'{count:g}' for count in shown.counts)}" for shown in drawn)
+    counts = "; ".join(f"{shown.name}: {', '.join(f'{count:g}' for count in shown.counts)}" for shown in drawn)
     shapes = [element("rect", x=4, y=1, width=14, height=10, class_=f"bar c{n}") for n in range(len(drawn))]
     key = key_of([shown.name for shown in drawn], shapes)
-    return figure(frame, title, f"Counts from {edges[0]:g} to {edges[-1]:g}: {told}", parts, key)
+    return figure(frame, title, f"Counts from {edges[0]:g} to {edges[-1]:g}: {counts}", parts, key)
 
 
 def _dashes(number: int) -> str:
@@ -141,21 +136,21 @@ def _line(frame: Frame, line: Line, number: int) -> Iterator[Html]:
     points = " ".join(f"{left},{up}" for left, up in places)
     yield element("polyline", points=points, class_=f"line c{number}", stroke_dasharray=_dashes(number))
     for (left, up), x, y in zip(places, line.x, line.y, strict=True):
-        told = element("title", f"{line.name}: {y:.3g} at {x:g}")
-        yield element("circle", told, cx=left, cy=up, r=3, class_=f"point c{number}")
+        tooltip = element("title", f"{line.name}: {y:.3g} at {x:g}")
+        yield element("circle", tooltip, cx=left, cy=up, r=3, class_=f"point c{number}")
 
 
 def _bars(frame: Frame, edges: Sequence[float], shown: Bars, number: int, of: int) -> Iterator[Html]:
     for (low, high), count in zip(itertools.pairwise(edges), shown.counts, strict=True):
         width = (frame.left(high) - frame.left(low) - 2) / of
         left, up = frame.left(low) + 1 + number * width, frame.up(count)
-        told = element("title", f"{shown.name}: {count:g} from {low:g} to {high:g}")
+        tooltip = element("title", f"{shown.name}: {count:g} from {low:g} to {high:g}")
         size = {"x": round(left, 1), "y": up, "width": round(width, 1), "height": round(FLOOR - up, 1)}
-        yield element("rect", told, class_=f"bar c{number}", **size)
+        yield element("rect", tooltip, class_=f"bar c{number}", **size)
 
 
 def key_of(names: Sequence[str], shapes: Sequence[Html]) -> Html | None:
-    """What the shapes in a chart, drawn 26 × 12, stand for, where there are several."""
+    """The key of a chart, given the name and a sample (26 × 12) of each series; None for a single series."""
     if len(names) < 2:
         return None
     drawn = [element("svg", shape, viewBox="0 0 26 12", aria_hidden="true") for shape in shapes]
@@ -163,13 +158,13 @@ def key_of(names: Sequence[str], shapes: Sequence[Html]) -> Html | None:
     return element("ul", items, class_="key")
 
 
-def figure(frame: Frame, title: str, told: str, parts: Iterable[Html], key: Html | None) -> Html:
-    """A chart: the axes of `frame`, then `parts`; `told` says in words what is to be seen."""
-    size, label = f"0 0 {frame.width} {HEIGHT}", f"{title}: {told}"
+def figure(frame: Frame, title: str, description: str, parts: Iterable[Html], key: Html | None) -> Html:
+    """A chart with the axes of `frame` and `parts` inside; screen readers read out the `description`."""
+    size, label = f"0 0 {frame.width} {HEIGHT}", f"{title}: {description}"
     drawing = element("svg", frame.axes(), parts, viewBox=size, role="img", aria_label=label)
     return element("figure", element("figcaption", title), drawing, key, class_="chart")
 
 
 def grid(*charts: Html) -> Html:
-    """Charts side by side where there is room."""
+    """Charts side by side, as many as fit in a row."""
     return element("div", charts, class_="charts")

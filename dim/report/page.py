@@ -1,8 +1,8 @@
-"""Markup that cannot be got wrong: whatever is not markup already is escaped when it becomes part of an element.
+"""A page as one HTML file that holds its style, its script and its photos, and loads nothing else.
 
-The photos of a page: read by threads while the page is put together, each embedded once, as small as it must be.
-
-A page as one file: its markup, its style, its script and its photos, under a policy that lets nothing else in.
+* `element` makes markup and escapes everything that isn't markup yet, so no name can inject any.
+* `PagePhotos` reads photos in threads while the page is built, embeds each once, and shrinks all until they fit.
+* `Page` collects sections and writes the file, with a content security policy that allows only its own code.
 """
 
 import base64
@@ -22,8 +22,7 @@ from PIL import Image
 
 import dim
 from dim.app.progress import Progress
-from dim.data import isolated
-from dim.data import photos as stored
+from dim.data import isolated, photos
 from dim.data.decode import Box, DecodeError
 from dim.errors import UserError
 from dim.io import files, uris
@@ -35,21 +34,24 @@ _VOID = {"br", "hr", "input", "meta"}
 
 
 class Html(str):
-    """Text that is markup. `element` alone makes it; any other `str` is text and will be shown as it is."""
+    """Markup, as only `element` and `fragment` make it. Any other `str` is plain text and is escaped when shown."""
 
 
 def element(tag: str, *children: Child, **attributes: Attribute) -> Html:
-    """The element `<tag>` with its children; a None child is left out, an iterable is taken apart.
+    """Makes the element `<tag>`.
 
-    Of attributes, `class_="a"` is class="a", `data_value=1` is data-value="1", True is one without a value, and what is
-    None or False is left out.
+    Args:
+        tag: the element's name.
+        children: text, numbers, markup, or iterables of these. Text is escaped; None adds nothing.
+        attributes: `class_="a"` becomes class="a" and `data_value=1` becomes data-value="1". True becomes an attribute
+            without a value; None and False add nothing.
     """
     opening = f"<{tag}{''.join(_attribute(name, value) for name, value in attributes.items())}>"
     return Html(opening if tag in _VOID else f"{opening}{fragment(children)}</{tag}>")
 
 
 def fragment(child: Child) -> Html:
-    """`child` as markup: escaped unless it is that already."""
+    """`child` as markup, escaped unless it is markup already."""
     if child is None:
         return Html("")
     if isinstance(child, Html):
@@ -66,27 +68,27 @@ def _attribute(name: str, value: Attribute) -> str:
     return f" {name}" if value is True else f' {name}="{html.escape(str(value))}"'
 
 
-def name(text: str | None) -> Html:
-    """A name that a user gave, a label or an id, so that right-to-left writing in it turns nothing around it."""
+def user_text(text: str | None) -> Html:
+    """A label, an id or a path, isolated by `<bdi>` so that right-to-left script in it doesn't reorder other text."""
     return element("span", "none", class_="none") if text is None else element("bdi", text)
 
 
-# Longest side in pixels and JPEG quality, from best to smallest: the first at which all photos fit is taken.
+# Longest side in pixels and JPEG quality, best first. A page uses the first at which all its photos fit.
 SIZES = ((224, 80), (176, 75), (144, 70), (112, 65), (88, 60), (64, 50))
-_FULL = 2**31  # a size that no photo has: decoded as it is
-_THREADS = min(16, 4 * (os.cpu_count() or 1))  # storage is waited for, too
+_FULL = 2**31  # larger than any photo, so that it is decoded at full size
+_THREADS = min(16, 4 * (os.cpu_count() or 1))  # more than there are cores, as threads also wait for storage
 
 
 @dataclass(frozen=True)
 class PagePhoto:
-    """Where a photo lies, a path or URI (None: not known), and the box of it that is shown, in pixels."""
+    """A photo to show: its path or URI, None if that is unknown, and the box to show in pixels, None for all of it."""
 
     path: str | None
     box: Box | None = None
 
 
 class PagePhotos:
-    """The distinct photos that a page shows."""
+    """The distinct photos of a page, each with a number in order of first use."""
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="thumbnails")
@@ -97,24 +99,19 @@ class PagePhotos:
         return len(self._found)
 
     def symbol(self, photo: PagePhoto) -> str:
-        """The id of the SVG symbol that holds `photo`; its reading starts."""
+        """The id of the SVG symbol of `photo`. At the first call a thread starts to read it."""
         if photo not in self._found:
             self._numbers[photo] = len(self._found)
             self._found[photo] = self._threads.submit(_thumbnail, photo)
         return f"p{self._numbers[photo]}"
 
     def picture(self, photo: PagePhoto, description: str) -> Html:
-        """A square picture of `photo`; `description` says to those who don't see it what it shows."""
-        return element(
-            "svg",
-            element("title", description),
-            element("use", href=f"#{self.symbol(photo)}"),
-            class_="photo",
-            role="img",
-        )
+        """A square picture of `photo`; screen readers read out the `description`."""
+        use = element("use", href=f"#{self.symbol(photo)}")
+        return element("svg", element("title", description), use, class_="photo", role="img")
 
     def unreadable(self) -> dict[str, str]:
-        """The path of each photo that could not be read, and why not. Waits until all are read."""
+        """Maps the path of each unreadable photo to the reason. Waits until all photos have been read."""
         reasons: dict[str, str] = {}
         progress = Progress("reading photos for the page", len(self._found), "photos", errors=True)
         for photo, future in self._found.items():
@@ -125,7 +122,7 @@ class PagePhotos:
         return reasons
 
     def symbols(self, limit: int) -> Html:
-        """All photos as SVG symbols, of `limit` characters or less if the smallest size allows it."""
+        """All photos as SVG symbols, at the first of `SIZES` that needs at most `limit` characters or at the last."""
         images = {self.symbol(photo): found.result() for photo, found in list(self._found.items())}
         for side, quality in SIZES:
             symbols = element("svg", _symbols(images, side, quality), class_="symbols", aria_hidden="true")
@@ -135,17 +132,17 @@ class PagePhotos:
 
 
 def _thumbnail(photo: PagePhoto) -> Image.Image | str:
-    """The photo, or why it can't be shown."""
+    """The photo at the largest of `SIZES`, or the reason why it can't be shown."""
     if photo.path is None:
-        return "not known where it lies"
+        return "its path is not known"
     largest = SIZES[0][0]
     try:
-        content = stored.read(photo.path)
-        # A box is scaled as its photo is, which may leave little of a small one: it is cut out at full size.
+        content = photos.read(photo.path)
+        # Scaling the whole photo down first would leave few pixels of a small box.
         size = largest if photo.box is None else _FULL
         found = isolated.decode(content, size, "long-side", photo.box, scaled=True)
     except FileNotFoundError:
-        return stored.MISSING
+        return photos.MISSING
     except (DecodeError, OSError, UserError) as error:
         return " ".join(str(error).split())
     image = Image.fromarray(np.ascontiguousarray(found.pixels))
@@ -154,15 +151,15 @@ def _thumbnail(photo: PagePhoto) -> Image.Image | str:
 
 
 def _symbols(images: dict[str, Image.Image | str], side: int, quality: int) -> Iterator[Html]:
-    for name, image in images.items():
+    for symbol, image in images.items():
         if isinstance(image, str):
-            yield _placeholder(name)
+            yield _placeholder(symbol)
             continue
         small = image.copy()
         small.thumbnail((side, side))
         width, height = small.size
         picture = element("image", width=width, height=height, href=_data_uri(small, quality))
-        yield element("symbol", picture, id=name, viewBox=f"0 0 {width} {height}")
+        yield element("symbol", picture, id=symbol, viewBox=f"0 0 {width} {height}")
 
 
 def _data_uri(image: Image.Image, quality: int) -> str:
@@ -171,39 +168,46 @@ def _data_uri(image: Image.Image, quality: int) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def _placeholder(name: str) -> Html:
+def _placeholder(symbol: str) -> Html:
     box = element("rect", width=100, height=100, class_="missing")
     line = element("path", d="M30 62 44 46 54 56 62 49 72 62Z M30 34H72V66H30Z", class_="missing-line")
     text = element("text", "no photo", x=50, y=84, class_="missing-text")
-    return element("symbol", box, line, text, id=name, viewBox="0 0 100 100")
+    return element("symbol", box, line, text, id=symbol, viewBox="0 0 100 100")
 
 
-BYTES = 4_800_000  # of a page; its photos are made as small as that takes
-_SHOWN = 20  # unreadable photos that are named
+MAX_BYTES = 4_800_000  # of a page; photos shrink until it fits
+_NAMED = 20  # unreadable photos listed by name
 
 
 class Page:
-    """A page that is being put together; `photos` are those that its parts show."""
+    """A page under construction. All photos shown on it are in `photos`."""
 
     def __init__(self, job: str, title: str, summary: Child = None, scripts: tuple[str, ...] = ()) -> None:
-        """`job` names what made it; `scripts` are files of `dim/report/assets` beyond page.js."""
+        """Starts an empty page.
+
+        Args:
+            job: name of the job that makes the page.
+            title: heading and window title.
+            summary: a line below the heading.
+            scripts: files of `dim/report/assets` to run besides page.js.
+        """
         self.photos = PagePhotos()
         self._job, self._title, self._summary, self._scripts = job, title, summary, ("page.js", *scripts)
         self._sections: list[tuple[str, Html]] = []
 
     def section(self, title: str, *content: Child, note: Child = None) -> None:
-        """Adds a section under a heading; `note` says below it what is shown."""
+        """Adds a section: a heading, an explanatory `note` below it, and the content."""
         number = len(self._sections)
         heading = element("h2", title, id=f"h{number}")
         body = (heading, element("p", note, class_="note") if note else None, content)
         self._sections.append((title, element("section", body, id=f"s{number}", aria_labelledby=f"h{number}")))
 
     def write(self, uri: str) -> None:
-        """Writes the page to `uri`."""
+        """Writes the page to the file `uri`."""
         files.write_bytes(uri, self.render())
 
     def render(self) -> bytes:
-        """The page, HTML in UTF-8."""
+        """The page as HTML in UTF-8."""
         if unreadable := self.photos.unreadable():
             self.section(f"Photos that could not be read: {len(unreadable)}", _reasons(unreadable))
         style, script = _asset("page.css"), "".join(map(_asset, self._scripts))
@@ -221,7 +225,7 @@ class Page:
         }
         size = sum(len(part.encode()) for part in parts.values())
         template = Template(_asset("page.html"))
-        return template.substitute(parts, symbols=self.photos.symbols(BYTES - size)).encode()
+        return template.substitute(parts, symbols=self.photos.symbols(MAX_BYTES - size)).encode()
 
 
 def _asset(file: str) -> str:
@@ -229,7 +233,7 @@ def _asset(file: str) -> str:
 
 
 def _policy(style: str, script: str) -> str:
-    """Nothing may be loaded, and no style or script applies but these: not even one that came in through a name."""
+    """The content security policy: load nothing, apply only this style and script, even if markup was injected."""
     allowed = {kind: f"'sha256-{_sha256(text)}'" for kind, text in (("style-src", style), ("script-src", script))}
     rules = {"default-src": "'none'", "img-src": "data:", **allowed, "base-uri": "'none'", "form-action": "'none'"}
     return "; ".join(f"{kind} {sources}" for kind, sources in rules.items())
@@ -240,7 +244,7 @@ def _sha256(text: str) -> str:
 
 
 def _reasons(unreadable: dict[str, str]) -> Html:
-    shown = list(unreadable.items())[:_SHOWN]
+    shown = list(unreadable.items())[:_NAMED]
     more = len(unreadable) - len(shown)
-    items = [element("li", name(uris.redacted(path)), ": ", uris.redacted(reason)) for path, reason in shown]
+    items = [element("li", user_text(uris.redacted(path)), ": ", uris.redacted(reason)) for path, reason in shown]
     return element("ul", items, element("li", f"and {more} more") if more else None, class_="plain")

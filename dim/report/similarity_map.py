@@ -1,8 +1,8 @@
-"""The map of a set: its photos laid out in a plane so that what looks alike to the network lies together.
+"""map.html: the photos of a set on a plane, those with similar descriptors close together.
 
-The plane is t-SNE's (van der Maaten and Hinton 2008). The first two principal components of a descriptor hold a small
-part of its variance and put all photos on one heap; t-SNE keeps neighbours together, which is what one looks for here.
-Distances between groups mean nothing. It takes seconds for the `SHOWN` photos that a map has at most.
+The plane is computed by t-SNE (van der Maaten and Hinton, JMLR 2008), which keeps neighbours together; distances
+between groups mean nothing. The first two principal components would hold too little of the variance and pile up all
+photos in one place. t-SNE takes seconds for `SHOWN` photos.
 """
 
 from collections.abc import Sequence
@@ -10,25 +10,25 @@ from collections.abc import Sequence
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from dim.report.page import Html, Page, PagePhotos, element, name
+from dim.report.page import Html, Page, PagePhotos, element, user_text
 from dim.report.parts import Card
 
-SHOWN = 400  # photos on a map; drawn by `SEED` where there are more
+SHOWN = 400  # photos on a map, at most; a larger set is sampled
 SEED = 0
 WIDTH, HEIGHT = 1400, 900
-_FEW = 8  # too few to have neighbourhoods
+_FEW = 8  # t-SNE needs at least so many photos
 
 
-def drawn(count: int) -> np.ndarray:
-    """Which of `count` photos are on the map: all, or `SHOWN` drawn at random, ascending."""
+def sample(count: int) -> np.ndarray:
+    """The numbers of the photos of a set of `count` that the map shows, ascending: all, or `SHOWN` at random."""
     if count <= SHOWN:
         return np.arange(count)
     chosen: np.ndarray = np.sort(np.random.default_rng(SEED).choice(count, SHOWN, replace=False))
     return chosen
 
 
-def projected(vectors: np.ndarray) -> np.ndarray:
-    """Places (N, 2) from 0 to 1 of the descriptors `vectors` (N, D), the same for the same descriptors."""
+def layout(vectors: np.ndarray) -> np.ndarray:
+    """Places descriptors (N, D) in the unit square (N, 2). The result is deterministic."""
     vectors = np.asarray(vectors, np.float32)
     if len(vectors) < _FEW:
         centred = vectors - vectors.mean(axis=0)
@@ -36,29 +36,30 @@ def projected(vectors: np.ndarray) -> np.ndarray:
         axes = np.linalg.svd(centred, full_matrices=False)[2][:2]
         places[:, : len(axes)] = centred @ axes.T
     else:
-        from sklearn.manifold import TSNE  # noqa: PLC0415  (only maps need it)
+        from sklearn.manifold import TSNE  # noqa: PLC0415  (slow to import; only maps need it)
 
         perplexity = min(30.0, (len(vectors) - 1) / 3)
-        with threadpool_limits(1):  # the work is too little to share: its threads would mostly wait, and spin
+        with threadpool_limits(1):  # with so little work, threads would mostly spin
             places = TSNE(perplexity=perplexity, random_state=SEED).fit_transform(vectors)
     low, high = places.min(axis=0), places.max(axis=0)
     scaled: np.ndarray = (places - low) / np.where(high > low, high - low, 1)
     return scaled
 
 
-def page(job: str, of: str, cards: Sequence[Card], whole: int, vectors: np.ndarray) -> Page:
-    """The map of `cards`, drawn from the `whole` number of photos of the set `of`, by their descriptors (N, D).
+def map_page(job: str, of: str, cards: Sequence[Card], total: int, vectors: np.ndarray) -> Page:
+    """Makes the page of the map of the set `of`, which has `total` photos.
 
-    Those that have a note are framed.
+    `cards` are the N photos to show; those with a note, such as queries, are framed. `vectors` (N, D) are their
+    descriptors.
     """
     noted = sum(bool(card.note) for card in cards)
     shown = len(cards) - noted
-    count = f"{shown:,} photos, drawn at random from the {whole:,}" if shown < whole else f"the {whole:,} photos"
-    summary = [count, " of ", name(of), f"; framed: {noted}" if noted else None]
-    made = Page(job, "Map of the set", summary, scripts=("atlas.js",))
+    count = f"{shown:,} photos, drawn at random from the {total:,}" if shown < total else f"the {total:,} photos"
+    summary = [count, " of ", user_text(of), f"; framed: {noted}" if noted else None]
+    page = Page(job, "Map of the set", summary, scripts=("map.js",))
     side = round(0.85 * (WIDTH * HEIGHT / len(cards)) ** 0.5)
     side = min(side, HEIGHT // 5)
-    spots = [_spot(made.photos, card, place, side) for card, place in zip(cards, projected(vectors), strict=True)]
+    spots = [_spot(page.photos, card, place, side) for card, place in zip(cards, layout(vectors), strict=True)]
     drawing = element(
         "svg",
         element("g", spots),
@@ -68,22 +69,22 @@ def page(job: str, of: str, cards: Sequence[Card], whole: int, vectors: np.ndarr
         aria_label=f"Map of {len(cards)} photos; arrows move it, + and − zoom, 0 shows all",
     )
     buttons = [
-        element("button", sign, type="button", data_zoom=factor, aria_label=what)
-        for sign, factor, what in (("+", 1.6, "Zoom in"), ("−", 0.625, "Zoom out"), ("○", 0, "Show all"))
+        element("button", sign, type="button", data_zoom=factor, aria_label=action)
+        for sign, factor, action in (("+", 1.6, "Zoom in"), ("−", 0.625, "Zoom out"), ("○", 0, "Show all"))
     ]
     field = element("input", type="search", placeholder="Find a label or an id", aria_label="Find a label or an id")
     count = element("output", f"{len(cards)} of {len(cards)}", aria_live="polite")
     tools = element("p", field, element("span", buttons, class_="zoom"), count, class_="tools")
     chosen = element("div", class_="chosen", aria_live="polite", hidden=True)
-    made.section(
+    page.section(
         "Map", element("div", tools, element("div", drawing, chosen, class_="frame"), class_="atlas"), note=_NOTE
     )
-    return made
+    return page
 
 
 _NOTE = (
-    "Photos that look alike to the network lie together. The distance between groups means nothing. Drag to move, turn "
-    "the wheel or pinch to zoom, choose a photo to see what it is."
+    "Photos with similar descriptors lie close together. Distances between groups mean nothing. Drag to move, turn the "
+    "wheel or pinch to zoom, and click a photo to see its label and id."
 )
 
 
@@ -91,7 +92,7 @@ def _spot(photos: PagePhotos, card: Card, place: np.ndarray, side: int) -> Html:
     x, y = round(float(place[0]) * WIDTH), round(float(place[1]) * HEIGHT)
     half = side // 2
     parts = (
-        element("title", card.described()),
+        element("title", card.description()),
         element("rect", x=-half, y=-half, width=side, height=side, rx=side // 16),
         element("use", href=f"#{photos.symbol(card.photo)}", x=-half, y=-half, width=side, height=side),
     )

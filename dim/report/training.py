@@ -1,4 +1,4 @@
-"""What people see of a training run: report.html, from what its workers left in the run's folder."""
+"""The page of a training run, report.html, made from the tables that its workers wrote to the run's folder."""
 
 import logging
 from collections.abc import Sequence
@@ -11,16 +11,16 @@ from dim.evaluate.protocols import Verdict
 from dim.io import tables
 from dim.report import charts, parts
 from dim.report.charts import Line
-from dim.report.page import Html, Page, PagePhoto, PagePhotos, element, name
+from dim.report.page import Html, Page, PagePhoto, PagePhotos, element, user_text
 from dim.report.parts import Card, Column, Row
 from dim.train import augmentation as trained
 from dim.train import history as run_history
 from dim.train.config import TrainConfig
 from dim.train.history import HISTORY
 
-EPOCHS = 20  # of which triplets are shown; where there are more, spread over the run
-TRIPLETS = 6  # of each
-BETTER, WORSE = 8, 4  # queries whose rankings are shown
+EPOCHS = 20  # epochs whose triplets are shown, spread evenly over the run
+TRIPLETS = 6  # shown of each epoch
+BETTER, WORSE = 8, 4  # queries shown whose AP rose most, and fell most
 
 log = logging.getLogger(__name__)
 
@@ -30,33 +30,34 @@ Pair: TypeAlias = tuple[dict[str, Any], dict[str, Any]]
 
 
 def write(config: TrainConfig, photos: trained.TrainingPhotos, summary: dict[str, Any], out: Output) -> None:
-    """Writes the report of a run that came to `summary`."""
+    """Writes the page of a run with the result `summary`."""
     table = tables.read(out.path(HISTORY)).to_pylist()
     history: list[Epoch] = [{k: None if v is None else float(v) for k, v in row.items()} for row in table]
-    made = Page("train", "How the training went", [name(config.manifest or "the demo photos"), " → ", name(config.out)])
-    made.section(
+    page = Page("train", "Training", [user_text(config.manifest or "the demo photos"), " → ", user_text(config.out)])
+    page.section(
         "Headline",
         parts.figures(_figures(summary)),
         parts.facts(_settings(config)),
         note="; ".join(summary["warnings"]),
     )
-    made.section("Curves", _curves(history))
-    made.section("Epochs", _table(history))
-    cards = _Cards(made.photos, photos)
+    page.section("Curves", _curves(history))
+    page.section("Epochs", _table(history))
+    cards = _Cards(page.photos, photos)
     for title, pairs in _changed(config.out).items():
         if pairs:
-            note = f"Queries of split {summary['judged_on']} whose AP changed most."
-            made.section(title, parts.legend("right", "wrong"), [cards.change(*pair) for pair in pairs], note=note)
+            note = f"The queries of split {summary['judged_on']} whose AP changed most."
+            page.section(title, parts.legend("right", "wrong"), [cards.change(*pair) for pair in pairs], note=note)
     mined = _spread(list(run_history.hardest(config.out).items()), EPOCHS)
     strips = [(element("h3", f"Epoch {epoch}"), cards.triplets(triplets)) for epoch, triplets in mined]
-    made.section("Hardest triplets", strips, note=_NOTE)
-    made.write(out.path("report.html"))
+    page.section("Hardest triplets", strips, note=_NOTE)
+    page.write(out.path("report.html"))
     log.info("look at %s", out.path("report.html"))
 
 
 _NOTE = (
-    "Those of the greatest loss, one of each anchor: the photo of another label (✗) is nearer to the anchor than one "
-    "of its own label (✓), or almost. d² is the squared distance to the anchor. Wrong labels show up here first."
+    "The triplets of the largest loss, one for each anchor. The photo of another label (✗) is nearer to the anchor "
+    "than the one of its own label (✓), or almost. d² is the squared distance to the anchor. Wrong labels show up here "
+    "first."
 )
 
 
@@ -66,7 +67,7 @@ def _figures(summary: dict[str, Any]) -> dict[str, tuple[str, str]]:
 
     split = f"split {summary['judged_on']}" if summary["judged_on"] else "no split val or test"
     return {
-        "mAP before": (shown(summary["map_before"]), f"{split}, as the network came"),
+        "mAP before": (shown(summary["map_before"]), f"{split}, by the untrained network"),
         "mAP fitted": (shown(summary["map_fitted"]), f"{split}, with the fitted PCA layer"),
         "mAP after": (shown(summary["map_after"]), f"{split}, by the best epoch"),
         "Best epoch": (str(summary["best_epoch"]), f"of {summary['epochs']}"),
@@ -88,9 +89,9 @@ def _settings(config: TrainConfig) -> dict[str, str]:
 
 
 def _column(history: Sequence[Epoch], column: str) -> tuple[list[float], list[float]]:
-    """The epochs that have a value in `column`, and the values."""
-    known = [(row["epoch"], value) for row in history if (value := row[column]) is not None]
-    return [epoch for epoch, _ in known if epoch is not None], [value for _, value in known]
+    """The epochs that have a value in `column`, and these values."""
+    points = [(row["epoch"], value) for row in history if (value := row[column]) is not None]
+    return [epoch for epoch, _ in points if epoch is not None], [value for _, value in points]
 
 
 def _curves(history: Sequence[Epoch]) -> Html:
@@ -109,7 +110,7 @@ def _curves(history: Sequence[Epoch]) -> Html:
 
 
 def _table(history: Sequence[Epoch]) -> Html:
-    """The epochs in figures."""
+    """The table of all epochs."""
     forms = {
         "epoch": ".0f",
         "loss": ".4f",
@@ -119,20 +120,20 @@ def _table(history: Sequence[Epoch]) -> Html:
         "kept": ",.0f",
     }
     columns = [
-        Column(what.replace("_", " "), form, spare=what in ("candidates", "kept")) for what, form in forms.items()
+        Column(name.replace("_", " "), form, spare=name in ("candidates", "kept")) for name, form in forms.items()
     ]
-    return parts.table(columns, [Row([row[what] for what in forms]) for row in history], "epochs")
+    return parts.table(columns, [Row([row[name] for name in forms]) for row in history], "epochs")
 
 
 def _spread(items: Sequence[T], most: int) -> list[T]:
-    """At most `most` of `items`, the first and the last among them."""
+    """At most `most` of `items`, evenly spaced, including the first and the last."""
     if len(items) <= most:
         return list(items)
     return [items[place * (len(items) - 1) // (most - 1)] for place in range(most)]
 
 
 def _changed(run: str) -> dict[str, list[Pair]]:
-    """The queries whose AP rose most, and those where it fell most: what each found before, and after."""
+    """The queries whose AP rose most and fell most, each with its hits before and after the training."""
     before = {row["query_id"]: row for row in run_history.found(run, run_history.BEFORE).to_pylist()}
     after = run_history.found(run, run_history.AFTER).to_pylist()
     pairs = [(before[row["query_id"]], row) for row in after if row["ap"] is not None and row["query_id"] in before]
@@ -143,7 +144,7 @@ def _changed(run: str) -> dict[str, list[Pair]]:
 
 
 class _Cards:
-    """Strips of the photos of a run."""
+    """Draws triplets and queries with photos of the run."""
 
     def __init__(self, shown: PagePhotos, photos: trained.TrainingPhotos) -> None:
         self._shown, self._photos = shown, photos
@@ -155,7 +156,7 @@ class _Cards:
         return Card(image_id, photo, self._photos.labels[row], note, verdict)
 
     def triplets(self, mined: pa.Table) -> Html:
-        """The first triplets of different anchors, each a strip of three."""
+        """The first triplets with different anchors, each as a strip of three photos."""
         of_anchor: dict[str, dict[str, Any]] = {}
         for triplet in mined.to_pylist():
             of_anchor.setdefault(triplet["anchor_id"], triplet)
@@ -170,7 +171,7 @@ class _Cards:
         return parts.strip(self._shown, cards, self._card(triplet["anchor_id"], f"loss {triplet['loss']:.3f}"))
 
     def change(self, before: dict[str, Any], after: dict[str, Any]) -> Html:
-        """What a query found before the training and after it."""
+        """A query with its hits before and after the training."""
         heading = element("h3", f"AP {before['ap']:.3f} → {after['ap']:.3f}")
         strips = [
             (element("p", when, class_="note"), self._list(row)) for when, row in (("Before", before), ("After", after))

@@ -77,7 +77,7 @@ def test_what_is_wrong_is_listed(place, tmp_path):
 def test_the_page_shows_them(place, tmp_path):
     audit(place)
     page = (tmp_path / "out" / "report.html").read_text()
-    for said in ("Likely label errors", "label 05/1", "claims it", "All but the same", "Far from their label"):
+    for said in ("Likely label errors", "label 05/1", "other label", "Near duplicates", "Far from their label"):
         assert said in page
     assert "could not be read" not in page
 

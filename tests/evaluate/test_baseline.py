@@ -1,4 +1,4 @@
-"""An evaluation against an earlier one: on the queries of both, refused where there are none."""
+"""An evaluation compared with a baseline, on the queries that both have."""
 
 import math
 
@@ -71,7 +71,7 @@ def test_the_gate_is_on_the_queries_of_both(run, tmp_path, caplog):
     with pytest.raises(GateNotMet):
         run("once more", vectors, labels=labels, against="before", max_drop=fall - 1e-9)
     assert "before/metrics.json is another evaluation: n_queries 18, not 24; n_database 18, not 24; " in caplog.text
-    told = "mAP is compared on the queries in common. Among other photos AP is another, whatever the network: give "
+    told = "mAP is compared on the queries in common. AP depends on the photos searched, whatever the "
     assert told in caplog.text
 
 

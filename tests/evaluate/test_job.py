@@ -415,7 +415,7 @@ def test_wrong_input_is_one_clear_line_and_nothing_is_written(
     roles = write_manifest("roles.csv", image_id=IDS, role=["query", "query", *["database"] * 28])
     refused("not in the database", manifest=roles, protocol="revisited", ground_truth=truth)
     roles = write_manifest("roles.csv", image_id=IDS, role=["database"] * 29 + ["query"])
-    refused("grades nothing for the queries", manifest=roles, protocol="revisited", ground_truth=truth)
+    refused("grades no image for any of the queries", manifest=roles, protocol="revisited", ground_truth=truth)
 
 
 @pytest.mark.parametrize("value", [np.nan, 3.0])

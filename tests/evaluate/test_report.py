@@ -13,7 +13,7 @@ from PIL import Image
 
 from dim.evaluate import comparison, evaluation
 from dim.evaluate.config import EvaluateConfig
-from dim.evaluate.evaluation import Hit, Judged
+from dim.evaluate.evaluation import Hit, QueryResult
 from dim.evaluate.job import evaluate
 from dim.evaluate.metrics import average_precision
 from dim.report import evaluation as evaluation_report
@@ -25,7 +25,9 @@ EVIL = ("<script>alert(1)</script>", "\"a\" & 'b'", "مرحبا\u202eabc", "😀
 
 def judged(query_id, ranks, n_positives, label=None, hits=()):
     ranks = np.array(ranks, np.int64)
-    return Judged(query_id, label, {"map": average_precision(ranks, n_positives)}, {}, n_positives, ranks, list(hits))
+    return QueryResult(
+        query_id, label, {"map": average_precision(ranks, n_positives)}, {}, n_positives, ranks, list(hits)
+    )
 
 
 def random_queries(count):
@@ -47,7 +49,7 @@ def test_precision_by_recall_equals_a_naive_loop():
 
 def test_recall_at_k_equals_a_naive_loop():
     queries = list(random_queries(60))
-    any_of, shares = evaluation_report.found_within(queries, [1, 3, 10, 40])
+    any_of, shares = evaluation_report.recall_by_depth(queries, [1, 3, 10, 40])
     kept = [query for query in queries if query.n_positives]
     for k, hit, share in zip([1, 3, 10, 40], any_of, shares, strict=True):
         within = [sum(rank < k for rank in query.ranks.tolist()) for query in kept]
@@ -99,14 +101,14 @@ def table(**aps):
 
 
 def test_a_comparison_joins_the_queries_that_both_have():
-    found = comparison.compared("old", table(a=0.5, b=0.25, c=None, d=1.0), "new", table(b=0.75, c=0.5, a=0.25))
+    found = comparison.compare("old", table(a=0.5, b=0.25, c=None, d=1.0), "new", table(b=0.75, c=0.5, a=0.25))
     assert [(row["query_id"], row["difference"]) for row in found.table.to_pylist()] == [
         ("b", 0.5), ("a", -0.25), ("c", None),
     ]  # fmt: skip
     assert found.change.difference == pytest.approx(0.125)
     assert found.as_json()["before"] == "old"
     assert "new against old: mAP +0.1250 on 2 queries of 2 objects, 2 objects are too few for" in found.line()
-    nothing = comparison.compared("old", table(a=0.5), "new", table(b=0.75))
+    nothing = comparison.compare("old", table(a=0.5), "new", table(b=0.75))
     assert nothing.as_json() is None
     assert "no query in common" in nothing.line()
 
@@ -188,7 +190,7 @@ def test_what_stands_on_the_page_is_what_was_measured(photographed):
     shown = re.findall(r"AP ([\d.]+) ", text["Worst queries"])
     assert shown == [f"{row['ap']:.3f}" for row in ordered[:14]]
     assert all(f"|{row['query_id']}|" in text["All queries"] for row in rows)
-    assert "Compared" not in text
+    assert "Comparison" not in text
 
 
 def test_two_runs_and_a_baseline_are_compared(photographed, write_descriptors):
@@ -203,9 +205,9 @@ def test_two_runs_and_a_baseline_are_compared(photographed, write_descriptors):
     assert change["low"] < change["difference"] < change["high"] < 0
     assert found["against_baseline"]["difference"] == 0
     text = Reader(f"{two['out']}/report.html").titles
-    assert f"{change['difference']:+.4f}" in text["Compared"]
-    assert "What got worse" in text["Compared"]
-    assert "What got" not in text["Against the baseline"]
+    assert f"{change['difference']:+.4f}" in text["Comparison"]
+    assert "Largest losses" in text["Comparison"]
+    assert "Largest" not in text["Against the baseline"]
     Path(arguments["out"], "per_query.parquet").unlink()
     again = evaluate(EvaluateConfig(**arguments | {"out": two["out"]}, baseline=f"{arguments['out']}/metrics.json"))
     assert again == before

@@ -1,4 +1,4 @@
-"""The test of a difference: against all signs there are, SciPy's, and how often it is wrong where nothing differs."""
+"""The randomization test: against all choices of signs, against SciPy's, and its rate of false alarms."""
 
 import itertools
 
@@ -8,14 +8,14 @@ import pytest
 from scipy import stats
 
 from dim.evaluate import comparison, significance
-from dim.evaluate.significance import Interval, least_p, paired
+from dim.evaluate.significance import MeanDifference, paired_test, smallest_p
 
 ALPHA, TRIALS = 0.05, 2000
 
 
 def of_queries(before, after, **options):
     """Each query by itself."""
-    return paired(before, after, np.arange(len(before)), **options)
+    return paired_test(before, after, np.arange(len(before)), **options)
 
 
 def clustered(generator, objects, queries_each, effect=0.0, shared=0.9):
@@ -32,7 +32,7 @@ def refused(generator, objects, queries_each, *, effect=0.0, by_object=True):
     for _ in range(TRIALS):
         differences, of = clustered(generator, objects, queries_each, effect)
         of = of if by_object else np.arange(len(differences))
-        change = paired(np.full(len(differences), 0.5), 0.5 + differences, of, resamples=199)
+        change = paired_test(np.full(len(differences), 0.5), 0.5 + differences, of, resamples=199)
         found += change.difference < 0 and change.p_fall <= ALPHA
     return found / TRIALS
 
@@ -44,7 +44,7 @@ def test_equals_a_loop_over_all_signs():
     sums = np.array([(after - before)[objects == number].sum() for number in range(7)])
     observed = sums.sum()
     turned = [sums @ signs for signs in itertools.product([1, -1], repeat=7)]
-    found = paired(before, after, objects)
+    found = paired_test(before, after, objects)
     assert found.p_value == pytest.approx(np.mean(np.abs(turned) >= abs(observed) - 1e-12))
     assert found.objects == 7
 
@@ -53,10 +53,10 @@ def test_the_interval_is_of_all_differences_that_are_not_rejected():
     generator = np.random.default_rng(1)
     before, after = generator.random((2, 27))
     objects = np.repeat(np.arange(9), 3)
-    found = paired(before, after, objects)
+    found = paired_test(before, after, objects)
     for bound, sign in ((found.low, -1), (found.high, 1)):
-        assert paired(before, after - bound - sign * 1e-6, objects).p_value <= 0.05
-        assert paired(before, after - bound + sign * 1e-6, objects).p_value > 0.05
+        assert paired_test(before, after - bound - sign * 1e-6, objects).p_value <= 0.05
+        assert paired_test(before, after - bound + sign * 1e-6, objects).p_value > 0.05
 
 
 @pytest.mark.parametrize("objects", [6, 12, 40])
@@ -68,7 +68,7 @@ def test_agrees_with_scipy(objects):
         (sums, np.zeros(objects)), lambda a, b: np.sum(a - b), permutation_type="samples", alternative="less",
         n_resamples=20_000, rng=np.random.default_rng(0),
     )  # fmt: skip
-    found = paired(np.zeros(len(of)), differences, of, resamples=20_000)
+    found = paired_test(np.zeros(len(of)), differences, of, resamples=20_000)
     assert found.p_fall == pytest.approx(known.pvalue, abs=1e-9 if objects <= 12 else 0.01)
 
 
@@ -114,20 +114,20 @@ def test_the_same_seed_gives_the_same_whatever_is_held_in_memory(monkeypatch):
 @pytest.mark.parametrize("count", [3, 10, 60])
 def test_no_difference_is_no_evidence_and_one_in_every_object_is_all_there_can_be(count):
     values = np.linspace(0, 0.9, count)
-    assert of_queries(values, values) == Interval(0, 0, 0, 1, count)
+    assert of_queries(values, values) == MeanDifference(0, 0, 0, 1, count)
     worse = of_queries(values + 0.1, values, resamples=99)
-    assert worse.p_fall == pytest.approx(max(least_p(count), 1 / 100 if count == 60 else 0))
+    assert worse.p_fall == pytest.approx(max(smallest_p(count), 1 / 100 if count == 60 else 0))
     bounds = (-0.1, -0.1) if count > 5 else (-1, 1)  # of three objects nothing can be said
     assert (worse.low, worse.high) == pytest.approx(bounds)
     assert worse.bounded == (count > 5)
     told = "95 % interval -0.1000 to -0.1000" if count > 5 else "3 objects are too few for a 95 % interval"
-    assert worse.told() == told
+    assert worse.interval_in_words() == told
 
 
 def test_the_opposite_comparison_is_its_mirror_image():
     before, after = np.random.default_rng(5).random((2, 80))
     objects = np.arange(80) // 2
-    there, back = paired(before, after, objects), paired(after, before, objects)
+    there, back = paired_test(before, after, objects), paired_test(after, before, objects)
     assert (there.difference, there.low, there.high) == pytest.approx((-back.difference, -back.high, -back.low))
     assert there.p_value == back.p_value
     assert there.p_fall + back.p_fall == pytest.approx(1)
@@ -138,7 +138,7 @@ def test_objects_are_those_of_the_labels_that_are_known_now():
     ids, labels = (pa.array(values, pa.string()) for values in zip(*rows, strict=True))
     before = pa.table({"query_id": ids, "label": pa.array(["once"] * 5), "ap": [0.5] * 5})
     after = pa.table({"query_id": ids, "label": labels, "ap": [0.6, 0.7, 0.4, 0.5, 0.9]})
-    found = comparison.compared("before", before, "after", after)
+    found = comparison.compare("before", before, "after", after)
     assert found.change.objects == 4
     assert {row["query_id"]: row["label"] for row in found.judged} == dict(rows)
 
@@ -148,11 +148,11 @@ def test_objects_are_those_of_the_labels_that_are_known_now():
 )
 def test_what_is_not_paired_is_refused(wrong):
     with pytest.raises(ValueError, match="a paired test needs"):
-        paired(*map(np.array, wrong))
+        paired_test(*map(np.array, wrong))
 
 
 @pytest.mark.parametrize("count", [1, 6, 13, 14, 40])
 def test_the_least_p_value_is_that_of_a_fall_in_every_object(count):
     values = np.linspace(0.2, 0.9, count)
-    assert of_queries(values, values - 0.1).p_fall == pytest.approx(least_p(count), rel=0.6)
-    assert of_queries(values, values - 0.1).p_fall >= least_p(count)
+    assert of_queries(values, values - 0.1).p_fall == pytest.approx(smallest_p(count), rel=0.6)
+    assert of_queries(values, values - 0.1).p_fall >= smallest_p(count)

@@ -1,4 +1,4 @@
-"""Nights over small photos of a few labels, embedded by a stand-in for Ray and the network, which costs neither."""
+"""Nights over a few small photos, extracted by a fake that needs neither Ray nor a network."""
 
 import contextlib
 import zlib

@@ -1,4 +1,4 @@
-"""What was added since the last accepted night is no fall: both networks are measured on tonight's photos."""
+"""Photos added since the last accepted night are no fall: both networks are measured on tonight's photos."""
 
 import shutil
 
@@ -7,11 +7,11 @@ import pytest
 
 from dim.errors import GateNotMet, UserError
 from dim.evaluate.comparison import Comparison
-from dim.evaluate.significance import Interval
+from dim.evaluate.significance import MeanDifference
 from dim.io import files, tables
 from dim.nightly import measurement, state
 from dim.nightly.config import Measurement
-from dim.nightly.measurement import Figure
+from dim.nightly.measurement import NightlyResult
 
 GOOD, WORSE = "vgg16-gem", "vgg16-mac"
 FAIR = "vgg16-spoc"  # finds most, so that photos of another product come in between
@@ -103,7 +103,7 @@ def test_a_network_that_was_not_kept_is_no_ground_to_accept(night, photos, embed
     night("2020-01-01", model=GOOD)
     (note,) = (tmp_path / "nightly").rglob("network.json")
     note.unlink()
-    said = r"the network of 2020-01-01, the last .* photos \(no '.*network.json': it is gone, .*; look .* --accept$"
+    said = r"the network of 2020-01-01, the last .* photos \(no '.*network.json': it was deleted, .*; look .* --accept$"
     with pytest.raises(GateNotMet, match=said):
         night("2020-01-02", model=FAIR)
     assert night("2020-01-02", model=FAIR, accept=True)["accepted"]
@@ -152,16 +152,16 @@ def test_a_model_that_a_killed_night_half_kept_is_kept_anew(night, photos, embed
 def test_a_model_that_changes_while_it_is_kept_makes_no_night(night, embedded, tmp_path, monkeypatch, write_model):
     model = tmp_path / "model"
     write_model(model, "gem", 1)
-    keep = state.keep
+    keep = state.keep_network
 
     def late(*asked):
         write_model(model, "gem", 2)
         keep(*asked)
 
-    monkeypatch.setattr(state, "keep", late)
+    monkeypatch.setattr(state, "keep_network", late)
     with pytest.raises(UserError, match="were made by different embeddings: weights"):
         night("2020-01-01", model=str(model), weights=None)
-    monkeypatch.setattr(state, "keep", keep)
+    monkeypatch.setattr(state, "keep_network", keep)
     write_model(model, "gem", 1)
     assert night("2020-01-01", model=str(model), weights=None)["accepted"]
 
@@ -175,17 +175,17 @@ def test_the_least_of_several_p_values_counts_as_often_as_there_are_tests():
 
 
 def test_one_of_several_evaluations_is_not_refused_for_what_one_of_many_shows_by_chance():
-    def of(p_value, standing="other"):
+    def of(p_value, other="other"):
         table = pa.table({"query_id": ["a"], "difference": [-0.1]})
-        against = Comparison("2020-01-01", "2020-01-02", table, Interval(-0.1, -0.2, -0.01, p_value, 20))
-        return Figure(0.5, None, "", "2020-01-01", standing, against)
+        against = Comparison("2020-01-01", "2020-01-02", table, MeanDifference(-0.1, -0.2, -0.01, p_value, 20))
+        return NightlyResult(0.5, None, "", "2020-01-01", other, against)
 
     asked = [Measurement(name=name, manifest="m") for name in "abc"]
     least = dict(zip("abc", map(of, (0.06, 0.5, 0.9)), strict=True))
-    assert measurement.unmet(asked, least) == []
-    (said,) = measurement.unmet(asked[:1], least)
+    assert measurement.unmet_gates(asked, least) == []
+    (said,) = measurement.unmet_gates(asked[:1], least)
     assert "one-sided p 0.0300 < significance 0.05" in said
-    (said_of_two,) = measurement.unmet(asked[:2], {"a": of(0.04), "b": of(0.5)})
+    (said_of_two,) = measurement.unmet_gates(asked[:2], {"a": of(0.04), "b": of(0.5)})
     assert "more than chance explains (one-sided p over 2 evaluations 0.0400 < significance 0.05; " in said_of_two
     same = least | {"b": of(1.0, None), "c": of(1.0, None)}  # the networks of these are the baseline's: no tests
-    assert measurement.unmet(asked, same) == [said]
+    assert measurement.unmet_gates(asked, same) == [said]

@@ -1,4 +1,4 @@
-"""The history: what it lists as missed, and files that are none."""
+"""history.csv: the nights it lists as missed, and files that are no history."""
 
 import pytest
 
@@ -24,7 +24,7 @@ def test_of_a_long_gap_only_the_last_nights_are_listed(tmp_path):
 def test_a_row_without_a_date_is_named(tmp_path, date):
     path = written(tmp_path, "2020-01-01")
     path.write_text(path.read_text().replace("2020-01-01", date))
-    with pytest.raises(UserError, match=r"history\.csv': row 1 has date .*; mend or delete it"):
+    with pytest.raises(UserError, match=r"history\.csv': row 1 has date .*; correct or delete it"):
         NightlyHistory(str(tmp_path))
 
 

@@ -1,4 +1,4 @@
-"""Nights that follow each other: only what is new is computed, what is worse is refused, each date counts once."""
+"""Successive nights: only new photos are extracted, a worse network is refused, and each date is run once."""
 
 import datetime
 import re
@@ -84,8 +84,8 @@ def test_what_changed_since_a_date_was_run_is_named(night, photos, embedded, tmp
     assert night("2020-01-01", model=WORSE, gates={"min_map": 0.1}) == once
     (line,) = (record.message for record in caplog.records if record.levelname == "WARNING")
     assert line == (
-        f"'{photos.manifest}' and the evaluation 'shelf' and the model changed since the night 2020-01-01, whose "
-        "result stands; measure what is there now with a later --date"
+        f"'{photos.manifest}' and the evaluation 'shelf' and the model changed since the night 2020-01-01 was "
+        "run. Its result stays as it was; use a later --date to measure again"
     )
 
 
@@ -223,13 +223,13 @@ def test_a_model_that_changes_between_two_collections(night, photos, embedded, t
         Measurement(name=name, manifest=manifest, split="test")
         for name, manifest in (("shelf", photos.manifest), ("more", str(other)))
     )
-    refreshed = state.refreshed
+    refresh = state.refresh
 
     def changing(config, model, manifest):  # what a training run writes meanwhile
-        return refreshed(config, WORSE if manifest == str(other) else model, manifest)
+        return refresh(config, WORSE if manifest == str(other) else model, manifest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(state, "refreshed", changing)
+        patch.setattr(state, "refresh", changing)
         with pytest.raises(UserError, match=r"'vgg16-gem' and 'vgg16-gem, as it is now' were made by different"):
             night("2020-01-01", evaluations=measured)
     assert not (tmp_path / "nightly" / "nights" / "2020-01-01" / "night.json").exists()

@@ -1,4 +1,4 @@
-"""What is left of the nights for people and for Prometheus: a page of all of them, and the last one's figures."""
+"""The files for people and for Prometheus: trend.html with all nights, metrics.prom with the last one."""
 
 import re
 
@@ -28,7 +28,7 @@ def page(tmp_path):
     better = {"baseline": "2020-02-28", "difference": 0.1, "low": 0.05, "high": 0.15, "p_value": 0.004}
     history.put("2020-03-03", rows("2020-03-03", ACCEPTED, 0.59, "three", **better))
     nightly.write(str(tmp_path), history.rows)
-    histories.write(str(tmp_path), history.rows)
+    histories.write_metrics_file(str(tmp_path), history.rows)
     return (tmp_path / "trend.html").read_text()
 
 
@@ -86,7 +86,7 @@ def test_a_value_that_a_person_mended_to_none_is_left_out(tmp_path):
     path.write_text(path.read_text().replace("0.5", "about a half").replace("1200", "nan"))
     known = NightlyHistory(str(tmp_path)).rows
     nightly.write(str(tmp_path), known)
-    histories.write(str(tmp_path), known)
+    histories.write_metrics_file(str(tmp_path), known)
     assert "dim_night_map{" not in (tmp_path / "metrics.prom").read_text()
     assert "nan" not in (tmp_path / "metrics.prom").read_text().lower()
 
@@ -96,7 +96,7 @@ def test_an_evaluation_that_is_no_longer_asked_for_is_on_the_page_alone(tmp_path
     history.put("2020-02-27", rows("2020-02-27"))
     history.put("2020-02-28", rows("2020-02-28")[:1])
     nightly.write(str(tmp_path), history.rows)
-    histories.write(str(tmp_path), history.rows)
+    histories.write_metrics_file(str(tmp_path), history.rows)
     assert "<b>" not in (tmp_path / "metrics.prom").read_text()  # its age would be an alarm for ever
     assert "a &lt;b&gt; &amp;" in (tmp_path / "trend.html").read_text()
 

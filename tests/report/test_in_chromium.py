@@ -1,4 +1,4 @@
-"""Pages as a browser shows them: sorted, filtered, unfolded; nothing complained of and nothing asked for."""
+"""Pages in a browser: tables sort, filter and unfold, without console errors and without requests."""
 
 import pytest
 from PIL import Image

@@ -1,4 +1,4 @@
-"""What stands in a page's file: names as text, each photo once, never more than 5 MB."""
+"""A page's file: it shows names as text, embeds each photo once, and stays below 5 MB."""
 
 import base64
 import html.parser
@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from dim.report import parts
-from dim.report.page import BYTES, SIZES, Page, PagePhoto, PagePhotos, element, fragment, name
+from dim.report.page import MAX_BYTES, SIZES, Page, PagePhoto, PagePhotos, element, fragment, user_text
 from dim.report.parts import Card, Column, Row
 
 NAMES = ("<script>alert(1)</script>", "\"a\" & 'b'", "</title></style>", "مرحبا\u202eabc", "😀 -->", "$title ${x}")
@@ -49,7 +49,7 @@ def test_text_is_escaped_and_markup_is_not():
     assert element("input", type="x", hidden=True, class_='"', data_value=0, id=None) == (
         '<input type="x" hidden class="&quot;" data-value="0">'
     )
-    assert fragment(name("<i>")) == "<bdi>&lt;i&gt;</bdi>"
+    assert fragment(user_text("<i>")) == "<bdi>&lt;i&gt;</bdi>"
 
 
 @pytest.mark.parametrize("evil", NAMES)
@@ -92,7 +92,7 @@ def test_photos_shrink_until_the_page_is_small_enough(photograph):
     page = Page("job", "Title")
     photos = [photograph(number) for number in range(40)]
     page.section("Photos", [page.photos.picture(photo, "noise") for photo in photos])
-    whole = page.photos.symbols(BYTES)
+    whole = page.photos.symbols(MAX_BYTES)
     less = page.photos.symbols(len(whole) // 3)
     assert len(less) <= len(whole) // 3
     sizes = [max(_image(symbols).size) for symbols in (whole, less)]
@@ -110,7 +110,7 @@ def test_a_box_is_cut_out_before_it_is_made_small(tmp_path):
     Image.fromarray(pixels).save(tmp_path / "a.png")
     photos = PagePhotos()
     photos.symbol(PagePhoto(str(tmp_path / "a.png"), (300, 100, 340, 120)))
-    image = _image(photos.symbols(BYTES))
+    image = _image(photos.symbols(MAX_BYTES))
     assert image.size == (40, 32)  # no side under 32
     assert np.asarray(image).min() > 250
 

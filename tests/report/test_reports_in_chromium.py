@@ -1,4 +1,4 @@
-"""The pages that jobs write, as a browser shows them on a desk and on a phone."""
+"""The pages of the jobs in a browser, at the widths of a desktop and a phone."""
 
 import numpy as np
 import pytest
@@ -63,7 +63,7 @@ def test_the_report_of_an_evaluation(photos, look):
         assert browser.run("document.title") == "How well photos are found"
         assert f"{found['map']:.4f}" in browser.run("document.querySelector('.figures').innerText")
         titles = browser.run("[...document.querySelectorAll('h2')].map(h => h.innerText)")
-        wanted = ["Headline", "Curves", "Compared", "Worst queries", "Median queries", "Best queries"]
+        wanted = ["Headline", "Curves", "Comparison", "Worst queries", "Median queries", "Best queries"]
         assert titles == [*wanted, "Confused labels", "All queries"]
         aps = f"{SHOWN}.map(body => Number(body.rows[0].cells[3].dataset.value))"
         assert browser.run(aps) == sorted(browser.run(aps))
@@ -128,7 +128,7 @@ def test_what_the_policy_does_not_know_is_refused(photos, browser, tmp_path):
     broken_in = "<script>document.title = 'broken in'</script><img src='http://127.0.0.1:1/x.png'></main>"
     (tmp_path / "broken.html").write_text(text.replace("</main>", broken_in, 1))
     browser.open(tmp_path / "broken.html")
-    assert browser.run("document.title") == "What was found"
+    assert browser.run("document.title") == "Search results"
     assert len([told for told in browser.complaints if "Content Security Policy" in told]) == 2
 
 
@@ -142,7 +142,7 @@ def test_the_trend_of_nights(look, tmp_path):
     nightly.write(str(tmp_path), history.rows)
 
     def check(browser):
-        assert browser.run("document.title") == "Night after night"
+        assert browser.run("document.title") == "Nightly evaluations"
         assert browser.run("document.querySelectorAll('.timeline svg .dot').length") >= 2 * len(EVIL)
         # Marks have their colours: the style that is allowed takes in theirs.
         assert browser.run("getComputedStyle(document.querySelector('.cross')).stroke") == "rgb(198, 47, 47)"

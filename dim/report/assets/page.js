@@ -1,6 +1,6 @@
 "use strict";
 
-// Tables: a click on a heading sorts, words filter, a row unfolds. Each row is a <tbody>, so that its detail goes along.
+// Tables: headings sort, the field filters, rows unfold. Each row is a <tbody>, so that its detail moves with it.
 
 function valueOf(body, column) {
   const cell = body.rows[0].cells[column];
@@ -10,7 +10,7 @@ function valueOf(body, column) {
 }
 
 function compared(one, other, direction) {
-  if (one === null || other === null) return (one === null) - (other === null); // what has no value stays last
+  if (one === null || other === null) return (one === null) - (other === null); // rows without a value stay last
   const order = typeof one === "number" ? one - other : one.localeCompare(other, undefined, { numeric: true });
   return direction * order;
 }

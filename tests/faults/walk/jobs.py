@@ -233,8 +233,8 @@ def _index(_, out):
 
 def _evaluation(_, out):
     metrics = f"{out}/metrics.json"
-    comparison.require_own(metrics)
-    return files.read_json(metrics)["map"], comparison.beside(metrics).to_pydict()
+    comparison.require_unchanged(metrics)
+    return files.read_json(metrics)["map"], comparison.read_per_query(metrics).to_pydict()
 
 
 def _nights(_, out):

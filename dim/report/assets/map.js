@@ -1,4 +1,4 @@
-// The map: moved by dragging and arrows, zoomed by wheel, pinch, buttons and keys; a chosen photo says what it is.
+// The map: drag or use arrows to move; wheel, pinch, buttons or keys to zoom; click a photo to see its label and id.
 
 const atlas = document.querySelector(".atlas");
 const drawing = atlas.querySelector("svg");
@@ -6,7 +6,7 @@ const spots = [...drawing.querySelectorAll(".spot")];
 const chosen = atlas.querySelector(".chosen");
 const { x, y, width, height } = drawing.viewBox.baseVal;
 const box = drawing.getBoundingClientRect();
-const stretch = Math.sqrt((box.width / box.height) / (width / height)); // a map as wide or high as its frame
+const stretch = Math.sqrt((box.width / box.height) / (width / height)); // fits the map to the aspect ratio of its frame
 const all = { x: x * stretch, y: y / stretch, width: width * stretch, height: height / stretch };
 const pointers = new Map();
 let view = { ...all };
@@ -14,7 +14,7 @@ let moved = 0;
 
 function draw() {
   drawing.setAttribute("viewBox", `${view.x} ${view.y} ${view.width} ${view.height}`);
-  // Photos grow more slowly than the map, so that those on top of each other come apart.
+  // Photos grow more slowly than the map, so that overlapping ones come apart.
   const scale = Math.sqrt(view.width / all.width);
   for (const spot of spots) {
     const { x, y } = spot.dataset;

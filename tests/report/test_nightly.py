@@ -1,4 +1,4 @@
-"""A chart over dates: where marks lie, where the line ends, and that few and many dates are readable."""
+"""The timeline: places of the marks, ends of the line, and readable labels for few and many dates."""
 
 import datetime
 import itertools

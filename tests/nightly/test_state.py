@@ -1,4 +1,4 @@
-"""What of earlier nights is kept, and found again, and what is let go."""
+"""Collections: which are kept from night to night, found again, and deleted."""
 
 import shutil
 
@@ -122,16 +122,16 @@ def test_photos_that_only_one_network_has_are_said_to_be_a_difference(night, pho
     monkeypatch.setattr(pipeline, "run", failing)
     done = night("2020-01-02", model=FAIR, gates={"significance": 0.0})
     assert done["evaluations"]["shelf"]["note"] == (
-        "photos without a descriptor, which are never found: 1 by tonight's network, 0 by that of 2020-01-01; a part "
-        "of the change may be due to that"
+        "photos without a descriptor are never found: 1 by tonight's network, 0 by that of 2020-01-01; part of the "
+        "change may be due to that"
     )
 
 
 def test_two_evaluations_of_one_manifest_ask_for_its_photos_once_a_network(night, photos, embedded, monkeypatch):
     pair = tuple(Measurement(name=name, manifest=photos.manifest, significance=0.0) for name in ("all", "again"))
     night("2020-01-01", model=GOOD, evaluations=pair)
-    extracted, asked = state.extracted, []
-    monkeypatch.setattr(state, "extracted", lambda *given: asked.append(given) or extracted(*given))
+    extract, asked = state.extract, []
+    monkeypatch.setattr(state, "extract", lambda *given: asked.append(given) or extract(*given))
     figures = night("2020-01-02", model=FAIR, evaluations=pair)["evaluations"]
     assert len(asked) == 2
     assert figures["all"]["baseline_collection"] == figures["again"]["baseline_collection"]
