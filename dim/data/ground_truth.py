@@ -43,7 +43,7 @@ def read(uri: str, manifest: Manifest) -> GroundTruth:
     known = set(manifest.image_ids)
     seen: set[tuple[str, str]] = set()
     images: dict[str, dict[str, list[str]]] = {}
-    rows = zip(*(manifests.text(uri, table, name).to_pylist() for name in COLUMNS), strict=True)
+    rows = zip(*(manifests.text_column(uri, table, name).to_pylist() for name in COLUMNS), strict=True)
     for number, (query, image, grade) in enumerate(rows, start=1):
         if grade not in GRADES:
             raise UserError(f"{uri!r}: row {number} has the grade {quoted(grade)}; {nearest(str(grade), list(GRADES))}")

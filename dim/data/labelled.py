@@ -160,14 +160,14 @@ def of_table(config: SplitConfig) -> pa.Table:
     table = tables.read(uri)
     tables.require_columns(table, ("path", "label"), uri)
     if "image_id" not in table.column_names:
-        paths = manifest.text(uri, table, "path").fill_null("").to_pylist()
+        paths = manifest.text_column(uri, table, "path").fill_null("").to_pylist()
         table = table.add_column(0, "image_id", pa.array(unique_ids(paths), pa.string()))
     if "split" in table.column_names:
         table = table.drop_columns("split")
     rows = manifest.checked(uri, table)
     table = rows.table.drop_columns("split")
     if config.out.endswith(".csv"):  # which holds no lists, say: better known now than when there is something to write
-        table = manifest.with_texts(uri, table, table.column_names)
+        table = manifest.with_text_columns(uri, table, table.column_names)
     return with_paths(table, rows.paths)
 
 

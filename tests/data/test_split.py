@@ -430,7 +430,7 @@ def test_the_demo_set_can_be_split_again(demo, tmp_path):
         ),
         ({"images": "nolabel.csv"}, "has no column 'label'"),
         ({"images": "nopath.csv"}, "has no column 'path'"),
-        ({"images": "twice.csv"}, "'a' stands more than once"),
+        ({"images": "twice.csv"}, "'a' occurs more than once"),
         ({"images": "null.csv"}, "no label left"),
         ({"out": "m.txt"}, "must end in .parquet or .csv"),
         ({"images": "nolabel.csv", "out": "nolabel.csv"}, "is the table to split"),

@@ -293,7 +293,7 @@ def test_what_names_no_place_is_refused_by_name_and_nobody_is_asked(uri, alone, 
         assert "hush" not in refused(call, uri, said)
     table = write_manifest(image_id=["a", "b", "c"], path=["a.jpg", uri, uri])
     row = r"photos\.csv': row 2 \(image_id 'b'\): "
-    assert "hush" not in refused(manifest.read, table, f"{row}.*{said}.*; 2 rows are like it")
+    assert "hush" not in refused(manifest.read, table, f"{row}.*{said}.*; 2 such rows")
     for inputs in ({"manifest": uri}, {"descriptors": uri}):  # of a folder that somebody else made
         files.write_json(f"{tmp_path}/run.json", {"job": "extract", "inputs": inputs})
         assert search.of_folder(str(tmp_path), ["a"]) == search.NOT_KNOWN
@@ -342,11 +342,11 @@ def test_arrow_s_own_reading_of_uris_is_never_asked():
 def test_a_path_that_is_no_text_is_named_with_its_row(tmp_path):
     columns = {"image_id": ["a", "b", "c"], "path": [b"a.jpg", b"b\xff.jpg", b"\xfe"]}
     tables.write(f"{tmp_path}/m.parquet", pa.table(columns))
-    with pytest.raises(UserError, match=r"column 'path' must be text: .* in row 2, b'b\\xff.jpg'; 2 rows are like it"):
+    with pytest.raises(UserError, match=r"column 'path' must be text: .* in row 2, b'b\\xff.jpg'; 2 such rows"):
         manifest.read(f"{tmp_path}/m.parquet")
     columns["path"] = ["a.jpg", "b\0.jpg", "c\0"]
     tables.write(f"{tmp_path}/m.parquet", pa.table(columns))
-    with pytest.raises(UserError, match=r"row 2 has a NUL in its path; 2 rows are like it"):
+    with pytest.raises(UserError, match=r"row 2 has a NUL in its path; 2 such rows"):
         manifest.read(f"{tmp_path}/m.parquet")
 
 
