@@ -75,7 +75,7 @@ def of_samples(area: int, chunk: int, samples: int, size: int, *, alpha: bool, m
 def _library(image: Image.Image, area: int) -> int:
     """The bytes that the library of the format takes beside the image until it is loaded."""
     if image.format == "JPEG2000":
-        grid = containers.grid(_file(image))  # which counts, whatever the boxes around it say
+        grid = containers.jpeg2000_grid(_file(image))  # which counts, whatever the boxes around it say
         return _SAMPLE * grid.bands * max(area, grid.pixels) + (_TILE + _TILE_BAND * grid.bands) * grid.tiles
     return _LOADING.get(str(image.format), 0) * area
 

@@ -206,8 +206,8 @@ RAW = {
 
 @pytest.mark.parametrize("name", RAW)
 def test_a_raw_file_is_told(name):
-    assert reason(RAW[name]) == "a raw file of a camera; export it as JPEG"
-    with pytest.raises(DecodeError, match="a raw file"):
+    assert reason(RAW[name]) == "a camera raw file; export it as JPEG"
+    with pytest.raises(DecodeError, match="a camera raw file"):
         check_header(io.BytesIO(RAW[name]))
 
 
