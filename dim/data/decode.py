@@ -23,19 +23,6 @@ from dim.data.config import Resize
 from dim.data.formats import OpenedPhoto
 from dim.data.limits import LIMITS, DecodeError, Limits, allowance, check_size
 
-__all__ = [
-    "Box",
-    "DecodeError",
-    "Decoded",
-    "Limits",
-    "Resize",
-    "Undecoded",
-    "check_header",
-    "decode",
-    "output_size",
-    "prepared",
-]
-
 Box = tuple[float, float, float, float]
 
 MIN_SIDE = 32  # VGG16 halves its input five times
@@ -58,13 +45,9 @@ _SIDEWAYS = (5, 6, 7, 8)
 
 @dataclass(frozen=True)
 class Decoded:
-    """A decoded photo.
+    """A photo's `pixels`: uint8 RGB of shape (H, W, 3), cropped and resized.
 
-    Attributes:
-        pixels: uint8 RGB, shape (H, W, 3), cropped and resized.
-        width: The width of the whole upright photo, in pixels.
-        height: Its height.
-        several: Whether the file holds further frames or pages.
+    `width` and `height` are those of the whole upright photo. `several`: the file holds further frames or pages.
     """
 
     pixels: np.ndarray
@@ -82,16 +65,13 @@ def decode(
 
     Args:
         content: The bytes of the photo's file.
-        size: The side of the output in pixels; see `output_size`.
+        size: The side of the output in pixels.
         resize: How the photo is brought to `size`; see `output_size`.
         box: (x1, y1, x2, y2) in pixels of the upright photo, rounded and clipped to it; the photo is cropped to this
             box before it is resized.
         scaled: Decodes a JPEG without a box at a half, a quarter or an eighth of its size if that is still
             `SCALED_MARGIN` times the output. This is faster and changes pixels slightly.
         limits: The largest file and photo that are accepted.
-
-    Returns:
-        The pixels, and the size of the whole photo.
 
     Raises:
         DecodeError: The file is of an unknown format, broken or truncated, the photo is over the limits, or the box is

@@ -159,16 +159,9 @@ def text_column(uri: str, table: pa.Table, name: str) -> pa.ChunkedArray:
 def _undecodable_rows(column: pa.ChunkedArray) -> str:
     """Names the first row whose bytes are not UTF-8, for a message; "" if there is none."""
     values = column.to_pylist()
-    rows = [row for row, value in enumerate(values) if isinstance(value, bytes) and not _is_utf8(value)]
-    return f" in row {rows[0] + 1}, {quoted(values[rows[0]])}{_others(len(rows))}" if rows else ""
-
-
-def _is_utf8(value: bytes) -> bool:
-    try:
-        value.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
+    wrong = [isinstance(value, bytes) and value.decode(errors="ignore").encode() != value for value in values]
+    rows = np.flatnonzero(wrong)
+    return f" in row {rows[0] + 1}, {quoted(values[rows[0]])}{_others(len(rows))}" if len(rows) else ""
 
 
 def _selectable(column: pa.ChunkedArray) -> bool:
@@ -182,8 +175,8 @@ def _selectable(column: pa.ChunkedArray) -> bool:
 
 def _require_ids(uri: str, table: pa.Table) -> None:
     for name in _REQUIRED:
-        if (missing := _first(table[name].is_null())) is not None:
-            raise UserError(f"{uri!r}: row {missing + 1} has no {name}")
+        if missing := _rows(table[name].is_null()):
+            raise UserError(f"{uri!r}: row {missing[0] + 1} has no {name}")
         if broken := _rows(pc.match_substring(table[name], "\0")):
             raise UserError(f"{uri!r}: row {broken[0] + 1} has a NUL in its {name}{_others(len(broken))}")
     counts = table["image_id"].value_counts()
@@ -235,14 +228,9 @@ def _with_boxes(uri: str, table: pa.Table) -> pa.Table:
         "an empty box (x2 ≤ x1 or y2 ≤ y1)": empty,
     }
     for fault, mask in faults.items():
-        if (row := _first(mask)) is not None:
-            raise UserError(f"{uri!r}: image_id {quoted(table['image_id'][row].as_py())} has {fault}")
+        if rows := _rows(mask):
+            raise UserError(f"{uri!r}: image_id {quoted(table['image_id'][rows[0]].as_py())} has {fault}")
     return table
-
-
-def _first(mask: pa.ChunkedArray) -> int | None:
-    rows = _rows(mask)
-    return rows[0] if rows else None
 
 
 def _rows(mask: pa.ChunkedArray) -> list[int]:

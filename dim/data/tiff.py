@@ -21,16 +21,8 @@ RAW = "a camera raw file; export it as JPEG"
 
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR, _CIE_LAB, _ICC_LAB = 0, 1, 2, 3, 5, 6, 8, 9
 _RAW_COLOURS = (32803, 34892)  # colour filter array, linear raw
-_MODES = {
-    _WHITE_IS_ZERO: "L",
-    _BLACK_IS_ZERO: "L",
-    _RGB: "RGB",
-    _PALETTE: "P",
-    _CMYK: "CMYK",
-    _YCBCR: "YCbCr",
-    _CIE_LAB: "LAB",
-    _ICC_LAB: "LAB",
-}
+_MODES = {_RGB: "RGB", _PALETTE: "P", _CMYK: "CMYK", _YCBCR: "YCbCr"}
+_MODES |= {_WHITE_IS_ZERO: "L", _BLACK_IS_ZERO: "L", _CIE_LAB: "LAB", _ICC_LAB: "LAB"}
 _JPEG_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
 _OLD_JPEG, _JPEG = 6, (7, 34892)
 _ORIENTATION, _COLOUR_MAP, _INKS, _PROFILE, _DNG = 274, 320, 332, 34675, 50706

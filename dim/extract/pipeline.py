@@ -18,8 +18,8 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 from dim.app import cluster
 from dim.data import isolated, photos
 from dim.data.config import Resize
-from dim.data.decode import Decoded, DecodeError
-from dim.data.limits import Limits
+from dim.data.decode import Decoded
+from dim.data.limits import DecodeError, Limits
 from dim.errors import JobFailed
 from dim.extract import store
 from dim.extract.embedder import Embedder, Recipe, set_up_tensorflow
@@ -63,17 +63,17 @@ def _decode(
     table: pa.Table, *, size: int, resize: Resize, scaled: bool, limits: Limits, change: Change | None
 ) -> pa.Table:
     # What has killed its worker again and again is a photo among these, not bad luck.
-    how = isolated.decode if cluster.earlier_attempts() >= UNGUARDED_TRIES else isolated.watched
+    how = isolated.decode if cluster.earlier_attempts() >= UNGUARDED_TRIES else isolated.decode_here
     decoded = [
         _decode_row(row, photo, how, size, resize, change=change, scaled=scaled, limits=limits)
-        for row, photo in zip(table.to_pylist(), photos.fetched(table["path"].to_pylist()), strict=True)
+        for row, photo in zip(table.to_pylist(), photos.prefetch(table["path"].to_pylist()), strict=True)
     ]
     return pa.Table.from_pylist(decoded, schema=DECODED)
 
 
 def _decode_row(
     row: dict[str, Any],
-    photo: photos.Fetched,
+    photo: photos.Prefetched,
     how: Callable[..., Decoded],
     size: int,
     resize: Resize,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dim.data.photos import listed, listing
+from dim.data.photos import file_names, list_folder
 from dim.errors import UserError
 
 
@@ -20,13 +20,13 @@ def folder(tmp_path):
 
 @pytest.mark.parametrize("uri", ["{}", "{}/", "file://{}"])
 def test_listed(folder, uri):
-    assert listed(uri.format(folder)) == ["a/1.png", "b/2.png", "b/deep/3.png"]
+    assert file_names(uri.format(folder)) == ["a/1.png", "b/2.png", "b/deep/3.png"]
 
 
 def test_links_are_followed(folder, tmp_path):
     (folder / "c").symlink_to(folder / "b")
     (folder / "a" / "link.png").symlink_to(folder / "a" / "1.png")
-    found = listed(str(folder))
+    found = file_names(str(folder))
     assert "a/link.png" in found
     assert "c/deep/3.png" in found
 
@@ -40,7 +40,7 @@ def test_links_that_lead_round_end(tmp_path):
         (here / "b").symlink_to(below)
         (here / "up").symlink_to(tmp_path)
     (tmp_path / "20" / "photo.jpg").touch()
-    found = listed(str(tmp_path))
+    found = file_names(str(tmp_path))
     assert "20/photo.jpg" in found and len(found) <= 100
 
 
@@ -58,19 +58,19 @@ def test_whatever_is_not_taken_is_named(folder):
         path = Path(os.fsdecode(bytes(folder) + b"/" + name))
         path.parent.mkdir(exist_ok=True)
         path.touch()
-    found = listing(str(folder))
+    found = list_folder(str(folder))
     assert found.files == ["a/1.png", "b/2.png", "b/deep/3.png"]
     assert found.hidden == 2
     assert found.skipped == {
         "\\xfe": "its name is not UTF-8; rename it",
         "a/\\xff.jpg": "its name is not UTF-8; rename it",
-        "a/broken.jpg": "a link to nothing",
+        "a/broken.jpg": "a broken link",
         "a/fifo": "neither a file nor a folder",
-        "a/itself.jpg": "a link that leads to itself",
+        "a/itself.jpg": "a link to itself",
         "a/socket": "neither a file nor a folder",
-        "b/deep/back": "a link that leads to itself",
-        "b/round": "a link that leads to itself",
-        "b/up": "a link to a folder that it stands in",
+        "b/deep/back": "a link to itself",
+        "b/round": "a link to itself",
+        "b/up": "a link to a folder above it",
         "empty": "an empty folder",
     }
 
@@ -105,13 +105,16 @@ def closed(folder):
 
 
 def test_a_folder_that_may_not_be_entered(closed):
-    said = as_nobody(lambda: repr(listing(str(closed))))
-    skipped = {"a/into.png": "can't be read: Permission denied", "b": "a folder that can't be read: Permission denied"}
+    said = as_nobody(lambda: repr(list_folder(str(closed))))
+    skipped = {
+        "a/into.png": "cannot be read: Permission denied",
+        "b": "a folder that cannot be read: Permission denied",
+    }
     assert said == f"Listing(files=['a/1.png'], skipped={skipped!r}, hidden=2)"
 
 
 def test_a_folder_that_may_not_be_entered_at_all(closed):
-    said = as_nobody(lambda: repr(listing(f"{closed}/b")))
+    said = as_nobody(lambda: repr(list_folder(f"{closed}/b")))
     assert said.startswith("UserError(") and f"cannot read the folder '{closed}/b': Permission denied" in said
 
 
@@ -120,20 +123,20 @@ def test_a_folder_whose_path_is_too_long(folder, monkeypatch):
     for _ in range(20):
         Path("x" * 250).mkdir()
         os.chdir("x" * 250)
-    ((place, reason),) = listing(str(folder)).skipped.items()
-    assert place.startswith("b/xxx") and reason == "a folder that can't be read: File name too long"
+    ((place, reason),) = list_folder(str(folder)).skipped.items()
+    assert place.startswith("b/xxx") and reason == "a folder that cannot be read: File name too long"
 
 
 def test_the_log_names_what_was_not_taken(folder, caplog):
     for name in ("x.jpg", "y.jpg"):
         (folder / "a" / name).symlink_to(folder / "gone.jpg")
-    listed(str(folder))
-    assert caplog.messages == [f"not taken of {str(folder)!r}: 2 (2 × a link to nothing), such as 'a/x.jpg'"]
+    file_names(str(folder))
+    assert caplog.messages == [f"skipped in {str(folder)!r}: 2 (2 × a broken link), such as 'a/x.jpg'"]
 
 
 def test_there_is_no_folder(tmp_path):
     with pytest.raises(UserError, match=r"cannot read the folder .*No such file"):
-        listing(str(tmp_path / "none"))
+        list_folder(str(tmp_path / "none"))
 
 
 def test_a_store(s3):
@@ -142,5 +145,5 @@ def test_a_store(s3):
     bucket = s3.bucket("listing")
     for name in ("b/2.jpg", "a/1.jpg", ".hidden/3.jpg", ".hidden/4.jpg", "a/.5.jpg"):
         files.write_bytes(f"{bucket}/set/{name}", b"")
-    found = listing(f"{bucket}/set")
+    found = list_folder(f"{bucket}/set")
     assert (found.files, found.skipped, found.hidden) == (["a/1.jpg", "b/2.jpg"], {}, 2)

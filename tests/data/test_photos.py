@@ -16,16 +16,16 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_named(tmp_path, monkeypatch):
+def test_manifest_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert photos.named(["a/b/1.jpg", f"{tmp_path}/a/1.jpg", "ab/1.jpg"], "a") == [
+    assert photos.manifest_paths(["a/b/1.jpg", f"{tmp_path}/a/1.jpg", "ab/1.jpg"], "a") == [
         "b/1.jpg",
         "1.jpg",
         f"{tmp_path}/ab/1.jpg",
     ]
-    assert photos.named(["1.jpg"], ".") == ["1.jpg"]
-    assert photos.named(["s3://b/f/1.jpg", "s3://b/g/1.jpg"], "s3://b/f") == ["1.jpg", "s3://b/g/1.jpg"]
-    assert photos.named(["s3://b/f/1.jpg"], ".") == ["s3://b/f/1.jpg"]
+    assert photos.manifest_paths(["1.jpg"], ".") == ["1.jpg"]
+    assert photos.manifest_paths(["s3://b/f/1.jpg", "s3://b/g/1.jpg"], "s3://b/f") == ["1.jpg", "s3://b/g/1.jpg"]
+    assert photos.manifest_paths(["s3://b/f/1.jpg"], ".") == ["s3://b/f/1.jpg"]
 
 
 def test_unreadable(folder):
@@ -47,7 +47,7 @@ def test_photos_are_read_ahead_with_two_requests_each(s3):
     written[9] = b""
     assert not any(storage.at_once(lambda pair: files.write_bytes(*pair), zip(uris, written, strict=True)))
     s3.faults(latency=0.05)
-    assert [photo.read() for photo in photos.fetched(uris)] == written
+    assert [photo.read() for photo in photos.prefetch(uris)] == written
     counts = s3.faults()
     assert counts["most"] >= 12
     assert counts["GET"] == 39 and counts["HEAD"] == 42  # what is large, and what is empty, is opened again
@@ -55,13 +55,13 @@ def test_photos_are_read_ahead_with_two_requests_each(s3):
 
 def test_a_photo_that_cannot_be_read_says_so_in_its_turn(folder):
     uris = [f"{folder}/{name}" for name in ("a/1.png", "none.png", "a", "b/2.png")]
-    one, none, no_file, two = photos.fetched(uris)
+    one, none, no_file, two = photos.prefetch(uris)
     with pytest.raises(FileNotFoundError):
         none.read()
     with pytest.raises(OSError, match="is no file"):
         no_file.read()
     assert one.read() == two.read() == photos.read(uris[0])
-    assert list(photos.fetched([])) == []
+    assert list(photos.prefetch([])) == []
 
 
 @pytest.mark.parametrize("check", [photos.opens, photos.decodes])

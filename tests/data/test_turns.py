@@ -56,9 +56,9 @@ def test_other_processes_count_until_they_die(monkeypatch):
     monkeypatch.setattr(footprint, "memory", lambda: 1)
     program = f"""if True:
         import time
-        from dim.data import turns
-        turns.memory = lambda: 1
-        with turns.turn({SMALL + 1}, 1):
+        from dim.data import footprint
+        footprint.memory = lambda: 1
+        with footprint.turn({SMALL + 1}, 1):
             print("mine", flush=True)
             time.sleep(600)
     """

@@ -112,7 +112,7 @@ def test_from_a_folder_through_a_manifest_each_photo_stays_itself(tmp_path_facto
         uris = [files.join(folder, f"{label}/{name}") for label, name in names]
         assert [files.locate(uri)[1] for uri in uris] == paths
         for place in (f"{scheme}{top}", folder, f"{scheme}/elsewhere"):
-            named = photos.named(uris, place)
+            named = photos.manifest_paths(uris, place)
             if place != folder:  # else a label may be called "file:"
                 expected = [path.removeprefix(f"{top}/") for path in paths] if place == f"{scheme}{top}" else uris
                 assert named == expected
@@ -208,7 +208,9 @@ def test_the_mark_of_a_tar_s_member_stays_one():
 def test_roots():
     assert files.parent("file:///a.csv") == "file:///" and files.join("file:///", "b c") == "file:///b%20c"
     assert files.parent("/a.csv") == "/" and files.join("/", "b c") == "/b c"
-    assert photos.named(["file:///b%20c"], "file:///") == ["b c"] and photos.named(["/b"], "/") == ["b"]
+    assert photos.manifest_paths(["file:///b%20c"], "file:///") == ["b c"] and photos.manifest_paths(["/b"], "/") == [
+        "b"
+    ]
     assert uris.parts("//mnt/a") == uris.parts("/mnt/a") == ("", "/mnt/a")
     assert uris.parts("file:////mnt//a/../b/") == ("file", "/mnt/b")
 
