@@ -12,7 +12,7 @@ from PIL import Image, ImageCms
 
 LARGEST = 2**23  # bytes of a profile; printers' profiles have up to 3 MB
 _SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
-# A profile that changes no colour of the cube by more than this is sRGB under another name, and is not applied.
+# A profile that changes none of these 9 × 9 × 9 colours by more than `_NEAR` is sRGB under another name: not applied.
 _NEAR = 3
 _CUBE = np.stack(np.meshgrid(*3 * [np.linspace(0, 255, 9)]), axis=2).astype(np.uint8).reshape(27, 27, 3)
 

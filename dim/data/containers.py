@@ -19,12 +19,12 @@ from PIL import Image
 
 Crop = tuple[int, int, int, int]
 
-BRANDS = {b"avif", b"avis"}  # of AVIF
-_ACCEPTED_FIRST = BRANDS | {b"mif1", b"msf1"}  # by Pillow
+AVIF_BRANDS = {b"avif", b"avis"}
+_ACCEPTED_FIRST = AVIF_BRANDS | {b"mif1", b"msf1"}  # by Pillow
 
 
 def brands(content: bytes) -> set[bytes]:
-    """The brands in the file type box, which say how the file can be read; empty if it does not begin with that box."""
+    """The brands in the file type box, which say how the file can be read; empty without that box."""
     if content[4:8] != b"ftyp":
         return set()
     size = min(int.from_bytes(content[:4]), len(content))
@@ -38,7 +38,7 @@ def avif_for_pillow(content: bytes) -> bytes:
     the size (ispe) of the alpha: the picture's size takes the place of the alpha's bit depth (pixi), which no decoder
     needs.
     """
-    if content[8:12] not in _ACCEPTED_FIRST or not brands(content) & BRANDS:
+    if content[8:12] not in _ACCEPTED_FIRST or not brands(content) & AVIF_BRANDS:
         content = content[:8] + b"avif" + content[12:]
     try:
         return _with_sizes(content)
@@ -200,7 +200,7 @@ def jpeg2000_grid(file: IO[bytes]) -> Grid:
 
 
 def _codestream(file: IO[bytes]) -> int:
-    """The position of the first codestream in the file."""
+    """The position of the first codestream in the file, alone or in a box (jp2c)."""
     place = 0
     while True:
         file.seek(place)

@@ -91,8 +91,8 @@ _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_b
 def turn(needed: int, most: int) -> Iterator[None]:
     """Waits for a turn to decode a photo that needs `needed` bytes, and holds the turn within the block.
 
-    Photos of up to SMALL bytes do not wait. Of the others, at most one per core is decoded at a time, and only as many as
-    fit in half of the memory if each took `most` bytes, but at least one.
+    Photos of up to SMALL bytes do not wait. Of the others, at most one per core is decoded at a time, and only as many
+    as fit in half of the memory if each took `most` bytes, but at least one.
     """
     if needed <= SMALL:
         yield

@@ -77,13 +77,13 @@ def open_photo(file: IO[bytes], limits: Limits) -> OpenedPhoto:
             raise
         except Exception as error:
             raise DecodeError(_not_decoded("TIFF", error)) from error
-    if brands and not brands & containers.BRANDS and (brands & _HEIC or b"hvc1" in start):
+    if brands and not brands & containers.AVIF_BRANDS and (brands & _HEIC or b"hvc1" in start):
         raise DecodeError("an HEIC photo, which dim can't decode; convert it to JPEG")
     # `check_pixels` below applies dim's limit; Pillow's own would refuse the photo in `Image.open`, before that.
     Image.MAX_IMAGE_PIXELS = None
     PngImagePlugin.MAX_TEXT_CHUNK = LARGEST  # Pillow's limit of 1 MB refuses some large profiles
     crop = None
-    if brands & containers.BRANDS or (brands and b"av01" in start):
+    if brands & containers.AVIF_BRANDS or (brands and b"av01" in start):
         content = file.read(limits.bytes + 1)
         check_size(len(content), limits)
         file, crop = io.BytesIO(containers.avif_for_pillow(content)), containers.avif_crop(content)
@@ -116,7 +116,7 @@ def _not_decoded(name: str, error: Exception) -> str:
 
 
 class PillowPhoto:
-    """A photo that Pillow has opened as `image`. `start` are the first bytes of `file`, `crop` an AVIF's aperture."""
+    """A photo that Pillow has opened as `image`. `start`: the first bytes of `file`. `crop`: an AVIF's aperture."""
 
     def __init__(self, file: IO[bytes], image: Image.Image, start: bytes, crop: containers.Crop | None) -> None:
         self._file = file

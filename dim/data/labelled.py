@@ -30,10 +30,10 @@ _MOST = 5  # examples in a warning
 
 
 def from_folder(config: SplitConfig) -> tuple[pa.Table, pa.Table, int]:
-    """Returns a table of the labelled photos below `config.images`, the `rejected` other files, and how many are hidden.
+    """Returns the labelled photos below `config.images`, the `rejected` other files, and the number of hidden ones.
 
-    The table has the columns image_id, path and label, and split if the top folders are the splits. Raises UserError if
-    no photo has a label, the folder holds tables, or flags ask for another split than the folders'.
+    The photos have the columns image_id, path and label, and split if the top folders are the splits. Raises UserError
+    if no photo has a label, the folder holds tables, or flags ask for another split than the folders'.
     """
     folder, found = config.images, list_folder(config.images)
     labels, splits = labels_and_splits(found.files, folder)

@@ -148,8 +148,8 @@ rparis6k = partial(import_revisited, pickle="gnd_rparis6k.pkl")
 _MAX_BYTES = 16 * 2**20
 # Hashing deeply nested tuples overflows the C stack.
 _MAX_TUPLES = 10_000
-# Larger integers can be chosen to have one hash, and a dict of n such keys takes n² steps. Ground truth holds positions
-# and pixels, which are smaller.
+# Larger integers may all have the same hash, and a dict of n such keys takes n² steps to build. Ground truth holds only
+# positions and pixels, which are smaller.
 _MAX_INTEGER = 2**53
 
 

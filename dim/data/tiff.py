@@ -44,7 +44,7 @@ _NUMBERS = (
     *("imagewidth", "imagelength", "imagedepth", "samplesperpixel", "bitspersample", "planarconfig", "photometric"),
     *("compression", "subfiletype", "rowsperstrip", "tilewidth", "tilelength"),
 )
-_ROWS = 256  # converted to 8 bits at a time
+_ROWS = 256  # rows that are converted to 8 bits at a time
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def open_tiff(file: IO[bytes], limits: Limits) -> Tiff:
     try:
         page: Any = pages.first
     except IndexError as error:
-        raise DecodeError("the TIFF is truncated: the directory of its first page is not there") from error
+        raise DecodeError("the TIFF is truncated: the directory of its first page is missing") from error
     for name in _NUMBERS:
         if not isinstance(getattr(page, name), int):
             raise DecodeError(f"a TIFF whose {name} is not one number")
@@ -136,7 +136,7 @@ def open_tiff(file: IO[bytes], limits: Limits) -> Tiff:
 def _check_layout(page: Any) -> None:
     """Raises DecodeError if the samples cannot be turned into colours, or take more memory than the pixels suggest."""
     if page.photometric not in _MODES:
-        raise DecodeError(f"a TIFF of the photometric interpretation {page.photometric}, which dim does not know")
+        raise DecodeError(f"a TIFF of the unknown photometric interpretation {page.photometric}")
     if page.photometric == _CMYK and page.tags.valueof(_INKS, 1) != 1:
         raise DecodeError("a TIFF of other inks than cyan, magenta, yellow and black")
     if page.dtype is None or page.dtype.kind not in "ub":
@@ -147,7 +147,7 @@ def _check_layout(page: Any) -> None:
         raise DecodeError(f"a TIFF of {page.samplesperpixel} samples a pixel and the depth {page.imagedepth}")
     lacking = sum(not count for count in page.databytecounts)
     if lacking or len(page.dataoffsets) < np.prod(page.chunked):
-        raise DecodeError(f"the TIFF is truncated: {lacking or 'some'} of its strips or tiles are not there")
+        raise DecodeError(f"the TIFF is truncated: {lacking or 'some'} of its strips or tiles are missing")
 
 
 def _require_ends(page: Any, file: IO[bytes]) -> None:

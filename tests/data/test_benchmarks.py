@@ -1,4 +1,4 @@
-"""Each importer on a small tree in the set's own layout, made from the demo photos, and on the official files."""
+"""Each importer on a small tree in the benchmark's layout, made of the demo photos, and on the official files."""
 
 import json
 import os

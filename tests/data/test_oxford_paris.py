@@ -1,3 +1,5 @@
+"""The unpickler of ROxford5k and RParis6k: plain data is read, and everything else is refused and not run."""
+
 import datetime
 import io
 import os
