@@ -23,6 +23,8 @@ from dim.data.config import Resize
 from dim.data.formats import OpenedPhoto
 from dim.data.limits import LIMITS, DecodeError, Limits, allowance, check_size
 
+__all__ = ["Box", "DecodeError", "Decoded", "Undecoded", "check_header", "decode", "output_size", "prepared"]
+
 Box = tuple[float, float, float, float]
 
 MIN_SIDE = 32  # VGG16 halves its input five times

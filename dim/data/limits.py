@@ -47,7 +47,7 @@ def of_megapixels(most: float) -> Limits:
 
 
 class Limited:
-    """Base class of the configurations with --max-megapixels. Raises UserError if the flag is out of range."""
+    """The part of a job's settings that has --max-megapixels. Raises UserError where that is no limit."""
 
     max_megapixels: float
 
@@ -56,7 +56,7 @@ class Limited:
 
     @property
     def limits(self) -> Limits:
-        """The limits that the flag sets."""
+        """What a photo may need at most."""
         return of_megapixels(self.max_megapixels)
 
 

@@ -24,8 +24,7 @@ import dim
 from dim.app.progress import Progress
 from dim.data import isolated
 from dim.data import photos as stored
-from dim.data.decode import Box
-from dim.data.limits import DecodeError
+from dim.data.decode import Box, DecodeError
 from dim.errors import UserError
 from dim.io import files, uris
 
