@@ -32,7 +32,7 @@ MIN_SIDE = 32  # VGG16 halves its input five times
 # one photo in 200 moved by more than 0.002 in cosine; with 4, none moved by 0.0002.
 SCALED_MARGIN = 4
 
-# The value of EXIF's orientation tag → what turns the stored picture upright. The last four exchange width and height.
+# EXIF's orientation tag → the operation that turns the stored picture upright. The last four swap width and height.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,

@@ -77,12 +77,12 @@ def check_header(content: bytes, limits: Limits = LIMITS) -> None:
 
 
 def _answer(content: bytes, limits: Limits, **call: Any) -> tuple[dict[str, Any], bytes]:
-    """A worker's answer, JSON and pixels: of `decode` with the arguments `call`, or, without any, of `check_header`."""
-    how = {"call": call, "limits": dataclasses.asdict(limits), "seconds": SECONDS, "length": len(content)}
+    """A worker's answer, JSON and pixels, to `decode` with the arguments `call`, or to `check_header` without any."""
+    question = {"call": call, "limits": dataclasses.asdict(limits), "seconds": SECONDS, "length": len(content)}
     with _cores:
         for attempt in range(TRIES):
             process = _kept() if attempt == 0 else _Process()  # a kept worker may have died since
-            answer = process.ask(json.dumps(how).encode() + b"\n", content)
+            answer = process.ask(json.dumps(question).encode() + b"\n", content)
             if answer is not None:
                 _idle.append(process)
                 break
@@ -151,13 +151,13 @@ def end() -> None:
 def _serve() -> None:
     """The worker's loop: answers the questions on stdin until it closes."""
     while line := sys.stdin.buffer.readline():
-        how = json.loads(line)
-        content = sys.stdin.buffer.read(how["length"])
-        limits = Limits(**how["limits"])
+        question = json.loads(line)
+        content = sys.stdin.buffer.read(question["length"])
+        limits = Limits(**question["limits"])
         memory = limits.memory + BESIDE
         resource.setrlimit(resource.RLIMIT_AS, (memory, resource.RLIM_INFINITY))
         try:
-            about, pixels = _work(content, limits, how["seconds"], how["call"])
+            about, pixels = _work(content, limits, question["seconds"], question["call"])
         except DecodeError as error:
             out_of_memory = isinstance(error.__cause__, MemoryError)
             reason = f"decoding takes more than {memory / 2**30:.1f} GiB of memory" if out_of_memory else str(error)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from dim.errors import UserError
 
-# Bytes that decoding may take: per pixel, as much as any photo with alpha in a format whose library adds nothing; per
-# byte of the file, as the file is copied; and per photo.
+# Bytes that decoding may take: per pixel (enough for alpha, if the format's library takes nothing beside it), per byte
+# of the file (which is copied), and per photo.
 ALPHA, FILE, BESIDE = 18, 2, 2**24
 MEGAPIXELS = 178.0  # the default of --max-megapixels
 MOST_MEGAPIXELS = 100_000  # a square of 316,000 pixels a side; no photo is larger, and sizes in bytes soon overflow
