@@ -5,7 +5,6 @@ What tests/fuzz/run.py found has its cases here, too.
 
 import ast
 import contextlib
-import importlib
 import io
 import json
 import logging
@@ -29,8 +28,8 @@ import pytest
 from dim.app import logs, output
 from dim.app.config import read_yaml
 from dim.data import ground_truth, manifest, photos
-from dim.data.config import LAYOUTS
 from dim.data.decode import DecodeError, decode
+from dim.data.import_job import IMPORTERS
 from dim.errors import UserError
 from dim.extract import identity
 from dim.extract.config import ExtractConfig
@@ -56,10 +55,6 @@ def refused(call, *arguments, match=None):
     assert "\n" not in str(error.value) and len(str(error.value)) < 2000
 
 
-def importer(layout):
-    return getattr(importlib.import_module(f"dim.data.{LAYOUTS[layout]}"), layout)
-
-
 # Things that run.
 
 
@@ -68,7 +63,7 @@ def test_a_pickle_that_calls(tmp_path, layout):
     (tmp_path / "a.jpg").touch()
     proof = tmp_path / "proof"
     (tmp_path / f"gnd_{layout}.pkl").write_bytes(pickle.dumps({"imlist": ["a"], "gnd": Calls(proof)}))
-    refused(importer(layout), str(tmp_path), match="only built-in types are allowed")
+    refused(IMPORTERS[layout], str(tmp_path), match="only built-in types are allowed")
     assert not proof.exists()
 
 
@@ -283,7 +278,7 @@ def test_a_column_name_cannot_forge_a_line(tmp_path):
 def test_names_that_are_no_text(tmp_path):
     for name in (b"a\xff.jpg", b"b.jpg"):
         Path(os.fsdecode(bytes(tmp_path) + b"/" + name)).touch()
-    found = photos.listing(str(tmp_path))
+    found = photos.list_folder(str(tmp_path))
     assert (found.files, found.skipped) == (["b.jpg"], {"a\\xff.jpg": "its name is not UTF-8; rename it"})
     refused(files.names, str(tmp_path), match="is not UTF-8; rename it")
 

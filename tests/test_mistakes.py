@@ -233,11 +233,11 @@ OF_VERSIONS = {
 }
 OF_MANIFESTS = {
     "--manifest none.csv": "no file '.*none.csv'",
-    "--manifest twice.csv": r"image_id 'a0' stands more than once",
+    "--manifest twice.csv": r"image_id 'a0' occurs more than once",
     "--manifest no-path.csv": "no column 'path'; it has 'image_id', 'label', 'split'",
     "--manifest dev.csv": "unknown split 'dev'; use train, val, test",
     "--manifest broken.parquet": "cannot read the table '.*broken.parquet'",
-    "--manifest web.csv": r"web.csv': row 10 \(image_id 'd0'\): cannot open .*; 3 rows are like it",
+    "--manifest web.csv": r"web.csv': row 10 \(image_id 'd0'\): cannot open .*; 3 such rows",
     "--manifest killed-import/photos.csv": r"'killed-import' was never finished; run import\.py again",
     "--manifest photos.txt": "photos.txt' is neither .parquet nor .csv",
     "--manifest latin.csv": "latin.csv': byte 0xe9 in line 2 is not UTF-8; save it as UTF-8",
@@ -313,7 +313,7 @@ OF_ONE = {
     },
     "extract": {
         "--manifest azure.csv": r"row 12 \(image_id 'd2'\): .* no storage is called 'abfs'; use a",
-        "--manifest windows.csv": r"row 1 \(image_id 'a0'\): 'C:.* is a Windows path; .*; 12 rows are like it",
+        "--manifest windows.csv": r"row 1 \(image_id 'a0'\): 'C:.* is a Windows path; .*; 12 such rows",
         "--manifest backslashes.csv": r"none of the 12 photos .* exists, .* and use / where Windows uses \\",
         "--manifest file://host/photos.csv": "names the host 'host'; write file:///…, the path on this machine",
         "--out file:new": "cannot open .file:new.*: it must begin with file:///",

@@ -1,1 +1,1 @@
-"""Photos and what is known of them: manifest, ground truth, importers, decoding, splitting."""
+"""Photos and what is known of them: manifest, ground truth, benchmarks, labels and splits, decoding."""

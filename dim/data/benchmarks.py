@@ -1,34 +1,8 @@
-"""What every importer makes of a set as distributed, and how it reads the set's files.
+"""Importers of benchmarks as distributed: a benchmark's folder → its photos, labels, splits and grades.
 
-Caltech-UCSD Birds 200-2011 (Wah et al., 2011).
-
-    images.txt               image_id path      the path is in images/
-    image_class_labels.txt   image_id class_id
-    classes.txt              class_id name
-
-Retrieval trains on the first 100 classes and tests on the others; the set's own train_test_split.txt is for
-classification.
-
-Stanford Online Products (Song et al., CVPR 2016): photos of products, and two lists with different classes.
-
-Ebay_train.txt, Ebay_test.txt   image_id class_id super_class_id path      below a header of these words
-
-UKBench (Nistér and Stewénius, CVPR 2006): 10,200 photos ukbenchNNNNN.jpg, in any sub-folder.
-
-Four after four show one object, and each is a query. An object with fewer gets rows for all four all the same, so that
-the others are found missing.
-
-INRIA Holidays (Jégou et al., ECCV 2008): 1,491 photos NNNNMM.jpg of 500 groups NNNN, in any sub-folder.
-
-NNNN00 is the group's query. A group without it gets a row for it all the same, so that it is found missing.
-
-Google Landmarks Dataset v2, the retrieval task (Weyand et al., CVPR 2020).
-
-    index.csv                    id                 761,757 photos, index/a/b/c/abc….jpg
-    retrieval_solution_v2.1.csv  id, images, Usage  117,577 queries, test/a/b/c/abc….jpg
-
-`images` are the ids that match a query, with spaces between. Queries of Usage Public become split val, those of Private
-test, as papers report the two apart; Ignored ones (116,448, which show no landmark) are left out.
+An importer is a function from the folder to a `Benchmark`. This module has the importers of CUB, Stanford Online
+Products, UKBench, Holidays and Google Landmarks; `dim.data.oxford_paris` has the others. To add one, write the function
+and enter it in `dim.data.import_job.IMPORTERS` and `dim.data.config.LAYOUTS`.
 """
 
 import re
@@ -43,7 +17,7 @@ from dim.io import files, tables
 
 @dataclass(frozen=True)
 class BenchmarkPhoto:
-    """A row of the manifest; `path` is relative to the set's folder."""
+    """A row of the manifest. `path` is relative to the benchmark's folder."""
 
     image_id: str
     path: str
@@ -55,10 +29,13 @@ class BenchmarkPhoto:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A set: `photos` are all that it names, also those whose file is missing.
+    """What an importer returns.
 
-    `grades` are (query_id, image_id, grade), none where labels say what belongs together. `published` is the number of
-    photos that the set is known to have (cropped queries not counted), None where the set's own lists say it.
+    Attributes:
+        photos: A row for each photo that the benchmark names, even if its file is missing.
+        grades: The ground truth as (query_id, image_id, grade); empty if labels are the ground truth.
+        published: The number of photos that the benchmark is known to have, without cropped queries; None if the
+            benchmark's own lists name all photos.
     """
 
     photos: list[BenchmarkPhoto]
@@ -66,85 +43,55 @@ class Benchmark:
     published: int | None = None
 
 
-def lines(source: str, name: str, columns: int, header: bool = False) -> Iterator[tuple[str, list[str]]]:
-    """The lines of a text file: where each stands, for messages, and its `columns` words; empty lines are skipped.
-
-    Raises UserError where the file is missing or cannot be read, is no text, or a line has another number of words.
-    """
-    uri = files.join(source, name)
-    try:
-        text = files.read_bytes(uri).decode()
-    except FileNotFoundError as error:
-        raise UserError(f"no file {uri!r}; SOURCE is the folder of the set as distributed") from error
-    except OSError as error:
-        raise UserError(f"cannot read {uri!r}: {files.reason(error)}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{uri!r} is no text: {error}") from error
-    for number, line in enumerate(text.splitlines(), start=1):
-        words = line.split()
-        if not words or (header and number == 1):
-            continue
-        if len(words) != columns:
-            raise UserError(f"{uri!r}, line {number}: expected {columns} words, got {quoted(line)}")
-        yield f"{uri!r}, line {number}", words
-
-
-def by_stem(source: str, names: list[str], pattern: str = ".+") -> dict[str, str]:
-    """Name without ending → path, of the JPEGs among `names` whose name is like `pattern`, in any sub-folder.
-
-    Raises UserError where there is none, or two share a name.
-    """
-    found: dict[str, str] = {}
-    for path in names:
-        name, _, suffix = path.rpartition("/")[2].rpartition(".")
-        if suffix.lower() not in ("jpg", "jpeg") or not re.fullmatch(pattern, name):
-            continue
-        if name in found:
-            raise UserError(f"{source!r} has {name!r} twice, as {found[name]!r} and {path!r}; keep one of them")
-        found[name] = path
-    if not found:
-        raise UserError(f"{source!r} holds no photo {pattern}.jpg; SOURCE is the folder of the set as distributed")
-    return found
-
-
-def listed(source: str) -> list[str]:
-    """The files of the set, at any depth. Raises UserError where there is no folder."""
-    if not files.is_folder(source):
-        raise UserError(f"no folder {source!r}; SOURCE is the folder of the set as distributed")
-    return photos.listed(source)
-
-
-_TRAINING_CLASSES = 100
+_SOURCE = "SOURCE is the folder of the benchmark as distributed"
+_CUB_TRAINING_CLASSES = 100
 
 
 def cub(source: str) -> Benchmark:
-    """The set in `source`. Raises UserError where a list is missing or malformed, or names an unknown number."""
-    class_of = {image: number for _, (image, number) in lines(source, "image_class_labels.txt", columns=2)}
-    name_of = {number: name for _, (number, name) in lines(source, "classes.txt", columns=2)}
+    """Imports Caltech-UCSD Birds 200-2011 (Wah et al., 2011).
+
+        images.txt               image_id path      the path is in images/
+        image_class_labels.txt   image_id class_id
+        classes.txt              class_id name
+
+    Retrieval trains on the first 100 classes and tests on the others; the benchmark's own train_test_split.txt is for
+    classification. Raises UserError if a list is missing or malformed, or names an unknown number.
+    """
+    class_of = {image: number for _, (image, number) in words_of_lines(source, "image_class_labels.txt", columns=2)}
+    name_of = {number: name for _, (number, name) in words_of_lines(source, "classes.txt", columns=2)}
     rows = []
-    for where, (image, path) in lines(source, "images.txt", columns=2):
+    for where, (image, path) in words_of_lines(source, "images.txt", columns=2):
         number = class_of.get(image, "")
         if number not in name_of or not re.fullmatch(r"\d{1,9}", number):
             raise UserError(
                 f"{where}: image {quoted(image)} has the class {quoted(number)}, which classes.txt does not number"
             )
-        split = "train" if int(number) <= _TRAINING_CLASSES else "test"
+        split = "train" if int(number) <= _CUB_TRAINING_CLASSES else "test"
         rows.append(BenchmarkPhoto(path.rpartition(".")[0], f"images/{path}", name_of[number], split))
     return Benchmark(rows)
 
 
 def sop(source: str) -> Benchmark:
-    """The set in `source`. Raises UserError where a list is missing or malformed."""
+    """Imports Stanford Online Products (Song et al., CVPR 2016): photos, and two lists with different classes.
+
+        Ebay_train.txt, Ebay_test.txt   image_id class_id super_class_id path      below a header of these words
+
+    Raises UserError if a list is missing or malformed.
+    """
     rows = []
     for split in ("train", "test"):
-        for _, (_, label, _, path) in lines(source, f"Ebay_{split}.txt", columns=4, header=True):
+        for _, (_, label, _, path) in words_of_lines(source, f"Ebay_{split}.txt", columns=4, header=True):
             rows.append(BenchmarkPhoto(path.rpartition(".")[0], path, label, split))
     return Benchmark(rows)
 
 
 def ukbench(source: str) -> Benchmark:
-    """The set in `source`. Raises UserError where it holds no such photo."""
-    found = by_stem(source, listed(source), r"ukbench\d{5}")
+    """Imports UKBench (Nistér and Stewénius, CVPR 2006): 10,200 photos ukbenchNNNNN.jpg, in any sub-folder.
+
+    Each group of four consecutive numbers shows one object, and each photo is a query. An object with fewer files gets
+    four rows all the same, so that the others count as missing. Raises UserError if there is no such photo.
+    """
+    found = photos_by_stem(source, file_names(source), r"ukbench\d{5}")
     objects = sorted({int(name.removeprefix("ukbench")) // 4 for name in found})
     names = {f"ukbench{4 * number + view:05d}": f"{number:04d}" for number in objects for view in range(4)}
     rows = [BenchmarkPhoto(name, found.get(name, f"full/{name}.jpg"), label, "test") for name, label in names.items()]
@@ -152,13 +99,17 @@ def ukbench(source: str) -> Benchmark:
 
 
 def holidays(source: str) -> Benchmark:
-    """The set in `source`. Raises UserError where it holds no such photo."""
-    found = by_stem(source, listed(source), r"\d{6}")
+    """Imports INRIA Holidays (Jégou et al., ECCV 2008): 1,491 photos NNNNMM.jpg of 500 groups NNNN, in any sub-folder.
+
+    NNNN00 is the query of its group. A group without it gets a row for it all the same, so that it counts as missing.
+    Raises UserError if there is no such photo.
+    """
+    found = photos_by_stem(source, file_names(source), r"\d{6}")
     names = sorted({*found, *(f"{name[:4]}00" for name in found)})
-    return Benchmark([_photo(name, found.get(name, f"jpg/{name}.jpg")) for name in names], published=1491)
+    return Benchmark([_holidays_photo(name, found.get(name, f"jpg/{name}.jpg")) for name in names], published=1491)
 
 
-def _photo(name: str, path: str) -> BenchmarkPhoto:
+def _holidays_photo(name: str, path: str) -> BenchmarkPhoto:
     return BenchmarkPhoto(name, path, label=name[:4], split="test", role=None if name.endswith("00") else "database")
 
 
@@ -166,13 +117,20 @@ _SPLIT_OF_USAGE = {"Public": "val", "Private": "test", "Ignored": None}
 
 
 def gldv2(source: str) -> Benchmark:
-    """The set in `source`. Raises UserError where a table is missing or malformed, or names an unknown photo."""
-    rows = [
-        BenchmarkPhoto(image, _path("index", image), role="database") for (image,) in _rows(source, "index.csv", "id")
-    ]
-    index = {photo.image_id for photo in rows}
+    """Imports Google Landmarks Dataset v2, the retrieval task (Weyand et al., CVPR 2020).
+
+        index.csv                    id                 761,757 photos, index/a/b/c/abc….jpg
+        retrieval_solution_v2.1.csv  id, images, Usage  117,577 queries, test/a/b/c/abc….jpg
+
+    `images` are the matching ids, separated by spaces. Papers report the queries of Usage Public and Private apart:
+    they become the splits val and test. Ignored queries (116,448, which show no landmark) are left out. Raises
+    UserError if a table is missing or malformed, or names an unknown photo.
+    """
+    ids = [image for (image,) in _rows(source, "index.csv", "id")]
+    index = set(ids)
+    rows = [BenchmarkPhoto(image, _gldv2_path("index", image), role="database") for image in ids]
     grades = []
-    name = _solution(source)
+    name = _gldv2_solution(source)
     for number, (query, images, usage) in enumerate(_rows(source, name, "id", "images", "Usage"), start=2):
         if usage not in _SPLIT_OF_USAGE:
             raise UserError(
@@ -180,7 +138,7 @@ def gldv2(source: str) -> Benchmark:
             )
         if _SPLIT_OF_USAGE[usage] is None:
             continue
-        rows.append(BenchmarkPhoto(query, _path("test", query), split=_SPLIT_OF_USAGE[usage], role="query"))
+        rows.append(BenchmarkPhoto(query, _gldv2_path("test", query), split=_SPLIT_OF_USAGE[usage], role="query"))
         for image in dict.fromkeys(images.split()):
             if image not in index:
                 raise UserError(f"{source}/{name}, line {number}: image {quoted(image)} is not in index.csv")
@@ -188,7 +146,7 @@ def gldv2(source: str) -> Benchmark:
     return Benchmark(rows, grades)
 
 
-def _solution(source: str) -> str:
+def _gldv2_solution(source: str) -> str:
     found = [name for name in files.names(source) if name.startswith("retrieval_solution") and name.endswith(".csv")]
     if len(found) != 1:
         raise UserError(f"{source!r} must hold one retrieval_solution*.csv, not {', '.join(found) or 'none'}")
@@ -202,5 +160,53 @@ def _rows(source: str, name: str, *columns: str) -> list[tuple[str, ...]]:
     return list(zip(*(table[column].fill_null("").to_pylist() for column in columns), strict=True))
 
 
-def _path(folder: str, image: str) -> str:
+def _gldv2_path(folder: str, image: str) -> str:
     return "/".join([folder, *image[:3], f"{image}.jpg"])
+
+
+def file_names(source: str) -> list[str]:
+    """Returns the paths of the files below `source`. Raises UserError if there is no such folder."""
+    if not files.is_folder(source):
+        raise UserError(f"no folder {source!r}; {_SOURCE}")
+    return photos.file_names(source)
+
+
+def photos_by_stem(source: str, names: list[str], pattern: str = ".+") -> dict[str, str]:
+    """Maps the file name without suffix to the path, for each JPEG in `names` whose stem matches `pattern`.
+
+    Raises UserError if there is none, or two photos share a stem.
+    """
+    found: dict[str, str] = {}
+    for path in names:
+        name, _, suffix = path.rpartition("/")[2].rpartition(".")
+        if suffix.lower() not in ("jpg", "jpeg") or not re.fullmatch(pattern, name):
+            continue
+        if name in found:
+            raise UserError(f"{source!r} has {name!r} twice, as {found[name]!r} and {path!r}; keep one of them")
+        found[name] = path
+    if not found:
+        raise UserError(f"{source!r} holds no photo {pattern}.jpg; {_SOURCE}")
+    return found
+
+
+def words_of_lines(source: str, name: str, columns: int, header: bool = False) -> Iterator[tuple[str, list[str]]]:
+    """Yields the place of each line in a text file, for messages, and its words; skips empty lines.
+
+    Raises UserError if the file is missing or is not UTF-8 text, or if a line does not have `columns` words.
+    """
+    uri = files.join(source, name)
+    try:
+        text = files.read_bytes(uri).decode()
+    except FileNotFoundError as error:
+        raise UserError(f"no file {uri!r}; {_SOURCE}") from error
+    except OSError as error:
+        raise UserError(f"cannot read {uri!r}: {files.reason(error)}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{uri!r} is not UTF-8 text: {error}") from error
+    for number, line in enumerate(text.splitlines(), start=1):
+        words = line.split()
+        if not words or (header and number == 1):
+            continue
+        if len(words) != columns:
+            raise UserError(f"{uri!r}, line {number}: expected {columns} words, got {quoted(line)}")
+        yield f"{uri!r}, line {number}", words

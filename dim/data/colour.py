@@ -1,7 +1,7 @@
-"""Colour profiles (ICC): colours as sRGB shows them, which is what the networks were trained on.
+"""Colour management: a photo's colours → sRGB, by its ICC profile. The networks were trained on sRGB.
 
-A profile that is broken, or is of another kind of picture than the one it comes with, is ignored: the photo is still a
-photo. So are PNG's gAMA and cHRM and the code points (cICP) of PNG and AVIF, as most viewers and libvips do.
+A profile is ignored if it is broken or belongs to another colour space than the photo's. Like most viewers and libvips,
+this module also ignores PNG's gAMA and cHRM, and the code points (cICP) of PNG and AVIF.
 """
 
 import io
@@ -10,18 +10,17 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageCms
 
-LARGEST = 2**23  # bytes of a profile; those of printers have up to 3 MB
+LARGEST = 2**23  # bytes of a profile; printers' profiles have up to 3 MB
 _SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
-# A profile that changes no colour by more than this is sRGB under another name: its photos are left as they are.
+# A profile that changes none of these 9 × 9 × 9 colours by more than `_NEAR` is sRGB under another name: not applied.
 _NEAR = 3
 _CUBE = np.stack(np.meshgrid(*3 * [np.linspace(0, 255, 9)]), axis=2).astype(np.uint8).reshape(27, 27, 3)
 
 
 def as_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """`image`, of the mode L, RGB, CMYK or LAB, in the colours of `profile` → RGB in those of sRGB.
+    """Converts `image` (mode L, RGB, CMYK or LAB) from the colours of its `profile` to sRGB (mode RGB).
 
-    Without a profile, grey and RGB are taken for sRGB, CMYK for inks that take away all of their colour, and Lab for
-    that of daylight (D50).
+    Without a profile, grey and RGB count as sRGB, CMYK as ideal inks, and Lab as relative to daylight (D50).
     """
     transform = None
     if image.mode == "LAB":
@@ -30,12 +29,12 @@ def as_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
         transform = _transform(profile, image.mode)
     if transform is not None:
         return transform.apply(image)
-    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
+    return image if image.mode == "RGB" else image.convert("RGB")  # `convert` would copy an RGB image
 
 
 @lru_cache(maxsize=16)
 def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """Turns the colours of `profile` into sRGB; None where there is nothing to do, or the profile doesn't fit."""
+    """The transform from `profile` to sRGB; None if it would change nothing or the profile does not fit `mode`."""
     try:
         known = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         if known.profile.xcolor_space.strip() != _SPACES[mode]:
@@ -43,7 +42,7 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
         transform = _to_srgb(known, mode)
         cube = Image.fromarray(_CUBE).convert(mode)
         before, after = (np.asarray(image, np.int16) for image in (cube.convert("RGB"), transform.apply(cube)))
-    except Exception:  # a photo with a broken profile is still a photo
+    except Exception:  # a broken profile does not spoil the photo
         return None
     return None if np.abs(after - before).max() <= _NEAR else transform
 
@@ -54,6 +53,6 @@ def _from_lab() -> ImageCms.ImageCmsTransform:
 
 
 def _to_srgb(profile: ImageCms.ImageCmsProfile, mode: str) -> ImageCms.ImageCmsTransform:
-    # Perceptual, as most viewers; what a profile without such a table gives is relative colorimetric.
+    # The perceptual intent, as in most viewers. For a profile without its table, LittleCMS uses relative colorimetric.
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
     return ImageCms.ImageCmsTransform(profile, srgb, mode, "RGB", ImageCms.Intent.PERCEPTUAL)

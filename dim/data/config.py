@@ -34,18 +34,8 @@ class SplitConfig(Limited):
     max_megapixels: float = option(MEGAPIXELS, MEGAPIXELS_HELP)
 
 
-# The module of each layout, in which the function has the layout's name.
-LAYOUTS = {
-    "oxford5k": "oxford_paris",
-    "paris6k": "oxford_paris",
-    "roxford5k": "oxford_paris",
-    "rparis6k": "oxford_paris",
-    "holidays": "benchmarks",
-    "ukbench": "benchmarks",
-    "gldv2": "benchmarks",
-    "sop": "benchmarks",
-    "cub": "benchmarks",
-}
+# The benchmarks that import.py reads. Their functions, which --help must not import, are `import_job.IMPORTERS`.
+LAYOUTS = ("oxford5k", "paris6k", "roxford5k", "rparis6k", "holidays", "ukbench", "gldv2", "sop", "cub")
 
 
 @dataclass(frozen=True)

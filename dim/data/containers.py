@@ -1,10 +1,8 @@
-"""What a file in the container of AVIF and HEIC says of its picture (ISO/IEC 14496-12 and 23008-12).
+"""The structure of AVIF, JPEG and JPEG 2000 files, for three facts that Pillow does not pass on.
 
-libavif, which Pillow decodes AVIF by, turns the picture's clean aperture over to its caller, and Pillow drops it.
-
-A JPEG without its end marker: whether anything of the picture is missing.
-
-What a JPEG 2000 file says of its samples, which Pillow doesn't pass on.
+AVIF (ISO/IEC 14496-12 and 23008-12): `avif_crop` is the clean aperture, which libavif leaves to its caller and Pillow
+drops; `avif_for_pillow` works around headers that Pillow refuses. JPEG: `completed_jpeg` tells a missing end marker
+from missing pixels. JPEG 2000: `jpeg2000_grid` counts pixels and tiles, which decide how much memory decoding takes.
 """
 
 import io
@@ -21,25 +19,26 @@ from PIL import Image
 
 Crop = tuple[int, int, int, int]
 
-BRANDS = {b"avif", b"avis"}
-_KNOWN_FIRST = BRANDS | {b"mif1", b"msf1"}
+AVIF_BRANDS = {b"avif", b"avis"}
+_ACCEPTED_FIRST = AVIF_BRANDS | {b"mif1", b"msf1"}  # by Pillow
 
 
 def brands(content: bytes) -> set[bytes]:
-    """What the file says it can be read as, the first of its words; none where it is of another container."""
+    """The brands in the file type box, which say how the file can be read; empty without that box."""
     if content[4:8] != b"ftyp":
         return set()
     size = min(int.from_bytes(content[:4]), len(content))
     return {content[start : start + 4] for start in range(8, size, 4) if start != 12}
 
 
-def accepted(content: bytes) -> bytes:
-    """The file in a form that Pillow and libavif take, if there is one.
+def avif_for_pillow(content: bytes) -> bytes:
+    """Returns the AVIF file in a form that Pillow and libavif accept; unchanged if its structure is broken.
 
-    Some writers name a profile's brand first, or none of AVIF's. Others give no size (ispe) for the alpha, which is
-    that of the picture: it is put where the alpha's number of bits (pixi) stood, which nobody needs.
+    Some writers put a profile's brand first, or name no AVIF brand: the first brand becomes "avif". Other writers omit
+    the size (ispe) of the alpha: the picture's size takes the place of the alpha's bit depth (pixi), which no decoder
+    needs.
     """
-    if content[8:12] not in _KNOWN_FIRST or not brands(content) & BRANDS:
+    if content[8:12] not in _ACCEPTED_FIRST or not brands(content) & AVIF_BRANDS:
         content = content[:8] + b"avif" + content[12:]
     try:
         return _with_sizes(content)
@@ -48,22 +47,24 @@ def accepted(content: bytes) -> bytes:
 
 
 def _with_sizes(content: bytes) -> bytes:
-    about = _box(_box(content, b"meta")[4:], b"iprp")
-    kinds = [kind for kind, _ in _boxes(_box(about, b"ipco"))]
-    ipma = _box(about, b"ipma")
-    mended = bytearray(ipma)
+    """`content`, in which every item that had a bit depth but no size has a size."""
+    properties = _box(_box(content, b"meta")[4:], b"iprp")
+    kinds = [kind for kind, _ in _boxes(_box(properties, b"ipco"))]
+    ipma = _box(properties, b"ipma")
+    repaired = bytearray(ipma)
     size = 1 + kinds.index(b"ispe")
     for used in _associations(ipma).values():
         by_kind = {kinds[number - 1]: span for number, *span in used if number}
         if b"ispe" not in by_kind and b"pixi" in by_kind:
             start, end = by_kind[b"pixi"]
-            mended[start:end] = size.to_bytes(end - start)
-    return content.replace(ipma, bytes(mended), 1)
+            repaired[start:end] = size.to_bytes(end - start)
+    return content.replace(ipma, bytes(repaired), 1)
 
 
-def crop(content: bytes) -> Crop | None:
-    """The clean aperture (left, top, right, bottom) of the primary picture, in pixels of what is decoded; None where
-    there is none, or none that holds a pixel.
+def avif_crop(content: bytes) -> Crop | None:
+    """The clean aperture (left, top, right, bottom) of the primary picture, in decoded pixels.
+
+    None if the file declares no aperture, or one without a pixel.
     """
     try:
         return _clean_aperture(_primary_properties(content))
@@ -72,7 +73,7 @@ def crop(content: bytes) -> Crop | None:
 
 
 def _boxes(content: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """The kind and the content of each box."""
+    """Yields the type and the content of each box."""
     place = 0
     while place + 8 <= len(content):
         size, kind = int.from_bytes(content[place : place + 4]), content[place + 4 : place + 8]
@@ -87,22 +88,23 @@ def _boxes(content: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _box(content: bytes, wanted: bytes) -> bytes:
+    """The content of the first box of the type `wanted`. Raises StopIteration if there is none."""
     return next(found for kind, found in _boxes(content) if kind == wanted)
 
 
 def _primary_properties(content: bytes) -> dict[bytes, bytes]:
-    """The properties of the primary item, by kind."""
+    """The properties of the primary item, by their box type."""
     meta = _box(content, b"meta")[4:]
     primary = _box(meta, b"pitm")
     item = int.from_bytes(primary[4 : 8 if primary[0] else 6])
-    about = _box(meta, b"iprp")
-    properties = list(_boxes(_box(about, b"ipco")))
-    used = _associations(_box(about, b"ipma"))[item]
+    iprp = _box(meta, b"iprp")
+    properties = list(_boxes(_box(iprp, b"ipco")))
+    used = _associations(_box(iprp, b"ipma"))[item]
     return {properties[number - 1][0]: properties[number - 1][1] for number, _, _ in used if number}
 
 
 def _associations(ipma: bytes) -> dict[int, list[tuple[int, int, int]]]:
-    """For each item, the number of each of its properties, from 1, and where in `ipma` it stands: start and end."""
+    """Item → its properties, each as its number (from 1) and the start and end of that number in `ipma`."""
     wide, long = 2 if ipma[3] & 1 else 1, 4 if ipma[0] else 2
     found, place = {}, 8
     for _ in range(int.from_bytes(ipma[4:8])):
@@ -116,6 +118,7 @@ def _associations(ipma: bytes) -> dict[int, list[tuple[int, int, int]]]:
 
 
 def _clean_aperture(properties: dict[bytes, bytes]) -> Crop | None:
+    """The aperture of a picture. clap holds its width, height and the offset of its centre as fractions."""
     if b"clap" not in properties or b"ispe" not in properties:
         return None
     full = [int.from_bytes(properties[b"ispe"][start : start + 4]) for start in (4, 8)]
@@ -128,16 +131,16 @@ def _clean_aperture(properties: dict[bytes, bytes]) -> Crop | None:
 
 
 _END = b"\xff\xd9"
-# Two pieces of entropy-coded data that no decoder takes for the same. Neither holds a marker.
+# Two pieces of entropy-coded data that decode to different pixels. Neither contains a marker.
 _TAILS = (b"\x55\x2c\xe1\x07" * 64 + _END, b"\xb3\x9a\x0f\x48" * 64 + _END)
-_MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")  # no restart (D0 to D7), no stuffed byte
+_MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")  # except restart markers (D0 to D7) and stuffed bytes
 
 
-def ended(content: bytes) -> bytes | None:
-    """The JPEG in `content`, which has no end marker, with one; None where rows are missing, or scans that refine them.
+def completed_jpeg(content: bytes) -> bytes | None:
+    """Adds the end marker that the JPEG `content` lacks; None if rows or refining scans are missing as well.
 
-    What comes after the last block changes nothing of the picture, but would be taken for blocks that are missing. So
-    the picture is whole if it is the same with either of two tails.
+    A decoder ignores data behind the last block, but decodes it in place of a missing block. So the picture is complete
+    if it looks the same with two different tails.
     """
     content = content.rstrip(b"\xff")
     if not _has_all_scans(content):
@@ -147,9 +150,9 @@ def ended(content: bytes) -> bytes | None:
 
 
 def _has_all_scans(content: bytes) -> bool:
-    """Whether there is a scan for each bit of each coefficient of each component (ITU T.81, B.2.3)."""
+    """Whether the scans cover each bit of each coefficient of each component (ITU T.81, B.2.3)."""
     components: bytes = b""
-    missing: dict[tuple[int, int], int] = {}  # bits of (component, coefficient) that are to come
+    missing: dict[tuple[int, int], int] = {}  # (component, coefficient) → bits not seen yet
     place = 2
     while found := _MARKER.search(content, place):
         marker, start = found[1][0], found.end()
@@ -167,26 +170,26 @@ def _has_all_scans(content: bytes) -> bool:
     return bool(missing) and not any(missing.values())
 
 
-_START = b"\xff\x4f\xff\x51"  # of a codestream
+_CODESTREAM = b"\xff\x4f\xff\x51"  # its first bytes: the markers SOC and SIZ
 
 
 @dataclass(frozen=True)
 class Grid:
-    """How many `pixels` the codestream has, in how many `tiles`, and how many `bands` each pixel has."""
+    """The number of `pixels` and `tiles` of a JPEG 2000 codestream, and of `bands` of each pixel."""
 
     pixels: int
     tiles: int
     bands: int
 
 
-def grid(file: IO[bytes]) -> Grid:
-    """The grid of the JPEG 2000 `file`, a codestream or one in boxes; leaves the file where it was.
+def jpeg2000_grid(file: IO[bytes]) -> Grid:
+    """Reads the grid of a JPEG 2000 file, which is a codestream or holds one in a box. Keeps the file's position.
 
-    Raises struct.error or ValueError where there is none.
+    Raises struct.error or ValueError if there is no codestream.
     """
     place = file.tell()
     try:
-        file.seek(_codestream(file) + len(_START))
+        file.seek(_codestream(file) + len(_CODESTREAM))
         right, bottom, left, top, width, height, tiles_left, tiles_top, bands = struct.unpack(">4x8IH", file.read(38))
     finally:
         file.seek(place)
@@ -197,12 +200,12 @@ def grid(file: IO[bytes]) -> Grid:
 
 
 def _codestream(file: IO[bytes]) -> int:
-    """Where in the file the first codestream begins."""
+    """The position of the first codestream in the file, alone or in a box (jp2c)."""
     place = 0
     while True:
         file.seek(place)
         start = file.read(16)
-        if start.startswith(_START):
+        if start.startswith(_CODESTREAM):
             return place
         length, kind = struct.unpack(">I4s", start[:8])
         header = 8

@@ -1,25 +1,24 @@
-"""How much memory a photo takes while it is decoded, told from its header before a pixel is.
+"""The memory that decoding a photo takes, estimated from its header; and turns, so that photos fit in memory together.
 
-Bytes a pixel, the most that was measured (Pillow 13.0, libwebp 1.6.0, libavif 1.4.2, OpenJPEG 2.5.4), beside the file:
+The estimates (`of_image`, `of_samples`) rest on the largest measured values, in bytes a pixel, not counting the file
+(Pillow 13.0, libwebp 1.6.0, libavif 1.4.2, OpenJPEG 2.5.4):
 
     format                         RGB    with alpha    others
     JPEG, one scan                  4.2                 grey 5.2, CMYK 8.2
     JPEG, several (progressive)    10.1                 CMYK 12.1
     PNG, also interlaced            4.1        17.5     palette 5.1, 16-bit grey 13.1
     GIF                                        14.0     palette 5.1
-    TIFF                           11.4        16.6     CMYK 17.2, 16-bit grey 11.2, of 16 bits 25 to 29
+    TIFF                           11.4        16.6     CMYK 17.2, 16-bit grey 11.2, 16-bit colours 25 to 29
     BMP, PPM                        4.1        17.5     16-bit grey 16.0
     WebP                           16.1        30.0
     AVIF, also of 12 bits          13.9        24.0     grey 6.8
     JPEG 2000                      19.6        25.5     grey 6.2, 16-bit grey 14.1
 
-To turn a photo upright takes up to 4 more, and to bring its colours to sRGB too, where these don't take as much before.
-Tests compare what is estimated with what decoding takes.
+Turning a photo upright takes up to 4 more, and so does converting its colours to sRGB, unless loading it already took
+as much. Tests compare the estimates with measurements.
 
-Who may decode now: photos that take much memory wait for their turn, so that a machine's memory holds all of them.
-
-The turns are locks on files, so they count for all threads and processes of all jobs on a machine, and the kernel gives
-back the turn of a process that dies.
+`turn` makes photos that need much memory wait for each other. A turn is a lock on a file, so it counts for all
+processes of all jobs on a machine, and the kernel releases it when a process dies.
 """
 
 import contextlib
@@ -28,7 +27,6 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 from PIL import Image
 
@@ -36,21 +34,22 @@ from dim.data import containers
 from dim.data.limits import ALPHA, BESIDE, FILE
 from dim.io import scratch
 
-# Bytes a pixel. The image itself, and what its format's library takes until it is loaded, or keeps beside it.
+# Bytes a pixel while the image is loaded: the image itself, and what the library of a format takes beside it.
 _LOADED = 4
 _LOADING = {"WEBP": 16, "AVIF": 16, "PPM": 4}
-_SAMPLE = 6  # of JPEG 2000, for each band
-_TILE, _TILE_BAND = 9500, 1200  # of JPEG 2000, for each tile, however small; and for each band of it
-_KEPT = {"WEBP": 12, "AVIF": 12}
-# From the image to upright RGB.
-_OTHERS, _PROFILE, _MULTIPLIED = 16, 4, 16
+_SAMPLE = 6  # JPEG 2000, for each band
+_TILE, _TILE_BAND = 9500, 1200  # bytes of JPEG 2000 for each tile of any size, and for each band of a tile
+_KEPT = {"WEBP": 12, "AVIF": 12}  # what the library keeps after loading
+# Bytes a pixel while the image is converted to upright RGB: by its mode, for a profile and for premultiplied alpha.
 _CONVERTED = {"RGB": 12, "L": 10, "P": 10, "1": 10, "I;16": 14, "I;16B": 14, "I": 16}
-OUTPUT = 16  # of what is asked for
+_OTHERS, _PROFILE, _MULTIPLIED = 16, 4, 16
+OUTPUT = 16  # bytes a pixel of the resized output
 
 
 def of_image(image: Image.Image, length: int) -> int:
-    """The bytes that decoding takes at most of `image`, which Pillow has opened but not loaded, from a file of `length`
-    bytes.
+    """An upper bound of the bytes that decoding takes.
+
+    `image` was opened by Pillow, but not loaded, from a file of `length` bytes.
     """
     width, height = image.size
     area, kind = width * height, str(image.format)
@@ -63,8 +62,10 @@ def of_image(image: Image.Image, length: int) -> int:
 
 
 def of_samples(area: int, chunk: int, samples: int, size: int, *, alpha: bool, multiplied: bool, length: int) -> int:
-    """The bytes that decoding takes at most of a TIFF of `area` pixels of `samples` samples, each of `size` bytes, of
-    which `chunk` pixels lie in a strip or tile; with `alpha` or without, by which colours may be `multiplied`.
+    """An upper bound of the bytes that decoding a TIFF takes, from a file of `length` bytes.
+
+    It has `area` pixels, `chunk` of them in a strip or tile, of `samples` samples of `size` bytes each. `alpha`: there
+    are extra samples; `multiplied`: the colours are premultiplied.
     """
     reading = samples * size * (2 * area + chunk)
     converted = (ALPHA if alpha else _OTHERS) + _PROFILE + (_MULTIPLIED if multiplied else 0)
@@ -73,29 +74,25 @@ def of_samples(area: int, chunk: int, samples: int, size: int, *, alpha: bool, m
 
 
 def _library(image: Image.Image, area: int) -> int:
-    """The bytes that the library of the format takes beside the image until it is loaded."""
+    """The bytes that the format's library takes beside the image while it loads."""
     if image.format == "JPEG2000":
-        grid = containers.grid(_file(image))  # which counts, whatever the boxes around it say
+        # OpenJPEG goes by the codestream, not by the boxes around it. (Only an opened image has `fp`.)
+        grid = containers.jpeg2000_grid(getattr(image, "fp"))  # noqa: B009
         return _SAMPLE * grid.bands * max(area, grid.pixels) + (_TILE + _TILE_BAND * grid.bands) * grid.tiles
     return _LOADING.get(str(image.format), 0) * area
 
 
-def _file(image: Image.Image) -> IO[bytes]:
-    file: IO[bytes] = getattr(image, "fp")  # noqa: B009  (only an opened image has it)
-    return file
-
-
-SMALL = 2**28  # bytes; a photo that takes no more waits for nobody
-SECONDS = 0.02  # between two looks
-_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container
+SMALL = 2**28  # bytes; a photo that needs no more does not wait
+SECONDS = 0.02  # between two tries to get a turn
+_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # a container's, cgroup 2 and 1
 
 
 @contextlib.contextmanager
 def turn(needed: int, most: int) -> Iterator[None]:
-    """Waits for a turn to decode a photo that takes `needed` bytes, and holds it within the block.
+    """Waits for a turn to decode a photo that needs `needed` bytes, and holds the turn within the block.
 
-    At one time, as many of more than SMALL are as half of the memory holds if each takes `most`, and one a core; at
-    least one.
+    Photos of up to SMALL bytes do not wait. Of the others, at most one per core is decoded at a time, and only as many
+    as fit in half of the memory if each took `most` bytes, but at least one.
     """
     if needed <= SMALL:
         yield
@@ -108,15 +105,16 @@ def turn(needed: int, most: int) -> Iterator[None]:
 
 
 def memory() -> int:
-    """The bytes of memory that this machine, or the container on it, has."""
+    """The bytes of memory of this machine, or of the container that the process runs in."""
     found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for path in map(Path, _LIMITS):
-        with contextlib.suppress(OSError, ValueError):  # there is none, or it says "max"
+        with contextlib.suppress(OSError, ValueError):  # there is no such file, or it says "max"
             found = min(found, int(path.read_text()))
     return found
 
 
 def _taken(turns: int) -> int:
+    """The descriptor of a locked file, one of `turns` files; closing it gives the turn back."""
     folder = scratch.persistent_folder() / "turns"
     folder.mkdir(parents=True, exist_ok=True)
     while True:

@@ -1,4 +1,8 @@
-"""The formats of photos: which decoder opens which, and what is said of those that none does."""
+"""File formats: which decoder opens a photo, and the reason given for a file that none opens.
+
+tifffile opens TIFF (`dim.data.tiff`), Pillow opens the other formats (`PillowPhoto`). `open_photo` chooses by the first
+bytes of the file and ignores its name.
+"""
 
 import io
 from typing import IO, Protocol
@@ -10,21 +14,27 @@ from dim.data import containers, footprint, tiff
 from dim.data.colour import LARGEST
 from dim.data.limits import DecodeError, Limits, check_pixels, check_size
 
-# Pillow's other formats are no photos, and some of them start other programs.
+# Pillow's other formats do not hold photos, and some plugins start external programs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "AVIF", "JPEG2000", "PPM")
 _HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"}
-# Raw files that are no TIFF, and Canon's, which is one whose first page is a JPEG.
+# The first bytes of camera raw files that are not TIFF; and of Canon's, which are TIFF with a JPEG as first page.
 _RAW = (b"FUJIFILMCCD-RAW", b"IIU\0", b"IIRO", b"IIRS", b"MMOR", b"FOVb", b"\0MRM", b"II*\0\x10\0\0\0CR")
 _START = 4096
-_JPEG = ("JPEG", "MPO")  # the second for several of them in a file
+_JPEG = ("JPEG", "MPO")  # MPO is a file of several JPEGs
 _PNG_GREY_ALPHA = 4
 
-AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # many photos are decoded at one time, and each thread takes memory
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # photos are decoded in parallel already, and each thread takes memory
 
 
 class OpenedPhoto(Protocol):
-    """A photo whose header is known: its `format`, `size` (width, height) as it is stored, EXIF's `orientation`, the
-    ICC `profile` of its colours, and whether the file holds `several` frames or pages, of which this is the first.
+    """A photo whose header has been read.
+
+    Attributes:
+        format: The format's name, for messages.
+        size: (width, height) in pixels as stored, before `orientation` is applied.
+        orientation: The value of EXIF's orientation tag, 1 to 8; 1 is upright.
+        profile: The ICC profile of the colours.
+        several: Whether the file holds further frames or pages. Only the first is decoded.
     """
 
     @property
@@ -39,17 +49,20 @@ class OpenedPhoto(Protocol):
     def several(self) -> bool: ...  # noqa: D102
 
     def memory(self, length: int) -> int:
-        """The bytes that its decoding takes at most, from a file of `length` bytes, to upright RGB."""
+        """An upper bound of the bytes that decoding to upright RGB takes, for a file of `length` bytes."""
 
     def draft(self, size: tuple[int, int]) -> None:
-        """Lets `load` give a half, a quarter or an eighth of the size, at least `size`, where that is quicker."""
+        """Lets `load` return a half, a quarter or an eighth of the photo, still at least `size`, if that is faster."""
 
     def load(self) -> tuple[Image.Image, Image.Image | None]:
-        """The colours, of the mode L, RGB, CMYK or LAB, and the alpha (L) if there is one."""
+        """Decodes the pixels: the colours (mode L, RGB, CMYK or LAB), and the alpha channel (L) or None."""
 
 
-def opened(file: IO[bytes], limits: Limits) -> OpenedPhoto:
-    """The photo in the seekable `file`; no pixel is decoded. Raises DecodeError where it is none, or too large."""
+def open_photo(file: IO[bytes], limits: Limits) -> OpenedPhoto:
+    """Opens the photo in the seekable `file` without decoding a pixel.
+
+    Raises DecodeError if the file is not a photo that dim can decode, or is over the limits.
+    """
     start = file.read(_START)
     file.seek(0)
     if not start:
@@ -59,24 +72,24 @@ def opened(file: IO[bytes], limits: Limits) -> OpenedPhoto:
         raise DecodeError(tiff.RAW)
     if start.startswith(tiff.MAGIC):
         try:
-            return tiff.opened(file, limits)
+            return tiff.open_tiff(file, limits)
         except DecodeError:
             raise
         except Exception as error:
             raise DecodeError(_not_decoded("TIFF", error)) from error
-    if brands and not brands & containers.BRANDS and (brands & _HEIC or b"hvc1" in start):
+    if brands and not brands & containers.AVIF_BRANDS and (brands & _HEIC or b"hvc1" in start):
         raise DecodeError("an HEIC photo, which dim can't decode; convert it to JPEG")
-    # Ours is the limit that counts. Pillow's would be applied by `Image.open`, before it.
+    # `check_pixels` below applies dim's limit; Pillow's own would refuse the photo in `Image.open`, before that.
     Image.MAX_IMAGE_PIXELS = None
-    PngImagePlugin.MAX_TEXT_CHUNK = LARGEST  # Pillow refuses a PNG whose profile has more than a megabyte
+    PngImagePlugin.MAX_TEXT_CHUNK = LARGEST  # Pillow's limit of 1 MB refuses some large profiles
     crop = None
-    if brands & containers.BRANDS or (brands and b"av01" in start):
+    if brands & containers.AVIF_BRANDS or (brands and b"av01" in start):
         content = file.read(limits.bytes + 1)
         check_size(len(content), limits)
-        file, crop = io.BytesIO(containers.accepted(content)), containers.crop(content)
+        file, crop = io.BytesIO(containers.avif_for_pillow(content)), containers.avif_crop(content)
     try:
         image = Image.open(file, formats=_FORMATS)
-    except Exception as error:  # of almost any type
+    except Exception as error:  # a broken file raises almost any type
         raise DecodeError(_reason(file, start)) from error
     photo = PillowPhoto(file, image, start, crop)
     check_pixels(*photo.size, limits)
@@ -84,7 +97,7 @@ def opened(file: IO[bytes], limits: Limits) -> OpenedPhoto:
 
 
 def _reason(file: IO[bytes], start: bytes) -> str:
-    """Why no format of Pillow's opens it: what the decoder itself says, which Pillow doesn't pass on."""
+    """Why Pillow cannot open the file. Pillow discards the reason of its plugin, so the plugin is called again."""
     file.seek(0)
     prefix = file.read(16)
     for name in _FORMATS:
@@ -103,7 +116,7 @@ def _not_decoded(name: str, error: Exception) -> str:
 
 
 class PillowPhoto:
-    """A photo that Pillow decodes: `image`, opened, and loaded by `load`."""
+    """A photo that Pillow has opened as `image`. `start`: the first bytes of `file`. `crop`: an AVIF's aperture."""
 
     def __init__(self, file: IO[bytes], image: Image.Image, start: bytes, crop: containers.Crop | None) -> None:
         self._file = file
@@ -117,7 +130,7 @@ class PillowPhoto:
 
     @property
     def orientation(self) -> int:
-        """EXIF's orientation, or AVIF's own; 1 (upright) where there is none."""
+        """The orientation from EXIF, or from AVIF's own property; 1 (upright) if there is none."""
         try:
             return int(self.image.getexif().get(ExifTags.Base.Orientation, 1))
         except Exception:  # a photo with broken EXIF is still a photo
@@ -125,38 +138,39 @@ class PillowPhoto:
 
     @property
     def several(self) -> bool:
-        """Whether the file holds further frames that are more than small versions of the first."""
+        """Whether the file holds further frames. Thumbnails of the first do not count."""
         try:
             if self.image.format == "MPO":
                 entries = self.image.mpinfo[0xB002]  # type: ignore[attr-defined]
                 kinds = [entry["Attribute"]["MPType"] for entry in entries]
                 return sum("Thumbnail" not in kind for kind in kinds) > 1
             return bool(getattr(self.image, "is_animated", False))
-        except Exception:  # what is broken is not the photo
+        except Exception:  # only the index of frames is broken, not the photo
             return False
 
     def memory(self, length: int) -> int:
-        """As `Photo` says."""
+        """See `OpenedPhoto`."""
         return footprint.of_image(self.image, length)
 
     def draft(self, size: tuple[int, int]) -> None:
-        """As `Photo` says; Pillow does it for JPEG."""
+        """See `OpenedPhoto`. Only JPEG supports it."""
         self._draft = size
         self.image.draft(None, size)
 
     def load(self) -> tuple[Image.Image, Image.Image | None]:
-        """As `Photo` says. Raises what Pillow raises."""
+        """See `OpenedPhoto`. Raises any exception that Pillow raises."""
         self.image = image = self._loaded()
         depth, kind = (self._start[24], self._start[25]) if image.format == "PNG" else (8, None)
         _fit_key(image, depth)
         colours, alpha = _colours(image), _alpha(image)
         if kind == _PNG_GREY_ALPHA:
-            colours = image.getchannel(0)  # which is RGBA, where it has 16 bits
+            colours = image.getchannel(0)  # Pillow opens 16-bit grey with alpha as RGBA
         if self._crop is None:
             return colours, alpha
         return colours.crop(self._crop), alpha and alpha.crop(self._crop)
 
     def _loaded(self) -> Image.Image:
+        """The image with its pixels decoded. A JPEG whose end marker alone is missing is completed first."""
         try:
             self.image.load()
             return self.image
@@ -164,7 +178,7 @@ class PillowPhoto:
             if self.image.format not in _JPEG:
                 raise
             self._file.seek(0)
-            whole = containers.ended(self._file.read())
+            whole = containers.completed_jpeg(self._file.read())
             if whole is None:
                 raise
         image = Image.open(io.BytesIO(whole), formats=("JPEG",))
@@ -175,7 +189,7 @@ class PillowPhoto:
 
 
 def _fit_key(image: Image.Image, depth: int) -> None:
-    """Brings the transparent colour (PNG's tRNS), a number of `depth` bits, to the pixels that Pillow makes of them."""
+    """Scales PNG's transparent colour (tRNS), of `depth` bits, as Pillow has scaled the pixels."""
     key = image.info.get("transparency")
     if image.mode == "L" and depth < 8 and isinstance(key, int):
         image.info["transparency"] = key * 255 // (2**depth - 1)
@@ -184,6 +198,7 @@ def _fit_key(image: Image.Image, depth: int) -> None:
 
 
 def _colours(image: Image.Image) -> Image.Image:
+    """`image` without its alpha, in the mode L, RGB, CMYK or LAB."""
     if image.mode == "F":
         raise DecodeError("floating-point pixels, whose range is not known")
     if image.mode.startswith("I"):
@@ -196,7 +211,7 @@ def _colours(image: Image.Image) -> Image.Image:
 
 
 def _from_16_bit(grey: np.ndarray) -> np.ndarray:
-    # Pillow's own conversion clips at 255. 65535 / 257 = 255 exactly.
+    # Pillow's own conversion clips at 255. Dividing by 257 maps 65535 to 255 exactly.
     if grey.min() < 0 or grey.max() > 65535:
         raise DecodeError("32-bit pixels, whose range is not known")
     return ((grey.astype(np.uint32) + 128) // 257).astype(np.uint8)

@@ -1,7 +1,7 @@
-"""Ground truth, where labels don't say which images belong together: Parquet or CSV of `query_id, image_id, grade`.
+"""Ground truth: a table of `query_id, image_id, grade`, for benchmarks whose labels do not say which images match.
 
-Grades: good and ok (Oxford5k, Paris6k, GLDv2) or easy and hard (ROxford5k, RParis6k), and junk, which counts neither
-for nor against.
+Grades are good and ok (Oxford5k, Paris6k, GLDv2) or easy and hard (ROxford5k, RParis6k), and junk. A junk image counts
+neither as a hit nor as a miss.
 """
 
 from dataclasses import dataclass
@@ -18,22 +18,23 @@ COLUMNS = ("query_id", "image_id", "grade")
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """`images[query_id][grade]` are the ids of the images that have this grade for this query; `uri` is its file."""
+    """The ground truth in the file `uri`: `images[query_id][grade]` is the list of image ids with that grade."""
 
     uri: str
     images: dict[str, dict[str, list[str]]]
 
     @property
     def grades(self) -> set[str]:
-        """The grades that occur."""
+        """The grades that occur in the file."""
         return {grade for graded in self.images.values() for grade in graded}
 
 
 def read(uri: str, manifest: Manifest) -> GroundTruth:
-    """Reads the ground truth at `uri` and checks it against `manifest`.
+    """Reads the ground truth at `uri`, Parquet or CSV, and checks it against `manifest`.
 
-    Raises UserError: no such file, a missing column, an empty cell, no row, an unknown grade, an id that is not in the
-    manifest, an image graded twice for a query, or that the import which writes it has not ended.
+    Raises:
+        UserError: The file is missing, has no row, or lacks a column; a cell is empty; a grade is unknown; an id is not
+            in the manifest; a query grades an image twice; or the import that writes the file has not finished.
     """
     manifests.require_imported(uri)
     table = tables.read(uri)
@@ -43,7 +44,7 @@ def read(uri: str, manifest: Manifest) -> GroundTruth:
     known = set(manifest.image_ids)
     seen: set[tuple[str, str]] = set()
     images: dict[str, dict[str, list[str]]] = {}
-    rows = zip(*(manifests.text(uri, table, name).to_pylist() for name in COLUMNS), strict=True)
+    rows = zip(*(manifests.text_column(uri, table, name).to_pylist() for name in COLUMNS), strict=True)
     for number, (query, image, grade) in enumerate(rows, start=1):
         if grade not in GRADES:
             raise UserError(f"{uri!r}: row {number} has the grade {quoted(grade)}; {nearest(str(grade), list(GRADES))}")

@@ -1,7 +1,7 @@
-"""Writes the manifest and the ground truth of a benchmark as distributed, and what is wrong with its files."""
+"""The job import.py: a benchmark as distributed → manifest, ground truth, and a list of missing or broken photos."""
 
-import importlib
 import logging
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -9,9 +9,9 @@ import pyarrow as pa
 
 from dim.app.config import one_of
 from dim.app.output import opened
-from dim.data import manifest, photos
+from dim.data import benchmarks, manifest, oxford_paris, photos
 from dim.data.benchmarks import Benchmark
-from dim.data.config import LAYOUTS, ImportConfig
+from dim.data.config import ImportConfig
 from dim.data.ground_truth import COLUMNS
 from dim.errors import UserError, count_reasons
 from dim.io import csv_files, files, tables
@@ -20,19 +20,37 @@ from dim.io.tables import require_each_once
 
 log = logging.getLogger(__name__)
 
+# The importer of each name in `dim.data.config.LAYOUTS`.
+IMPORTERS: dict[str, Callable[[str], Benchmark]] = {
+    "oxford5k": oxford_paris.oxford5k,
+    "paris6k": oxford_paris.paris6k,
+    "roxford5k": oxford_paris.roxford5k,
+    "rparis6k": oxford_paris.rparis6k,
+    "holidays": benchmarks.holidays,
+    "ukbench": benchmarks.ukbench,
+    "gldv2": benchmarks.gldv2,
+    "sop": benchmarks.sop,
+    "cub": benchmarks.cub,
+}
+
 MANIFEST, GROUND_TRUTH, PROBLEMS = "manifest.parquet", "ground_truth.parquet", "problems.csv"
 _PROBLEMS = pa.schema([("path", pa.string()), ("problem", pa.string())])
 
 
 def import_benchmark(config: ImportConfig) -> dict[str, Any]:
-    """Writes `out/manifest.parquet`, `ground_truth.parquet` where labels don't say it, and `problems.csv`.
+    """Imports a benchmark: the job import.py.
 
-    Photos that are missing or corrupt keep their rows, so that they count in every list and mean; problems.csv names
-    each. Raises UserError, before anything is written, where the set is not as its layout says or no photo is there.
+    Writes manifest.parquet, ground_truth.parquet (unless labels are the ground truth) and problems.csv. Missing and
+    corrupt photos keep their rows, so that they count in every ranked list and mean; problems.csv names each.
+
+    Returns:
+        The job's last line: the layout, and the numbers of images, queries, grades, missing and corrupt photos.
+
+    Raises:
+        UserError: The folder does not have the layout, or holds none of the photos. Nothing is written.
     """
-    one_of("layout", config.layout, list(LAYOUTS))
-    importer = importlib.import_module(f"dim.data.{LAYOUTS[config.layout]}")
-    benchmark: Benchmark = getattr(importer, config.layout)(config.source)
+    importer = IMPORTERS[one_of("layout", config.layout, list(IMPORTERS))]
+    benchmark = importer(config.source)
     rows = manifest.checked(files.join(config.out, MANIFEST), _manifest(benchmark, config))
     problems = _problems(benchmark, config)
     with opened(config.out, "import", config, {"source": config.source}) as output:
@@ -49,7 +67,7 @@ def import_benchmark(config: ImportConfig) -> dict[str, Any]:
 
 def _manifest(benchmark: Benchmark, config: ImportConfig) -> pa.Table:
     rows = benchmark.photos
-    paths = photos.named([files.join(config.source, photo.path) for photo in rows], config.out)
+    paths = photos.manifest_paths([files.join(config.source, photo.path) for photo in rows], config.out)
     columns = {"image_id": [photo.image_id for photo in rows], "path": paths}
     columns |= {name: [getattr(photo, name) for photo in rows] for name in ("label", "split", "role")}
     table = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
@@ -65,23 +83,23 @@ def _write_grades(uri: str, benchmark: Benchmark) -> None:
         columns = zip(*benchmark.grades, strict=True)
         tables.write(uri, pa.table(dict(zip(COLUMNS, columns, strict=True))))
     else:
-        files.delete(uri)  # of an earlier import into the same folder
+        files.delete(uri)  # left by an earlier import into the same folder
 
 
 def _problems(benchmark: Benchmark, config: ImportConfig) -> pa.Table:
-    """path and problem of each photo that is missing or whose header is unsound."""
+    """A table of the path and the problem of each photo that is missing or has an unsound header."""
     uris = list(dict.fromkeys(files.join(config.source, photo.path) for photo in benchmark.photos))
     reasons = photos.unreadable(uris, partial(photos.opens, limits=config.limits), REQUESTS_AT_ONCE)
     if len(reasons) == len(uris):
         raise UserError(f"none of the {len(uris)} photos of {config.source!r} is there; the first: {uris[0]}")
-    paths = photos.named([uris[row] for row in reasons], config.out)
+    paths = photos.manifest_paths([uris[row] for row in reasons], config.out)
     return pa.table([paths, list(reasons.values())], schema=_PROBLEMS)
 
 
 def _result(benchmark: Benchmark, layout: str, problems: list[str]) -> dict[str, Any]:
     count = len({photo.path for photo in benchmark.photos})
     if benchmark.published not in (None, count):
-        log.warning("%s was published with %d photos; here are %d", layout, benchmark.published, count)
+        log.warning("%s was published with %d photos; this copy has %d", layout, benchmark.published, count)
     missing = problems.count(photos.MISSING)
     return {
         "layout": layout,

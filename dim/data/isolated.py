@@ -1,10 +1,14 @@
-"""Decoding that can't hang or kill the job, nor take more memory than it may: watched in this process, or in another.
+"""Decoding that cannot hang, kill or overrun the job: in this process under a timeout, or in a separate process.
 
-What is decoded may be made to take over the process that decodes it. So what comes back from there is JSON and bare
-pixels: nothing that could do anything here.
+`decode_here` is for a process that a supervisor restarts, as Ray does: a photo that hangs ends it. `decode` and
+`check_header` use worker processes with a timeout and a memory limit, and report a photo that kills them.
+
+A malicious photo may take over the process that decodes it. So a worker answers with JSON and raw pixels only, which
+cannot run code here.
 """
 
 import atexit
+import contextlib
 import dataclasses
 import faulthandler
 import io
@@ -15,25 +19,26 @@ import signal
 import sys
 import tempfile
 import threading
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
-from dim.data.decode import Box, Decoded, Resize, prepared
+from dim.data.config import Resize
+from dim.data.decode import Box, Decoded, prepared
 from dim.data.decode import check_header as check_header_here
 from dim.data.footprint import turn
 from dim.data.limits import LIMITS, DecodeError, Limits
 from dim.io import processes
 
 TRIES = 3
-SECONDS = 60.0  # a photo of the largest size allowed takes a tenth
-# Address space of a process that decodes, beside what its photo takes: the interpreter's, NumPy's and Pillow's is 0.1.
-BESIDE = 2**29
+SECONDS = 60.0  # timeout for one photo; the largest that is allowed takes a tenth of it
+BESIDE = 2**29  # bytes of a worker's address space beside its photo; Python, NumPy and Pillow need a fifth of it
 
 
-def watched(content: bytes, *arguments: Any, limits: Limits = LIMITS, seconds: float = 0, **named: Any) -> Decoded:
-    """As `dim.data.decode.decode`, in its turn; ends this process where that takes longer than `seconds` (SECONDS),
-    whatever holds it up. The wait for its turn doesn't count.
+def decode_here(content: bytes, *arguments: Any, limits: Limits = LIMITS, seconds: float = 0, **named: Any) -> Decoded:
+    """Decodes as `dim.data.decode.decode`, when it is this photo's turn (see `dim.data.footprint.turn`).
+
+    Ends this process if decoding takes longer than `seconds` (0: SECONDS). Waiting for the turn does not count.
     """
     with _Watch(seconds or SECONDS):
         photo = prepared(content, *arguments, limits=limits, **named)
@@ -42,6 +47,8 @@ def watched(content: bytes, *arguments: Any, limits: Limits = LIMITS, seconds: f
 
 
 class _Watch:
+    """Ends the process, with a traceback on stderr, if the block takes longer than `seconds`, even in native code."""
+
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
 
@@ -55,9 +62,9 @@ class _Watch:
 def decode(
     content: bytes, size: int, resize: Resize, box: Box | None = None, *, scaled: bool = False, limits: Limits = LIMITS
 ) -> Decoded:
-    """As `dim.data.decode.decode`, in a process of its own, which is kept for the next photo; threads may call it.
+    """Decodes as `dim.data.decode.decode`, in a worker process, which is kept for the next photo. Thread-safe.
 
-    Raises DecodeError also where each of TRIES processes died, or one took longer than SECONDS.
+    Raises DecodeError also if TRIES workers died on the photo, or one took longer than SECONDS.
     """
     about, pixels = _answer(content, limits, size=size, resize=resize, box=box, scaled=scaled)
     found = np.frombuffer(pixels, np.uint8).reshape(about["shape"])
@@ -65,70 +72,65 @@ def decode(
 
 
 def check_header(content: bytes, limits: Limits = LIMITS) -> None:
-    """As `dim.data.decode.check_header`, for a file that begins with `content`, in a process of its own."""
+    """Checks as `dim.data.decode.check_header` a file that begins with `content`, in a worker process."""
     _answer(content, limits)
 
 
 def _answer(content: bytes, limits: Limits, **call: Any) -> tuple[dict[str, Any], bytes]:
-    how = {"call": call, "limits": dataclasses.asdict(limits), "seconds": SECONDS, "length": len(content)}
+    """A worker's answer, JSON and pixels, to `decode` with the arguments `call`, or to `check_header` without any."""
+    question = {"call": call, "limits": dataclasses.asdict(limits), "seconds": SECONDS, "length": len(content)}
     with _cores:
         for attempt in range(TRIES):
-            process = _kept() if attempt == 0 else _Process()  # one that was kept may have died since
-            answer = process.asked(json.dumps(how).encode() + b"\n", content)
+            process = _kept() if attempt == 0 else _Process()  # a kept worker may have died since
+            answer = process.ask(json.dumps(question).encode() + b"\n", content)
             if answer is not None:
                 _idle.append(process)
                 break
-            status, said = process.end()
-            if status > 0 and "Timeout" in said:
-                raise DecodeError(f"its decoding took longer than {SECONDS:.0f} s")
+            status, stderr = process.end()
+            if status > 0 and "Timeout" in stderr:
+                raise DecodeError(f"decoding took longer than {SECONDS:.0f} s")
             if status >= 0:
-                raise RuntimeError(said)
+                raise RuntimeError(stderr)
         else:
             killer = signal.Signals(-status).name
-            raise DecodeError(f"its decoding killed the process ({killer}, {TRIES} times of {TRIES})")
+            raise DecodeError(f"decoding killed the process ({killer}, {TRIES} of {TRIES} attempts)")
     if "error" in answer[0]:
         raise DecodeError(answer[0]["error"])
     return answer
 
 
 class _Process:
-    """A process that decodes one photo after the other."""
+    """A worker process, which decodes one photo after the other."""
 
     def __init__(self) -> None:
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115  (a pipe that nobody reads would hold it up)
-        self._process = processes.start(__name__, self._said)
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  (a full pipe that nobody reads would block the worker)
+        self._process = processes.start(__name__, self._stderr)
+        assert self._process.stdin and self._process.stdout
+        self._to, self._back = self._process.stdin, self._process.stdout
 
-    def asked(self, *question: bytes) -> tuple[dict[str, Any], bytes] | None:
-        """Its answer, JSON and pixels; None where it dies over the question."""
-        to, back = self._pipes()
+    def ask(self, *question: bytes) -> tuple[dict[str, Any], bytes] | None:
+        """Sends the parts of a question; returns the answer, JSON and pixels, or None if the worker dies."""
         try:
             for part in question:
-                to.write(part)
-            to.flush()
-            about = json.loads(back.readline())
-            pixels = back.read(about["length"])
+                self._to.write(part)
+            self._to.flush()
+            about = json.loads(self._back.readline())
+            pixels = self._back.read(about["length"])
         except (BrokenPipeError, ValueError):  # no line, or half of one
             return None
         return (about, pixels) if len(pixels) == about["length"] else None
 
     def end(self) -> tuple[int, str]:
-        """Ends it, and returns its exit status and what it wrote to stderr."""
-        to, back = self._pipes()
-        with back, self._said:
-            try:
-                to.close()
-            except BrokenPipeError:
-                pass
+        """Ends the worker; returns its exit status and what it wrote to stderr."""
+        with self._back, self._stderr:
+            with contextlib.suppress(BrokenPipeError):
+                self._to.close()
             status = self._process.wait()
-            self._said.seek(0)
-            return status, self._said.read().decode(errors="replace")
-
-    def _pipes(self) -> tuple[IO[bytes], IO[bytes]]:
-        assert self._process.stdin and self._process.stdout
-        return self._process.stdin, self._process.stdout
+            self._stderr.seek(0)
+            return status, self._stderr.read().decode(errors="replace")
 
 
-_cores = threading.BoundedSemaphore(os.cpu_count() or 1)  # more processes at one time would gain nothing
+_cores = threading.BoundedSemaphore(os.cpu_count() or 1)  # more workers at a time would not be faster
 _idle: list[_Process] = []
 
 
@@ -141,34 +143,35 @@ def _kept() -> _Process:
 
 @atexit.register
 def end() -> None:
-    """Ends the processes that wait for a photo."""
+    """Ends the idle workers."""
     while _idle:
         _idle.pop().end()
 
 
 def _serve() -> None:
+    """The worker's loop: answers the questions on stdin until it closes."""
     while line := sys.stdin.buffer.readline():
-        how = json.loads(line)
-        content = sys.stdin.buffer.read(how["length"])
-        limits = Limits(**how["limits"])
+        question = json.loads(line)
+        content = sys.stdin.buffer.read(question["length"])
+        limits = Limits(**question["limits"])
         memory = limits.memory + BESIDE
         resource.setrlimit(resource.RLIMIT_AS, (memory, resource.RLIM_INFINITY))
         try:
-            about, pixels = _found(content, limits, how["seconds"], how["call"])
+            about, pixels = _work(content, limits, question["seconds"], question["call"])
         except DecodeError as error:
-            short = isinstance(error.__cause__, MemoryError)
-            reason = f"its decoding takes more than {memory / 2**30:.1f} GiB of memory" if short else str(error)
+            out_of_memory = isinstance(error.__cause__, MemoryError)
+            reason = f"decoding takes more than {memory / 2**30:.1f} GiB of memory" if out_of_memory else str(error)
             about, pixels = {"error": reason}, b""
         sys.stdout.buffer.write(json.dumps(about | {"length": len(pixels)}).encode() + b"\n" + pixels)
         sys.stdout.buffer.flush()
 
 
-def _found(content: bytes, limits: Limits, seconds: float, call: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+def _work(content: bytes, limits: Limits, seconds: float, call: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     if not call:
         with _Watch(seconds):
             check_header_here(io.BytesIO(content), limits)
         return {}, b""
-    found = watched(content, limits=limits, seconds=seconds, **call)
+    found = decode_here(content, limits=limits, seconds=seconds, **call)
     about = {"shape": found.pixels.shape, "width": found.width, "height": found.height, "several": found.several}
     return about, found.pixels.tobytes()
 

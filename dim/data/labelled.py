@@ -1,6 +1,7 @@
-"""What the folders of a tree of photos say: the label of each photo, and its split; and labels that look alike.
+"""The labelled photos that split.py divides: read from a tree of folders (`from_folder`) or a table (`from_table`).
 
-Labelled photos as split.py is given them: a folder of folders, or a table.
+In a tree, a photo's label is the folder that holds it, and top folders named train, val and test are the splits.
+`warn_about_labels` reports labels that are probably mistakes, such as two that look alike.
 """
 
 import itertools
@@ -16,24 +17,67 @@ import pyarrow as pa
 from dim.app.config import flag_name
 from dim.data import manifest
 from dim.data.config import SplitConfig
-from dim.data.photos import listing
+from dim.data.photos import list_folder
 from dim.errors import UserError, quoted
 from dim.io import files, tables
 
 log = logging.getLogger(__name__)
 
 _SPLITS = {"train": "train", "val": "val", "validation": "val", "valid": "val", "test": "test"}
-# What a program writes where it knows no label.
-_NOTHING = {"nan", "none", "null", "na", "n/a", "nat", "<na>", "nil", "#n/a"}
-_MOST = 5
+# Text that programs write for a missing value.
+_MISSING = {"nan", "none", "null", "na", "n/a", "nat", "<na>", "nil", "#n/a"}
+_MOST = 5  # examples in a warning
 
 
-def of_folders(names: Sequence[str], where: str) -> tuple[list[str | None], list[str] | None]:
-    """The label of each photo, and its split or None, by `names`, the paths of photos within the folder `where`.
+def from_folder(config: SplitConfig) -> tuple[pa.Table, pa.Table, int]:
+    """Returns the labelled photos below `config.images`, the `rejected` other files, and the number of hidden ones.
 
-    A photo's label is the folder that holds it. Where all top folders are named train, val (validation, valid) or test,
-    in any case, they are the splits and no part of labels; None where the tree has no splits. A photo that lies in no
-    folder of a label has the label None. Raises UserError where folders named so would be parts of labels.
+    The photos have the columns image_id, path and label, and split if the top folders are the splits. Raises UserError
+    if no photo has a label, the folder holds tables, or flags ask for another split than the folders'.
+    """
+    folder, found = config.images, list_folder(config.images)
+    labels, splits = labels_and_splits(found.files, folder)
+    rows = [row for row, label in enumerate(labels) if label is not None]
+    _require_no_tables(folder, [found.files[row] for row in rows] or found.files)
+    if not rows:
+        below = "a sub-folder" if splits is None else "a sub-folder of its splits"
+        raise UserError(f"{folder!r} has no photo in {below}; it needs one sub-folder per label")
+    names, known = [found.files[row] for row in rows], [label for label in labels if label is not None]
+    columns = {"image_id": unique_ids(names), "path": [files.join(folder, name) for name in names], "label": known}
+    if splits is not None:
+        _require_no_shares(config)
+        columns["split"] = [splits[row] for row in rows]
+        log.info("the top folders of %r are the splits", folder)
+    if deepest := max((label for label in known if "/" in label), default=None):
+        log.info("a label is the path of the folder that holds its photos, such as %r", deepest)
+    loose = [name for name, label in zip(found.files, labels, strict=True) if label is None]
+    skipped = dict.fromkeys(loose, "it is not in the folder of a label") | found.skipped
+    others = rejected([files.join(folder, name) for name in skipped], [None] * len(skipped), skipped.values())
+    return pa.table(columns), others, found.hidden
+
+
+def _require_no_tables(folder: str, names: Sequence[str]) -> None:
+    """Raises UserError if all files are tables, except files such as _SUCCESS that programs write beside tables."""
+    parts = [name for name in names if tables.is_table(name)]
+    if parts and not any(name.rpartition("/")[2][0] != "_" for name in {*names} - {*parts}):
+        raise UserError(f"{folder!r} holds tables ({parts[0]!r}), not photos; {tables.ONE_TABLE}")
+
+
+def _require_no_shares(config: SplitConfig) -> None:
+    for name in ("val_labels", "test_labels", "val_per_label", "test_per_label"):
+        if (value := getattr(config, name)) is not None:
+            raise UserError(
+                f"{flag_name(name)} {value}: the top folders of {config.images!r} are splits already; leave the flag "
+                "out, or give a table with path and label, which is split anew"
+            )
+
+
+def labels_and_splits(names: Sequence[str], where: str) -> tuple[list[str | None], list[str] | None]:
+    """Returns the labels and the splits of photos from `names`, their paths relative to the folder `where`.
+
+    A label is None for a photo that is not in the folder of a label. If all top folders are named train, val
+    (validation, valid) or test, in any case, they are the splits and not part of the labels; otherwise the splits are
+    None. Raises UserError if folders named like different splits would become parts of labels.
     """
     folders = [name.split("/")[:-1] for name in names]
     tops = {folder[0] for folder in folders if folder}
@@ -49,11 +93,11 @@ def of_folders(names: Sequence[str], where: str) -> tuple[list[str | None], list
 
 def _label(folder: list[str]) -> str | None:
     label = "/".join(folder)
-    return label if label.strip() else None  # of spaces only, a manifest has it as none
+    return label if label.strip() else None  # a manifest reads a blank label as null
 
 
 def _require_no_splits(folders: Sequence[list[str]], where: str) -> None:
-    """Raises UserError where train and test, say, stand side by side in `folders`, which are to be labels."""
+    """Raises UserError if `folders`, which become labels, have folders such as train and test side by side."""
     within: dict[tuple[str, ...], set[str]] = defaultdict(set)
     for parts in {tuple(folder) for folder in folders}:
         for depth, part in enumerate(parts):
@@ -64,11 +108,11 @@ def _require_no_splits(folders: Sequence[list[str]], where: str) -> None:
             continue
         inner = "/".join(parent)
         others = sorted(children - {*of_splits})
-        beside = f"beside {others[0]!r}" if others else f"within {inner or 'such'!r}"
+        beside = f"beside {others[0]!r}" if others else f"within {inner!r}" if inner else "within a split"
         instead = (
             f"name {where.rstrip('/')}/{inner}"
             if parent and len(within[()]) == 1
-            else "let them, and no others, be the folders at its top"
+            else "make them the only folders at its top"
         )
         raise UserError(
             f"{where!r} has folders {' and '.join(of_splits)} {beside}, where they would be parts of labels; if they "
@@ -76,83 +120,10 @@ def _require_no_splits(folders: Sequence[list[str]], where: str) -> None:
         )
 
 
-def tell(labels: Sequence[str]) -> None:
-    """Warns of different `labels` that look alike, as 'a' and 'a ', of folders within one that is a label, too, and of
-    labels that say that there is none.
-    """
-    counts = Counter(labels)
-    groups: dict[str, list[str]] = defaultdict(list)
-    for label in sorted(counts):
-        groups[_seen(label)].append(label)
-    _warn("labels that look alike stay apart", [group for group in groups.values() if len(group) > 1], counts)
-    within = [[label.rpartition("/")[0], label] for label in sorted(counts) if label.rpartition("/")[0] in counts]
-    _warn("labels within labels are labels of their own", within, counts)
-    _warn("labels that look like none", [[label] for label in counts if label.strip().lower() in _NOTHING], counts)
+def from_table(config: SplitConfig) -> pa.Table:
+    """Returns the rows of the table `config.images`, with full paths, an image_id each and no column `split`.
 
-
-def _warn(what: str, groups: list[list[str]], counts: Counter[str]) -> None:
-    if groups:
-        told = [
-            " and ".join(f"{quoted(label)} ({counts[label]} photos)" for label in group) for group in groups[:_MOST]
-        ]
-        more = f"; and {len(groups) - _MOST} more" if len(groups) > _MOST else ""
-        log.warning("%s: %s%s", what, "; ".join(told), more)
-
-
-def _seen(label: str) -> str:
-    """What a person sees of `label`: no case, no spaces around, nothing invisible, one Unicode form, 3 for 3.0."""
-    visible = "".join(letter for letter in label if unicodedata.category(letter) != "Cf")
-    text = " ".join(unicodedata.normalize("NFKC", visible).casefold().split())
-    return re.sub(r"^(\d+)\.0+$", r"\1", text)
-
-
-def of_folder(config: SplitConfig) -> tuple[pa.Table, pa.Table, int]:
-    """The photos that have a label (with their split where the top folders say it), the `untaken` rest, and the number
-    of hidden files and folders.
-
-    Raises UserError where there is no such photo, the folder holds tables, or flags ask for another split than its own.
-    """
-    folder, found = config.images, listing(config.images)
-    labels, splits = of_folders(found.files, folder)
-    rows = [row for row, label in enumerate(labels) if label is not None]
-    _require_no_tables(folder, [found.files[row] for row in rows] or found.files)
-    if not rows:
-        below = "a sub-folder" if splits is None else "a sub-folder of its splits"
-        raise UserError(f"{folder!r} has no photo in {below}; it needs one sub-folder per label")
-    names, known = [found.files[row] for row in rows], [label for label in labels if label is not None]
-    columns = {"image_id": unique_ids(names), "path": [files.join(folder, name) for name in names], "label": known}
-    if splits is not None:
-        _require_no_shares(config)
-        columns["split"] = [splits[row] for row in rows]
-        log.info("the top folders of %r are the splits", folder)
-    if deepest := max((label for label in known if "/" in label), default=None):
-        log.info("a label is the folder that holds its photos, such as %r", deepest)
-    loose = [name for name, label in zip(found.files, labels, strict=True) if label is None]
-    skipped = dict.fromkeys(loose, "it is in no label's folder") | found.skipped
-    seen = untaken([files.join(folder, name) for name in skipped], [None] * len(skipped), skipped.values())
-    return pa.table(columns), seen, found.hidden
-
-
-def _require_no_tables(folder: str, names: Sequence[str]) -> None:
-    """Raises UserError where all files but those that a program leaves beside its tables, as _SUCCESS, are tables."""
-    parts = [name for name in names if tables.is_table(name)]
-    if parts and not any(name.rpartition("/")[2][0] != "_" for name in {*names} - {*parts}):
-        raise UserError(f"{folder!r} holds tables ({parts[0]!r}), not photos; {tables.ONE_TABLE}")
-
-
-def _require_no_shares(config: SplitConfig) -> None:
-    for name in ("val_labels", "test_labels", "val_per_label", "test_per_label"):
-        if (value := getattr(config, name)) is not None:
-            raise UserError(
-                f"{flag_name(name)} {value}: the top folders of {config.images!r} are splits already; leave the flag "
-                "out, or give a table with path and label, which is split anew"
-            )
-
-
-def of_table(config: SplitConfig) -> pa.Table:
-    """The rows of the table `config.images`, their paths made full; its column `split` is left out.
-
-    Raises UserError where it is missing or no manifest but for ids and splits, or has what the output can't hold.
+    Raises UserError if the table is missing, is otherwise not a manifest, or has a column that the output cannot hold.
     """
     uri = config.images
     if not tables.is_table(uri) and not files.exists(uri):
@@ -160,19 +131,22 @@ def of_table(config: SplitConfig) -> pa.Table:
     table = tables.read(uri)
     tables.require_columns(table, ("path", "label"), uri)
     if "image_id" not in table.column_names:
-        paths = manifest.text(uri, table, "path").fill_null("").to_pylist()
+        paths = manifest.text_column(uri, table, "path").fill_null("").to_pylist()
         table = table.add_column(0, "image_id", pa.array(unique_ids(paths), pa.string()))
     if "split" in table.column_names:
         table = table.drop_columns("split")
     rows = manifest.checked(uri, table)
     table = rows.table.drop_columns("split")
-    if config.out.endswith(".csv"):  # which holds no lists, say: better known now than when there is something to write
-        table = manifest.with_texts(uri, table, table.column_names)
+    if config.out.endswith(".csv"):  # CSV cannot hold lists, for example; refuse them before the work begins
+        table = manifest.with_text_columns(uri, table, table.column_names)
     return with_paths(table, rows.paths)
 
 
 def unique_ids(paths: Sequence[str]) -> list[str]:
-    """An id for each path: without its ending; with it where two would share an id; a repeated path gets a number."""
+    """Makes an id of each path: without suffix, with it if the id is taken, or with a number if the path is repeated.
+
+    The ids do not depend on the order of the paths.
+    """
     ids: dict[int, str] = {}
     taken: set[str] = set()
     for row in sorted(range(len(paths)), key=lambda row: paths[row]):
@@ -185,12 +159,44 @@ def unique_ids(paths: Sequence[str]) -> list[str]:
     return [ids[row] for row in range(len(paths))]
 
 
-def untaken(paths: Any, labels: Any, reasons: Iterable[str]) -> pa.Table:
-    """A table of what was seen and not taken: path, label and reason."""
+def rejected(paths: Any, labels: Any, reasons: Iterable[str]) -> pa.Table:
+    """Makes a table of files that were not used: path, label and reason."""
     columns = {"path": paths, "label": labels, "reason": list(reasons)}
     return pa.table(columns, schema=pa.schema([(name, pa.string()) for name in columns]))
 
 
 def with_paths(table: pa.Table, paths: list[str]) -> pa.Table:
-    """`table` with other `paths`."""
+    """Returns `table` with its column `path` replaced by `paths`."""
     return table.set_column(table.column_names.index("path"), "path", pa.array(paths, pa.string()))
+
+
+def warn_about_labels(labels: Sequence[str]) -> None:
+    """Warns about labels that look alike ('a' and 'a '), lie within another label ('a' and 'a/b') or look missing."""
+    counts = Counter(labels)
+    groups: dict[str, list[str]] = defaultdict(list)
+    for label in sorted(counts):
+        groups[_as_seen(label)].append(label)
+    _warn("labels that look alike are kept apart", [group for group in groups.values() if len(group) > 1], counts)
+    within = [[label.rpartition("/")[0], label] for label in sorted(counts) if label.rpartition("/")[0] in counts]
+    _warn("nested labels are kept apart", within, counts)
+    _warn(
+        "labels that look like missing values",
+        [[label] for label in counts if label.strip().lower() in _MISSING],
+        counts,
+    )
+
+
+def _warn(what: str, groups: list[list[str]], counts: Counter[str]) -> None:
+    if groups:
+        examples = [
+            " and ".join(f"{quoted(label)} ({counts[label]} photos)" for label in group) for group in groups[:_MOST]
+        ]
+        more = f"; and {len(groups) - _MOST} more" if len(groups) > _MOST else ""
+        log.warning("%s: %s%s", what, "; ".join(examples), more)
+
+
+def _as_seen(label: str) -> str:
+    """`label` as a reader sees it: without case, outer spaces and invisible letters, normalized, 3 for 3.0."""
+    visible = "".join(letter for letter in label if unicodedata.category(letter) != "Cf")
+    text = " ".join(unicodedata.normalize("NFKC", visible).casefold().split())
+    return re.sub(r"^(\d+)\.0+$", r"\1", text)

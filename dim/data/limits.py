@@ -1,36 +1,36 @@
-"""What a photo may need at most, and the one exception that says what is wrong with it."""
+"""The limits on a photo's pixels and bytes (--max-megapixels), and `DecodeError`, raised for any unusable photo."""
 
 import math
 from dataclasses import dataclass
 
 from dim.errors import UserError
 
-# Bytes that decoding may take: for each pixel, what a photo with alpha takes whose format adds nothing; copies of the
-# file; and beside them.
+# Bytes that decoding may take: per pixel (enough for alpha, if the format's library takes nothing beside it), per byte
+# of the file (which is copied), and per photo.
 ALPHA, FILE, BESIDE = 18, 2, 2**24
 MEGAPIXELS = 178.0  # the default of --max-megapixels
-MOST_MEGAPIXELS = 100_000  # a side of 316,000: what claims more is no photo, and its bytes overflow integers soon
-MEGAPIXELS_HELP = "the largest photo that is decoded; what is larger is an error"
+MOST_MEGAPIXELS = 100_000  # a square of 316,000 pixels a side; no photo is larger, and sizes in bytes soon overflow
+MEGAPIXELS_HELP = "the largest photo that is decoded; a larger one is an error"
 
 
 class DecodeError(Exception):
-    """A photo that cannot be decoded; the message is the reason."""
+    """A photo cannot be decoded. The message is the reason."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a photo may need at most: `pixels` when decoded, `bytes` in its file."""
+    """The largest photo that is accepted: its `pixels` when decoded, and the `bytes` of its file."""
 
     pixels: int = round(1e6 * MEGAPIXELS)
     bytes: int = 256 * 2**20
 
     @property
     def memory(self) -> int:
-        """The bytes of memory that its decoding may take."""
+        """The bytes of memory that decoding a photo may take."""
         return ALPHA * self.pixels + FILE * self.bytes + BESIDE
 
     def megapixels_for(self, memory: int) -> int:
-        """The megapixels under which `memory` bytes would be allowed."""
+        """The --max-megapixels that would allow `memory` bytes."""
         return math.ceil((memory - FILE * self.bytes - BESIDE) / ALPHA / 1e6)
 
 
@@ -38,7 +38,7 @@ LIMITS = Limits()
 
 
 def of_megapixels(most: float) -> Limits:
-    """The limits under --max-megapixels `most`. Raises UserError where that is none."""
+    """The limits for --max-megapixels `most`. Raises UserError if the flag is out of range."""
     if most <= 0:
         raise UserError(f"--max-megapixels must be above 0, not {most}")
     if most > MOST_MEGAPIXELS:
@@ -61,13 +61,13 @@ class Limited:
 
 
 def check_size(size: int, limits: Limits = LIMITS) -> None:
-    """Raises DecodeError where a photo's file of `size` bytes is over the limit."""
+    """Raises DecodeError if a photo's file of `size` bytes is over the limit."""
     if size > limits.bytes:
         raise DecodeError(f"the file has {size:,} bytes; the limit is {limits.bytes:,}")
 
 
 def check_pixels(width: int, height: int, limits: Limits = LIMITS) -> None:
-    """Raises DecodeError where a photo of `width` × `height` pixels is over the limit."""
+    """Raises DecodeError if a photo of `width` × `height` pixels is over the limit."""
     if width * height > limits.pixels:
         raise DecodeError(
             f"the photo has {width:,} × {height:,} pixels; the limit is {limits.pixels:,}; "
@@ -76,7 +76,7 @@ def check_pixels(width: int, height: int, limits: Limits = LIMITS) -> None:
 
 
 def allowance(megapixels: int) -> str:
-    """What to do about a photo that takes a limit of so many megapixels, as a message says it."""
+    """The advice of a message about a photo that needs a limit of `megapixels`."""
     if megapixels > MOST_MEGAPIXELS:
-        return "no photo is so large: it is broken, or made to fill the memory"
+        return "no photo is that large: the file is broken or malicious"
     return f"--max-megapixels {megapixels} allows it"

@@ -1,11 +1,12 @@
-"""The manifest: one row an image, Parquet or CSV.
+"""The manifest: a table of photos, one row an image, in Parquet or CSV. Which photos does a job use?
 
-Columns: `image_id` (string, unique), `path` (local, file://, s3:// or gs://, as `dim.io.uris` reads them; relative to
-the manifest's folder), `label` (may be null), `split` (train, val, test or null), optional `role` (query, database, or
-null for both) and `x1, y1, x2, y2` (a query's box in pixels of the upright image). Other columns are kept.
+Required columns: `image_id` (string, unique) and `path` (local, file://, s3:// or gs://, as `dim.io.uris` reads them;
+relative to the manifest's folder). Optional columns: `label` (may be null), `split` (train, val, test or null), `role`
+(query, database, or null for both) and `x1, y1, x2, y2` (a query's box in pixels of the upright image). Other columns
+are kept.
 
-A text may stand there as a number (`dim.io.tables` says how it is written), and one that is empty, of spaces only or
-NaN is null. Every other text is what it is: "NA", "None" and "nan" are labels.
+A text column may hold numbers; `dim.io.tables.as_text` converts them. Text that is empty, blank or NaN becomes null.
+All other text is kept: "NA", "None" and "nan" are labels.
 """
 
 import functools
@@ -27,13 +28,16 @@ SPLITS = ("train", "val", "test")
 ROLES = ("query", "database")
 BOX = ("x1", "y1", "x2", "y2")
 _TEXTS = ("image_id", "path", "label", "split", "role")
-# The path first: where a table has no ids, they are made of the paths.
+# `path` first: split.py makes the ids of a table without ids from the paths, so a missing path is the real fault.
 _REQUIRED = ("path", "image_id")
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A validated manifest; `uri` is where it was read and what messages name."""
+    """A validated manifest, with the columns `label` and `split` always present.
+
+    `uri` is its file: messages name it, and relative paths start at its folder.
+    """
 
     uri: str
     table: pa.Table
@@ -43,30 +47,30 @@ class Manifest:
 
     @cached_property
     def image_ids(self) -> np.ndarray:
-        """The ids, object array of str (N,)."""
+        """The ids: an object array of str, shape (N,)."""
         return np.array(self.table["image_id"].to_pylist(), dtype=object)
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """The labels, object array of str or None (N,)."""
+        """The labels: an object array of str or None, shape (N,)."""
         return np.array(self.table["label"].to_pylist(), dtype=object)
 
     @cached_property
     def paths(self) -> list[str]:
-        """Where each photo lies, resolved against the manifest's folder (N)."""
-        folder = files.parent(files.absolute(self.uri))  # a worker may stand in another folder
+        """The N paths or URIs of the photos, resolved against the manifest's folder."""
+        folder = files.parent(files.absolute(self.uri))  # a worker may run in another working directory
         return [files.join(folder, path) for path in self.table["path"].to_pylist()]
 
     @cached_property
     def boxes(self) -> list[tuple[float, float, float, float] | None]:
-        """Each row's box (x1, y1, x2, y2) in pixels, None where it has none (N)."""
+        """The N boxes (x1, y1, x2, y2) in pixels; None for a row without one."""
         if not all(name in self.table.column_names for name in BOX):
             return [None] * len(self)
         columns = zip(*(self.table[name].to_pylist() for name in BOX), strict=True)
         return [None if None in box else box for box in columns]
 
     def select(self, split: str | None = None, role: str | None = None) -> "Manifest":
-        """The rows of `split` (None: all) that may act as `role` (None: any). Raises UserError where there are none."""
+        """Selects the rows of `split` (None: all) that may act as `role` (None: any). Raises UserError if none do."""
         table = self.table
         if split is not None:
             table = table.filter(pc.equal(table["split"], split))
@@ -79,17 +83,18 @@ class Manifest:
         return replace(self, table=table)
 
     def splits(self) -> Iterator[str]:
-        """The splits that have rows, in the order train, val, test."""
+        """Yields the splits that have rows, in the order train, val, test."""
         present = set(self.table["split"].unique().to_pylist())
         return (split for split in SPLITS if split in present)
 
 
 def read(uri: str) -> Manifest:
-    """Reads and checks the manifest at `uri`.
+    """Reads and checks the manifest at `uri`. Opens no photo, so a photo may still be missing.
 
-    Raises UserError: no such file, a missing column, one that is no text or whose rows Arrow can't select, an empty or
-    repeated image_id, an empty path or one that names no place, an unknown split or role, an incomplete or empty box,
-    no row at all, or that the import which writes it has not ended.
+    Raises:
+        UserError: The file is missing, has no row, or lacks a required column; a column has an unusable type; an
+            image_id is empty or repeated; a path is empty or names no place that dim reads; a split or role is unknown;
+            a box is incomplete, infinite or empty; or the import that writes the file has not finished.
     """
     require_imported(uri)
     found = checked(uri, tables.read(uri))
@@ -98,8 +103,9 @@ def read(uri: str) -> Manifest:
 
 
 def require_imported(uri: str) -> None:
-    """Raises UserError where the table at `uri` lies in the folder of an import that has not ended: it may be a new one
-    beside old ones. A person may have mended a table of one that has, so nothing else is asked.
+    """Raises UserError if an unfinished import wrote the table at `uri`: it may be a new table beside old ones.
+
+    After a finished import, a user may edit the table.
     """
     folder = files.parent(uri)
     record = output.record_of(folder) if files.exists(uri) else None
@@ -108,15 +114,13 @@ def require_imported(uri: str) -> None:
 
 
 def checked(uri: str, table: pa.Table) -> Manifest:
-    """`table` as the manifest that stands, or will stand, at `uri`. Raises UserError as `read` does, but for paths that
-    name no place.
-    """
+    """Checks `table` as the manifest at `uri`. Raises UserError as `read` does, but accepts any path."""
     tables.require_columns(table, _REQUIRED, uri)
     for name in ("label", "split"):
         if name not in table.column_names:
             table = table.append_column(name, pa.nulls(table.num_rows, pa.string()))
     texts = [name for name in table.column_names if name in _TEXTS or not _selectable(table[name])]
-    table = with_texts(uri, table, texts)
+    table = with_text_columns(uri, table, texts)
     for name in texts:
         if name in _TEXTS:
             table = table.set_column(table.column_names.index(name), name, empty_as_null(table[name]))
@@ -134,19 +138,55 @@ def checked(uri: str, table: pa.Table) -> Manifest:
     return Manifest(uri, _with_boxes(uri, table))
 
 
+def with_text_columns(uri: str, table: pa.Table, names: Iterable[str]) -> pa.Table:
+    """Returns `table` with the columns `names` converted to strings. Raises UserError as `text_column` does."""
+    for name in names:
+        table = table.set_column(table.column_names.index(name), name, text_column(uri, table, name))
+    return table
+
+
+def text_column(uri: str, table: pa.Table, name: str) -> pa.ChunkedArray:
+    """Returns the column `name` of the table at `uri` as strings. Raises UserError if it cannot be converted."""
+    try:
+        return as_text(table[name])
+    except pa.ArrowException as error:
+        raise UserError(
+            f"{uri!r}: column {name!r} must be text: {files.reason(error)} (its type is {table[name].type})"
+            f"{_undecodable_rows(table[name])}{tables.embedded_photos_hint(table.select([name]))}"
+        ) from error
+
+
+def _undecodable_rows(column: pa.ChunkedArray) -> str:
+    """Names the first row whose bytes are not UTF-8, for a message; "" if there is none."""
+    values = column.to_pylist()
+    wrong = [isinstance(value, bytes) and value.decode(errors="ignore").encode() != value for value in values]
+    rows = np.flatnonzero(wrong)
+    return f" in row {rows[0] + 1}, {quoted(values[rows[0]])}{_others(len(rows))}" if len(rows) else ""
+
+
+def _selectable(column: pa.ChunkedArray) -> bool:
+    """Whether Arrow can filter this type of column. It cannot filter a string_view, for example."""
+    try:
+        column.slice(0, 0).filter(pa.array([], pa.bool_()))
+    except pa.ArrowNotImplementedError:
+        return False
+    return True
+
+
 def _require_ids(uri: str, table: pa.Table) -> None:
     for name in _REQUIRED:
-        if (missing := _first(table[name].is_null())) is not None:
-            raise UserError(f"{uri!r}: row {missing + 1} has no {name}")
+        if missing := _rows(table[name].is_null()):
+            raise UserError(f"{uri!r}: row {missing[0] + 1} has no {name}")
         if broken := _rows(pc.match_substring(table[name], "\0")):
             raise UserError(f"{uri!r}: row {broken[0] + 1} has a NUL in its {name}{_others(len(broken))}")
     counts = table["image_id"].value_counts()
     repeated = [c["values"].as_py() for c in counts if c["counts"].as_py() > 1] if len(counts) < len(table) else []
     if repeated:
-        raise UserError(f"{uri!r}: image_id {quoted(repeated[0])} stands more than once ({len(repeated)} such ids)")
+        raise UserError(f"{uri!r}: image_id {quoted(repeated[0])} occurs more than once ({len(repeated)} such ids)")
 
 
 def _require_places(found: Manifest) -> None:
+    """Raises UserError if a path names no place that dim can read; asks no storage."""
     paths, refused = found.table["path"], []
     rows = _rows(pc.invert(pc.match_substring_regex(paths, uris.SOUND)))
     for row, path in zip(rows, paths.take(pa.array(rows, pa.int64())).to_pylist(), strict=True):
@@ -161,51 +201,11 @@ def _require_places(found: Manifest) -> None:
 
 
 def _others(count: int) -> str:
-    return f"; {count} rows are like it" if count > 1 else ""
-
-
-def _selectable(column: pa.ChunkedArray) -> bool:
-    """Whether Arrow can select rows of such a column; of a string_view, say, it can't."""
-    try:
-        column.slice(0, 0).filter(pa.array([], pa.bool_()))
-    except pa.ArrowNotImplementedError:
-        return False
-    return True
-
-
-def with_texts(uri: str, table: pa.Table, names: Iterable[str]) -> pa.Table:
-    """`table`, with its columns `names` as strings. Raises UserError as `text` does."""
-    for name in names:
-        table = table.set_column(table.column_names.index(name), name, text(uri, table, name))
-    return table
-
-
-def text(uri: str, table: pa.Table, name: str) -> pa.ChunkedArray:
-    """The column `name` of the table at `uri`, as strings. Raises UserError where it can't be that."""
-    try:
-        return as_text(table[name])
-    except pa.ArrowException as error:
-        raise UserError(
-            f"{uri!r}: column {name!r} must be text: {files.reason(error)} (its type is {table[name].type})"
-            f"{_where_no_text(table[name])}{tables.embedded_photos_hint(table.select([name]))}"
-        ) from error
-
-
-def _where_no_text(column: pa.ChunkedArray) -> str:
-    values = column.to_pylist()
-    rows = [row for row, value in enumerate(values) if isinstance(value, bytes) and not _is_utf8(value)]
-    return f" in row {rows[0] + 1}, {quoted(values[rows[0]])}{_others(len(rows))}" if rows else ""
-
-
-def _is_utf8(value: bytes) -> bool:
-    try:
-        value.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
+    return f"; {count} such rows" if count > 1 else ""
 
 
 def _with_boxes(uri: str, table: pa.Table) -> pa.Table:
+    """Returns `table` with its box columns as float64. Raises UserError for a box that is not four usable numbers."""
     present = [name for name in BOX if name in table.column_names]
     if not present:
         return table
@@ -216,28 +216,24 @@ def _with_boxes(uri: str, table: pa.Table) -> pa.Table:
             values = decode_dictionary(table[name]).cast(pa.float64())
         except pa.ArrowException as error:
             raise UserError(f"{uri!r}: column {name} must be numbers: {files.reason(error)}") from error
-        values = pc.if_else(pc.is_nan(values), pa.scalar(None, pa.float64()), values)  # pandas' way to leave one out
+        values = pc.if_else(pc.is_nan(values), pa.scalar(None, pa.float64()), values)  # pandas' missing value
         table = table.set_column(table.column_names.index(name), name, values)
     empty = pc.or_kleene(pc.less_equal(table["x2"], table["x1"]), pc.less_equal(table["y2"], table["y1"]))
     infinite = functools.reduce(pc.or_kleene, [pc.is_inf(table[name]) for name in BOX])
     missing = [table[name].is_null() for name in BOX]
     partial = pc.and_not(functools.reduce(pc.or_, missing), functools.reduce(pc.and_, missing))
-    for wrong, what in (
-        (partial, "an incomplete box"),
-        (infinite, "a box without end"),
-        (empty, "an empty box (x2 ≤ x1 or y2 ≤ y1)"),
-    ):
-        if (row := _first(wrong)) is not None:
-            raise UserError(f"{uri!r}: image_id {quoted(table['image_id'][row].as_py())} has {what}")
+    faults = {
+        "an incomplete box": partial,
+        "a box with an infinite corner": infinite,
+        "an empty box (x2 ≤ x1 or y2 ≤ y1)": empty,
+    }
+    for fault, mask in faults.items():
+        if rows := _rows(mask):
+            raise UserError(f"{uri!r}: image_id {quoted(table['image_id'][rows[0]].as_py())} has {fault}")
     return table
 
 
-def _first(mask: pa.ChunkedArray) -> int | None:
-    rows = _rows(mask)
-    return rows[0] if rows else None
-
-
 def _rows(mask: pa.ChunkedArray) -> list[int]:
-    """The rows at which `mask` is true."""
+    """The numbers of the rows for which `mask` is true."""
     rows: list[int] = np.flatnonzero(pc.fill_null(mask, False).to_numpy()).tolist()
     return rows

@@ -1,24 +1,24 @@
-"""Oxford5k and Paris6k (Philbin et al., CVPR 2007 and 2008): photos, and text files of the Visual Geometry Group.
+"""Importers of Oxford5k, Paris6k, ROxford5k and RParis6k, and an unpickler that runs no code.
+
+Oxford5k and Paris6k (Philbin et al., CVPR 2007 and 2008) are photos and text files:
 
     *.jpg                        in any sub-folder
     QUERY_query.txt              oxc1_all_souls_000013 136.5 34.1 648.5 955.7      photo and box (Paris6k without oxc1_)
     QUERY_good.txt, _ok, _junk   one photo's name a line
 
-Each of the 55 queries is a row of its own (all_souls_1): a box cropped from a photo that also stands in the database.
-Paris6k has 6,412 files, 20 of which hold no photo; the field counts the other 6,392.
+Each of the 55 queries is a row of its own (all_souls_1): a box in a photo that is also in the database. Paris6k has
+6,412 files. 20 of them are not photos, so papers count 6,392.
 
-ROxford5k and RParis6k (Radenović et al., CVPR 2018): the photos of Oxford5k and Paris6k, and one pickle.
+ROxford5k and RParis6k (Radenović et al., CVPR 2018) are the photos of Oxford5k and Paris6k, and one pickle:
 
     *.jpg               in any sub-folder
     gnd_roxford5k.pkl   imlist: names of the database; qimlist: names of the queries;
                         gnd: for each query bbx (x1, y1, x2, y2) and easy, hard, junk (positions in imlist)
 
-The 70 queries are cropped to their boxes and do not stand in the database.
+The 70 queries are cropped to their boxes and are not in the database.
 
-Pickles of other people, read without running anything that they ask for: only dicts, lists, text and numbers.
-
-A pickle is a program for a small machine. Its danger is in the instructions that fetch a class or function by name.
-Here these are refused, so nothing can be called. (References to objects outside, pickle refuses by itself.)
+A pickle is a program for a small machine. Its danger lies in the instructions that fetch a class or function by name.
+`unpickle` refuses these, so that nothing can be called. (Python itself refuses references to external objects.)
 """
 
 import io
@@ -28,28 +28,28 @@ import textwrap
 from functools import partial
 from typing import Any
 
-from dim.data.benchmarks import Benchmark, BenchmarkPhoto, by_stem, lines, listed
+from dim.data.benchmarks import Benchmark, BenchmarkPhoto, file_names, photos_by_stem, words_of_lines
 from dim.data.decode import Box
 from dim.errors import UserError, quoted
 from dim.io import files
 from dim.io.storage import parallel_map
 
 _QUERY = "_query.txt"
-# An image in two lists has the first of these grades: the official compute_ap looks for junk first.
+# An image in two lists gets the first of these grades, because the official compute_ap looks for junk first.
 _GRADES = ("junk", "good", "ok")
 
 
-def read_original(source: str, published: int) -> Benchmark:
-    """The set in `source`. Raises UserError where there are no queries, or a text file is missing or malformed."""
-    names = listed(source)
+def import_original(source: str, published: int) -> Benchmark:
+    """Imports Oxford5k or Paris6k. Raises UserError if there are no queries, or a text file is missing or malformed."""
+    names = file_names(source)
     queries = [name for name in names if name.endswith(_QUERY)]
     if not queries:
-        raise UserError(f"{source!r} holds no *{_QUERY}; unpack the set's ground truth files there")
-    found = by_stem(source, names)
+        raise UserError(f"{source!r} holds no *{_QUERY}; unpack the benchmark's ground truth files there")
+    found = photos_by_stem(source, names)
     boxes = dict(zip(queries, parallel_map(partial(_box, source), queries), strict=True))
     graded: dict[tuple[str, str], str] = {}
     lists = [(name, grade) for name in queries for grade in _GRADES]
-    for (name, grade), images in zip(lists, parallel_map(partial(_listed_in, source), lists), strict=True):
+    for (name, grade), images in zip(lists, parallel_map(partial(_graded_names, source), lists), strict=True):
         for image in images:
             graded.setdefault((_query_id(name), image), grade)
     known = dict.fromkeys([*sorted(found), *(image for image, _ in boxes.values()), *(image for _, image in graded)])
@@ -63,16 +63,16 @@ def _query_id(name: str) -> str:
     return name.rpartition("/")[2].removesuffix(_QUERY)
 
 
-def _listed_in(source: str, query_and_grade: tuple[str, str]) -> list[str]:
+def _graded_names(source: str, query_and_grade: tuple[str, str]) -> list[str]:
     query, grade = query_and_grade
-    return [image for _, (image,) in lines(source, f"{query.removesuffix(_QUERY)}_{grade}.txt", 1)]
+    return [image for _, (image,) in words_of_lines(source, f"{query.removesuffix(_QUERY)}_{grade}.txt", 1)]
 
 
 def _box(source: str, name: str) -> tuple[str, Box]:
-    """The photo and the box that a query file names."""
-    found = list(lines(source, name, 5))
+    """The photo and the box in a query file."""
+    found = list(words_of_lines(source, name, 5))
     if len(found) != 1:
-        raise UserError(f"{source}/{name}: expected one line, a photo and a box, got {len(found)}")
+        raise UserError(f"{source}/{name}: expected one line with a photo and a box, got {len(found)} lines")
     where, (image, *numbers) = found[0]
     try:
         x1, y1, x2, y2 = map(float, numbers)
@@ -81,18 +81,18 @@ def _box(source: str, name: str) -> tuple[str, Box]:
     return image.removeprefix("oxc1_"), (x1, y1, x2, y2)
 
 
-oxford5k = partial(read_original, published=5063)
-paris6k = partial(read_original, published=6412)
+oxford5k = partial(import_original, published=5063)
+paris6k = partial(import_original, published=6412)
 
 
 _REVISITED_GRADES = ("easy", "hard", "junk")
-# A pickle may hold one list in a million places. The real sets have some 50,000 grades.
+# The real benchmarks have some 50,000 grades, but a small pickle can refer to one list a million times.
 _MAX_GRADES = 1_000_000
 
 
-def read_revisited(source: str, pickle: str) -> Benchmark:
-    """The set in `source`. Raises UserError where the pickle is missing, or is not as described above."""
-    found = by_stem(source, listed(source))
+def import_revisited(source: str, pickle: str) -> Benchmark:
+    """Imports ROxford5k or RParis6k. Raises UserError if the pickle is missing, unsafe or not as described above."""
+    found = photos_by_stem(source, file_names(source))
     uri = files.join(source, pickle)
     try:
         images, queries, gnd = _checked(unpickle(uri))
@@ -113,10 +113,13 @@ def read_revisited(source: str, pickle: str) -> Benchmark:
 
 
 def _checked(document: Any) -> tuple[list[str], list[str], list[tuple[Any, dict[str, list[int]]]]]:
-    """imlist, qimlist, and for each query its box and grade → positions; raises where the types do not fit."""
+    """Returns imlist, qimlist, and for each query its box and the positions of each grade.
+
+    Raises LookupError, TypeError, ValueError or OverflowError if the document is malformed.
+    """
     images, queries = ([_name(name) for name in document[key]] for key in ("imlist", "qimlist"))
     if len({*images, *queries}) < len(images) + len(queries):
-        raise ValueError("a name stands twice")
+        raise ValueError("a name occurs twice")
     if len(document["gnd"]) != len(queries):
         raise ValueError(f"{len(queries)} queries but {len(document['gnd'])} entries")
     if sum(len(entry[grade]) for entry in document["gnd"] for grade in _REVISITED_GRADES) > _MAX_GRADES:
@@ -132,22 +135,22 @@ def _checked(document: Any) -> tuple[list[str], list[str], list[tuple[Any, dict[
 
 
 def _name(value: Any) -> str:
-    """`value`, where a photo's file may be called so: what a pickle nests must not be unfolded into a name."""
+    """Returns `value` if it can name a file. Converting any object to text would expand what a pickle nests."""
     if not isinstance(value, str) or len(value.encode()) > 255:
-        raise TypeError(f"no name of a photo: {quoted(value)}")
+        raise TypeError(f"not a photo's name: {quoted(value)}")
     return value
 
 
-roxford5k = partial(read_revisited, pickle="gnd_roxford5k.pkl")
-rparis6k = partial(read_revisited, pickle="gnd_rparis6k.pkl")
+roxford5k = partial(import_revisited, pickle="gnd_roxford5k.pkl")
+rparis6k = partial(import_revisited, pickle="gnd_rparis6k.pkl")
 
 
 _MAX_BYTES = 16 * 2**20
-# A tuple within a tuple and so on overflows the C stack when it is hashed.
+# Hashing deeply nested tuples overflows the C stack.
 _MAX_TUPLES = 10_000
-# Of larger numbers, any many have the same hash, so that a dict of them takes the square of their number; and what
-# ground truth holds, positions and pixels, is smaller.
-_MAX_NUMBER = 2**53
+# Larger integers may all have the same hash, and a dict of n such keys takes n² steps to build. Ground truth holds only
+# positions and pixels, which are smaller.
+_MAX_INTEGER = 2**53
 
 
 class _BuiltInTypesOnly(pickle.Unpickler):
@@ -156,10 +159,10 @@ class _BuiltInTypesOnly(pickle.Unpickler):
 
 
 def unpickle(uri: str) -> Any:
-    """The object in the pickle at `uri`, made of dicts, lists, tuples, sets, text, bytes, numbers, booleans and None.
+    """Loads the pickle at `uri`: dicts, lists, tuples, sets, text, bytes, numbers, booleans and None.
 
-    Raises UserError where the file is missing, too large or corrupt, holds a whole number of more than 53 bits, or asks
-    for anything else, which it names.
+    Raises UserError if the file is missing, too large or corrupt, holds an integer of more than 53 bits, or asks for
+    any other type, which the message names.
     """
     files.require_at_most(uri, _MAX_BYTES, "a pickle")
     try:
@@ -169,20 +172,20 @@ def unpickle(uri: str) -> Any:
     try:
         _check_instructions(content)
         return _BuiltInTypesOnly(io.BytesIO(content)).load()
-    except Exception as error:  # on a corrupt file, the machine fails in almost any way
+    except Exception as error:  # a corrupt file raises almost any type
         reason = textwrap.shorten(str(error), 300, placeholder=" …") or type(error).__name__
-        raise UserError(f"{uri!r} is not read as a pickle: {reason}") from error
+        raise UserError(f"cannot read the pickle {uri!r}: {reason}") from error
 
 
 def _check_instructions(content: bytes) -> None:
-    """Refuses what would exhaust memory, the stack or patience before any object is made."""
+    """Refuses instructions that would exhaust memory, stack or time, before any object is made."""
     tuples = 0
     for instruction, argument, _ in pickletools.genops(content):
         tuples += instruction.name.startswith(("TUPLE", "FROZENSET"))
         if tuples > _MAX_TUPLES:
             raise pickle.UnpicklingError(f"it has more than {_MAX_TUPLES:,} tuples")
-        if isinstance(argument, int) and abs(argument) >= _MAX_NUMBER:
-            raise pickle.UnpicklingError(f"a whole number has more than {_MAX_NUMBER.bit_length() - 1} bits")
-        # The memo is a list, made as long as its largest index.
+        if isinstance(argument, int) and abs(argument) >= _MAX_INTEGER:
+            raise pickle.UnpicklingError(f"an integer has more than {_MAX_INTEGER.bit_length() - 1} bits")
+        # The unpickler allocates its memo up to the largest index.
         if instruction.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > len(content):
             raise pickle.UnpicklingError(f"its memo index {argument} is larger than the file")

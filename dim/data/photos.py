@@ -1,6 +1,8 @@
-"""Photos, on any storage: how a manifest names them, and which cannot be read.
+"""Photos on disks and in object stores: find them, name them in a manifest, read them, and check that they decode.
 
-What is in a folder of photos, on any storage: the files that are taken, and whatever else was seen there.
+`list_folder` finds the files below a folder and says what it skips. `manifest_paths` makes the paths of a manifest.
+`read` and `prefetch` get the bytes of a file. `unreadable` checks many photos in parallel: by `decodes`, all pixels, or
+by `opens`, the header.
 """
 
 import errno
@@ -22,15 +24,120 @@ from dim.io import files
 from dim.io.storage import parallel_futures, parallel_map, retried
 from dim.io.uris import is_plain, parts
 
+log = logging.getLogger(__name__)
+
 MISSING = "no such file"
-# Photos of a task or a process that are read at a time; those that have more bytes, only when it is their turn.
-READ_AT_ONCE, READ_AHEAD = 16, 2**23
-_HEADER = 2**16  # bytes that hold the header of most photos
+READ_AT_ONCE = 16  # photos that one task or process reads at a time
+READ_AHEAD = 2**23  # bytes; larger files are read only when the caller asks for them
+_HEADER = 2**16  # bytes; enough for the header of most photos
+_MOST_PATHS = 100  # by which links may reach one folder; links in each of n folders can make 2**n paths
+
+_Inode = tuple[int, int]  # device and inode of a folder
 
 
-def named(uris: Sequence[str], folder: str) -> list[str]:
-    """How a manifest in `folder` names the photos: relative if below it, else by their full path or URI. What names no
-    place stays as it is.
+@dataclass
+class Listing:
+    """The `files` below a folder at any depth, by their paths relative to it.
+
+    `skipped` maps the path of everything else to the reason. `hidden` counts the files and folders whose name begins
+    with a dot; such folders are not entered.
+    """
+
+    files: list[str] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+    hidden: int = 0
+
+
+@retried
+def list_folder(folder: str) -> Listing:
+    """Lists what is below `folder`, sorted. Raises UserError if the folder itself cannot be read."""
+    filesystem, path = files.locate(folder)
+    found = _on_disk(path) if isinstance(filesystem, pafs.LocalFileSystem) else _in_store(filesystem, path)
+    found.files.sort()
+    found.skipped = dict(sorted(found.skipped.items()))
+    return found
+
+
+def file_names(folder: str) -> list[str]:
+    """Returns the `files` of `list_folder`, and logs what was skipped."""
+    found = list_folder(folder)
+    if found.skipped:
+        first, why = next(iter(found.skipped)), count_reasons(found.skipped.values())
+        log.warning("skipped in %r: %d (%s), such as %r", folder, len(found.skipped), why, first)
+    return found.files
+
+
+def _in_store(filesystem: pafs.FileSystem, top: str) -> Listing:
+    found = Listing()
+    hidden = set()
+    for info in filesystem.get_file_info(pafs.FileSelector(top, recursive=True)):
+        parts = files.decoded_path(info)[len(top) :].strip("/").split("/")
+        dotted = next((place for place, part in enumerate(parts) if part.startswith(".")), None)
+        if dotted is not None:
+            hidden.add(tuple(parts[: dotted + 1]))
+        elif info.is_file:
+            found.files.append("/".join(parts))
+    found.hidden = len(hidden)
+    return found
+
+
+def _on_disk(top: str) -> Listing:
+    """Follows links, but not back to a folder above, and enters no folder more than `_MOST_PATHS` times."""
+    found = Listing()
+    entered: Counter[_Inode] = Counter()
+    left: deque[tuple[str, frozenset[_Inode]]] = deque([(top, frozenset())])
+    while left:
+        folder, above = left.popleft()
+        name = folder[len(top) :].lstrip("/")
+        try:
+            about = Path(folder).stat()
+            inode = about.st_dev, about.st_ino
+            entered[inode] += 1
+            if inode in above:
+                found.skipped[name] = "a link to a folder above it"
+                continue
+            if entered[inode] > _MOST_PATHS:
+                found.skipped[name] = f"a folder that links repeat more than {_MOST_PATHS} times"
+                continue
+            with os.scandir(folder) as scanned:
+                entries = list(scanned)
+        except OSError as error:
+            if folder == top:
+                raise UserError(f"cannot read the folder {top!r}: {error.strerror}") from error
+            found.skipped[name] = f"a folder that cannot be read: {error.strerror}"
+            continue
+        if not entries and name:
+            found.skipped[name] = "an empty folder"
+        for entry in entries:
+            path = entry.path[len(top) :].lstrip("/")
+            if entry.name.startswith("."):
+                found.hidden += 1
+            elif reason := _unfit(entry):
+                found.skipped[os.fsencode(path).decode(errors="backslashreplace")] = reason
+            elif entry.is_dir():
+                left.append((entry.path, above | {inode}))
+            else:
+                found.files.append(path)
+    return found
+
+
+def _unfit(entry: os.DirEntry[str]) -> str | None:
+    """Why `entry` can be neither taken as a file nor entered as a folder; None if it can."""
+    try:
+        entry.name.encode()
+        if entry.is_dir() or entry.is_file():
+            return None
+    except UnicodeEncodeError:
+        return "its name is not UTF-8; rename it"
+    except OSError as error:
+        return "a link to itself" if error.errno == errno.ELOOP else f"cannot be read: {error.strerror}"
+    return "a broken link" if entry.is_symlink() else "neither a file nor a folder"
+
+
+def manifest_paths(uris: Sequence[str], folder: str) -> list[str]:
+    """Returns the paths that a manifest in `folder` holds for the photos at `uris`.
+
+    A photo below `folder` gets a relative path, any other its full path or URI. A URI that names no place is kept.
     """
     scheme, top = parts(folder)
     within = f"{top.rstrip('/')}/"
@@ -47,10 +154,45 @@ def named(uris: Sequence[str], folder: str) -> list[str]:
     return list(map(name, uris))
 
 
-def unreadable(uris: Sequence[str], check: Callable[[str], None], most: int | None = None) -> dict[int, str]:
-    """Position → reason of each photo on which `check` raises DecodeError or OSError; `most` are checked at a time.
+@retried
+def read(uri: str) -> bytes:
+    """Reads the photo's file. Raises DecodeError, before reading, if it is over the limit; OSError if storage fails."""
+    with files.opened(uri) as file:
+        check_size(file.size())
+        return bytes(file.read())
 
-    If not given, it is enough for each core to decode one, and for some to be read.
+
+@dataclass(frozen=True)
+class Prefetched:
+    """The photo at `uri`, whose file is prefetched if it is small."""
+
+    uri: str
+    _content: Future[bytes | None]
+
+    def read(self) -> bytes:
+        """Returns the file's bytes, or raises, as the function `read` does."""
+        return self._content.result() or read(self.uri)
+
+
+def prefetch(uris: Sequence[str]) -> Iterator[Prefetched]:
+    """Yields the photos at `uris` in order, and reads the next ones while the caller works on one."""
+    # `zip` must ask `in_flight` first, so that it runs to its end: stopped early, it would not retry the last photos.
+    return (
+        Prefetched(uri, file) for file, uri in zip(parallel_futures(_read_small, uris, READ_AT_ONCE), uris, strict=True)
+    )
+
+
+@retried
+def _read_small(uri: str) -> bytes | None:
+    with files.opened(uri) as file:
+        return bytes(file.read()) if file.size() <= READ_AHEAD else None
+
+
+def unreadable(uris: Sequence[str], check: Callable[[str], None], most: int | None = None) -> dict[int, str]:
+    """Checks photos in parallel and returns position → reason for each that fails.
+
+    `check` raises DecodeError or OSError for a photo that fails. `most` photos are checked at a time; by default, each
+    core can decode one while others are being read.
     """
 
     def reason(uri: str) -> str | None:
@@ -71,51 +213,19 @@ def unreadable(uris: Sequence[str], check: Callable[[str], None], most: int | No
     return failed
 
 
-@retried
-def read(uri: str) -> bytes:
-    """The photo's file. Raises DecodeError, before it is read, where it is over the limit; OSError as storage does."""
-    with files.opened(uri) as file:
-        check_size(file.size())
-        return bytes(file.read())
-
-
-@dataclass(frozen=True)
-class Fetched:
-    """The photo at `uri`, whose file is read ahead if it is small."""
-
-    uri: str
-    _ahead: Future[bytes | None]
-
-    def read(self) -> bytes:
-        """As `read`."""
-        return self._ahead.result() or read(self.uri)
-
-
-def fetched(uris: Sequence[str]) -> Iterator[Fetched]:
-    """The photos at `uris`, in their order; several are read while the caller works on one."""
-    # `parallel_futures` first: it then ends by itself after the last photo, and that one is still waited for.
-    return (
-        Fetched(uri, ahead) for ahead, uri in zip(parallel_futures(_read_small, uris, READ_AT_ONCE), uris, strict=True)
-    )
-
-
-@retried
-def _read_small(uri: str) -> bytes | None:
-    with files.opened(uri) as file:
-        return bytes(file.read()) if file.size() <= READ_AHEAD else None
-
-
 def decodes(uri: str, limits: Limits = LIMITS) -> bool:
-    """Whether the file holds several frames or pages. Raises DecodeError or OSError unless the first decodes to its
-    end, which a process of its own tries.
+    """Decodes the whole photo in a separate process; returns whether the file holds several frames or pages.
+
+    Raises DecodeError or OSError if the first frame cannot be decoded.
     """
     return isolated.decode(read(uri), 32, "squash", limits=limits).several
 
 
 @retried
 def opens(uri: str, limits: Limits = LIMITS) -> None:
-    """Raises DecodeError or OSError unless the photo's header is sound, which a process of its own tries; reads little
-    more than that, where it stands at the file's beginning.
+    """Raises DecodeError or OSError if the photo's header is unsound, which a separate process checks.
+
+    Reads only the beginning of the file if that holds the header.
     """
     with files.opened(uri) as file:
         check_size(file.size(), limits)
@@ -126,107 +236,3 @@ def opens(uri: str, limits: Limits = LIMITS) -> None:
             if len(start) == file.size():
                 raise
             isolated.check_header(start + bytes(file.read()), limits)
-
-
-log = logging.getLogger(__name__)
-
-_MOST_WAYS = 100  # by which links lead to the same folder; there could be as many as there are paths
-
-_Place = tuple[int, int]  # device and inode of a folder
-
-
-@dataclass
-class Listing:
-    """What is below a folder, at any depth, as paths relative to it: `files`, and `skipped`, path → why not taken.
-
-    `hidden` counts the files and folders whose name begins with a dot; what these folders hold isn't looked at.
-    """
-
-    files: list[str] = field(default_factory=list)
-    skipped: dict[str, str] = field(default_factory=dict)
-    hidden: int = 0
-
-
-def listed(folder: str) -> list[str]:
-    """The files of the `listing` of `folder`, sorted; the log says what else was seen."""
-    found = listing(folder)
-    if found.skipped:
-        first, why = next(iter(found.skipped)), count_reasons(found.skipped.values())
-        log.warning("not taken of %r: %d (%s), such as %r", folder, len(found.skipped), why, first)
-    return found.files
-
-
-@retried
-def listing(folder: str) -> Listing:
-    """All that is below `folder`, sorted. Raises UserError where the folder itself can't be read."""
-    filesystem, path = files.locate(folder)
-    found = _on_disk(path) if isinstance(filesystem, pafs.LocalFileSystem) else _in_store(filesystem, path)
-    found.files.sort()
-    found.skipped = dict(sorted(found.skipped.items()))
-    return found
-
-
-def _in_store(filesystem: pafs.FileSystem, top: str) -> Listing:
-    found = Listing()
-    hidden = set()
-    for info in filesystem.get_file_info(pafs.FileSelector(top, recursive=True)):
-        parts = files.decoded_path(info)[len(top) :].strip("/").split("/")
-        dotted = next((place for place, part in enumerate(parts) if part.startswith(".")), None)
-        if dotted is not None:
-            hidden.add(tuple(parts[: dotted + 1]))
-        elif info.is_file:
-            found.files.append("/".join(parts))
-    found.hidden = len(hidden)
-    return found
-
-
-def _on_disk(top: str) -> Listing:
-    found = Listing()
-    ways: Counter[_Place] = Counter()
-    left: deque[tuple[str, frozenset[_Place]]] = deque([(top, frozenset())])
-    while left:
-        folder, above = left.popleft()
-        name = folder[len(top) :].lstrip("/")
-        try:
-            about = Path(folder).stat()
-            place = about.st_dev, about.st_ino
-            ways[place] += 1
-            if place in above:
-                found.skipped[name] = "a link to a folder that it stands in"
-                continue
-            if ways[place] > _MOST_WAYS:
-                found.skipped[name] = f"a folder to which {_MOST_WAYS} other paths lead"
-                continue
-            with os.scandir(folder) as scanned:
-                entries = list(scanned)
-        except OSError as error:
-            if folder == top:
-                raise UserError(f"cannot read the folder {top!r}: {error.strerror}") from error
-            found.skipped[name] = f"a folder that can't be read: {error.strerror}"
-            continue
-        if not entries and name:
-            found.skipped[name] = "an empty folder"
-        for entry in entries:
-            path = entry.path[len(top) :].lstrip("/")
-            if entry.name.startswith("."):
-                found.hidden += 1
-            elif reason := _unfit(entry):
-                found.skipped[os.fsencode(path).decode(errors="backslashreplace")] = reason
-            elif entry.is_dir():
-                left.append((entry.path, above | {place}))
-            else:
-                found.files.append(path)
-    return found
-
-
-def _unfit(entry: os.DirEntry[str]) -> str | None:
-    """Why `entry` is neither a file to take nor a folder to enter; None where it is one."""
-    try:
-        entry.name.encode()
-        if entry.is_dir() or entry.is_file():
-            return None
-    except UnicodeEncodeError:
-        return "its name is not UTF-8; rename it"
-    except OSError as error:
-        return "a link that leads to itself" if error.errno == errno.ELOOP else f"can't be read: {error.strerror}"
-    return "a link to nothing" if entry.is_symlink() else "neither a file nor a folder"

@@ -1,8 +1,9 @@
-"""Labelled photos → a manifest with splits train, val and test.
+"""The job split.py: labelled photos → a manifest with the splits train, val and test.
 
-If the top folders of a tree are splits, they are kept. Else there are two ways. By label: whole labels go to val and
-test, so that these hold objects that were never trained on. Per label: a number of photos of each label go there. The
-order of sha256(seed, name) decides which: it is the same for any order of the input, any machine, any version.
+If the top folders of a tree are splits, they are kept. Otherwise there are two ways. By label: whole labels go to val
+and test, so that these measure retrieval of objects that were never trained on. Per label: some photos of each label go
+there. The order of sha256(seed, name) decides which, so the split is the same for any order of the input, on any
+machine.
 """
 
 import hashlib
@@ -16,7 +17,6 @@ import pyarrow as pa
 
 from dim.data import labelled, manifest, photos
 from dim.data.config import SplitConfig
-from dim.data.labelled import tell
 from dim.errors import UserError, count_reasons
 from dim.io import csv_files, files, local_files, tables
 from dim.io.tables import require_each_once
@@ -25,33 +25,39 @@ log = logging.getLogger(__name__)
 
 
 def split(config: SplitConfig) -> dict[str, Any]:
-    """Writes the manifest `config.out`, and beside it `<stem>.unreadable.csv` with path, label and reason of whatever
-    was seen and not taken.
+    """Splits labelled photos: the job split.py.
 
-    Raises UserError, before anything is written, for flags that contradict each other or are out of range, a missing
-    folder or table, a column that a CSV file can't hold where one is to be written, no photo that can be read, an
-    unknown label to ignore, and too few labels.
+    Writes the manifest `config.out`, and beside it `<stem>.unreadable.csv` with the path, label and reason of each file
+    that was not used.
+
+    Returns:
+        The job's last line: the numbers of images and labels, of images in each split, and of files not used.
+
+    Raises:
+        UserError: Flags are out of range or contradict each other; the folder or table is missing; a CSV output cannot
+            hold a column; no photo can be read; a label to ignore is unknown; or there are too few labels. Nothing is
+            written.
     """
     _check(config)
     if files.is_folder(config.images):
-        table, skipped, hidden = labelled.of_folder(config)
+        table, skipped, hidden = labelled.from_folder(config)
     else:
-        table, skipped, hidden = labelled.of_table(config), labelled.untaken([], [], []), 0
-    readable, unreadable, several = _tried(_wanted(table, config), config)
+        table, skipped, hidden = labelled.from_table(config), labelled.rejected([], [], []), 0
+    readable, unreadable, several = _decodable(_with_label(table, config), config)
     if several:
-        log.info("%d photos hold several frames or pages: the first is taken", several)
+        log.info("%d photos hold several frames or pages; the first is used", several)
     kept = _large_enough(readable, config)
     labels, image_ids = kept["label"].to_pylist(), kept["image_id"].to_pylist()
     if "split" not in kept.column_names:
         kept = kept.append_column("split", pa.array(_splits(labels, image_ids, config), pa.string()))
     splits = kept["split"].to_pylist()
-    tell(labels)
+    labelled.warn_about_labels(labels)
     spread = Counter(label for label, _ in set(zip(labels, splits, strict=True)))
     log.info("labels in more than one split: %d of %d", sum(n > 1 for n in spread.values()), len(spread))
     _write(config.out, kept, unreadable, skipped)
     left_out = len(table) - len(unreadable) - len(kept)
     if left_out:
-        log.info("left out: %d photos, without a label, of an ignored one or of one with too few photos", left_out)
+        log.info("left out: %d photos, whose label is missing, ignored or has too few photos", left_out)
     counts = Counter(splits)
     return {
         "manifest": config.out,
@@ -64,67 +70,6 @@ def split(config: SplitConfig) -> dict[str, Any]:
         "skipped": len(skipped),
         "hidden": hidden,
     }
-
-
-def _write(out: str, kept: pa.Table, unreadable: pa.Table, skipped: pa.Table) -> None:
-    """Writes the manifest of the rows `kept`, and beside it the list of the others, of which it says how many."""
-    folder = files.parent(out)
-    result = manifest.checked(out, _named(kept, folder))
-    files.make_folder(folder)
-    # The list never tells of another manifest than the one that it stands beside.
-    beside = f"{out.rpartition('.')[0]}.unreadable.csv"
-    for uri in (out, beside):
-        local_files.sweep(folder, files.name(uri))
-    files.delete(beside)
-    tables.write(out, result.table)
-    csv_files.write_escaped(beside, _named(pa.concat_tables([unreadable, skipped]), folder))
-    for what, those in (("photos that could not be read", unreadable), ("what else was not taken", skipped)):
-        if len(those):
-            log.warning("%s: %d (%s); see %s", what, len(those), count_reasons(those["reason"].to_pylist()), beside)
-    require_each_once(kept["image_id"].to_pylist(), manifest.read(out).image_ids, repr(out))
-
-
-def _splits(labels: list[str], image_ids: list[str], config: SplitConfig) -> list[str]:
-    if config.val_per_label is None and config.test_per_label is None:
-        return by_label(labels, *_shares(config), config.seed)
-    return per_label(labels, image_ids, config.val_per_label or 0, config.test_per_label or 0, config.seed)
-
-
-def by_label(labels: Sequence[str], val: float, test: float, seed: int) -> list[str]:
-    """The split of each photo: the shares `val` and `test` of the labels, rounded, but at least one where not 0."""
-    ordered = _ordered(set(labels), seed)
-    n_val, n_test = (max(1, round(share * len(ordered))) if share else 0 for share in (val, test))
-    if n_val + n_test >= len(ordered):
-        raise UserError(
-            f"too few labels ({len(ordered)}): {n_val} to val and {n_test} to test leave none to train; "
-            "give smaller shares, or --val-per-label and --test-per-label"
-        )
-    split_of = dict.fromkeys(ordered, "train")
-    split_of |= dict.fromkeys(ordered[:n_test], "test") | dict.fromkeys(ordered[n_test : n_test + n_val], "val")
-    return [split_of[label] for label in labels]
-
-
-def per_label(labels: Sequence[str], image_ids: Sequence[str], val: int, test: int, seed: int) -> list[str]:
-    """The split of each photo: of each label, `test` photos to test, `val` to val, the rest to train."""
-    members: dict[str, list[str]] = {}
-    for label, image_id in zip(labels, image_ids, strict=True):
-        members.setdefault(label, []).append(image_id)
-    split_of = dict.fromkeys(image_ids, "train")
-    for ids in members.values():
-        ordered = _ordered(ids, seed)
-        split_of |= dict.fromkeys(ordered[:test], "test") | dict.fromkeys(ordered[test : test + val], "val")
-    return [split_of[image_id] for image_id in image_ids]
-
-
-def _ordered(names: Iterable[str], seed: int) -> list[str]:
-    return sorted(names, key=lambda name: hashlib.sha256(f"{seed}\n{name}".encode()).digest())
-
-
-def _shares(config: SplitConfig) -> tuple[float, float]:
-    return (
-        0.1 if config.val_labels is None else config.val_labels,
-        0.2 if config.test_labels is None else config.test_labels,
-    )
 
 
 def _check(config: SplitConfig) -> None:
@@ -146,8 +91,15 @@ def _check(config: SplitConfig) -> None:
             raise UserError(f"{flag} {count} must not be negative")
 
 
-def _wanted(table: pa.Table, config: SplitConfig) -> pa.Table:
-    """The rows whose label is known and not ignored."""
+def _shares(config: SplitConfig) -> tuple[float, float]:
+    return (
+        0.1 if config.val_labels is None else config.val_labels,
+        0.2 if config.test_labels is None else config.test_labels,
+    )
+
+
+def _with_label(table: pa.Table, config: SplitConfig) -> pa.Table:
+    """Selects the rows that have a label which is not ignored."""
     labels = table["label"].to_pylist()
     for ignored in config.ignore_label:
         if ignored not in labels:
@@ -158,8 +110,8 @@ def _wanted(table: pa.Table, config: SplitConfig) -> pa.Table:
     return table.filter(pa.array([label in wanted for label in labels]))
 
 
-def _tried(table: pa.Table, config: SplitConfig) -> tuple[pa.Table, pa.Table, int]:
-    """The rows whose photo decodes; the `untaken` of the others; how many hold several frames or pages."""
+def _decodable(table: pa.Table, config: SplitConfig) -> tuple[pa.Table, pa.Table, int]:
+    """Returns the rows whose photo decodes, the `rejected` others, and the number with several frames or pages."""
     several: list[str] = []
 
     def check(uri: str) -> None:
@@ -167,7 +119,7 @@ def _tried(table: pa.Table, config: SplitConfig) -> tuple[pa.Table, pa.Table, in
             several.append(uri)
 
     uris = table["path"].to_pylist()
-    reasons = {row: why for row, uri in enumerate(uris) if (why := _nowhere(uri))}
+    reasons = {row: why for row, uri in enumerate(uris) if (why := _location_error(uri))}
     others = [row for row in range(len(uris)) if row not in reasons]
     failed = photos.unreadable([uris[row] for row in others], check)
     reasons |= {others[place]: why + _hint(uris[others[place]], why) for place, why in failed.items()}
@@ -177,12 +129,12 @@ def _tried(table: pa.Table, config: SplitConfig) -> tuple[pa.Table, pa.Table, in
             f"none of the {len(table)} photos of {config.images!r} can be read; the first: {reasons[0]} ({uris[0]!r})"
         )
     lost = table.take(pa.array(rows, pa.int64()))
-    unreadable = labelled.untaken(lost["path"], lost["label"], [reasons[row] for row in rows])
+    unreadable = labelled.rejected(lost["path"], lost["label"], [reasons[row] for row in rows])
     return table.filter(pa.array([row not in reasons for row in range(len(table))])), unreadable, len(several)
 
 
-def _nowhere(uri: str) -> str | None:
-    """Why there can be no file at `uri`, of a storage that is unknown, say: its row fails, not the whole table."""
+def _location_error(uri: str) -> str | None:
+    """Why `uri` names no place, such as an unknown storage. Only its row is rejected, not the whole table."""
     try:
         files.locate(uri)
     except UserError as error:
@@ -196,7 +148,7 @@ def _hint(uri: str, reason: str) -> str:
 
 
 def _large_enough(table: pa.Table, config: SplitConfig) -> pa.Table:
-    """The rows of the labels that have enough photos."""
+    """Selects the rows of the labels that have enough photos."""
     needed = (config.val_per_label or 0) + (config.test_per_label or 0) + 1
     least = max(2 if config.min_per_label is None else config.min_per_label, needed)
     labels = table["label"].to_pylist()
@@ -206,5 +158,62 @@ def _large_enough(table: pa.Table, config: SplitConfig) -> pa.Table:
     return table.filter(pa.array([counts[label] >= least for label in labels]))
 
 
+def _splits(labels: list[str], image_ids: list[str], config: SplitConfig) -> list[str]:
+    if config.val_per_label is None and config.test_per_label is None:
+        return by_label(labels, *_shares(config), config.seed)
+    return per_label(labels, image_ids, config.val_per_label or 0, config.test_per_label or 0, config.seed)
+
+
+def by_label(labels: Sequence[str], val: float, test: float, seed: int) -> list[str]:
+    """Assigns the shares `val` and `test` of the labels, rounded, but at least one label unless the share is 0.
+
+    Returns the split of each photo. Raises UserError if no label is left to train.
+    """
+    ordered = _ordered(set(labels), seed)
+    n_val, n_test = (max(1, round(share * len(ordered))) if share else 0 for share in (val, test))
+    if n_val + n_test >= len(ordered):
+        raise UserError(
+            f"too few labels ({len(ordered)}): {n_val} to val and {n_test} to test leave none to train; "
+            "give smaller shares, or --val-per-label and --test-per-label"
+        )
+    split_of = dict.fromkeys(ordered, "train")
+    split_of |= dict.fromkeys(ordered[:n_test], "test") | dict.fromkeys(ordered[n_test : n_test + n_val], "val")
+    return [split_of[label] for label in labels]
+
+
+def per_label(labels: Sequence[str], image_ids: Sequence[str], val: int, test: int, seed: int) -> list[str]:
+    """Assigns `test` photos of each label to test, `val` to val and the rest to train; returns each photo's split."""
+    members: dict[str, list[str]] = {}
+    for label, image_id in zip(labels, image_ids, strict=True):
+        members.setdefault(label, []).append(image_id)
+    split_of = dict.fromkeys(image_ids, "train")
+    for ids in members.values():
+        ordered = _ordered(ids, seed)
+        split_of |= dict.fromkeys(ordered[:test], "test") | dict.fromkeys(ordered[test : test + val], "val")
+    return [split_of[image_id] for image_id in image_ids]
+
+
+def _ordered(names: Iterable[str], seed: int) -> list[str]:
+    return sorted(names, key=lambda name: hashlib.sha256(f"{seed}\n{name}".encode()).digest())
+
+
+def _write(out: str, kept: pa.Table, unreadable: pa.Table, skipped: pa.Table) -> None:
+    """Writes the manifest of the rows `kept` and the list of the others, and logs their numbers."""
+    folder = files.parent(out)
+    result = manifest.checked(out, _named(kept, folder))
+    files.make_folder(folder)
+    # An old list is deleted first, so that it never lies beside a manifest that it does not belong to.
+    beside = f"{out.rpartition('.')[0]}.unreadable.csv"
+    for uri in (out, beside):
+        local_files.sweep(folder, files.name(uri))
+    files.delete(beside)
+    tables.write(out, result.table)
+    csv_files.write_escaped(beside, _named(pa.concat_tables([unreadable, skipped]), folder))
+    for what, rows in (("photos that could not be read", unreadable), ("other files that were skipped", skipped)):
+        if len(rows):
+            log.warning("%s: %d (%s); see %s", what, len(rows), count_reasons(rows["reason"].to_pylist()), beside)
+    require_each_once(kept["image_id"].to_pylist(), manifest.read(out).image_ids, repr(out))
+
+
 def _named(table: pa.Table, folder: str) -> pa.Table:
-    return labelled.with_paths(table, photos.named(table["path"].to_pylist(), folder))
+    return labelled.with_paths(table, photos.manifest_paths(table["path"].to_pylist(), folder))

@@ -1,8 +1,8 @@
-"""TIFF: its samples by tifffile, its colours by the tags.
+"""TIFF: tifffile reads the samples, and this module turns them into colours by the file's tags.
 
-Pillow knows some ninety combinations of tags, refuses the others, and takes a few for what they are not: 12 bits for
-16, separate planes of 16 bits for planes of 8, white for black. tifffile reads the samples of every combination, with
-imagecodecs for the compressions, so that what is left to do here is to say which sample is which colour.
+Pillow supports some ninety combinations of tags. It refuses the others, and misreads a few: 12 bits as 16, separate
+planes of 16 bits as planes of 8, white as black. tifffile reads the samples of every combination, with imagecodecs for
+compressed data. What remains is to decide which sample is which colour.
 """
 
 import logging
@@ -15,27 +15,19 @@ from PIL import Image
 from dim.data import footprint
 from dim.data.limits import DecodeError, Limits, check_pixels
 
-# How the files begin: both byte orders, of TIFF and of BigTIFF.
+# The first bytes of TIFF and BigTIFF files, in both byte orders.
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-RAW = "a raw file of a camera; export it as JPEG"
+RAW = "a camera raw file; export it as JPEG"
 
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR, _CIE_LAB, _ICC_LAB = 0, 1, 2, 3, 5, 6, 8, 9
-_RAW_COLOURS = (32803, 34892)  # behind a filter of colours, linear
-_MODES = {
-    _WHITE_IS_ZERO: "L",
-    _BLACK_IS_ZERO: "L",
-    _RGB: "RGB",
-    _PALETTE: "P",
-    _CMYK: "CMYK",
-    _YCBCR: "YCbCr",
-    _CIE_LAB: "LAB",
-    _ICC_LAB: "LAB",
-}
+_RAW_COLOURS = (32803, 34892)  # colour filter array, linear raw
+_MODES = {_RGB: "RGB", _PALETTE: "P", _CMYK: "CMYK", _YCBCR: "YCbCr"}
+_MODES |= {_WHITE_IS_ZERO: "L", _BLACK_IS_ZERO: "L", _CIE_LAB: "LAB", _ICC_LAB: "LAB"}
 _JPEG_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
 _OLD_JPEG, _JPEG = 6, (7, 34892)
-_SUBFILE, _ORIENTATION, _COLOUR_MAP, _INKS, _PROFILE, _DNG = 254, 274, 320, 332, 34675, 50706
-_REDUCED, _MASK = 1, 4  # bits of _SUBFILE: a small version, or the mask, of another picture in the file
-# What libtiff does by the orientation, all of which is our caller's to do.
+_ORIENTATION, _COLOUR_MAP, _INKS, _PROFILE, _DNG = 274, 320, 332, 34675, 50706
+_REDUCED, _MASK = 1, 4  # bits of the subfile type: a thumbnail or the mask of another picture in the file
+# libtiff applies part of an orientation when it decodes. `_by_libtiff` undoes that, as the caller applies all of it.
 _FLIPPED_BY_LIBTIFF = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -44,19 +36,20 @@ _FLIPPED_BY_LIBTIFF = {
     7: Image.Transpose.ROTATE_180,
     8: Image.Transpose.FLIP_TOP_BOTTOM,
 }
-_UNUSED, _ASSOCIATED, _UNASSOCIATED = 0, 1, 2  # extra samples: no alpha; alpha that the colours are multiplied by
-_MULTIPLIED = {"L": "La", "RGB": "RGBa"}
-_MOST_SAMPLES = 8  # of a pixel
+_UNUSED, _ASSOCIATED, _UNASSOCIATED = 0, 1, 2  # extra samples: no alpha, premultiplied alpha, straight alpha
+_PREMULTIPLIED = {"L": "La", "RGB": "RGBa"}  # Pillow's modes
+_MOST_SAMPLES = 8  # per pixel
+# Tags that must be one number. tifffile returns a tuple if a file gives several.
 _NUMBERS = (
     *("imagewidth", "imagelength", "imagedepth", "samplesperpixel", "bitspersample", "planarconfig", "photometric"),
     *("compression", "subfiletype", "rowsperstrip", "tilewidth", "tilelength"),
 )
-_ROWS = 256  # that are brought to 8 bits at a time
+_ROWS = 256  # rows that are converted to 8 bits at a time
 
 
 @dataclass(frozen=True)
 class Tiff:
-    """The first page of a TIFF file, as `formats.Photo` asks."""
+    """The first page of a TIFF file; see `dim.data.formats.OpenedPhoto`."""
 
     size: tuple[int, int]
     orientation: int
@@ -68,7 +61,7 @@ class Tiff:
     format: ClassVar[str] = "TIFF"
 
     def memory(self, length: int) -> int:
-        """As `formats.Photo` says."""
+        """See `OpenedPhoto`."""
         page, (width, height) = self._page, self.size
         chunk = page.tilewidth * page.tilelength if page.is_tiled else width * min(page.rowsperstrip, height)
         sample = -(-page.bitspersample // 8)
@@ -84,10 +77,10 @@ class Tiff:
         )
 
     def draft(self, size: tuple[int, int]) -> None:
-        """Nothing: a TIFF is decoded at its full size."""
+        """Does nothing: a TIFF is decoded at its full size."""
 
     def load(self) -> tuple[Image.Image, Image.Image | None]:
-        """The colours, and the alpha (L) if there is one."""
+        """See `OpenedPhoto`. Raises any exception that tifffile or imagecodecs raises."""
         page = self._page
         is_jpeg = page.compression in _JPEG
         if page.compression == _OLD_JPEG or (page.photometric == _YCBCR and page.bitspersample == 8 and not is_jpeg):
@@ -98,7 +91,7 @@ class Tiff:
         mode = "RGB" if is_jpeg and page.photometric == _YCBCR else _MODES[page.photometric]
         colours = 1 if mode == "P" else len(Image.new(mode, (1, 1)).getbands())
         if samples.shape[2] < colours:
-            raise DecodeError(f"a TIFF of {samples.shape[2]} samples a pixel, where its colours take {colours}")
+            raise DecodeError(f"a TIFF of {samples.shape[2]} samples a pixel; its colours need {colours}")
         top = 2**page.bitspersample - 1
         if mode == "P":
             image = _by_palette(samples[..., 0], page.tags.valueof(_COLOUR_MAP))
@@ -112,17 +105,17 @@ class Tiff:
         return _divided(image, alpha) if kinds[extra] == _ASSOCIATED else image, alpha
 
 
-def opened(file: IO[bytes], limits: Limits) -> Tiff:
-    """The first page of the TIFF `file`. Raises DecodeError where it is no photo that can be decoded, or too large."""
-    import tifffile  # noqa: PLC0415  (a quarter of a second, which only TIFFs should take)
+def open_tiff(file: IO[bytes], limits: Limits) -> Tiff:
+    """Opens the first page of a TIFF. Raises DecodeError if it cannot be decoded or is over the limits."""
+    import tifffile  # noqa: PLC0415  (takes a quarter of a second, which only a TIFF should cost)
 
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)  # what is wrong with a file is said by an exception
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)  # exceptions report what is wrong with a file
     pages = tifffile.TiffFile(file).pages
     try:
         page: Any = pages.first
     except IndexError as error:
-        raise DecodeError("the TIFF is truncated: the directory of its first page is not there") from error
-    for name in _NUMBERS:  # a tag may hold as many as it likes
+        raise DecodeError("the TIFF is truncated: the directory of its first page is missing") from error
+    for name in _NUMBERS:
         if not isinstance(getattr(page, name), int):
             raise DecodeError(f"a TIFF whose {name} is not one number")
     if page.subfiletype & _REDUCED or page.photometric in _RAW_COLOURS or _DNG in page.tags:
@@ -141,9 +134,9 @@ def opened(file: IO[bytes], limits: Limits) -> Tiff:
 
 
 def _check_layout(page: Any) -> None:
-    """Raises DecodeError where the samples can't be brought to colours, or take more memory than the pixels allow."""
+    """Raises DecodeError if the samples cannot be turned into colours, or take more memory than the pixels suggest."""
     if page.photometric not in _MODES:
-        raise DecodeError(f"a TIFF of the photometric interpretation {page.photometric}, which is not known here")
+        raise DecodeError(f"a TIFF of the unknown photometric interpretation {page.photometric}")
     if page.photometric == _CMYK and page.tags.valueof(_INKS, 1) != 1:
         raise DecodeError("a TIFF of other inks than cyan, magenta, yellow and black")
     if page.dtype is None or page.dtype.kind not in "ub":
@@ -154,11 +147,11 @@ def _check_layout(page: Any) -> None:
         raise DecodeError(f"a TIFF of {page.samplesperpixel} samples a pixel and the depth {page.imagedepth}")
     lacking = sum(not count for count in page.databytecounts)
     if lacking or len(page.dataoffsets) < np.prod(page.chunked):
-        raise DecodeError(f"the TIFF is truncated: {lacking or 'some'} of its strips or tiles are not there")
+        raise DecodeError(f"the TIFF is truncated: {lacking or 'some'} of its strips or tiles are missing")
 
 
 def _require_ends(page: Any, file: IO[bytes]) -> None:
-    """Raises DecodeError where a strip or tile of JPEG has no end: the decoder would fill the rest with grey."""
+    """Raises DecodeError if a JPEG strip or tile has no end marker: the decoder would fill the rest with grey."""
     for offset, size in zip(page.dataoffsets, page.databytecounts, strict=True):
         file.seek(offset)
         data = file.read(size)
@@ -167,21 +160,22 @@ def _require_ends(page: Any, file: IO[bytes]) -> None:
 
 
 def _several(pages: Any) -> bool:
+    """Whether there is a second page that is neither a thumbnail nor a mask of the first."""
     try:
         return bool(pages.is_multipage) and not pages[1].subfiletype & (_REDUCED | _MASK)
-    except Exception:  # what is broken is not the photo
+    except Exception:  # only the second page is broken, not the photo
         return False
 
 
 def _samples(page: Any) -> np.ndarray:
-    """(H, W, S), in the file's depth. Raises what tifffile and imagecodecs raise."""
+    """The samples of the page, shape (H, W, S), in the file's bit depth."""
     found: np.ndarray = page.asarray(squeeze=False, maxworkers=1)  # (planes, 1, H, W, samples of a plane)
     planes, _, height, width, _ = found.shape
     return found[0, 0] if planes == 1 else np.moveaxis(found[..., 0], 0, -1).reshape(height, width, planes)
 
 
 def _eight_bits(samples: np.ndarray, top: int) -> np.ndarray:
-    """`samples` of 0 to `top`, at most 64 bits each → uint8 of 0 to 255, rounded."""
+    """Scales `samples` from the range 0 to `top`, of at most 64 bits, to uint8, rounded."""
     if top == 255:
         return np.ascontiguousarray(samples)
     shift = max(0, top.bit_length() - 16)
@@ -193,8 +187,8 @@ def _eight_bits(samples: np.ndarray, top: int) -> np.ndarray:
 
 
 def _coloured(samples: np.ndarray, page: Any, top: int) -> np.ndarray:
-    """uint8 (H, W, colours), with black at 0 and the neutral a and b of Lab at 128."""
-    if page.photometric == _CIE_LAB:  # whose a and b are signed
+    """The colours as uint8, shape (H, W, colours), with black at 0 and Lab's neutral a and b at 128."""
+    if page.photometric == _CIE_LAB:  # a and b are signed
         half = np.array([0, (top + 1) // 2, (top + 1) // 2], samples.dtype)
         samples = samples ^ half
     if page.photometric in (_CIE_LAB, _ICC_LAB) and top > 255:
@@ -207,7 +201,7 @@ def _coloured(samples: np.ndarray, page: Any, top: int) -> np.ndarray:
 
 def _image(colours: np.ndarray, mode: str) -> Image.Image:
     height, width, _ = colours.shape
-    if mode == "LAB":  # Pillow's raw mode LAB is that of CIE Lab
+    if mode == "LAB":  # Pillow's raw mode LAB has signed a and b, as CIE Lab
         colours = colours ^ np.array([0, 128, 128], np.uint8)
     image = Image.frombytes(mode, (width, height), colours.tobytes())
     return image.convert("RGB") if mode == "YCbCr" else image
@@ -215,22 +209,22 @@ def _image(colours: np.ndarray, mode: str) -> Image.Image:
 
 def _by_palette(numbers: np.ndarray, colour_map: Any) -> Image.Image:
     colours = np.array(colour_map, np.uint32).reshape(3, -1).T
-    if colours.max() > 255:  # it has 16 bits; some writers fill 8 of them
+    if colours.max() > 255:  # a colour map has 16 bits, of which some writers fill only 8
         colours = (colours + 128) // 257
     return Image.fromarray(colours.astype(np.uint8)[np.minimum(numbers, len(colours) - 1)])
 
 
 def _divided(image: Image.Image, alpha: Image.Image) -> Image.Image:
-    """The colours of `image`, which are multiplied by `alpha`, as they were before."""
-    if image.mode not in _MULTIPLIED:
-        return image  # nobody multiplies ink
+    """Divides the premultiplied colours of `image` by `alpha`."""
+    if image.mode not in _PREMULTIPLIED:
+        return image  # ink is never premultiplied
     both = np.dstack([np.asarray(image), np.asarray(alpha)]).tobytes()
-    multiplied = Image.frombytes(_MULTIPLIED[image.mode], image.size, both)
+    multiplied = Image.frombytes(_PREMULTIPLIED[image.mode], image.size, both)
     return multiplied.convert(f"{image.mode}A").convert(image.mode)
 
 
 def _by_libtiff(file: IO[bytes], orientation: int) -> Image.Image:
-    """YCbCr, whose samples may lie in blocks, and JPEG as it was before TIFF 6.0's supplement: not for tifffile."""
+    """Decodes what tifffile does not: YCbCr with subsampled chroma, and JPEG from before TIFF 6.0's supplement."""
     import imagecodecs  # noqa: PLC0415
 
     file.seek(0)

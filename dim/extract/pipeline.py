@@ -131,14 +131,14 @@ def _decode(
     table: pa.Table, *, size: int, resize: Resize, scaled: bool, limits: Limits, change: Change | None
 ) -> pa.Table:
     # A worker that dies again and again dies of one of these photos.
-    function = isolated.decode if cluster.earlier_attempts() >= UNGUARDED_TRIES else isolated.watched
+    function = isolated.decode if cluster.earlier_attempts() >= UNGUARDED_TRIES else isolated.decode_here
     decode = partial(function, size=size, resize=resize, scaled=scaled, limits=limits)
-    rows = zip(table.to_pylist(), photos.fetched(table["path"].to_pylist()), strict=True)
+    rows = zip(table.to_pylist(), photos.prefetch(table["path"].to_pylist()), strict=True)
     return pa.Table.from_pylist([_decode_row(row, photo, decode, change) for row, photo in rows], schema=DECODED)
 
 
 def _decode_row(
-    row: dict[str, Any], photo: photos.Fetched, decode: Callable[..., Decoded], change: Change | None
+    row: dict[str, Any], photo: photos.Prefetched, decode: Callable[..., Decoded], change: Change | None
 ) -> dict[str, Any]:
     outcome = {name: row[name] for name in ("image_id", "content", "shard")}
     try:

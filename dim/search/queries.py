@@ -54,7 +54,7 @@ def list_photos(path: str) -> pa.Table:
         boxes = {name: found.table[name] for name in BOX if name in found.table.column_names}
         return pa.table({"image_id": found.table["image_id"], "path": list(map(files.absolute, found.paths)), **boxes})
     if files.is_folder(path):
-        names = photos.listed(path)
+        names = photos.file_names(path)
         if not names:
             raise UserError(f"--queries {path!r} is an empty folder; put photos into it")
         return pa.table({"image_id": names, "path": [files.join(files.absolute(path), name) for name in names]})

@@ -79,7 +79,7 @@ def _read_ids(uri: str, facts: Facts) -> pa.Array:
     table = tables.read(uri)
     if "image_id" not in table.column_names or table["image_id"].null_count:
         raise UserError(f"{uri!r} has no image_id for each row; make it again with index.py")
-    ids = manifest.text(uri, table, "image_id").combine_chunks()
+    ids = manifest.text_column(uri, table, "image_id").combine_chunks()
     seal.require_content(uri, facts, "index")
     return ids
 

@@ -31,7 +31,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY))
 
 from dim.data import photos  # noqa: E402
-from dim.data.photos import listing  # noqa: E402
+from dim.data.photos import list_folder  # noqa: E402
 from dim.extract import store  # noqa: E402
 from dim.io import files, listings, storage  # noqa: E402
 from dim.train.job import DEMO  # noqa: E402
@@ -86,7 +86,7 @@ def requests(count: int, latency: float) -> dict[str, dict[str, float]]:
         "a tenth asked one by one": measured(latency, lambda: map(files.info, tenth)),
         "asked at once": measured(latency, lambda: files.infos(uris)),
         "a tenth read one by one": measured(latency, lambda: map(photos.read, tenth)),
-        "read ahead": measured(latency, lambda: (photo.read() for photo in photos.fetched(uris))),
+        "read ahead": measured(latency, lambda: (photo.read() for photo in photos.prefetch(uris))),
     }
     listings.FEWEST = count
     return found | {"asked and listed": measured(latency, lambda: files.infos(uris))}
@@ -121,7 +121,7 @@ def main() -> None:
         if arguments.requests:
             print(json.dumps(requests(arguments.requests, arguments.latency)))
             return
-        for name in listing(str(DEMO.parent)).files:
+        for name in list_folder(str(DEMO.parent)).files:
             files.write_bytes(f"{BUCKET}/photos/{name}", (DEMO.parent / name).read_bytes())
         rates = {name: getattr(arguments, name) for name in ("failing", "slow", "seed")}
         size = ("--image-size", arguments.image_size, "--precision", "float32")

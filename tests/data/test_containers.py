@@ -206,8 +206,8 @@ RAW = {
 
 @pytest.mark.parametrize("name", RAW)
 def test_a_raw_file_is_told(name):
-    assert reason(RAW[name]) == "a raw file of a camera; export it as JPEG"
-    with pytest.raises(DecodeError, match="a raw file"):
+    assert reason(RAW[name]) == "a camera raw file; export it as JPEG"
+    with pytest.raises(DecodeError, match="a camera raw file"):
         check_header(io.BytesIO(RAW[name]))
 
 
@@ -313,7 +313,7 @@ def test_what_no_flag_allows_is_not_said_to_be_allowed():
     assert claiming(100_000, 1_000_000).endswith("the limit is 178,000,000; --max-megapixels 100000 allows it")
     assert of_megapixels(100_000).pixels == 100_000 * 1_000_000
     assert claiming(999_999_999, 999_999_999).endswith(
-        "the limit is 178,000,000; no photo is so large: it is broken, or made to fill the memory"
+        "the limit is 178,000,000; no photo is that large: the file is broken or malicious"
     )
     with pytest.raises(UserError, match="--max-megapixels must be at most 100,000, not 100001"):
         of_megapixels(100_001)

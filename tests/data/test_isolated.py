@@ -61,7 +61,7 @@ def test_several_frames_are_told():
 def test_a_photo_that_kills_is_an_error(monkeypatch, photo, name):
     monkeypatch.syspath_prepend(HOOKS)
     deadly = photo + b"dies by " + name.encode()
-    with pytest.raises(DecodeError, match=rf"its decoding killed the process \({name}, 3 times of 3\)"):
+    with pytest.raises(DecodeError, match=rf"decoding killed the process \({name}, 3 of 3 attempts\)"):
         isolated.decode(deadly, 32, "squash")
 
 
@@ -75,7 +75,7 @@ def test_a_photo_that_takes_for_ever_is_an_error(monkeypatch, photo):
 
 def test_more_memory_than_it_may_take_is_an_error(monkeypatch, photo):
     monkeypatch.syspath_prepend(HOOKS)
-    with pytest.raises(DecodeError, match=r"its decoding takes more than \d\.\d GiB of memory"):
+    with pytest.raises(DecodeError, match=r"decoding takes more than \d\.\d GiB of memory"):
         isolated.decode(photo + b"takes all memory", 32, "squash")
 
 
@@ -125,8 +125,8 @@ def test_here_it_ends_the_process(photo):
             def __init__(self, content, **_):
                 self.decode = lambda: time.sleep(len(content))
         isolated.prepared = Slow
-        isolated.watched(b"")  # in time
-        isolated.watched(bytes(600))
+        isolated.decode_here(b"")  # in time
+        isolated.decode_here(bytes(600))
     """
     child = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=120, check=False)
     assert child.returncode == 1 and b"Timeout" in child.stderr

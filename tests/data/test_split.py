@@ -139,7 +139,7 @@ def test_a_folder_by_label(shelf, tmp_path, name):
     assert unreadable[0]["path"] == str(shelf / "A" / "broken.jpg")
     assert "<html>" in unreadable[0]["reason"]
     assert unreadable[1]["path"] == str(shelf / "README.md")
-    assert unreadable[1]["reason"] == "it is in no label's folder"
+    assert unreadable[1]["reason"] == "it is not in the folder of a label"
 
 
 def test_photos_over_the_limit_are_unreadable(shelf, tmp_path):
@@ -244,8 +244,8 @@ def test_a_label_may_be_called_test(tmp_path):
         (("train", "test"), {"val_per_label": 0}, "--val-per-label 0: the top folders of '.*tree' are splits already"),
         (("train", "test", "more"), {}, "folders test and train beside 'more', where they would be parts of labels"),
         (("images/train", "images/test"), {}, "test and train within 'images', .* name .*tree/images"),
-        (("x/train", "y/train", "y/val"), {}, "train and val within 'y', .* be the folders at its top"),
-        (("train/val", "train/test"), {}, "test and val within 'such', .* be the folders at its top"),
+        (("x/train", "y/train", "y/val"), {}, "train and val within 'y', .* make them the only folders at its top"),
+        (("train/val", "train/test"), {}, "test and val within a split, .* make them the only folders at its top"),
         (("train/x/val", "train/x/test"), {}, "test and val within 'x'"),
     ],
 )
@@ -267,12 +267,12 @@ def test_whatever_is_not_taken_is_counted_and_named(shelf, tmp_path, caplog):
     assert (result["images"], result["unreadable"], result["skipped"], result["hidden"]) == (31, 2, 16, 1)
     named = {row["path"]: row["reason"] for row in tables.read(str(tmp_path / "m.unreadable.csv")).to_pylist()}
     assert len(named) == 18
-    assert named["shelf/B/link 3.png"] == "a link to nothing"
-    assert named["shelf/C/itself"] == "a link that leads to itself"
+    assert named["shelf/B/link 3.png"] == "a broken link"
+    assert named["shelf/C/itself"] == "a link to itself"
     assert named["shelf/nothing"] == "an empty folder"
     assert named["shelf/C/\\xff.png"] == "its name is not UTF-8; rename it"
     told = "\n".join(caplog.messages)
-    assert "what else was not taken: 16 (12 × a link to nothing, 1 × " in told
+    assert "other files that were skipped: 16 (12 × a broken link, 1 × " in told
     assert "photos that could not be read: 2 (1 × " in told and f"see {tmp_path}/m.unreadable.csv" in told
 
 
@@ -306,8 +306,8 @@ def test_labels_that_look_alike_are_told(shelf, tmp_path, caplog):
     told = "\n".join(caplog.messages)
     for pair in ("'a' (1 photos) and 'a ' (1 photos)", "'B' (1 photos) and 'b'", "'3' (1 photos) and '3.0'"):
         assert pair in told
-    assert "labels that look like none: 'nan' (1 photos)" in told
-    assert "labels within labels are labels of their own: 'c' (1 photos) and 'c/d' (1 photos)" in told
+    assert "labels that look like missing values: 'nan' (1 photos)" in told
+    assert "nested labels are kept apart: 'c' (1 photos) and 'c/d' (1 photos)" in told
     assert told.count(" and ") == 5
 
 
@@ -430,7 +430,7 @@ def test_the_demo_set_can_be_split_again(demo, tmp_path):
         ),
         ({"images": "nolabel.csv"}, "has no column 'label'"),
         ({"images": "nopath.csv"}, "has no column 'path'"),
-        ({"images": "twice.csv"}, "'a' stands more than once"),
+        ({"images": "twice.csv"}, "'a' occurs more than once"),
         ({"images": "null.csv"}, "no label left"),
         ({"out": "m.txt"}, "must end in .parquet or .csv"),
         ({"images": "nolabel.csv", "out": "nolabel.csv"}, "is the table to split"),
@@ -529,9 +529,9 @@ def test_photos_that_hang_or_kill_are_listed(shelf, tmp_path, monkeypatch):
     assert not {"A/0", "B/1", "C/2"} & set(rows.image_ids)
     unreadable = tables.read(str(tmp_path / "m.unreadable.csv")).to_pylist()
     reasons = {Path(row["path"]).relative_to("shelf").as_posix(): row["reason"] for row in unreadable}
-    assert reasons["A/0.png"] == "its decoding killed the process (SIGSEGV, 3 times of 3)"
-    assert reasons["B/1.png"] == "its decoding took longer than 2 s"
-    assert reasons["C/2.png"].startswith("its decoding takes more than ")
+    assert reasons["A/0.png"] == "decoding killed the process (SIGSEGV, 3 of 3 attempts)"
+    assert reasons["B/1.png"] == "decoding took longer than 2 s"
+    assert reasons["C/2.png"].startswith("decoding takes more than ")
 
 
 def test_large_photos_are_not_decoded_all_at_one_time(tmp_path):

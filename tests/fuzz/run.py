@@ -8,7 +8,6 @@ mended, it becomes a case of tests/test_hostile.py.
 """
 
 import argparse
-import importlib
 import io
 import json
 import os
@@ -29,19 +28,15 @@ with atheris.instrument_imports(include=["dim", "tifffile", "pickletools", "json
 
     from dim.app.config import read_yaml
     from dim.data import ground_truth, manifest
-    from dim.data.config import LAYOUTS, ImportConfig
+    from dim.data.config import ImportConfig
     from dim.data.decode import decode
-    from dim.data.import_job import _manifest
+    from dim.data.import_job import IMPORTERS, _manifest
     from dim.data.limits import DecodeError, Limits
     from dim.data.oxford_paris import unpickle
     from dim.errors import UserError
     from dim.extract.config import ExtractConfig
     from dim.io import uris
     from dim.model import spec, whitening
-
-    IMPORTERS = {
-        layout: getattr(importlib.import_module(f"dim.data.{module}"), layout) for layout, module in LAYOUTS.items()
-    }
 
 FOLDER = Path(tempfile.mkdtemp(prefix="dim-fuzz-"))
 BETWEEN = b"\n\xff\n"  # the files of a layout, in one input

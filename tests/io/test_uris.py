@@ -112,7 +112,7 @@ def test_from_a_folder_through_a_manifest_each_photo_stays_itself(tmp_path_facto
         uris = [files.join(folder, f"{label}/{name}") for label, name in names]
         assert [files.locate(uri)[1] for uri in uris] == paths
         for place in (f"{scheme}{top}", folder, f"{scheme}/elsewhere"):
-            named = photos.named(uris, place)
+            named = photos.manifest_paths(uris, place)
             if place != folder:  # else a label may be called "file:"
                 expected = [path.removeprefix(f"{top}/") for path in paths] if place == f"{scheme}{top}" else uris
                 assert named == expected
@@ -210,7 +210,9 @@ def test_the_mark_of_a_tar_s_member_stays_one():
 def test_roots():
     assert files.parent("file:///a.csv") == "file:///" and files.join("file:///", "b c") == "file:///b%20c"
     assert files.parent("/a.csv") == "/" and files.join("/", "b c") == "/b c"
-    assert photos.named(["file:///b%20c"], "file:///") == ["b c"] and photos.named(["/b"], "/") == ["b"]
+    assert photos.manifest_paths(["file:///b%20c"], "file:///") == ["b c"] and photos.manifest_paths(["/b"], "/") == [
+        "b"
+    ]
     assert uris.parts("//mnt/a") == uris.parts("/mnt/a") == ("", "/mnt/a")
     assert uris.parts("file:////mnt//a/../b/") == ("file", "/mnt/b")
 
@@ -295,7 +297,7 @@ def test_what_names_no_place_is_refused_by_name_and_nobody_is_asked(uri, alone, 
         assert "hush" not in refused(call, uri, said)
     table = write_manifest(image_id=["a", "b", "c"], path=["a.jpg", uri, uri])
     row = r"photos\.csv': row 2 \(image_id 'b'\): "
-    assert "hush" not in refused(manifest.read, table, f"{row}.*{said}.*; 2 rows are like it")
+    assert "hush" not in refused(manifest.read, table, f"{row}.*{said}.*; 2 such rows")
     for inputs in ({"manifest": uri}, {"descriptors": uri}):  # of a folder that somebody else made
         files.write_json(f"{tmp_path}/run.json", {"job": "extract", "inputs": inputs})
         assert search.of_folder(str(tmp_path), ["a"]) == search.NOT_KNOWN
@@ -344,11 +346,11 @@ def test_arrow_s_own_reading_of_uris_is_never_asked():
 def test_a_path_that_is_no_text_is_named_with_its_row(tmp_path):
     columns = {"image_id": ["a", "b", "c"], "path": [b"a.jpg", b"b\xff.jpg", b"\xfe"]}
     tables.write(f"{tmp_path}/m.parquet", pa.table(columns))
-    with pytest.raises(UserError, match=r"column 'path' must be text: .* in row 2, b'b\\xff.jpg'; 2 rows are like it"):
+    with pytest.raises(UserError, match=r"column 'path' must be text: .* in row 2, b'b\\xff.jpg'; 2 such rows"):
         manifest.read(f"{tmp_path}/m.parquet")
     columns["path"] = ["a.jpg", "b\0.jpg", "c\0"]
     tables.write(f"{tmp_path}/m.parquet", pa.table(columns))
-    with pytest.raises(UserError, match=r"row 2 has a NUL in its path; 2 rows are like it"):
+    with pytest.raises(UserError, match=r"row 2 has a NUL in its path; 2 such rows"):
         manifest.read(f"{tmp_path}/m.parquet")
 
 

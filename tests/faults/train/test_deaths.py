@@ -41,10 +41,10 @@ def test_photos_that_kill_or_are_broken_are_left_out_with_their_reasons(train, d
     with (out / "unreadable.csv").open() as file:
         reasons = {row["image_id"]: row["reason"] for row in csv.DictReader(file)}
     assert list(reasons) == ids
-    assert reasons[ids[0]] == "its decoding killed the process (SIGKILL, 3 times of 3)"
+    assert reasons[ids[0]] == "decoding killed the process (SIGKILL, 3 of 3 attempts)"
     assert "<html>" in reasons[ids[1]]
     said = job.said()
-    assert "photos that could not be read: 2 (1 × its decoding killed the process" in said
+    assert "photos that could not be read: 2 (1 × decoding killed the process" in said
     assert f"they are left out; see {out}/unreadable.csv" in said and "memory is short" not in said
     assert "100 % of activations from the cache, 0 computed" in said
 

@@ -1,4 +1,4 @@
-"""Each importer on a small tree in the set's own layout, made from the demo photos, and on the official files."""
+"""Each importer on a small tree in the benchmark's layout, made of the demo photos, and on the official files."""
 
 import json
 import os
@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from dim.data import ground_truth, manifest
-from dim.data.benchmarks import by_stem
+from dim.data.benchmarks import photos_by_stem
 from dim.data.config import LAYOUTS, ImportConfig
 from dim.data.decode import decode
-from dim.data.import_job import import_benchmark
+from dim.data.import_job import IMPORTERS, import_benchmark
 from dim.data.oxford_paris import oxford5k, roxford5k
 from dim.errors import UserError
 from dim.io import tables
@@ -261,6 +261,10 @@ def test_a_malformed_set_is_one_clear_line_and_nothing_is_written(tree, layout, 
     assert not (source.parent / "imported").exists()
 
 
+def test_each_layout_has_its_importer():
+    assert tuple(IMPORTERS) == LAYOUTS
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_missing_folder(tmp_path, layout):
     with pytest.raises(UserError, match="no f"):
@@ -313,7 +317,7 @@ def test_a_pickle_with_wrong_contents_is_refused(tree, change):
 
 def test_a_pickle_with_a_name_that_nests_deep_is_refused(tree):
     nested = b"\x80\x04}(\x8c\x06imlist]" + b"]" * 100_000 + b"a" * 100_000 + b"\x8c\x07qimlist]\x8c\x03gnd]u."
-    with pytest.raises(UserError, match="no name of a photo"):
+    with pytest.raises(UserError, match="not a photo's name"):
         Imported("rparis6k", tree({"jpg/a.jpg": None, "gnd_rparis6k.pkl": nested}))
 
 
@@ -358,7 +362,7 @@ def test_the_official_roxford5k_pickle(shared, tmp_path, demo):
 
 def test_the_official_names_of_holidays(shared):
     names = shared("oracle/groundtruth/holidays_images.dat").read_text().split()
-    found = by_stem("", names, r"\d{6}")
+    found = photos_by_stem("", names, r"\d{6}")
     assert len(found) == 1491
     assert sum(name.endswith("00") for name in found) == len({name[:4] for name in found}) == 500
 
@@ -372,7 +376,7 @@ def test_the_job(tree, tmp_path):
     done = run("oxford5k", tree(OXFORD), "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["queries"] == 1
-    assert "was published with 5063 photos; here are 4" in done.stderr
+    assert "was published with 5063 photos; this copy has 4" in done.stderr
     failed = run("oxfrod5k", tmp_path, "--out", tmp_path / "out")
     assert failed.returncode == 2
     assert failed.stderr.splitlines()[1:] == ["error: unknown layout 'oxfrod5k'; did you mean 'oxford5k'?"]
