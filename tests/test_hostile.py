@@ -355,6 +355,15 @@ def test_a_parquet_file_that_unfolds(tmp_path, limited):
     limited(tmp_path / "a.parquet", "manifest.read", "rows and .* bytes, in a file of")
 
 
+def test_rows_that_each_repeat_a_long_text_in_a_list(tmp_path, limited):
+    text = pa.DictionaryArray.from_arrays(pa.array(np.zeros(40_000, np.int32)), ["x" * 300_000])
+    row = pa.table({"image_id": ["a"], "path": ["a"], "label": pa.ListArray.from_arrays([0, 40_000], text)})
+    with pq.ParquetWriter(tmp_path / "a.parquet", row.schema, store_schema=False, compression="zstd") as file:
+        for _ in range(2):
+            file.write_table(row)  # a row group each
+    limited(tmp_path / "a.parquet", "manifest.read", "12,000,.* bytes, in a file of")
+
+
 @pytest.mark.parametrize("nested", [False, True])
 def test_a_parquet_file_that_repeats_a_long_text(tmp_path, limited, nested):
     text = pa.DictionaryArray.from_arrays(pa.array(np.zeros(40_000, np.int32)), ["x" * 300_000])

@@ -136,23 +136,29 @@ def read_parquet(uri: str, columns: list[str] | None = None, content: bytes | No
         fixed = sum(leaf.length for leaf in leaves if leaf.physical_type == "FIXED_LEN_BYTE_ARRAY")
         _require_plausible(rows, max(claimed, rows * fixed), size)
         text = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
-        # One long text in a dictionary can stand for millions of cells. So text columns are read as dictionaries
-        # first, and the size of the whole column is computed before any text is repeated.
+        # One long text in a dictionary can stand for millions of cells. So text columns are read as dictionaries first,
+        # a row group at a time, and their whole size is computed before any text is repeated.
         as_dictionaries = pq.ParquetFile(file, metadata=metadata, read_dictionary=text, page_checksum_verification=True)
         plain = pq.ParquetFile(file, metadata=metadata, page_checksum_verification=True)
+        groups, expanded = [], 0
         try:
-            table = as_dictionaries.read(columns)
+            for number in range(metadata.num_row_groups):
+                groups.append(as_dictionaries.read_row_group(number, columns))
+                expanded += sum(_text_bytes(part) for column in groups[-1] for part in column.chunks)
+                _require_plausible(rows, expanded, size)
         except (pa.ArrowNotImplementedError, OSError) as error:
             if "implemented" not in str(error):
                 raise
-            # Arrow can't read delta-encoded text, or lists of text in several row groups, as dictionaries.
+            # Arrow can't read delta-encoded text as dictionaries.
             return _read_in_batches(plain, columns, size)
-        _require_plausible(rows, sum(_text_bytes(part) for column in table for part in column.chunks), size)
         schema = plain.schema_arrow
         try:
-            return table.cast(pa.schema([schema.field(name) for name in table.column_names], schema.metadata))
-        except (pa.ArrowNotImplementedError, KeyError):
-            # Arrow can't cast to string_view. A KeyError means two columns of one name, which `read` refuses.
+            names = groups[0].column_names
+            wanted = pa.schema([schema.field(name) for name in names], schema.metadata)
+            return pa.concat_tables([group.cast(wanted) for group in groups])
+        except (pa.ArrowNotImplementedError, KeyError, IndexError):
+            # Arrow can't cast to string_view. A KeyError means two columns of one name, which `read` refuses, an
+            # IndexError no row.
             return plain.read(columns)
 
 
