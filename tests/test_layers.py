@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import re
 from pathlib import Path
 
 import dim
@@ -65,6 +66,11 @@ def test_the_layers_are_all_of_dim():
     assert {path.name for path in DIM.iterdir() if path.is_dir() and (path / "__init__.py").exists()} == {
         entry for entry in LAYERS if "." not in entry
     } - {"errors"}
+
+
+def test_the_map_names_every_module():
+    named = set(re.findall(r"^- `([a-z0-9_/]+\.py)`: .", (DIM / "README.md").read_text(), re.MULTILINE))
+    assert named == {f"{name.replace('.', '/')}.py" for name in MODULES if "." in name}
 
 
 def test_files_are_short():
