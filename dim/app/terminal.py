@@ -1,27 +1,33 @@
-"""Who writes to a job's stdout and stderr while it runs: the job alone, one line a log record."""
+"""Keeps stdout and stderr of a running job free of everything but the job's own log lines."""
 
 import contextlib
 import io
 import logging
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
-from dim.app import logs, progress
+from dim.app import logs, native_stderr, progress
+from dim.errors import GateNotMet, UserError
 
 log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
 def of_job(verbose: bool) -> Iterator[None]:
-    """While a job runs, stderr has its own lines, and stdout nothing.
+    """Within the block, only the job's log records reach stderr, and nothing reaches stdout.
 
-    What Ray's and TensorFlow's C++ write to file descriptor 2 has no logger and no setting, so it goes nowhere unless
-    the job is `verbose`. Where a machine reads the log, each line is a log record, whoever writes it.
+    The C++ code of Ray and TensorFlow writes to file descriptor 2 directly, and no setting stops it. Its lines are
+    shown only if the job is `verbose`, fails or dies. If the log is JSON, each line that anything prints becomes a log
+    record.
     """
     with contextlib.ExitStack() as stack:
         own = stack.enter_context(open(os.dup(2), "w", encoding="utf-8", errors="replace", buffering=1))
+        if not verbose:
+            stack.enter_context(_kept(own))
         handler = progress.Handler(own)
         logs.set_up(handler, logs.job())
         logging.getLogger().addHandler(handler)
@@ -33,25 +39,23 @@ def of_job(verbose: bool) -> Iterator[None]:
             logging.captureWarnings(True)
             stack.callback(logging.captureWarnings, False)
             printed = _Lines()
-        if not verbose:
-            stack.enter_context(_redirected(os.open(os.devnull, os.O_WRONLY)))
-        elif logs.wants_json():
+        if verbose and logs.wants_json():
             stack.enter_context(_logged())
         stack.enter_context(contextlib.redirect_stderr(printed))
-        stack.enter_context(contextlib.redirect_stdout(printed))  # Ray prints there when a worker dies
+        stack.enter_context(contextlib.redirect_stdout(printed))  # Ray prints to stdout when a worker dies
         yield
 
 
 class _Lines(io.TextIOBase):
-    """A text stream whose lines become log records: for what is printed by code that knows no logging."""
+    """A text stream whose lines become log records, for code that prints and doesn't log."""
 
     def __init__(self) -> None:
-        self._local = threading.local()  # each thread's own: the line that it has begun, and whether it is logging one
+        self._local = threading.local()  # `begun`: the thread's unfinished line; `logging`: whether it logs one now
 
     def write(self, text: str) -> int:
-        """Logs each whole line; what follows the last waits for its end."""
+        """Logs each complete line, and keeps the rest for the next call."""
         *lines, self._local.begun = (getattr(self._local, "begun", "") + text).split("\n")
-        if getattr(self._local, "logging", False):  # that the log can't be written can't be logged
+        if getattr(self._local, "logging", False):  # the handler itself prints: its errors can't be logged
             return len(text)
         self._local.logging = True
         try:
@@ -63,8 +67,30 @@ class _Lines(io.TextIOBase):
 
 
 @contextlib.contextmanager
+def _kept(own: IO[str]) -> Iterator[None]:
+    """Within the block, a second process keeps what native code writes. It writes the end to `own` if the job fails."""
+    read, write = os.pipe()
+    command = [sys.executable, "-I", "-S", native_stderr.__file__, str(read), sys.argv[0]]
+    keeper = subprocess.Popen(  # in a new session, which Ctrl-C and the end of a process group don't reach
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=own, pass_fds=[read], start_new_session=True
+    )
+    os.close(read)
+    ending = native_stderr.QUIET
+    with _redirected(write):
+        try:
+            yield
+        except (UserError, GateNotMet, KeyboardInterrupt):
+            raise
+        except BaseException:
+            ending = b""
+            raise
+        finally:
+            keeper.communicate(ending)
+
+
+@contextlib.contextmanager
 def _redirected(descriptor: int) -> Iterator[None]:
-    """Within the block, file descriptor 2 is `descriptor`, which is closed."""
+    """Within the block, file descriptor 2 is a copy of `descriptor`, which is closed."""
     before = os.dup(2)
     os.dup2(descriptor, 2)
     os.close(descriptor)
@@ -77,7 +103,7 @@ def _redirected(descriptor: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _logged() -> Iterator[None]:
-    """Within the block, the lines that native code writes to file descriptor 2 become log records."""
+    """Within the block, each line that native code writes to file descriptor 2 becomes a log record."""
     read, write = os.pipe()
 
     def follow() -> None:
@@ -89,4 +115,4 @@ def _logged() -> Iterator[None]:
     thread.start()
     with _redirected(write):
         yield
-    thread.join(1)  # a child may hold its end of the pipe for longer
+    thread.join(1)  # not longer: a child may keep its end of the pipe open
