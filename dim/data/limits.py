@@ -9,7 +9,7 @@ from dim.errors import UserError
 # file; and beside them.
 ALPHA, FILE, BESIDE = 18, 2, 2**24
 MEGAPIXELS = 178.0  # the default of --max-megapixels
-MOST_MEGAPIXELS = 100_000  # a side of 316,000: what claims more is no photo, and its bytes overflow integers soon
+MOST_MEGAPIXELS = 100_000  # a square of 316,000 pixels a side; no photo is larger, and sizes in bytes soon overflow
 
 
 class DecodeError(Exception):

@@ -1,4 +1,4 @@
-"""The flags of mine.py; train.py has those of `Mining`, too."""
+"""The settings of mining: those that training shares (`Mining`), and the flags of mine.py."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -7,20 +7,13 @@ from dim.app.config import MOST_SEED, option, require_at_least
 from dim.errors import UserError
 
 StrategyName = Literal["hardest", "distinct", "random"]
-_AT_LEAST = {
-    "top": 1,
-    "positives_per_anchor": 1,
-    "negatives_per_anchor": 1,
-    "candidates_per_pair": 1,
-    "margin": 0,
-    "max_similarity": -1,
-    "seed": 0,
-}
+_COUNTS = ("top", "positives_per_anchor", "negatives_per_anchor", "candidates_per_pair")
+_AT_LEAST = {**dict.fromkeys(_COUNTS, 1), "margin": 0, "max_similarity": -1, "seed": 0}
 
 
 @dataclass(frozen=True)
 class Mining:
-    """Which triplets are candidates and which are kept. Raises UserError if a value is out of range."""
+    """Which triplets are candidates and which are kept. Raises UserError for a value out of range."""
 
     strategy: StrategyName = option(
         "hardest",
@@ -60,7 +53,7 @@ class Mining:
         if self.candidates and self.strategy == "random":
             raise UserError("--candidates proposes the nearest negatives; --strategy random draws them, so drop one")
         if self.candidate_parameters and not self.candidates:
-            raise UserError("--candidate-parameters are search parameters of an index; give --candidates FACTORY, too")
+            raise UserError("--candidate-parameters are for an index; give --candidates FACTORY, too")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ import dim
 PROGRAM = """
 import os, sys
 sys.argv = ["any.py"]
-from dim import cli, environment
+from dim.app import cli, environment
 environment.set_keras_backend()
 import tensorflow
 from dim.model import network, spec
