@@ -82,7 +82,7 @@ def _add_field(parser: Any, field: dataclasses.Field[Any], annotation: Any) -> N
         parser.add_argument(flag, type=read, choices=choices, metavar=metavar, action=action, **extra)
 
 
-def _place(field: dataclasses.Field[Any]) -> tuple[int, bool]:
+def _help_order(field: dataclasses.Field[Any]) -> tuple[int, bool]:
     """Sort key for `--help`: inputs and outputs first, the machine last; within a group, required flags first."""
     group = field.metadata.get("group")
     return (group == "machine") - (group == "input and output"), field.default is not dataclasses.MISSING
@@ -93,7 +93,7 @@ def parser_of(config: type[C], description: str) -> argparse.ArgumentParser:
     parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     hints = configuration.annotations(config)
     groups: dict[str, Any] = {}
-    for field in sorted(dataclasses.fields(config), key=_place):  # type: ignore[arg-type]
+    for field in sorted(dataclasses.fields(config), key=_help_order):  # type: ignore[arg-type]
         group = field.metadata.get("group")
         if group and group not in groups:
             groups[group] = parser.add_argument_group(group)
@@ -132,15 +132,15 @@ def parse(config: type[C], description: str, arguments: Sequence[str]) -> tuple[
     hints = configuration.annotations(config)
     for name, field in fields.items():
         if name not in values and field.default is dataclasses.MISSING:
-            raise UserError(f"{_called(field, hints[name])} is required (see --help)")
+            raise UserError(f"{_written_name(field, hints[name])} is required (see --help)")
     for name, value in values.items():
         for text in value if isinstance(value, tuple) else (value,):
-            configuration.require_text(_called(fields[name], hints[name]), text)
+            configuration.require_text(_written_name(fields[name], hints[name]), text)
             uris.require_no_secret(str(text))
     return config(**values), verbose
 
 
-def _called(field: dataclasses.Field[Any], annotation: Any) -> str:
+def _written_name(field: dataclasses.Field[Any], annotation: Any) -> str:
     """The name of this field in error messages, as a user writes it."""
     if field.metadata.get("positional"):
         return field.name.upper()
@@ -151,15 +151,15 @@ def _called(field: dataclasses.Field[Any], annotation: Any) -> str:
 
 def _announcement(values: Any, description: str) -> str:
     """The first line of a job's description, and the settings that differ from their defaults."""
-    said = []
-    for field in dataclasses.fields(values):
+    settings = []
+    for field in sorted(dataclasses.fields(values), key=_help_order):
         value = getattr(values, field.name)
         parts = value if isinstance(value, tuple) else (value,)
         if value == field.default or any(map(dataclasses.is_dataclass, parts)):
             continue
         flag = "" if field.metadata.get("positional") else f"{configuration.flag_name(field.name)} "
-        said.append(flag + ",".join(map(str, parts)))
-    return f"{description.partition(chr(10))[0].rstrip('.:')}: {' '.join(said) or 'the defaults'}"
+        settings.append(flag + ",".join(map(str, parts)))
+    return f"{description.partition(chr(10))[0].rstrip('.:')}: {' '.join(settings) or 'the defaults'}"
 
 
 def main(run: Callable[[C], dict[str, Any]], config: type[C], description: str | None) -> NoReturn:

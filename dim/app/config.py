@@ -122,17 +122,17 @@ def read_yaml(path: str, config: type[Any]) -> dict[str, Any]:
 
     files.require_at_most(path, _MAX_YAML_BYTES, "a configuration")
     try:
-        document = _loaded(files.read_bytes(path))
+        document = _parsed(files.read_bytes(path))
     except OSError as error:
         raise UserError(f"cannot read the configuration {path!r}: {files.reason(error)}") from error
     except Exception as error:  # any other exception comes from the file's content
         raise UserError(f"{path!r} is not YAML: {textwrap.shorten(str(error), 400, placeholder=' …')}") from error
     if not isinstance(document, dict):
         raise UserError(f"{path!r} must hold a mapping of flags to values, not {type(document).__name__}")
-    return _fields(document, config, repr(path))
+    return _values_of(document, config, repr(path))
 
 
-def _loaded(content: bytes) -> Any:
+def _parsed(content: bytes) -> Any:
     import yaml  # noqa: PLC0415
 
     def whole_number(loader: Any, node: Any) -> int:
@@ -150,7 +150,7 @@ def _loaded(content: bytes) -> Any:
     return Loader(content).get_single_data()
 
 
-def _fields(document: dict[Any, Any], config: type[Any], where: str) -> dict[str, Any]:
+def _values_of(document: dict[Any, Any], config: type[Any], where: str) -> dict[str, Any]:
     """The fields of the dataclass `config` that the mapping `document` sets. Messages name `where` it is from."""
     known = annotations(config)
     values = {}
@@ -166,7 +166,7 @@ def _nested(name: str, value: Any, config: Any) -> Any:
     """Makes the dataclass `config` of the mapping `value`. Raises UserError, naming `name`, if a key is missing."""
     if not isinstance(value, dict):
         raise UserError(f"{name} must hold mappings, not {quoted(value)}")
-    values = _fields(value, config, name)
+    values = _values_of(value, config, name)
     for known in dataclasses.fields(config):
         if known.name not in values and known.default is dataclasses.MISSING:
             key = known.name.replace("_", "-")
@@ -174,7 +174,7 @@ def _nested(name: str, value: Any, config: Any) -> Any:
     return config(**values)
 
 
-_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+_TYPE_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
 def _typed(name: str, value: Any, kind: Kind) -> Any:
@@ -189,7 +189,7 @@ def _typed(name: str, value: Any, kind: Kind) -> Any:
     value = _converted(value, kind.type)
     require_text(name, value)
     if type(value) is not kind.type or (kind.type is float and not math.isfinite(value)):
-        raise UserError(f"{name} must be {_NAMES[kind.type]}, not {quoted(value)}")
+        raise UserError(f"{name} must be {_TYPE_WORDS[kind.type]}, not {quoted(value)}")
     if kind.choices and value not in kind.choices:
         raise UserError(f"{name} must be one of {', '.join(map(str, kind.choices))}, not {quoted(value)}")
     return value
