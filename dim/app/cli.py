@@ -32,7 +32,7 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see --help)")
 
 
-def _whole(text: str) -> int:
+def _whole_number(text: str) -> int:
     with contextlib.suppress(ValueError):
         return int(text)
     raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
@@ -53,7 +53,7 @@ def _floats(text: str) -> tuple[float, ...]:
 
 
 _METAVARS = {int: "N", float: "F"}
-_READERS = {int: _whole, float: _number}
+_READERS = {int: _whole_number, float: _number}
 
 
 def _add_field(parser: Any, field: dataclasses.Field[Any], annotation: Any) -> None:
@@ -104,18 +104,9 @@ def parser_of(config: type[C], description: str) -> argparse.ArgumentParser:
 
 
 def parse(config: type[C], description: str, arguments: Sequence[str]) -> tuple[C, bool]:
-    """Reads a command line, and the YAML file that it names with `--config`.
+    """Reads the command line `arguments` and the YAML file that `--config` names. `description` is for `--help`.
 
-    Args:
-        config: The dataclass of the job.
-        description: The text of `--help`.
-        arguments: The command line, without the program's name.
-
-    Returns:
-        The configuration, and whether `--verbose` was given.
-
-    Raises:
-        UserError: A flag is unknown, missing, or has a wrong value.
+    Returns the configuration, and whether `--verbose` was given. Raises UserError for a wrong flag.
     """
     known, unknown = parser_of(config, description).parse_known_args(arguments)
     fields = {field.name: field for field in dataclasses.fields(config)}  # type: ignore[arg-type]

@@ -61,8 +61,8 @@ def require_at_least(config: Any, least: Mapping[str, float]) -> None:
 def require_text(name: str, value: Any) -> None:
     """Raises UserError if `value` is an empty string or no Unicode.
 
-    An unset shell variable gives an empty string, which as a path would be the working directory. Half a surrogate
-    pair, which Python reads for a byte that is not UTF-8, can be neither written nor shown.
+    An unset shell variable gives an empty string, which as a path would be the working directory. Half a surrogate pair
+    stands for a byte that is not UTF-8, and can be neither written nor shown.
     """
     if value == "":
         raise UserError(f"{name} is empty; give it a value, or leave it out")
@@ -105,18 +105,10 @@ _MAX_WHOLE_NUMBER = 2**63
 
 
 def read_yaml(path: str, config: type[Any]) -> dict[str, Any]:
-    """Reads a YAML file of settings.
+    """The fields of `config` that the YAML file at `path` sets. A key is a flag or a field: `image-size`, `image_size`.
 
-    Args:
-        path: The file. Its keys are written as flags or as fields (`image-size` or `image_size`).
-        config: The dataclass of the job.
-
-    Returns:
-        The fields of `config` that the file sets, each with a value of its type.
-
-    Raises:
-        UserError: The file cannot be read, is too large, is not a mapping, holds a whole number of more than 63 bits,
-            or has an unknown key or a value of another type.
+    Raises UserError if the file cannot be read, is too large, is not a mapping, holds a whole number of more than 63
+    bits, or has an unknown key or a value of another type.
     """
     from dim.io import files  # noqa: PLC0415  (--help needs neither Arrow nor YAML, which are slow to import)
 
