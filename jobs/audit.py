@@ -5,11 +5,15 @@ r"""Find likely label errors, and duplicates under two labels or in two splits.
     ray job submit --working-dir . -- python jobs/audit.py --manifest s3://bucket/photos.parquet \
         --descriptors s3://bucket/descriptors --out s3://bucket/audit
 
-The output is suspects.parquet and .csv, and report.html, which shows them. There are three kinds, each with the highest
-score first: label (another label claims the photo more than its own does; the score is by how much), duplicate (two
-photos all but the same; their cosine) and far (the photo resembles none of its label; by how much less than any two
-photos do). It is for you to look and to correct the manifest; descriptors stay as they are. What you leave uncorrected,
-train.py and mine.py keep out of the triplets by --max-similarity.
+The output is suspects.parquet, suspects.csv and report.html, which shows the photos. There are three kinds of suspects,
+each listed with the highest score first:
+
+    label      the photo fits another label better than its own; the score is the difference
+    duplicate  two photos are nearly the same; the score is their cosine
+    far        the photo resembles its label less than two random photos resemble each other; the score is by how much
+
+The audit changes nothing: look at the suspects and correct the manifest. A corrected label needs no new descriptors. To
+keep uncorrected suspects out of the triplets, give --max-similarity to train.py and mine.py.
 """
 
 from typing import Any

@@ -5,11 +5,12 @@ r"""Measure how well descriptors find the photos that show the same object.
     ray job submit --working-dir . -- python jobs/evaluate.py --manifest s3://bucket/photos.parquet --split test \
         --descriptors s3://bucket/descriptors --out s3://bucket/evaluation
 
-With --model the descriptors are made first; given twice, two models (or two folders of descriptors) are compared.
-Protocols: labels (a query's positives share its label), holidays and ukbench go by labels; oxford, revisited and gldv2
-by --ground-truth. The output is metrics.json, per_query.parquet and, for labels, classification_report.json; of two,
-compared.parquet has the difference for each query. report.html shows all that, with photos, and map.html the photos by
-likeness: open them in a browser. With --baseline, a fall in mAP by more than --max-drop ends in exit status 3.
+With --model, the job extracts the descriptors first. Give --model or --descriptors twice to compare two. The protocols
+labels (a query's positives share its label), holidays and ukbench use the manifest's labels; oxford, revisited and
+gldv2 use --ground-truth. The output is metrics.json, per_query.parquet and, for labels, classification_report.json; a
+comparison adds compared.parquet, with the difference for each query. Open report.html, which shows all this with
+photos, and map.html, which places similar photos side by side, in a browser. With --baseline, the job exits with status
+3 if mAP falls by more than --max-drop.
 """
 
 from typing import Any

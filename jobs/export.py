@@ -6,13 +6,20 @@ r"""Write descriptors, or a network, in a format that other tools read.
     ray job submit --working-dir . -- python jobs/export.py --descriptors s3://bucket/descriptors \
         --format clip-retrieval --out s3://bucket/clip
 
-npy: descriptors.npy and names.txt, line by line the same photos. autofaiss: embeddings/*.parquet, for build_index with
-file_format="parquet", embedding_column_name="embedding" and id_columns=["image_id"]. clip-retrieval: img_emb/*.npy and
-metadata/*.parquet, for `clip-retrieval index --embeddings_folder`. Photos that could not be decoded are left out.
+Formats for descriptors, without the photos that could not be decoded:
 
-keras: model.keras, which keras.models.load_model opens where there is no dim. onnx: model.onnx, for ONNX Runtime; of
-VGG, ResNet and EfficientNetV2, with the extra `pip install ".[export]"`. Both take uint8 RGB (N, H, W, 3) and return
-descriptors as extract.py makes them in float32.
+    npy             descriptors.npy and names.txt; row and line n belong to the same photo
+    autofaiss       embeddings/*.parquet, for build_index with file_format="parquet",
+                    embedding_column_name="embedding" and id_columns=["image_id"]
+    clip-retrieval  img_emb/*.npy and metadata/*.parquet, for `clip-retrieval index --embeddings_folder`
+
+Formats for a network:
+
+    keras           model.keras, which keras.models.load_model opens without dim
+    onnx            model.onnx, for ONNX Runtime; VGG, ResNet and EfficientNetV2 only; needs `pip install ".[export]"`
+
+Both networks take uint8 RGB (N, H, W, 3) and return the descriptors that extract.py makes with --precision float32. The
+input has a fixed size with --resize squash, and any size with --resize long-side.
 """
 
 from typing import Any

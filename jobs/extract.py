@@ -1,13 +1,13 @@
 #!/usr/bin/env -S python3 -X job
-r"""Make one descriptor of each photo of a manifest.
+r"""Make one descriptor for each photo of a manifest.
 
     python jobs/extract.py --manifest photos.csv --model vgg16-gem --out runs/descriptors
     ray job submit --working-dir . -- python jobs/extract.py --manifest s3://bucket/photos.parquet \
         --model s3://bucket/model --out s3://bucket/descriptors
 
-Photos are decoded on CPUs and go through the network on GPUs where there are any. The output is a folder of Parquet
-files with one row a photo, also for those that could not be read (status "error", with the reason). Run the same
-command again to resume, or after photos were added, changed or removed: only those are computed.
+CPUs decode the photos; GPUs, if there are any, run the network. The output is a folder of Parquet files with one row
+per photo; a photo that could not be read has the status "error" and the reason. Run the same command again to resume,
+or after photos were added, changed or removed: it computes only new and changed ones.
 """
 
 from typing import Any

@@ -1,11 +1,11 @@
 #!/usr/bin/env -S python3 -X job
-"""Turn a benchmark as distributed into a manifest and, where labels don't say it, a ground truth.
+"""Turn a benchmark as distributed into a manifest and, if labels are not enough, a ground truth.
 
     python jobs/import.py oxford5k datasets/oxford5k --out runs/oxford5k
     ray job submit --working-dir . -- python jobs/import.py roxford5k s3://bucket/roxford5k --out s3://bucket/imported
 
-Each layout is described in dim/data/benchmarks.py or dim/data/oxford_paris.py. The photos stay where they are; missing
-and corrupt ones are listed in problems.csv. Then:
+dim/data/benchmarks.py and dim/data/oxford_paris.py describe the layouts. The photos stay in their place; problems.csv
+lists missing and corrupt ones. Then evaluate, for example:
 
     python jobs/evaluate.py --manifest runs/oxford5k/manifest.parquet --model vgg16-gem --protocol oxford \\
         --ground-truth runs/oxford5k/ground_truth.parquet --out runs/oxford5k-gem

@@ -1,13 +1,14 @@
 #!/usr/bin/env -S python3 -X job
-r"""Build an FAISS index of descriptors.
+r"""Build a FAISS index of descriptors.
 
     python jobs/index.py --descriptors runs/descriptors --out runs/index
     ray job submit --working-dir . -- python jobs/index.py --descriptors s3://bucket/descriptors \
         --out s3://bucket/index --factory IVF4096,PQ64
 
-The output is knn.index, by inner product, which FAISS reads, and ids.parquet with the image_id of each of its rows.
-Rows are added shard by shard. Flat is written straight to disk and searched exactly; of other indexes only what they
-keep of a row (64 bytes with PQ64, and 8 for its place in an IVF) is in memory. How much that is, is said before.
+The output is knn.index, an inner-product index that FAISS reads, and ids.parquet, with the image_id of each of its
+rows. The job adds the rows shard by shard. It writes a Flat index, which is exact, straight to disk. Any other index is
+built in memory in its compressed form, such as 64 bytes per row for PQ64 and 8 more for an IVF; the job first logs how
+much.
 """
 
 from typing import Any

@@ -5,8 +5,9 @@ r"""Mine hard triplets from descriptors and labels, hardest first.
     ray job submit --working-dir . -- python jobs/mine.py --manifest s3://bucket/photos.csv \
         --descriptors s3://bucket/descriptors --out s3://bucket/triplets --strategy distinct
 
-The search is exact, and gives the same triplets on any cluster. The output is triplets.parquet: rank, anchor_id,
-positive_id, negative_id, distance_ap, distance_an (squared L2) and loss = max(0, margin + distance_ap − distance_an).
+The search is exact and gives the same triplets on any cluster, unless --candidates is given. The output is
+triplets.parquet, with rank, anchor_id, positive_id, negative_id, distance_ap and distance_an (squared L2), and loss =
+max(0, margin + distance_ap − distance_an).
 """
 
 from typing import Any

@@ -5,11 +5,12 @@ r"""Find the photos of an index that are nearest to each query.
     ray job submit --working-dir . -- python jobs/search.py --index s3://bucket/index --model s3://bucket/model \
         --queries s3://bucket/queries.csv --out s3://bucket/search --top 100
 
-Queries are a photo, a folder of photos, a manifest or a folder of descriptors; --index may also be a folder of
-descriptors, which is searched exactly, streamed from disk. What is not given of --image-size, --resize, --scales and
---precision is as it was for the index. The output is ranked.parquet: query_id, rank (from 1), image_id, score (cosine,
-or what k-reciprocal or diffusion put in its place). report.html shows the photos found, map.html where the queries lie
-among all: open them in a browser. A query that can't be read is named in the result; others are answered.
+The queries are a photo, a folder of photos, a manifest or a folder of descriptors. --index may also be a folder of
+descriptors; the job searches it exactly and streams it from disk. --image-size, --resize, --scales and --precision
+default to their values for the index. The output is ranked.parquet, with query_id, rank (from 1), image_id and score
+(the cosine, or the score of k-reciprocal or diffusion). Open report.html, which shows the photos found, and map.html,
+which places the queries among all photos, in a browser. The result names each query that can't be read; the job answers
+the others.
 """
 
 from typing import Any

@@ -1,19 +1,19 @@
 #!/usr/bin/env -S python3 -X job
-"""Split labelled photos into train, val and test: writes the manifest that all other jobs read.
+"""Split labelled photos into train, val and test, and write the manifest that all other jobs read.
 
     python jobs/split.py dim/assets/demo --out runs/demo/manifest.parquet
     ray job submit --working-dir . -- python jobs/split.py s3://bucket/photos --out s3://bucket/manifest.parquet
 
-By label (the default), val and test hold objects that are not in train: the way to learn how well objects never seen
-are found. Per label, each label has photos in all splits:
+By default, labels are split: val and test hold objects that are not in train, which measures how well the network finds
+objects that it has never seen. To split the photos of each label instead:
 
     python jobs/split.py photos.csv --out manifest.csv --val-per-label 2 --test-per-label 2
 
-A photo's label is the folder that holds it, as its path below IMAGES. Where all top folders are named train, val or
-test (validation, valid), they are the splits and no part of labels, and what is said above about shares does not apply.
+A photo's label is the path of its folder below IMAGES. If all top folders are named train, val or test (or validation,
+valid), they are the splits, the label is the path below them, and the flags for splitting don't apply.
 
-Every photo is decoded once. Whatever was seen and not taken (photos that cannot be decoded, broken links, folders that
-cannot be read, …) is listed with the reason in <manifest>.unreadable.csv; hidden files are only counted.
+The job decodes every photo once. <manifest>.unreadable.csv lists what was skipped, with the reason: photos that cannot
+be decoded, broken links, unreadable folders and so on. Hidden files are only counted.
 """
 
 from typing import Any

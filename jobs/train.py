@@ -6,13 +6,14 @@ r"""Fine-tune the network on labelled photos, so that it finds your objects bett
     ray job submit --working-dir . -- python jobs/train.py --manifest s3://bucket/photos.parquet \
         --out s3://bucket/run --workers 4
 
-Without --manifest it trains on the demo photos that are shipped with dim. Each epoch the training photos are
-embedded anew, the hardest triplets are mined across the cluster, and the network is fitted to them; the epoch that is
-best on split val is kept, which may be none: then it is the network with its fitted PCA, epoch 0. The run's folder gets
-model/, history.csv, tensorboard/, checkpoints/, unreadable.csv where photos can't be read, and report.html, which shows
-the hardest triplets of each epoch and what is found before and after: open it in a browser. Run the same command again
-to resume. Once an epoch is done, photos, labels and splits must be as they were: with other ones, give another --out,
-and --model RUN/model to train on.
+Without --manifest, the job trains on the demo photos shipped with dim. Each epoch embeds the training photos, mines the
+hardest triplets across the cluster, and fits the network to them. The run keeps the epoch with the best mAP on split
+val; that may be epoch 0, the network with its fitted PCA before any training. The run's folder holds model/,
+history.csv, tensorboard/, checkpoints/, unreadable.csv if photos can't be read, and report.html; open it in a browser
+to see the hardest triplets of each epoch and what the network finds before and after.
+
+Run the same command again to resume. After the first epoch, photos, labels and splits must stay the same. To continue
+training with other photos, give another --out, and --model RUN/model.
 """
 
 from typing import Any

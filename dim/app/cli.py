@@ -1,4 +1,7 @@
-"""A job's command line: flags and YAML → one typed configuration → one call → one JSON line on stdout."""
+"""The command line of every job: flags and YAML → one typed configuration → one call → one JSON line on stdout.
+
+`main` runs a job and exits with its status. `parse` makes the configuration from the arguments.
+"""
 
 import argparse
 import contextlib
@@ -23,12 +26,16 @@ log = logging.getLogger(__name__)
 DONE, FAILED, WRONG_USAGE, GATE = 0, 1, 2, 3
 INTERRUPTED = 128 + signal.SIGINT
 
-_METAVARS = {int: "N", float: "F"}
-
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see --help)")
+
+
+def _whole_number(text: str) -> int:
+    with contextlib.suppress(ValueError):
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
 
 
 def _number(text: str) -> float:
@@ -45,12 +52,18 @@ def _floats(text: str) -> tuple[float, ...]:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers such as 1,0.5") from error
 
 
+_METAVARS = {int: "N", float: "F"}
+_READERS = {int: _whole_number, float: _number}
+
+
 def _add_field(parser: Any, field: dataclasses.Field[Any], annotation: Any) -> None:
     kind, repeated, _, choices = configuration.kind_of(annotation)
     if dataclasses.is_dataclass(kind):
-        return  # too much for a flag: it stands in the YAML file
+        return  # a mapping, which only a YAML file can hold
     extra: dict[str, Any] = {"help": field.metadata["help"], "default": argparse.SUPPRESS}
-    if field.default not in (dataclasses.MISSING, None, ()) and kind is not bool:
+    if field.default is dataclasses.MISSING:
+        extra["help"] += "" if field.metadata.get("positional") else " (required)"
+    elif field.default not in (None, ()) and kind is not bool:
         shown = ",".join(map(str, field.default)) if repeated else field.default
         extra["help"] += f" (default: {str(shown).replace('%', '%%')})"
     if field.metadata.get("positional"):
@@ -65,8 +78,14 @@ def _add_field(parser: Any, field: dataclasses.Field[Any], annotation: Any) -> N
     else:
         metavar = None if choices else field.metadata.get("metavar", _METAVARS.get(kind, "TEXT"))
         action = "append" if repeated else "store"
-        read = _number if kind is float else kind
+        read = _READERS.get(kind, kind)
         parser.add_argument(flag, type=read, choices=choices, metavar=metavar, action=action, **extra)
+
+
+def _help_order(field: dataclasses.Field[Any]) -> tuple[int, bool]:
+    """Sort key for `--help`: inputs and outputs first, the machine last; within a group, required flags first."""
+    group = field.metadata.get("group")
+    return (group == "machine") - (group == "input and output"), field.default is not dataclasses.MISSING
 
 
 def parser_of(config: type[C], description: str) -> argparse.ArgumentParser:
@@ -74,18 +93,21 @@ def parser_of(config: type[C], description: str) -> argparse.ArgumentParser:
     parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     hints = configuration.annotations(config)
     groups: dict[str, Any] = {}
-    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+    for field in sorted(dataclasses.fields(config), key=_help_order):  # type: ignore[arg-type]
         group = field.metadata.get("group")
         if group and group not in groups:
             groups[group] = parser.add_argument_group(group)
         _add_field(groups[group] if group else parser, field, hints[field.name])
-    parser.add_argument("--config", metavar="FILE", help="YAML file of flags; flags given here win over it")
+    parser.add_argument("--config", metavar="FILE", help="YAML file of flags; flags on the command line override it")
     parser.add_argument("-v", "--verbose", action="store_true", help="show Ray's and TensorFlow's own messages")
     return parser
 
 
 def parse(config: type[C], description: str, arguments: Sequence[str]) -> tuple[C, bool]:
-    """The configuration that `arguments` describe, and whether to be verbose. Raises UserError."""
+    """Reads the command line `arguments` and the YAML file that `--config` names. `description` is for `--help`.
+
+    Returns the configuration, and whether `--verbose` was given. Raises UserError for a wrong flag.
+    """
     known, unknown = parser_of(config, description).parse_known_args(arguments)
     fields = {field.name: field for field in dataclasses.fields(config)}  # type: ignore[arg-type]
     if unknown:
@@ -101,40 +123,45 @@ def parse(config: type[C], description: str, arguments: Sequence[str]) -> tuple[
     hints = configuration.annotations(config)
     for name, field in fields.items():
         if name not in values and field.default is dataclasses.MISSING:
-            raise UserError(f"{_called(field, hints[name])} is required (see --help)")
+            raise UserError(f"{_written_name(field, hints[name])} is required (see --help)")
     for name, value in values.items():
         for text in value if isinstance(value, tuple) else (value,):
-            configuration.require_text(_called(fields[name], hints[name]), text)
+            configuration.require_text(_written_name(fields[name], hints[name]), text)
             uris.require_no_secret(str(text))
     return config(**values), verbose
 
 
-def _called(field: dataclasses.Field[Any], annotation: Any) -> str:
-    """How a user writes this field."""
+def _written_name(field: dataclasses.Field[Any], annotation: Any) -> str:
+    """The name of this field in error messages, as a user writes it."""
     if field.metadata.get("positional"):
         return field.name.upper()
     if dataclasses.is_dataclass(configuration.kind_of(annotation).type):
-        return f"the key {field.name!r} in the file of --config"
+        return f"the key {field.name!r} in the YAML file of --config"
     return configuration.flag_name(field.name)
 
 
 def _announcement(values: Any, description: str) -> str:
-    """What the job does, by the first line of its description, and the settings that are not at their defaults."""
-    said = []
-    for field in dataclasses.fields(values):
+    """The first line of a job's description, and the settings that differ from their defaults."""
+    settings = []
+    for field in sorted(dataclasses.fields(values), key=_help_order):
         value = getattr(values, field.name)
         parts = value if isinstance(value, tuple) else (value,)
         if value == field.default or any(map(dataclasses.is_dataclass, parts)):
             continue
         flag = "" if field.metadata.get("positional") else f"{configuration.flag_name(field.name)} "
-        said.append(flag + ",".join(map(str, parts)))
-    return f"{description.partition(chr(10))[0].rstrip('.:')}: {' '.join(said) or 'the defaults'}"
+        settings.append(flag + ",".join(map(str, parts)))
+    return f"{description.partition(chr(10))[0].rstrip('.:')}: {' '.join(settings) or 'the defaults'}"
 
 
 def main(run: Callable[[C], dict[str, Any]], config: type[C], description: str | None) -> NoReturn:
-    """Runs a job and exits: 0 done, 1 failed, 2 wrong usage or input, 3 a gate was not met, 130 interrupted.
+    """Runs a job and exits with a status: 0 done, 1 failed, 2 wrong usage or input, 3 gate not met, 130 interrupted.
 
-    The last line on stdout is one JSON object: what `run` returned, and `seconds`.
+    The last line on stdout is one JSON object: the result of `run`, and `seconds`.
+
+    Args:
+        run: The job; takes its configuration and returns its result.
+        config: The dataclass of the configuration.
+        description: The text of `--help`. Its first line announces the job.
     """
     started = time.monotonic()
     result: dict[str, Any] | None = None
@@ -143,13 +170,13 @@ def main(run: Callable[[C], dict[str, Any]], config: type[C], description: str |
         environment.require_ray()
         values, verbose = parse(config, description or "", sys.argv[1:])
         environment.require_usable()
-        environment.set_own()
+        environment.set_keras_backend()
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` ends a job as Ctrl-C does
         with terminal.of_job(verbose):
             log.info("%s", _announcement(values, description or ""))
             try:
-                result = run(environment.keeping_its_output(values))
-            except SystemExit as ended:  # how Ray Train answers Ctrl-C
+                result = run(environment.with_lasting_output(values))
+            except SystemExit as ended:  # Ray Train raises it on Ctrl-C
                 raise KeyboardInterrupt from ended
     except UserError as error:
         logs.say(logging.ERROR, f"error: {error}")
@@ -163,11 +190,11 @@ def main(run: Callable[[C], dict[str, Any]], config: type[C], description: str |
     except KeyboardInterrupt:
         logs.say(logging.WARNING, "interrupted; run the same command again to resume")
         status = INTERRUPTED
-    except OSError as error:  # a disk or a store, which the message names
+    except OSError as error:  # of a disk or an object store
         if verbose:
             logs.say(logging.DEBUG, str(error), bug=error)
         reason = " ".join(str(error).split())
-        logs.say(logging.ERROR, f"failed: {reason}; see to that and run the same command again")
+        logs.say(logging.ERROR, f"failed: {reason}; once this is fixed, run the same command again")
         status = FAILED
     except Exception as error:
         logs.say(logging.ERROR, f"failed: {type(error).__name__}: {error}", bug=error)

@@ -1,4 +1,8 @@
-"""Configuration: one frozen dataclass a job, its fields the job's flags and the keys of its YAML file."""
+"""How a job is configured: one frozen dataclass per job, whose fields are its flags and the keys of its YAML file.
+
+Here are the declaration of such a field (`option`), checks of values, and the reader of YAML files. `cli` makes the
+flags from the same fields.
+"""
 
 import contextlib
 import dataclasses
@@ -7,17 +11,23 @@ import math
 import textwrap
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import field
 from typing import Any
 
 from dim.errors import UserError, quoted
 
-MOST_SEED = 2**31 - 1  # in FAISS, whose integers are the shortest
+MOST_SEED = 2**31 - 1  # FAISS takes seeds of 32 bits
 
 
 def option(default: Any = dataclasses.MISSING, help: str = "", **extra: Any) -> Any:
-    """A field of a configuration: its default (none: required), its help line, and
-    `positional=True` for an argument without a flag or `group="…"` for its heading in `--help`.
+    """A field of a configuration.
+
+    Args:
+        default: The value if the flag is not given. Without a default the flag is required.
+        help: The flag's line in `--help`.
+        extra: `positional=True` for an argument without a flag; `group="…"` for its heading in `--help`;
+            `metavar="…"` for the placeholder of its value.
     """
     return field(default=default, metadata={"help": help, **extra})
 
@@ -28,20 +38,42 @@ def flag_name(name: str) -> str:
 
 
 def nearest(name: str, known: list[str]) -> str:
-    """A hint that names the known word nearest to `name`, or lists them all."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    """A hint for an error message: the word of `known` nearest to `name`, or all of them."""
+    close = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
 
 
-def one_of(name: str, value: str, known: list[str]) -> str:
-    """`value`, if it is one of `known`; else a UserError that names the nearest."""
+def one_of(name: str, value: str, known: list[str], where: str = "") -> str:
+    """Returns `value`, which is from `where`. Raises UserError, with a hint, unless it is one of `known`."""
     if value not in known:
-        raise UserError(f"unknown {name} {quoted(value)}; {nearest(value, known)}")
+        raise UserError(f"unknown {name} {quoted(value)}{where and f' in {where}'}; {nearest(value, known)}")
     return value
 
 
+def require_at_least(config: Any, least: Mapping[str, float]) -> None:
+    """Raises UserError if a field of `config` that is not None is below its value in `least`, or NaN."""
+    for name, bound in least.items():
+        value = getattr(config, name)
+        if value is not None and not value >= bound:
+            raise UserError(f"{flag_name(name)} must be at least {bound}, not {value}")
+
+
+def require_text(name: str, value: Any) -> None:
+    """Raises UserError if `value` is an empty string or no Unicode.
+
+    An unset shell variable gives an empty string, which as a path would be the working directory. Half a surrogate pair
+    stands for a byte that is not UTF-8, and can be neither written nor shown.
+    """
+    if value == "":
+        raise UserError(f"{name} is empty; give it a value, or leave it out")
+    try:
+        str(value).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{name} must be UTF-8, not {quoted(value)}") from error
+
+
 class Kind(typing.NamedTuple):
-    """What a field's annotation means: the type of one value, and its choices if it is a Literal."""
+    """The meaning of a field's annotation: the type of one value, and its choices if it is a Literal."""
 
     type: Any
     repeated: bool
@@ -50,7 +82,7 @@ class Kind(typing.NamedTuple):
 
 
 def kind_of(annotation: Any) -> Kind:
-    """The kind of a field: a plain type, a Literal or a tuple of one of these, each perhaps `| None`."""
+    """The kind of a field. `annotation` is a type, a Literal, or a tuple of either; each may have `| None`."""
     optional = repeated = False
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         annotation = next(a for a in typing.get_args(annotation) if a is not type(None))
@@ -68,37 +100,35 @@ def annotations(config: type[Any]) -> dict[str, Any]:
     return typing.get_type_hints(config)
 
 
-# PyYAML takes seconds for so many.
-_MAX_YAML_BYTES = 100_000
+_MAX_YAML_BYTES = 100_000  # PyYAML takes seconds for a larger file
 _MAX_WHOLE_NUMBER = 2**63
 
 
 def read_yaml(path: str, config: type[Any]) -> dict[str, Any]:
-    """The fields of `config` that the YAML file at `path` sets, its keys written as flags or as fields (`image-size`,
-    `image_size`).
+    """The fields of `config` that the YAML file at `path` sets. A key is a flag or a field: `image-size`, `image_size`.
 
-    Raises UserError where the file cannot be read, is too large, is no mapping, holds a whole number of more than 63
+    Raises UserError if the file cannot be read, is too large, is not a mapping, holds a whole number of more than 63
     bits, or has an unknown key or a value of another type.
     """
-    from dim.io import files  # noqa: PLC0415  (Arrow and YAML take longer than all else that --help needs)
+    from dim.io import files  # noqa: PLC0415  (--help needs neither Arrow nor YAML, which are slow to import)
 
     files.require_at_most(path, _MAX_YAML_BYTES, "a configuration")
     try:
-        document = _loaded(files.read_bytes(path))
+        document = _parsed(files.read_bytes(path))
     except OSError as error:
         raise UserError(f"cannot read the configuration {path!r}: {files.reason(error)}") from error
-    except Exception as error:  # whatever reading a stranger's file raises, the file is at fault
+    except Exception as error:  # any other exception comes from the file's content
         raise UserError(f"{path!r} is not YAML: {textwrap.shorten(str(error), 400, placeholder=' …')}") from error
     if not isinstance(document, dict):
         raise UserError(f"{path!r} must hold a mapping of flags to values, not {type(document).__name__}")
-    return _fields(document, config, repr(path))
+    return _values_of(document, config, repr(path))
 
 
-def _loaded(content: bytes) -> Any:
+def _parsed(content: bytes) -> Any:
     import yaml  # noqa: PLC0415
 
     def whole_number(loader: Any, node: Any) -> int:
-        # Longer ones cannot be shown, take the square of their length to be read, or share one hash as keys.
+        # Longer numbers can't be printed, are slow to parse (quadratic), and collide as keys of a dictionary.
         if len(node.value) > 100 or abs(value := loader.construct_yaml_int(node)) >= _MAX_WHOLE_NUMBER:
             raise yaml.constructor.ConstructorError(
                 problem="a whole number must have at most 63 bits", problem_mark=node.start_mark
@@ -106,14 +136,14 @@ def _loaded(content: bytes) -> Any:
         return int(value)
 
     class Loader(yaml.SafeLoader):
-        """SafeLoader, but for its whole numbers."""
+        """SafeLoader with a limit on whole numbers."""
 
     Loader.add_constructor("tag:yaml.org,2002:int", whole_number)
     return Loader(content).get_single_data()
 
 
-def _fields(document: dict[Any, Any], config: type[Any], where: str) -> dict[str, Any]:
-    """The fields of the dataclass `config` that the mapping `document` sets; `where` it stands."""
+def _values_of(document: dict[Any, Any], config: type[Any], where: str) -> dict[str, Any]:
+    """The fields of the dataclass `config` that the mapping `document` sets. Messages name `where` it is from."""
     known = annotations(config)
     values = {}
     for key, value in document.items():
@@ -124,53 +154,42 @@ def _fields(document: dict[Any, Any], config: type[Any], where: str) -> dict[str
     return values
 
 
-def _made(name: str, value: Any, config: Any) -> Any:
-    """The dataclass `config` from the mapping `value`; raises UserError, naming `name`, for a key that is missing."""
+def _nested(name: str, value: Any, config: Any) -> Any:
+    """Makes the dataclass `config` of the mapping `value`. Raises UserError, naming `name`, if a key is missing."""
     if not isinstance(value, dict):
         raise UserError(f"{name} must hold mappings, not {quoted(value)}")
-    values = _fields(value, config, name)
+    values = _values_of(value, config, name)
     for known in dataclasses.fields(config):
         if known.name not in values and known.default is dataclasses.MISSING:
-            raise UserError(f"{name}: {known.name.replace('_', '-')} is required, as in {known.metadata['help']!r}")
+            key = known.name.replace("_", "-")
+            raise UserError(f"{name}: an entry lacks the key {key!r} ({known.metadata['help']})")
     return config(**values)
 
 
-def require_text(name: str, value: Any) -> None:
-    """Raises UserError where `value` is an empty text, as a variable that is not set gives one, whose path would be the
-    working directory; or one that is no Unicode: half a surrogate pair, which stands for what is no UTF-8, can be
-    neither written nor shown.
-    """
-    if value == "":
-        raise UserError(f"{name} is empty; give it a value, or leave it out")
-    try:
-        str(value).encode()
-    except UnicodeEncodeError as error:
-        raise UserError(f"{name} must be UTF-8, not {quoted(value)}") from error
-
-
-_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+# Typed here and not by pydantic: the conversions and the messages would stay, and the code would get no shorter.
+_TYPE_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
 def _typed(name: str, value: Any, kind: Kind) -> Any:
-    """A YAML `value` as a field of this `kind` holds it; raises UserError, naming `name`, where it is of another."""
+    """Converts a YAML `value` to this `kind` of field. Raises UserError, naming `name`, if it is of another type."""
     if value is None and kind.optional:
         return None
     if kind.repeated:
         one = kind._replace(repeated=False, optional=False)
         return tuple(_typed(name, part, one) for part in (value if isinstance(value, list) else [value]))
     if dataclasses.is_dataclass(kind.type):
-        return _made(name, value, kind.type)
+        return _nested(name, value, kind.type)
     value = _converted(value, kind.type)
     require_text(name, value)
     if type(value) is not kind.type or (kind.type is float and not math.isfinite(value)):
-        raise UserError(f"{name} must be {_NAMES[kind.type]}, not {quoted(value)}")
+        raise UserError(f"{name} must be {_TYPE_WORDS[kind.type]}, not {quoted(value)}")
     if kind.choices and value not in kind.choices:
         raise UserError(f"{name} must be one of {', '.join(map(str, kind.choices))}, not {quoted(value)}")
     return value
 
 
 def _converted(value: Any, kind: type) -> Any:
-    # YAML reads an unquoted 7 as a number where an id is meant, and 1e-5 as text.
+    # YAML reads an unquoted 7 as a number though it may be an id, and 1e-5 as text.
     if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
         with contextlib.suppress(ValueError, OverflowError):
             return float(value)

@@ -1,11 +1,7 @@
-"""The environment of a job, checked before it begins: what is wrong would else end it later, deep in Ray or Keras.
+"""The environment that a job runs in: checked before the job begins, since Ray and Keras would fail late and obscurely.
 
-Which Python runs a job: one that has Ray.
-
-A job may be submitted as a file, `ray job submit --working-dir . -- jobs/train.py`. Its first line then takes the first
-`python3` on the cluster's PATH, which need not be the one that Ray was installed for.
-
-What Ray tells a job that was submitted to a cluster (`ray job submit`) of itself, in the environment.
+`require_ray` finds a Python that has Ray. `require_usable` checks folders and variables. The functions at the end say
+what Ray tells a job that was submitted to a cluster (`ray job submit`).
 """
 
 import dataclasses
@@ -23,16 +19,58 @@ from typing import Any, TypeVar
 from dim.errors import UserError, quoted
 from dim.io import scratch
 
-# What Ray puts into RAY_TMPDIR with the longest name, and how long the name of a socket may be.
+C = TypeVar("C")
+
+log = logging.getLogger(__name__)
+
+# The longest path that Ray makes below RAY_TMPDIR, and the longest path of a socket.
 _SOCKET = "dim-job-12345678/session_2026-01-31_12-00-00_123456_1234567/sockets/plasma_store"
 _SOCKET_BYTES = 107
-_RAY_BYTES = 2**24  # of its logs, for a start: where they don't fit, Ray says after half a minute that it timed out
+_RAY_BYTES = 2**24  # for Ray's first logs; on a fuller disk, Ray reports a timeout after half a minute
 _ADDRESS = re.compile(r"auto|local|(ray://)?(\[[0-9A-Fa-f:.]+\]|[^\s:/]+):[0-9]{1,5}")
 _TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE")
 
+_AS_A_FILE = "job"  # the -X option in the first line of jobs/*.py
+_WORKERS = "--python_worker_command="  # the raylet's argument that says how to start its workers
+
+
+def require_ray() -> None:
+    """Restarts the job under the cluster's Python if it was submitted as a file and this Python has no Ray.
+
+    A job submitted as a file (`ray job submit --working-dir . -- jobs/train.py`) runs under the first `python3` on the
+    cluster's PATH, which may be another than the one that has Ray.
+
+    Raises:
+        UserError: No other Python is known, or the user chose this one.
+    """
+    if importlib.util.find_spec("ray") is not None:
+        return
+    if _AS_A_FILE in sys._xoptions and (python := _of_the_cluster()) is not None:
+        os.execv(python, [python, *sys.argv])
+    raise UserError(
+        f"{sys.executable} has no Ray; run the job with the Python of the environment that dim is installed in "
+        "(a job that is submitted as jobs/NAME.py, without python, finds it by itself)"
+    )
+
+
+def _of_the_cluster() -> str | None:
+    """The Python of Ray's workers, from the raylet that started this process; None if no raylet did."""
+    process = os.getpid()
+    while process > 1:
+        try:
+            arguments = Path(f"/proc/{process}/cmdline").read_text(errors="replace").split("\0")
+            # The program's name, in parentheses, may itself contain spaces and parentheses.
+            process = int(Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()[1])
+        except OSError:
+            return None
+        for argument in arguments:
+            if argument.startswith(_WORKERS):
+                return argument.removeprefix(_WORKERS).split()[0]
+    return None
+
 
 def require_usable() -> None:
-    """Raises UserError, which names the variable and its value, where something in the environment can't be used."""
+    """Raises UserError, naming the variable and its value, if something in the environment can't be used."""
     _require_temporary_folder()
     _require_scratch()
     _require_log_format()
@@ -44,8 +82,8 @@ def require_usable() -> None:
         _require_token()
 
 
-def set_own() -> None:
-    """Sets, for this process and all that it starts, what other projects may have set differently."""
+def set_keras_backend() -> None:
+    """Makes Keras use TensorFlow in this process and its children, whatever the user's settings of Keras say."""
     os.environ["KERAS_BACKEND"] = "tensorflow"
 
 
@@ -55,17 +93,17 @@ def _require_temporary_folder() -> None:
     except FileNotFoundError as error:
         raise UserError("the working directory was deleted; change to another") from error
     if (wanted := os.environ.get("TMPDIR")) and (fault := _fault(wanted)):
-        raise UserError(f"TMPDIR={quoted(wanted)} {fault}; name another, or unset it")
+        raise UserError(f"TMPDIR={quoted(wanted)} {fault}; set it to another folder, or unset it")
     try:
         tempfile.gettempdir()
     except FileNotFoundError as error:
-        raise UserError(f"no temporary folder can be written ({error.strerror}); name one by TMPDIR") from error
+        raise UserError(f"no temporary folder is writable ({error.strerror}); set TMPDIR to one that is") from error
 
 
 def _require_scratch() -> None:
     wanted = os.environ.get("DIM_SCRATCH")
     if wanted and os.path.lexists(wanted) and (fault := _fault(wanted)):
-        raise UserError(f"DIM_SCRATCH={quoted(wanted)} {fault}; name another, or unset it")
+        raise UserError(f"DIM_SCRATCH={quoted(wanted)} {fault}; set it to another folder, or unset it")
     scratch.require_own()
 
 
@@ -75,14 +113,14 @@ def _require_log_format() -> None:
 
 
 def _require_keras_settings() -> None:
-    # Keras takes a file that is no JSON for none. What else it refuses, it refuses while it is imported.
+    # Keras ignores a file that is not JSON, and fails at import on a value that it does not know.
     path = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "keras.json"
     try:
         known = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return
     if not isinstance(known, dict):
-        raise UserError(f"{str(path)!r} is not a file of Keras's settings; mend or delete it")
+        raise UserError(f"{str(path)!r} must hold a JSON object with Keras's settings; correct or delete it")
     allowed = {
         "floatx": ("float16", "float32", "float64"),
         "image_data_format": ("channels_last", "channels_first"),
@@ -92,35 +130,37 @@ def _require_keras_settings() -> None:
         wrong.add("epsilon")
     if wrong:
         name = min(wrong)
-        raise UserError(f"{str(path)!r} has {name} {quoted(known[name])}, which Keras refuses; mend or delete it")
+        raise UserError(f"{str(path)!r} has {name} {quoted(known[name])}, which Keras refuses; correct or delete it")
 
 
 def _require_address(address: str) -> None:
     if _ADDRESS.fullmatch(address):
         return
-    known = "the head's HOST:PORT, such as 10.0.0.1:6379"
+    wanted = "set RAY_ADDRESS to the head's HOST:PORT, such as 10.0.0.1:6379, or unset it"
     if address.startswith(("http://", "https://")):
         raise UserError(
-            f"RAY_ADDRESS={quoted(address)} is where jobs are submitted, for which there is RAY_API_SERVER_ADDRESS; "
-            f"set it to {known}, or unset it"
+            f"RAY_ADDRESS={quoted(address)} is an address to submit jobs to, which belongs into "
+            f"RAY_API_SERVER_ADDRESS; {wanted}"
         )
-    raise UserError(f"RAY_ADDRESS={quoted(address)} is not the address of a Ray; set it to {known}, or unset it")
+    raise UserError(f"RAY_ADDRESS={quoted(address)} is not the address of a Ray cluster; {wanted}")
 
 
 def _require_ray_folder() -> None:
     wanted = os.environ.get("RAY_TMPDIR", "/tmp")
-    fault = _fault(wanted) if Path(wanted).is_absolute() else "is not absolute"
+    remedy = "set it to another folder"
+    fault = _fault(wanted) if Path(wanted).is_absolute() else "is not an absolute path"
     room = _SOCKET_BYTES - len(_SOCKET) - 1
     if fault is None and (length := len(os.fsencode(wanted))) > room:
-        fault = f"has {length} bytes, and for the names of sockets to fit it may have {room}"
+        fault = f"has {length} bytes; Ray's sockets allow at most {room}"
     if fault is None and (free := shutil.disk_usage(wanted).free) < _RAY_BYTES:
-        fault = f"has {free:,} bytes left, and Ray needs {_RAY_BYTES:,} to start; make room there"
+        fault = f"has {free:,} bytes left, but Ray needs {_RAY_BYTES:,} to start"
+        remedy = f"make room there, or {remedy}"
     if fault:
-        raise UserError(f"RAY_TMPDIR={quoted(wanted)} {fault}; name another folder by it")
+        raise UserError(f"RAY_TMPDIR={quoted(wanted)} {fault}; {remedy}")
 
 
 def _require_token() -> None:
-    # Ray makes one where there is none.
+    # Ray makes a token if there is none.
     home = Path(os.path.expanduser("~"))
     if any(name in os.environ for name in _TOKENS) or (home / ".ray" / "auth_token").exists():
         return
@@ -128,98 +168,57 @@ def _require_token() -> None:
         if (folder == home or os.path.lexists(folder)) and (fault := _fault(str(folder))):
             raise UserError(
                 f"HOME={quoted(str(home))}: {str(folder)!r} {fault}, and Ray keeps its token there; "
-                "set HOME to a folder that can be written"
+                "set HOME to a folder that is writable"
             )
 
 
 def _fault(folder: str) -> str | None:
-    """What is wrong with `folder` as a place to write."""
+    """Why nothing can be written to `folder`, as a message says it; None if something can."""
     try:
         if not Path(folder).is_dir():
-            return "is no folder" if os.path.lexists(folder) else "does not exist"
+            return "is not a folder" if os.path.lexists(folder) else "does not exist"
         with tempfile.TemporaryFile(dir=folder):
             return None
     except OSError as error:
-        return f"cannot be written ({error.strerror})"
+        return f"is not writable ({error.strerror})"
 
 
-_AS_A_FILE = "job"  # the option -X of the jobs' first line
-_WORKERS = "--python_worker_command="  # of Ray's raylet: how it starts its own workers
+_JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray for a submitted job
 
 
-def require_ray() -> None:
-    """Starts the job again under the cluster's Python where it runs as a file and this Python has no Ray.
-
-    Raises UserError, naming this Python, where there is no other to take, or where the user named this one.
-    """
-    if importlib.util.find_spec("ray") is not None:
-        return
-    if _AS_A_FILE in sys._xoptions and (python := _of_the_cluster()) is not None:
-        os.execv(python, [python, *sys.argv])
-    raise UserError(
-        f"{sys.executable} has no Ray; run the job with the Python of the environment that dim is installed in "
-        "(submitted as jobs/NAME.py, without python, it finds that by itself)"
-    )
-
-
-def _of_the_cluster() -> str | None:
-    """The Python of Ray's workers, by the raylet that this process descends from; None where it descends from none."""
-    process = os.getpid()
-    while process > 1:
-        try:
-            arguments = Path(f"/proc/{process}/cmdline").read_text(errors="replace").split("\0")
-            # The name of a program, in parentheses, may hold anything.
-            process = int(Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()[1])
-        except OSError:
-            return None
-        for argument in arguments:
-            if argument.startswith(_WORKERS):
-                return argument.removeprefix(_WORKERS).split()[0]
-    return None
-
-
-C = TypeVar("C")
-
-_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-
-log = logging.getLogger(__name__)
-
-
-def _known() -> dict[str, Any]:
+def submission_id() -> str | None:
+    """Ray's id of the submitted job; None if the job was not submitted."""
     try:
-        known = json.loads(os.environ.get(_CONFIG, "{}"))
+        known = json.loads(os.environ.get(_JOB_CONFIG, "{}"))
     except ValueError:
-        return {}
-    return known if isinstance(known, dict) else {}
+        return None
+    metadata = known.get("metadata") if isinstance(known, dict) else None
+    found = metadata.get("job_submission_id") if isinstance(metadata, dict) else None
+    return None if found is None else str(found)
 
 
-def identifier() -> str | None:
-    """The id under which the job was submitted; None where it was not."""
-    metadata = _known().get("metadata")
-    known = metadata.get("job_submission_id") if isinstance(metadata, dict) else None
-    return None if known is None else str(known)
+def with_lasting_output(config: C) -> C:
+    """Returns a `config` whose `out` outlives the job.
 
+    Ray deletes the working directory of a submitted job after a while, so a submitted job must not write to a relative
+    `out`. Only the demo (a job without `manifest` and `out`) may: it writes to `dim-runs` in the home folder. As other
+    nodes don't have that folder, the demo then starts its own Ray on this machine instead of using the cluster's.
 
-def keeping_its_output(config: C) -> C:
-    """`config`, a job's, whose `out` outlives the job.
-
-    A submitted job runs in a copy of its working directory, which Ray deletes some time later. Raises UserError there
-    for a relative `out`. But the demo, a job that is given neither photos nor an `out`, gets a folder in `dim-runs` of
-    the home folder. The other nodes don't have that folder, so the demo leaves the cluster alone: its Ray will be its
-    own, on this machine.
+    Raises:
+        UserError: The job was submitted, `out` is relative, and the job is not the demo.
     """
     out = getattr(config, "out", None)
-    if out is None or identifier() is None or "://" in out or out.startswith(("/", "~")):
+    if out is None or submission_id() is None or "://" in out or out.startswith(("/", "~")):
         return config
     if getattr(config, "manifest", None) is None and out == _default(config, "out"):
         kept = str(Path.home() / "dim-runs" / Path(out).name)
         log.info("running the demo on this machine alone, with its output in %s, as no --out is given", kept)
-        for name in (_CONFIG, "RAY_ADDRESS"):
+        for name in (_JOB_CONFIG, "RAY_ADDRESS"):
             os.environ.pop(name, None)
         return dataclasses.replace(config, out=kept)  # type: ignore[type-var]
     raise UserError(
         f"--out {out!r} is relative, and would be lost with this submitted job's copy of the working directory; write "
-        "s3://…, gs://…, or a whole path that starts with /"
+        "s3://…, gs://…, or an absolute path"
     )
 
 

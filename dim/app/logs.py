@@ -34,7 +34,7 @@ class JsonFormatter(_Formatter):
 
     def __init__(self, job: str) -> None:
         super().__init__()
-        self._job = {"job": job} | ({"submission": known} if (known := environment.identifier()) else {})
+        self._job = {"job": job} | ({"submission": known} if (known := environment.submission_id()) else {})
 
     def format(self, record: logging.LogRecord) -> str:
         """`record` as one line."""

@@ -4,11 +4,14 @@ import contextlib
 import io
 import logging
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
-from dim.app import logs, progress
+from dim.app import logs, native_stderr, progress
+from dim.errors import GateNotMet, UserError
 
 log = logging.getLogger(__name__)
 
@@ -18,10 +21,13 @@ def of_job(verbose: bool) -> Iterator[None]:
     """Within the block, only the job's log records reach stderr, and nothing reaches stdout.
 
     The C++ code of Ray and TensorFlow writes to file descriptor 2 directly, and no setting stops it. Its lines are
-    dropped unless the job is `verbose`. If the log is JSON, each line that anything prints becomes a log record.
+    shown only if the job is `verbose`, fails or dies. If the log is JSON, each line that anything prints becomes a log
+    record.
     """
     with contextlib.ExitStack() as stack:
         own = stack.enter_context(open(os.dup(2), "w", encoding="utf-8", errors="replace", buffering=1))
+        if not verbose:
+            stack.enter_context(_kept(own))
         handler = progress.Handler(own)
         logs.set_up(handler, logs.job())
         logging.getLogger().addHandler(handler)
@@ -33,9 +39,7 @@ def of_job(verbose: bool) -> Iterator[None]:
             logging.captureWarnings(True)
             stack.callback(logging.captureWarnings, False)
             printed = _Lines()
-        if not verbose:
-            stack.enter_context(_redirected(os.open(os.devnull, os.O_WRONLY)))
-        elif logs.wants_json():
+        if verbose and logs.wants_json():
             stack.enter_context(_logged())
         stack.enter_context(contextlib.redirect_stderr(printed))
         stack.enter_context(contextlib.redirect_stdout(printed))  # Ray prints to stdout when a worker dies
@@ -60,6 +64,28 @@ class _Lines(io.TextIOBase):
         finally:
             self._local.logging = False
         return len(text)
+
+
+@contextlib.contextmanager
+def _kept(own: IO[str]) -> Iterator[None]:
+    """Within the block, a second process keeps what native code writes. It writes the end to `own` if the job fails."""
+    read, write = os.pipe()
+    command = [sys.executable, "-I", "-S", native_stderr.__file__, str(read), sys.argv[0]]
+    keeper = subprocess.Popen(  # in a new session, which Ctrl-C and the end of a process group don't reach
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=own, pass_fds=[read], start_new_session=True
+    )
+    os.close(read)
+    ending = native_stderr.QUIET
+    with _redirected(write):
+        try:
+            yield
+        except (UserError, GateNotMet, KeyboardInterrupt):
+            raise
+        except BaseException:
+            ending = b""
+            raise
+        finally:
+            keeper.communicate(ending)
 
 
 @contextlib.contextmanager

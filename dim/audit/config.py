@@ -1,4 +1,4 @@
-"""The settings of an audit."""
+"""The flags of audit.py."""
 
 from dataclasses import dataclass
 
@@ -9,20 +9,21 @@ from dim.extract.config import Split
 
 @dataclass(frozen=True, kw_only=True)
 class AuditConfig:
-    """What `jobs/audit.py` does; each field is a flag. Raises UserError where a value is out of range."""
+    """The flags of `jobs/audit.py`. Raises UserError if a value is out of range."""
 
     manifest: str = option(help="Parquet or CSV of the photos, with labels", metavar="FILE", group="input and output")
-    descriptors: str = option(help="folder that extract.py made", metavar="DIR", group="input and output")
+    descriptors: str = option(help="folder made by extract.py", metavar="DIR", group="input and output")
     out: str = option(help="folder for the list and report.html", metavar="DIR", group="input and output")
-    split: Split | None = option(None, help="only this split; all rows if not given", group="input and output")
+    split: Split | None = option(None, help="only this split (default: all rows)", group="input and output")
     whitening: str | None = option(
-        None, help="whitening file to apply; finds more than descriptors as they are", metavar="FILE",
+        None, help="whitening file to apply; whitened descriptors find more errors", metavar="FILE",
         group="input and output",
     )  # fmt: skip
     least_score: float = option(
-        0.3, help="list photos whose label errors score this or more; 0.2 finds more, more of it in vain", group="list"
-    )
-    duplicates: float = option(0.95, help="list pairs of photos with a cosine of this or more", group="list")
+        0.3, help="list likely label errors with at least this score; 0.2 finds more, with more false positives",
+        group="list",
+    )  # fmt: skip
+    duplicates: float = option(0.95, help="list pairs of photos with at least this cosine", group="list")
 
     def __post_init__(self) -> None:
         for name in ("least_score", "duplicates"):

@@ -1,10 +1,10 @@
-"""The settings of a split and of an import."""
+"""The flags of split.py and import.py, and the decode limit that every job with photos has."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 from dim.app.config import option
-from dim.data.limits import MEGAPIXELS, MEGAPIXELS_HELP, Limited
+from dim.data.limits import MEGAPIXELS, Limits, of_megapixels
 
 _BY_LABEL = "by label: whole labels to val and test (the default)"
 _PER_LABEL = "per label: some photos of each label to val and test"
@@ -13,15 +13,32 @@ _PER_LABEL = "per label: some photos of each label to val and test"
 Resize = Literal["squash", "long-side"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class DecodeOptions:
+    """The decode limit. Raises UserError if it is out of range."""
+
+    max_megapixels: float = option(
+        MEGAPIXELS, help="decode no photo that is larger than this; a larger one is an error", group="machine"
+    )
+
+    def __post_init__(self) -> None:
+        of_megapixels(self.max_megapixels)
+
+    @property
+    def limits(self) -> Limits:
+        """The most pixels and bytes that a photo may have."""
+        return of_megapixels(self.max_megapixels)
+
+
 @dataclass(frozen=True)
-class SplitConfig(Limited):
-    """The flags of split.py."""
+class SplitConfig(DecodeOptions):
+    """The flags of `jobs/split.py`."""
 
     images: str = option(
-        help="a folder with one sub-folder per label, maybe within train, val and test; or a table with path and label",
+        help="folder with one sub-folder per label, also inside train, val and test; or a table with path and label",
         positional=True,
     )
-    out: str = option(help="the manifest to write, .parquet or .csv", metavar="M")
+    out: str = option(help="manifest to write, .parquet or .csv", metavar="M")
     val_labels: float | None = option(None, "share of the labels that go to val (default: 0.1)", group=_BY_LABEL)
     test_labels: float | None = option(None, "share of the labels that go to test (default: 0.2)", group=_BY_LABEL)
     val_per_label: int | None = option(None, "photos of each label that go to val (default: 0)", group=_PER_LABEL)
@@ -30,8 +47,7 @@ class SplitConfig(Limited):
         None, "leave out labels with fewer photos (default: 2; per label, one more than go to val and test)"
     )
     ignore_label: tuple[str, ...] = option((), "leave out this label; may be given more than once", metavar="L")
-    seed: int = option(0, "which labels or photos go where")
-    max_megapixels: float = option(MEGAPIXELS, MEGAPIXELS_HELP)
+    seed: int = option(0, "seed of the random choice of labels or photos")
 
 
 # The benchmarks that import.py reads. Their functions, which --help must not import, are `import_job.IMPORTERS`.
@@ -39,10 +55,9 @@ LAYOUTS = ("oxford5k", "paris6k", "roxford5k", "rparis6k", "holidays", "ukbench"
 
 
 @dataclass(frozen=True)
-class ImportConfig(Limited):
-    """The flags of import.py."""
+class ImportConfig(DecodeOptions):
+    """The flags of `jobs/import.py`."""
 
-    layout: str = option(help=f"which benchmark: {', '.join(LAYOUTS)}", positional=True)
-    source: str = option(help="the folder of the benchmark as distributed", positional=True)
+    layout: str = option(help=f"benchmark: {', '.join(LAYOUTS)}", positional=True)
+    source: str = option(help="folder of the benchmark as distributed", positional=True)
     out: str = option(help="folder for manifest.parquet, ground_truth.parquet and problems.csv", metavar="DIR")
-    max_megapixels: float = option(MEGAPIXELS, MEGAPIXELS_HELP)

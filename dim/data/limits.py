@@ -10,7 +10,6 @@ from dim.errors import UserError
 ALPHA, FILE, BESIDE = 18, 2, 2**24
 MEGAPIXELS = 178.0  # the default of --max-megapixels
 MOST_MEGAPIXELS = 100_000  # a square of 316,000 pixels a side; no photo is larger, and sizes in bytes soon overflow
-MEGAPIXELS_HELP = "the largest photo that is decoded; a larger one is an error"
 
 
 class DecodeError(Exception):
@@ -44,20 +43,6 @@ def of_megapixels(most: float) -> Limits:
     if most > MOST_MEGAPIXELS:
         raise UserError(f"--max-megapixels must be at most {MOST_MEGAPIXELS:,}, not {most:g}")
     return Limits(pixels=round(1e6 * most))
-
-
-class Limited:
-    """The part of a job's settings that has --max-megapixels. Raises UserError where that is no limit."""
-
-    max_megapixels: float
-
-    def __post_init__(self) -> None:
-        of_megapixels(self.max_megapixels)
-
-    @property
-    def limits(self) -> Limits:
-        """What a photo may need at most."""
-        return of_megapixels(self.max_megapixels)
 
 
 def check_size(size: int, limits: Limits = LIMITS) -> None:

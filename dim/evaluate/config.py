@@ -1,4 +1,4 @@
-"""The settings of an evaluation."""
+"""The flags of evaluate.py, and those that name what an evaluation measures."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -12,42 +12,53 @@ ProtocolName = Literal["labels", "holidays", "ukbench", "oxford", "revisited", "
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(AfterSearch, Extraction):
-    """What `jobs/evaluate.py` does; each field is a flag."""
+class ProtocolOptions:
+    """What an evaluation measures: the protocol, its ground truth, and the splits of queries and database."""
+
+    protocol: ProtocolName = option("labels", help="which photos are a query's positives", group="protocol")
+    ground_truth: str | None = option(
+        None,
+        help="table of query_id, image_id, grade; for oxford, revisited and gldv2",
+        metavar="FILE",
+        group="protocol",
+    )
+    split: Split | None = option(None, help="split of queries and database (default: all rows)", group="protocol")
+    query_split: Split | None = option(None, help="split of the queries, if the database is another", group="protocol")
+    database_split: Split | None = option(
+        None, help="split of the database, if the queries are another", group="protocol"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(AfterSearch, ProtocolOptions, Extraction):
+    """The flags of `jobs/evaluate.py`. Raises UserError if a value is out of range."""
 
     manifest: str = option(help="Parquet or CSV of the photos", metavar="FILE", group="input and output")
     out: str = option(help="folder for metrics.json and per_query.parquet", metavar="DIR", group="input and output")
     descriptors: tuple[str, ...] = option(
-        (), help="folder that extract.py made; a second one is compared", metavar="DIR", group="input and output"
+        (), help="folder made by extract.py; a second one is compared", metavar="DIR", group="input and output"
     )
     model: tuple[str, ...] = option(
         (), help="extract with this model first; a second one is compared", metavar="X", group="input and output"
     )
     report: bool = option(
-        True, help="write report.html and map.html, for which photos are read", group="input and output"
+        True, help="write report.html and map.html, which reads the photos again", group="input and output"
     )
     whitening: str | None = option(
         None, help="whitening file to apply to all descriptors", metavar="FILE", group="input and output"
     )
-    protocol: ProtocolName = option("labels", help="what counts as found", group="protocol")
-    ground_truth: str | None = option(
-        None, help="query_id, image_id, grade; for oxford, revisited, gldv2", metavar="FILE", group="protocol"
-    )
-    split: Split | None = option(None, help="queries and database; all rows if not given", group="protocol")
-    query_split: Split | None = option(None, help="split of the queries", group="protocol")
-    database_split: Split | None = option(None, help="split of the database", group="protocol")
     distractors: str | None = option(
         None, help="manifest of photos that match no query, added to the database", metavar="FILE", group="protocol"
     )
     distractor_descriptors: tuple[str, ...] = option(
-        (), help="their descriptors; one for each --descriptors", metavar="DIR", group="protocol"
+        (), help="descriptors of the distractors; one folder for each --descriptors", metavar="DIR", group="protocol"
     )
     baseline: str | None = option(
-        None, help="metrics.json of an earlier evaluation to hold against", metavar="FILE", group="gate"
+        None, help="metrics.json of an earlier evaluation to compare with", metavar="FILE", group="gate"
     )
     max_drop: float = option(
         0.0,
-        help="exit with status 3 where mAP is lower than the baseline's by more, on the queries of both",
+        help="exit with status 3 if mAP, on the queries of both, is lower than the baseline's by more than this",
         group="gate",
     )
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from dim.app.config import MOST_SEED, flag_name, option
+from dim.app.config import MOST_SEED, option, require_at_least
 from dim.errors import UserError
 
 StrategyName = Literal["hardest", "distinct", "random"]
@@ -17,35 +17,37 @@ class Mining:
 
     strategy: StrategyName = option(
         "hardest",
-        help="hardest: the nearest negatives of each anchor; distinct: the same, at most one from each label; "
+        help="hardest: the nearest negatives of each anchor; distinct: the same, at most one per label; "
         "random: drawn for each ordered pair of labels",
         group="mining",
     )
     margin: float = option(0.1, help="margin of the triplet loss", group="mining")
-    top: int | None = option(None, help="how many triplets to keep; not given: all whose loss is not 0", group="mining")
-    positives_per_anchor: int = option(4, help="the farthest positives of each anchor", group="mining")
-    negatives_per_anchor: int = option(5, help="the nearest negatives of each anchor", group="mining")
-    candidates_per_pair: int = option(70, help="random: draws for each ordered pair of labels", group="mining")
+    top: int | None = option(None, help="triplets to keep (default: all with a loss above 0)", group="mining")
+    positives_per_anchor: int = option(4, help="positives of each anchor, the farthest", group="mining")
+    negatives_per_anchor: int = option(5, help="negatives of each anchor, the nearest", group="mining")
+    candidates_per_pair: int = option(
+        70, help="triplets drawn for each ordered pair of labels; for --strategy random", group="mining"
+    )
     max_similarity: float | None = option(
         None, help="skip negatives with a cosine above this: likely duplicates or wrong labels", group="mining"
     )
     candidates: str | None = option(
         None,
         help="FAISS index that proposes negatives, such as PCA128,HNSW32, for more than some 100,000 photos; exact "
-        "distances rank what it proposes; all pairs if not given",
+        "distances rank its proposals (default: compare all pairs)",
         metavar="FACTORY",
         group="mining",
     )
     candidate_parameters: str | None = option(
-        None, help="its search parameters, such as efSearch=64 or nprobe=32", metavar="TEXT", group="mining"
+        None,
+        help="search parameters of the index of --candidates, such as efSearch=64 or nprobe=32",
+        metavar="TEXT",
+        group="mining",
     )
     seed: int = option(0, help="seed of the random draws", group="mining")
 
     def __post_init__(self) -> None:
-        for name, least in _AT_LEAST.items():
-            value = getattr(self, name)
-            if value is not None and not value >= least:
-                raise UserError(f"{flag_name(name)} must be at least {least}, not {value}")
+        require_at_least(self, _AT_LEAST)
         if self.seed > MOST_SEED:
             raise UserError(f"--seed must be at most {MOST_SEED}, not {self.seed}")
         if self.candidates and self.strategy == "random":
@@ -56,9 +58,9 @@ class Mining:
 
 @dataclass(frozen=True, kw_only=True)
 class MineConfig(Mining):
-    """The flags of mine.py."""
+    """The flags of `jobs/mine.py`."""
 
     manifest: str = option(help="manifest with the labels", metavar="FILE")
-    descriptors: str = option(help="folder that extract.py wrote", metavar="DIR")
+    descriptors: str = option(help="folder made by extract.py", metavar="DIR")
     out: str = option(help="folder for triplets.parquet", metavar="DIR")
     split: str = option("train", help="split to mine from")

@@ -1,4 +1,4 @@
-"""The settings of what comes after a search, of index.py, search.py and export.py."""
+"""The flags of index.py and search.py, and those for the steps after a search."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,64 +9,67 @@ from dim.extract.config import Extraction
 Expansion = Literal["aqe", "alpha-qe", "dba", "k-reciprocal", "diffusion"]
 
 _EXPANSION = (
-    "what to do after the search; given again, the next follows. "
-    "aqe: a query moves to the mean with its neighbours; costs a second search. "
+    "step after the search; several steps run in the order given. "
+    "aqe: replace a query by the mean with its neighbours; costs a second search. "
     "alpha-qe: the same, each neighbour weighted by similarity³. "
-    "dba: so does each row of the database; costs a search for each. "
-    "k-reciprocal: ranks by common neighbours; costs a search for each row, then about 2 ms a query. "
-    "diffusion: ranks by a diffusion over the graph of neighbours; costs a search for each row, then 20 products with "
-    "the graph a query"
+    "dba: replace each row of the database in the same way; costs a search per row. "
+    "k-reciprocal: rank by common neighbours; costs a search per row, then about 2 ms per query. "
+    "diffusion: rank by diffusion on the graph of neighbours; costs a search per row, then 20 products with the graph "
+    "per query"
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class AfterSearch:
-    """What is done after the search, in every job that searches."""
+    """The steps after a search, in every job that searches."""
 
     expansion: tuple[Expansion, ...] = option((), help=_EXPANSION, group="after the search")
     neighbours: int | None = option(
-        None, help="neighbours looked at (default: aqe 10, k-reciprocal 20, others 50)", group="after the search"
+        None, help="neighbours that a step uses (default: aqe 10, k-reciprocal 20, others 50)", group="after the search"
     )
 
 
 @dataclass(frozen=True)
 class IndexConfig:
-    """What `jobs/index.py` does; each field is a flag."""
+    """The flags of `jobs/index.py`."""
 
-    descriptors: str = option(help="folder that extract.py made", metavar="DIR")
+    descriptors: str = option(help="folder made by extract.py", metavar="DIR")
     out: str = option(help="folder for knn.index and ids.parquet", metavar="DIR")
     factory: str = option(
         "Flat",
-        help="FAISS's index_factory string: Flat is exact and written straight to disk; IVF1024,Flat, HNSW32 or "
+        help="FAISS's index_factory string; Flat is exact and written straight to disk; IVF1024,Flat, HNSW32 and "
         "IVF1024,PQ64 are faster or smaller, and approximate",
     )
     whitening: str | None = option(None, help="whitening file to apply", metavar="FILE")
     train_rows: int | None = option(
-        None, help="rows drawn to train the index (default: 100 for each list of an IVF, at least 65536)"
+        None, help="rows drawn to train the index (default: 100 per IVF list, at least 65536)"
     )
     seed: int = option(0, help="seed of the draw and of the clustering")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig(AfterSearch, Extraction):
-    """What `jobs/search.py` does; each field is a flag."""
+    """The flags of `jobs/search.py`."""
 
     index: str = option(
-        help="folder that index.py made, or one of extract.py, which is searched exactly from disk",
+        help="folder made by index.py, or by extract.py, which is searched exactly from disk",
         metavar="DIR",
         group="input and output",
     )
     queries: str = option(
-        help="a photo, a folder of photos, a manifest, or a folder of descriptors",
+        help="photo, folder of photos, manifest, or folder of descriptors",
         metavar="PATH",
         group="input and output",
     )
     out: str = option(help="folder for ranked.parquet", metavar="DIR", group="input and output")
     report: bool = option(
-        True, help="write report.html and map.html, for which photos are read", group="input and output"
+        True, help="write report.html and map.html, which reads the photos again", group="input and output"
     )
     model: str | None = option(
-        None, help="what made the index; not needed for descriptors", metavar="X", group="input and output"
+        None,
+        help="model that made the index; needed if the queries are photos",
+        metavar="X",
+        group="input and output",
     )
     whitening: str | None = option(
         None, help="whitening file of the index, to apply to the queries", metavar="FILE", group="input and output"

@@ -23,7 +23,6 @@ from dim.extract.resources import resolve_precision
 from dim.io import files, lease, scratch
 from dim.mine.mining import check_candidates
 from dim.mine.pool import check_labels
-from dim.model import spec
 from dim.model.backbones import BACKBONES
 from dim.model.spec import Source
 from dim.report import training as training_report
@@ -49,8 +48,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     manifest = manifests.read(config.manifest or str(DEMO))
     if config.root:
         identity.require_under(config.root, manifest)
-    changes = ("pooling", "layer", "preprocessing", "image_size", "resize")
-    source = spec.resolve(config.model, config.weights, **{name: getattr(config, name) for name in changes})
+    source = config.source(config.model, layer=config.layer)
     tail, layer = BACKBONES[source.spec.backbone].tail, source.spec.layer
     if config.train_layers == "block5" and layer.partition("_")[0] == tail.partition("_")[0]:
         raise UserError(f"--layer {layer} lies in the frozen part, up to {tail}; use --train-layers pca or all")

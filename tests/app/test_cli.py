@@ -10,6 +10,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 import traceback
 import typing
@@ -74,7 +75,7 @@ def test_flags_win_over_yaml_and_yaml_over_defaults(tmp_path):
         (["in", "--out", "o", "--image", "3"], r"unknown argument '--image'; did you mean '--image-size'\?"),
         (["in", "--out", "o", "--zzz"], "unknown argument '--zzz'; known: --out, "),
         (["in", "--out", "o", "extra"], "unknown argument 'extra'"),
-        (["in", "--out", "o", "--image-size", "big"], "--image-size: invalid int value: 'big'"),
+        (["in", "--out", "o", "--image-size", "big"], "--image-size: 'big' is not a whole number"),
         (["in", "--out", "o", "--scales", "1,x"], "--scales: '1,x' is not a list of numbers such as 1,0.5"),
         (["in", "--out", "o", "--scales", "1,nan"], "--scales: '1,nan' is not a list of numbers such as 1,0.5"),
         (["in", "--out", "o", "--margin", "inf"], "--margin: 'inf' is not a number"),
@@ -200,9 +201,9 @@ def test_a_disk_or_store_that_fails_ends_in_a_line(ended, flags):
         raise OSError("When getting information for key 'x' in bucket 'b':\nAWS Error NETWORK_CONNECTION")
 
     status, _, err = ended(run, *flags)
-    line = "failed: When getting information for key 'x' in bucket 'b': AWS Error NETWORK_CONNECTION; see to that and "
+    line = "failed: When getting information for key 'x' in bucket 'b': AWS Error NETWORK_CONNECTION; "
     assert status == 1
-    assert err.endswith(f"{line}run the same command again\n")
+    assert err.endswith(f"{line}once this is fixed, run the same command again\n")
     assert ("Traceback" in err) is bool(flags)
 
 
@@ -251,7 +252,11 @@ def gate_not_met(_):
         ),
         (lambda _: {}, ("--margin", "inf"), (2, "error: argument --margin: 'inf' is not a number (see --help)")),
         (fail(JobFailed("it diverged")), (), (1, "failed: it diverged")),
-        (fail(OSError("disk\nfull")), ("-v",), (1, "failed: disk full; see to that and run the same command again")),
+        (
+            fail(OSError("disk\nfull")),
+            ("-v",),
+            (1, "failed: disk full; once this is fixed, run the same command again"),
+        ),
         (fail(ZeroDivisionError("division\nby zero")), (), (1, r"failed: ZeroDivisionError: division\nby zero")),
         (gate_not_met, (), (3, "gate not met: mAP fell")),
         (fail(KeyboardInterrupt()), (), (130, "interrupted; run the same command again to resume")),
@@ -293,6 +298,43 @@ def test_a_machine_reads_json_whoever_speaks(whole, monkeypatch, flags):
     for line in ("3 photos", "begun, and ended", "a worker died", "ZeroDivisionError: which is told and survived"):
         assert line in said
     assert ("C++ has something to say" in said) is bool(flags)
+
+
+@pytest.mark.parametrize("machine", [False, True])
+def test_what_native_code_said_is_shown_if_the_job_fails(whole, monkeypatch, machine):
+    def job(config):
+        os.write(2, b"".join(b"line %d\n" % number for number in range(100_000)))
+        noisy(config)
+        raise JobFailed("it diverged")
+
+    if machine:
+        monkeypatch.setenv("DIM_LOG", "json")
+    _, _, err = whole(job)
+    lines = [json.loads(line)["message"] if machine else line for line in err.splitlines()]
+    assert lines[-3:] == [
+        "native code: line 99999", "native code: C++ has something to say", "failed: it diverged",
+    ]  # fmt: skip
+    assert "native code: line 99000" not in lines
+
+
+@pytest.mark.parametrize("ending", [signal.SIGABRT, signal.SIGKILL])
+def test_what_native_code_said_is_shown_if_a_signal_ends_the_job(tmp_path, ending):
+    program = """
+        import os
+        from dim.app.cli import main
+        from dim.extract.config import ExtractConfig
+
+        def job(config):
+            os.write(2, b"Error: index out of range\\n")
+            os.kill(os.getpid(), ENDING)
+
+        main(job, ExtractConfig, "What it does.")
+    """
+    (tmp_path / "job.py").write_text(textwrap.dedent(program).replace("ENDING", str(int(ending))))
+    command = [sys.executable, "job.py", "--manifest", "a.csv", "--model", "vgg16-gem", "--out", "out"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (-ending, "")
+    assert done.stderr.splitlines()[1:] == ["native code: Error: index out of range"]
 
 
 def test_the_terminal_is_the_jobs_own(ended):

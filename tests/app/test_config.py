@@ -148,7 +148,7 @@ def test_a_list_of_mappings_becomes_dataclasses(tmp_path):
     ("text", "said"),
     [
         ("parts: [{nam: one}]", "unknown key 'nam' in parts in .*did you mean 'name'"),
-        ("parts: [{least: 1}]", "parts in .*: name is required, as in 'how it is called'"),
+        ("parts: [{least: 1}]", "parts in .*: an entry lacks the key 'name' \\(how it is called\\)"),
         ("parts: [one]", "parts in .* must hold mappings, not 'one'"),
     ],
 )

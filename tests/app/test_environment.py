@@ -1,4 +1,4 @@
-"""What is wrong in the environment is said before a job begins, by the variable's name and value."""
+"""A fault in the environment is found before a job begins, and its message names the variable and its value."""
 
 import json
 import re
@@ -14,7 +14,7 @@ LONG = "a" * 40
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A folder to stand in, and an environment with nothing of what is looked at; HOME is one that can be written."""
+    """The working directory, in an environment without any variable that is checked, and with a writable HOME."""
     for name in OWN:
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "home").mkdir()
@@ -26,27 +26,27 @@ def place(tmp_path, monkeypatch):
 
 
 WRONG = [
-    ("RAY_TMPDIR", "", "is not absolute; name another folder"),
-    ("RAY_TMPDIR", "file", "is not absolute"),
+    ("RAY_TMPDIR", "", "is not an absolute path; set it to another folder"),
+    ("RAY_TMPDIR", "file", "is not an absolute path"),
     ("RAY_TMPDIR", "{}/none", "does not exist"),
-    ("RAY_TMPDIR", "{}/file", "is no folder"),
-    ("RAY_TMPDIR", "/proc", "cannot be written"),
-    ("RAY_TMPDIR", f"{{}}/{LONG}", r"has \d+ bytes, and for the names of sockets to fit it may have 2\d"),
-    ("RAY_ADDRESS", "", "is not the address of a Ray; set it to the head's HOST:PORT, .* or unset it"),
-    ("RAY_ADDRESS", "head", "is not the address of a Ray"),
-    ("RAY_ADDRESS", "head:", "is not the address of a Ray"),
-    ("RAY_ADDRESS", "ray://head", "is not the address of a Ray"),
-    ("RAY_ADDRESS", "10.0.0.1:6379 ", "is not the address of a Ray"),
-    ("RAY_ADDRESS", "http://127.0.0.1:8265", "is where jobs are submitted, .* RAY_API_SERVER_ADDRESS"),
-    ("TMPDIR", "{}/none", "does not exist; name another, or unset it"),
-    ("TMPDIR", "{}/file", "is no folder"),
-    ("TMPDIR", "/proc", "cannot be written"),
-    ("DIM_SCRATCH", "{}/file", "is no folder"),
-    ("DIM_SCRATCH", "/proc", "cannot be written"),
+    ("RAY_TMPDIR", "{}/file", "is not a folder"),
+    ("RAY_TMPDIR", "/proc", "is not writable"),
+    ("RAY_TMPDIR", f"{{}}/{LONG}", r"has \d+ bytes; Ray's sockets allow at most 2\d"),
+    ("RAY_ADDRESS", "", "is not the address of a Ray cluster; set RAY_ADDRESS to the head's HOST:PORT, .* or unset it"),
+    ("RAY_ADDRESS", "head", "is not the address of a Ray cluster"),
+    ("RAY_ADDRESS", "head:", "is not the address of a Ray cluster"),
+    ("RAY_ADDRESS", "ray://head", "is not the address of a Ray cluster"),
+    ("RAY_ADDRESS", "10.0.0.1:6379 ", "is not the address of a Ray cluster"),
+    ("RAY_ADDRESS", "http://127.0.0.1:8265", "is an address to submit jobs to, .* RAY_API_SERVER_ADDRESS"),
+    ("TMPDIR", "{}/none", "does not exist; set it to another folder, or unset it"),
+    ("TMPDIR", "{}/file", "is not a folder"),
+    ("TMPDIR", "/proc", "is not writable"),
+    ("DIM_SCRATCH", "{}/file", "is not a folder"),
+    ("DIM_SCRATCH", "/proc", "is not writable"),
     ("DIM_LOG", "jsonl", "is unknown; set it to json, or unset it"),
     ("HOME", "{}/none", "does not exist, and Ray keeps its token there; set HOME"),
-    ("HOME", "/dev/null", "is no folder"),
-    ("HOME", "/proc", "cannot be written"),
+    ("HOME", "/dev/null", "is not a folder"),
+    ("HOME", "/proc", "is not writable"),
 ]
 
 
@@ -102,8 +102,8 @@ def test_a_full_disk_is_named_before_ray_waits_for_it(place, monkeypatch, disk):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ([], "is not a file of Keras's settings"),
-        ({"floatx": "bfloat16"}, "has floatx 'bfloat16', which Keras refuses; mend or delete it"),
+        ([], "must hold a JSON object with Keras's settings; correct or delete it"),
+        ({"floatx": "bfloat16"}, "has floatx 'bfloat16', which Keras refuses; correct or delete it"),
         ({"epsilon": 1}, "has epsilon 1, which"),
         ({"image_data_format": "NCHW"}, "has image_data_format 'NCHW', which"),
     ],

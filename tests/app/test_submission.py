@@ -24,26 +24,26 @@ def test_a_job_that_was_not_submitted_has_no_id(monkeypatch, said):
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
     if said is not None:
         monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", said)
-    assert environment.identifier() is None
+    assert environment.submission_id() is None
     config = TrainConfig()
-    assert environment.keeping_its_output(config) is config
+    assert environment.with_lasting_output(config) is config
 
 
 @pytest.mark.parametrize("out", ["runs/x", "x", "./x", "../x"])
 def test_a_relative_output_of_a_submitted_job_is_refused(submitted, out):
     with pytest.raises(UserError, match=f"--out '{out}' is relative"):
-        environment.keeping_its_output(ExtractConfig(manifest="photos.csv", model="vgg16-gem", out=out))
+        environment.with_lasting_output(ExtractConfig(manifest="photos.csv", model="vgg16-gem", out=out))
     with pytest.raises(UserError, match="is relative"):
-        environment.keeping_its_output(TrainConfig(out=out))
+        environment.with_lasting_output(TrainConfig(out=out))
     with pytest.raises(UserError, match="is relative"):
-        environment.keeping_its_output(TrainConfig(manifest="/mnt/photos.csv"))  # its default is as relative
+        environment.with_lasting_output(TrainConfig(manifest="/mnt/photos.csv"))  # its default is as relative
 
 
 @pytest.mark.parametrize("out", ["/mnt/x", "~/x", "s3://bucket/x", "file:///mnt/x"])
 def test_an_output_that_lasts_is_taken_as_it_is(submitted, monkeypatch, out):
     config = ExtractConfig(manifest="photos.csv", model="vgg16-gem", out=out)
     monkeypatch.setenv("RAY_ADDRESS", "10.77.0.2:6379")
-    assert environment.keeping_its_output(config) is config
+    assert environment.with_lasting_output(config) is config
     assert os.environ["RAY_ADDRESS"] == "10.77.0.2:6379"
 
 
@@ -52,7 +52,7 @@ def test_the_demo_stays_on_this_machine_in_the_home_folder_and_says_so(submitted
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("RAY_ADDRESS", "10.77.0.2:6379")
     with caplog.at_level(logging.INFO, "dim"):
-        config = environment.keeping_its_output(TrainConfig(**flags))
+        config = environment.with_lasting_output(TrainConfig(**flags))
     assert Path(config.out) == tmp_path / "dim-runs" / "demo"
     assert config.out in caplog.text
     assert config == TrainConfig(out=config.out, **flags)

@@ -163,13 +163,13 @@ def test_descriptors_that_lack_an_image(ray_session, photos):
     [
         ({"dimension": 9}, "57 descriptors of 8 values allow a whitening to 1 to 8 dimensions.*not to 9"),
         ({"split": "val"}, "has no row with split 'val'"),
-        ({"power": 1.5}, "--power 1.5: it is from 0 to 1"),
+        ({"power": 1.5}, "--power must be from 0 to 1, not 1.5"),
         ({"power": 0.5, "kind": "learned"}, "for --kind pca only"),
         ({"shrinkage": 0.5}, "for --kind learned only"),
         ({"descriptors": "nowhere"}, "'nowhere' is no output folder of dim"),
         ({"descriptors": None}, "give --descriptors DIR for a whitening file, or --model X"),
         ({"model": "vgg16-gem"}, "give --descriptors DIR for a whitening file, or --model X"),
-        ({"regions": True}, "--regions is for --model and --kind pca"),
+        ({"regions": True}, "--regions needs --model and --kind pca"),
         ({"manifest": "nowhere.csv"}, "no file 'nowhere.csv'"),
     ],
 )

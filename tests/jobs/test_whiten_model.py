@@ -109,7 +109,7 @@ def test_regions_are_whitened_as_in_a_loop_over_all_of_them(ray_session, photos,
     [
         ({"model": "vgg16-gem", "regions": True}, "--regions is for pooling rmac, not gem"),
         ({"model": "vgg16-gem", "dimension": 513}, "dimension in --dimension 513 must be .* from 1 to 512"),
-        ({"model": "vgg16-rmac", "regions": True, "kind": "learned"}, "--regions is for --model and --kind pca"),
+        ({"model": "vgg16-rmac", "regions": True, "kind": "learned"}, "--regions needs --model and --kind pca"),
         ({"model": "vgg16-gem", "scales": (1.0, 0.5)}, "--scales: the whitening in a model sees one scale at a time"),
         ({"model": "vgg16-gem", "split": "val"}, "has no row with split 'val'"),
         ({"model": "vgg16-gen"}, "unknown pooling 'gen'"),
