@@ -229,7 +229,7 @@ OF_DECODING = {
 }
 OF_VERSIONS = {
     "--whitening first-whitening.npz": "profiles 'ignored' ≠ 'srgb'; .*first-whitening.npz' was made before dim "
-    "applied colour profiles: run the same extract.py again with another --out, and whiten.py on what it makes"
+    "applied colour profiles: run the same extract.py again with another --out, and whiten.py on its output"
 }
 OF_MANIFESTS = {
     "--manifest none.csv": "no file '.*none.csv'",
@@ -241,12 +241,12 @@ OF_MANIFESTS = {
     "--manifest killed-import/photos.csv": r"'killed-import' was never finished; run import\.py again",
     "--manifest photos.txt": "photos.txt' is neither .parquet nor .csv",
     "--manifest latin.csv": "latin.csv': byte 0xe9 in line 2 is not UTF-8; save it as UTF-8",
-    "--manifest parts.parquet": "parts.parquet' is a folder; name one table; parts in Parquet become one by",
+    "--manifest parts.parquet": "parts.parquet' is a folder; name one table; to join Parquet parts, run",
     "--manifest book.xlsx": "book.xlsx' is neither .parquet nor .csv but a spreadsheet's own file; save its sheet as",
 }
 OF_SPLITS = {"--split val": "photos.csv' has no row with split 'val'.*; its splits are test, train"}
 OF_DESCRIPTORS = {
-    "--descriptors none": "none' is no output folder of dim: it has no run.json; make it with extract.py",
+    "--descriptors none": "none' is not an output folder of dim: it has no run.json; make it with extract.py",
     "--descriptors broken-record": "broken-record/run.json' is not JSON",
     "--descriptors list-record": "list-record/run.json' is not the record of a dim job",
     "--descriptors foreign": "holds no complete embedding",
@@ -256,7 +256,7 @@ OF_DESCRIPTORS = {
 OF_MODELS = {
     "--model vgg17-gem": "unknown backbone 'vgg17'; did you mean 'vgg1[69]'",
     "--model vgg16-gen": "unknown pooling 'gen'; did you mean 'gem'",
-    "--model vgg16-gem@block5_conv9": "unknown layer .* 'block5_conv9'; did you mean 'block5_conv3'",
+    "--model vgg16-gem@block5_conv9": "unknown layer 'block5_conv9' in .*; did you mean 'block5_conv3'",
     "--model nothing": "no model 'nothing': neither a folder with model.json nor a name such as vgg16-gem",
     "--model model": "model.json' lacks the field 'image_size'",
     "--model half-model": "half-model/model.json' is not JSON: .*surrogates not allowed",
@@ -280,8 +280,8 @@ OF_OUTPUTS = {
     "--out out.csv": "cannot make the folder '.*out.csv'",
 }
 OF_LABELS = {
-    "--manifest singles.csv": "none of its 6 labels has two images; an anchor needs a positive",
-    "--manifest one-label.csv": "a triplet needs images of two",
+    "--manifest singles.csv": "none of its 6 labels has two images; at least one must have two",
+    "--manifest one-label.csv": "at least two labels are needed",
 }
 OF_ALL = {
     "--mainfest x": "unknown argument '--mainfest'; ",
@@ -312,13 +312,13 @@ OF_ONE = {
         "oxford5k empty": "empty",
     },
     "extract": {
-        "--manifest azure.csv": r"row 12 \(image_id 'd2'\): .* no storage is called 'abfs'; use a",
+        "--manifest azure.csv": r"row 12 \(image_id 'd2'\): .* unknown scheme 'abfs'; use a",
         "--manifest windows.csv": r"row 1 \(image_id 'a0'\): 'C:.* is a Windows path; .*; 12 such rows",
         "--manifest backslashes.csv": r"none of the 12 photos .* exists, .* and use / where Windows uses \\",
         "--manifest file://host/photos.csv": "names the host 'host'; write file:///…, the path on this machine",
         "--out file:new": "cannot open .file:new.*: it must begin with file:///",
-        "--root abfss://a@b/c": "no storage is called 'abfss'",
-        "--model hdfs://a/b": "no storage is called 'hdfs'",
+        "--root abfss://a@b/c": "unknown scheme 'abfss'",
+        "--model hdfs://a/b": "unknown scheme 'hdfs'",
         "--config type.yaml": r"manifest in 'type.yaml' must be text, not \[1, 2\]",
         "--split dev": "--split: invalid choice: 'dev'",
         "--scales 1,x": "--scales: '1,x' is not a list of numbers",
@@ -350,9 +350,9 @@ OF_ONE = {
         "--strategy distinct": "lower --negatives-per-anchor or use --strategy hardest",
     },
     "train": {
-        "--scratch s3://bucket/scratch": "--scratch 's3://bucket/scratch' is in a store; name a folder on each node",
+        "--scratch s3://bucket/scratch": "'s3://bucket/scratch' is in an object store; name a folder on each node",
         "--epochs 0": "--epochs must be at least 1, not 0",
-        "--layer block5_conv9": "unknown layer .* 'block5_conv9'",
+        "--layer block5_conv9": "unknown layer 'block5_conv9' in .*",
         "--batch-size 1 --workers 2": "--batch-size 1 gives less than a triplet to each of 2 workers; give at least 2",
         "--batch-size 3 --workers 2 --gpus-per-worker 2": "a triplet to each of 4 GPUs; give at least 4",
         "--batch-size 1 --workers 2 --gpus-per-worker 0.5": "less than a triplet to each of 2 workers; give at least 2",
@@ -365,8 +365,8 @@ OF_ONE = {
     "index": {
         "--factory Flta": "--factory 'Flta'",
         "--factory PCAW4,Flat": "--factory 'PCAW4,Flat': it whitens, .*; use PCA and --whitening FILE",
-        "--factory ITQ4,Flat": "--factory 'ITQ4,Flat': its ITQTransform changes the cosines .*; take PCA or OPQ",
-        "--factory HNSW4_PQ2x2": "--factory 'HNSW4_PQ2x2': it compares by L2 distance; with HNSW take SQ8",
+        "--factory ITQ4,Flat": "--factory 'ITQ4,Flat': its ITQTransform changes the cosines .*; use PCA or OPQ",
+        "--factory HNSW4_PQ2x2": "--factory 'HNSW4_PQ2x2': it compares by L2 distance; with HNSW, use SQ8",
         "--whitening other-whitening.npz": "different embeddings: layer 'block5_pool' ≠ 'block5_conv3'; pooling 'mac'",
         "--whitening broken.npz": "broken.npz' is not a whitening file",
     },
@@ -378,7 +378,7 @@ OF_ONE = {
         "--queries photos": "--queries 'photos' are photos; give --model",
         "--queries first": "'first' was made before dim applied colour profiles: run the same extract.py with another",
         f"--index first-index --queries photos {MODEL}": "'first-index' was made before dim applied colour "
-        "profiles: run the same extract.py again with another --out, and index.py on what it makes",
+        "profiles: run the same extract.py again with another --out, and index.py on its output",
         "--queries photos --model vgg16-mac --weights random": "different embeddings: pooling 'gem' ≠ 'mac'",
         "--queries gone.csv --model vgg16-gem --weights random": "none of the 12 photos of .* exists",
         "--top 0": "--top must be at least 1, not 0",
@@ -412,17 +412,17 @@ OF_ONE = {
         "--config no-evaluations.yaml": "evaluations is empty; list at least one, with its name and manifest",
         "--config typo-evaluations.yaml": "unknown key 'manifets' in .*; did you mean 'manifest'",
         "--config lost-evaluations.yaml": "no file '.*none.csv'",
-        "--config azure-evaluations.yaml": "cannot open 'abfs://account@evil.example/photos.csv': no storage is called",
+        "--config azure-evaluations.yaml": "cannot open 'abfs://account@evil.example/photos.csv': unknown scheme",
         "--config folder-evaluations.yaml": r"cannot read 'photos' \(.*\); name another file",
         "--whitening none.npz": "no file 'none.npz'",
         "--config no-gate.yaml": "max-drop of 'test' must be from 0 to 1, not -1",
         "--config twin-evaluations.yaml": "evaluations: two have the name 'test'; rename one",
         "--date tomorrow": "--date 'tomorrow'",
-        "--date 2999-12-31": "--date 2999-12-31 is yet to come",
+        "--date 2999-12-31": "--date 2999-12-31 is in the future",
         "--model vgg16-gen": "unknown pooling 'gen'; did you mean 'gem'",
     },
     "export": {
-        "--format keras": "--format keras is made from --model",
+        "--format keras": "--format keras exports what --model names",
         "--format nyp": "--format: invalid choice: 'nyp'",
     },
 }
@@ -526,7 +526,7 @@ def test_mistake_of_the_environment(fails, monkeypatch, job, name):
         (
             "whiten",
             "--descriptors none",
-            "none' is no output folder of dim: it has no run.json; make it with extract.py",
+            "none' is not an output folder of dim: it has no run.json; make it with extract.py",
         ),
     ],
 )

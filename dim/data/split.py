@@ -83,12 +83,12 @@ def _check(config: SplitConfig) -> None:
         raise UserError("give --val-labels and --test-labels, or --val-per-label and --test-per-label, not both kinds")
     for flag, value in shares.items():
         if value is not None and not 0 <= value < 1:
-            raise UserError(f"{flag} {value} must be a share of the labels, at least 0 and less than 1")
+            raise UserError(f"{flag} is a share of the labels and must be at least 0 and below 1, not {value}")
     if sum(_shares(config)) >= 1:
         raise UserError(f"--val-labels and --test-labels sum to {sum(_shares(config)):g}; leave some for train")
     for flag, count in (counts | {"--min-per-label": config.min_per_label}).items():
         if count is not None and count < 0:
-            raise UserError(f"{flag} {count} must not be negative")
+            raise UserError(f"{flag} must be at least 0, not {count}")
 
 
 def _shares(config: SplitConfig) -> tuple[float, float]:

@@ -151,7 +151,7 @@ def read_baseline(uri: str, protocol: str) -> Baseline:
             f"{uri!r} holds no map from 0 to 1, but {quoted(value)}; name the metrics.json of an evaluation"
         )
     if found.get("protocol") != protocol:
-        raise UserError(f"{uri!r} is of protocol {found.get('protocol')!r}, not {protocol!r}")
+        raise UserError(f"{uri!r} is of protocol {found.get('protocol')!r}, not {protocol!r}; name another")
     return Baseline(uri, found, read_per_query(uri))
 
 

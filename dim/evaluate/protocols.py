@@ -203,7 +203,7 @@ def read_task(config: EvaluateConfig) -> RetrievalTask:
         raise UserError(f"--protocol {config.protocol} needs --ground-truth FILE (query_id, image_id, grade)")
     if config.ground_truth and not protocol.graded:
         graded = ", ".join(name for name, known in PROTOCOLS.items() if known.graded)
-        raise UserError(f"--protocol {config.protocol} goes by labels; for --ground-truth choose one of {graded}")
+        raise UserError(f"--protocol {config.protocol} uses labels; for --ground-truth, choose one of {graded}")
     photos = manifest.read(config.manifest)
     truth = ground_truth.read(config.ground_truth, photos) if config.ground_truth else None
     queries = photos.select(config.query_split or config.split, "query")

@@ -41,7 +41,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
     given = {"model": config.model, "descriptors": config.descriptors}
     wanted = "model" if config.format in NETWORKS else "descriptors"
     if given.pop(wanted) is None or any(given.values()):
-        raise UserError(f"--format {config.format} is made from --{wanted}; give it, and nothing else to export")
+        raise UserError(f"--format {config.format} exports what --{wanted} names; give it, and no other input")
     return _network(config) if config.model else _descriptors(config, str(config.descriptors))
 
 

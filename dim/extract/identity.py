@@ -70,7 +70,9 @@ def from_json(document: Any, where: str) -> Embedding:
     Raises UserError, naming `where`, if a field is missing or of a wrong type, the id is wrong or the version unknown.
     """
     try:
-        known = document.get("version", 1) if isinstance(document, dict) else 1
+        if not isinstance(document, dict):
+            raise TypeError(f"it is {quoted(document)}")
+        known = document.get("version", 1)
         if known not in (1, VERSION):
             raise UserError(f"{where} holds an embedding of version {quoted(known)}; this dim reads 1 and {VERSION}")
         added = {"profiles": IGNORED} if known == 1 else {}
@@ -103,13 +105,15 @@ def of_folder(folder: str) -> Embedding:
     """
     record = output.finished_record(folder)
     if record is None:
-        raise UserError(f"{folder!r} is no output folder of dim: it has no {output.RECORD}; make it with extract.py")
+        raise UserError(
+            f"{folder!r} is not an output folder of dim: it has no {output.RECORD}; make it with extract.py"
+        )
     return of_record(record, folder)
 
 
 def of_record(record: dict[str, Any], folder: str) -> Embedding:
     """The embedding in `record`, the run.json of `folder`."""
-    return from_json(record.get("embedding"), files.join(folder, output.RECORD))
+    return from_json(record.get("embedding"), repr(files.join(folder, output.RECORD)))
 
 
 def inputs_of(folder: str) -> dict[str, str | None]:
@@ -147,8 +151,8 @@ def _renewal(where: str) -> str:
     job = record["job"] if record else "whiten" if where.endswith(".npz") else "extract"
     steps = {
         "extract": "run the same extract.py with another --out",
-        "index": "run the same extract.py again with another --out, and index.py on what it makes",
-        "whiten": "run the same extract.py again with another --out, and whiten.py on what it makes",
+        "index": "run the same extract.py again with another --out, and index.py on its output",
+        "whiten": "run the same extract.py again with another --out, and whiten.py on its output",
     }
     return f"{where!r} was made before dim applied colour profiles: {steps.get(job, steps['extract'])}"
 

@@ -134,7 +134,7 @@ def read_shard(
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{uri!r} is damaged ({files.reason(error)}); run the same extract.py again") from error
     if wrong := next(_misfits(table, [*wanted, "status"], dimension), None):
-        raise UserError(f"{uri!r} is no shard of these descriptors: its column {wrong}; make this folder again")
+        raise UserError(f"{uri!r} is not a shard of these descriptors: its column {wrong}; make this folder again")
     if embedding is not None and (mark := (table.schema.metadata or {}).get(EMBEDDING)):
         require_equal(_marked_by(mark, uri), uri, embedding, folder)
     return table.select(wanted)

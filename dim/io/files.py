@@ -8,6 +8,7 @@ of its folder (both in `dim.io.storage`).
 import contextlib
 import errno
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -188,7 +189,8 @@ def writing(uri: str) -> Iterator[None]:
 def reason(error: Exception) -> str:
     """The cause of `error` in one line, without the path and the wrapping that Arrow and Google's library add."""
     text = " ".join(str(error).split()).rpartition("Detail: ")[2]
-    return text.partition(" error_info=")[0].rpartition("with a last message of ")[2] or type(error).__name__
+    text = text.partition(" error_info=")[0].rpartition("with a last message of ")[2]
+    return re.sub(r"^\[errno \d+\] ", "", text, flags=re.IGNORECASE) or type(error).__name__
 
 
 def make_folder(uri: str) -> None:

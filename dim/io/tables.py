@@ -19,8 +19,7 @@ from dim.io.storage import retried
 
 SUFFIXES = (".parquet", ".csv")
 ONE_TABLE = (
-    "name one table; parts in Parquet become one by "
-    "pyarrow.parquet.write_table(pyarrow.parquet.read_table(FOLDER), FILE)"
+    "name one table; to join Parquet parts, run pyarrow.parquet.write_table(pyarrow.parquet.read_table(FOLDER), FILE)"
 )
 _OTHER_FORMATS = {
     (".xlsx", ".xls", ".ods"): "a spreadsheet's own file; save its sheet as 'CSV UTF-8'",
@@ -52,7 +51,7 @@ def read(uri: str) -> pa.Table:
     if not is_table(uri):
         other = next((hint for endings, hint in _OTHER_FORMATS.items() if uri.lower().endswith(endings)), None)
         raise UserError(
-            f"{uri!r} is neither .parquet nor .csv{f' but {other}' if other else '; name the table by such an ending'}"
+            f"{uri!r} is neither .parquet nor .csv{f' but {other}' if other else '; give it one of these endings'}"
         )
     try:
         table = read_parquet(uri) if uri.lower().endswith(".parquet") else csv_files.read(uri)

@@ -51,7 +51,7 @@ def parts(uri: str) -> tuple[str, str]:
     if scheme == "file":
         return scheme, _decoded(rest, uri)
     if scheme not in STORES:
-        raise UserError(f"cannot open {quoted(uri)}: no storage is called {quoted(scheme)}; {USE}")
+        raise UserError(f"cannot open {quoted(uri)}: unknown scheme {quoted(scheme)}; {USE}")
     if not _BUCKET.fullmatch(bucket := rest.partition("/")[0]):
         raise UserError(f"cannot open {quoted(uri)}: {quoted(bucket)} is not a bucket; write {scheme}://BUCKET/KEY")
     if _PARAMETERS.search(rest):

@@ -38,9 +38,9 @@ def check_labels(labels: np.ndarray, settings: Mining, where: str) -> None:
     """Raises UserError, naming `where`, unless `labels` (N,) can give an anchor, a positive and a negative."""
     counts = Counter(label for label in labels if label is not None)
     if len(counts) < 2:
-        raise UserError(f"{where} has {len(counts)} label(s) on {len(labels)} images; a triplet needs images of two")
+        raise UserError(f"{where} has {len(counts)} label(s) on {len(labels)} images; at least two labels are needed")
     if max(counts.values()) < 2:
-        raise UserError(f"{where}: none of its {len(counts)} labels has two images; an anchor needs a positive")
+        raise UserError(f"{where}: none of its {len(counts)} labels has two images; at least one must have two")
     needed = settings.negatives_per_anchor + 1
     if settings.strategy == "distinct" and len(counts) < needed:
         raise UserError(

@@ -75,8 +75,8 @@ class Spec:
         """Returns this spec if every field is valid. Else raises UserError with `where` and the nearest valid value."""
         known = {"backbone": BACKBONES, "pooling": POOLINGS, "preprocessing": PREPROCESSINGS}
         for name, values in (known | {"resize": get_args(Resize)}).items():
-            config.one_of(f"{name} in {where}", str(getattr(self, name)), list(values))
-        config.one_of(f"layer in {where}", str(self.layer), list(BACKBONES[self.backbone].layers))
+            config.one_of(name, str(getattr(self, name)), list(values), where)
+        config.one_of("layer", str(self.layer), list(BACKBONES[self.backbone].layers), where)
         limits = {"image_size": 65536, "region_dimension": self.channels, "dimension": self.pooled_dimension}
         for name, most in limits.items():
             value = getattr(self, name)

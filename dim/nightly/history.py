@@ -98,7 +98,7 @@ class NightlyHistory:
         today = datetime.datetime.now(datetime.UTC).date()
         if datetime.date.fromisoformat(self.last) > latest(today):
             raise UserError(
-                f"{self._uri!r} has the night {self.last}, which is yet to come, so that none can follow it; delete "
+                f"{self._uri!r} has the night {self.last}, which is in the future, so no night can follow it; delete "
                 f"its rows after {today}, and the folders of these dates in {self._nights!r}"
             )
         raise UserError(f"--date {date} is before {self.last}, the last night of {self._uri!r}; use a later one")
@@ -120,7 +120,7 @@ class NightlyHistory:
 
 def _checked(uri: str, table: pa.Table) -> list[dict[str, Any]]:
     if missing := [field.name for field in dataclasses.fields(NightRow) if field.name not in table.column_names]:
-        raise UserError(f"{uri!r} is no history of nights: it has no column {missing[0]!r}; move it away or repair it")
+        raise UserError(f"{uri!r} is not a history of nights: it has no column {missing[0]!r}; move or repair it")
     rows = [{name: csv_files.unescaped(cell) for name, cell in row.items()} for row in table.to_pylist()]
     for number, row in enumerate(rows, start=1):
         if not _is_date(row["date"]) or not row["evaluation"] or not row["status"]:

@@ -71,10 +71,10 @@ def _date(wanted: str | None) -> str:
     try:
         date = datetime.date.fromisoformat(wanted)
     except ValueError as error:
-        raise UserError(f"--date {wanted!r} is no date such as {today}; write YYYY-MM-DD") from error
+        raise UserError(f"--date {wanted!r} is not a date such as {today}; write YYYY-MM-DD") from error
     if date > (latest := history.latest(today)):
         raise UserError(
-            f"--date {wanted} is yet to come (today is {today} in UTC), and no earlier date could follow it; use "
+            f"--date {wanted} is in the future (today is {today} in UTC), and no earlier date could follow it; use "
             f"{latest} at the latest"
         )
     return date.isoformat()

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from dim.app import output
-from dim.app.config import MOST_SEED
+from dim.app.config import MOST_SEED, require_at_least
 from dim.app.progress import with_progress
 from dim.errors import UserError
 from dim.io import files, local_files, seal, tables
@@ -37,9 +37,8 @@ def build(config: IndexConfig) -> dict[str, Any]:
         UserError: A flag is out of range, the folder holds no descriptors, or FAISS can't build this index from them.
     """
     if not 0 <= config.seed <= MOST_SEED:
-        raise UserError(f"--seed {config.seed} must be from 0 to {MOST_SEED}")
-    if config.train_rows is not None and config.train_rows < 1:
-        raise UserError(f"--train-rows {config.train_rows} must be 1 or more")
+        raise UserError(f"--seed must be from 0 to {MOST_SEED}, not {config.seed}")
+    require_at_least(config, {"train_rows": 1})
     rows = descriptor_folder.read(config.descriptors, config.whitening, hashed=True)
     dimension = next(iter(rows)).shape[1]
     index = empty_index(config.factory, dimension, config.seed)

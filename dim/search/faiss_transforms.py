@@ -31,10 +31,10 @@ def objection(index: Any) -> str | None:
     """The reason why the scores of `index` are not cosines, or None if they are."""
     for stage in stages(index):
         if stage.metric_type != faiss.METRIC_INNER_PRODUCT:
-            return "it compares by L2 distance; with HNSW take SQ8 in place of PQ"
+            return "it compares by L2 distance; with HNSW, use SQ8 instead of PQ"
         for transform in _transforms(stage):
             if not _rotates(transform):
-                return f"its {type(transform).__name__} changes the cosines that photos are ranked by; take PCA or OPQ"
+                return f"its {type(transform).__name__} changes the cosines that photos are ranked by; use PCA or OPQ"
             if getattr(transform, "eigen_power", 0):
                 return "it whitens, which changes the cosines that photos are ranked by; use PCA and --whitening FILE"
             if getattr(transform, "have_bias", False) and faiss.vector_to_array(transform.b).any():

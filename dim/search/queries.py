@@ -69,7 +69,7 @@ def extract_config(config: SearchConfig, embedding: Embedding) -> ExtractConfig:
     from dim.extract.job import embedding_of, recipe_of  # noqa: PLC0415  (a search for descriptors needs no Ray)
 
     if config.model is None:
-        raise UserError(f"--queries {config.queries!r} are photos; give --model, the one that made {config.index!r}")
+        raise UserError(f"--queries {config.queries!r} are photos; give --model, the model that made {config.index!r}")
     settings = config.extraction_settings()
     for name in _FOLLOWED:
         if settings[name] == getattr(Extraction(), name) and getattr(embedding, name) is not None:

@@ -87,7 +87,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
 def _on_disk(scratch: str) -> str:
     if not files.is_local(scratch):
-        raise UserError(f"--scratch {scratch!r} is in a store; name a folder on each node's own disk")
+        raise UserError(f"--scratch {scratch!r} is in an object store; name a folder on each node's disk")
     return files.locate(scratch)[1]
 
 

@@ -224,7 +224,7 @@ class Run:
     def _finished(self, state: State) -> dict[str, Any]:
         best = self._whole(state.best_first())
         if best is None:
-            raise JobFailed(f"no checkpoint in {self.checkpoints!r} is whole any more; run the same command again")
+            raise JobFailed(f"every checkpoint in {self.checkpoints!r} is damaged; run the same command again")
         checkpoint.read(self.checkpoints, best, self.trainee.variables)
         map_after = self._judge(history.AFTER, *self.inference.embed(self.photos.rows(self._judged)))
         judged_on = self._judged if len(self.photos.rows(self._judged)) else None

@@ -163,11 +163,11 @@ def test_what_can_not_be_exported(write_descriptors, tmp_path):
     folder = write_descriptors(["a\nb"], VECTORS[:1])
     for values, message in (
         ({"descriptors": folder, "format": "npy"}, "an image_id of .* has a line break; use --format autofaiss"),
-        ({"format": "npy"}, "--format npy is made from --descriptors"),
-        ({"format": "keras", "descriptors": folder}, "--format keras is made from --model"),
-        ({"format": "keras", "model": "vgg16-gem", "descriptors": folder}, "--format keras is made from --model"),
-        ({"format": "onnx", "descriptors": folder}, "--format onnx is made from --model"),
-        ({"format": "npy", "descriptors": "nowhere"}, "'nowhere' is no output folder of dim"),
+        ({"format": "npy"}, "--format npy exports what --descriptors names"),
+        ({"format": "keras", "descriptors": folder}, "--format keras exports what --model names"),
+        ({"format": "keras", "model": "vgg16-gem", "descriptors": folder}, "--format keras exports what --model names"),
+        ({"format": "onnx", "descriptors": folder}, "--format onnx exports what --model names"),
+        ({"format": "npy", "descriptors": "nowhere"}, "'nowhere' is not an output folder of dim"),
     ):
         with pytest.raises(UserError, match=message):
             export(ExportConfig(out=str(tmp_path / "out"), **values))

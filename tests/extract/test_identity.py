@@ -85,8 +85,8 @@ def test_the_second_version_says_so():
     ("job", "advice"),
     [
         ("extract", "run the same extract.py with another --out"),
-        ("index", "run the same extract.py again with another --out, and index.py on what it makes"),
-        ("whiten", "run the same extract.py again with another --out, and whiten.py on what it makes"),
+        ("index", "run the same extract.py again with another --out, and index.py on its output"),
+        ("whiten", "run the same extract.py again with another --out, and whiten.py on its output"),
     ],
 )
 def test_where_the_versions_meet_the_message_says_what_to_run(tmp_path, job, advice):
@@ -142,7 +142,7 @@ def test_a_record_that_was_tampered_with(tmp_path, change, message):
 
 
 def test_a_folder_that_is_none_of_ours(tmp_path):
-    with pytest.raises(UserError, match=r"is no output folder of dim: it has no run\.json"):
+    with pytest.raises(UserError, match=r"is not an output folder of dim: it has no run\.json"):
         identity.of_folder(str(tmp_path))
 
 

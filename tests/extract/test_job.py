@@ -52,7 +52,7 @@ BAD = {
     "truncated.jpg": (encoded(format="JPEG", size=(400, 300))[:5000], "truncated"),
     "empty.jpg": (b"", "the file is empty"),
     "html.jpg": (b"<!DOCTYPE html><html>404</html>", "no photo in a known format: it begins with b'<!DOCTYPE html>"),
-    "missing.jpg": (False, "cannot read the file: [errno 2] No such file or directory"),
+    "missing.jpg": (False, "cannot read the file: No such file or directory"),
 }
 
 

@@ -228,7 +228,7 @@ def test_what_looks_like_credentials_and_is_none():
 
 @pytest.mark.parametrize("uri", ["fsspec+file:///a", "mock://a", "s3fs://a/b"])
 def test_other_storages_are_refused(uri):
-    with pytest.raises(UserError, match="no storage is called"):
+    with pytest.raises(UserError, match="unknown scheme"):
         files.read_bytes(uri)
 
 

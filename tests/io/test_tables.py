@@ -75,7 +75,7 @@ REFUSED = {
     "a.csv.gz": (gzip.compress(TEXT.encode()), "but compressed; unpack it first"),
     "a.jsonl": (b"{}", "but JSON; make a table of it, as pandas.read_json"),
     "a.feather": (b"", "but Arrow's; make it Parquet"),
-    "a.txt": (b"", "is neither .parquet nor .csv; name the table by such an ending"),
+    "a.txt": (b"", "is neither .parquet nor .csv; give it one of these endings"),
     "open.csv": (b'path,label\n1.jpg,"a"\n2.jpg,"b\n3.jpg,c\n', "a quotation mark in line 3 is not closed in its cell"),
     "stray.tsv": (
         b'path\tlabel\n1.jpg\t"a\n2.jpg\t"b\n3.jpg\tc\n',
@@ -97,9 +97,7 @@ def test_what_is_refused_says_what_to_do(tmp_path, name):
 @pytest.mark.parametrize("name", ["parts.parquet", "parts.csv"])
 def test_a_folder_is_no_table(tmp_path, name):
     (tmp_path / name).mkdir()
-    with pytest.raises(
-        UserError, match=r"is a folder; name one table; parts in Parquet become one by pyarrow\.parquet"
-    ):
+    with pytest.raises(UserError, match=r"is a folder; name one table; to join Parquet parts, run pyarrow\.parquet"):
         tables.read(str(tmp_path / name))
 
 

@@ -228,16 +228,16 @@ def test_on_a_cluster_a_file_uri_is_shared_and_a_path_is_not(monkeypatch):
 
 # Names that dim does not read, each with a part of the message.
 REFUSED = {
-    "abfs://account@evil.example/a.jpg": "no storage is called 'abfs'",
-    "abfss://container@account.dfs.core.windows.net/a.jpg": "no storage is called 'abfss'",
-    "hdfs://evil.example:8020/a.jpg": "no storage is called 'hdfs'",
-    "viafs://a/b.jpg": "no storage is called 'viafs'",
-    "https://evil.example/a.jpg": "no storage is called 'https'",
-    "http://169.254.169.254/latest": "no storage is called 'http'",
-    "s3a://bucket/a.jpg": "no storage is called 's3a'",
-    "S3://bucket/a.jpg": "no storage is called 'S3'",
-    " s3://bucket/a.jpg": "no storage is called ' s3'",
-    "FILE:///a.jpg": "no storage is called 'FILE'",
+    "abfs://account@evil.example/a.jpg": "unknown scheme 'abfs'",
+    "abfss://container@account.dfs.core.windows.net/a.jpg": "unknown scheme 'abfss'",
+    "hdfs://evil.example:8020/a.jpg": "unknown scheme 'hdfs'",
+    "viafs://a/b.jpg": "unknown scheme 'viafs'",
+    "https://evil.example/a.jpg": "unknown scheme 'https'",
+    "http://169.254.169.254/latest": "unknown scheme 'http'",
+    "s3a://bucket/a.jpg": "unknown scheme 's3a'",
+    "S3://bucket/a.jpg": "unknown scheme 'S3'",
+    " s3://bucket/a.jpg": "unknown scheme ' s3'",
+    "FILE:///a.jpg": "unknown scheme 'FILE'",
     "s3:/bucket/a.jpg": "must begin with s3://",
     "GS:bucket/a.jpg": "must begin with gs://",
     "file:/a.jpg": "must begin with file:///",
@@ -308,7 +308,7 @@ def test_the_inputs_of_a_folder_that_somebody_else_made_are_asked_of_nobody(alon
     for kind in ("model", "whitening"):
         inputs = {kind: "abfs://account@evil.example/a"}
         folders[kind] = write_descriptors(["a"], [[1.0, 0.0]], name=kind, inputs=inputs, whitening="0" * 64)
-    refused(lambda folder: descriptor_sets.whitenings_of(folder, None), folders["model"], "no storage is called 'abfs'")
+    refused(lambda folder: descriptor_sets.whitenings_of(folder, None), folders["model"], "unknown scheme 'abfs'")
     (step,) = descriptor_sets.whitenings_of(folders["whitening"], None)
     assert step["learned_on"] is None
 

@@ -166,7 +166,7 @@ def test_descriptors_that_lack_an_image(ray_session, photos):
         ({"power": 1.5}, "--power must be from 0 to 1, not 1.5"),
         ({"power": 0.5, "kind": "learned"}, "for --kind pca only"),
         ({"shrinkage": 0.5}, "for --kind learned only"),
-        ({"descriptors": "nowhere"}, "'nowhere' is no output folder of dim"),
+        ({"descriptors": "nowhere"}, "'nowhere' is not an output folder of dim"),
         ({"descriptors": None}, "give --descriptors DIR for a whitening file, or --model X"),
         ({"model": "vgg16-gem"}, "give --descriptors DIR for a whitening file, or --model X"),
         ({"regions": True}, "--regions needs --model and --kind pca"),

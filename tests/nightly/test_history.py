@@ -44,5 +44,5 @@ def test_what_a_spreadsheet_would_run_is_escaped_and_comes_back(tmp_path):
 
 def test_a_file_of_other_columns_is_no_history(tmp_path):
     (tmp_path / "history.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(UserError, match=r"history\.csv' is no history of nights: it has no column 'date'"):
+    with pytest.raises(UserError, match=r"history\.csv' is not a history of nights: it has no column 'date'"):
         NightlyHistory(str(tmp_path))

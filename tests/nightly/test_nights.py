@@ -168,7 +168,7 @@ def test_a_model_may_be_the_folder_of_a_training_run(night, embedded, tmp_path):
 
 @pytest.mark.parametrize("date", ["tonight", "2020-02-30"])
 def test_a_date_that_is_none_is_refused(night, date):
-    with pytest.raises(UserError, match="is no date such as"):
+    with pytest.raises(UserError, match="is not a date such as"):
         night(date)
 
 
@@ -179,10 +179,10 @@ def days_from_today(count):
 @pytest.mark.parametrize("accept", [False, True])
 def test_a_date_that_is_yet_to_come_is_refused_and_locks_nothing(night, embedded, tmp_path, accept):
     with pytest.raises(
-        UserError, match=rf"--date 2999-01-01 is yet to come .*; use {days_from_today(1)} at the latest$"
+        UserError, match=rf"--date 2999-01-01 is in the future .*; use {days_from_today(1)} at the latest$"
     ):
         night("2999-01-01", accept=accept)
-    with pytest.raises(UserError, match="is yet to come"):
+    with pytest.raises(UserError, match="is in the future"):
         night(days_from_today(2))
     assert not (tmp_path / "nightly").exists()
     night(days_from_today(-1))
@@ -198,7 +198,7 @@ def test_a_history_that_a_future_date_has_locked_says_how_to_open_it(night, embe
     files.make_folder(str(out / "nights" / "2999-01-01"))
     files.write_json(str(out / "nights" / "2999-01-01" / "night.json"), record | {"date": "2999-01-01"})
     said = (
-        r"history\.csv' has the night 2999-01-01, which is yet to come, .*; delete its rows after .*, and the folders"
+        r"history\.csv' has the night 2999-01-01, which is in the future, .*; delete its rows after .*, and the folders"
     )
     with pytest.raises(UserError, match=said):
         night("2020-01-02")

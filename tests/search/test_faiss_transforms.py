@@ -96,9 +96,9 @@ def test_a_linear_transform_that_is_no_rotation_is_refused(tmp_path):
 REFUSED = [
     ("PCAW16,Flat", "'PCAW16,Flat': it whitens, .*; use PCA and --whitening FILE"),
     ("PCAWR32,HNSW16", "'PCAWR32,HNSW16': it whitens"),
-    ("ITQ16,Flat", "'ITQ16,Flat': its ITQTransform changes the cosines that photos are ranked by; take PCA or OPQ"),
+    ("ITQ16,Flat", "'ITQ16,Flat': its ITQTransform changes the cosines that photos are ranked by; use PCA or OPQ"),
     ("SQ8,Refine(PCAW16,Flat)", "it whitens"),
-    ("HNSW16_PQ4x4", "'HNSW16_PQ4x4': it compares by L2 distance; with HNSW take SQ8 in place of PQ"),
+    ("HNSW16_PQ4x4", "'HNSW16_PQ4x4': it compares by L2 distance; with HNSW, use SQ8 instead of PQ"),
 ]
 
 
