@@ -1,4 +1,7 @@
-"""A training run as the driver sees it: check the input, start Ray Train, report what came out."""
+"""A training run as the driver sees it: it checks the input, starts the workers by Ray Train, and writes the report.
+
+`dim.train.loop` is what each worker runs.
+"""
 
 import dataclasses
 import hashlib
@@ -28,21 +31,28 @@ from dim.model.backbones import BACKBONES
 from dim.model.spec import Source
 from dim.report import training as training_report
 from dim.train import failures, history, training_set
-from dim.train.augmentation import TrainingPhotos
 from dim.train.config import TrainConfig
 from dim.train.history import MODEL
-from dim.train.training_set import Inputs, Job
+from dim.train.training_set import Inputs, Job, TrainingPhotos
 
 log = logging.getLogger(__name__)
 
 DEMO = Path(dim.__file__).parent / "assets" / "demo" / "manifest.csv"
-# What may differ when a run is resumed: how long it goes on, where it stands, and on what it runs.
+# The flags that may differ when a run is resumed: how long it goes on, where its folder is, and on what it runs.
 FREE = {"root", "epochs", "out", "mlflow", "workers", "gpus_per_worker", "scratch", "scratch_gigabytes"}
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
-    """Trains, or goes on training, the run in `config.out`. Raises UserError before anything is written."""
-    # Workers stand in other folders.
+    """Trains the run in the folder `config.out`, or resumes it.
+
+    Returns:
+        The figures of the run, also written to result.json: mAP before and after, the best epoch, the trained model.
+
+    Raises:
+        UserError: Flags or input are wrong. Nothing is written before they are checked.
+        JobFailed: A worker cannot go on, or failed too often. The same command resumes.
+    """
+    # Workers have other working folders.
     config = dataclasses.replace(
         config, out=files.absolute(config.out), scratch=config.scratch and _on_disk(config.scratch)
     )
@@ -60,9 +70,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
     if fit_pca:
         source = _with_pca(source, config, len(photos.rows("train")))
     check_candidates(config, source.spec.dimension or source.spec.pooled_dimension)
-    learned_from = training_set.of(manifest, contents, source)
+    inputs = training_set.of(manifest, contents, source)
     _require_same_flags(config)
-    _require_same_inputs(config, learned_from)
+    _require_same_inputs(config, inputs)
     scratch.require_own(config.scratch)
     if config.mlflow:
         history.require_mlflow()
@@ -70,20 +80,18 @@ def train(config: TrainConfig) -> dict[str, Any]:
         cluster.require_shared(photos.paths)
         gpus = placement.gpus(config.gpus_per_worker)
         kept = training_set.kept_precision(config.out) if config.precision == "auto" else None
-        chosen = kept or resolve_precision(config.precision, gpus)
-        learned_from = dataclasses.replace(
-            learned_from, network=learned_from.network | {training_set.PRECISION: chosen}
-        )
+        precision = kept or resolve_precision(config.precision, gpus)
+        inputs = dataclasses.replace(inputs, network=inputs.network | {training_set.PRECISION: precision})
         named = {"manifest": manifest.uri, "model": config.model}
-        with output.opened(config.out, "train", config, named) as out, failures.listening() as queue:
-            run = history.begun(config.mlflow, config) if config.mlflow else None
-            job = Job(config, photos, source, learned_from, chosen, fit_pca, queue, run, lease.claims())
+        with output.opened(config.out, "train", config, named) as out, failures.log_queue() as queue:
+            tracking = history.tracked(config.mlflow, config) if config.mlflow else None
+            job = Job(config, photos, source, inputs, precision, fit_pca, queue, tracking, lease.claims())
             summary = _fit(config, gpus, job)
             for warning in summary["warnings"]:
                 log.warning("%s", warning)
             training_report.write(config, photos, summary, out)
-            if run:
-                run.finished(summary)
+            if tracking:
+                tracking.finished(summary)
             return out.finish(summary | {"model": out.path(MODEL)})
 
 
@@ -113,7 +121,7 @@ def _photos(manifest: Manifest, contents: Contents, source: Source, config: Trai
 
 
 def _with_pca(source: Source, config: TrainConfig, rows: int) -> Source:
-    # The covariance of n descriptors has n − 1 directions at most.
+    # The covariance of n descriptors has a rank of at most n − 1.
     pooled = source.spec.pooled_dimension
     dimension = min(config.dimension, pooled, rows - 1)
     if dimension < config.dimension:
@@ -128,7 +136,7 @@ def _with_pca(source: Source, config: TrainConfig, rows: int) -> Source:
 def _require_same_flags(config: TrainConfig) -> None:
     record = output.record_of(config.out)
     if record is None or record["job"] != "train":
-        return  # output.opened says whose folder it is
+        return  # output.opened refuses the folder of another job
     before = record.get("configuration", {})
     now = dataclasses.asdict(config)
     for name in now.keys() - FREE:
@@ -139,34 +147,34 @@ def _require_same_flags(config: TrainConfig) -> None:
             )
 
 
-def _require_same_inputs(config: TrainConfig, learned_from: Inputs) -> None:
-    if changed := learned_from.changed(config):
-        trained = files.join(config.out, MODEL)
-        further = f", and --model {trained} to go on from its best epoch"
-        raise UserError(f"{changed}; give another --out{further if files.exists(trained) else ''}")
+def _require_same_inputs(config: TrainConfig, inputs: Inputs) -> None:
+    if changed := inputs.changed(config):
+        model = files.join(config.out, MODEL)
+        further = f", and --model {model} to go on from its best epoch" if files.exists(model) else ""
+        raise UserError(f"{changed}; give another --out{further}")
 
 
 def _fit(config: TrainConfig, gpus: float, job: Job) -> dict[str, Any]:
-    """What the workers found, once they are done. Raises the UserError or JobFailed of one that can't go on."""
+    """Runs the workers and returns their figures. Raises the UserError or JobFailed of a worker that can't go on."""
     cpus = failures.divisible(placement.taken(placement.share(config.workers, gpus), gpus))
     placement.require_room("training worker", config.workers, cpus, gpus)
     each = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
     failures.wait(config.workers, each)
     log.info("starting %d training worker%s", config.workers, "" if config.workers == 1 else "s")
-    # These import TensorFlow, which takes seconds; what is wrong with the input has been said by now.
+    # These import TensorFlow, which takes seconds, so errors of the input come before.
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError  # noqa: PLC0415
     from ray.train.tensorflow import TensorflowTrainer  # noqa: PLC0415
 
-    with tempfile.TemporaryDirectory() as folder:  # Ray Train wants one; checkpoints are in the run's
+    with tempfile.TemporaryDirectory() as folder:  # Ray Train needs one, although no checkpoint goes there
         trainer = TensorflowTrainer(
             train_worker,
             train_loop_config={"job": job},
             scaling_config=ScalingConfig(
-                # Elastic: after a loss, as many workers go on as the cluster still has room for.
+                # Elastic: after a node is lost, as many workers go on as the cluster still has room for.
                 num_workers=(1, config.workers) if config.workers > 1 else 1,
                 use_gpu=gpus > 0,
                 resources_per_worker=each,
-                # What they leave of a node is for decoding, not for another of them; GPUs talk faster on one node.
+                # GPUs exchange gradients faster on one node; CPU workers are spread to leave CPUs for decoding on each.
                 placement_strategy="PACK" if gpus > 0 else "SPREAD",
             ),
             run_config=RunConfig(
@@ -179,25 +187,25 @@ def _fit(config: TrainConfig, gpus: float, job: Job) -> dict[str, Any]:
         try:
             summary: dict[str, Any] = trainer.fit().return_value
         except (TrainingFailedError, RayActorError) as error:
-            log.debug("Ray Train's account of it:", exc_info=True)
+            log.debug("Ray Train's error:", exc_info=True)
             raise failures.as_own(error) from error
         finally:
             if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGINT, interrupt)  # Ray Train's own stays, and would leave Ctrl-C without effect
+                signal.signal(signal.SIGINT, interrupt)  # Ray Train leaves its handler, which would ignore Ctrl-C
     return summary
 
 
 def train_worker(arguments: dict[str, Any]) -> dict[str, Any]:
     """Runs a worker's part of the job `arguments["job"]` and returns the figures of the run.
 
-    What it can't do it raises: the other workers wait for this one, and Ray Train ends them only for what is raised.
+    It raises every error, as the other workers wait for this one, and Ray Train ends them only if this one raises.
     """
-    from dim.train import loop  # noqa: PLC0415  (TensorFlow is for the workers)
+    from dim.train import loop  # noqa: PLC0415  (only workers need TensorFlow)
 
     job: Job = arguments["job"]
     try:
         with progress.counting_for("train"), cluster.connected(), lease.under(job.claims):
             return loop.run(job)
     except Exception as error:
-        error.add_note(f"on {platform.node()}")  # Ray Train names the worker's rank only
+        error.add_note(f"on {platform.node()}")  # Ray Train tells the rank only
         raise

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from dim.train.augmentation import Augmentation, TrainingPhotos
+from dim.train.augmentation import Augmentation
+from dim.train.training_set import TrainingPhotos
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
 

@@ -163,7 +163,7 @@ def train(place, monkeypatch):
         return {"warnings": []}
 
     monkeypatch.setattr(job, "_fit", fit)
-    monkeypatch.setattr(job.report, "write", lambda *_: None)
+    monkeypatch.setattr(job.training_report, "write", lambda *_: None)
 
     def run(**options):
         tables.write(place.config.manifest, pa.Table.from_pylist(place.rows))
@@ -210,8 +210,9 @@ def test_fewer_photos_than_dimensions_are_told_as_rows_and_not_as_shapes(ray_ses
 
 
 def test_new_random_variants_and_triplets_belong_to_photos_wherever_their_rows_stand(ray_session, place):
-    from dim.train.augmentation import Augmentation, NewVariants, TrainingPhotos
+    from dim.train.augmentation import Augmentation, FreshViews
     from dim.train.features import Ingest
+    from dim.train.training_set import TrainingPhotos
 
     for number in range(3):
         noise = np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8)
@@ -223,7 +224,7 @@ def test_new_random_variants_and_triplets_belong_to_photos_wherever_their_rows_s
         photos = TrainingPhotos(ids, ids, ids, paths, [None] * 3, ["ab"] * 3, 32, "squash")
         rows = photos.positions(np.array([["é0", "é2", "é1"]]))
         assert ids[rows].tolist() == [["é0", "é2", "é1"]]
-        change = NewVariants(Augmentation(20, 0.3), (0, 1)).apply
+        change = FreshViews(Augmentation(20, 0.3), (0, 1)).apply
         return [pixels.tobytes() for pixels in Ingest(photos, 2, 1).decoded(rows[0].tolist(), ids[rows[0]], change)]
 
     assert variants([0, 1, 2]) == variants([2, 0, 1])
