@@ -34,27 +34,16 @@ FOLDER = "checkpoints"  # in the run's folder
 
 @dataclass
 class State:
-    """The progress of a run. Random numbers are drawn from the seed and the epoch, so they need no state.
+    """The progress of a run. Random numbers are drawn from the seed and the epoch, so they need no state."""
 
-    Attributes:
-        epoch: Epochs done.
-        map_before: mAP on the split that the run is judged on, of the network as it came.
-        map_fitted: The same with its PCA layer fitted, before the first step.
-        val_before: As `map_before`, on split val.
-        val_fitted: As `map_fitted`, on split val.
-        unreadable: Photos that could not be read.
-        history: The figures of each epoch done.
-        triplets: The image ids of the triplets of the last mining, (T, 3).
-    """
-
-    epoch: int = 0
-    map_before: float | None = None
-    map_fitted: float | None = None
-    val_before: float | None = None
+    epoch: int = 0  # epochs done
+    map_before: float | None = None  # mAP on the split that the run is judged on, of the network as it came
+    map_fitted: float | None = None  # the same with its PCA layer fitted, before the first step
+    val_before: float | None = None  # both on split val
     val_fitted: float | None = None
-    unreadable: int = 0
-    history: list[dict[str, Any]] = field(default_factory=list)
-    triplets: np.ndarray = field(default_factory=lambda: np.zeros((0, 3), np.str_))
+    unreadable: int = 0  # photos that could not be read
+    history: list[dict[str, Any]] = field(default_factory=list)  # the figures of each epoch done
+    triplets: np.ndarray = field(default_factory=lambda: np.zeros((0, 3), np.str_))  # image ids of the last mining's
 
     def as_json(self) -> dict[str, Any]:
         """All but the triplets, which are among the arrays."""
@@ -76,12 +65,7 @@ class State:
 def write(
     folder: str, state: State, variables: list["keras.Variable"], optimizer: "keras.optimizers.Optimizer"
 ) -> None:
-    """Writes the checkpoint of `state` into `folder`.
-
-    Args:
-        variables: The trained weights. They are known by their order, so it must be the same when they are read.
-        optimizer: Its variables are written, too.
-    """
+    """Writes the checkpoint of `state` into `folder`. The trained `variables` are known by their order."""
     named = {f"weight/{index}": variable.numpy() for index, variable in enumerate(variables)}
     named |= {f"optimizer/{index}": variable.numpy() for index, variable in enumerate(optimizer.variables)}
     image_ids, places = np.unique(state.triplets.astype(np.str_), return_inverse=True)  # an id is in many triplets
@@ -96,11 +80,7 @@ def write(
 def read(
     folder: str, epoch: int, variables: list["keras.Variable"], optimizer: "keras.optimizers.Optimizer | None" = None
 ) -> State:
-    """Restores the weights, and the optimizer if given, from the checkpoint of `epoch`, which must be whole.
-
-    Returns:
-        The state of the run after that epoch.
-    """
+    """Restores weights, and the optimizer if given, from the whole checkpoint of `epoch`, and returns its state."""
     with np.load(io.BytesIO(files.read_bytes(_path(folder, epoch, "npz"))), allow_pickle=False) as arrays:
         _assign(variables, arrays, "weight")
         if optimizer is not None:

@@ -1,8 +1,8 @@
 """The workers of a training as the driver sees them: their log records, room for them, and their failures.
 
-Log records reach the driver's log through a Ray queue (`log_queue`, `log_to`). Before the workers start, `wait`
-waits for room on a cluster that may still start nodes. When a worker fails, Ray Train starts all again from the last
-checkpoint, up to TRIES times; `Failures` ends the training at once for errors that another try would meet, too.
+Log records reach the driver's log through a Ray queue (`log_queue`, `log_to`). `wait_for_room` waits until the workers
+can start, on a cluster that may still start nodes. When a worker fails, Ray Train starts all again from the last
+checkpoint; `Failures` ends the training instead if another try would meet the same error.
 """
 
 import contextlib
@@ -67,7 +67,7 @@ def log_to(queue: Queue, level: int, worker: int | None = None) -> None:
     logger.propagate = False
 
 
-def divisible(cpus: float) -> float:
+def rounded_cpus(cpus: float) -> float:
     """`cpus` of a worker, if less than 1 rounded down to a power of two.
 
     Ray Train divides floats to find how many workers fit on a node: of five that take 0.1 CPUs each, it starts four.
@@ -75,35 +75,32 @@ def divisible(cpus: float) -> float:
     return cpus if cpus >= 1 else 2.0 ** math.floor(math.log2(cpus))
 
 
-def wait(workers: int, each: dict[str, float]) -> None:
-    """Waits until there is room for all `workers`, or else for as many as the nodes hold.
+def wait_for_room(workers: int, each: dict[str, float]) -> None:
+    """Waits until there is room for all `workers`, which need the resources `each`, or for as many as the nodes hold.
 
     A cluster that may start nodes gets PATIENCE seconds. Ray Train alone would start with the first worker that finds
     room, and start again from the last checkpoint as nodes come; the epochs lost by that cost more than waiting.
-
-    Args:
-        each: The resources of a worker, by Ray's names.
     """
-    if _found(workers, each, 1):
+    if _has_room(workers, each, 1):
         return
     if cluster.may_come():
         log.info("waiting up to %.0f s for room for all workers; then as many start as the nodes hold", PATIENCE)
-        if _found(workers, each, PATIENCE):
+        if _has_room(workers, each, PATIENCE):
             return
     seconds, logged = 1.0, 0
-    while not _found(number := _tried(workers, each), each, seconds):
+    while not _has_room(number := _asked_for(workers, each), each, seconds):
         if number != logged:
-            log.info("%s", waiting(number))
+            log.info("%s", waiting_line(number))
         seconds, logged = AGAIN, number
 
 
-def waiting(workers: int) -> str:
+def waiting_line(workers: int) -> str:
     """The log line while there is no room for `workers`."""
     fewer = "s; fewer --workers need less" if workers > 1 else ""
     return f"waiting for room for {workers} training worker{fewer}"
 
 
-def _tried(workers: int, each: dict[str, float]) -> int:
+def _asked_for(workers: int, each: dict[str, float]) -> int:
     """How many workers Ray Train tries to start: as many as the nodes would hold if no other job used them.
 
     If another job does, Ray Train retries without logging anything, and never with fewer workers.
@@ -111,7 +108,7 @@ def _tried(workers: int, each: dict[str, float]) -> int:
     return max(1, min(workers, placement.room(placement.live(), each["CPU"], each.get("GPU", 0.0))))
 
 
-def _found(workers: int, each: dict[str, float], seconds: float) -> bool:
+def _has_room(workers: int, each: dict[str, float], seconds: float) -> bool:
     """Whether there is room within `seconds`. Ctrl-C ends waiting for a placement group, but not Ray Train's wait."""
     group = placement_group([each] * workers)
     try:
@@ -150,7 +147,7 @@ class Failures(UserCallback):  # type: ignore[misc]
         self._taken |= taken
         self._tries += not taken
         if self._tries < TRIES:
-            log.warning("%s; the workers start again from the last checkpoint", described(worker_exceptions))
+            log.warning("%s; the workers start again from the last checkpoint", description(worker_exceptions))
 
 
 class Starts(ControllerCallback):  # type: ignore[misc]
@@ -172,7 +169,7 @@ class Starts(ControllerCallback):  # type: ignore[misc]
         elif isinstance(current_state, ReschedulingState):
             self._log(_not_started(current_state.training_failed_error))
         elif time.monotonic() - self._since > SILENCE:
-            self._log(waiting(1))
+            self._log(waiting_line(1))
 
     def _log(self, reason: str) -> None:
         if reason != self._logged:
@@ -184,11 +181,11 @@ class Starts(ControllerCallback):  # type: ignore[misc]
 def _not_started(error: Exception) -> str:
     cause = getattr(error, "controller_failure", error)
     if isinstance(cause, WorkerGroupStartupTimeoutError):
-        return waiting(cause.num_workers)
+        return waiting_line(cause.num_workers)
     return f"the training workers could not start: {_reason(cause)}; they are started again"
 
 
-def described(failures: Mapping[int, Exception]) -> str:
+def description(failures: Mapping[int, Exception]) -> str:
     """Which worker failed and why, in one line. Deaths come first, as they make the other workers fail, too."""
     rank, error = min(failures.items(), key=lambda failure: (not _died(failure[1]), failure[0]))
     if _died(error):
@@ -196,13 +193,13 @@ def described(failures: Mapping[int, Exception]) -> str:
     return f"{_named(rank, error)} failed: {_reason(error)}"
 
 
-def as_own(error: Exception) -> UserError | JobFailed:
+def as_dim_error(error: Exception) -> UserError | JobFailed:
     """The error for the user, of the `error` with which Ray Train ended a training."""
     cause = getattr(error, "controller_failure", error)
     if isinstance(cause, UserError | JobFailed):
         return cause
     failures = getattr(error, "worker_failures", None)
-    what = f"after {TRIES} tries, {described(failures)}" if failures else f"Ray Train failed: {files.reason(cause)}"
+    what = f"after {TRIES} tries, {description(failures)}" if failures else f"Ray Train failed: {files.reason(cause)}"
     return JobFailed(f"{what}; run the same command again to go on")
 
 

@@ -18,6 +18,7 @@ import os
 import shutil
 import weakref
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -154,11 +155,9 @@ class Quota:
             os.close(file)
 
 
+@dataclass
 class _Taken:
-    """The number of bytes taken, which `Quota` changes under the lock."""
-
-    def __init__(self, count: int) -> None:
-        self.bytes = count
+    bytes: int  # taken in all folders; `Quota` changes it under the lock
 
 
 def _unused(folder: Path) -> bool:

@@ -9,7 +9,6 @@ import contextlib
 import itertools
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -40,15 +39,6 @@ def features_of(job: Job, trained: TrainedNetwork, workers: int) -> "Features":
     return Features(job.photos, ingest, cache, trained.trunk, batch_size=config.batch_size, threads=threads)
 
 
-class Decoder(Protocol):
-    """Decodes photos, as `Ingest` does."""
-
-    def decoded(
-        self, rows: Sequence[int], names: Sequence[str], change: Change | None = None
-    ) -> Generator[np.ndarray | str, None, None]:
-        """For each of `rows`: its pixels, or why it is unreadable."""
-
-
 class Features:
     """Reads the features of photos: their activations at the cut, or their pixels if nothing is frozen.
 
@@ -56,7 +46,7 @@ class Features:
         decoder: Decodes the photos whose features are not in the cache.
         forward: The frozen trunk, pixels (N, H, W, 3) → activations (N, …); None if nothing is frozen.
         batch_size: Photos in a batch of the trunk.
-        threads: Threads that read the cache.
+        threads: How many threads read the cache.
 
     Attributes:
         unreadable: Row → why the photo could not be read. It is not tried again.
@@ -67,7 +57,7 @@ class Features:
     def __init__(
         self,
         photos: TrainingPhotos,
-        decoder: Decoder,
+        decoder: "Ingest",
         cache: FeatureCache,
         forward: Callable[[np.ndarray], np.ndarray] | None,
         *,
@@ -205,14 +195,8 @@ class Ingest:
             "content": list(names),
             "shard": [""] * len(rows),
         }
-        dataset = pipeline.decoded(
-            pa.table(columns),
-            self._step,
-            size=photos.image_size,
-            resize=photos.resize,
-            limits=photos.limits,
-            change=change,
-        )
+        table, size, resize = pa.table(columns), photos.image_size, photos.resize
+        dataset = pipeline.decoded(table, self._step, size=size, resize=resize, limits=photos.limits, change=change)
         dataset.context.execution_options.preserve_order = True
         dataset.context.override_object_store_memory_limit_fraction = MEMORY / self._workers
         for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):

@@ -35,14 +35,7 @@ def _augmented(config: TrainConfig) -> bool:
 
 
 class Fitting:
-    """Fits the network of worker `rank` to triplets.
-
-    Args:
-        job: The run.
-        trained: The network.
-        features: Reads the photos' features or augmented views.
-        ownership: Which machine owns which photos; an anchor's triplets go to its owner if possible.
-    """
+    """Fits the network `trained` to triplets, as worker `rank`."""
 
     def __init__(
         self,
@@ -58,14 +51,8 @@ class Fitting:
         local = local_replicas(trained.strategy)
         self._machines, self._owners = np.repeat(ownership.machines, local), ownership.owners
         self._own = slice(rank * local, (rank + 1) * local)
-        self._step = Step(
-            trained.strategy,
-            trained.step_model,
-            trained.variables,
-            optimizer,
-            margin=job.config.margin,
-            one_shape=job.source.spec.resize == "squash",
-        )
+        one_shape = job.source.spec.resize == "squash"
+        self._step = Step(trained, optimizer, margin=job.config.margin, one_shape=one_shape)
 
     def fit(self, triplets: np.ndarray, epoch: int) -> dict[str, Any]:
         """Takes the steps of one epoch; all workers must call it.
@@ -80,7 +67,6 @@ class Fitting:
         Raises:
             JobFailed: The loss is not a number, or a photo can no longer be read.
         """
-        generator = np.random.default_rng([self._config.seed, epoch])
         plan = list(
             batches.epoch(
                 triplets,
@@ -88,7 +74,7 @@ class Fitting:
                 self._config.batch_size,
                 machines=self._machines,
                 owners=self._owners,
-                generator=generator,
+                generator=np.random.default_rng([self._config.seed, epoch]),
             )
         )
         own = [shares[self._own] for shares in plan]

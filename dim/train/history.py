@@ -61,13 +61,18 @@ class EpochHistory:
         files.write_bytes(files.join(self._run, name), _events(epochs[-1]))
 
 
+def numbers(figures: dict[str, Any]) -> dict[str, float]:
+    """The numbers among `figures`: trackers take no text and no missing values."""
+    return {name: value for name, value in figures.items() if isinstance(value, int | float)}
+
+
 def _events(figures: dict[str, Any]) -> bytes:
     """The content of an event file with the figures of one epoch."""
     # SummaryWriter writes to local paths only, in a thread that only `close` waits for.
     with tempfile.TemporaryDirectory() as folder:
         with SummaryWriter(folder) as writer:
-            for name, value in figures.items():
-                if value is not None and name != "epoch":
+            for name, value in numbers(figures).items():
+                if name != "epoch":
                     writer.add_scalar(name, value, figures["epoch"])
         (file,) = Path(folder).iterdir()
         return file.read_bytes()
@@ -123,8 +128,7 @@ class Tracking:
         from mlflow.entities import Metric  # noqa: PLC0415
 
         now = int(time.time() * 1000)
-        numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
-        metrics = [Metric(name, float(value), now, step) for name, value in numbers.items()]
+        metrics = [Metric(name, float(value), now, step) for name, value in numbers(values).items()]
         _client(self.uri).log_batch(self.run_id, metrics=metrics)
 
 

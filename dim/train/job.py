@@ -156,10 +156,10 @@ def _require_same_inputs(config: TrainConfig, inputs: Inputs) -> None:
 
 def _fit(config: TrainConfig, gpus: float, job: Job) -> dict[str, Any]:
     """Runs the workers and returns their figures. Raises the UserError or JobFailed of a worker that can't go on."""
-    cpus = failures.divisible(placement.taken(placement.share(config.workers, gpus), gpus))
+    cpus = failures.rounded_cpus(placement.taken(placement.share(config.workers, gpus), gpus))
     placement.require_room("training worker", config.workers, cpus, gpus)
     each = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
-    failures.wait(config.workers, each)
+    failures.wait_for_room(config.workers, each)
     log.info("starting %d training worker%s", config.workers, "" if config.workers == 1 else "s")
     # These import TensorFlow, which takes seconds, so errors of the input come before.
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError  # noqa: PLC0415
@@ -188,7 +188,7 @@ def _fit(config: TrainConfig, gpus: float, job: Job) -> dict[str, Any]:
             summary: dict[str, Any] = trainer.fit().return_value
         except (TrainingFailedError, RayActorError) as error:
             log.debug("Ray Train's error:", exc_info=True)
-            raise failures.as_own(error) from error
+            raise failures.as_dim_error(error) from error
         finally:
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGINT, interrupt)  # Ray Train leaves its handler, which would ignore Ctrl-C

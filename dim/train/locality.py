@@ -32,13 +32,9 @@ class Ownership:
 
 
 def ownership(photos: TrainingPhotos, names: Sequence[str]) -> Ownership:
-    """Divides photos among machines.
+    """Divides `photos` among machines; `names` has the name of each worker's machine.
 
     Photos with the same label stay together. Each machine owns a part of each split in proportion to its workers.
-
-    Args:
-        photos: The photos of the run.
-        names: The name of each worker's machine, in the order of the workers.
     """
     known, machines = np.unique(np.array(names), return_inverse=True)
     shares = np.bincount(machines) / len(machines)

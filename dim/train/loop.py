@@ -93,7 +93,7 @@ def do_train(worker: Worker) -> dict[str, Any]:
         worker.save(state)
 
         # Report, to Ray Train and to the log.
-        ray.train.report(numbers(figures))
+        ray.train.report(history.numbers(figures))
         log.info(
             "epoch %d of %d: loss %.4f, %.0f %% of triplets active, val mAP %s, %.0f %% of activations from the cache, "
             "%d computed, %.0f s",
@@ -103,11 +103,6 @@ def do_train(worker: Worker) -> dict[str, Any]:
         )  # fmt: skip
 
     return _finish(worker, state)
-
-
-def numbers(figures: dict[str, Any]) -> dict[str, float]:
-    """The `figures` that have a value, for Ray Train, as dashboards plot numbers only."""
-    return {name: value for name, value in figures.items() if isinstance(value, int | float)}
 
 
 def _log_workers(worker: Worker, done: int) -> None:

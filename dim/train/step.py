@@ -114,28 +114,21 @@ class Step:
     fine-tuning for retrieval.
 
     Args:
-        head: The network that maps packed images to descriptors.
-        variables: The weights to train.
+        optimizer: Already built for the variables of `trained`.
         margin: Of the triplet loss.
         one_shape: Whether all images have the same shape. That doubles the speed, as no loop over shapes is needed.
     """
 
     def __init__(
-        self,
-        strategy: tf.distribute.Strategy,
-        head: keras.Model,
-        variables: list[keras.Variable],
-        optimizer: keras.optimizers.Optimizer,
-        *,
-        margin: float,
-        one_shape: bool,
+        self, trained: TrainedNetwork, optimizer: keras.optimizers.Optimizer, *, margin: float, one_shape: bool
     ) -> None:
-        self._strategy, self._head, self._variables, self._optimizer = strategy, head, variables, optimizer
-        self._margin, self._embed = margin, _embed_one_shape if one_shape else _embed_each_shape
-        flat = tf.TensorSpec((None,), tf.uint8 if head.input.dtype == "uint8" else tf.float16)
+        self._strategy, self._head, self._variables = trained.strategy, trained.step_model, trained.variables
+        self._optimizer, self._margin = optimizer, margin
+        self._embed = _embed_one_shape if one_shape else _embed_each_shape
+        flat = tf.TensorSpec((None,), tf.uint8 if self._head.input.dtype == "uint8" else tf.float16)
         replica = (flat, tf.TensorSpec((None, 4), tf.int32), tf.TensorSpec((3, None), tf.int32))
         # One trace for all inputs: a worker that retraces waits for all-reduces that the other workers do not start.
-        signature = ([replica] * local_replicas(strategy), tf.TensorSpec((), tf.float32))
+        signature = ([replica] * local_replicas(self._strategy), tf.TensorSpec((), tf.float32))
         self._run = tf.function(self._on_all, input_signature=signature)
 
     def __call__(self, images: list[Packed], triplets: list[np.ndarray], size: int) -> tuple[float, int]:

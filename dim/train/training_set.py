@@ -36,23 +36,15 @@ PRECISION = "precision"  # its key in NETWORK
 
 @dataclass(frozen=True)
 class TrainingPhotos:
-    """The photos of a run. A photo is known by its row: its position in these lists and arrays.
-
-    Args:
-        labels: None for a photo without a label.
-        splits: None for a photo that the run does not use.
-        boxes: The part of each photo to use; None for the whole photo.
-        keys: The key of each photo in the feature cache.
-        image_size: Pixels of each side, or of the longest; see `resize`.
-    """
+    """The photos of a run. A photo is known by its row: its position in these lists and arrays."""
 
     image_ids: np.ndarray
-    labels: np.ndarray
-    splits: np.ndarray
+    labels: np.ndarray  # str; None for a photo without a label
+    splits: np.ndarray  # train, val or test; None for a photo that the run does not use
     paths: list[str]
-    boxes: list[tuple[float, float, float, float] | None]
-    keys: list[str]
-    image_size: int
+    boxes: list[tuple[float, float, float, float] | None]  # the part of each photo to use; None: the whole photo
+    keys: list[str]  # in the feature cache
+    image_size: int  # pixels of each side, or of the longest, by `resize`
     resize: Resize
     limits: Limits = LIMITS
 
@@ -98,15 +90,10 @@ class TrainingPhotos:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What identifies the photos and the network of a run.
+    """What identifies the photos and the network of a run."""
 
-    Args:
-        photos: image_id, label, split and content of each photo that is in a split.
-        network: The fields of the spec, the fingerprint of the weights and, once the driver knows it, the precision.
-    """
-
-    photos: pa.Table
-    network: dict[str, Any]
+    photos: pa.Table  # image_id, label, split and content of each photo that is in a split
+    network: dict[str, Any]  # the spec, the fingerprint of the weights and, once it is chosen, the precision
 
     def write(self, run: str) -> None:
         """Writes both beside the checkpoints of the folder `run`."""
@@ -172,24 +159,14 @@ def _changes(before: pa.Table, now: pa.Table) -> list[str]:
 
 @dataclass(frozen=True)
 class Job:
-    """A run, as the driver hands it to each worker.
-
-    Args:
-        source: The network that the run begins with.
-        inputs: What identifies `photos` and `source`.
-        precision: Of the network's computation, float32 or bfloat16.
-        fit_pca: Whether the network's PCA layer is still to be fitted.
-        queue: Takes the workers' log records to the driver.
-        tracking: The MLflow run, if each epoch's figures go there, too.
-        claims: The driver's leases on what the workers write; they write while it holds these.
-    """
+    """A run, as the driver hands it to each worker."""
 
     config: TrainConfig
     photos: TrainingPhotos
-    source: Source
-    inputs: Inputs
-    precision: str
-    fit_pca: bool
-    queue: Queue
-    tracking: Tracking | None
-    claims: tuple[Claim, ...]
+    source: Source  # the network that the run begins with
+    inputs: Inputs  # what identifies photos and network
+    precision: str  # float32 or bfloat16
+    fit_pca: bool  # whether the network's PCA layer is still to be fitted
+    queue: Queue  # takes the workers' log records to the driver
+    tracking: Tracking | None  # the MLflow run, if each epoch's figures go there, too
+    claims: tuple[Claim, ...]  # the driver's leases on the run's folder; workers write while it holds them

@@ -18,7 +18,7 @@ from ray.train.v2._internal.execution.controller.state import InitializingState,
 
 from dim.errors import JobFailed, UserError
 from dim.train import failures, job, loop, worker
-from dim.train.failures import TRIES, Failures, Starts, as_own, described
+from dim.train.failures import TRIES, Failures, Starts, as_dim_error, description
 
 
 def died(**options):
@@ -112,9 +112,9 @@ def test_workers_for_which_ray_train_sees_no_room_are_said_to_wait(monkeypatch, 
 
 
 def test_a_death_is_named_before_what_follows_from_it():
-    said = described({0: RuntimeError("Connection reset by peer"), 1: died()})
+    said = description({0: RuntimeError("Connection reset by peer"), 1: died()})
     assert said == "training worker 1 died, most likely because its node is lost or out of memory"
-    assert described({0: ActorUnavailableError("gone", b"0" * 16)}).startswith("training worker 0 died")
+    assert description({0: ActorUnavailableError("gone", b"0" * 16)}).startswith("training worker 0 died")
 
 
 GRAPH = """Graph execution error:
@@ -144,23 +144,23 @@ Detected at node vgg16/block5_conv1/Conv2D defined at (most recent call last):
 )
 def test_of_what_tensorflow_says_the_sentence_that_tells_is_told(text, said):
     error = tf.errors.InternalError(None, None, text)
-    assert described({0: error}) == f"training worker 0 failed: {said}"
+    assert description({0: error}) == f"training worker 0 failed: {said}"
 
 
 @pytest.mark.parametrize("error", [UserError("a wrong label"), JobFailed("a full disk")])
 def test_what_ended_the_run_comes_out_as_it_was_raised(error):
-    found = as_own(pickle.loads(pickle.dumps(ControllerError(error))))
+    found = as_dim_error(pickle.loads(pickle.dumps(ControllerError(error))))
     assert (type(found), str(found)) == (type(error), str(error))
 
 
 def test_what_ray_train_gives_up_is_one_line_that_says_how_to_go_on():
-    found = as_own(WorkerGroupError("two\nlines", {3: on("node-b", RuntimeError("no\nluck"))}))
+    found = as_dim_error(WorkerGroupError("two\nlines", {3: on("node-b", RuntimeError("no\nluck"))}))
     assert isinstance(found, JobFailed)
     assert str(found) == (
         f"after {TRIES} tries, training worker 3 on node-b failed: no luck; run the same command again to go on"
     )
-    assert str(as_own(ControllerError(OSError("no\nroom")))).startswith("Ray Train failed: no room; run the same")
-    assert str(as_own(ActorDiedError())).startswith("Ray Train failed: The actor died")
+    assert str(as_dim_error(ControllerError(OSError("no\nroom")))).startswith("Ray Train failed: no room; run the same")
+    assert str(as_dim_error(ActorDiedError())).startswith("Ray Train failed: The actor died")
 
 
 def test_whatever_a_worker_meets_leaves_it_with_the_nodes_name(monkeypatch):
