@@ -350,7 +350,7 @@ OF_ONE = {
         "--strategy distinct": "lower --negatives-per-anchor or use --strategy hardest",
     },
     "train": {
-        "--scratch s3://bucket/scratch": "--scratch 's3://bucket/scratch' is in a store; name a folder on each node",
+        "--scratch s3://bucket/scratch": "--scratch 's3://bucket/scratch' is on an object store; name a folder on each",
         "--epochs 0": "--epochs must be at least 1, not 0",
         "--layer block5_conv9": "unknown layer .* 'block5_conv9'",
         "--batch-size 1 --workers 2": "--batch-size 1 gives 2 workers less than a triplet each",

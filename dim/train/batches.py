@@ -2,8 +2,8 @@
 
 All triplets of an anchor lie together, as they share the anchor and mostly its positives. Anchors that share negatives
 lie side by side: a negative that is hard for one photo is hard for those that look like it. A batch still mixes
-objects; one of a single object or two would pull their photos together wherever they are. Loss and gradient are those
-of the network applied to all three images of every triplet.
+objects: one of only one or two objects would pull their photos together without regard to all others. Loss and gradient
+are those of the network applied to all three images of every triplet.
 
 A batch is divided into per-replica batches of equal size. An anchor's triplets go to the machine that has cached its
 features, if there is room.
@@ -16,8 +16,8 @@ from itertools import islice
 
 import numpy as np
 
-OBJECT = 1 / 4  # the largest share of a batch that anchors of one object fill, as long as others are left
-NEAR = 32  # anchors considered for each image of a batch; some images are hard negatives of very many
+OBJECT_SHARE = 1 / 4  # the largest share of a batch that anchors of one object fill, as long as others are left
+SHARERS = 32  # anchors considered for each image of a batch; some images are hard negatives of very many
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class _Anchors:
         self._of_object[self._labels[anchor]] += triplets
         for image in self._images[anchor] - self._held:
             self._held.add(image)
-            self._shared.update(islice(self._sharers[image], NEAR))
+            self._shared.update(islice(self._sharers[image], SHARERS))
 
     def _next(self) -> int:
         sharing = filter(self._fits, self._shared)
@@ -141,7 +141,7 @@ class _Anchors:
 
     def _fits(self, anchor: int) -> bool:
         present = self._of_object[self._labels[anchor]]
-        return not present or present + len(self._places[anchor]) <= OBJECT * self._size
+        return not present or present + len(self._places[anchor]) <= OBJECT_SHARE * self._size
 
 
 def _replica_batch(triplets: np.ndarray) -> ReplicaBatch:

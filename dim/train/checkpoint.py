@@ -43,7 +43,7 @@ class State:
     val_fitted: float | None = None
     unreadable: int = 0  # photos that could not be read
     history: list[dict[str, Any]] = field(default_factory=list)  # the figures of each epoch done
-    triplets: np.ndarray = field(default_factory=lambda: np.zeros((0, 3), np.str_))  # image ids of the last mining's
+    triplets: np.ndarray = field(default_factory=lambda: np.zeros((0, 3), np.str_))  # of the last mining, as image ids
 
     def as_json(self) -> dict[str, Any]:
         """All but the triplets, which are among the arrays."""
@@ -55,11 +55,8 @@ class State:
 
     def best_first(self) -> list[int]:
         """Epoch 0 and those done, the highest mAP on split val first; the later one first if equal or unknown."""
-
-        def score(epoch: tuple[int, float | None]) -> tuple[float, int]:
-            return (0.0 if epoch[1] is None else float(epoch[1])), epoch[0]
-
-        return [number for number, _ in sorted(self.val_maps().items(), key=score, reverse=True)]
+        maps = self.val_maps()
+        return sorted(maps, key=lambda epoch: (float(maps[epoch] or 0.0), epoch), reverse=True)
 
 
 def write(
@@ -151,7 +148,7 @@ def warnings(config: TrainConfig, state: State, kept: int, judged_on: str | None
     maps = state.val_maps()
     best = maps[kept]
     if best is None:
-        yield "there is no split val, or none of its photos has another of its label: the last epoch is kept"
+        yield "there is no split val, or no photo in it shares its label with another: the last epoch is kept"
     elif state.best_first()[0] == kept == 0:
         others = max((value for epoch, value in maps.items() if epoch and value is not None), default=0.0)
         yield (
@@ -160,8 +157,8 @@ def warnings(config: TrainConfig, state: State, kept: int, judged_on: str | None
         )
     if best is not None and state.val_before is not None and state.val_before > best:
         yield (
-            f"{config.model!r} off the shelf is better on split val (mAP {state.val_before:.4f}) than what is kept "
-            f"({best:.4f}); use it as it is, or try another --dimension or --power"
+            f"{config.model!r} off the shelf is better on split val (mAP {state.val_before:.4f}) than the kept "
+            f"network ({best:.4f}); use it as it is, or try another --dimension or --power"
         )
     if kept and after is not None and state.map_fitted is not None and after < state.map_fitted:
         yield (

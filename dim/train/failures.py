@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 PATIENCE = 600.0  # seconds that a cluster gets to start nodes
 AGAIN = 60.0  # seconds after which the nodes are counted again while the training waits for room
 SILENCE = 30.0  # seconds that Ray Train may wait for workers before the log says so
-TRIES = 4  # each dead worker or lost node costs one; a node that the cloud takes back costs none
+TRIES = 4  # each dead worker or lost node costs one, a node that the cloud preempts none
 
 # Lines that TensorFlow puts before the reason of an error: the place in its graph and in the code.
 _LOCATION = re.compile(r"Graph execution error:|Detected at node |  File |    |Node: |<stack traces |\d+ root error")
@@ -128,9 +128,8 @@ class Failures(UserCallback):  # type: ignore[misc]
     """
 
     def __init__(self, queue: Queue) -> None:
-        self._queue = queue
-        self._tries = 0
-        self._taken: set[Any] = set()
+        self._queue, self._tries = queue, 0
+        self._preempted: set[Any] = set()
 
     def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
         """Raises the first UserError or JobFailed of `worker_exceptions`, a dictionary by rank."""
@@ -141,11 +140,11 @@ class Failures(UserCallback):  # type: ignore[misc]
                     log.warning("%s ends the training", _named(rank, error))
                 raise error
         deaths = [_cause(error) for error in worker_exceptions.values()]
-        taken = {getattr(death, "actor_id", None) for death in deaths if getattr(death, "preempted", False)}
-        if taken and taken <= self._taken:
-            return  # Ray Train reports it at each poll until the cloud takes the node
-        self._taken |= taken
-        self._tries += not taken
+        preempted = {getattr(death, "actor_id", None) for death in deaths if getattr(death, "preempted", False)}
+        if preempted and preempted <= self._preempted:
+            return  # Ray Train reports a preemption at each poll until the node is gone
+        self._preempted |= preempted
+        self._tries += not preempted
         if self._tries < TRIES:
             log.warning("%s; the workers start again from the last checkpoint", description(worker_exceptions))
 
@@ -154,9 +153,7 @@ class Starts(ControllerCallback):  # type: ignore[misc]
     """Logs why workers do not start, each reason once. Ray Train itself retries without logging anything."""
 
     def __init__(self, queue: Queue) -> None:
-        self._queue = queue
-        self._logged = ""
-        self._since = 0.0
+        self._queue, self._logged, self._since = queue, "", 0.0
 
     def after_controller_state_update(
         self, previous_state: TrainControllerState, current_state: TrainControllerState

@@ -1,4 +1,4 @@
-"""One epoch of gradient descent on mined triplets: every worker takes the same steps, each on its share of a batch."""
+"""One epoch of gradient descent on mined triplets: every worker takes the same steps, each on its part of a batch."""
 
 import math
 from collections.abc import Iterator
@@ -67,29 +67,24 @@ class Fitting:
         Raises:
             JobFailed: The loss is not a number, or a photo can no longer be read.
         """
+        labels, size = self._photos.labels, self._config.batch_size
+        generator = np.random.default_rng([self._config.seed, epoch])
         plan = list(
-            batches.epoch(
-                triplets,
-                self._photos.labels,
-                self._config.batch_size,
-                machines=self._machines,
-                owners=self._owners,
-                generator=np.random.default_rng([self._config.seed, epoch]),
-            )
+            batches.epoch(triplets, labels, size, machines=self._machines, owners=self._owners, generator=generator)
         )
-        own = [shares[self._own] for shares in plan]
+        own = [batch[self._own] for batch in plan]
         losses, active = [], 0
         progress = Progress("fitting", sum(map(_size, plan)), "triplets", epoch=epoch + 1)
-        for number, (shares, local, inputs) in enumerate(zip(plan, own, self._inputs(own, epoch), strict=True)):
-            images = [packed([self._readable(inputs, row) for row in share.rows.tolist()]) for share in local]
-            loss, hard = self._step(images, [share.indices for share in local], _size(shares))
+        for number, (batch, local, inputs) in enumerate(zip(plan, own, self._inputs(own, epoch), strict=True)):
+            images = [packed([self._readable(inputs, row) for row in part.rows.tolist()]) for part in local]
+            loss, hard = self._step(images, [part.indices for part in local], _size(batch))
             if not math.isfinite(loss):
-                raise JobFailed(self._diverged(shares, epoch, number))
+                raise JobFailed(self._diverged(batch, epoch, number))
             losses.append(loss)
             active += hard
-            progress.add(_size(shares))
+            progress.add(_size(batch))
         seen = sum(map(_size, plan))
-        distinct = sum(len(share.rows) for shares in plan for share in shares)
+        distinct = sum(len(part.rows) for batch in plan for part in batch)
         return {
             "loss": float(np.mean(losses)) if losses else 0.0,
             "active_share": active / seen if seen else 0.0,
@@ -98,8 +93,8 @@ class Fitting:
         }
 
     def _inputs(self, own: list[list[ReplicaBatch]], epoch: int) -> Iterator[dict[int, np.ndarray]]:
-        """For each batch: the input of the step for each row of this worker's shares."""
-        lists = [np.unique(np.concatenate([share.rows for share in shares])).tolist() for shares in own]
+        """For each batch: row → input of the step, of the photos in this worker's parts."""
+        lists = [np.unique(np.concatenate([part.rows for part in batch])).tolist() for batch in own]
         if not _augmented(self._config):
             return self._features.read(lists)
         augmentation = Augmentation(self._config.rotation, self._config.crop)
@@ -115,9 +110,9 @@ class Fitting:
             )
         return inputs[row]
 
-    def _diverged(self, shares: list[ReplicaBatch], epoch: int, number: int) -> str:
+    def _diverged(self, batch: list[ReplicaBatch], epoch: int, number: int) -> str:
         """Writes the triplets of the step `number` to DIVERGED, and returns the error message."""
-        ids = np.concatenate([self._photos.image_ids[share.rows[share.indices]] for share in shares], axis=1)
+        ids = np.concatenate([self._photos.image_ids[part.rows[part.indices]] for part in batch], axis=1)
         path = files.join(self._config.out, DIVERGED)
         if self._own.start == 0:  # rank 0 writes for all
             csv_files.write_escaped(path, pa.table(dict(zip(DIVERGED_COLUMNS, ids.tolist(), strict=True))))
@@ -129,5 +124,5 @@ class Fitting:
         )
 
 
-def _size(shares: list[ReplicaBatch]) -> int:
-    return sum(share.indices.shape[1] for share in shares)
+def _size(batch: list[ReplicaBatch]) -> int:
+    return sum(part.indices.shape[1] for part in batch)

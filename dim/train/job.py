@@ -59,11 +59,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     manifest = manifests.read(config.manifest or str(DEMO))
     if config.root:
         identity.require_under(config.root, manifest)
-    changes = ("pooling", "layer", "preprocessing", "image_size", "resize")
-    source = spec.resolve(config.model, config.weights, **{name: getattr(config, name) for name in changes})
-    tail, layer = BACKBONES[source.spec.backbone].tail, source.spec.layer
-    if config.train_layers == "block5" and layer.partition("_")[0] == tail.partition("_")[0]:
-        raise UserError(f"--layer {layer} lies in the frozen part, up to {tail}; use --train-layers pca or all")
+    source = _network(config)
     contents = identity.of_manifest(manifest)
     photos = _photos(manifest, contents, source, config)
     fit_pca = source.spec.dimension is None
@@ -71,11 +67,14 @@ def train(config: TrainConfig) -> dict[str, Any]:
         source = _with_pca(source, config, len(photos.rows("train")))
     check_candidates(config, source.spec.dimension or source.spec.pooled_dimension)
     inputs = training_set.of(manifest, contents, source)
+
+    # Refuse to resume a run of other flags or other photos.
     _require_same_flags(config)
     _require_same_inputs(config, inputs)
     scratch.require_own(config.scratch)
     if config.mlflow:
         history.require_mlflow()
+
     with cluster.connected():
         cluster.require_shared(photos.paths)
         gpus = placement.gpus(config.gpus_per_worker)
@@ -86,7 +85,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         with output.opened(config.out, "train", config, named) as out, failures.log_queue() as queue:
             tracking = history.tracked(config.mlflow, config) if config.mlflow else None
             job = Job(config, photos, source, inputs, precision, fit_pca, queue, tracking, lease.claims())
-            summary = _fit(config, gpus, job)
+            summary = _run_workers(config, gpus, job)
             for warning in summary["warnings"]:
                 log.warning("%s", warning)
             training_report.write(config, photos, summary, out)
@@ -97,8 +96,18 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
 def _on_disk(scratch: str) -> str:
     if not files.is_local(scratch):
-        raise UserError(f"--scratch {scratch!r} is in a store; name a folder on each node's own disk")
+        raise UserError(f"--scratch {scratch!r} is on an object store; name a folder on each node's own disk")
     return files.locate(scratch)[1]
+
+
+def _network(config: TrainConfig) -> Source:
+    """The network that the run begins with."""
+    changes = ("pooling", "layer", "preprocessing", "image_size", "resize")
+    source = spec.resolve(config.model, config.weights, **{name: getattr(config, name) for name in changes})
+    tail, layer = BACKBONES[source.spec.backbone].tail, source.spec.layer
+    if config.train_layers == "block5" and layer.partition("_")[0] == tail.partition("_")[0]:
+        raise UserError(f"--layer {layer} is one of the frozen layers, up to {tail}; use --train-layers pca or all")
+    return source
 
 
 def _photos(manifest: Manifest, contents: Contents, source: Source, config: TrainConfig) -> TrainingPhotos:
@@ -121,13 +130,12 @@ def _photos(manifest: Manifest, contents: Contents, source: Source, config: Trai
 
 
 def _with_pca(source: Source, config: TrainConfig, rows: int) -> Source:
+    """`source` with a PCA layer, which the workers fit on `rows` photos."""
     # The covariance of n descriptors has a rank of at most n − 1.
     pooled = source.spec.pooled_dimension
     dimension = min(config.dimension, pooled, rows - 1)
     if dimension < config.dimension:
-        log.info(
-            "the PCA layer has %d dimensions: %d training photos of %d values allow no more", dimension, rows, pooled
-        )
+        log.info("the PCA layer has %d dimensions; %d photos of %d values allow no more", dimension, rows, pooled)
     learned_on = {"manifest": config.manifest or "demo", "split": "train"}
     whitening = {"kind": "pca", "power": config.power, "learned_on": learned_on}
     return dataclasses.replace(source, spec=dataclasses.replace(source.spec, dimension=dimension, whitening=whitening))
@@ -154,7 +162,7 @@ def _require_same_inputs(config: TrainConfig, inputs: Inputs) -> None:
         raise UserError(f"{changed}; give another --out{further}")
 
 
-def _fit(config: TrainConfig, gpus: float, job: Job) -> dict[str, Any]:
+def _run_workers(config: TrainConfig, gpus: float, job: Job) -> dict[str, Any]:
     """Runs the workers and returns their figures. Raises the UserError or JobFailed of a worker that can't go on."""
     cpus = failures.rounded_cpus(placement.taken(placement.share(config.workers, gpus), gpus))
     placement.require_room("training worker", config.workers, cpus, gpus)

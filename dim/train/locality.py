@@ -14,7 +14,7 @@ import numpy as np
 from dim.train.training_set import TrainingPhotos
 
 SLACK = 1.05  # how many times its fair part a machine may own, so that the largest draw mostly decides
-PARTS = 8  # an object is divided if it has more photos than one of so many parts of what a machine owns
+PARTS = 8  # an object with more photos than 1 / PARTS of a machine's fair part is divided
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ def _units(rows: np.ndarray, photos: TrainingPhotos, shares: np.ndarray) -> list
 
 
 def _assigned(units: list[tuple[str, list[int]]], names: list[str], shares: np.ndarray) -> list[tuple[list[int], int]]:
+    """The rows of each unit, with the machine that owns them."""
     total = sum(len(rows) for _, rows in units)
     most = SLACK * total * shares
     loads = np.zeros(len(names))

@@ -14,11 +14,10 @@ from dim.evaluate import metrics
 from dim.io import files
 from dim.model import network
 from dim.train import checkpoint, history
-from dim.train import worker as workers
 from dim.train.checkpoint import State
 from dim.train.history import MODEL
 from dim.train.training_set import Job
-from dim.train.worker import Clock, Worker
+from dim.train.worker import Clock, Worker, start_worker
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +27,7 @@ MINING = ("candidates", "active", "kept", "mean_distance_ap", "mean_distance_an"
 
 def run(job: Job) -> dict[str, Any]:
     """Runs this process's part of `job`; see `do_train`. Ray Train calls it once in each worker."""
-    return do_train(workers.start(job))
+    return do_train(start_worker(job))
 
 
 def do_train(worker: Worker) -> dict[str, Any]:

@@ -64,9 +64,8 @@ class Worker:
     def resume(self) -> State | None:
         """Restores weights, optimizer and state from the newest checkpoint that is whole; None if there is none."""
         epoch = self._whole(checkpoint.newest_first(self._checkpoints))
-        if epoch is None:
-            return None
-        return checkpoint.read(self._checkpoints, epoch, self.trained.variables, self._optimizer)
+        weights, optimizer = self.trained.variables, self._optimizer
+        return None if epoch is None else checkpoint.read(self._checkpoints, epoch, weights, optimizer)
 
     def restore_best(self, state: State) -> int | None:
         """Restores the weights of the best epoch whose checkpoint is whole, and returns it; None if there is none."""
@@ -123,7 +122,7 @@ class Worker:
             raise RuntimeError("the workers no longer hold the same weights")
 
 
-def start(job: Job) -> Worker:
+def start_worker(job: Job) -> Worker:
     """Sets up this process as one of the job's workers: its log, its CPUs, its seed, and its part of the strategy."""
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()

@@ -162,7 +162,7 @@ def train(place, monkeypatch):
             files.write_json(f"{config.out}/checkpoints/epoch-0001.json", {})
         return {"warnings": []}
 
-    monkeypatch.setattr(job, "_fit", fit)
+    monkeypatch.setattr(job, "_run_workers", fit)
     monkeypatch.setattr(job.training_report, "write", lambda *_: None)
 
     def run(**options):
@@ -193,8 +193,8 @@ def test_a_run_on_a_changed_table_is_refused_and_stays_as_it_is(ray_session, pla
 
 
 def test_a_run_goes_on_in_the_precision_of_its_epochs(ray_session, place, train, monkeypatch):
-    fitted, tasks = job._fit, []
-    monkeypatch.setattr(job, "_fit", lambda *arguments: tasks.append(arguments[-1]) or fitted(*arguments))
+    fitted, tasks = job._run_workers, []
+    monkeypatch.setattr(job, "_run_workers", lambda *arguments: tasks.append(arguments[-1]) or fitted(*arguments))
     for best in ("bfloat16", "float32"):
         monkeypatch.setattr(devices, "best", lambda _, best=best: best)
         train(precision="auto")
