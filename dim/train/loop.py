@@ -21,7 +21,7 @@ from dim.train.worker import Clock, Worker, start_worker
 
 log = logging.getLogger(__name__)
 
-# What each mining says of its triplets: columns of history.csv, empty for the epochs without a mining.
+# The figures of a mining: columns of history.csv, empty for epochs without one.
 MINING = ("candidates", "active", "kept", "mean_distance_ap", "mean_distance_an")
 
 
@@ -33,15 +33,14 @@ def run(job: Job) -> dict[str, Any]:
 def do_train(worker: Worker) -> dict[str, Any]:
     """Trains the network of `worker`, together with the other workers.
 
-    Always resumes from the newest checkpoint in the run's folder that is whole. A resumed run takes up, in this order:
+    Always resumes from the newest whole checkpoint in the run's folder. A resumed run takes up, in this order:
 
-    1. the frozen layers, from the network that the run began with; they never change,
-    2. the trained weights and the optimizer's variables, from the checkpoint,
-    3. the epochs done, their figures and the triplets of the last mining, from the checkpoint,
-    4. random numbers, which need no state: each epoch draws its own from the run's seed and its number,
-    5. frozen features, from the feature cache of each machine; missing ones are computed again.
+    1. the frozen layers, from the network that the run began with, and the feature cache of each machine;
+    2. from the checkpoint, the trained weights and the optimizer's variables;
+    3. from the checkpoint, the epochs done, their figures, and the triplets of the last mining;
+    4. the random numbers of the next epoch, which depend only on the run's seed and the number of the epoch.
 
-    Without such a checkpoint the run starts: `_begin` measures the network, fits its PCA layer and writes epoch 0.
+    Without a whole checkpoint, the run begins with `_begin`.
 
     Returns:
         The figures of the run, the same from every worker: mAP before and after, the best epoch, warnings.
@@ -61,18 +60,20 @@ def do_train(worker: Worker) -> dict[str, Any]:
 
     for epoch in range(state.epoch, config.epochs):
         clock = Clock()
-        worker.inference.reads()  # resets the counts: what was read so far is not of this epoch
+        worker.inference.reads()  # resets the counts of features read before this epoch
 
-        # Embed the training photos, and mine the hardest triplets under the current weights.
         mined: dict[str, Any] = dict.fromkeys(MINING)
         clock.laps |= {"embed_seconds": 0.0, "mine_seconds": 0.0}
         if epoch % config.mine_every == 0 or not len(state.triplets):
+            # Embed the training photos with the current weights.
             rows, vectors = worker.inference.embed(photos.mined())
             clock.lap("embed")
+
+            # Mine the triplets that are hardest for the current weights.
             triplets = worker.mine(rows, vectors, epoch)
             mined = triplets.summary()
-            mined_rows = rows[np.stack([triplets.anchors, triplets.positives, triplets.negatives], axis=1)]
-            state.triplets = photos.image_ids[mined_rows]
+            positions = np.stack([triplets.anchors, triplets.positives, triplets.negatives], axis=1)
+            state.triplets = photos.image_ids[rows[positions]]
             clock.lap("mine")
 
         # Fit the network to the triplets, batch by batch.
@@ -83,7 +84,7 @@ def do_train(worker: Worker) -> dict[str, Any]:
         val_map = _map_of(worker, "val")
         clock.lap("validate")
 
-        # Checkpoint, once it is certain that all workers hold the same weights.
+        # Checkpoint, if all workers hold the same weights.
         worker.require_equal_weights()
         figures = {"epoch": epoch + 1, **fitted, "val_map": val_map, **mined, **worker.inference.reads(), **clock.laps}
         figures["workers"] = worker.workers

@@ -17,7 +17,7 @@ from dim.model.backend import keras
 from dim.model.spec import Spec
 from dim.train.loss import triplet_loss
 
-# By --train-layers: the layer below which nothing is trained (the cut). None: nothing is frozen.
+# The cut for each --train-layers: the name of the last frozen layer, or None if nothing is frozen.
 CUTS: dict[str, Callable[[Spec], str | None]] = {
     "pca": lambda _: "l2",
     "block5": lambda spec: BACKBONES[spec.backbone].tail,

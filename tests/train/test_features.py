@@ -1,4 +1,4 @@
-"""What is frozen is computed once for each photo, and once for each of its stored variants."""
+"""What is frozen is computed once for each photo, and once for each of its cached views."""
 
 import hashlib
 from pathlib import Path
@@ -57,21 +57,21 @@ def features(photos, folder, forward, limit=10**8):
     return Features(photos, Decoder(photos), cache, forward, batch_size=4, threads=2)
 
 
-def test_each_variant_is_computed_once_and_others_draw_the_same(photos, tmp_path):
+def test_each_cached_view_is_computed_once_and_others_draw_the_same(photos, tmp_path):
     forward = Forward()
     one = features(photos, tmp_path / "one", forward)
-    variants = CachedViews(AUGMENTATION, count=3, seed=0)
-    epochs = [next(one.read([range(6)], variants, epoch)) for epoch in range(40)]
+    views = CachedViews(AUGMENTATION, count=3, seed=0)
+    epochs = [next(one.read([range(6)], views, epoch)) for epoch in range(40)]
     assert forward.photos == 3 * 6
     for row in range(6):
         assert len({activations[row].tobytes() for activations in epochs}) == 3
     other = features(photos, tmp_path / "other", Forward())
-    again = next(other.read([[4, 1]], variants, 7))
+    again = next(other.read([[4, 1]], views, 7))
     for row in (1, 4):
         np.testing.assert_array_equal(again[row], epochs[7][row])
 
 
-def test_variants_are_kept_apart_from_photos_and_from_each_other(photos, tmp_path):
+def test_cached_views_are_kept_apart_from_photos_and_from_each_other(photos, tmp_path):
     forward = Forward()
     made = features(photos, tmp_path, forward)
     plain = next(made.read([[0]]))[0]
@@ -126,16 +126,16 @@ def test_an_unreadable_photo_is_left_out_with_its_reason_and_not_tried_again(pho
         assert [list(found) for found in made.read([[0, 3], [3, 4]])] == [[0], [4]]
     assert list(made.unreadable) == [3] and "<html>" in made.unreadable[3]
     assert made._decoder.decoded_rows.count(3) == 1
-    (variants,) = made.fresh_views([[2, 3]], FreshViews(AUGMENTATION, (0, 1)))
-    assert list(variants) == [2]
+    (views,) = made.fresh_views([[2, 3]], FreshViews(AUGMENTATION, (0, 1)))
+    assert list(views) == [2]
 
 
-def test_new_variants_differ_by_photo_and_epoch_only(photos, tmp_path):
+def test_fresh_views_differ_by_photo_and_epoch_only(photos, tmp_path):
     made = features(photos, tmp_path, Forward())
 
-    def variants(rows, epoch):
+    def views(rows, epoch):
         (found,) = made.fresh_views([rows], FreshViews(AUGMENTATION, (0, epoch)))
         return {row: pixels.tobytes() for row, pixels in found.items()}
 
-    assert variants([0, 1, 2], 1) == variants([2, 0, 1], 1)
-    assert not set(variants([0, 1, 2], 1).values()) & set(variants([0, 1, 2], 2).values())
+    assert views([0, 1, 2], 1) == views([2, 0, 1], 1)
+    assert not set(views([0, 1, 2], 1).values()) & set(views([0, 1, 2], 2).values())

@@ -209,7 +209,7 @@ def test_fewer_photos_than_dimensions_are_told_as_rows_and_not_as_shapes(ray_ses
         train(dimension=400)
 
 
-def test_new_random_variants_and_triplets_belong_to_photos_wherever_their_rows_stand(ray_session, place):
+def test_fresh_views_and_triplets_belong_to_photos_wherever_their_rows_stand(ray_session, place):
     from dim.train.augmentation import Augmentation, FreshViews
     from dim.train.features import Ingest
     from dim.train.training_set import TrainingPhotos
@@ -218,7 +218,7 @@ def test_new_random_variants_and_triplets_belong_to_photos_wherever_their_rows_s
         noise = np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8)
         Image.fromarray(noise).save(place.folder / f"{number}.png")
 
-    def variants(order):
+    def views(order):
         ids = np.array([f"é{n}" for n in order], dtype=object)
         paths = [str(place.folder / f"{n}.png") for n in order]
         photos = TrainingPhotos(ids, ids, ids, paths, [None] * 3, ["ab"] * 3, 32, "squash")
@@ -227,4 +227,4 @@ def test_new_random_variants_and_triplets_belong_to_photos_wherever_their_rows_s
         change = FreshViews(Augmentation(20, 0.3), (0, 1)).apply
         return [pixels.tobytes() for pixels in Ingest(photos, 2, 1).decoded(rows[0].tolist(), ids[rows[0]], change)]
 
-    assert variants([0, 1, 2]) == variants([2, 0, 1])
+    assert views([0, 1, 2]) == views([2, 0, 1])
