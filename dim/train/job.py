@@ -61,10 +61,10 @@ def train(config: TrainConfig) -> dict[str, Any]:
         identity.require_under(config.root, manifest)
     source = _network(config)
     contents = identity.of_manifest(manifest)
-    photos = _photos(manifest, contents, source, config)
+    photos = photos_of(manifest, contents, source, config)
     fit_pca = source.spec.dimension is None
     if fit_pca:
-        source = _with_pca(source, config, len(photos.rows("train")))
+        source = with_pca(source, config, len(photos.rows("train")))
     check_candidates(config, source.spec.dimension or source.spec.pooled_dimension)
     inputs = training_set.of(manifest, contents, source)
 
@@ -110,7 +110,8 @@ def _network(config: TrainConfig) -> Source:
     return source
 
 
-def _photos(manifest: Manifest, contents: Contents, source: Source, config: TrainConfig) -> TrainingPhotos:
+def photos_of(manifest: Manifest, contents: Contents, source: Source, config: TrainConfig) -> TrainingPhotos:
+    """The photos of `manifest` at the input size of `source`. Raises UserError if split train gives no triplets."""
     train = manifest.select("train")
     check_labels(train.labels, config, f"split train of {manifest.uri!r}")
     return TrainingPhotos(
@@ -129,7 +130,7 @@ def _photos(manifest: Manifest, contents: Contents, source: Source, config: Trai
     )
 
 
-def _with_pca(source: Source, config: TrainConfig, rows: int) -> Source:
+def with_pca(source: Source, config: TrainConfig, rows: int) -> Source:
     """`source` with a PCA layer, which the workers fit on `rows` photos."""
     # The covariance of n descriptors has a rank of at most n − 1.
     pooled = source.spec.pooled_dimension

@@ -40,7 +40,7 @@ from dim.train.embed import Inference
 from dim.train.feature_cache import FeatureCache
 from dim.train.features import Features, Ingest
 from dim.train.fit import Fitting
-from dim.train.job import DEMO, _photos, _with_pca
+from dim.train.job import DEMO, photos_of, with_pca
 from dim.train.locality import ownership
 from dim.train.step import TrainedNetwork
 from dim.train.training_set import Job, TrainingPhotos
@@ -59,8 +59,8 @@ class Ours:
     def __init__(self, config: TrainConfig, precision: str, gigabytes: float = 50.0) -> None:
         read = manifests.read(str(config.manifest)).select("train")
         source = spec.resolve(config.model, image_size=config.image_size)
-        photos = _photos(read, identity.of_manifest(read), source, config)
-        self.config, self.source = config, _with_pca(source, config, len(photos.image_ids))
+        photos = photos_of(read, identity.of_manifest(read), source, config)
+        self.config, self.source = config, with_pca(source, config, len(photos.image_ids))
         self.photos, self.rows = photos, np.arange(len(photos.image_ids))
         job = Job(config, photos, self.source, None, precision, True, None, None, ())  # type: ignore[arg-type]
         strategy = tf.distribute.MirroredStrategy(["/cpu:0"])
