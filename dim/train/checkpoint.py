@@ -5,7 +5,7 @@ arrays. It is whole if both files exist, fit each other and can be read; a run r
 `beginning.npz` and `beginning.json` are the checkpoint of epoch 0, the network before the first step: it may turn out
 to be the best network, but no run resumes from it.
 
-Ray Train's own checkpoints are not used, as a crash while it rewrites its list of them leaves a run that cannot resume.
+Ray Train's own checkpoints are not used: if it crashes while it rewrites its list of them, the run cannot resume.
 
 `warnings` judges the network that a run keeps: whether training helped.
 """
@@ -54,7 +54,7 @@ class State:
         return {0: self.val_fitted} | {row["epoch"]: row["val_map"] for row in self.history}
 
     def best_first(self) -> list[int]:
-        """Epoch 0 and those done, the highest mAP on split val first; the later one first if equal or unknown."""
+        """All epochs, from 0, by falling mAP on split val. If that is equal or unknown, the later comes first."""
         maps = self.val_maps()
         return sorted(maps, key=lambda epoch: (float(maps[epoch] or 0.0), epoch), reverse=True)
 
@@ -102,10 +102,10 @@ def newest_first(folder: str) -> list[int]:
 
 
 def keep(folder: str, epochs: Collection[int]) -> None:
-    """Deletes the checkpoints of all other epochs, and what crashes left of some."""
+    """Deletes all checkpoints and partial files of epochs that are not in `epochs`."""
     kept = {_path("", epoch, ending) for epoch in epochs for ending in ("npz", "json")}
     others = {name for name in files.names(folder) if name.startswith("epoch-")} - kept
-    states = {name for name in others if name.endswith(".json")}  # first: without its state, no checkpoint is found
+    states = {name for name in others if name.endswith(".json")}  # go first: no checkpoint counts without one
     for names in (states, others - states):
         files.delete_all(files.join(folder, name) for name in names)
 
@@ -125,7 +125,7 @@ def _is_whole(folder: str, epoch: int) -> bool:
         if not known.items() >= _statistics(content).items():
             return False
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in arrays}  # reads all: one that only pickle reads raises
+            found = {name: arrays[name] for name in arrays}  # reads them all: pickled arrays raise
         state = State(**known["state"], triplets=found["image_ids"][found["triplets"]])
         return state.epoch == epoch and sorted(state.best_first()) == list(range(epoch + 1))
     except Exception:  # damaged files raise all kinds of errors
@@ -138,7 +138,7 @@ def _assign(variables: list["keras.Variable"], arrays: Any, kind: str) -> None:
 
 
 def warnings(config: TrainConfig, state: State, kept: int, judged_on: str | None, after: float | None) -> Iterator[str]:
-    """The reasons to doubt that training helped, a line each.
+    """The reasons to doubt that training helped, one line each.
 
     Args:
         kept: The epoch whose network the run keeps; 0 is the network before the first step.

@@ -1,7 +1,7 @@
-"""Embedding and validation during training: descriptors of the run's photos under the current weights, and their mAP.
+"""Embedding and validation during training: the descriptors of photos by the current weights, and their mAP.
 
-Each worker embeds the photos that it owns; then all workers get the descriptors of all. mAP is that of `dim.evaluate`'s
-protocol `labels`, on descriptors in memory instead of a store.
+Each worker embeds the photos that it owns, and all workers get all descriptors. The mAP is that of `dim.evaluate`'s
+protocol `labels`, computed from descriptors in memory.
 """
 
 import json
@@ -43,7 +43,7 @@ class Inference:
         if not len(rows):
             return rows, np.zeros((0, self._trained.dimension(pooled)), np.float32)
         shares = [self._ownership.rows(rows, worker) for worker in range(len(self._ownership.machines))]
-        # A gather needs equally many rows of each worker; −1 marks those that pad a share or are unreadable.
+        # A gather takes equally many rows from each worker: −1 stands for padding and for unreadable photos.
         size = max(map(len, shares))
         gathered = np.full(size, -1, np.int64)
         vectors = np.zeros((size, self._trained.dimension(pooled)), np.float32)
@@ -72,7 +72,7 @@ class Inference:
         return {row: reason for pairs in found for row, reason in pairs}
 
     def reads(self) -> dict[str, float]:
-        """Counts the features that all workers have read since the last call, and starts to count anew.
+        """Counts the features that all workers have read since the last call; all workers must call it.
 
         Returns:
             `cached_share`, the share of them that came from the cache, and `computed`, the number of the others.

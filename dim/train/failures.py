@@ -40,7 +40,7 @@ _LOCATION = re.compile(r"Graph execution error:|Detected at node |  File |    |N
 
 @contextlib.contextmanager
 def log_queue() -> Iterator[Queue]:
-    """A queue; the handlers of this process's root logger get the log records that workers put into it."""
+    """A queue whose log records go to the handlers of this process's root logger."""
     queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": cluster.here()})
     listener = logging.handlers.QueueListener(queue, *logging.getLogger().handlers)
     listener.start()
@@ -68,9 +68,9 @@ def log_to(queue: Queue, level: int, worker: int | None = None) -> None:
 
 
 def rounded_cpus(cpus: float) -> float:
-    """`cpus` of a worker, if less than 1 rounded down to a power of two.
+    """The CPUs to ask Ray Train for: less than 1 CPU is rounded down to a power of two.
 
-    Ray Train divides floats to find how many workers fit on a node: of five that take 0.1 CPUs each, it starts four.
+    Ray Train finds how many workers fit on a node by dividing floats, so of five that fit it may start four.
     """
     return cpus if cpus >= 1 else 2.0 ** math.floor(math.log2(cpus))
 
@@ -191,7 +191,7 @@ def description(failures: Mapping[int, Exception]) -> str:
 
 
 def as_dim_error(error: Exception) -> UserError | JobFailed:
-    """The error for the user, of the `error` with which Ray Train ended a training."""
+    """The error for the user when Ray Train ended a training with `error`."""
     cause = getattr(error, "controller_failure", error)
     if isinstance(cause, UserError | JobFailed):
         return cause
@@ -201,7 +201,7 @@ def as_dim_error(error: Exception) -> UserError | JobFailed:
 
 
 def _reason(error: Exception) -> str:
-    """The reason of `error` in one line; of TensorFlow's long messages, the first line that tells it."""
+    """The reason for `error` in one line; from TensorFlow's long messages, the first line that has it."""
     lines = str(error).splitlines()
     if lines[:1] != ["Graph execution error:"]:
         return files.reason(error)

@@ -6,9 +6,9 @@ memory-mapped when read) for each photo. Files are written beside their place an
 folder, and one that dies leaves no partial file. (Not `.npy`: NumPy parses its header as Python, which in CPython 3.11
 fails in several threads, "AST constructor recursion depth mismatch".)
 
-`Quota` limits the disk space that all folders take together. Processes count the bytes in a file, under its lock. If
-there is no room, the folder that was used longest ago is deleted, but none that a process uses: it holds a lock on the
-folder, which the kernel releases when it dies.
+`Quota` limits the disk space of all folders together. Processes count the bytes in a file, under its lock. If there is
+no room, the least recently used folder is deleted, unless a process uses it and so holds a lock on it. The kernel
+releases the lock when the process dies.
 """
 
 import contextlib
@@ -112,7 +112,7 @@ class Quota:
             lock = os.open(place / used, os.O_RDONLY)
             weakref.finalize(self, os.close, lock)
             fcntl.flock(lock, fcntl.LOCK_SH)
-            # Count anew: processes may have died between counting and writing, and people may have deleted files.
+            # Recount: a process may have died after it counted a file and before it wrote it; users may delete files.
             taken.bytes = sum(map(_size, self._folders()))
             self._make_room(taken, 0)
 

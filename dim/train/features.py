@@ -1,8 +1,8 @@
 """The frozen features of a run's photos: from the feature cache, or computed once and put there.
 
 Photos are decoded as in an extraction, by Ray Data's tasks on any node, ahead of the network. Each worker makes a data
-set of its own: `ray.train.get_dataset_shard` would divide one that the driver makes, but only the worker knows which
-photos it needs, namely those of its triplets that its machine has not cached.
+set of its own. The driver cannot make one for `ray.train.get_dataset_shard` to divide, as only the worker knows which
+photos of its triplets its machine has not cached.
 """
 
 import contextlib
@@ -179,8 +179,8 @@ class Ingest:
         """Decodes `rows` in their order.
 
         Args:
-            names: What `change` gets of each row, beside its pixels: a cache key or an id.
-            change: Augments the pixels in the task that decodes them.
+            names: A cache key or an id for each row, which `change` gets with the pixels.
+            change: Augments the pixels, in the task that decodes them.
 
         Yields:
             For each row: its pixels, read-only uint8 (H, W, 3), or the reason why the photo is unreadable.

@@ -62,7 +62,7 @@ class Fitting:
             epoch: From 0; with the run's seed, it decides the batches.
 
         Returns:
-            The mean `loss`, the share of active triplets, the number of steps, and the images that a triplet costs.
+            The mean loss, the share of active triplets, the number of steps, and the distinct images per triplet.
 
         Raises:
             JobFailed: The loss is not a number, or a photo can no longer be read.
@@ -116,7 +116,7 @@ class Fitting:
         path = files.join(self._config.out, DIVERGED)
         if self._own.start == 0:  # rank 0 writes for all
             csv_files.write_escaped(path, pa.table(dict(zip(DIVERGED_COLUMNS, ids.tolist(), strict=True))))
-        collective.barrier()  # the first worker that fails ends all, so rank 0 has to finish writing before
+        collective.barrier()  # rank 0 has to finish writing first, as one failed worker ends all
         return (
             f"the loss is not a number at step {number + 1} of epoch {epoch + 1}; its {ids.shape[1]} triplets are in "
             f"{path!r}, the first of them {ids[:, 0].tolist()}; lower --learning-rate, or try --precision float32, "

@@ -1,11 +1,11 @@
-"""The records of a training run: what its workers write for people into its folder, and its MLflow run.
+"""The records of a training run for people to read: the files in its folder, and its MLflow run.
 
 - `history.csv` and `tensorboard/`: the figures of each epoch; they go to MLflow, too, if --mlflow names one.
 - `hardest/epoch-001.parquet` and so on: the hardest triplets of each mining, in the columns of mine.py.
-- `found_before.parquet`, `found_after.parquet`: what the queries of the judged split find before and after training,
-  as `dim.train.embed.rankings` returns it.
+- `found_before.parquet`, `found_after.parquet`: the rankings of the judged split's queries before and after training,
+  as `dim.train.embed.rankings` returns them.
 
-`dim.report.training` makes the report from these. The run resumes from its checkpoints, not from these.
+`dim.report.training` makes the report from these files. A run resumes from its checkpoints and does not need them.
 """
 
 import csv
@@ -96,12 +96,12 @@ def hardest(run: str) -> dict[int, pa.Table]:
 
 
 def keep_found(run: str, moment: str, rankings: pa.Table) -> None:
-    """Writes what the queries find; `moment` is BEFORE or AFTER the training."""
+    """Writes the rankings of the queries; `moment` is BEFORE or AFTER the training."""
     tables.write(files.join(run, f"found_{moment}.parquet"), rankings)
 
 
 def found(run: str, moment: str) -> pa.Table:
-    """What the queries found at `moment`; an empty table if nothing was kept."""
+    """The rankings of the queries at `moment`; an empty table if none were kept."""
     uri = files.join(run, f"found_{moment}.parquet")
     if files.exists(uri):
         return tables.read(uri)

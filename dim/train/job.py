@@ -1,6 +1,6 @@
 """A training run as the driver sees it: it checks the input, starts the workers by Ray Train, and writes the report.
 
-`dim.train.loop` is what each worker runs.
+Each worker runs `dim.train.loop`.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ from dim.train.training_set import Inputs, Job, TrainingPhotos
 log = logging.getLogger(__name__)
 
 DEMO = Path(dim.__file__).parent / "assets" / "demo" / "manifest.csv"
-# The flags that may differ when a run is resumed: how long it goes on, where its folder is, and on what it runs.
+# Flags that may differ when a run is resumed: its length, the place of its folder, and the machines that it runs on.
 FREE = {"root", "epochs", "out", "mlflow", "workers", "gpus_per_worker", "scratch", "scratch_gigabytes"}
 
 
@@ -207,7 +207,7 @@ def _run_workers(config: TrainConfig, gpus: float, job: Job) -> dict[str, Any]:
 def train_worker(arguments: dict[str, Any]) -> dict[str, Any]:
     """Runs a worker's part of the job `arguments["job"]` and returns the figures of the run.
 
-    It raises every error, as the other workers wait for this one, and Ray Train ends them only if this one raises.
+    Errors must leave it: the other workers wait for this one, and Ray Train ends them only if this one raises.
     """
     from dim.train import loop  # noqa: PLC0415  (only workers need TensorFlow)
 

@@ -19,13 +19,13 @@ PARTS = 8  # an object with more photos than 1 / PARTS of a machine's fair part 
 
 @dataclass(frozen=True)
 class Ownership:
-    """Who owns what: `machines` (W,) is the number of each worker's machine, `owners` (n,) that of each row's owner."""
+    """The owner of each photo: `machines` (W,) numbers the machine of each worker, `owners` (n,) that of each row."""
 
     machines: np.ndarray
     owners: np.ndarray
 
     def rows(self, rows: np.ndarray, worker: int) -> np.ndarray:
-        """Those of `rows` that `worker` embeds: the workers of a machine divide its photos among themselves."""
+        """Those of `rows` that `worker` embeds. The workers of a machine divide its photos among themselves."""
         mates = np.flatnonzero(self.machines == self.machines[worker])
         own: np.ndarray = rows[self.owners[rows] == self.machines[worker]]
         return own[int(np.flatnonzero(mates == worker)[0]) :: len(mates)]

@@ -1,6 +1,6 @@
-"""The training loop, which every worker of a run goes through in step: `do_train` is a whole run in one function.
+"""The training loop, which all workers of a run execute in step. `do_train` is a whole run in one function.
 
-Calls that bring together what the workers hold (embedding, mining, checkpoints, reports) wait for all of them.
+Embedding, mining, fitting, checkpoints and reports wait for all workers, so each worker must take every step.
 """
 
 import logging
@@ -46,7 +46,7 @@ def do_train(worker: Worker) -> dict[str, Any]:
         The figures of the run, the same from every worker: mAP before and after, the best epoch, warnings.
 
     Raises:
-        JobFailed: The run cannot go on, and another try would fail alike.
+        JobFailed: The run cannot go on, and another try would fail, too.
         UserError: The photos that can be read give no triplets.
     """
     config, photos = worker.job.config, worker.job.photos
@@ -182,7 +182,7 @@ def _embed_judged(worker: Worker) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _judge(worker: Worker, moment: str, rows: np.ndarray, vectors: np.ndarray) -> float | None:
-    """The mAP of the judged split. Rank 0 writes what its queries find, for the report."""
+    """The mAP of the judged split. Rank 0 writes its rankings, for the report."""
     rankings = worker.inference.rankings(_judged_split(worker), rows, vectors)
     if worker.rank == 0:
         history.keep_found(worker.job.config.out, moment, rankings)

@@ -30,8 +30,8 @@ class TrainedNetwork:
 
     Attributes:
         cut: The name of the trunk's last layer; None if nothing is frozen. Then the head takes pixels.
-        head: What lies above the cut: activations at the cut → descriptors.
-        step_model: What a training step runs: the head, or the whole network if `from_pixels`.
+        head: The layers above the cut: activations at the cut → descriptors.
+        step_model: The model that a training step runs: the head, or the whole network if `from_pixels`.
         variables: The weights that are trained.
         trunk: Pixels → activations at the cut, float16; None if nothing is frozen.
     """

@@ -1,8 +1,8 @@
-"""What a run trains on: its photos, and the network that it begins with.
+"""The training set of a run: its photos, and the network that it begins with.
 
-`TrainingPhotos` has the photos as the workers use them. `Inputs` identify photos and network, and are kept with the
-checkpoints: once an epoch is done, a run goes on only with the same ones, as figures of different photos cannot be
-compared. `Job` is all that a worker gets from the driver.
+`TrainingPhotos` has the photos as the workers use them. `Inputs` identify photos and network. They are kept with the
+checkpoints: once an epoch is done, a run resumes only with the same inputs, as figures of different photos cannot be
+compared. A `Job` is all that a worker gets from the driver.
 """
 
 import dataclasses
@@ -90,7 +90,7 @@ class TrainingPhotos:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What identifies the photos and the network of a run."""
+    """The identity of the photos and the network of a run."""
 
     photos: pa.Table  # image_id, label, split and content of each photo that is in a split
     network: dict[str, Any]  # the spec, the fingerprint of the weights and, once it is chosen, the precision
@@ -164,7 +164,7 @@ class Job:
     config: TrainConfig
     photos: TrainingPhotos
     source: Source  # the network that the run begins with
-    inputs: Inputs  # what identifies photos and network
+    inputs: Inputs  # the identity of photos and network
     precision: str  # float32 or bfloat16
     fit_pca: bool  # whether the network's PCA layer is still to be fitted
     queue: Queue  # takes the workers' log records to the driver

@@ -1,6 +1,6 @@
-"""One worker of a training run: what it sets up before the first epoch, and what it does with the other workers.
+"""One worker of a training run: its set-up before the first epoch, and the steps that it takes with the other workers.
 
-Each worker is a process that Ray Train starts. All of them build the same network, and each owns a part of the photos.
+Ray Train starts each worker as a process. All workers build the same network, and each owns a part of the photos.
 `dim.train.loop` takes them through the epochs.
 """
 
@@ -56,7 +56,7 @@ class Worker:
             self._optimizer = OPTIMIZERS[config.optimizer](config.learning_rate)
             self._optimizer.build(self.trained.variables)
         features = features_of(job, self.trained, workers)
-        # A feature cache belongs to a host, so hosts own photos: by name, as it is the same in the next run.
+        # Hosts own photos, as each has a feature cache. They are known by name, which is the same in the next run.
         owned = ownership(job.photos, objects_from_all(strategy, platform.node()))
         self.inference = Inference(self.trained, features, job, rank, owned)
         self.fitting = Fitting(job, self.trained, self._optimizer, features, rank=rank, ownership=owned)
@@ -82,7 +82,7 @@ class Worker:
         return found
 
     def save(self, state: State) -> None:
-        """Rank 0 writes the epochs' figures and the checkpoint of `state`, and deletes checkpoints of no more use."""
+        """Rank 0 writes the figures and the checkpoint of `state`, and deletes checkpoints that are not needed."""
         if self._history is None:
             return
         if state.history:
@@ -95,13 +95,13 @@ class Worker:
         """Sets the PCA layer to the principal components of `vectors` (n, D), pooled descriptors of split train."""
         spec = self.job.source.spec
         whitening = fit_pca(moments_of(vectors), spec.dimension, {"split": "train"}, power=self.job.config.power)
-        # All workers take those of rank 0: machines may differ in the signs and last digits of eigenvectors.
+        # All workers take the result of rank 0: machines may differ in the signs and last digits of eigenvectors.
         kernel, bias = broadcast_from_rank_zero(whitening.as_dense())
         for variable, value in zip(self.trained.model.get_layer("pca").weights, (kernel, bias), strict=True):
             variable.assign(value)
 
     def mine(self, rows: np.ndarray, vectors: np.ndarray, epoch: int) -> Triplets:
-        """The hardest triplets among `rows`, whose descriptors are `vectors`, as positions in them.
+        """The hardest triplets among `rows`, as positions in `rows`; `vectors` (n, D) are their descriptors.
 
         Rank 0 mines by Ray tasks, which may use the CPUs of the other workers while these wait.
         """
@@ -114,7 +114,7 @@ class Worker:
         return found
 
     def require_equal_weights(self) -> None:
-        """Raises RuntimeError on all workers if the weights of one differ, so that none writes a checkpoint of them."""
+        """Raises RuntimeError on every worker if their weights differ, so that none goes on to write a checkpoint."""
         if self.workers == 1:
             return
         own = hashlib.sha256(b"".join(variable.numpy().tobytes() for variable in self.trained.variables)).hexdigest()
