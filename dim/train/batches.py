@@ -1,9 +1,9 @@
 """Batches of triplets that share images, so that each distinct image of a batch goes through the network once.
 
 All triplets of an anchor lie together, as they share the anchor and mostly its positives. Anchors that share negatives
-lie side by side, as a negative that is hard for one photo is hard for similar photos. A batch still mixes objects: with
-only one or two objects, it would pull their photos together without regard to all others. Loss and gradient are those of
-the network applied to all three images of every triplet.
+lie side by side, as a negative that is hard for one photo is hard for similar photos. A batch still mixes objects: one
+of only one or two objects would pull their photos together without regard to all others. Loss and gradient are those
+of the network applied to all three images of every triplet.
 
 A batch is divided into per-replica batches of equal size. An anchor's triplets go to the machine that has cached its
 features, if there is room.
