@@ -4,6 +4,7 @@ import logging
 import pickle
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import tensorflow as tf
 from ray.exceptions import ActorDiedError, ActorUnavailableError
@@ -179,7 +180,7 @@ def test_whatever_a_worker_meets_leaves_it_with_the_nodes_name(monkeypatch):
 def test_every_worker_sees_that_the_weights_of_one_differ(monkeypatch, rank):
     one = object.__new__(worker.Worker)
     one.workers, one.rank, one._strategy = 2, rank, None
-    one.trained = SimpleNamespace(variables=[tf.Variable([1.0, 2.0])])
+    one.trained = SimpleNamespace(variables=[SimpleNamespace(numpy=lambda: np.ones(2))])
     monkeypatch.setattr(worker, "objects_from_all", lambda _, own: [own, "another"] if rank == 0 else ["another", own])
     with pytest.raises(RuntimeError, match="no longer hold the same weights"):
         one.require_equal_weights()
