@@ -29,13 +29,13 @@ def fitted(strategy, rank, workers, folder):
     from dim.train.embed import Inference
     from dim.train.fit import Fitting
     from dim.train.locality import Ownership
-    from dim.train.loop import OPTIMIZERS
     from dim.train.step import TrainedNetwork
+    from dim.train.worker import OPTIMIZERS
 
     generator = np.random.default_rng(3)
     activations = {row: generator.random(SHAPES[row % 3]).astype(np.float16) for row in range(PHOTOS)}
     triplets = np.stack([generator.permutation(PHOTOS)[:3] for _ in range(TRIPLETS)])
-    trunk = SimpleNamespace(read=lambda lists: [{row: activations[row] for row in rows} for rows in lists])
+    features = SimpleNamespace(read=lambda lists: [{row: activations[row] for row in rows} for rows in lists])
     ids = np.array([f"photo {row}" for row in range(PHOTOS)])
     config = SimpleNamespace(batch_size=BATCH, margin=0.5, seed=0, rotation=0, crop=0, variants=0, out=str(folder))
     spec = Spec(pooling="gem", dimension=8, resize="long-side")
@@ -46,22 +46,22 @@ def fitted(strategy, rank, workers, folder):
     for name, rate in (("sgd", 0.5), ("adam", 1e-3)):
         keras.utils.set_random_seed(7)
         with strategy.scope():
-            trainee = TrainedNetwork(strategy, network.build(spec), spec, "block5", from_pixels=False)
+            trained = TrainedNetwork(strategy, network.build(spec), spec, "block5", from_pixels=False)
             optimizer = OPTIMIZERS[name](rate)
-            optimizer.build(trainee.variables)
-        fitting = Fitting(job, trainee, optimizer, trunk, rank=rank, ownership=owned)
-        found[f"{name}/begun"] = flat(trainee.variables)
+            optimizer.build(trained.variables)
+        fitting = Fitting(job, trained, optimizer, features, rank=rank, ownership=owned)
+        found[f"{name}/begun"] = flat(trained.variables)
         losses = [fitting.fit(triplets, 0)["loss"]]
         kept = str(folder / f"checkpoint-{name}-{rank}")
         checkpoint.write(
-            kept, checkpoint.State(1, history=[{"epoch": 1, "val_map": 0.5}]), trainee.variables, optimizer
+            kept, checkpoint.State(1, history=[{"epoch": 1, "val_map": 0.5}]), trained.variables, optimizer
         )
-        for variable in [*trainee.variables, *optimizer.variables]:
+        for variable in [*trained.variables, *optimizer.variables]:
             variable.assign(np.ones_like(variable.numpy()))
-        checkpoint.read(kept, 1, trainee.variables, optimizer)
+        checkpoint.read(kept, 1, trained.variables, optimizer)
         losses.append(fitting.fit(triplets, 1)["loss"])
-        rows, vectors = Inference(trainee, trunk, job, rank, owned).embed(np.arange(PHOTOS))
-        found |= {f"{name}/losses": losses, f"{name}/ended": flat(trainee.variables)}
+        rows, vectors = Inference(trained, features, job, rank, owned).embed(np.arange(PHOTOS))
+        found |= {f"{name}/losses": losses, f"{name}/ended": flat(trained.variables)}
         found |= {f"{name}/rows": rows, f"{name}/vectors": vectors}
     return found | {"replicas": strategy.num_replicas_in_sync}
 

@@ -13,10 +13,10 @@ from dim.report import charts, parts
 from dim.report.charts import Line
 from dim.report.page import Html, Page, PagePhoto, PagePhotos, element, user_text
 from dim.report.parts import Card, Column, Row
-from dim.train import augmentation as trained
 from dim.train import history as run_history
 from dim.train.config import TrainConfig
 from dim.train.history import HISTORY
+from dim.train.training_set import TrainingPhotos
 
 EPOCHS = 20  # epochs whose triplets are shown, spread evenly over the run
 TRIPLETS = 6  # shown of each epoch
@@ -29,8 +29,8 @@ Epoch: TypeAlias = dict[str, float | None]
 Pair: TypeAlias = tuple[dict[str, Any], dict[str, Any]]
 
 
-def write(config: TrainConfig, photos: trained.TrainingPhotos, summary: dict[str, Any], out: Output) -> None:
-    """Writes the page of a run with the result `summary`."""
+def write(config: TrainConfig, photos: TrainingPhotos, summary: dict[str, Any], out: Output) -> None:
+    """Writes the report of a run that came to `summary`."""
     table = tables.read(out.path(HISTORY)).to_pylist()
     history: list[Epoch] = [{k: None if v is None else float(v) for k, v in row.items()} for row in table]
     page = Page("train", "Training", [user_text(config.manifest or "the demo photos"), " → ", user_text(config.out)])
@@ -146,7 +146,7 @@ def _changed(run: str) -> dict[str, list[Pair]]:
 class _Cards:
     """Draws triplets and queries with photos of the run."""
 
-    def __init__(self, shown: PagePhotos, photos: trained.TrainingPhotos) -> None:
+    def __init__(self, shown: PagePhotos, photos: TrainingPhotos) -> None:
         self._shown, self._photos = shown, photos
         self._row_of = {image_id: row for row, image_id in enumerate(photos.image_ids)}
 

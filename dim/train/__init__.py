@@ -1,1 +1,1 @@
-"""Fine-tuning: each epoch the training photos are embedded again, triplets mined, and the network fitted to them."""
+"""Fine-tuning of the network on triplets of labelled photos; `dim.train.loop.do_train` is a whole run."""

@@ -1,12 +1,12 @@
-"""Batches of triplets in which images are shared, so that each distinct image goes through the network once.
+"""Batches of triplets that share images, so that each distinct image of a batch goes through the network once.
 
-An anchor's triplets stand together: they share their anchor, and mostly their positives. Anchors stand beside those
-that share their negatives, as what is hard for one is hard for those that look like it. Objects stay mixed: a batch of
-one or two pulls their photos together wherever they lie.
-The loss and its gradient are those of the network applied to all three images of every triplet.
+All triplets of an anchor lie together, as they share the anchor and mostly its positives. Anchors that share negatives
+lie side by side, as a negative that is hard for one photo is hard for similar photos. A batch still mixes objects: one
+of only one or two objects would pull their photos together without regard to all others. Loss and gradient are those
+of the network applied to all three images of every triplet.
 
-A batch is divided among the replicas so that an anchor's triplets go to the machine that keeps its activations, as far
-as all get equally many.
+A batch is divided into per-replica batches of equal size. An anchor's triplets go to the machine that has cached its
+features, if there is room.
 """
 
 from collections import Counter, defaultdict
@@ -16,14 +16,17 @@ from itertools import islice
 
 import numpy as np
 
-OBJECT = 1 / 4  # the share of a batch beyond which no anchor of the same object joins it
-NEAR = 32  # of the anchors that share an image, how many are considered: some images are hard for very many
+OBJECT_SHARE = 1 / 4  # the largest share of a batch that anchors of one object fill, as long as others are left
+SHARERS = 32  # anchors considered for each image of a batch; some images are hard negatives of very many
 
 
 @dataclass(frozen=True)
-class Share:
-    """A replica's part of a batch: the distinct `rows` (U,), and its triplets as `indices` (3, B) into them:
-    anchors, positives, negatives.
+class ReplicaBatch:
+    """A per-replica batch.
+
+    Attributes:
+        rows: The distinct photos, (U,).
+        indices: The triplets as positions in `rows`: anchors, positives and negatives, (3, B).
     """
 
     rows: np.ndarray
@@ -38,13 +41,21 @@ def epoch(
     machines: np.ndarray,
     owners: np.ndarray,
     generator: np.random.Generator,
-) -> Iterator[list[Share]]:
-    """The epoch's batches, each as the shares of all replicas, from `triplets` (T, 3) of rows; `labels` of all rows.
+) -> Iterator[list[ReplicaBatch]]:
+    """The batches of an epoch, in random order; the same for any number of replicas.
 
-    `machines` (R,) is that of each replica, `owners` that which keeps each row.
-    Batches come in random order. As many random triplets as would not fill a batch are left out; where there are fewer
-    than one batch takes, that one is smaller. The batches are the same for any number of replicas, and each replica
-    has a share of all of them: with fewer triplets in a batch than replicas, there is no batch.
+    Triplets that do not fill a batch are left out, at random. If there are fewer than `batch_size`, they make one
+    smaller batch. With fewer triplets in a batch than replicas there is no batch, as no replica may be idle.
+
+    Args:
+        triplets: Rows of anchor, positive and negative, (T, 3).
+        labels: Of all rows.
+        batch_size: Triplets in a batch, over all replicas.
+        machines: The number of each replica's machine, (R,).
+        owners: The number of the machine that owns each row.
+
+    Yields:
+        The per-replica batches of one batch, in the order of the replicas.
     """
     size = min(batch_size, len(triplets))
     count = len(triplets) // size if size >= len(machines) else 0
@@ -53,12 +64,13 @@ def epoch(
     for start in generator.permutation(count) * size:
         batch = ordered[start : start + size]
         replicas = _divided(owners[batch[:, 0]], machines)
-        yield [_share(batch[replicas == replica]) for replica in range(len(machines))]
+        yield [_replica_batch(batch[replicas == replica]) for replica in range(len(machines))]
 
 
 def _divided(owners: np.ndarray, machines: np.ndarray) -> np.ndarray:
-    """The replica of each triplet (B,): one on its owner's machine while that has room. The replicas' shares differ by
-    one triplet at most, and neighbours stay together.
+    """The replica of each triplet (B,), on its owner's machine while that has room.
+
+    The sizes of the per-replica batches differ by one at most, and neighbours stay together.
     """
     room = [len(part) for part in np.array_split(owners, len(machines))]
     found = np.full(len(owners), -1)
@@ -71,7 +83,7 @@ def _divided(owners: np.ndarray, machines: np.ndarray) -> np.ndarray:
 
 
 class _Anchors:
-    """Brings the anchors of `triplets`, with all their triplets, into an order for batches of `size`."""
+    """Orders the anchors of `triplets`, each with all its triplets, so that batches of `size` share images."""
 
     def __init__(self, triplets: np.ndarray, labels: np.ndarray, size: int, generator: np.random.Generator) -> None:
         self._size, self._labels = size, labels
@@ -79,7 +91,7 @@ class _Anchors:
         for place in generator.permutation(len(triplets)).tolist():
             self._places[int(triplets[place, 0])].append(place)
         self._images = {anchor: set(triplets[places].ravel().tolist()) for anchor, places in self._places.items()}
-        # Dictionaries without values: sets that keep the random order.
+        # Dictionaries without values are sets that keep the random order.
         self._left = dict.fromkeys(self._places)
         self._sharers: dict[int, dict[int, None]] = defaultdict(dict)
         for anchor, images in self._images.items():
@@ -87,8 +99,9 @@ class _Anchors:
                 self._sharers[image][anchor] = None
 
     def order(self) -> list[int]:
-        """Positions in the triplets: those of an anchor at random, then those of the anchor of whose images the batch
-        holds the largest share, and so on.
+        """Positions in the triplets: first those of a random anchor, then those of the best next anchor, and so on.
+
+        The best next anchor is the one of whose images the batch holds the largest share.
         """
         order: list[int] = []
         self._begin()
@@ -97,7 +110,7 @@ class _Anchors:
             self._remove(anchor)
             order += self._places[anchor]
             over = len(order) % self._size
-            if over < len(self._places[anchor]):  # it filled the batch, and the next begins with the rest of it
+            if over < len(self._places[anchor]):  # the anchor filled the batch; its last triplets begin the next one
                 self._begin()
             if over:
                 self._take(anchor, min(over, len(self._places[anchor])))
@@ -105,7 +118,7 @@ class _Anchors:
 
     def _begin(self) -> None:
         self._held: set[int] = set()
-        self._shared: Counter[int] = Counter()  # for the anchors left, how many of their images the batch holds
+        self._shared: Counter[int] = Counter()  # anchor left → how many of its images the batch holds
         self._of_object: Counter[str] = Counter()
 
     def _remove(self, anchor: int) -> None:
@@ -117,7 +130,7 @@ class _Anchors:
         self._of_object[self._labels[anchor]] += triplets
         for image in self._images[anchor] - self._held:
             self._held.add(image)
-            self._shared.update(islice(self._sharers[image], NEAR))
+            self._shared.update(islice(self._sharers[image], SHARERS))
 
     def _next(self) -> int:
         sharing = filter(self._fits, self._shared)
@@ -128,9 +141,9 @@ class _Anchors:
 
     def _fits(self, anchor: int) -> bool:
         present = self._of_object[self._labels[anchor]]
-        return not present or present + len(self._places[anchor]) <= OBJECT * self._size
+        return not present or present + len(self._places[anchor]) <= OBJECT_SHARE * self._size
 
 
-def _share(triplets: np.ndarray) -> Share:
+def _replica_batch(triplets: np.ndarray) -> ReplicaBatch:
     rows, indices = np.unique(triplets.T, return_inverse=True)
-    return Share(rows, indices.reshape(3, -1))
+    return ReplicaBatch(rows, indices.reshape(3, -1))

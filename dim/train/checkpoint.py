@@ -1,12 +1,13 @@
-"""Checkpoints: the trained weights, the optimizer and the state of the run, as arrays and JSON; no pickle.
+"""Checkpoints: the trained weights, the optimizer and the state of the run, as arrays and JSON without pickle.
 
-A checkpoint is `epoch-0003.npz` and, written after it, `epoch-0003.json`: the state, and size and sha256 of the arrays.
-It counts when both stand, fit each other and can be read, so what a death tore is skipped for the one before. (Ray
-Train writes its own list of checkpoints in place: a death while it is written leaves a run that can't be resumed.)
-`beginning.npz` and `beginning.json` are the same of epoch 0, the network before the first step: it may turn out to be
-the best, but nothing is resumed from it.
+A checkpoint is `epoch-0003.npz` and, written after it, `epoch-0003.json` with the state, and size and sha256 of the
+arrays. It is whole if both files exist, fit each other and can be read; a run resumes from the newest whole one.
+`beginning.npz` and `beginning.json` are the checkpoint of epoch 0, the network before the first step: it may turn out
+to be the best network, but no run resumes from it.
 
-What a user has to be told of the network that a run keeps: that training did not help, or that nothing says so.
+Ray Train's own checkpoints are not used: if it crashes while it rewrites its list of them, the run cannot resume.
+
+`warnings` judges the network that a run keeps: whether training helped.
 """
 
 import dataclasses
@@ -24,54 +25,47 @@ from dim.io import files, seal
 from dim.train.config import TrainConfig
 
 if typing.TYPE_CHECKING:
-    from dim.model.backend import keras  # the job looks at checkpoints before it has a use for TensorFlow
+    from dim.model.backend import keras  # the driver looks at checkpoints and needs no TensorFlow
 
 log = logging.getLogger(__name__)
 
-FOLDER = "checkpoints"  # within the run's
+FOLDER = "checkpoints"  # in the run's folder
 
 
 @dataclass
 class State:
-    """Where a run stands: epochs done, its figures so far, and the ids of the last mined triplets (T, 3).
+    """The progress of a run. Random numbers are drawn from the seed and the epoch, so they need no state."""
 
-    `map_…` are on the split that the run is judged on, `val_…` on split val: `before`, off the shelf, and `fitted`,
-    before the first step. Random numbers are drawn from (seed, epoch), so that the epoch is the random state too.
-    """
-
-    epoch: int = 0
-    map_before: float | None = None
-    map_fitted: float | None = None
-    val_before: float | None = None
+    epoch: int = 0  # epochs done
+    map_before: float | None = None  # mAP on the split that the run is judged on, of the network as it came
+    map_fitted: float | None = None  # the same with its PCA layer fitted, before the first step
+    val_before: float | None = None  # both on split val
     val_fitted: float | None = None
-    unreadable: int = 0
-    history: list[dict[str, Any]] = field(default_factory=list)
-    triplets: np.ndarray = field(default_factory=lambda: np.zeros((0, 3), np.str_))
+    unreadable: int = 0  # photos that could not be read
+    history: list[dict[str, Any]] = field(default_factory=list)  # the figures of each epoch done
+    triplets: np.ndarray = field(default_factory=lambda: np.zeros((0, 3), np.str_))  # of the last mining, as image ids
 
     def as_json(self) -> dict[str, Any]:
-        """All but the triplets, which are kept with the arrays."""
+        """All but the triplets, which are among the arrays."""
         return {name: value for name, value in dataclasses.asdict(self).items() if name != "triplets"}
 
     def val_maps(self) -> dict[int, float | None]:
-        """The mAP on split val of each epoch done, and of the fitted network as epoch 0."""
+        """The mAP on split val of each epoch done; epoch 0 is the network before the first step."""
         return {0: self.val_fitted} | {row["epoch"]: row["val_map"] for row in self.history}
 
     def best_first(self) -> list[int]:
-        """The epochs done, and 0, by mAP on split val; without that, or where it is equal, the later one is better."""
-
-        def score(epoch: tuple[int, float | None]) -> tuple[float, int]:
-            return (0.0 if epoch[1] is None else float(epoch[1])), epoch[0]
-
-        return [number for number, _ in sorted(self.val_maps().items(), key=score, reverse=True)]
+        """All epochs, from 0, by falling mAP on split val. If that is equal or unknown, the later comes first."""
+        maps = self.val_maps()
+        return sorted(maps, key=lambda epoch: (float(maps[epoch] or 0.0), epoch), reverse=True)
 
 
 def write(
     folder: str, state: State, variables: list["keras.Variable"], optimizer: "keras.optimizers.Optimizer"
 ) -> None:
-    """Writes the checkpoint of `state` into `folder`."""
+    """Writes the checkpoint of `state` into `folder`. The trained `variables` are known by their order."""
     named = {f"weight/{index}": variable.numpy() for index, variable in enumerate(variables)}
     named |= {f"optimizer/{index}": variable.numpy() for index, variable in enumerate(optimizer.variables)}
-    image_ids, places = np.unique(state.triplets.astype(np.str_), return_inverse=True)  # an id stands in many triplets
+    image_ids, places = np.unique(state.triplets.astype(np.str_), return_inverse=True)  # an id is in many triplets
     stream = io.BytesIO()
     np.savez(stream, image_ids=image_ids, triplets=places.reshape(-1, 3), **named)
     content = stream.getvalue()
@@ -83,7 +77,7 @@ def write(
 def read(
     folder: str, epoch: int, variables: list["keras.Variable"], optimizer: "keras.optimizers.Optimizer | None" = None
 ) -> State:
-    """Restores the weights, and the optimizer if given, and returns the state; `epoch` is one of `whole`."""
+    """Restores weights, and the optimizer if given, from the whole checkpoint of `epoch`, and returns its state."""
     with np.load(io.BytesIO(files.read_bytes(_path(folder, epoch, "npz"))), allow_pickle=False) as arrays:
         _assign(variables, arrays, "weight")
         if optimizer is not None:
@@ -93,7 +87,7 @@ def read(
 
 
 def whole(folder: str, epochs: Iterable[int]) -> int | None:
-    """The first of `epochs` whose checkpoint is whole, None where there is none; says which it skips."""
+    """The first of `epochs` whose checkpoint is whole; None if there is none. Logs those that it skips."""
     for epoch in epochs:
         if _is_whole(folder, epoch):
             return epoch
@@ -102,18 +96,18 @@ def whole(folder: str, epochs: Iterable[int]) -> int | None:
 
 
 def newest_first(folder: str) -> list[int]:
-    """The epochs of which `folder` has a checkpoint, whole or not."""
+    """The epochs with a checkpoint in `folder`, whole or not."""
     found = (re.fullmatch(r"epoch-([0-9]{4,})\.json", name) for name in files.names(folder))
     return sorted((int(name[1]) for name in found if name), reverse=True)
 
 
 def keep(folder: str, epochs: Collection[int]) -> None:
-    """Deletes the other epochs' checkpoints, and what deaths left."""
+    """Deletes all checkpoints and partial files of epochs that are not in `epochs`."""
     kept = {_path("", epoch, ending) for epoch in epochs for ending in ("npz", "json")}
-    left = [name for name in files.names(folder) if name.startswith("epoch-") and name not in kept]
-    counting = {name for name in left if name.endswith(".json")}  # without which a checkpoint no longer counts
-    for those in (counting, {*left} - counting):
-        files.delete_all(files.join(folder, name) for name in those)
+    others = {name for name in files.names(folder) if name.startswith("epoch-")} - kept
+    states = {name for name in others if name.endswith(".json")}  # go first: no checkpoint counts without one
+    for names in (states, others - states):
+        files.delete_all(files.join(folder, name) for name in names)
 
 
 def _path(folder: str, epoch: int, ending: str) -> str:
@@ -131,10 +125,10 @@ def _is_whole(folder: str, epoch: int) -> bool:
         if not known.items() >= _statistics(content).items():
             return False
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in arrays}  # all: one may be what only pickle reads
+            found = {name: arrays[name] for name in arrays}  # reads them all: pickled arrays raise
         state = State(**known["state"], triplets=found["image_ids"][found["triplets"]])
         return state.epoch == epoch and sorted(state.best_first()) == list(range(epoch + 1))
-    except Exception:  # whatever reading them raises, one of the two is missing or damaged itself
+    except Exception:  # damaged files raise all kinds of errors
         return False
 
 
@@ -144,14 +138,17 @@ def _assign(variables: list["keras.Variable"], arrays: Any, kind: str) -> None:
 
 
 def warnings(config: TrainConfig, state: State, kept: int, judged_on: str | None, after: float | None) -> Iterator[str]:
-    """A line for each reason to doubt that the network of epoch `kept` (0: as fitted) is better than without training.
+    """The reasons to doubt that training helped, one line each.
 
-    `after` is its mAP on split `judged_on`.
+    Args:
+        kept: The epoch whose network the run keeps; 0 is the network before the first step.
+        judged_on: The split on which the run is judged.
+        after: The mAP of the kept network on that split.
     """
     maps = state.val_maps()
     best = maps[kept]
     if best is None:
-        yield "there is no split val, or none of its photos has another of its label: the last epoch is kept"
+        yield "there is no split val, or no photo in it shares its label with another: the last epoch is kept"
     elif state.best_first()[0] == kept == 0:
         others = max((value for epoch, value in maps.items() if epoch and value is not None), default=0.0)
         yield (
@@ -160,8 +157,8 @@ def warnings(config: TrainConfig, state: State, kept: int, judged_on: str | None
         )
     if best is not None and state.val_before is not None and state.val_before > best:
         yield (
-            f"{config.model!r} off the shelf is better on split val (mAP {state.val_before:.4f}) than what is kept "
-            f"({best:.4f}); use it as it is, or try another --dimension or --power"
+            f"{config.model!r} off the shelf is better on split val (mAP {state.val_before:.4f}) than the kept "
+            f"network ({best:.4f}); use it as it is, or try another --dimension or --power"
         )
     if kept and after is not None and state.map_fitted is not None and after < state.map_fitted:
         yield (

@@ -1,8 +1,8 @@
-"""What workers have to say, carried to the job's own log through a queue of Ray's.
+"""The workers of a training as the driver sees them: their log records, room for them, and their failures.
 
-Room for a training's workers on a cluster that starts nodes as they are asked for.
-
-What becomes of a training when a worker fails: it ends where a new try would fail alike, else it is tried again.
+Log records reach the driver's log through a Ray queue (`log_queue`, `log_to`). `wait_for_room` waits until the workers
+can start, on a cluster that may still start nodes. When a worker fails, Ray Train starts all again from the last
+checkpoint; `Failures` ends the training instead if another try would meet the same error.
 """
 
 import contextlib
@@ -27,10 +27,20 @@ from dim.app import cluster, placement
 from dim.errors import JobFailed, UserError
 from dim.io import files
 
+log = logging.getLogger(__name__)
+
+PATIENCE = 600.0  # seconds that a cluster gets to start nodes
+AGAIN = 60.0  # seconds after which the nodes are counted again while the training waits for room
+SILENCE = 30.0  # seconds that Ray Train may wait for workers before the log says so
+TRIES = 4  # each dead worker or lost node costs one, a node that the cloud preempts none
+
+# Lines that TensorFlow puts before the reason of an error: the place in its graph and in the code.
+_LOCATION = re.compile(r"Graph execution error:|Detected at node |  File |    |Node: |<stack traces |\d+ root error")
+
 
 @contextlib.contextmanager
-def listening() -> Iterator[Queue]:
-    """A queue whose log records come out of the job's handlers."""
+def log_queue() -> Iterator[Queue]:
+    """A queue whose log records go to the handlers of this process's root logger."""
     queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": cluster.on_this_node()})
     listener = logging.handlers.QueueListener(queue, *logging.getLogger().handlers)
     listener.start()
@@ -41,10 +51,8 @@ def listening() -> Iterator[Queue]:
         queue.shutdown()
 
 
-def speak_through(queue: Queue, level: int, worker: int | None = None) -> None:
-    """Sends this process's `dim` log records of at least `level` to `queue`, as those of `worker`, if it is one, on
-    this node.
-    """
+def log_to(queue: Queue, level: int, worker: int | None = None) -> None:
+    """Sends this process's `dim` log records of at least `level` to `queue`, with its node and its rank `worker`."""
 
     def signed(record: logging.LogRecord) -> bool:
         record.node = platform.node()
@@ -59,55 +67,49 @@ def speak_through(queue: Queue, level: int, worker: int | None = None) -> None:
     logger.propagate = False
 
 
-log = logging.getLogger(__name__)
+def rounded_cpus(cpus: float) -> float:
+    """The CPUs to ask Ray Train for: less than 1 CPU is rounded down to a power of two.
 
-PATIENCE = 600.0  # seconds in which a cloud has started its nodes, or won't
-AGAIN = 60.0  # seconds after which nodes may have come or gone
-
-
-def divisible(cpus: float) -> float:
-    """The CPUs to ask for where a worker is to take `cpus`: of less than one the next lower power of two.
-
-    Ray Train divides floats to know how many workers a node holds: of five that take a tenth it starts four.
+    Ray Train finds how many workers fit on a node by dividing floats, so of five that fit it may start four.
     """
     return cpus if cpus >= 1 else 2.0 ** math.floor(math.log2(cpus))
 
 
-def wait(workers: int, each: dict[str, float]) -> None:
-    """Waits until there is room for all `workers`, with the resources `each`; in vain, for as many as the nodes hold.
+def wait_for_room(workers: int, each: dict[str, float]) -> None:
+    """Waits until there is room for all `workers`, which need the resources `each`, or for as many as the nodes hold.
 
-    On a cluster that grows, all of them get PATIENCE seconds. Ray Train would start with the first worker that finds
-    room, and from the last checkpoint again as nodes come; an epoch that is lost costs more than to wait.
+    A cluster that may start nodes gets PATIENCE seconds. Ray Train alone would start with the first worker that finds
+    room, and start again from the last checkpoint as nodes come; the epochs lost by that cost more than waiting.
     """
-    if _found(workers, each, 1):
+    if _has_room(workers, each, 1):
         return
     if cluster.autoscaled_nodes():
-        log.info("all of them have %.0f s to find room; then as many begin as the nodes hold", PATIENCE)
-        if _found(workers, each, PATIENCE):
+        log.info("waiting up to %.0f s for room for all workers; then as many start as the nodes hold", PATIENCE)
+        if _has_room(workers, each, PATIENCE):
             return
-    seconds, said = 1.0, 0
-    while not _found(number := _tried(workers, each), each, seconds):
-        if number != said:
-            log.info("%s", waiting(number))
-        seconds, said = AGAIN, number
+    seconds, logged = 1.0, 0
+    while not _has_room(number := _asked_for(workers, each), each, seconds):
+        if number != logged:
+            log.info("%s", waiting_line(number))
+        seconds, logged = AGAIN, number
 
 
-def waiting(workers: int) -> str:
-    """What is said while there is no room for so many."""
+def waiting_line(workers: int) -> str:
+    """The log line while there is no room for `workers`."""
     fewer = "s; fewer --workers need less" if workers > 1 else ""
     return f"waiting for room for {workers} training worker{fewer}"
 
 
-def _tried(workers: int, each: dict[str, float]) -> int:
+def _asked_for(workers: int, each: dict[str, float]) -> int:
     """How many workers Ray Train tries to start: as many as the nodes would hold if no other job used them.
 
-    Where one does, it tries again and again, without a word, and never with fewer.
+    If another job does, Ray Train retries without logging anything, and never with fewer workers.
     """
     return max(1, min(workers, placement.capacity(placement.live_nodes(), each["CPU"], each.get("GPU", 0.0))))
 
 
-def _found(workers: int, each: dict[str, float], seconds: float) -> bool:
-    """Whether there is room within `seconds`; a placement group, unlike Ray Train's wait, is one that Ctrl-C ends."""
+def _has_room(workers: int, each: dict[str, float], seconds: float) -> bool:
+    """Whether there is room within `seconds`. Ctrl-C ends waiting for a placement group, but not Ray Train's wait."""
     group = placement_group([each] * workers)
     try:
         end = time.monotonic() + seconds
@@ -118,103 +120,93 @@ def _found(workers: int, each: dict[str, float], seconds: float) -> bool:
         remove_placement_group(group)
 
 
-SILENCE = 30.0  # seconds after which it is said that Ray Train waits
-TRIES = 4  # a dead worker or a lost node costs one; a node that the cloud takes back costs none
-
-# What TensorFlow puts before what is wrong, line by line: where in its graph and in the code it is.
-_WHERE = re.compile(r"Graph execution error:|Detected at node |  File |    |Node: |<stack traces |\d+ root error")
-
-
 class Failures(UserCallback):  # type: ignore[misc]
-    """Ends the training at a worker's UserError or JobFailed; says of any other failure that the workers start again.
+    """Ends the training at a worker's UserError or JobFailed, and logs any other failure.
 
-    Ray Train's controller, a process of its own, calls it for each failure. What workers raise is tried again, whatever
-    it is; what a callback raises ends the training at once.
+    Ray Train's controller, in a process of its own, calls it for each failure. It restarts the workers whatever they
+    raise, but an error that a callback raises ends the training at once.
     """
 
     def __init__(self, queue: Queue) -> None:
-        self._queue = queue
-        self._tries = 0
-        self._taken: set[Any] = set()
+        self._queue, self._tries = queue, 0
+        self._preempted: set[Any] = set()
 
     def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
-        """Raises the first UserError or JobFailed of `worker_exceptions`, which are by rank."""
-        speak_through(self._queue, logging.INFO)
+        """Raises the first UserError or JobFailed of `worker_exceptions`, a dictionary by rank."""
+        log_to(self._queue, logging.INFO)
         for rank, error in sorted(worker_exceptions.items()):
             if isinstance(error, UserError | JobFailed):
                 if run_context.scaling_config.max_workers > 1:
                     log.warning("%s ends the training", _named(rank, error))
                 raise error
         deaths = [_cause(error) for error in worker_exceptions.values()]
-        taken = {getattr(death, "actor_id", None) for death in deaths if getattr(death, "preempted", False)}
-        if taken and taken <= self._taken:
-            return  # Ray Train tells of it again and again until the time is over that the cloud gave
-        self._taken |= taken
-        self._tries += not taken
+        preempted = {getattr(death, "actor_id", None) for death in deaths if getattr(death, "preempted", False)}
+        if preempted and preempted <= self._preempted:
+            return  # Ray Train reports a preemption at each poll until the node is gone
+        self._preempted |= preempted
+        self._tries += not preempted
         if self._tries < TRIES:
-            log.warning("%s; the workers start again from the last checkpoint", described(worker_exceptions))
+            log.warning("%s; the workers start again from the last checkpoint", description(worker_exceptions))
 
 
 class Starts(ControllerCallback):  # type: ignore[misc]
-    """Says why workers that are to start don't, each reason once. Ray Train tries again and again without a word."""
+    """Logs why workers do not start, each reason once. Ray Train itself retries without logging anything."""
 
     def __init__(self, queue: Queue) -> None:
-        self._queue = queue
-        self._said = ""
-        self._since = 0.0
+        self._queue, self._logged, self._since = queue, "", 0.0
 
     def after_controller_state_update(
         self, previous_state: TrainControllerState, current_state: TrainControllerState
     ) -> None:
-        """Called with what Ray Train's controller did before and does now; while it waits, with the same again."""
+        """Ray Train calls it with the controller's old and new state; repeatedly with the same one while it waits."""
         if current_state is not previous_state:
             self._since = time.monotonic()
         if isinstance(current_state, RunningState):
-            self._said = ""
+            self._logged = ""
         elif isinstance(current_state, ReschedulingState):
-            self._say(_not_started(current_state.training_failed_error))
+            self._log(_not_started(current_state.training_failed_error))
         elif time.monotonic() - self._since > SILENCE:
-            self._say(waiting(1))
+            self._log(waiting_line(1))
 
-    def _say(self, what: str) -> None:
-        if what != self._said:
-            speak_through(self._queue, logging.INFO)
-            log.warning("%s", what)
-        self._said = what
+    def _log(self, reason: str) -> None:
+        if reason != self._logged:
+            log_to(self._queue, logging.INFO)
+            log.warning("%s", reason)
+        self._logged = reason
 
 
 def _not_started(error: Exception) -> str:
     cause = getattr(error, "controller_failure", error)
     if isinstance(cause, WorkerGroupStartupTimeoutError):
-        return waiting(cause.num_workers)
+        return waiting_line(cause.num_workers)
     return f"the training workers could not start: {_reason(cause)}; they are started again"
 
 
-def described(failures: Mapping[int, Exception]) -> str:
-    """Which worker failed and why, in one line. A death goes first: it makes the others fail, too."""
+def description(failures: Mapping[int, Exception]) -> str:
+    """Which worker failed and why, in one line. Deaths come first, as they make the other workers fail, too."""
     rank, error = min(failures.items(), key=lambda failure: (not _died(failure[1]), failure[0]))
     if _died(error):
-        return f"{_named(rank, error)} died, as it does where memory is short or its node is lost"
+        return f"{_named(rank, error)} died, most likely because its node is lost or out of memory"
     return f"{_named(rank, error)} failed: {_reason(error)}"
 
 
-def as_own(error: Exception) -> UserError | JobFailed:
-    """`error`, with which Ray Train ended a training, as the user reads it."""
+def as_dim_error(error: Exception) -> UserError | JobFailed:
+    """The error for the user when Ray Train ended a training with `error`."""
     cause = getattr(error, "controller_failure", error)
     if isinstance(cause, UserError | JobFailed):
         return cause
     failures = getattr(error, "worker_failures", None)
-    said = f"after {TRIES} tries, {described(failures)}" if failures else f"Ray Train failed: {files.reason(cause)}"
-    return JobFailed(f"{said}; run the same command again to go on")
+    what = f"after {TRIES} tries, {description(failures)}" if failures else f"Ray Train failed: {files.reason(cause)}"
+    return JobFailed(f"{what}; run the same command again to go on")
 
 
 def _reason(error: Exception) -> str:
-    """What is wrong, in one line; of what TensorFlow says, the first sentence that tells."""
+    """The reason for `error` in one line; from TensorFlow's long messages, the first line that has it."""
     lines = str(error).splitlines()
     if lines[:1] != ["Graph execution error:"]:
         return files.reason(error)
-    told = (line.strip() for line in lines if not _WHERE.match(line))
-    return " ".join(re.sub(r"\[(\[|Op:).*", "", next(filter(None, told), lines[0])).split())
+    reasons = (line.strip() for line in lines if not _LOCATION.match(line))
+    return " ".join(re.sub(r"\[(\[|Op:).*", "", next(filter(None, reasons), lines[0])).split())
 
 
 def _named(rank: int, error: Exception) -> str:
@@ -223,7 +215,7 @@ def _named(rank: int, error: Exception) -> str:
 
 
 def _cause(error: Exception) -> Exception:
-    cause: Exception = getattr(error, "health_check_failure", error)  # Ray Train asks its workers how they are
+    cause: Exception = getattr(error, "health_check_failure", error)  # a failed health check wraps it
     return cause
 
 

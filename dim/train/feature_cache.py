@@ -1,15 +1,14 @@
-"""A limit on what the folders in one place take together, which many processes of a machine keep.
+"""The feature cache: activations of the frozen trunk, kept on each machine's scratch disk.
 
-They count the bytes in a file, under its lock. Whoever finds no room deletes the folder used longest ago, but none
-that a process uses: a lock on it says so. The kernel gives back the locks of a process that dies.
+The frozen trunk maps a photo to the same activations in every epoch, so they are computed once; mining and all training
+steps start from them. A folder belongs to one trunk, preprocessing and input size, and holds an Arrow tensor (float16,
+memory-mapped when read) for each photo. Files are written beside their place and renamed, so that processes can share a
+folder, and one that dies leaves no partial file. (Not `.npy`: NumPy parses its header as Python, which in CPython 3.11
+fails in several threads, "AST constructor recursion depth mismatch".)
 
-Activations of the layers that training leaves as they are, kept on the node's scratch disk.
-
-With everything up to `block4_pool` frozen, its activations of a photo never change: they are computed once, and the
-mining pass and every training step start from them. One Arrow tensor (float16, memory-mapped when read) a photo, in a
-folder named by the fingerprint of trunk, preprocessing and input size; written beside and renamed, so that processes of
-one node share the folder, and a death leaves nothing half-written. Not `.npy`: NumPy parses its header as Python,
-which CPython 3.11 does not survive in several threads ("AST constructor recursion depth mismatch").
+`Quota` limits the disk space of all folders together. Processes count the bytes in a file, under its lock. If there is
+no room, the least recently used folder is deleted, unless a process uses it and so holds a lock on it. The kernel
+releases the lock when the process dies.
 """
 
 import contextlib
@@ -19,6 +18,7 @@ import os
 import shutil
 import weakref
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +26,85 @@ import pyarrow as pa
 
 from dim.io import files, local_files, scratch
 
-COUNT = "bytes"  # the file that holds how many are taken
+COUNT = "bytes"  # the file that holds the number of bytes taken
+
+
+class FeatureCache:
+    """The cache of one frozen trunk on this machine.
+
+    Args:
+        folder: The scratch folder; None for the default one.
+        fingerprint: Identifies trunk, preprocessing and input size.
+        limit: Bytes that all trunks may take on the machine. Further features are not cached.
+
+    Raises:
+        JobFailed: Nothing can be written to the folder. A disk that fills up later costs time, not the run.
+    """
+
+    def __init__(self, folder: str | None, fingerprint: str, limit: int) -> None:
+        self._full = False
+        trunks, name = (
+            scratch.persistent_folder(folder) / "trunk",
+            hashlib.sha256(fingerprint.encode()).hexdigest()[:32],
+        )
+        self._folder = trunks / name
+        local_files.sweep(str(self._folder))
+        with files.writing(str(self._folder)):
+            self._quota = Quota(trunks, name, limit)
+
+    def is_full(self) -> bool:
+        """Whether something found no room."""
+        return self._full
+
+    def holds(self, key: str) -> bool:
+        """Whether there are activations under `key`."""
+        return self._path(key).exists()
+
+    def get(self, key: str) -> np.ndarray | None:
+        """The activations under `key`, memory-mapped; None if there are none."""
+        try:
+            with pa.memory_map(str(self._path(key))) as file:
+                found: np.ndarray = pa.ipc.read_tensor(file).to_numpy()
+            return found
+        except (OSError, ValueError):
+            return None  # not cached, or cut short by a power failure
+
+    def put(self, key: str, activations: np.ndarray) -> None:
+        """Caches `activations` under `key` if there is room."""
+        tensor = pa.Tensor.from_numpy(np.ascontiguousarray(activations))
+        try:
+            if not self._quota.take(size := pa.ipc.get_tensor_size(tensor)):
+                self._full = True
+                return
+            try:
+                self._write(key, tensor)
+            except OSError:
+                self._quota.give_back(size)
+                raise
+        except OSError:  # a full disk; on some file systems even the count cannot be written
+            self._full = True
+
+    def _write(self, key: str, tensor: pa.Tensor) -> None:
+        path, beside = self._path(key), self._folder / f"{key}.{os.getpid()}.tmp"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with pa.OSFile(str(beside), "wb") as file:
+                pa.ipc.write_tensor(tensor, file)
+            if path.exists():  # another worker wrote it, or it was cut short
+                self._quota.give_back(path.stat().st_size)
+            beside.replace(path)
+        except OSError:
+            beside.unlink(missing_ok=True)
+            raise
+
+    def _path(self, key: str) -> Path:
+        return self._folder / key[:2] / f"{key}.arrow"
 
 
 class Quota:
-    """At most `limit` bytes for all folders in `place`; `used`, one of them, is made, and stays while this object
-    lives.
+    """Allows at most `limit` bytes for all folders in `place`.
+
+    Creates one of them, `used`, and protects it from deletion while this object lives.
     """
 
     def __init__(self, place: Path, used: str, limit: int) -> None:
@@ -42,12 +115,12 @@ class Quota:
             lock = os.open(place / used, os.O_RDONLY)
             weakref.finalize(self, os.close, lock)
             fcntl.flock(lock, fcntl.LOCK_SH)
-            # What dead processes meant to take, and what people deleted, is counted anew.
+            # Recount: a process may have died after it counted a file and before it wrote it; users may delete files.
             taken.bytes = sum(map(_size, self._folders()))
             self._make_room(taken, 0)
 
     def take(self, size: int) -> bool:
-        """Counts `size` more bytes as taken if there is room, and returns whether there was."""
+        """Takes `size` bytes if there is room, and returns whether there was."""
         with self._taken() as taken:
             self._make_room(taken, size)
             if taken.bytes + size > self._limit:
@@ -56,7 +129,7 @@ class Quota:
             return True
 
     def give_back(self, size: int) -> None:
-        """Counts `size` bytes that were taken as free."""
+        """Returns `size` bytes that were taken."""
         with self._taken() as taken:
             taken.bytes -= size
 
@@ -73,23 +146,21 @@ class Quota:
 
     @contextlib.contextmanager
     def _taken(self) -> Iterator["_Taken"]:
-        self._place.mkdir(parents=True, exist_ok=True)  # a sweep of temporary files may take it while a run goes on
+        self._place.mkdir(parents=True, exist_ok=True)  # cleaners of temporary folders may delete it during a run
         file = os.open(self._place / COUNT, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
             before = os.read(file, 32)
             taken = _Taken(int(before) if before.strip().isdigit() else 0)
             yield taken
-            os.pwrite(file, b"%-32d" % max(0, taken.bytes), 0)  # of one length: a death tears nothing
+            os.pwrite(file, b"%-32d" % max(0, taken.bytes), 0)  # a fixed length: one write replaces it all
         finally:
             os.close(file)
 
 
+@dataclass
 class _Taken:
-    """The bytes that are taken."""
-
-    def __init__(self, count: int) -> None:
-        self.bytes = count
+    bytes: int  # taken in all folders; `Quota` changes it under the lock
 
 
 def _unused(folder: Path) -> bool:
@@ -106,72 +177,6 @@ def _unused(folder: Path) -> bool:
 def _size(folder: Path) -> int:
     total = 0
     for file in folder.rglob("*.*"):
-        with contextlib.suppress(OSError):  # it was renamed just now
+        with contextlib.suppress(OSError):  # another process has just renamed it
             total += file.stat().st_size
     return total
-
-
-class FeatureCache:
-    """The cache of one trunk. What would go beyond `limit` bytes, over all trunks of the node, is not kept.
-
-    Raises JobFailed where nothing can be written to its folder. A disk that is full later costs time, not the run.
-    """
-
-    def __init__(self, folder: str | None, fingerprint: str, limit: int) -> None:
-        self._full = False
-        trunks, name = (
-            scratch.persistent_folder(folder) / "trunk",
-            hashlib.sha256(fingerprint.encode()).hexdigest()[:32],
-        )
-        self._folder = trunks / name
-        local_files.sweep(str(self._folder))
-        with files.writing(str(self._folder)):
-            self._quota = Quota(trunks, name, limit)
-
-    def is_full(self) -> bool:
-        """Whether there was no room for something."""
-        return self._full
-
-    def holds(self, key: str) -> bool:
-        """Whether something is kept under `key`."""
-        return self._path(key).exists()
-
-    def get(self, key: str) -> np.ndarray | None:
-        """The activations kept under `key`, or None."""
-        try:
-            with pa.memory_map(str(self._path(key))) as file:
-                kept: np.ndarray = pa.ipc.read_tensor(file).to_numpy()
-            return kept
-        except (OSError, ValueError):
-            return None  # never kept, or cut short by a power failure
-
-    def put(self, key: str, activations: np.ndarray) -> None:
-        """Keeps `activations` under `key`, if there is room."""
-        tensor = pa.Tensor.from_numpy(np.ascontiguousarray(activations))
-        try:
-            if not self._quota.take(size := pa.ipc.get_tensor_size(tensor)):
-                self._full = True
-                return
-            try:
-                self._write(key, tensor)
-            except OSError:
-                self._quota.give_back(size)
-                raise
-        except OSError:  # some file systems have no room even to count that there is none
-            self._full = True
-
-    def _write(self, key: str, tensor: pa.Tensor) -> None:
-        path, beside = self._path(key), self._folder / f"{key}.{os.getpid()}.tmp"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with pa.OSFile(str(beside), "wb") as file:
-                pa.ipc.write_tensor(tensor, file)
-            if path.exists():  # cut short, or from another worker
-                self._quota.give_back(path.stat().st_size)
-            beside.replace(path)
-        except OSError:
-            beside.unlink(missing_ok=True)
-            raise
-
-    def _path(self, key: str) -> Path:
-        return self._folder / key[:2] / f"{key}.arrow"

@@ -1,4 +1,7 @@
-"""A training run as the driver sees it: check the input, start Ray Train, report what came out."""
+"""A training run as the driver sees it: it checks the input, starts the workers by Ray Train, and writes the report.
+
+Each worker runs `dim.train.loop`.
+"""
 
 import dataclasses
 import hashlib
@@ -27,61 +30,66 @@ from dim.model.backbones import BACKBONES
 from dim.model.spec import Source
 from dim.report import training as training_report
 from dim.train import failures, history, training_set
-from dim.train.augmentation import TrainingPhotos
 from dim.train.config import TrainConfig
 from dim.train.history import MODEL
-from dim.train.training_set import Inputs, Job
+from dim.train.training_set import Inputs, Job, TrainingPhotos
 
 log = logging.getLogger(__name__)
 
 DEMO = Path(dim.__file__).parent / "assets" / "demo" / "manifest.csv"
-# What may differ when a run is resumed: how long it goes on, where it stands, and on what it runs.
+# Flags that may differ when a run is resumed: its length, the place of its folder, and the machines that it runs on.
 FREE = {"root", "epochs", "out", "mlflow", "workers", "gpus_per_worker", "scratch", "scratch_gigabytes"}
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
-    """Trains, or goes on training, the run in `config.out`. Raises UserError before anything is written."""
-    # Workers stand in other folders.
+    """Trains the run in the folder `config.out`, or resumes it.
+
+    Returns:
+        The figures of the run, also written to result.json: mAP before and after, the best epoch, the trained model.
+
+    Raises:
+        UserError: Flags or input are wrong. Nothing is written before they are checked.
+        JobFailed: A worker cannot go on, or failed too often. The same command resumes.
+    """
+    # Workers have other working folders.
     config = dataclasses.replace(
         config, out=files.absolute(config.out), scratch=config.scratch and _on_disk(config.scratch)
     )
     manifest = manifests.read(config.manifest or str(DEMO))
     if config.root:
         identity.require_under(config.root, manifest)
-    source = config.source(config.model, layer=config.layer)
-    tail, layer = BACKBONES[source.spec.backbone].tail, source.spec.layer
-    if config.train_layers == "block5" and layer.partition("_")[0] == tail.partition("_")[0]:
-        raise UserError(f"--layer {layer} lies in the frozen part, up to {tail}; use --train-layers pca or all")
+    source = _network(config)
     contents = identity.fingerprint_photos(manifest)
-    photos = _photos(manifest, contents, source, config)
+    photos = photos_of(manifest, contents, source, config)
     fit_pca = source.spec.dimension is None
     if fit_pca:
-        source = _with_pca(source, config, len(photos.rows("train")))
+        source = with_pca(source, config, len(photos.rows("train")))
     check_candidates(config, source.spec.dimension or source.spec.pooled_dimension)
-    learned_from = training_set.of(manifest, contents, source)
+    inputs = training_set.of(manifest, contents, source)
+
+    # Refuse to resume a run of other flags or other photos.
     _require_same_flags(config)
-    _require_same_inputs(config, learned_from)
+    _require_same_inputs(config, inputs)
     scratch.require_own(config.scratch)
     if config.mlflow:
         history.require_mlflow()
+
     with cluster.connected():
         cluster.require_shared(photos.paths)
         gpus = placement.gpus_per_worker(config.gpus_per_worker)
         kept = training_set.kept_precision(config.out) if config.precision == "auto" else None
-        chosen = kept or resolve_precision(config.precision, gpus)
-        learned_from = dataclasses.replace(
-            learned_from, network=learned_from.network | {training_set.PRECISION: chosen}
-        )
+        precision = kept or resolve_precision(config.precision, gpus)
+        inputs = dataclasses.replace(inputs, network=inputs.network | {training_set.PRECISION: precision})
         named = {"manifest": manifest.uri, "model": config.model}
-        with output.opened(config.out, "train", config, named) as out, failures.listening() as queue:
-            run = history.begun(config.mlflow, config) if config.mlflow else None
-            job = Job(config, photos, source, learned_from, chosen, fit_pca, queue, run, lease.claims())
-            summary = _fit(config, gpus, job)
+        with output.opened(config.out, "train", config, named) as out, failures.log_queue() as queue:
+            tracking = history.tracked(config.mlflow, config) if config.mlflow else None
+            job = Job(config, photos, source, inputs, precision, fit_pca, queue, tracking, lease.claims())
+            summary = _run_workers(config, gpus, job)
             for warning in summary["warnings"]:
                 log.warning("%s", warning)
             training_report.write(config, photos, summary, out)
-            if run:
-                run.finished(summary)
+            if tracking:
+                tracking.finished(summary)
             return out.finish(summary | {"model": out.path(MODEL)})
 
 
@@ -91,7 +99,17 @@ def _on_disk(scratch: str) -> str:
     return files.locate(scratch)[1]
 
 
-def _photos(manifest: Manifest, contents: Contents, source: Source, config: TrainConfig) -> TrainingPhotos:
+def _network(config: TrainConfig) -> Source:
+    """The network that the run begins with."""
+    source = config.source(config.model, layer=config.layer)
+    tail, layer = BACKBONES[source.spec.backbone].tail, source.spec.layer
+    if config.train_layers == "block5" and layer.partition("_")[0] == tail.partition("_")[0]:
+        raise UserError(f"--layer {layer} is one of the frozen layers, up to {tail}; use --train-layers pca or all")
+    return source
+
+
+def photos_of(manifest: Manifest, contents: Contents, source: Source, config: TrainConfig) -> TrainingPhotos:
+    """The photos of `manifest` at the input size of `source`. Raises UserError if split train gives no triplets."""
     train = manifest.select("train")
     check_labels(train.labels, config, f"split train of {manifest.uri!r}")
     return TrainingPhotos(
@@ -110,14 +128,13 @@ def _photos(manifest: Manifest, contents: Contents, source: Source, config: Trai
     )
 
 
-def _with_pca(source: Source, config: TrainConfig, rows: int) -> Source:
-    # The covariance of n descriptors has n − 1 directions at most.
+def with_pca(source: Source, config: TrainConfig, rows: int) -> Source:
+    """`source` with a PCA layer, which the workers fit on `rows` photos."""
+    # The covariance of n descriptors has a rank of at most n − 1.
     pooled = source.spec.pooled_dimension
     dimension = min(config.dimension, pooled, rows - 1)
     if dimension < config.dimension:
-        log.info(
-            "the PCA layer has %d dimensions: %d training photos of %d values allow no more", dimension, rows, pooled
-        )
+        log.info("the PCA layer has %d dimensions; %d photos of %d values allow no more", dimension, rows, pooled)
     learned_on = {"manifest": config.manifest or "demo", "split": "train"}
     whitening = {"kind": "pca", "power": config.power, "learned_on": learned_on}
     return dataclasses.replace(source, spec=dataclasses.replace(source.spec, dimension=dimension, whitening=whitening))
@@ -126,7 +143,7 @@ def _with_pca(source: Source, config: TrainConfig, rows: int) -> Source:
 def _require_same_flags(config: TrainConfig) -> None:
     record = output.record_of(config.out)
     if record is None or record["job"] != "train":
-        return  # output.opened says whose folder it is
+        return  # output.opened refuses the folder of another job
     before = record.get("configuration", {})
     now = dataclasses.asdict(config)
     for name in now.keys() - FREE:
@@ -137,34 +154,34 @@ def _require_same_flags(config: TrainConfig) -> None:
             )
 
 
-def _require_same_inputs(config: TrainConfig, learned_from: Inputs) -> None:
-    if changed := learned_from.changed(config):
-        trained = files.join(config.out, MODEL)
-        further = f", and --model {trained} to go on from its best epoch"
-        raise UserError(f"{changed}; give another --out{further if files.exists(trained) else ''}")
+def _require_same_inputs(config: TrainConfig, inputs: Inputs) -> None:
+    if changed := inputs.changed(config):
+        model = files.join(config.out, MODEL)
+        further = f", and --model {model} to go on from its best epoch" if files.exists(model) else ""
+        raise UserError(f"{changed}; give another --out{further}")
 
 
-def _fit(config: TrainConfig, gpus: float, job: Job) -> dict[str, Any]:
-    """What the workers found, once they are done. Raises the UserError or JobFailed of one that can't go on."""
-    cpus = failures.divisible(placement.worker_cpus(placement.cpu_share(config.workers, gpus), gpus))
+def _run_workers(config: TrainConfig, gpus: float, job: Job) -> dict[str, Any]:
+    """Runs the workers and returns their figures. Raises the UserError or JobFailed of a worker that can't go on."""
+    cpus = failures.rounded_cpus(placement.worker_cpus(placement.cpu_share(config.workers, gpus), gpus))
     placement.require_room("training worker", config.workers, cpus, gpus)
     each = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
-    failures.wait(config.workers, each)
+    failures.wait_for_room(config.workers, each)
     log.info("starting %d training worker%s", config.workers, "" if config.workers == 1 else "s")
-    # These import TensorFlow, which takes seconds; what is wrong with the input has been said by now.
+    # These import TensorFlow, which takes seconds, so errors of the input come before.
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError  # noqa: PLC0415
     from ray.train.tensorflow import TensorflowTrainer  # noqa: PLC0415
 
-    with tempfile.TemporaryDirectory() as folder:  # Ray Train wants one; checkpoints are in the run's
+    with tempfile.TemporaryDirectory() as folder:  # Ray Train needs one, although no checkpoint goes there
         trainer = TensorflowTrainer(
             train_worker,
             train_loop_config={"job": job},
             scaling_config=ScalingConfig(
-                # Elastic: after a loss, as many workers go on as the cluster still has room for.
+                # Elastic: after a node is lost, as many workers go on as the cluster still has room for.
                 num_workers=(1, config.workers) if config.workers > 1 else 1,
                 use_gpu=gpus > 0,
                 resources_per_worker=each,
-                # What they leave of a node is for decoding, not for another of them; GPUs talk faster on one node.
+                # GPUs exchange gradients faster on one node; CPU workers are spread to leave CPUs for decoding on each.
                 placement_strategy="PACK" if gpus > 0 else "SPREAD",
             ),
             run_config=RunConfig(
@@ -177,25 +194,25 @@ def _fit(config: TrainConfig, gpus: float, job: Job) -> dict[str, Any]:
         try:
             summary: dict[str, Any] = trainer.fit().return_value
         except (TrainingFailedError, RayActorError) as error:
-            log.debug("Ray Train's account of it:", exc_info=True)
-            raise failures.as_own(error) from error
+            log.debug("Ray Train's error:", exc_info=True)
+            raise failures.as_dim_error(error) from error
         finally:
             if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGINT, interrupt)  # Ray Train's own stays, and would leave Ctrl-C without effect
+                signal.signal(signal.SIGINT, interrupt)  # Ray Train leaves its handler, which would ignore Ctrl-C
     return summary
 
 
 def train_worker(arguments: dict[str, Any]) -> dict[str, Any]:
     """Runs a worker's part of the job `arguments["job"]` and returns the figures of the run.
 
-    What it can't do it raises: the other workers wait for this one, and Ray Train ends them only for what is raised.
+    Errors must leave it: the other workers wait for this one, and Ray Train ends them only if this one raises.
     """
-    from dim.train import loop  # noqa: PLC0415  (TensorFlow is for the workers)
+    from dim.train import loop  # noqa: PLC0415  (only workers need TensorFlow)
 
     job: Job = arguments["job"]
     try:
         with progress.counting_for("train"), cluster.connected(), lease.under(job.claims):
             return loop.run(job)
     except Exception as error:
-        error.add_note(f"on {platform.node()}")  # Ray Train names the worker's rank only
+        error.add_note(f"on {platform.node()}")  # Ray Train tells the rank only
         raise

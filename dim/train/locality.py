@@ -1,8 +1,8 @@
-"""Which machine works on which photos: the one that keeps their activations, in every epoch and every later run.
+"""Which machine owns which photos: it embeds them and caches their features, in every epoch and every later run.
 
-Objects are handed out by rendezvous hashing with bounded loads (Thaler and Ravishankar 1998; Mirrokni, Thorup and
-Zadimoghaddam 2018): each machine draws a number for each object from both names, and the largest draw has it while it
-has room. So a machine that comes or goes changes the owner of few other objects.
+Objects are assigned by rendezvous hashing with bounded loads (Thaler and Ravishankar 1998; Mirrokni, Thorup and
+Zadimoghaddam 2018): each machine draws a number for each object from a hash of both names, and the machine with the
+largest draw that has room owns the object. So few objects change their owner when a machine comes or goes.
 """
 
 import hashlib
@@ -11,30 +11,30 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dim.train.augmentation import TrainingPhotos
+from dim.train.training_set import TrainingPhotos
 
-SLACK = 1.05  # how much more than its part a machine may get, so that the largest draw mostly decides
-PARTS = 8  # an object of more than such a part of what a machine gets is divided
+SLACK = 1.05  # how many times its fair part a machine may own, so that the largest draw mostly decides
+PARTS = 8  # an object with more photos than 1 / PARTS of a machine's fair part is divided
 
 
 @dataclass(frozen=True)
 class Ownership:
-    """`machines` (W,), the number of each worker's machine; `owners` (n,), that of the machine that has each row."""
+    """The owner of each photo: `machines` (W,) numbers the machine of each worker, `owners` (n,) that of each row."""
 
     machines: np.ndarray
     owners: np.ndarray
 
     def rows(self, rows: np.ndarray, worker: int) -> np.ndarray:
-        """Those of `rows` that `worker` works on; workers of one machine share what it has."""
+        """Those of `rows` that `worker` embeds. The workers of a machine divide its photos among themselves."""
         mates = np.flatnonzero(self.machines == self.machines[worker])
         own: np.ndarray = rows[self.owners[rows] == self.machines[worker]]
         return own[int(np.flatnonzero(mates == worker)[0]) :: len(mates)]
 
 
 def ownership(photos: TrainingPhotos, names: Sequence[str]) -> Ownership:
-    """Divides `photos` among the machines of workers, which have these `names`.
+    """Divides `photos` among machines; `names` has the name of each worker's machine.
 
-    Photos with one label stay together, and each machine gets its part of each split, by its number of workers.
+    Photos with the same label stay together. Each machine owns a part of each split in proportion to its workers.
     """
     known, machines = np.unique(np.array(names), return_inverse=True)
     shares = np.bincount(machines) / len(machines)
@@ -48,7 +48,7 @@ def ownership(photos: TrainingPhotos, names: Sequence[str]) -> Ownership:
 
 
 def _units(rows: np.ndarray, photos: TrainingPhotos, shares: np.ndarray) -> list[tuple[str, list[int]]]:
-    """The name and rows of what goes to one machine as a whole, the largest first."""
+    """The units that stay on one machine: name and rows, the largest first."""
     by_label: dict[str, list[int]] = {}
     for row in rows.tolist():
         label = photos.labels[row]
@@ -64,6 +64,7 @@ def _units(rows: np.ndarray, photos: TrainingPhotos, shares: np.ndarray) -> list
 
 
 def _assigned(units: list[tuple[str, list[int]]], names: list[str], shares: np.ndarray) -> list[tuple[list[int], int]]:
+    """The rows of each unit, with the machine that owns them."""
     total = sum(len(rows) for _, rows in units)
     most = SLACK * total * shares
     loads = np.zeros(len(names))

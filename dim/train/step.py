@@ -1,13 +1,7 @@
-"""The triplet loss.
+"""The network in training, and one step of gradient descent on a batch of triplets, under any tf.distribute strategy.
 
-L = max(0, m + ‖a − p‖² − ‖a − n‖²) over L2-normalised descriptors; m = 0.1 by default. (Gordo et al., 1604.01325,
-section 3.2, has a factor ½, which only scales the learning rate.)
-
-One step of gradient descent on a batch of triplets, under any tf.distribute strategy.
-
-The strategy sums the replicas' gradients, so each divides its loss by the size of the *whole* batch.
-
-The network in training: cut into a frozen trunk, computed once for each photo, and the head that is trained.
+`TrainedNetwork` cuts the network into a frozen trunk, computed once for each photo, and a head, which is trained.
+`Step` runs the head on the distinct images of a batch, divided among the replicas.
 """
 
 from collections.abc import Callable
@@ -19,21 +13,82 @@ import tensorflow as tf
 
 from dim.model import network
 from dim.model.backbones import BACKBONES
-from dim.model.backend import keras, ops
+from dim.model.backend import keras
 from dim.model.spec import Spec
+from dim.train.loss import triplet_loss
+
+# The cut for each --train-layers: the name of the last frozen layer, or None if nothing is frozen.
+CUTS: dict[str, Callable[[Spec], str | None]] = {
+    "pca": lambda _: "l2",
+    "block5": lambda spec: BACKBONES[spec.backbone].tail,
+    "all": lambda _: None,
+}
 
 
-def triplet_loss(anchors: Any, positives: Any, negatives: Any, margin: float) -> Any:
-    """The loss of each triplet, (B,), from its descriptors, each (B, D)."""
-    distance_ap = ops.sum(ops.square(anchors - positives), axis=-1)
-    distance_an = ops.sum(ops.square(anchors - negatives), axis=-1)
-    return ops.relu(margin + distance_ap - distance_an)
+class TrainedNetwork:
+    """A network cut into a frozen trunk and a trained head.
+
+    Attributes:
+        cut: The name of the trunk's last layer; None if nothing is frozen. Then the head takes pixels.
+        head: The layers above the cut: activations at the cut → descriptors.
+        step_model: The model that a training step runs: the head, or the whole network if `from_pixels`.
+        variables: The weights that are trained.
+        trunk: Pixels → activations at the cut, float16; None if nothing is frozen.
+    """
+
+    def __init__(
+        self, strategy: tf.distribute.Strategy, model: keras.Model, spec: Spec, layers: str, from_pixels: bool
+    ) -> None:
+        self.strategy, self.model = strategy, model
+        self.cut = CUTS[layers](spec)
+        self.head = network.part(model, self.cut, None)
+        # No activations of a fresh view are in the feature cache, so its step begins with the pixels.
+        self.step_model = model if from_pixels else self.head
+        self.variables: list[keras.Variable] = self.head.trainable_variables
+        trunk = network.part(model, None, self.cut) if self.cut else None
+        self.trunk = ReplicatedForward(strategy, trunk, tf.float16) if trunk else None
+        self._descriptors = ReplicatedForward(strategy, self.head, tf.float32)
+        self._pooled = (
+            ReplicatedForward(strategy, network.part(model, self.cut, "l2"), tf.float32) if self.cut != "l2" else None
+        )
+
+    def dimension(self, pooled: bool) -> int:
+        """The size of a descriptor; with `pooled`, before the PCA layer."""
+        return int((self.model.get_layer("l2") if pooled else self.model).output.shape[-1])
+
+    def describe(self, activations: np.ndarray, pooled: bool) -> np.ndarray:
+        """The descriptors (N, D), float32, of activations at the cut (N, …); with `pooled`, before the PCA layer."""
+        if not pooled:
+            return self._descriptors(activations)
+        return self._pooled(activations) if self._pooled else activations.astype(np.float32)
+
+
+class ReplicatedForward:
+    """Runs a part of the network in inference, on all replicas of this worker."""
+
+    def __init__(self, strategy: tf.distribute.Strategy, part: keras.Model, dtype: tf.DType) -> None:
+        self._strategy = strategy
+
+        def on_replica(parts: list[tf.Tensor]) -> tf.Tensor:
+            return tf.cast(part(parts[local_replica(len(parts))], training=False), dtype)
+
+        self._run = tf.function(lambda parts: strategy.run(on_replica, args=(parts,)), reduce_retracing=True)
+
+    def __call__(self, batch: np.ndarray) -> np.ndarray:
+        """The outputs (N, …) for a batch (N, …) of one shape."""
+        parts = np.array_split(batch, local_replicas(self._strategy))
+        outputs = self._strategy.experimental_local_results(self._run([tf.constant(part) for part in parts]))
+        return np.concatenate([output.numpy() for output in outputs])
 
 
 @dataclass(frozen=True)
 class Packed:
-    """Arrays of any shapes as one: `flat`, all values; `groups` (G, 4), the number and the shape (height, width,
-    channels) of each run of equal shapes; `position` (N,), where each array came to stand.
+    """Arrays of several shapes in one: equal shapes lie together, so that one trace of the step serves all shapes.
+
+    Attributes:
+        flat: The values of all arrays, one after the other.
+        groups: For each run of equal shapes, the number of arrays and their height, width and channels, (G, 4).
+        position: Where each array lies among the packed ones, (N,).
     """
 
     flat: np.ndarray
@@ -42,7 +97,7 @@ class Packed:
 
 
 def packed(arrays: list[np.ndarray]) -> Packed:
-    """Packs arrays (H, W, C) or (C,), equal shapes together, so that one trace of the step serves all shapes."""
+    """Packs `arrays`, each (H, W, C) or (C,)."""
     shapes: dict[tuple[int, ...], list[int]] = {}
     for row, array in enumerate(arrays):
         shapes.setdefault(array.shape, []).append(row)
@@ -52,55 +107,41 @@ def packed(arrays: list[np.ndarray]) -> Packed:
     return Packed(flat, np.array(groups, np.int32), np.argsort(order).astype(np.int32))
 
 
-def _embed_one_shape(head: keras.Model, flat: tf.Tensor, groups: tf.Tensor) -> tf.Tensor:
-    return head(_unpacked(head, flat, groups[0]), training=False)
-
-
-def _embed_each_shape(head: keras.Model, flat: tf.Tensor, groups: tf.Tensor) -> tf.Tensor:
-    count = tf.shape(groups)[0]
-    found = tf.TensorArray(tf.float32, count, infer_shape=False, element_shape=(None, head.output_shape[-1]))
-    start = 0
-    for index in tf.range(count):
-        end = start + tf.reduce_prod(groups[index])
-        found = found.write(index, head(_unpacked(head, flat[start:end], groups[index]), training=False))
-        start = end
-    return found.concat()
-
-
-def _unpacked(head: keras.Model, flat: tf.Tensor, group: tf.Tensor) -> tf.Tensor:
-    shape = group if len(head.input_shape) == 4 else group[::3]
-    # Keras takes a convolution of an unknown number of channels for a grouped one and compiles it: thrice as slow.
-    return tf.ensure_shape(tf.reshape(flat, shape), head.input_shape)
-
-
 class Step:
-    """One step on (each local replica's images, its triplets (3, B) as positions in them, the size of the whole batch).
+    """A step of gradient descent on the triplet loss of a batch.
 
-    `head` maps what is packed to descriptors; `variables` are trained. Layers that behave otherwise in training (batch
-    normalisation) keep their inference behaviour, as is usual in fine-tuning for retrieval. `one_shape`: all images
-    that are ever packed have the same shape, which doubles the speed, as nothing has to be looped over.
+    Layers that behave differently in training (batch normalisation) keep their inference behaviour, as is usual in
+    fine-tuning for retrieval.
+
+    Args:
+        optimizer: Already built for the variables of `trained`.
+        margin: Of the triplet loss.
+        one_shape: Whether all images have the same shape. That doubles the speed, as no loop over shapes is needed.
     """
 
     def __init__(
-        self,
-        strategy: tf.distribute.Strategy,
-        head: keras.Model,
-        variables: list[keras.Variable],
-        optimizer: keras.optimizers.Optimizer,
-        *,
-        margin: float,
-        one_shape: bool,
+        self, trained: TrainedNetwork, optimizer: keras.optimizers.Optimizer, *, margin: float, one_shape: bool
     ) -> None:
-        self._strategy, self._head, self._variables, self._optimizer = strategy, head, variables, optimizer
-        self._margin, self._embed = margin, _embed_one_shape if one_shape else _embed_each_shape
-        flat = tf.TensorSpec((None,), tf.uint8 if head.input.dtype == "uint8" else tf.float16)
+        self._strategy, self._head, self._variables = trained.strategy, trained.step_model, trained.variables
+        self._optimizer, self._margin = optimizer, margin
+        self._embed = _embed_one_shape if one_shape else _embed_each_shape
+        flat = tf.TensorSpec((None,), tf.uint8 if self._head.input.dtype == "uint8" else tf.float16)
         replica = (flat, tf.TensorSpec((None, 4), tf.int32), tf.TensorSpec((3, None), tf.int32))
-        # One trace and no other: a worker that traced anew would wait for all-reduces that the others don't know.
-        signature = ([replica] * local_replicas(strategy), tf.TensorSpec((), tf.float32))
+        # One trace for all inputs: a worker that retraces waits for all-reduces that the other workers do not start.
+        signature = ([replica] * local_replicas(self._strategy), tf.TensorSpec((), tf.float32))
         self._run = tf.function(self._on_all, input_signature=signature)
 
     def __call__(self, images: list[Packed], triplets: list[np.ndarray], size: int) -> tuple[float, int]:
-        """Takes the step; returns the mean loss and the number of active triplets, over all replicas of all workers."""
+        """Takes the step; all workers must call it.
+
+        Args:
+            images: The distinct images of each replica of this worker.
+            triplets: The per-replica batches: anchors, positives and negatives as positions in the images, (3, B).
+            size: The number of triplets in the whole batch, over all replicas of all workers.
+
+        Returns:
+            The mean loss of the whole batch (NaN if a weight is not finite), and its number of active triplets.
+        """
         parts = [
             (image.flat, image.groups, image.position[indices]) for image, indices in zip(images, triplets, strict=True)
         ]
@@ -120,76 +161,42 @@ class Step:
             descriptors = self._embed(self._head, flat, groups)
             anchors, positives, negatives = (tf.gather(descriptors, triplets[side]) for side in range(3))
             losses = triplet_loss(anchors, positives, negatives, self._margin)
+            # The strategy sums the replicas' gradients, so each divides its loss by the size of the whole batch.
             loss = tf.reduce_sum(losses) / size
         gradients = tape.gradient(loss, [variable.value for variable in self._variables])
         self._optimizer.apply(gradients, self._variables)
-        # What is not a number need not reach the loss: a ReLU makes zero of it.
+        # The loss alone may hide a NaN: a ReLU can turn it into zero.
         finite = [tf.reduce_all(tf.math.is_finite(variable.value)) for variable in self._variables]
         loss = tf.where(tf.reduce_all(finite), loss, np.nan)
         return loss, tf.math.count_nonzero(losses > 0, dtype=tf.int32)
 
 
+def _embed_one_shape(head: keras.Model, flat: tf.Tensor, groups: tf.Tensor) -> tf.Tensor:
+    return head(_unpacked(head, flat, groups[0]), training=False)
+
+
+def _embed_each_shape(head: keras.Model, flat: tf.Tensor, groups: tf.Tensor) -> tf.Tensor:
+    count = tf.shape(groups)[0]
+    found = tf.TensorArray(tf.float32, count, infer_shape=False, element_shape=(None, head.output_shape[-1]))
+    start = 0
+    for index in tf.range(count):
+        end = start + tf.reduce_prod(groups[index])
+        found = found.write(index, head(_unpacked(head, flat[start:end], groups[index]), training=False))
+        start = end
+    return found.concat()
+
+
+def _unpacked(head: keras.Model, flat: tf.Tensor, group: tf.Tensor) -> tf.Tensor:
+    shape = group if len(head.input_shape) == 4 else group[::3]
+    # If the number of channels is unknown, Keras takes a convolution for a grouped one and compiles it: 3 times slower.
+    return tf.ensure_shape(tf.reshape(flat, shape), head.input_shape)
+
+
 def local_replicas(strategy: tf.distribute.Strategy) -> int:
-    """How many of the strategy's replicas are on this worker."""
+    """The number of the strategy's replicas on this worker."""
     return len(strategy.extended.worker_devices)
 
 
 def local_replica(count: int) -> int:
-    """Inside `strategy.run`: which of this worker's `count` replicas this is."""
+    """Inside `strategy.run`: the number of the calling replica among the `count` of this worker."""
     return int(tf.get_static_value(tf.distribute.get_replica_context().replica_id_in_sync_group)) % count
-
-
-# The layer below which nothing is trained; None: nothing is frozen, and what is kept is the decoded photo.
-CUTS: dict[str, Callable[[Spec], str | None]] = {
-    "pca": lambda _: "l2",
-    "block5": lambda spec: BACKBONES[spec.backbone].tail,
-    "all": lambda _: None,
-}
-
-
-class ReplicatedForward:
-    """A part of the network in inference, on all replicas of this worker, for batches of one shape."""
-
-    def __init__(self, strategy: tf.distribute.Strategy, part: keras.Model, dtype: tf.DType) -> None:
-        self._strategy = strategy
-
-        def on_replica(parts: list[tf.Tensor]) -> tf.Tensor:
-            return tf.cast(part(parts[local_replica(len(parts))], training=False), dtype)
-
-        self._run = tf.function(lambda parts: strategy.run(on_replica, args=(parts,)), reduce_retracing=True)
-
-    def __call__(self, batch: np.ndarray) -> np.ndarray:
-        """(N, …) → (N, …)."""
-        parts = np.array_split(batch, local_replicas(self._strategy))
-        outputs = self._strategy.experimental_local_results(self._run([tf.constant(part) for part in parts]))
-        return np.concatenate([output.numpy() for output in outputs])
-
-
-class TrainedNetwork:
-    """The network, its cut, and how its parts are run."""
-
-    def __init__(
-        self, strategy: tf.distribute.Strategy, model: keras.Model, spec: Spec, layers: str, from_pixels: bool
-    ) -> None:
-        self.strategy, self.model = strategy, model
-        self.cut = CUTS[layers](spec)
-        self.head = network.part(model, self.cut, None)
-        # New variants of a photo have no activations in common with any before: they are fitted from their pixels.
-        self.fitted = model if from_pixels else self.head
-        self.variables: list[keras.Variable] = self.head.trainable_variables
-        trunk = network.part(model, None, self.cut) if self.cut else None
-        self.trunk = ReplicatedForward(strategy, trunk, tf.float16) if trunk else None
-        self._whole = ReplicatedForward(strategy, self.head, tf.float32)
-        self._pooled = (
-            ReplicatedForward(strategy, network.part(model, self.cut, "l2"), tf.float32) if self.cut != "l2" else None
-        )
-
-    def dimension(self, pooled: bool) -> int:
-        """The size of a descriptor, or of one before the PCA layer."""
-        return int((self.model.get_layer("l2") if pooled else self.model).output.shape[-1])
-
-    def describe(self, activations: np.ndarray, pooled: bool) -> np.ndarray:
-        """Activations at the cut (N, …) → descriptors (N, D) float32; with `pooled`, those before the PCA layer."""
-        if not pooled:
-            return self._whole(activations)
-        return self._pooled(activations) if self._pooled else activations.astype(np.float32)

@@ -1,57 +1,118 @@
-"""What a run learns from, kept beside its checkpoints: the rows of its photos, and the network that it began with.
+"""The training set of a run: its photos, and the network that it begins with.
 
-A checkpoint's figures and triplets are of these. A run of which an epoch is done goes on only where both are as they
-were: a figure of the old table beside one of the new would compare nothing. Before that, a run begins anew.
+`TrainingPhotos` has the photos as the workers use them. `Inputs` identify photos and network. They are kept with the
+checkpoints: once an epoch is done, a run resumes only with the same inputs, as figures of different photos cannot be
+compared. A `Job` is all that a worker gets from the driver.
 """
 
 import dataclasses
+import logging
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from ray.util.queue import Queue
 
+from dim.data.config import Resize
+from dim.data.limits import LIMITS, Limits
 from dim.data.manifest import Manifest
+from dim.errors import count_reasons
 from dim.extract.identity import Contents
-from dim.io import files, tables
+from dim.io import csv_files, files, tables
 from dim.io.lease import Claim
 from dim.model.spec import Source
 from dim.train import checkpoint
-from dim.train.augmentation import TrainingPhotos
 from dim.train.config import TrainConfig
-from dim.train.history import Tracking
+from dim.train.history import UNREADABLE, Tracking
+
+log = logging.getLogger(__name__)
 
 PHOTOS, NETWORK = "photos.parquet", "network.json"  # in the folder of the checkpoints
-PRECISION = "precision"  # of the network, beside what it is
+PRECISION = "precision"  # its key in NETWORK
+
+
+@dataclass(frozen=True)
+class TrainingPhotos:
+    """The photos of a run. A photo is known by its row: its position in these lists and arrays."""
+
+    image_ids: np.ndarray
+    labels: np.ndarray  # str; None for a photo without a label
+    splits: np.ndarray  # train, val or test; None for a photo that the run does not use
+    paths: list[str]
+    boxes: list[tuple[float, float, float, float] | None]  # the part of each photo to use; None: the whole photo
+    keys: list[str]  # in the feature cache
+    image_size: int  # pixels of each side, or of the longest, by `resize`
+    resize: Resize
+    limits: Limits = LIMITS
+
+    def rows(self, split: str) -> np.ndarray:
+        """The rows of `split`, ascending."""
+        return np.flatnonzero(self.splits == split)
+
+    def used(self) -> np.ndarray:
+        """The rows that are in any split, ascending."""
+        return np.flatnonzero([split is not None for split in self.splits])
+
+    def mined(self) -> np.ndarray:
+        """The rows that triplets are mined from, ascending: those of split train with a label."""
+        return np.flatnonzero([label is not None for label in self.labels] & (self.splits == "train"))
+
+    def positions(self, image_ids: np.ndarray) -> np.ndarray:
+        """The rows of `image_ids`, an array of any shape."""
+        unique, inverse = np.unique(image_ids, return_inverse=True)
+        found = [self._row_of[image_id] for image_id in unique.tolist()]
+        return np.array(found, np.int64)[inverse.reshape(image_ids.shape)]
+
+    @cached_property
+    def _row_of(self) -> dict[str, int]:
+        return {image_id: row for row, image_id in enumerate(self.image_ids.tolist())}
+
+    def write_unreadable(self, run: str, reasons: dict[int, str]) -> None:
+        """Lists the photos that cannot be read in the folder `run`; `reasons` has the reason by row."""
+        path = files.join(run, UNREADABLE)
+        files.delete(path)  # an attempt that died before its first step may have left one
+        if not reasons:
+            return
+        rows = sorted(reasons)
+        columns = {
+            "image_id": [self.image_ids[row] for row in rows],
+            "path": [self.paths[row] for row in rows],
+            "label": [self.labels[row] for row in rows],
+            "reason": [reasons[row] for row in rows],
+        }
+        csv_files.write_escaped(path, pa.table(columns, schema=pa.schema([(name, pa.string()) for name in columns])))
+        counted = count_reasons(columns["reason"])
+        log.warning("photos that could not be read: %d (%s); they are left out; see %s", len(rows), counted, path)
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """`photos`: image_id, label, split and content of each row that has a split. `network`: the fields of the spec, the
-    fingerprint of the `weights` and, once it is known, the precision.
-    """
+    """The identity of the photos and the network of a run."""
 
-    photos: pa.Table
-    network: dict[str, Any]
+    photos: pa.Table  # image_id, label, split and content of each photo that is in a split
+    network: dict[str, Any]  # the spec, the fingerprint of the weights and, once it is chosen, the precision
 
     def write(self, run: str) -> None:
-        """Keeps these for the checkpoints to come in the run's folder."""
+        """Writes both beside the checkpoints of the folder `run`."""
         folder = files.join(run, checkpoint.FOLDER)
         files.make_folder(folder)
         tables.write(files.join(folder, PHOTOS), self.photos)
         files.write_json(files.join(folder, NETWORK), self.network)
 
     def changed(self, config: TrainConfig) -> str | None:
-        """How these differ from what the epochs done in `config.out` are of, in words; None where they don't, or where
-        no epoch is done.
+        """How these differ from the inputs of the epochs done in `config.out`, as a sentence.
+
+        None if they are the same, or no epoch is done.
         """
         folder = files.join(config.out, checkpoint.FOLDER)
         done = checkpoint.newest_first(folder)
         if not done:
             return None
         if not files.exists(files.join(folder, NETWORK)):
-            return f"an earlier dim wrote {folder!r}, which doesn't say what photos its epochs are of"
+            return f"an earlier dim wrote {folder!r}, without a record of the photos that its epochs used"
         since = f"since {config.out!r} finished epoch {done[0]}"
         if changes := _changes(tables.read(files.join(folder, PHOTOS)), self.photos):
             return f"{config.manifest or 'the demo set'!r} has changed {since}: {', '.join(changes)}"
@@ -63,7 +124,7 @@ class Inputs:
 
 
 def kept_precision(run: str) -> str | None:
-    """The precision of the epochs done in the folder `run`, in which those to come go on; None where none is done."""
+    """The precision of the epochs done in the folder `run`, which the next epochs keep; None if no epoch is done."""
     folder = files.join(run, checkpoint.FOLDER)
     if not checkpoint.newest_first(folder) or not files.exists(files.join(folder, NETWORK)):
         return None
@@ -72,14 +133,14 @@ def kept_precision(run: str) -> str | None:
 
 
 def of(manifest: Manifest, contents: Contents, source: Source) -> Inputs:
-    """What a run on `manifest`, whose photos have these `contents`, that begins with `source` learns from."""
+    """The inputs of a run that begins with the network `source`; `contents` are of the photos of `manifest`."""
     photos = manifest.table.select(["image_id", "label", "split"]).append_column("content", [contents.contents])
     network = {"weights": source.fingerprint(), **dataclasses.asdict(source.spec)}
     return Inputs(photos.filter(pc.is_valid(photos["split"])), network)
 
 
 def _changes(before: pa.Table, now: pa.Table) -> list[str]:
-    """What became of the rows of one table in the other, in words; the order of rows is no change."""
+    """How the rows of two tables differ, in words. Their order does not matter."""
     one, two = ({row["image_id"]: row for row in table.to_pylist()} for table in (before, now))
     common = one.keys() & two.keys()
 
@@ -93,22 +154,19 @@ def _changes(before: pa.Table, now: pa.Table) -> list[str]:
         "in another split": differing("split"),
         "with another photo or box": differing("content"),
     }
-    return [f"{count} {'row' if count == 1 else 'rows'} {what}" for what, count in counts.items() if count]
+    return [f"{count} {'row' if count == 1 else 'rows'} {change}" for change, count in counts.items() if count]
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run: `inputs` identify `photos` and `source`, `precision` is resolved, and with `fit_pca` the network has no
-    fitted PCA layer yet. Log records go to `queue`, each epoch's figures to MLflow's `tracking` where there is one.
-    Workers write while `claims` are held.
-    """
+    """A run, as the driver hands it to each worker."""
 
     config: TrainConfig
     photos: TrainingPhotos
-    source: Source
-    inputs: Inputs
-    precision: str
-    fit_pca: bool
-    queue: Queue
-    tracking: Tracking | None
-    claims: tuple[Claim, ...]
+    source: Source  # the network that the run begins with
+    inputs: Inputs  # the identity of photos and network
+    precision: str  # float32 or bfloat16
+    fit_pca: bool  # whether the network's PCA layer is still to be fitted
+    queue: Queue  # takes the workers' log records to the driver
+    tracking: Tracking | None  # the MLflow run, if each epoch's figures go there, too
+    claims: tuple[Claim, ...]  # the driver's leases on the run's folder; workers write while it holds them

@@ -74,7 +74,7 @@ def test_what_a_training_worker_says_names_it_and_its_node(monkeypatch):
     before = logger.handlers, logger.level, logger.propagate
     records = queue.Queue()
     try:
-        failures.speak_through(records, logging.INFO, 3)
+        failures.log_to(records, logging.INFO, 3)
         logging.getLogger("dim.train.loop").info("an epoch")
     finally:
         logger.handlers, logger.level, logger.propagate = before

@@ -34,17 +34,16 @@ from dim.mine.mining import mine
 from dim.model import network, spec
 from dim.model.devices import best_precision
 from dim.train import batches
-from dim.train.augmentation import TrainingPhotos
-from dim.train.batches import Share
+from dim.train.batches import ReplicaBatch
 from dim.train.config import TrainConfig
 from dim.train.embed import Inference
 from dim.train.feature_cache import FeatureCache
-from dim.train.features import Ingest, Trunk
+from dim.train.features import Features, Ingest
 from dim.train.fit import Fitting
-from dim.train.job import DEMO, _photos, _with_pca
+from dim.train.job import DEMO, photos_of, with_pca
 from dim.train.locality import ownership
 from dim.train.step import TrainedNetwork
-from dim.train.training_set import Job
+from dim.train.training_set import Job, TrainingPhotos
 from dim.whiten import fit
 from dim.whiten.fit import fit_pca
 
@@ -55,28 +54,30 @@ FEATURES = 24  # photos of a measured part
 
 
 class Ours:
-    """The parts of a run on the photos of split train, as `dim.train.loop.Run` puts them together."""
+    """The parts of a run on the photos of split train, as `dim.train.worker.Worker` puts them together."""
 
     def __init__(self, config: TrainConfig, precision: str, gigabytes: float = 50.0) -> None:
         read = manifests.read(str(config.manifest)).select("train")
         source = spec.resolve(config.model, image_size=config.image_size)
-        photos = _photos(read, identity.fingerprint_photos(read), source, config)
-        self.config, self.source = config, _with_pca(source, config, len(photos.image_ids))
+        photos = photos_of(read, identity.fingerprint_photos(read), source, config)
+        self.config, self.source = config, with_pca(source, config, len(photos.image_ids))
         self.photos, self.rows = photos, np.arange(len(photos.image_ids))
         job = Job(config, photos, self.source, None, precision, True, None, None, ())  # type: ignore[arg-type]
         strategy = tf.distribute.MirroredStrategy(["/cpu:0"])
         with strategy.scope():
             keras.utils.set_random_seed(0)
             model = network.load(self.source, precision)
-            self.trainee = TrainedNetwork(strategy, model, self.source.spec, "block5", False)
+            self.trained = TrainedNetwork(strategy, model, self.source.spec, "block5", False)
             self.optimizer = keras.optimizers.Adam(config.learning_rate)
-            self.optimizer.build(self.trainee.variables)
+            self.optimizer.build(self.trained.variables)
         cache = FeatureCache(f"{config.scratch}/{gigabytes}", precision, int(gigabytes * 1e9))
         threads = os.cpu_count() or 1
-        trunk = Trunk(photos, Ingest(photos, BATCH, 1), cache, self.trainee.trunk, batch_size=BATCH, threads=threads)
+        features = Features(
+            photos, Ingest(photos, BATCH, 1), cache, self.trained.trunk, batch_size=BATCH, threads=threads
+        )
         alone = ownership(photos, ["here"])
-        self.inference = Inference(self.trainee, trunk, job, 0, alone)
-        self.fitting = Fitting(job, self.trainee, self.optimizer, trunk, rank=0, ownership=alone)
+        self.inference = Inference(self.trained, features, job, 0, alone)
+        self.fitting = Fitting(job, self.trained, self.optimizer, features, rank=0, ownership=alone)
 
     def fill(self, rows: np.ndarray) -> float:
         """Computes what is frozen of `rows` and fits the PCA on them; the seconds."""
@@ -85,7 +86,7 @@ class Ours:
         seconds = time.perf_counter() - started
         dimension = self.source.spec.dimension
         fitted = fit_pca(fit.moments_of(vectors), dimension, {"split": "train"}, power=self.config.power)
-        for variable, value in zip(self.trainee.model.get_layer("pca").weights, fitted.as_dense(), strict=True):
+        for variable, value in zip(self.trained.model.get_layer("pca").weights, fitted.as_dense(), strict=True):
             variable.assign(value)
         return seconds
 
@@ -96,11 +97,11 @@ class Ours:
 
     def weights(self) -> list[np.ndarray]:
         """The trained weights."""
-        return [variable.numpy() for variable in self.trainee.variables]
+        return [variable.numpy() for variable in self.trained.variables]
 
     def restore(self, weights: list[np.ndarray]) -> None:
         """Takes `weights`, and forgets what the optimizer knows of others."""
-        for variable, value in zip(self.trainee.variables, weights, strict=True):
+        for variable, value in zip(self.trained.variables, weights, strict=True):
             variable.assign(value)
         for variable in self.optimizer.variables:
             if variable is not self.optimizer.learning_rate:
@@ -136,9 +137,9 @@ def laps(ours: Ours) -> tuple[dict[str, float], np.ndarray]:
     return seconds | {"total": round(clock[-1] - clock[0], 2)}, triplets
 
 
-def not_shared(triplets: np.ndarray) -> Share:
-    """A share in which each image of each triplet stands for itself."""
-    return Share(triplets.T.reshape(-1), np.arange(triplets.size).reshape(3, -1))
+def not_shared(triplets: np.ndarray) -> ReplicaBatch:
+    """A per-replica batch that shares no image between triplets."""
+    return ReplicaBatch(triplets.T.reshape(-1), np.arange(triplets.size).reshape(3, -1))
 
 
 def without(ours: Ours, triplets: np.ndarray, epoch: dict[str, float]) -> dict[str, Any]:
@@ -148,7 +149,7 @@ def without(ours: Ours, triplets: np.ndarray, epoch: dict[str, float]) -> dict[s
     none_kept.trace()
     embed = seconds_of(lambda: none_kept.inference.embed(some)) * share
     found = {"cache": embed + epoch["mine"] + none_kept.steps_seconds(triplets)}
-    with mock.patch.object(batches, "_share", not_shared):
+    with mock.patch.object(batches, "_replica_batch", not_shared):
         found["sharing"] = epoch["embed"] + epoch["mine"] + ours.steps_seconds(triplets)
     plain = Ours(ours.config, "float32")
     plain.inference.embed(np.union1d(np.unique(triplets[: PART * BATCH]), some))

@@ -30,7 +30,7 @@ from dim.model import network, spec
 from dim.model.backend import keras, ops
 from dim.model.layers import L2Normalisation
 from dim.model.pooling import POOLINGS, region_starts
-from dim.train.step import triplet_loss
+from dim.train.loss import triplet_loss
 
 MARGIN, OUTPUTS = 0.5, 16
 MAPS = [(7, 7), (14, 14), (24, 32), (5, 1)]

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from dim.train import batches
-from dim.train.augmentation import TrainingPhotos
 from dim.train.feature_cache import FeatureCache
 from dim.train.locality import Ownership, ownership
+from dim.train.training_set import TrainingPhotos
 
 OBJECTS, EACH, FAMILY = 200, 8, 5  # photos of an object, objects that look alike
 DRIFT = 0.1  # of an epoch, of the length of a descriptor

@@ -1,25 +1,26 @@
-"""Random variants of a photo."""
+"""Augmented views of a photo."""
 
 import numpy as np
 
-from dim.train.augmentation import Augmentation, TrainingPhotos
+from dim.train.augmentation import Augmentation
+from dim.train.training_set import TrainingPhotos
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
 
 
-def variant(augmentation, seed):
+def view(augmentation, seed):
     return augmentation.apply(PIXELS, np.random.default_rng(seed))
 
 
 def test_no_augmentation_is_none():
-    np.testing.assert_array_equal(variant(Augmentation(0, 0), 1), PIXELS)
+    np.testing.assert_array_equal(view(Augmentation(0, 0), 1), PIXELS)
 
 
-def test_variants_keep_the_shape_and_depend_on_the_generator_only():
+def test_views_keep_the_shape_and_depend_on_the_generator_only():
     augmentation = Augmentation(rotation=20, crop=0.3)
-    assert variant(augmentation, 1).shape == PIXELS.shape
-    np.testing.assert_array_equal(variant(augmentation, 1), variant(augmentation, 1))
-    assert (variant(augmentation, 1) != variant(augmentation, 2)).any()
+    assert view(augmentation, 1).shape == PIXELS.shape
+    np.testing.assert_array_equal(view(augmentation, 1), view(augmentation, 1))
+    assert (view(augmentation, 1) != view(augmentation, 2)).any()
 
 
 def test_a_crop_is_a_part_of_the_photo_brought_back_to_its_size():

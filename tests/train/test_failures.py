@@ -4,6 +4,7 @@ import logging
 import pickle
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import tensorflow as tf
 from ray.exceptions import ActorDiedError, ActorUnavailableError
@@ -17,8 +18,8 @@ from ray.train.v2._internal.execution.callback_manager import CallbackManager
 from ray.train.v2._internal.execution.controller.state import InitializingState, ReschedulingState, RunningState
 
 from dim.errors import JobFailed, UserError
-from dim.train import failures, job, loop
-from dim.train.failures import TRIES, Failures, Starts, as_own, described
+from dim.train import failures, job, loop, worker
+from dim.train.failures import TRIES, Failures, Starts, as_dim_error, description
 
 
 def died(**options):
@@ -42,7 +43,7 @@ def on(node, error):
 @pytest.fixture
 def fail(monkeypatch, caplog):
     """Tells the callback of a run of so many workers of failures by rank, one after another; returns what it said."""
-    monkeypatch.setattr(failures.messages, "speak_through", lambda *_: None)
+    monkeypatch.setattr(failures, "log_to", lambda *_: None)
 
     def told(*moments, workers=2):
         callback, context = Failures(None), SimpleNamespace(scaling_config=SimpleNamespace(max_workers=workers))
@@ -84,7 +85,7 @@ def test_a_node_that_the_cloud_takes_back_is_told_once_of_each_worker(fail):
 
 
 def test_why_workers_do_not_start_again_is_said_once(monkeypatch, caplog):
-    monkeypatch.setattr(failures.messages, "speak_through", lambda *_: None)
+    monkeypatch.setattr(failures, "log_to", lambda *_: None)
     full, lost = WorkerGroupStartupTimeoutError(2), WorkerGroupStartupFailedError("a worker\ndied")
     told = CallbackManager([pickle.loads(pickle.dumps(Starts(None)))])
     with caplog.at_level(logging.INFO, "dim"):
@@ -98,7 +99,7 @@ def test_why_workers_do_not_start_again_is_said_once(monkeypatch, caplog):
 
 def test_workers_for_which_ray_train_sees_no_room_are_said_to_wait(monkeypatch, caplog):
     clock = iter(range(0, 100, 10))
-    monkeypatch.setattr(failures.messages, "speak_through", lambda *_: None)
+    monkeypatch.setattr(failures, "log_to", lambda *_: None)
     monkeypatch.setattr(failures, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     told, state = Starts(None), InitializingState()
     with caplog.at_level(logging.INFO, "dim"):
@@ -112,9 +113,9 @@ def test_workers_for_which_ray_train_sees_no_room_are_said_to_wait(monkeypatch, 
 
 
 def test_a_death_is_named_before_what_follows_from_it():
-    said = described({0: RuntimeError("Connection reset by peer"), 1: died()})
-    assert said == "training worker 1 died, as it does where memory is short or its node is lost"
-    assert described({0: ActorUnavailableError("gone", b"0" * 16)}).startswith("training worker 0 died")
+    said = description({0: RuntimeError("Connection reset by peer"), 1: died()})
+    assert said == "training worker 1 died, most likely because its node is lost or out of memory"
+    assert description({0: ActorUnavailableError("gone", b"0" * 16)}).startswith("training worker 0 died")
 
 
 GRAPH = """Graph execution error:
@@ -144,23 +145,23 @@ Detected at node vgg16/block5_conv1/Conv2D defined at (most recent call last):
 )
 def test_of_what_tensorflow_says_the_sentence_that_tells_is_told(text, said):
     error = tf.errors.InternalError(None, None, text)
-    assert described({0: error}) == f"training worker 0 failed: {said}"
+    assert description({0: error}) == f"training worker 0 failed: {said}"
 
 
 @pytest.mark.parametrize("error", [UserError("a wrong label"), JobFailed("a full disk")])
 def test_what_ended_the_run_comes_out_as_it_was_raised(error):
-    found = as_own(pickle.loads(pickle.dumps(ControllerError(error))))
+    found = as_dim_error(pickle.loads(pickle.dumps(ControllerError(error))))
     assert (type(found), str(found)) == (type(error), str(error))
 
 
 def test_what_ray_train_gives_up_is_one_line_that_says_how_to_go_on():
-    found = as_own(WorkerGroupError("two\nlines", {3: on("node-b", RuntimeError("no\nluck"))}))
+    found = as_dim_error(WorkerGroupError("two\nlines", {3: on("node-b", RuntimeError("no\nluck"))}))
     assert isinstance(found, JobFailed)
     assert str(found) == (
         f"after {TRIES} tries, training worker 3 on node-b failed: no luck; run the same command again to go on"
     )
-    assert str(as_own(ControllerError(OSError("no\nroom")))).startswith("Ray Train failed: no room; run the same")
-    assert str(as_own(ActorDiedError())).startswith("Ray Train failed: The actor died")
+    assert str(as_dim_error(ControllerError(OSError("no\nroom")))).startswith("Ray Train failed: no room; run the same")
+    assert str(as_dim_error(ActorDiedError())).startswith("Ray Train failed: The actor died")
 
 
 def test_whatever_a_worker_meets_leaves_it_with_the_nodes_name(monkeypatch):
@@ -176,17 +177,12 @@ def test_whatever_a_worker_meets_leaves_it_with_the_nodes_name(monkeypatch):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_every_worker_sees_that_the_weights_of_one_differ(rank):
-    others = tf.constant([[1, 2, 3, 4]], tf.int64)  # another's sha256
-
-    def gather(own, axis):
-        return tf.concat([own, others] if rank == 0 else [others, own], axis)
-
-    run = object.__new__(loop.Run)
-    run.workers, run.rank = 2, rank
-    run.trainee = SimpleNamespace(variables=[tf.Variable([1.0, 2.0])])
-    run.strategy = SimpleNamespace(gather=gather)
+def test_every_worker_sees_that_the_weights_of_one_differ(monkeypatch, rank):
+    one = object.__new__(worker.Worker)
+    one.workers, one.rank, one._strategy = 2, rank, None
+    one.trained = SimpleNamespace(variables=[SimpleNamespace(numpy=lambda: np.ones(2))])
+    monkeypatch.setattr(worker, "objects_from_all", lambda _, own: [own, "another"] if rank == 0 else ["another", own])
     with pytest.raises(RuntimeError, match="no longer hold the same weights"):
-        run._require_equal_weights()
-    run.strategy = SimpleNamespace(gather=lambda own, axis: tf.concat([own, own], axis))
-    run._require_equal_weights()
+        one.require_equal_weights()
+    monkeypatch.setattr(worker, "objects_from_all", lambda _, own: [own, own])
+    one.require_equal_weights()

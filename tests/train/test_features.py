@@ -1,4 +1,4 @@
-"""What is frozen is computed once for each photo, and once for each of its stored variants."""
+"""What is frozen is computed once for each photo, and once for each of its cached views."""
 
 import hashlib
 from pathlib import Path
@@ -8,9 +8,10 @@ import pyarrow as pa
 import pytest
 
 from dim.data.decode import DecodeError, decode
-from dim.train.augmentation import Augmentation, NewVariants, TrainingPhotos, Variants
+from dim.train.augmentation import Augmentation, CachedViews, FreshViews
 from dim.train.feature_cache import FeatureCache
-from dim.train.features import Trunk
+from dim.train.features import Features
+from dim.train.training_set import TrainingPhotos
 
 AUGMENTATION = Augmentation(rotation=20, crop=0.2)
 FILE = pa.ipc.get_tensor_size(pa.Tensor.from_numpy(np.zeros((48, 48, 3), np.float16)))
@@ -51,31 +52,31 @@ class Decoder:
                 yield str(error)
 
 
-def trunk(photos, folder, forward, limit=10**8):
+def features(photos, folder, forward, limit=10**8):
     cache = FeatureCache(str(folder), "trunk", limit)
-    return Trunk(photos, Decoder(photos), cache, forward, batch_size=4, threads=2)
+    return Features(photos, Decoder(photos), cache, forward, batch_size=4, threads=2)
 
 
-def test_each_variant_is_computed_once_and_others_draw_the_same(photos, tmp_path):
+def test_each_cached_view_is_computed_once_and_others_draw_the_same(photos, tmp_path):
     forward = Forward()
-    one = trunk(photos, tmp_path / "one", forward)
-    variants = Variants(AUGMENTATION, count=3, seed=0)
-    epochs = [next(one.read([range(6)], variants, epoch)) for epoch in range(40)]
+    one = features(photos, tmp_path / "one", forward)
+    views = CachedViews(AUGMENTATION, count=3, seed=0)
+    epochs = [next(one.read([range(6)], views, epoch)) for epoch in range(40)]
     assert forward.photos == 3 * 6
     for row in range(6):
         assert len({activations[row].tobytes() for activations in epochs}) == 3
-    other = trunk(photos, tmp_path / "other", Forward())
-    again = next(other.read([[4, 1]], variants, 7))
+    other = features(photos, tmp_path / "other", Forward())
+    again = next(other.read([[4, 1]], views, 7))
     for row in (1, 4):
         np.testing.assert_array_equal(again[row], epochs[7][row])
 
 
-def test_variants_are_kept_apart_from_photos_and_from_each_other(photos, tmp_path):
+def test_cached_views_are_kept_apart_from_photos_and_from_each_other(photos, tmp_path):
     forward = Forward()
-    made = trunk(photos, tmp_path, forward)
+    made = features(photos, tmp_path, forward)
     plain = next(made.read([[0]]))[0]
     found = [
-        next(made.read([[0]], Variants(augmentation, 1, seed)))[0]
+        next(made.read([[0]], CachedViews(augmentation, 1, seed)))[0]
         for augmentation, seed in ((AUGMENTATION, 0), (AUGMENTATION, 1), (Augmentation(5, 0), 0))
     ]
     assert len({activations.tobytes() for activations in (plain, *found)}) == 4
@@ -84,28 +85,28 @@ def test_variants_are_kept_apart_from_photos_and_from_each_other(photos, tmp_pat
 
 def test_what_the_disk_has_no_room_for_is_computed_again(photos, tmp_path):
     forward = Forward()
-    small = trunk(photos, tmp_path, forward, limit=2 * FILE)
+    small = features(photos, tmp_path, forward, limit=2 * FILE)
     first, second = next(small.read([range(6)])), next(small.read([range(6)]))
     # Two fit; four of the first read were computed until that was known, and four of each read after it.
     assert forward.photos == 4 + 4 + 4
     assert all(np.array_equal(first[row], second[row]) for row in range(6))
-    assert (small.asked, small.computed) == (12, 12)
+    assert (small.read_count, small.computed_count) == (12, 12)
 
 
 def test_a_photo_of_many_batches_is_decoded_and_computed_once(photos, tmp_path):
     forward = Forward()
-    made = trunk(photos, tmp_path, forward)
+    made = features(photos, tmp_path, forward)
     lists = [[0, 1, 2], [1, 2, 3], [0, 3], [], [4, 5, 0]]
     found = list(made.read(lists))
     assert [list(one) for one in found] == lists
     assert forward.photos == 6 and sorted(made._decoder.decoded_rows) == list(range(6))
     list(made.read(lists))
-    assert forward.photos == 6 and (made.asked, made.computed) == (22, 6)
+    assert forward.photos == 6 and (made.read_count, made.computed_count) == (22, 6)
 
 
 def test_what_was_deleted_or_torn_while_it_is_read_is_computed_again(photos, tmp_path):
     forward = Forward()
-    made = trunk(photos, tmp_path, forward)
+    made = features(photos, tmp_path, forward)
     (whole,) = made.read([range(6)])
     gone, torn = sorted(tmp_path.rglob("*.arrow"))[:2]
     torn.write_bytes(b"torn")
@@ -120,21 +121,21 @@ def test_what_was_deleted_or_torn_while_it_is_read_is_computed_again(photos, tmp
 def test_an_unreadable_photo_is_left_out_with_its_reason_and_not_tried_again(photos, tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"<html>")
     photos.paths[3] = str(tmp_path / "broken.jpg")
-    made = trunk(photos, tmp_path, Forward())
+    made = features(photos, tmp_path, Forward())
     for _ in range(2):
         assert [list(found) for found in made.read([[0, 3], [3, 4]])] == [[0], [4]]
     assert list(made.unreadable) == [3] and "<html>" in made.unreadable[3]
     assert made._decoder.decoded_rows.count(3) == 1
-    (variants,) = made.new_variants([[2, 3]], NewVariants(AUGMENTATION, (0, 1)))
-    assert list(variants) == [2]
+    (views,) = made.fresh_views([[2, 3]], FreshViews(AUGMENTATION, (0, 1)))
+    assert list(views) == [2]
 
 
-def test_new_variants_differ_by_photo_and_epoch_only(photos, tmp_path):
-    made = trunk(photos, tmp_path, Forward())
+def test_fresh_views_differ_by_photo_and_epoch_only(photos, tmp_path):
+    made = features(photos, tmp_path, Forward())
 
-    def variants(rows, epoch):
-        (found,) = made.new_variants([rows], NewVariants(AUGMENTATION, (0, epoch)))
+    def views(rows, epoch):
+        (found,) = made.fresh_views([rows], FreshViews(AUGMENTATION, (0, epoch)))
         return {row: pixels.tobytes() for row, pixels in found.items()}
 
-    assert variants([0, 1, 2], 1) == variants([2, 0, 1], 1)
-    assert not set(variants([0, 1, 2], 1).values()) & set(variants([0, 1, 2], 2).values())
+    assert views([0, 1, 2], 1) == views([2, 0, 1], 1)
+    assert not set(views([0, 1, 2], 1).values()) & set(views([0, 1, 2], 2).values())

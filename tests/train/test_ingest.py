@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from dim.data.decode import decode
-from dim.train.augmentation import TrainingPhotos
 from dim.train.features import Ingest
+from dim.train.training_set import TrainingPhotos
 
 
 @pytest.fixture

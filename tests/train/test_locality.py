@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dim.train.augmentation import TrainingPhotos
 from dim.train.locality import ownership
+from dim.train.training_set import TrainingPhotos
 
 
 def photos(labels, splits=None):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dim.train.step import triplet_loss
+from dim.train.loss import triplet_loss
 
 
 @pytest.fixture(scope="module")

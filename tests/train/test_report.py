@@ -13,8 +13,8 @@ from dim.evaluate import metrics
 from dim.mine.triplets import active
 from dim.report import training
 from dim.train import embed, history
-from dim.train.augmentation import TrainingPhotos
 from dim.train.config import TrainConfig
+from dim.train.training_set import TrainingPhotos
 
 LABELS = np.array(["a", "a", "<b>", "<b>", "c", "c", None, "d"], dtype=object)
 IDS = np.array([f"photo {number}" for number in range(8)], dtype=object)

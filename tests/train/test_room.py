@@ -32,14 +32,14 @@ def holder(ray_session):
 
 
 @pytest.fixture
-def wait(caplog, monkeypatch):
+def wait_for_room(caplog, monkeypatch):
     def said(workers, each, growing=False):
         caplog.clear()
         monkeypatch.setattr(
             failures.cluster, "autoscaled_nodes", lambda: [({"CPU": 1.0, "GPU": 0.0}, 1)] if growing else []
         )
         with caplog.at_level(logging.INFO, "dim"):
-            failures.wait(workers, each)
+            failures.wait_for_room(workers, each)
         return caplog.messages
 
     return said
@@ -52,7 +52,7 @@ def test_where_there_is_room_nothing_is_said(ray_session, wait):
 def test_room_that_comes_is_waited_for(holder, wait):
     threading.Timer(3, lambda: ray.kill(holder)).start()
     (line,) = wait(2, {"CPU": 1}, growing=True)
-    assert line == "all of them have 600 s to find room; then as many begin as the nodes hold"
+    assert line == "waiting up to 600 s for room for all workers; then as many start as the nodes hold"
 
 
 def test_nodes_that_do_not_come_are_done_without(ray_session, wait, monkeypatch):
@@ -73,8 +73,8 @@ def test_what_another_job_uses_is_waited_for_as_ray_train_would_try_it(monkeypat
         asked.append(workers)
         return workers <= next(free)
 
-    monkeypatch.setattr(failures, "_found", found)
-    monkeypatch.setattr(failures.placement, "live_nodes", lambda: Counter({Node(8.0, 0.0): 2, Node(0.0, 4.0): 1}))
+    monkeypatch.setattr(failures, "_has_room", found)
+    monkeypatch.setattr(failures.placement, "live", lambda: Counter({Node(8.0, 0.0): 2, Node(0.0, 4.0): 1}))
     assert wait(3, {"CPU": 7.0}) == ["waiting for room for 2 training workers; fewer --workers need less"]
     assert asked == [3, 2, 2, 2]
 
@@ -95,12 +95,12 @@ def tried(workers, each, nodes):
 def test_ray_train_tries_as_many_workers_as_the_nodes_hold_whoever_uses_them(monkeypatch):
     monkeypatch.setattr(failures.placement, "live_nodes", lambda: Counter({Node(8.0, 1.0): 2}))
     each = {"CPU": 3.0, "GPU": 1.0}
-    assert failures._tried(5, each) == tried(5, each, [{"CPU": 8.0, "GPU": 1.0}] * 2) == 2
+    assert failures._asked_for(5, each) == tried(5, each, [{"CPU": 8.0, "GPU": 1.0}] * 2) == 2
 
 
 @pytest.mark.parametrize("cpus", [1.0, 2.0, 3.0])
 def test_ray_train_tries_all_workers_however_small_their_share(monkeypatch, cpus):
     monkeypatch.setattr(failures.placement, "known_nodes", lambda: Counter({Node(cpus, 0.0): 2}))
     for workers in range(2, 13):
-        each = {"CPU": failures.divisible(failures.placement.worker_cpus(failures.placement.cpu_share(workers, 0), 0))}
+        each = {"CPU": failures.rounded_cpus(failures.placement.taken(failures.placement.share(workers, 0), 0))}
         assert tried(workers, each, [{"CPU": cpus}] * 2) == workers

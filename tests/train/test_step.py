@@ -7,7 +7,8 @@ import tensorflow as tf
 
 from dim.model import network
 from dim.model.spec import Spec
-from dim.train.step import Step, TrainedNetwork, packed, triplet_loss
+from dim.train.loss import triplet_loss
+from dim.train.step import Step, TrainedNetwork, packed
 
 SPEC = Spec(pooling="gem", dimension=8)
 TRIPLETS = np.array([[0, 0, 1, 3], [1, 2, 4, 4], [3, 3, 2, 0]])
@@ -15,11 +16,11 @@ MARGIN = 0.5
 RATE = 0.5
 
 
-def trainee(layers="block5"):
+def trained(layers="block5"):
     keras.utils.set_random_seed(7)
     strategy = tf.distribute.MirroredStrategy(["/cpu:0"])
     with strategy.scope():
-        return TrainedNetwork(strategy, network.build(SPEC), SPEC, layers, from_pixels=False), strategy
+        return TrainedNetwork(strategy, network.build(SPEC), SPEC, layers, from_pixels=False)
 
 
 def activations(shapes):
@@ -45,12 +46,12 @@ SHAPES = [(4, 4, 512), (3, 5, 512), (4, 4, 512), (2, 2, 512), (3, 5, 512)]
 
 @pytest.mark.parametrize("shapes", [ONE_SHAPE, SHAPES])
 def test_step_on_distinct_images_equals_three_branches(shapes):
-    made, strategy = trainee()
+    made = trained()
     images = activations(shapes)
     loss, active, expected = naive_update(made, images)
     before = [variable.numpy() for variable in made.variables]
     optimizer = keras.optimizers.SGD(RATE)
-    step = Step(strategy, made.head, made.variables, optimizer, margin=MARGIN, one_shape=len(set(shapes)) == 1)
+    step = Step(made, optimizer, margin=MARGIN, one_shape=len(set(shapes)) == 1)
     found_loss, found_active = step([packed(images)], [TRIPLETS], TRIPLETS.shape[1])
     assert found_loss == pytest.approx(loss, rel=1e-4)
     assert found_active == active
@@ -65,14 +66,14 @@ def test_only_what_is_to_be_trained_is():
         ("pca", {"pca"}),
         ("block5", {"block5_conv1", "block5_conv2", "block5_conv3", "pooling", "pca"}),
     ):
-        made, _ = trainee(layers)
+        made = trained(layers)
         assert {variable.path.split("/")[0] for variable in made.variables} == expected
-    assert "block1_conv1" in {variable.path.split("/")[0] for variable in trainee("all")[0].variables}
+    assert "block1_conv1" in {variable.path.split("/")[0] for variable in trained("all").variables}
 
 
 @pytest.mark.parametrize("layers", ["pca", "block5", "all"])
 def test_trunk_and_head_compose_to_the_network(layers):
-    made, _ = trainee(layers)
+    made = trained(layers)
     images = np.random.default_rng(1).integers(0, 256, (2, 64, 48, 3), np.uint8)
     kept = made.trunk(images) if made.trunk else images
     np.testing.assert_allclose(made.describe(kept, pooled=False), made.model(images), atol=2e-3)

@@ -162,8 +162,8 @@ def train(place, monkeypatch):
             files.write_json(f"{config.out}/checkpoints/epoch-0001.json", {})
         return {"warnings": []}
 
-    monkeypatch.setattr(job, "_fit", fit)
-    monkeypatch.setattr(job.report, "write", lambda *_: None)
+    monkeypatch.setattr(job, "_run_workers", fit)
+    monkeypatch.setattr(job.training_report, "write", lambda *_: None)
 
     def run(**options):
         tables.write(place.config.manifest, pa.Table.from_pylist(place.rows))
@@ -193,8 +193,8 @@ def test_a_run_on_a_changed_table_is_refused_and_stays_as_it_is(ray_session, pla
 
 
 def test_a_run_goes_on_in_the_precision_of_its_epochs(ray_session, place, train, monkeypatch):
-    fitted, tasks = job._fit, []
-    monkeypatch.setattr(job, "_fit", lambda *arguments: tasks.append(arguments[-1]) or fitted(*arguments))
+    fitted, tasks = job._run_workers, []
+    monkeypatch.setattr(job, "_run_workers", lambda *arguments: tasks.append(arguments[-1]) or fitted(*arguments))
     for best in ("bfloat16", "float32"):
         monkeypatch.setattr(devices, "best_precision", lambda _, best=best: best)
         train(precision="auto")
@@ -209,21 +209,22 @@ def test_fewer_photos_than_dimensions_are_told_as_rows_and_not_as_shapes(ray_ses
         train(dimension=400)
 
 
-def test_new_random_variants_and_triplets_belong_to_photos_wherever_their_rows_stand(ray_session, place):
-    from dim.train.augmentation import Augmentation, NewVariants, TrainingPhotos
+def test_fresh_views_and_triplets_belong_to_photos_wherever_their_rows_stand(ray_session, place):
+    from dim.train.augmentation import Augmentation, FreshViews
     from dim.train.features import Ingest
+    from dim.train.training_set import TrainingPhotos
 
     for number in range(3):
         noise = np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8)
         Image.fromarray(noise).save(place.folder / f"{number}.png")
 
-    def variants(order):
+    def views(order):
         ids = np.array([f"é{n}" for n in order], dtype=object)
         paths = [str(place.folder / f"{n}.png") for n in order]
         photos = TrainingPhotos(ids, ids, ids, paths, [None] * 3, ["ab"] * 3, 32, "squash")
         rows = photos.positions(np.array([["é0", "é2", "é1"]]))
         assert ids[rows].tolist() == [["é0", "é2", "é1"]]
-        change = NewVariants(Augmentation(20, 0.3), (0, 1)).apply
+        change = FreshViews(Augmentation(20, 0.3), (0, 1)).apply
         return [pixels.tobytes() for pixels in Ingest(photos, 2, 1).decoded(rows[0].tolist(), ids[rows[0]], change)]
 
-    assert variants([0, 1, 2]) == variants([2, 0, 1])
+    assert views([0, 1, 2]) == views([2, 0, 1])

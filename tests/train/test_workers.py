@@ -88,9 +88,10 @@ def test_a_run_says_how_many_workers_train(runs):
 
 
 def test_fewer_workers_than_asked_for_are_said_to_be(caplog):
-    from dim.train.loop import Run
+    from dim.train import loop
 
+    config = TrainConfig(workers=3, epochs=5)
     with caplog.at_level(logging.INFO, "dim"):
-        Run._say_workers(SimpleNamespace(config=TrainConfig(workers=3, epochs=5), workers=2), 3)
+        loop._log_workers(SimpleNamespace(job=SimpleNamespace(config=config), workers=2), 3)
     (line,) = caplog.messages
     assert line.startswith("from epoch 4 on, 2 of 3 workers train, as many as there is room for; when more nodes come")

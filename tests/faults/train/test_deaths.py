@@ -45,7 +45,7 @@ def test_photos_that_kill_or_are_broken_are_left_out_with_their_reasons(train, d
     assert "<html>" in reasons[ids[1]]
     said = job.said()
     assert "photos that could not be read: 2 (1 × decoding killed the process" in said
-    assert f"they are left out; see {out}/unreadable.csv" in said and "memory is short" not in said
+    assert f"they are left out; see {out}/unreadable.csv" in said and "out of memory" not in said
     assert "100 % of activations from the cache, 0 computed" in said
 
 

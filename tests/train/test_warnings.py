@@ -30,7 +30,9 @@ def test_what_was_better_before_is_said():
     assert "no epoch was better than the fitted network on split val (mAP 0.5000, the best epoch 0.4000)" in line
     assert line.endswith("try a smaller --learning-rate than 0.5")
     (line,) = said([0.5, 0.6], kept=1, before=0.7)
-    assert line.startswith("'vgg16-gem' off the shelf is better on split val (mAP 0.7000) than what is kept (0.6000)")
+    assert line.startswith(
+        "'vgg16-gem' off the shelf is better on split val (mAP 0.7000) than the kept network (0.6000)"
+    )
     (line,) = said([0.5, 0.6], kept=1, fitted=0.4, after=0.39)
     assert line.startswith("mAP on split test is 0.3900 after training and was 0.4000 with the fitted network")
     assert len(said([0.5, 0.3], kept=0, before=0.7)) == 2

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from dim.errors import JobFailed
-from dim.train.augmentation import TrainingPhotos
-from dim.train.batches import Share
+from dim.train.batches import ReplicaBatch
 from dim.train.feature_cache import FeatureCache
-from dim.train.features import Trunk
+from dim.train.features import Features
 from dim.train.fit import Fitting
+from dim.train.training_set import TrainingPhotos
 
 
 class Gone:
@@ -26,9 +26,9 @@ def test_a_photo_that_was_mined_and_is_gone_is_named_with_the_reason(tmp_path):
     )
     fitting = Fitting.__new__(Fitting)
     cache = FeatureCache(str(tmp_path), "trunk", 10**6)
-    fitting._photos, fitting._trunk = photos, Trunk(photos, Gone(), cache, None, batch_size=2, threads=1)
-    (found,) = fitting._trunk.read([[0, 1, 2]])
-    share = Share(np.arange(3), np.array([[0], [1], [2]]))
-    said = "photo 'c' was readable when it was mined and no longer is: no such file; mend 'c.jpg' and run the same"
+    fitting._photos, fitting._features = photos, Features(photos, Gone(), cache, None, batch_size=2, threads=1)
+    (found,) = fitting._features.read([[0, 1, 2]])
+    share = ReplicaBatch(np.arange(3), np.array([[0], [1], [2]]))
+    said = "photo 'c' was readable when it was mined and no longer is: no such file; repair 'c.jpg' and run the same"
     with pytest.raises(JobFailed, match=said):
         [fitting._readable(found, row) for row in share.rows.tolist()]

@@ -15,8 +15,8 @@ def test_a_run_is_found_in_mlflow(tmp_path, monkeypatch):
     config = TrainConfig(out=str(tmp_path / "run"), epochs=2, mlflow=uri)
     (tmp_path / "run").mkdir()
     epochs = [{"epoch": epoch, "loss": 1 / epoch, "val_map": None} for epoch in (1, 2)]
-    run_history.begun(uri, config).epoch(epochs[0])
-    resumed = run_history.begun(uri, config)
+    run_history.tracked(uri, config).epoch(epochs[0])
+    resumed = run_history.tracked(uri, config)
     resumed.epoch(epochs[1])
     resumed.finished({"map_before": 0.4, "map_after": 0.5, "judged_on": "test", "epochs": 2})
 

@@ -1,0 +1,156 @@
+"""One worker of a training run: its set-up before the first epoch, and the steps that it takes with the other workers.
+
+Ray Train starts each worker as a process. All workers build the same network, and each owns a part of the photos.
+`dim.train.loop` takes them through the epochs.
+"""
+
+import hashlib
+import logging
+import platform
+import time
+
+import numpy as np
+import ray
+import ray.train
+import tensorflow as tf
+from ray.train.collective import broadcast_from_rank_zero
+
+from dim.app import placement
+from dim.extract.embedder import set_up_tensorflow
+from dim.io import files
+from dim.mine.mining import mine
+from dim.mine.triplets import Triplets
+from dim.model import network
+from dim.model.backend import keras
+from dim.train import checkpoint, failures, history
+from dim.train.checkpoint import State
+from dim.train.embed import Inference, objects_from_all
+from dim.train.features import features_of
+from dim.train.fit import Fitting, from_pixels
+from dim.train.history import EpochHistory
+from dim.train.locality import ownership
+from dim.train.step import TrainedNetwork
+from dim.train.training_set import Job
+from dim.whiten.fit import fit_pca, moments_of
+
+OPTIMIZERS = {"adam": keras.optimizers.Adam, "sgd": keras.optimizers.SGD}
+
+
+class Worker:
+    """Worker `rank` of the `workers` that run `job`.
+
+    Attributes:
+        trained: The network.
+        inference: Embeds photos and computes mAP with the current weights.
+        fitting: Fits the network to triplets.
+    """
+
+    def __init__(self, job: Job, strategy: tf.distribute.Strategy, rank: int, workers: int) -> None:
+        config, spec = job.config, job.source.spec
+        self.job, self.rank, self.workers, self._strategy = job, rank, workers, strategy
+        self._checkpoints = files.join(config.out, checkpoint.FOLDER)
+        self._history = EpochHistory(config.out, job.tracking) if rank == 0 else None
+        with strategy.scope():
+            model = network.load(job.source, job.precision)
+            self.trained = TrainedNetwork(strategy, model, spec, config.train_layers, from_pixels(config))
+            self._optimizer = OPTIMIZERS[config.optimizer](config.learning_rate)
+            self._optimizer.build(self.trained.variables)
+        features = features_of(job, self.trained, workers)
+        # Hosts own photos, as each has a feature cache. They are known by name, which is the same in the next run.
+        owned = ownership(job.photos, objects_from_all(strategy, platform.node()))
+        self.inference = Inference(self.trained, features, job, rank, owned)
+        self.fitting = Fitting(job, self.trained, self._optimizer, features, rank=rank, ownership=owned)
+
+    def resume(self) -> State | None:
+        """Restores weights, optimizer and state from the newest checkpoint that is whole; None if there is none."""
+        epoch = self._whole(checkpoint.newest_first(self._checkpoints))
+        weights, optimizer = self.trained.variables, self._optimizer
+        return None if epoch is None else checkpoint.read(self._checkpoints, epoch, weights, optimizer)
+
+    def restore_best(self, state: State) -> int | None:
+        """Restores the weights of the best epoch whose checkpoint is whole, and returns it; None if there is none."""
+        epoch = self._whole(state.best_first())
+        if epoch is not None:
+            checkpoint.read(self._checkpoints, epoch, self.trained.variables)
+        return epoch
+
+    def _whole(self, epochs: list[int]) -> int | None:
+        # Rank 0 decides for all workers, as a storage may show them different files.
+        found: int | None = broadcast_from_rank_zero(
+            checkpoint.whole(self._checkpoints, epochs) if self.rank == 0 else None
+        )
+        return found
+
+    def save(self, state: State) -> None:
+        """Rank 0 writes the figures and the checkpoint of `state`, and deletes checkpoints that are not needed."""
+        if self._history is None:
+            return
+        if state.history:
+            self._history.write(state.history)
+        checkpoint.write(self._checkpoints, state, self.trained.variables, self._optimizer)
+        if state.epoch:
+            checkpoint.keep(self._checkpoints, {state.best_first()[0], state.epoch, state.epoch - 1})
+
+    def fit_pca(self, vectors: np.ndarray) -> None:
+        """Sets the PCA layer to the principal components of `vectors` (n, D), pooled descriptors of split train."""
+        spec = self.job.source.spec
+        whitening = fit_pca(moments_of(vectors), spec.dimension, {"split": "train"}, power=self.job.config.power)
+        # All workers take the result of rank 0: machines may differ in the signs and last digits of eigenvectors.
+        kernel, bias = broadcast_from_rank_zero(whitening.as_dense())
+        for variable, value in zip(self.trained.model.get_layer("pca").weights, (kernel, bias), strict=True):
+            variable.assign(value)
+
+    def mine(self, rows: np.ndarray, vectors: np.ndarray, epoch: int) -> Triplets:
+        """The hardest triplets among `rows`, as positions in `rows`; `vectors` (n, D) are their descriptors.
+
+        Rank 0 mines by Ray tasks, which may use the CPUs of the other workers while these wait.
+        """
+        triplets = None
+        if self.rank == 0:
+            labels, image_ids = self.job.photos.labels[rows], self.job.photos.image_ids[rows]
+            triplets = mine(vectors, labels, image_ids, self.job.config, beside=True)
+            history.keep_hardest(self.job.config.out, epoch + 1, triplets, image_ids)
+        found: Triplets = broadcast_from_rank_zero(triplets)
+        return found
+
+    def require_equal_weights(self) -> None:
+        """Raises RuntimeError on every worker if their weights differ, so that none goes on to write a checkpoint."""
+        if self.workers == 1:
+            return
+        own = hashlib.sha256(b"".join(variable.numpy().tobytes() for variable in self.trained.variables)).hexdigest()
+        if len({*objects_from_all(self._strategy, own)}) > 1:
+            raise RuntimeError("the workers no longer hold the same weights")
+
+
+def start_worker(job: Job) -> Worker:
+    """Sets up this process as one of the job's workers: its log, its CPUs, its seed, and its part of the strategy."""
+    context = ray.train.get_context()
+    rank, workers = context.get_world_rank(), context.get_world_size()
+    # Rank 0 logs the progress of the run; the others would repeat it.
+    failures.log_to(job.queue, logging.INFO if rank == 0 else logging.WARNING, rank)
+    set_up_tensorflow(placement.threads(ray.get_runtime_context().get_assigned_resources().get("CPU", 0)))
+    keras.utils.set_random_seed(job.config.seed)
+    return Worker(job, _strategy(workers), rank, workers)
+
+
+def _strategy(workers: int) -> tf.distribute.Strategy:
+    if workers == 1:
+        return tf.distribute.MirroredStrategy()
+    implementation = tf.distribute.experimental.CommunicationImplementation
+    chosen = implementation.NCCL if tf.config.get_visible_devices("GPU") else implementation.AUTO
+    options = tf.distribute.experimental.CommunicationOptions(implementation=chosen)
+    return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+
+
+class Clock:
+    """Times the steps of an epoch; `laps` has the seconds of each, as `NAME_seconds`."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def lap(self, name: str) -> None:
+        """Ends the step `name`, which began with the lap before."""
+        now = time.monotonic()
+        self.laps[f"{name}_seconds"] = round(now - self._last, 3)
+        self._last = now

@@ -1,0 +1,93 @@
+"""The order of a run's steps, and what it reports of each epoch; with a worker that only notes what it is asked."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from dim.train import loop
+from dim.train.checkpoint import State
+from dim.train.config import TrainConfig
+
+ROWS = np.arange(6)
+
+
+class Recorder:
+    """A worker without a network; `calls` has the steps it was taken through."""
+
+    workers, rank = 2, 1
+
+    def __init__(self, resumed=None, **settings):
+        self.calls, self._resumed = [], resumed
+        photos = SimpleNamespace(
+            mined=lambda: ROWS, rows=lambda _: ROWS, used=lambda: ROWS, write_unreadable=None,
+            image_ids=np.array([f"photo {row}" for row in ROWS]), positions=lambda ids: ids,
+        )  # fmt: skip
+        self.job = SimpleNamespace(config=TrainConfig(**settings), photos=photos, fit_pca=False, inputs=None)
+        self.fitting = SimpleNamespace(fit=self._fit)
+        self.inference = SimpleNamespace(
+            embed=self._embed, unreadable=dict, map=lambda *_: None, reads=lambda: {"cached_share": 1.0, "computed": 0}
+        )
+
+    def _embed(self, rows, **_):
+        self.calls.append("embed")
+        return rows, np.zeros((len(rows), 4), np.float32)
+
+    def mine(self, *_):
+        self.calls.append("mine")
+        one = {"anchors": np.array([0]), "positives": np.array([1]), "negatives": np.array([2])}
+        return SimpleNamespace(**one, summary=lambda: dict.fromkeys(loop.MINING, 1))
+
+    def _fit(self, triplets, _):
+        self.calls.append("fit")
+        assert triplets.tolist() == [["photo 0", "photo 1", "photo 2"]]
+        return {"loss": 0.25, "active_share": 0.5, "steps": 1, "images_per_triplet": 3.0}
+
+    def resume(self):
+        return self._resumed
+
+    def require_equal_weights(self):
+        self.calls.append("compare")
+
+    def save(self, state):
+        self.calls.append(f"save {state.epoch}")
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """Takes a worker through a run; returns what it was asked, and what reached Ray Train."""
+
+    def trained(worker):
+        monkeypatch.setattr(loop.ray.train, "report", lambda figures: worker.calls.append(("report", figures)))
+        monkeypatch.setattr(loop, "_finish", lambda *_: None)
+        monkeypatch.setattr(loop, "_judge", lambda *_: None)
+        loop.do_train(worker)
+        reports = [call[1] for call in worker.calls if call[0] == "report"]
+        return [call if isinstance(call, str) else call[0] for call in worker.calls], reports
+
+    return trained
+
+
+EPOCH = ["embed", "mine", "fit", "embed", "compare"]
+
+
+def test_each_epoch_embeds_mines_fits_validates_saves_and_reports(run):
+    calls, _ = run(Recorder(epochs=2))
+    begun = calls.index("save 0") + 1
+    assert calls[begun:] == [*EPOCH, "save 1", "report", *EPOCH, "save 2", "report"]
+
+
+def test_every_worker_reports_each_epoch_s_numbers_to_ray_train(run):
+    _, (first, second) = run(Recorder(epochs=2, mine_every=2))
+    assert (first["epoch"], first["loss"], first["kept"], first["workers"]) == (1, 0.25, 1, 2)
+    assert {"candidates", "cached_share", "fit_seconds"} <= first.keys()
+    assert second["epoch"] == 2 and "candidates" not in second  # nothing was mined
+    assert "val_map" not in first  # there is no mAP
+    assert all(isinstance(value, int | float) for value in [*first.values(), *second.values()])
+
+
+def test_a_resumed_run_goes_on_with_the_epoch_and_the_triplets_of_its_checkpoint(run):
+    triplets = np.array([["photo 0", "photo 1", "photo 2"]])
+    calls, (report,) = run(Recorder(State(epoch=1, triplets=triplets, history=[{}]), epochs=2, mine_every=2))
+    assert calls == ["fit", "embed", "compare", "save 2", "report"]
+    assert report["epoch"] == 2
