@@ -5,7 +5,8 @@ The graph is written node by node. `LAYERS` translates the layers of the backbon
 
 Keras's own export is no replacement. `model.export(format="onnx")` with tf2onnx gives the same descriptors, but takes
 10 GB of memory and 20 s for a ResNet50 (12 GB for a ResNet101); this module takes about 1 GB and 2 s. Keras's JAX
-exporter fails on photos of any size, its torch exporter traces a photo of one pixel, and none translates ConvNeXt.
+exporter fails unless the photos' size is fixed, its torch exporter traces a photo of one pixel, and none translates
+ConvNeXt.
 """
 
 from collections.abc import Callable

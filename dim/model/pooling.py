@@ -126,7 +126,7 @@ def region_starts(length: Any, short: Any, side: Any, level: int, xp: Any) -> An
 def extra_regions(length: Any, short: Any, xp: Any) -> Any:
     """The number of extra regions along a map side of `length`: 0 for the shorter side, `short`.
 
-    It is chosen so that neighbours on level 1 overlap as close to 40 % as possible. Both lengths are integers, or both
+    With it, the overlap of neighbours on level 1 is as close to 40 % as possible. Both lengths are integers, or both
     are tensors (..., 1).
     """
     # s + 1 extra regions overlap closer to 40 % than s do if (length − short) / short > 6/5 · s(s + 1) / (2s + 1).
