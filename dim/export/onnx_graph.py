@@ -73,15 +73,14 @@ def model_of(source: Source) -> onnx.ModelProto:
         UserError: A layer of the backbone has no translation.
     """
     spec, graph = source.spec, Graph()
-    size = spec.image_size if spec.resize == "squash" else None
     model = network.load(source)
     x = _backbone(graph, model, spec)
     x = graph.l2(POOLINGS[spec.pooling](graph, x, model.get_layer("pooling")))
     if spec.dimension is not None:
         x = graph.l2(graph.add("Gemm", x, *model.get_layer("pca").get_weights()))
     graph.add("Identity", x, name="descriptors")
-    side = ["height", "width"] if size is None else [size, size]
-    images = helper.make_tensor_value_info("images", TensorProto.UINT8, ["photos", *side, 3])
+    sides = [spec.image_size, spec.image_size] if spec.resize == "squash" else ["height", "width"]
+    images = helper.make_tensor_value_info("images", TensorProto.UINT8, ["photos", *sides, 3])
     found = helper.make_tensor_value_info("descriptors", FLOAT, ["photos", model.output_shape[-1]])
     made = helper.make_model(
         helper.make_graph(graph.nodes, "descriptor", [images], [found], graph.constants),

@@ -15,8 +15,6 @@ import numpy as np
 from dim.errors import UserError
 from dim.io import files, seal, strict_json
 
-Kind = Literal["pca", "learned"]
-
 
 @dataclass(frozen=True, eq=False)
 class Whitening:
@@ -39,7 +37,7 @@ class Whitening:
     projection: np.ndarray
     eigenvalues: np.ndarray
     power: float
-    kind: Kind
+    kind: Literal["pca", "learned"]
     learned_on: dict[str, Any]
     embedding: dict[str, Any] | None = None
     uri: str | None = None
