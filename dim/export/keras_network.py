@@ -1,8 +1,8 @@
 """Exports the network as a plain Keras model, which loads without dim on any backend of Keras.
 
-Layers of dim become the Keras operations that they consist of. For R-MAC this needs another algorithm than that of
-`dim.model.pooling`, which gathers regions by index: no operation of Keras makes an index of a length that is unknown
-until run time. Here each level has as many regions as a map of any size can have, each as a mask. The masks cost little
+Layers of dim become the Keras operations that they consist of. R-MAC needs a second algorithm for this:
+`dim.model.pooling` gathers regions by index, and no operation of Keras makes an index of a length that is unknown until
+run time. Here each level has as many regions as a map of any size can have, each as a mask. The masks cost little
 compared with the backbone.
 """
 

@@ -1,4 +1,4 @@
-"""Imports Keras with the settings that dim needs, whatever KERAS_BACKEND and ~/.keras/keras.json say.
+"""Imports Keras with the settings that dim needs, which override KERAS_BACKEND and ~/.keras/keras.json.
 
 All modules of dim import `keras` and `ops` from here. The import sets the float type, epsilon and image format of the
 process. The backend is fixed as soon as Keras is imported, and TensorFlow imports Keras, too. So jobs set the backend

@@ -30,7 +30,7 @@ def _gpu_has_bfloat16() -> bool:
 
 
 def use_assigned_gpus() -> None:
-    """Lets TensorFlow use only the GPUs that Ray assigned to this task or actor, and take their memory as it needs it.
+    """Lets TensorFlow use only the GPUs that Ray assigned to this task or actor, and take their memory as needed.
 
     Call it before TensorFlow computes anything. TensorFlow would otherwise take all memory of every GPU: Ray 2.60 hides
     no GPU from a driver, nor from a worker to which it assigned none.

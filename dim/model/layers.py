@@ -1,4 +1,4 @@
-"""The layers before and after the backbone: preprocessing and L2 normalisation. Descriptors at several scales."""
+"""Preprocessing and L2 normalisation, the layers around the backbone, and descriptors at several scales."""
 
 from dataclasses import dataclass
 from typing import Any

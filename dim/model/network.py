@@ -87,7 +87,7 @@ def _settings(precision: str) -> Iterator[None]:
 
 
 def load(source: Source, precision: str = "float32") -> keras.Model:
-    """Builds the network of `source` in a `precision` of `build`, and loads its weights.
+    """Builds the network of `source` and loads its weights. `precision` is as in `build`.
 
     If the spec differs from the saved one, the layers common to both keep their saved weights. A new PCA layer starts
     as the identity, and a new pooling with its default weights. Raises UserError if the weights cannot be read, do not
@@ -128,8 +128,8 @@ def _copy_weights(trained: keras.Model, model: keras.Model, saved: Spec, spec: S
 def save(model: keras.Model, spec: Spec, folder: str) -> None:
     """Writes a model folder: `model.weights.h5`, then `model.json`.
 
-    An earlier `model.json` is deleted before that: no reader combines it with the new weights, and the folder that an
-    interrupted job leaves is no model.
+    An earlier `model.json` is deleted first, so that no reader combines it with the new weights, or takes the folder of
+    an interrupted job for a model.
     """
     files.make_folder(folder)
     local_files.sweep(folder)

@@ -139,7 +139,7 @@ def resolve(model: str, weights: str | None = None, **changes: Any) -> Source:
     saved = document and document[0]
     spec = saved or _off_the_shelf(model)
     if saved and weights is not None:
-        raise UserError(f"--weights {weights!r} can't replace those of the model folder {model!r}; drop one of them")
+        raise UserError(f"--weights {weights!r} can't replace the weights of model folder {model!r}; drop one of them")
     found = files.join(model, WEIGHTS_FILE) if saved else weights or str(SHIPPED_WEIGHTS)
     digest = None
     if found not in NAMED_WEIGHTS:

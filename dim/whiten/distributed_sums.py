@@ -61,9 +61,9 @@ def sum_moments(folder: str, manifest: Manifest) -> Moments:
 def sum_pairs(folder: str, manifest: Manifest) -> tuple[Moments, Moments]:
     """The moments of the queries, and the moments of the differences of matching pairs.
 
-    The differences have the covariance S (see the module) and a mean of zero. Only linearly independent differences
-    are counted: the number of queries minus the number of labels. Raises UserError if `folder` lacks a row of the
-    manifest, or if no label has two descriptors.
+    The differences have the covariance S (see the module) and a mean of zero. Their count is the number of linearly
+    independent differences: queries minus labels. Raises UserError if `folder` lacks a row of the manifest, or if no
+    label has two descriptors.
     """
     labelled = _decoded(folder, manifest) & manifest.table["label"].is_valid().to_numpy()
     _, codes, counts = np.unique(manifest.labels[labelled].astype(str), return_inverse=True, return_counts=True)
