@@ -422,7 +422,7 @@ OF_ONE = {
         "--model vgg16-gen": "unknown pooling 'gen'; did you mean 'gem'",
     },
     "export": {
-        "--format keras": "--format keras exports what --model names",
+        "--format keras": "--format keras needs --model, and no other input",
         "--format nyp": "--format: invalid choice: 'nyp'",
     },
 }

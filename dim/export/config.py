@@ -15,7 +15,8 @@ class ExportConfig(ModelOptions):
 
     format: ExportFormat = option(
         help="for descriptors: npy (descriptors.npy, names.txt), autofaiss (embeddings/*.parquet), clip-retrieval "
-        "(img_emb/*.npy, metadata/*.parquet); for a model: keras (model.keras), onnx (model.onnx)"
+        "(img_emb/*.npy, metadata/*.parquet); for a model: keras (model.keras), onnx (model.onnx), for photos of one "
+        "size, or of any size with --resize long-side"
     )
     out: str = option(help="folder for the exported files", metavar="DIR")
     descriptors: str | None = option(None, help="folder made by extract.py", metavar="DIR")

@@ -21,7 +21,7 @@ from dim.app.progress import with_progress
 from dim.errors import UserError
 from dim.export.config import ExportConfig, ExportFormat
 from dim.io import files, local_files
-from dim.model import devices, spec
+from dim.model import devices
 from dim.model.spec import Source
 from dim.search import descriptor_folder
 from dim.search.descriptor_folder import DescriptorFolder
@@ -41,13 +41,12 @@ def export(config: ExportConfig) -> dict[str, Any]:
     given = {"model": config.model, "descriptors": config.descriptors}
     wanted = "model" if config.format in NETWORKS else "descriptors"
     if given.pop(wanted) is None or any(given.values()):
-        raise UserError(f"--format {config.format} exports what --{wanted} names; give it, and no other input")
+        raise UserError(f"--format {config.format} needs --{wanted}, and no other input")
     return _network(config) if config.model else _descriptors(config, str(config.descriptors))
 
 
 def _network(config: ExportConfig) -> dict[str, Any]:
-    source = spec.resolve(str(config.model), config.weights, image_size=config.image_size, resize=config.resize)
-    content, dimension = NETWORKS[config.format](source)
+    content, dimension = NETWORKS[config.format](config.source(str(config.model)))
     with output.opened(config.out, "export", config, {"model": config.model}) as out:
         files.write_bytes(out.path(f"model.{config.format}"), content)
         return out.finish({"dimension": dimension, "files": 1})
@@ -68,7 +67,7 @@ def _onnx(source: Source) -> tuple[bytes, int]:
     """The content of the `.onnx` file, and the dimension of the descriptors."""
     if importlib.util.find_spec("onnx") is None:
         raise UserError('--format onnx needs the package onnx; install the extra: pip install ".[export]"')
-    from dim.export.onnx_graph import model_of  # noqa: PLC0415
+    from dim.export.onnx_graph import model_of  # noqa: PLC0415  (as above)
 
     devices.use_assigned_gpus()
     model = model_of(source)
@@ -88,7 +87,7 @@ def _descriptors(config: ExportConfig, folder: str) -> dict[str, Any]:
 
 
 def npy(rows: DescriptorFolder, out: Output) -> int:
-    """Writes `descriptors.npy`, float32 (N, D), and `names.txt`, one image_id per line in the same order."""
+    """Writes `descriptors.npy`, float32 (N, D), and `names.txt`, an image_id per line in the same order."""
     written = 0
     with local_files.path_to_write(out.path("descriptors.npy")) as path, open(path, "wb") as file:
         for number, block in enumerate(with_progress(rows, len, "exporting", len(rows), "rows")):
@@ -145,7 +144,11 @@ def _parts(rows: DescriptorFolder, out: Output, kinds: dict[str, Callable[[pa.Ar
     A kind is the pattern of a file name, and a function from the block's ids and vectors to the file's content.
     """
     for pattern in kinds:
-        _emptied(files.parent(files.join(out.folder, pattern)))
+        folder = files.parent(files.join(out.folder, pattern))
+        files.make_folder(folder)
+        local_files.sweep(folder)
+        # The other tools read whole folders, so no file of an earlier export may remain.
+        files.delete_all(files.join(folder, name) for name in files.names(folder) if _PART.fullmatch(name))
     number = start = 0
     for number, block in enumerate(with_progress(rows, len, "exporting", len(rows), "rows"), start=1):
         for pattern, content in kinds.items():
@@ -153,13 +156,6 @@ def _parts(rows: DescriptorFolder, out: Output, kinds: dict[str, Callable[[pa.Ar
         start += len(block)
     _require_all(rows, start)
     return number * len(kinds)
-
-
-def _emptied(folder: str) -> None:
-    """Creates `folder`, and deletes the files of an earlier export from it: the other tools read whole folders."""
-    files.make_folder(folder)
-    local_files.sweep(folder)
-    files.delete_all(files.join(folder, name) for name in files.names(folder) if _PART.fullmatch(name))
 
 
 def _require_all(rows: DescriptorFolder, written: int) -> None:

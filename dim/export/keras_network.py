@@ -1,8 +1,9 @@
 """Exports the network as a plain Keras model, which loads without dim on any backend of Keras.
 
-Layers of dim become the Keras operations that they consist of. R-MAC needs another form for this. `dim.model.pooling`
-gathers regions by index, but no operation of Keras makes an index of a length that is unknown until run time. Here each
-level has as many regions as a map of any size can have, each as a mask. This work is little beside the backbone's.
+Layers of dim become the Keras operations that they consist of. R-MAC needs a second algorithm for this:
+`dim.model.pooling` gathers regions by index, and no operation of Keras makes an index of a length that is unknown until
+run time. Here each level has as many regions as a map of any size can have, each as a mask. The masks cost little
+compared with the backbone.
 """
 
 from collections.abc import Callable
@@ -34,8 +35,8 @@ def model_of(source: Source) -> keras.Model:
 
 
 def _call(layer: keras.layers.Layer, *arguments: Any, **options: Any) -> Any:
-    """Applies a layer. Of a layer of dim, only the Keras operations of its `call` remain in the graph."""
-    # The graph cannot hold the weights of such a layer, so they become a constant or a Dense layer.
+    """Applies a layer. A layer of dim leaves only the Keras operations of its `call` in the graph."""
+    # Such a layer's weights would not be saved with the graph, so they become a constant or a Dense layer.
     if isinstance(layer, GeM):
         return gem(arguments[0], layer.get_weights()[0].item())
     if isinstance(layer, RMAC):
@@ -80,7 +81,7 @@ def masked_rmac(maps: Any, levels: int, whiten: Callable[[Any], Any] | None) -> 
 
 
 def _masks(line: Any, length: Any, short: Any, side: Any, level: int) -> tuple[Any, Any]:
-    """The regions of a level along one side of the map, whose positions are `line` (N, L).
+    """The regions of a level along one side of the map; `line` (N, L) holds the positions along this side.
 
     Returns whether each position is in each region, (N, R, L), and whether a map of this size has that region, 1 or 0.
     """

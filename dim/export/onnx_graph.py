@@ -5,7 +5,8 @@ The graph is written node by node. `LAYERS` translates the layers of the backbon
 
 Keras's own export is no replacement. `model.export(format="onnx")` with tf2onnx gives the same descriptors, but takes
 10 GB of memory and 20 s for a ResNet50 (12 GB for a ResNet101); this module takes about 1 GB and 2 s. Keras's JAX
-exporter fails on photos of any size, its torch exporter traces a photo of one pixel, and none translates ConvNeXt.
+exporter fails unless the photos' size is fixed, its torch exporter traces a photo of one pixel, and none translates
+ConvNeXt.
 """
 
 from collections.abc import Callable
@@ -72,15 +73,14 @@ def model_of(source: Source) -> onnx.ModelProto:
         UserError: A layer of the backbone has no translation.
     """
     spec, graph = source.spec, Graph()
-    size = spec.image_size if spec.resize == "squash" else None
     model = network.load(source)
     x = _backbone(graph, model, spec)
     x = graph.l2(POOLINGS[spec.pooling](graph, x, model.get_layer("pooling")))
     if spec.dimension is not None:
         x = graph.l2(graph.add("Gemm", x, *model.get_layer("pca").get_weights()))
     graph.add("Identity", x, name="descriptors")
-    side = ["height", "width"] if size is None else [size, size]
-    images = helper.make_tensor_value_info("images", TensorProto.UINT8, ["photos", *side, 3])
+    sides = [spec.image_size, spec.image_size] if spec.resize == "squash" else ["height", "width"]
+    images = helper.make_tensor_value_info("images", TensorProto.UINT8, ["photos", *sides, 3])
     found = helper.make_tensor_value_info("descriptors", FLOAT, ["photos", model.output_shape[-1]])
     made = helper.make_model(
         helper.make_graph(graph.nodes, "descriptor", [images], [found], graph.constants),

@@ -1,4 +1,4 @@
-"""The supported backbones, all of them convolutional networks of keras.applications, as data without TensorFlow."""
+"""The supported backbones, all from keras.applications, as data. This module does not import Keras."""
 
 from dataclasses import dataclass
 
@@ -8,11 +8,11 @@ class Backbone:
     """A convolutional network of keras.applications.
 
     Args:
-        constructor: Its function in keras.applications.
+        constructor: The function of keras.applications that builds it.
         layers: The layers that may be pooled, the default first, with their numbers of channels.
         tail: The layer below the last block. Fine-tuning by default trains the layers above it.
-        preprocessing: The preprocessing that its ImageNet weights expect, a key of `dim.model.layers.PREPROCESSINGS`.
-        imagenet: The file in which keras.applications distributes its ImageNet weights.
+        preprocessing: The preprocessing that the ImageNet weights expect, a key of `dim.model.layers.PREPROCESSINGS`.
+        imagenet: The file in which keras.applications distributes the ImageNet weights.
     """
 
     constructor: str

@@ -1,9 +1,8 @@
-"""Imports Keras with the settings that dim needs, whatever KERAS_BACKEND and ~/.keras/keras.json say.
+"""Imports Keras with the settings that dim needs, which override KERAS_BACKEND and ~/.keras/keras.json.
 
 All modules of dim import `keras` and `ops` from here. The import sets the float type, epsilon and image format of the
-process. The backend cannot change once Keras is imported, and TensorFlow imports Keras, too. So jobs set the backend
-in their environment before they import anything else (`dim.app.environment`). Without TensorFlow no job can run, but
-the layers run on any installed backend.
+process. The backend is fixed as soon as Keras is imported, and TensorFlow imports Keras, too. So jobs set the backend
+before they import anything else (`dim.app.environment`). Jobs need TensorFlow; the layers run on any backend of Keras.
 """
 
 import importlib.util

@@ -1,7 +1,4 @@
-"""Which arithmetic a machine supports, and which of its GPUs a process may use.
-
-The network computes in float32, or in a mix of float32 with bfloat16 or float16 on machines built for it.
-"""
+"""The precision in which this machine computes fastest, and the GPUs that a process may use."""
 
 import subprocess
 from pathlib import Path
@@ -13,10 +10,7 @@ POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixe
 
 
 def best_precision(gpu: bool) -> str:
-    """The precision that `auto` chooses on this machine, "bfloat16" or "float32".
-
-    It is bfloat16 if the CPU has AVX-512 BF16, or with `gpu` if all GPUs have a compute capability of 8.0 or more.
-    """
+    """What `auto` chooses: "bfloat16" if this machine's CPU (or each GPU, if `gpu`) supports it, else "float32"."""
     return "bfloat16" if (_gpu_has_bfloat16() if gpu else _cpu_has_bfloat16()) else "float32"
 
 
@@ -32,16 +26,16 @@ def _gpu_has_bfloat16() -> bool:
         capabilities = [float(line) for line in answer.splitlines()]
     except (OSError, subprocess.SubprocessError, ValueError):
         return False
-    return min(capabilities, default=0.0) >= 8.0
+    return min(capabilities, default=0.0) >= 8.0  # the first with bfloat16
 
 
 def use_assigned_gpus() -> None:
-    """Restricts TensorFlow to the GPUs that Ray has assigned to this task or actor, allocating memory as needed.
+    """Lets TensorFlow use only the GPUs that Ray assigned to this task or actor, and take their memory as needed.
 
     Call it before TensorFlow computes anything. TensorFlow would otherwise take all memory of every GPU: Ray 2.60 hides
     no GPU from a driver, nor from a worker to which it assigned none.
     """
-    import tensorflow as tf  # noqa: PLC0415  (a driver may not need TensorFlow at all)
+    import tensorflow as tf  # noqa: PLC0415  (most drivers do not need TensorFlow)
 
     if not assigned_gpus():
         if tf.config.get_visible_devices("GPU"):

@@ -15,7 +15,7 @@ import h5py
 from dim.io import processes
 
 SECONDS = 60.0  # VGG16's weights, 59 MB, take half a second
-MEMORY = 2**32  # bytes, ten times VGG16's largest array
+MEMORY = 2**32  # bytes that the child may take: ten times VGG16's largest array
 
 
 def require_whole(path: str) -> None:
@@ -38,14 +38,6 @@ def require_whole(path: str) -> None:
         raise ValueError(child.stderr)
 
 
-def _read(path: str) -> None:
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    with h5py.File(path) as file:
-        _read_entry("/", file)
-        file.visititems(_read_entry)
-
-
 def _read_entry(name: str, entry: Any) -> None:
     dict(entry.attrs)
     if isinstance(entry, h5py.Dataset):
@@ -55,7 +47,11 @@ def _read_entry(name: str, entry: Any) -> None:
 
 
 if __name__ == "__main__":
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     try:
-        _read(sys.argv[1])
+        with h5py.File(sys.argv[1]) as content:
+            _read_entry("/", content)
+            content.visititems(_read_entry)
     except Exception as error:  # reading a damaged or hostile file can raise anything
         sys.exit(str(error) or type(error).__name__)

@@ -1,8 +1,4 @@
-"""The layers before and after the backbone: preprocessing, L2 normalisation, and descriptors at several scales.
-
-`positions` counts the pixels of a map, for poolings that need its size: Keras has no operation for a size that is
-unknown until run time.
-"""
+"""Preprocessing and L2 normalisation, the layers around the backbone, and descriptors at several scales."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +6,7 @@ from typing import Any
 from dim.model.backend import keras, ops
 
 EPSILON = 1e-6
-GEM_P = 3.0  # of the generalised mean over scales
+GEM_P = 3.0  # the exponent of the generalised mean over scales
 MIN_SIDE = 32  # pixels, as for photos: VGG16 halves its input five times
 
 
@@ -42,8 +38,8 @@ class Preprocess(keras.layers.Layer):  # type: ignore[misc]
     Output shape: (N, H, W, 3), float32.
     """
 
-    def __init__(self, mode: str, **kwargs: Any) -> None:
-        super().__init__(**{"dtype": "float32", "name": "preprocess", "trainable": False} | kwargs, autocast=False)
+    def __init__(self, mode: str, **options: Any) -> None:
+        super().__init__(**{"dtype": "float32", "name": "preprocess", "trainable": False} | options, autocast=False)
         self.mode = mode
 
     def call(self, images: Any) -> Any:
@@ -82,7 +78,10 @@ class L2Normalisation(keras.layers.Layer):  # type: ignore[misc]
 
 
 def positions(maps: Any, axis: int) -> Any:
-    """0, 1, … along the height (axis 1) or the width (axis 2) of maps (N, H, W, K): (N, H) or (N, W)."""
+    """0, 1, … along the height (axis 1) or the width (axis 2) of maps (N, H, W, K): (N, H) or (N, W).
+
+    It counts the pixels: Keras has no operation that gives a size which is unknown until run time.
+    """
     line = maps[:, :, 0, 0] if axis == 1 else maps[:, 0, :, 0]
     return ops.cumsum(ops.ones_like(line), axis=1) - 1
 

@@ -1,8 +1,8 @@
 """Builds, loads, saves and cuts the descriptor network: preprocessing → backbone → pooling → L2 → [PCA → L2].
 
-The PCA layer is a Dense layer. A fitted whitening gives its initial weights (`Whitening.as_dense`), and training
-changes them like those of any other layer. Layer names are fixed: `preprocess`, the names that keras.applications gives
-to the backbone's layers, `pooling`, `l2`, `pca`, `l2_pca`. Loading, training and export find layers by these names.
+The PCA layer is a Dense layer. It starts from a fitted whitening (`Whitening.as_dense`), and is trained like any other.
+Layer names are fixed: `preprocess`, the names that keras.applications gives to the backbone's layers, `pooling`, `l2`,
+`pca`, `l2_pca`. Loading, training and export find layers by these names.
 """
 
 import contextlib
@@ -67,7 +67,7 @@ def _backbone(spec: Spec, x: keras.KerasTensor, wanted: str, sha256: str | None)
         whole.layers[-1].name = "layer_normalization"
     maps = whole.get_layer(spec.layer).output
     if wanted not in specs.NAMED_WEIGHTS:
-        # An .npz names its arrays, so it may lack those of unused layers; an .h5 must have all layers in their order.
+        # An .npz names its arrays, so it may lack unused layers. An .h5 must have all layers in their order.
         needed = keras.Model(x, maps, name=spec.backbone) if wanted.endswith(".npz") else whole
         weights.load_into(needed, wanted, sha256)
     return maps
@@ -87,13 +87,11 @@ def _settings(precision: str) -> Iterator[None]:
 
 
 def load(source: Source, precision: str = "float32") -> keras.Model:
-    """Builds the network of `source` and loads its weights.
+    """Builds the network of `source` and loads its weights. `precision` is as in `build`.
 
     If the spec differs from the saved one, the layers common to both keep their saved weights. A new PCA layer starts
-    as the identity, and a new pooling with its default weights. `precision` is as in `build`.
-
-    Raises:
-        UserError: The weights cannot be read, do not fit, or have changed since `resolve` hashed them.
+    as the identity, and a new pooling with its default weights. Raises UserError if the weights cannot be read, do not
+    fit, or have changed since `resolve` hashed them.
     """
     spec, saved = source.spec, source.saved
     if saved is None:
@@ -128,9 +126,10 @@ def _copy_weights(trained: keras.Model, model: keras.Model, saved: Spec, spec: S
 
 
 def save(model: keras.Model, spec: Spec, folder: str) -> None:
-    """Writes a model folder: first `model.weights.h5`, then `model.json`.
+    """Writes a model folder: `model.weights.h5`, then `model.json`.
 
-    An earlier `model.json` is deleted first, so no reader combines it with the new weights.
+    An earlier `model.json` is deleted first, so that no reader combines it with the new weights, or takes the folder of
+    an interrupted job for a model.
     """
     files.make_folder(folder)
     local_files.sweep(folder)

@@ -2,7 +2,7 @@
 
 Each pooling is a plain function and, under its name in `POOLINGS`, a Keras layer called "pooling". The layers compute
 in float32 at any precision of the backbone, and accept maps whose height and width are unknown until run time.
-`region_maxima` defines the regions of R-MAC, whose whitening is fitted on these maxima.
+`region_maxima` defines the regions of R-MAC. A whitening of regions is fitted on these maxima, L2-normalised.
 
 The formulas write X_k(p) for the activation of channel k at position p, and f_k for entry k of the result.
 """
@@ -17,7 +17,7 @@ from dim.model.backend import keras, ops
 from dim.model.layers import l2_normalise, positions
 
 GEM_EPSILON = 1e-6  # GeM raises smaller activations to this value, so that their logarithm is finite
-MOST_EXTRA = 6  # extra regions along the longer side of a map, as in the original
+MOST_EXTRA = 6  # at most so many extra regions along the longer side of a map, as in the original code
 FLOAT32 = {"name": "pooling", "dtype": "float32"}
 
 
@@ -90,11 +90,10 @@ def region_maxima(maps: Any, levels: int = 3) -> Any:
     """The maximum of each channel in each region: maps (N, H, W, K) → (N, regions, K), level by level.
 
     Level l has square regions of side ⌊2w / (l + 1)⌋, where w is the shorter side of the map. There are l of them along
-    the shorter side. Along the longer side there are as many more as bring the overlap of neighbours on level 1 closest
-    to 40 %.
+    the shorter side, and l + `extra_regions` along the longer side.
     """
     _, height, width, channels = ops.shape(maps)
-    # NumPy computes the regions of a known size now; Keras's operations compute those of an unknown size at run time.
+    # If the map's size is known, NumPy computes the regions now. Else Keras's operations compute them at run time.
     xp: Any = np if isinstance(height, int) and isinstance(width, int) else ops
     short = xp.minimum(height, width)
     found = []
@@ -105,8 +104,8 @@ def region_maxima(maps: Any, levels: int = 3) -> Any:
         down, across = (
             region_starts(length, short, side, level, xp)[:, None] + xp.arange(side) for length in (height, width)
         )
-        # The maximum over a rectangle is the vertical maximum of the horizontal maxima. So no region is copied out of
-        # the maps, and the working memory is about twice the size of the maps.
+        # The maximum over a rectangle is the vertical maximum of the horizontal maxima. Computed in this way, no region
+        # is copied out of the maps, and the working memory is about twice the size of the maps.
         strips = ops.max(ops.take(maps, across, axis=2), axis=3)
         maxima = ops.max(ops.take(strips, down, axis=1), axis=2)
         count = ops.shape(down)[0] * ops.shape(across)[0]
@@ -125,9 +124,10 @@ def region_starts(length: Any, short: Any, side: Any, level: int, xp: Any) -> An
 
 
 def extra_regions(length: Any, short: Any, xp: Any) -> Any:
-    """How many regions more than its level's number a map side of `length` has; 0 for the shorter side.
+    """The number of extra regions along a map side of `length`: 0 for the shorter side, `short`.
 
-    Both lengths are integers, or both are tensors (..., 1).
+    With it, the overlap of neighbours on level 1 is as close to 40 % as possible. Both lengths are integers, or both
+    are tensors (..., 1).
     """
     # s + 1 extra regions overlap closer to 40 % than s do if (length − short) / short > 6/5 · s(s + 1) / (2s + 1).
     s = np.arange(MOST_EXTRA)
@@ -163,16 +163,13 @@ class PlainPooling(keras.layers.Layer):  # type: ignore[misc]
 
 @keras.saving.register_keras_serializable(package="dim")
 class GeM(keras.layers.Layer):  # type: ignore[misc]
-    """Generalised-mean pooling with a learnable exponent, which all channels share.
+    """Generalised-mean pooling (see `gem`) with a learnable exponent, which all channels share.
 
     Args:
         p: The initial value of the weight `p`; 1 gives the mean, ∞ the maximum.
 
     Input shape: (N, H, W, K), non-negative.
     Output shape: (N, K).
-
-    Reference:
-        Radenović et al., "Fine-tuning CNN image retrieval with no human annotation", 1711.02512, section 3.2.
     """
 
     def __init__(self, p: float = 3.0, **options: Any) -> None:
@@ -194,7 +191,7 @@ class GeM(keras.layers.Layer):  # type: ignore[misc]
 
 @keras.saving.register_keras_serializable(package="dim")
 class RMAC(keras.layers.Layer):  # type: ignore[misc]
-    """The sum of the L2-normalised maxima of square regions at several scales, which may be whitened.
+    """The sum of the L2-normalised maxima of square regions at several scales, which may be whitened; see `rmac`.
 
     The weights `kernel` and `bias` of the whitening start as the identity. `set_weights(whitening.as_dense())` sets
     them to a whitening that was fitted on normalised `region_maxima`.
@@ -205,9 +202,6 @@ class RMAC(keras.layers.Layer):  # type: ignore[misc]
 
     Input shape: (N, H, W, K), non-negative.
     Output shape: (N, `dimension`), or (N, K) without a whitening.
-
-    Reference:
-        Tolias et al., "Particular object retrieval with integral max-pooling of CNN activations", 1511.05879.
     """
 
     def __init__(self, levels: int = 3, dimension: int | None = None, **options: Any) -> None:

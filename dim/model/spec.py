@@ -1,8 +1,7 @@
 """Describes a network without building it, so that a job can check its model before it starts TensorFlow.
 
-`Spec` is the structure and the input of a network; a model folder keeps it in `model.json`. `Source` adds the weights
-to load. `resolve` turns the flags `--model` and `--weights` into a `Source`, for model folders and for off-the-shelf
-names such as `vgg16-gem@block5_conv3`.
+`Spec` is the structure and the input of a network, as `model.json` in a model folder holds them. `Source` adds the
+weights to load. `resolve` turns the flags `--model` and `--weights` into a `Source`.
 """
 
 import dataclasses
@@ -30,7 +29,7 @@ NAMED_WEIGHTS = ("random", "imagenet")  # accepted in place of a weights file
 POOLINGS = ("mac", "spoc", "spoc-prior", "gem", "crow", "rmac")
 PREPROCESSINGS = ("caffe", "unit", "symmetric", "torch")
 
-DEEPEST = 8  # nested levels of `Spec.whitening`: copying it and writing it as JSON recurse
+DEEPEST = 8  # levels of nesting allowed in `Spec.whitening`, because copying and writing it recurse
 
 
 @dataclass(frozen=True)
@@ -42,11 +41,11 @@ class Spec:
         layer: The layer of the backbone that is pooled.
         pooling: One of `POOLINGS`.
         preprocessing: One of `PREPROCESSINGS`.
-        image_size: Pixels; the side of the squashed photo, or the longer side if `resize` is "long-side".
+        image_size: The side in pixels of a squashed photo, or the longer side if `resize` is "long-side".
         resize: "squash" or "long-side".
-        dimension: The output of the PCA layer; None without such a layer.
+        dimension: The number of outputs of the PCA layer; None without such a layer.
         whitening: The kind, power and training data of the PCA layer, {"kind": …, "power": …, "learned_on": …}.
-        region_dimension: The output of the whitening of R-MAC's regions; None if they are only normalised.
+        region_dimension: As `dimension`, for the whitening of R-MAC's regions; None if they are only normalised.
         region_whitening: As `whitening`, for the regions.
     """
 
@@ -72,7 +71,7 @@ class Spec:
         return self.region_dimension or self.channels
 
     def checked(self, where: str) -> "Spec":
-        """Returns this spec if every field is valid. Else raises UserError with `where` and the nearest valid value."""
+        """Returns this spec. Raises UserError, naming `where` it is from, if a field is not valid."""
         known = {"backbone": BACKBONES, "pooling": POOLINGS, "preprocessing": PREPROCESSINGS}
         for name, values in (known | {"resize": get_args(Resize)}).items():
             config.one_of(name, str(getattr(self, name)), list(values), where)
@@ -108,9 +107,9 @@ class Source:
     Args:
         spec: The network to build.
         weights: A weights file, "random" or "imagenet".
-        saved: The spec that the weights were saved with, which differs from `spec` if flags change the model, such as
-            its pooling. None if the weights are those of the backbone alone.
-        sha256: The hash of the weights file, checked by each process that loads it. None if unknown or without a file.
+        saved: The spec that the weights were saved with. It differs from `spec` if flags change the model, such as
+            `--pooling`. None if the weights are for the backbone alone.
+        sha256: The hash of the weights file, checked by each process that loads it. None accepts any file.
     """
 
     spec: Spec
@@ -139,10 +138,17 @@ def resolve(model: str, weights: str | None = None, **changes: Any) -> Source:
     document = _read(model) if files.exists(files.join(model, SPEC_FILE)) else None
     saved = document and document[0]
     spec = saved or _off_the_shelf(model)
-    found = _weights_of(model, spec, saved is not None, weights)
+    if saved and weights is not None:
+        raise UserError(f"--weights {weights!r} can't replace the weights of model folder {model!r}; drop one of them")
+    found = files.join(model, WEIGHTS_FILE) if saved else weights or str(SHIPPED_WEIGHTS)
     digest = None
     if found not in NAMED_WEIGHTS:
-        require_readable(found)
+        found = files.absolute(found)
+        if found == str(SHIPPED_WEIGHTS) and spec.backbone != "vgg16":
+            raise UserError(
+                f"no weights are shipped for {spec.backbone!r}; give --weights FILE, or imagenet to download them"
+            )
+        _require_readable(found)
         digest = seal.sha256_of_file(found)
     if document and (document[1] not in (None, digest) or document != _read(model)):
         raise UserError(
@@ -153,20 +159,6 @@ def resolve(model: str, weights: str | None = None, **changes: Any) -> Source:
     if changed.pooling != "rmac":
         changed = dataclasses.replace(changed, region_dimension=None, region_whitening=None)
     return Source(changed.checked(f"model {model!r}"), found, saved, digest)
-
-
-def _weights_of(model: str, spec: Spec, is_folder: bool, weights: str | None) -> str:
-    """The weights that `model` is loaded from: an absolute path, or one of `NAMED_WEIGHTS`."""
-    if is_folder and weights is not None:
-        raise UserError(f"--weights {weights!r} can't replace those of the model folder {model!r}; drop one of them")
-    found = files.join(model, WEIGHTS_FILE) if is_folder else weights or str(SHIPPED_WEIGHTS)
-    if found not in NAMED_WEIGHTS:
-        found = files.absolute(found)
-    if found == str(SHIPPED_WEIGHTS) and spec.backbone != "vgg16":
-        raise UserError(
-            f"no weights are shipped for {spec.backbone!r}; give --weights FILE, or imagenet to download them"
-        )
-    return found
 
 
 def _off_the_shelf(name: str) -> Spec:
@@ -215,8 +207,8 @@ def write(spec: Spec, folder: str, sha256: str | None = None) -> None:
     files.write_json(files.join(folder, SPEC_FILE), document)
 
 
-def require_readable(uri: str) -> None:
-    """Raises UserError if `uri` is not a readable .npz or .h5. Whether its arrays fit a network shows in loading."""
+def _require_readable(uri: str) -> None:
+    """Raises UserError if `uri` is not a readable .npz or .h5. (`weights.load_into` checks that its arrays fit.)"""
     if not files.exists(uri):
         raise UserError(f"no weights file {uri!r}")
     if not uri.endswith((".npz", ".h5")):

@@ -31,10 +31,7 @@ def load_into(model: keras.Model, uri: str, sha256: str | None = None) -> None:
 
     The file is a `.npz` with an array `layer/variable` for each weight (further arrays are ignored), a `.weights.h5` of
     Keras 3, or an `.h5` as keras.applications distributes it. An HDF5 file must be of a network with the same layers in
-    the same order.
-
-    Raises:
-        UserError: The file cannot be read, does not fit, has another hash, or holds NaN or infinity.
+    the same order. Raises UserError if the file cannot be read, does not fit, has another hash or is not finite.
     """
     if not uri.endswith((".npz", ".h5")):
         raise UserError(f"weights {uri!r} are neither .npz nor .h5")

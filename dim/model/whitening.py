@@ -15,8 +15,6 @@ import numpy as np
 from dim.errors import UserError
 from dim.io import files, seal, strict_json
 
-Kind = Literal["pca", "learned"]
-
 
 @dataclass(frozen=True, eq=False)
 class Whitening:
@@ -26,19 +24,20 @@ class Whitening:
         mean: m, float64 (K,).
         projection: P, float64 (D, K).
         eigenvalues: float64 (K,), of the covariance that was decomposed, largest first and not clipped.
-        power: PCA divides each direction by its eigenvalue to this power; 0 only rotates, 0.5 whitens fully. A learned
-            whitening has 0.5, because it whitens the differences of matching pairs fully.
+        power: PCA divides each direction by its eigenvalue to this power: 0 only rotates, 0.5 whitens fully. A learned
+            whitening has 0.5, because it fully whitens the differences of matching pairs.
         kind: "pca" or "learned".
         learned_on: The training data: the manifest, the split and the number of rows.
-        embedding: The descriptors that it is for, in the form of `Embedding.as_json`.
-        uri: The file that it was loaded from; `sha256` is the file's hash.
+        embedding: The embedding of the descriptors that it fits, as `Embedding.as_json` returns it.
+        uri: The file that it was loaded from.
+        sha256: The hash of that file.
     """
 
     mean: np.ndarray
     projection: np.ndarray
     eigenvalues: np.ndarray
     power: float
-    kind: Kind
+    kind: Literal["pca", "learned"]
     learned_on: dict[str, Any]
     embedding: dict[str, Any] | None = None
     uri: str | None = None
@@ -54,7 +53,7 @@ class Whitening:
         return self.projection.T.astype(np.float32), (-self.projection @ self.mean).astype(np.float32)
 
     def apply(self, x: np.ndarray) -> np.ndarray:
-        """Whitens descriptors (n, K) → (n, D), float32, L2-normalised. Raises UserError if K is not that of `mean`."""
+        """Whitens descriptors (n, K) → (n, D), float32, L2-normalised. Raises UserError for another K."""
         kernel, bias = self.as_dense()
         if x.shape[1] != len(kernel):
             raise UserError(
@@ -75,7 +74,7 @@ class Whitening:
 
 
 def load(uri: str) -> Whitening:
-    """Reads a file that `Whitening.save` wrote. Raises UserError if it is missing, broken or of another kind."""
+    """Reads a file that `Whitening.save` wrote. Raises UserError if it is missing, broken or another kind of file."""
     try:
         content = files.read_bytes(uri)
     except FileNotFoundError as error:

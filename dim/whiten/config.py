@@ -12,9 +12,9 @@ POWER = 0.25  # the default power of a PCA's eigenvalues
 
 @dataclass(frozen=True, kw_only=True)
 class WhitenConfig(Extraction):
-    """The flags of `jobs/whiten.py`; those of the network and the machine are for `model`.
+    """The flags of `jobs/whiten.py`. Raises UserError if flags don't fit each other.
 
-    Raises UserError if flags don't fit each other.
+    The flags of the network and the machine have an effect only with `model`.
     """
 
     manifest: str = option(help="manifest with split and labels", metavar="FILE", group="input and output")
@@ -22,10 +22,7 @@ class WhitenConfig(Extraction):
         None, help="folder made by extract.py; --out is a .npz file", metavar="DIR", group="input and output"
     )
     model: str | None = option(
-        None,
-        help="model folder or name to add the whitening to; --out is a model folder",
-        metavar="X",
-        group="input and output",
+        None, help="model (folder or name) to whiten; --out is a model folder", metavar="X", group="input and output"
     )
     out: str = option(help="whitening file or model folder to write", metavar="PATH", group="input and output")
     split: Split = option(
@@ -43,7 +40,7 @@ class WhitenConfig(Extraction):
     )
     shrinkage: float | None = option(
         None,
-        help="0 learns as published, 1 does not whiten; for --kind learned (default: more, the fewer pairs there are)",
+        help="0 learns as published, 1 does not whiten; for --kind learned (default: the fewer pairs, the higher)",
         group="whitening",
     )
 

@@ -1,17 +1,17 @@
 """Computes, in Ray tasks, the sums from which a whitening is fitted.
 
 `sum_moments` and `sum_pairs` read the shards of a folder of descriptors, in tasks that each return a few matrices.
-`sum_regions` sends the photos of a manifest through the network, as an extraction does. It sums the regions of R-MAC in
-blocks where they are made, so that only the sums come back.
+`sum_regions` sends the photos of a manifest through the network, as an extraction does. The regions of R-MAC are summed
+in blocks on the machines that compute them, and only the sums come back.
 
 For learned whitening, each image that shares its label with others is a query once, and the others are its matches with
-equal weight. This is the mean over what cirtorch draws, one match for each query. No pair has to be formed: with n
-queries, n_l of them with label l, and s_l the sum of these, the covariance of the differences is
+equal weight. (cirtorch draws one match for each query; this is the mean over all draws.) No pair has to be formed: with
+n queries, n_l of them with label l, and s_l the sum of these n_l descriptors, the covariance of the differences is
 
     S = 1/n Σ_l 1/(n_l − 1) Σ_{i≠j in l} (x_i − x_j)(x_i − x_j)ᵀ = 1/n Σ_l 2/(n_l − 1) (n_l Σ_i x_i x_iᵀ − s_l s_lᵀ).
 
-If each label has few images, the sums s_l together are as large as the descriptors. So they are added up in parts of
-the labels, one task for each part.
+If each label has few images, the sums s_l together are as large as the descriptors. So the labels are split into parts,
+and one task adds up the sums of each part.
 """
 
 import functools
@@ -40,7 +40,7 @@ TASKS = 64  # at most; each task returns one or two K × K matrices
 SHARDS_PER_NEW_CPU = 16  # fewer are not worth starting a CPU for: 16 shards of 1,024 rows take some seconds
 LABELS_IN_A_PART = 16384
 REGIONS_IN_A_BLOCK = 8192
-UNUSED = -1  # in place of a row's label or position
+UNUSED = -1  # the label or position of a row that is not summed
 
 log = logging.getLogger(__name__)
 
@@ -61,9 +61,9 @@ def sum_moments(folder: str, manifest: Manifest) -> Moments:
 def sum_pairs(folder: str, manifest: Manifest) -> tuple[Moments, Moments]:
     """The moments of the queries, and the moments of the differences of matching pairs.
 
-    The differences have the covariance S (see the module) and a mean of zero. Their count is that of the linearly
-    independent ones: the number of queries less the number of labels. Raises UserError if `folder` lacks a row of the
-    manifest, or if no label has two descriptors.
+    The differences have the covariance S (see the module) and a mean of zero. Their count is the number of linearly
+    independent differences: queries minus labels. Raises UserError if `folder` lacks a row of the manifest, or if no
+    label has two descriptors.
     """
     labelled = _decoded(folder, manifest) & manifest.table["label"].is_valid().to_numpy()
     _, codes, counts = np.unique(manifest.labels[labelled].astype(str), return_inverse=True, return_counts=True)
@@ -109,8 +109,7 @@ def _decoded(folder: str, manifest: Manifest) -> np.ndarray:
 
 def _positions(table: pa.Table, ids: pa.Array) -> np.ndarray:
     """The position in `ids` of each row of the table; UNUSED if it is not there."""
-    positions: np.ndarray = pc.index_in(table["image_id"], value_set=ids).fill_null(UNUSED).to_numpy()
-    return positions
+    return np.asarray(pc.index_in(table["image_id"], value_set=ids).fill_null(UNUSED).to_numpy())
 
 
 def _found_rows(folder: str, shards: list[Shard], ids: pa.Array) -> tuple[np.ndarray, np.ndarray]:
@@ -139,7 +138,7 @@ def _moments(folder: str, shards: list[Shard], ids: pa.Array, label_of: np.ndarr
 
 
 def _pair_sums(folder: str, shards: list[Shard], ids: pa.Array, label_of: np.ndarray, counts: np.ndarray) -> list[Any]:
-    """Of these shards: the moments, Σ 2 n_l/(n_l − 1) x xᵀ, and for each part its labels and the sum of each label."""
+    """The shards' moments, their Σ 2 n_l/(n_l − 1) x xᵀ, and for each part its labels and each label's sum of rows."""
     totals, squares, found = [], [], []
     for labels, vectors in _blocks(folder, shards, ids, label_of):
         totals.append(fit.moments_of(vectors))
@@ -181,7 +180,7 @@ def _require_all(total: Moments, used: np.ndarray, folder: str) -> None:
 
 def sum_regions(manifest: Manifest, recipe: Recipe, machine: Resources) -> Moments:
     """The moments of the L2-normalised maxima of all regions of the manifest's photos, except unreadable ones."""
-    spec = recipe.source.spec
+    channels = recipe.source.spec.channels
     nothing = [""] * len(manifest)
     columns = {"image_id": manifest.image_ids, "path": manifest.paths, "content": nothing, "shard": nothing}
     rows = pa.table(columns | {"box": pa.array(manifest.boxes, pa.list_(pa.float64()))})
@@ -192,9 +191,11 @@ def sum_regions(manifest: Manifest, recipe: Recipe, machine: Resources) -> Momen
         num_cpus=pipeline.DECODER_CPUS,  # the network leaves no more on a machine of two CPUs
     )
     log.info("summing the regions of %d photos", len(manifest))
-    blocks = (_region_moments(row) for row in dataset.iter_rows())
-    none = fit.moments_of(np.zeros((0, spec.channels)))
-    total: Moments = functools.reduce(Moments.merge, blocks, none)
+    blocks = (
+        Moments(row["count"], np.asarray(row["mean"]), np.reshape(row["scatter"], (channels, channels)))
+        for row in dataset.iter_rows()
+    )
+    total: Moments = functools.reduce(Moments.merge, blocks, fit.moments_of(np.zeros((0, channels))))
     log.info("learning from %d regions of %d photos", total.count, len(manifest))
     return total
 
@@ -232,8 +233,3 @@ def _forward(recipe: Recipe, machine: Resources) -> Forward:
 def _block_moments(table: pa.Table) -> pa.Table:
     found = fit.moments_of(store.vectors(table["region"]))
     return pa.table({"count": [found.count], "mean": [found.mean], "scatter": [found.scatter.reshape(-1)]})
-
-
-def _region_moments(row: dict[str, Any]) -> Moments:
-    mean = np.asarray(row["mean"])
-    return Moments(row["count"], mean, np.asarray(row["scatter"]).reshape(len(mean), len(mean)))

@@ -1,7 +1,7 @@
 """Fits a whitening from sums over the rows: PCA-whitening, or a whitening learned from matching images.
 
-A row is a descriptor, or a region's vector. The fits need only the rows' count, mean and scatter (`Moments`). Blocks of
-rows are summed wherever they are and merged, so the rows never have to be in one place.
+A row is the vector of a photo or a region. The fits need only the rows' count, mean and scatter (`Moments`). Blocks of
+rows are summed on the machines that hold them, and their sums merged. So the rows never have to be in one place.
 """
 
 from dataclasses import dataclass
@@ -58,10 +58,10 @@ def fit_pca(
     λ is clipped from below at 1e-3 of the largest: directions with hardly any variance must not be blown up.
 
     Args:
-        moments: Those of the rows.
+        moments: The moments of the rows.
         dimension: D, the number of directions to keep; None keeps as many as possible, min(K, n − 1).
         learned_on: The training data, for the record; the number of rows is added.
-        embedding: The descriptors that the whitening is for, in the form of `Embedding.as_json`.
+        embedding: The embedding of the rows, as `Embedding.as_json` returns it.
         power: 0 only rotates, 0.5 whitens fully.
 
     Raises:
@@ -89,15 +89,13 @@ def fit_learned(
     S is the covariance of the differences of matching pairs, and LLᵀ = S. V are the eigenvectors of the covariance of
     the queries after they are mapped by L⁻¹. (The method goes back to Mikolajczyk and Matas, ICCV 2007.) It needs many
     more pairs than dimensions: with few pairs, directions in which the pairs happen not to differ dominate. So S is
-    shrunk towards a multiple of the identity, S ← (1 − ρ)·S + ρ·(tr S/K)·I.
+    shrunk towards a multiple of the identity, S ← (1 − ρ)·S + ρ·(tr S/K)·I. Raises UserError as `fit_pca` does.
 
     Args:
         queries: The moments of the rows that have a matching row.
-        differences: The moments of the differences of matching pairs, about a mean of zero.
-        dimension: As in `fit_pca`, like `learned_on` and `embedding`.
+        differences: The moments of the differences of matching pairs, which have a mean of zero.
+        dimension: As in `fit_pca`; so are `learned_on` and `embedding`.
         shrinkage: ρ from 0 (as published) to 1. None chooses it by OAS, which tends to 0 as the pairs increase.
-
-    Raises UserError as `fit_pca` does.
     """
     dimension = _checked_dimension(dimension, queries)
     covariance = differences.scatter / differences.count
@@ -130,7 +128,7 @@ def _checked_dimension(dimension: int | None, moments: Moments) -> int:
 
 
 def _mean_variance(covariance: np.ndarray, what: str) -> float:
-    """The mean of the variances. Raises UserError, which names the rows by `what`, unless it is positive and finite."""
+    """The mean variance. Raises UserError about `what` unless it is positive and finite."""
     variance = float(np.trace(covariance)) / len(covariance)
     if not 0 < variance < np.inf:
         raise UserError(f"{what} are all equal or not finite (mean variance {variance}); extract them again")

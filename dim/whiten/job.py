@@ -34,11 +34,11 @@ def whiten(config: WhitenConfig) -> dict[str, Any]:
 
     Raises:
         UserError: The split has no row, or a row that the folder lacks; it has too few rows for the dimension; no label
-            has two images (learned whitening); or the model already has such a whitening.
+            has two images (for learned whitening); or the model already has such a whitening.
     """
     chosen = manifests.read(config.manifest).select(config.split)
     if config.model is not None:
-        return _into_model(config, config.source(config.model), chosen)
+        return _into_model(config, config.model, chosen)
     return _into_file(config, str(config.descriptors), chosen)
 
 
@@ -55,25 +55,27 @@ def _into_file(config: WhitenConfig, folder: str, chosen: Manifest) -> dict[str,
     return _summary(whitening) | {"whitening": config.out}
 
 
-def _into_model(config: WhitenConfig, source: Source, chosen: Manifest) -> dict[str, Any]:
+def _into_model(config: WhitenConfig, model: str, chosen: Manifest) -> dict[str, Any]:
+    source = config.source(model)
     _require_unwhitened(config, source.spec)
     if files.exists(files.join(config.out, SPEC_FILE)) and output.record_of(config.out) is None:
         raise UserError(f"--out {config.out!r} holds a model that whiten.py did not make; choose another")
     identity.fingerprint_photos(chosen)  # raises UserError if no photo of the manifest exists
-    inputs = {"manifest": config.manifest, "model": config.model}
+    inputs = {"manifest": config.manifest, "model": model}
     with cluster.connected(), output.opened(config.out, "whiten", config, inputs) as out:
         if config.regions:
             whitening = _of_regions(config, source, chosen)
         else:
             folder = files.join(config.out, "descriptors")
-            _extract(config, folder)
-            # The extraction has read the model and the manifest again. Both must be those that were checked above.
+            settings = config.extraction_settings()
+            extract(ExtractConfig(manifest=config.manifest, model=model, out=folder, split=config.split, **settings))
+            # The extraction has read the model and the manifest again. Neither may have changed since the checks above.
             if identity.of_folder(folder).weights != source.fingerprint():
                 raise seal.changed(source.weights)
             if not manifests.read(config.manifest).select(config.split).table.equals(chosen.table):
                 raise seal.changed(config.manifest)
             whitening = _of_descriptors(config, folder, chosen)
-        # On this machine, because `out` may be a local folder; in another process, because TensorFlow stays in it.
+        # On this machine, because `out` may be a local folder. In another process, to keep TensorFlow out of this one.
         write = ray.remote(_write_model).options(num_cpus=0, scheduling_strategy=cluster.on_this_node())
         ray.get(write.remote(source, whitening, config.regions, files.absolute(config.out), lease.claims()))
         return out.finish(_summary(whitening) | {"model": config.out})
@@ -95,16 +97,10 @@ def _whitened_spec(spec: Spec, regions: bool, dimension: int | None, about: dict
     return replace(spec, dimension=dimension, whitening=about)
 
 
-def _extract(config: WhitenConfig, out: str) -> None:
-    how = config.extraction_settings()
-    extract(ExtractConfig(manifest=config.manifest, model=str(config.model), out=out, split=config.split, **how))
-
-
 def _of_regions(config: WhitenConfig, source: Source, chosen: Manifest) -> Whitening:
     precision = resolve_precision(config.precision, config.gpus_per_worker)
     recipe = Recipe(source, precision, scaled_decode=config.scaled_decode, limits=config.limits)
-    size = source.spec.image_size
-    machine = resources(config.workers, config.gpus_per_worker, config.batch_size, size, len(chosen))
+    machine = resources(config.workers, config.gpus_per_worker, config.batch_size, source.spec.image_size, len(chosen))
     return _pca(config, sum_regions(chosen, recipe, machine))
 
 

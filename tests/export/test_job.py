@@ -163,10 +163,10 @@ def test_what_can_not_be_exported(write_descriptors, tmp_path):
     folder = write_descriptors(["a\nb"], VECTORS[:1])
     for values, message in (
         ({"descriptors": folder, "format": "npy"}, "an image_id of .* has a line break; use --format autofaiss"),
-        ({"format": "npy"}, "--format npy exports what --descriptors names"),
-        ({"format": "keras", "descriptors": folder}, "--format keras exports what --model names"),
-        ({"format": "keras", "model": "vgg16-gem", "descriptors": folder}, "--format keras exports what --model names"),
-        ({"format": "onnx", "descriptors": folder}, "--format onnx exports what --model names"),
+        ({"format": "npy"}, "--format npy needs --descriptors, and no other input"),
+        ({"format": "keras", "descriptors": folder}, "--format keras needs --model, and no other input"),
+        ({"format": "keras", "model": "vgg16-gem", "descriptors": folder}, "needs --model, and no other input"),
+        ({"format": "onnx", "descriptors": folder}, "--format onnx needs --model, and no other input"),
         ({"format": "npy", "descriptors": "nowhere"}, "'nowhere' is not an output folder of dim"),
     ):
         with pytest.raises(UserError, match=message):

@@ -229,7 +229,7 @@ def test_names_that_are_no_model(name, message):
 
 
 def test_weights_of_a_folder_are_not_replaced(tmp_path):
-    with pytest.raises(UserError, match="--weights 'random' can't replace those of the model folder"):
+    with pytest.raises(UserError, match="--weights 'random' can't replace the weights of model folder"):
         spec.resolve(write_folder(tmp_path), "random")
     with pytest.raises(UserError, match=r"no weights file '.*none\.npz'"):
         spec.resolve("vgg16-gem", str(tmp_path / "none.npz"))
