@@ -53,6 +53,6 @@ def _from_lab() -> ImageCms.ImageCmsTransform:
 
 
 def _to_srgb(profile: ImageCms.ImageCmsProfile, mode: str) -> ImageCms.ImageCmsTransform:
-    # The perceptual intent, as in most viewers. If a profile has no table for it, LittleCMS takes relative colorimetric.
+    # The perceptual intent, as in most viewers. If a profile lacks it, LittleCMS takes relative colorimetric.
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
     return ImageCms.ImageCmsTransform(profile, srgb, mode, "RGB", ImageCms.Intent.PERCEPTUAL)

@@ -27,26 +27,27 @@ AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # photos are decoded in parallel alread
 
 
 class OpenedPhoto(Protocol):
-    """A photo whose header has been read.
-
-    Attributes:
-        format: The format's name, for messages.
-        size: (width, height) in pixels as stored, before `orientation` is applied.
-        orientation: The value of EXIF's orientation tag, 1 to 8; 1 is upright.
-        profile: The ICC profile of the colours.
-        several: Whether the file holds further frames or pages. Only the first is decoded.
-    """
+    """A photo whose header has been read."""
 
     @property
-    def format(self) -> str: ...  # noqa: D102
+    def format(self) -> str:
+        """The format's name, for messages."""
+
     @property
-    def size(self) -> tuple[int, int]: ...  # noqa: D102
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels as stored, before `orientation` is applied."""
+
     @property
-    def orientation(self) -> int: ...  # noqa: D102
+    def orientation(self) -> int:
+        """The value of EXIF's orientation tag, 1 to 8; 1 is upright."""
+
     @property
-    def profile(self) -> bytes | None: ...  # noqa: D102
+    def profile(self) -> bytes | None:
+        """The ICC profile of the colours."""
+
     @property
-    def several(self) -> bool: ...  # noqa: D102
+    def several(self) -> bool:
+        """Whether the file holds further frames or pages. Only the first is decoded."""
 
     def memory(self, length: int) -> int:
         """An upper bound of the bytes that decoding to upright RGB takes, for a file of `length` bytes."""
@@ -116,7 +117,7 @@ def _not_decoded(name: str, error: Exception) -> str:
 
 
 class PillowPhoto:
-    """A photo that Pillow has opened as `image`. `start`: the first bytes of `file`. `crop`: an AVIF's aperture."""
+    """A photo that Pillow has opened as `image`. `start` is how `file` begins, and `crop` the aperture of an AVIF."""
 
     def __init__(self, file: IO[bytes], image: Image.Image, start: bytes, crop: containers.Crop | None) -> None:
         self._file = file
