@@ -48,7 +48,7 @@ OUTPUT = 16  # bytes a pixel of the resized output
 
 
 def of_image(image: Image.Image, length: int) -> int:
-    """An upper bound of the bytes that decoding `image` takes. Pillow has only opened it; its file has `length` bytes."""
+    """An upper bound of the bytes that decoding takes. `image` is opened, but not loaded, from `length` bytes."""
     width, height = image.size
     area = width * height
     converted = ALPHA if image.has_transparency_data else _CONVERTED.get(image.mode, _OTHERS)
