@@ -1,4 +1,4 @@
-"""Colour management: converts a photo's colours to sRGB, on which the networks were trained, by its ICC profile.
+"""Colour management: a photo's ICC profile says how its colours become sRGB, on which the networks were trained.
 
 A profile is ignored if it is broken or belongs to another colour space than the photo's. Like most viewers and libvips,
 this module also ignores PNG's gAMA and cHRM, and the code points (cICP) of PNG and AVIF.

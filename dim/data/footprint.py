@@ -40,8 +40,7 @@ _LOADING = {"WEBP": 16, "AVIF": 16, "PPM": 4}
 _SAMPLE = 6  # JPEG 2000, for each band
 _TILE, _TILE_BAND = 9500, 1200  # bytes of JPEG 2000 for each tile of any size, and for each band of a tile
 _KEPT = {"WEBP": 12, "AVIF": 12}  # what the library keeps after loading
-# Bytes a pixel while the image is converted to upright RGB: by its mode, and beside that for a profile and for
-# premultiplied alpha.
+# Bytes a pixel while the image is converted to upright RGB, by mode; a profile and premultiplied alpha add to these.
 _CONVERTED = {"RGB": 12, "L": 10, "P": 10, "1": 10, "I;16": 14, "I;16B": 14, "I": 16}
 _OTHERS, _PROFILE, _MULTIPLIED = 16, 4, 16
 OUTPUT = 16  # bytes a pixel of the resized output

@@ -20,7 +20,6 @@ _HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"}
 # The first bytes of camera raw files that are not TIFF; and of Canon's, which are TIFF with a JPEG as first page.
 _RAW = (b"FUJIFILMCCD-RAW", b"IIU\0", b"IIRO", b"IIRS", b"MMOR", b"FOVb", b"\0MRM", b"II*\0\x10\0\0\0CR")
 _START = 4096
-_JPEG = ("JPEG", "MPO")  # MPO is a file of several JPEGs
 _PNG_GREY_ALPHA = 4
 
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # photos are decoded in parallel already, and each thread takes memory
@@ -176,7 +175,7 @@ class PillowPhoto:
             self.image.load()
             return self.image
         except OSError:
-            if self.image.format not in _JPEG:
+            if self.image.format not in ("JPEG", "MPO"):  # MPO is a file of several JPEGs
                 raise
             self._file.seek(0)
             whole = containers.completed_jpeg(self._file.read())

@@ -1,6 +1,6 @@
 """Decoding that cannot hang or kill the job, or exhaust its memory.
 
-`decode_here` ends its process if a photo hangs, so it is for processes that are restarted, as Ray does. `decode` and
+`decode_here` ends its process if a photo hangs, so it is for processes that Ray, say, restarts. `decode` and
 `check_header` use worker processes with a timeout and a memory limit, and report a photo that kills them.
 
 A malicious photo may take over the process that decodes it. So a worker answers with JSON and raw pixels only, which

@@ -30,7 +30,7 @@ _MOST = 5  # examples in a warning
 
 
 def from_folder(config: SplitConfig) -> tuple[pa.Table, pa.Table, int]:
-    """Returns the labelled photos below `config.images`, the `rejected` other files, and the number of hidden ones.
+    """Returns the labelled photos below `config.images`, the other files as `rejected`, and the number of hidden ones.
 
     The photos have the columns image_id, path and label, and split if the top folders are the splits. Raises UserError
     if no photo has a label, the folder holds tables, or a flag asks for a split although the top folders are splits.

@@ -105,7 +105,7 @@ def _with_label(table: pa.Table, config: SplitConfig) -> pa.Table:
 
 
 def _decodable(table: pa.Table, config: SplitConfig) -> tuple[pa.Table, pa.Table, int]:
-    """Returns the rows whose photo decodes, the `rejected` others, and the number with several frames or pages."""
+    """Returns the rows whose photo decodes, the others as `rejected`, and the number with several frames or pages."""
     several: list[str] = []
 
     def check(uri: str) -> None:
@@ -179,7 +179,7 @@ def per_label(labels: Sequence[str], image_ids: Sequence[str], val: int, test: i
     members: dict[str, list[str]] = {}
     for label, image_id in zip(labels, image_ids, strict=True):
         members.setdefault(label, []).append(image_id)
-    split_of = {}
+    split_of: dict[str, str] = {}
     for ids in members.values():
         split_of |= _split_of(ids, val, test, seed)
     return [split_of[image_id] for image_id in image_ids]
