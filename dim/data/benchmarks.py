@@ -1,8 +1,8 @@
 """Importers of benchmarks as distributed: a benchmark's folder → its photos, labels, splits and grades.
 
-An importer is a function from the folder to a `Benchmark`. This module has the importers of CUB, Stanford Online
-Products, UKBench, Holidays and Google Landmarks; `dim.data.oxford_paris` has the others. To add one, write the function
-and enter it in `dim.data.import_job.IMPORTERS` and `dim.data.config.LAYOUTS`.
+An importer is a function from the folder to a `Benchmark`. The importers of Oxford and Paris are in
+`dim.data.oxford_paris`. To add one, write the function and enter it in `dim.data.import_job.IMPORTERS` and
+`dim.data.config.LAYOUTS`.
 """
 
 import re
@@ -29,13 +29,10 @@ class BenchmarkPhoto:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What an importer returns.
+    """What an importer returns: a row for each photo that the benchmark names, even if its file is missing.
 
-    Attributes:
-        photos: A row for each photo that the benchmark names, even if its file is missing.
-        grades: The ground truth as (query_id, image_id, grade); empty if labels are the ground truth.
-        published: The number of photos that the benchmark is known to have, without cropped queries; None if the
-            benchmark's own lists name all photos.
+    `grades` is the ground truth as (query_id, image_id, grade), and empty if labels are the ground truth. `published`
+    is the published number of photos, without cropped queries, or None if the benchmark's lists name all photos.
     """
 
     photos: list[BenchmarkPhoto]
@@ -55,7 +52,7 @@ def cub(source: str) -> Benchmark:
         classes.txt              class_id name
 
     Retrieval trains on the first 100 classes and tests on the others; the benchmark's own train_test_split.txt is for
-    classification. Raises UserError if a list is missing or malformed, or names an unknown number.
+    classification. Raises UserError if a list is missing or malformed, or an image has no known class.
     """
     class_of = {image: number for _, (image, number) in words_of_lines(source, "image_class_labels.txt", columns=2)}
     name_of = {number: name for _, (number, name) in words_of_lines(source, "classes.txt", columns=2)}
@@ -105,12 +102,12 @@ def holidays(source: str) -> Benchmark:
     Raises UserError if there is no such photo.
     """
     found = photos_by_stem(source, file_names(source), r"\d{6}")
-    names = sorted({*found, *(f"{name[:4]}00" for name in found)})
-    return Benchmark([_holidays_photo(name, found.get(name, f"jpg/{name}.jpg")) for name in names], published=1491)
-
-
-def _holidays_photo(name: str, path: str) -> BenchmarkPhoto:
-    return BenchmarkPhoto(name, path, label=name[:4], split="test", role=None if name.endswith("00") else "database")
+    role_of = dict.fromkeys(found, "database") | {f"{name[:4]}00": None for name in found}
+    rows = [
+        BenchmarkPhoto(name, found.get(name, f"jpg/{name}.jpg"), label=name[:4], split="test", role=role_of[name])
+        for name in sorted(role_of)
+    ]
+    return Benchmark(rows, published=1491)
 
 
 _SPLIT_OF_USAGE = {"Public": "val", "Private": "test", "Ignored": None}
@@ -122,35 +119,28 @@ def gldv2(source: str) -> Benchmark:
         index.csv                    id                 761,757 photos, index/a/b/c/abc….jpg
         retrieval_solution_v2.1.csv  id, images, Usage  117,577 queries, test/a/b/c/abc….jpg
 
-    `images` are the matching ids, separated by spaces. Papers report the queries of Usage Public and Private apart:
-    they become the splits val and test. Ignored queries (116,448, which show no landmark) are left out. Raises
-    UserError if a table is missing or malformed, or names an unknown photo.
+    `images` are the matching ids, separated by spaces. Papers report the queries of Usage Public and Private
+    separately, so they become the splits val and test. Ignored queries (116,448, which show no landmark) are left out.
+    Raises UserError if a table is missing or malformed, or names an unknown photo.
     """
     ids = [image for (image,) in _rows(source, "index.csv", "id")]
-    index = set(ids)
     rows = [BenchmarkPhoto(image, _gldv2_path("index", image), role="database") for image in ids]
-    grades = []
-    name = _gldv2_solution(source)
-    for number, (query, images, usage) in enumerate(_rows(source, name, "id", "images", "Usage"), start=2):
+    index, grades = set(ids), []
+    solutions = [name for name in files.names(source) if re.fullmatch(r"retrieval_solution.*\.csv", name)]
+    if len(solutions) != 1:
+        raise UserError(f"{source!r} must hold one retrieval_solution*.csv, not {', '.join(solutions) or 'none'}")
+    for number, (query, images, usage) in enumerate(_rows(source, solutions[0], "id", "images", "Usage"), start=2):
+        where = f"{source}/{solutions[0]}, line {number}"
         if usage not in _SPLIT_OF_USAGE:
-            raise UserError(
-                f"{source}/{name}, line {number}: Usage is {quoted(usage)}, not {', '.join(_SPLIT_OF_USAGE)}"
-            )
-        if _SPLIT_OF_USAGE[usage] is None:
+            raise UserError(f"{where}: Usage is {quoted(usage)}, not {', '.join(_SPLIT_OF_USAGE)}")
+        if usage == "Ignored":
             continue
         rows.append(BenchmarkPhoto(query, _gldv2_path("test", query), split=_SPLIT_OF_USAGE[usage], role="query"))
         for image in dict.fromkeys(images.split()):
             if image not in index:
-                raise UserError(f"{source}/{name}, line {number}: image {quoted(image)} is not in index.csv")
+                raise UserError(f"{where}: image {quoted(image)} is not in index.csv")
             grades.append((query, image, "good"))
     return Benchmark(rows, grades)
-
-
-def _gldv2_solution(source: str) -> str:
-    found = [name for name in files.names(source) if name.startswith("retrieval_solution") and name.endswith(".csv")]
-    if len(found) != 1:
-        raise UserError(f"{source!r} must hold one retrieval_solution*.csv, not {', '.join(found) or 'none'}")
-    return found[0]
 
 
 def _rows(source: str, name: str, *columns: str) -> list[tuple[str, ...]]:
@@ -172,7 +162,7 @@ def file_names(source: str) -> list[str]:
 
 
 def photos_by_stem(source: str, names: list[str], pattern: str = ".+") -> dict[str, str]:
-    """Maps the file name without suffix to the path, for each JPEG in `names` whose stem matches `pattern`.
+    """Maps stem (file name without suffix) → path, for the JPEGs in `names` whose stem matches `pattern`.
 
     Raises UserError if there is none, or two photos share a stem.
     """
@@ -190,17 +180,13 @@ def photos_by_stem(source: str, names: list[str], pattern: str = ".+") -> dict[s
 
 
 def words_of_lines(source: str, name: str, columns: int, header: bool = False) -> Iterator[tuple[str, list[str]]]:
-    """Yields the place of each line in a text file, for messages, and its words; skips empty lines.
+    """Yields (place, words) for each line of a text file that is not empty. Messages name the place.
 
     Raises UserError if the file is missing or is not UTF-8 text, or if a line does not have `columns` words.
     """
     uri = files.join(source, name)
     try:
-        text = files.read_bytes(uri).decode()
-    except FileNotFoundError as error:
-        raise UserError(f"no file {uri!r}; {_SOURCE}") from error
-    except OSError as error:
-        raise UserError(f"cannot read {uri!r}: {files.reason(error)}") from error
+        text = read_bytes(uri).decode()
     except UnicodeDecodeError as error:
         raise UserError(f"{uri!r} is not UTF-8 text: {error}") from error
     for number, line in enumerate(text.splitlines(), start=1):
@@ -210,3 +196,13 @@ def words_of_lines(source: str, name: str, columns: int, header: bool = False) -
         if len(words) != columns:
             raise UserError(f"{uri!r}, line {number}: expected {columns} words, got {quoted(line)}")
         yield f"{uri!r}, line {number}", words
+
+
+def read_bytes(uri: str) -> bytes:
+    """Reads a file of a benchmark. Raises UserError if that fails."""
+    try:
+        return files.read_bytes(uri)
+    except FileNotFoundError as error:
+        raise UserError(f"no file {uri!r}; {_SOURCE}") from error
+    except OSError as error:
+        raise UserError(f"cannot read {uri!r}: {files.reason(error)}") from error

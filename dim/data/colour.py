@@ -1,4 +1,4 @@
-"""Colour management: a photo's colours → sRGB, by its ICC profile. The networks were trained on sRGB.
+"""Colour management: a photo's ICC profile says how its colours become sRGB, on which the networks were trained.
 
 A profile is ignored if it is broken or belongs to another colour space than the photo's. Like most viewers and libvips,
 this module also ignores PNG's gAMA and cHRM, and the code points (cICP) of PNG and AVIF.
@@ -12,7 +12,7 @@ from PIL import Image, ImageCms
 
 LARGEST = 2**23  # bytes of a profile; printers' profiles have up to 3 MB
 _SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
-# A profile that changes none of these 9 × 9 × 9 colours by more than `_NEAR` is sRGB under another name: not applied.
+# A profile that changes none of these 9 × 9 × 9 colours by more than `_NEAR` counts as sRGB and is not applied.
 _NEAR = 3
 _CUBE = np.stack(np.meshgrid(*3 * [np.linspace(0, 255, 9)]), axis=2).astype(np.uint8).reshape(27, 27, 3)
 
@@ -53,6 +53,6 @@ def _from_lab() -> ImageCms.ImageCmsTransform:
 
 
 def _to_srgb(profile: ImageCms.ImageCmsProfile, mode: str) -> ImageCms.ImageCmsTransform:
-    # The perceptual intent, as in most viewers. For a profile without its table, LittleCMS uses relative colorimetric.
+    # The perceptual intent, as in most viewers. If a profile lacks it, LittleCMS takes relative colorimetric.
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
     return ImageCms.ImageCmsTransform(profile, srgb, mode, "RGB", ImageCms.Intent.PERCEPTUAL)

@@ -8,8 +8,6 @@ from dim.data.limits import MEGAPIXELS, Limits, of_megapixels
 
 _BY_LABEL = "by label: whole labels to val and test (the default)"
 _PER_LABEL = "per label: some photos of each label to val and test"
-
-
 Resize = Literal["squash", "long-side"]
 
 

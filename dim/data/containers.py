@@ -1,8 +1,8 @@
-"""The structure of AVIF, JPEG and JPEG 2000 files, for three facts that Pillow does not pass on.
+"""The structure of AVIF, JPEG and JPEG 2000 files, as far as Pillow does not report it.
 
-AVIF (ISO/IEC 14496-12 and 23008-12): `avif_crop` is the clean aperture, which libavif leaves to its caller and Pillow
-drops; `avif_for_pillow` works around headers that Pillow refuses. JPEG: `completed_jpeg` tells a missing end marker
-from missing pixels. JPEG 2000: `jpeg2000_grid` counts pixels and tiles, which decide how much memory decoding takes.
+AVIF (ISO/IEC 14496-12 and 23008-12): `avif_crop` reads the clean aperture, which Pillow ignores; `avif_for_pillow`
+works around headers that Pillow refuses. JPEG: `completed_jpeg` tells a missing end marker from missing pixels. JPEG
+2000: `jpeg2000_grid` counts pixels and tiles, which decide how much memory decoding takes.
 """
 
 import io
@@ -34,9 +34,8 @@ def brands(content: bytes) -> set[bytes]:
 def avif_for_pillow(content: bytes) -> bytes:
     """Returns the AVIF file in a form that Pillow and libavif accept; unchanged if its structure is broken.
 
-    Some writers put a profile's brand first, or name no AVIF brand: the first brand becomes "avif". Other writers omit
-    the size (ispe) of the alpha: the picture's size takes the place of the alpha's bit depth (pixi), which no decoder
-    needs.
+    Some writers name no AVIF brand, or put the brand of a profile first; the first brand becomes "avif". Other writers
+    omit the size (ispe) of the alpha image; the picture's size replaces its bit depth (pixi), which no decoder needs.
     """
     if content[8:12] not in _ACCEPTED_FIRST or not brands(content) & AVIF_BRANDS:
         content = content[:8] + b"avif" + content[12:]
@@ -47,7 +46,7 @@ def avif_for_pillow(content: bytes) -> bytes:
 
 
 def _with_sizes(content: bytes) -> bytes:
-    """`content`, in which every item that had a bit depth but no size has a size."""
+    """Returns `content` with a size for each item that has a bit depth but no size."""
     properties = _box(_box(content, b"meta")[4:], b"iprp")
     kinds = [kind for kind, _ in _boxes(_box(properties, b"ipco"))]
     ipma = _box(properties, b"ipma")
@@ -104,7 +103,7 @@ def _primary_properties(content: bytes) -> dict[bytes, bytes]:
 
 
 def _associations(ipma: bytes) -> dict[int, list[tuple[int, int, int]]]:
-    """Item → its properties, each as its number (from 1) and the start and end of that number in `ipma`."""
+    """Maps each item to its properties, as (number from 1, start, end); `ipma[start:end]` holds the number."""
     wide, long = 2 if ipma[3] & 1 else 1, 4 if ipma[0] else 2
     found, place = {}, 8
     for _ in range(int.from_bytes(ipma[4:8])):
@@ -118,7 +117,7 @@ def _associations(ipma: bytes) -> dict[int, list[tuple[int, int, int]]]:
 
 
 def _clean_aperture(properties: dict[bytes, bytes]) -> Crop | None:
-    """The aperture of a picture. clap holds its width, height and the offset of its centre as fractions."""
+    """The aperture of a picture. The box clap holds its width, height and the offset of its centre as fractions."""
     if b"clap" not in properties or b"ispe" not in properties:
         return None
     full = [int.from_bytes(properties[b"ispe"][start : start + 4]) for start in (4, 8)]
@@ -200,7 +199,7 @@ def jpeg2000_grid(file: IO[bytes]) -> Grid:
 
 
 def _codestream(file: IO[bytes]) -> int:
-    """The position of the first codestream in the file, alone or in a box (jp2c)."""
+    """The position of the first codestream in the file: at its start, or in a box (jp2c)."""
     place = 0
     while True:
         file.seek(place)

@@ -1,8 +1,8 @@
 """Decoding: the bytes of a photo in any usual format → upright, resized sRGB pixels for the network.
 
-`decode` is the whole way. `prepared` stops after the header, so that a caller knows the memory that decoding will take
-before it begins. Every fault of a photo raises `DecodeError` with the reason. `dim.data.isolated` does the same in a
-separate process, which protects the job from photos that crash or hang a decoder.
+`decode` does it all. `prepared` stops after the header, so that its caller knows how much memory decoding will take.
+Every fault of a photo raises `DecodeError` with the reason. `dim.data.isolated` does the same in a separate process,
+which protects the job from photos that crash or hang a decoder.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ __all__ = ["Box", "DecodeError", "Decoded", "Undecoded", "check_header", "decode
 Box = tuple[float, float, float, float]
 
 MIN_SIDE = 32  # VGG16 halves its input five times
-# A JPEG decoded at a fraction of its size must remain this many times larger than the output. With 3, the descriptor of
+# A JPEG decoded at a fraction of its size is at least this many times larger than the output. With 3, the descriptor of
 # one photo in 200 moved by more than 0.002 in cosine; with 4, none moved by 0.0002.
 SCALED_MARGIN = 4
 
@@ -61,19 +61,12 @@ class Decoded:
 def decode(
     content: bytes, size: int, resize: Resize, box: Box | None = None, *, scaled: bool = False, limits: Limits = LIMITS
 ) -> Decoded:
-    """Decodes a photo, applies its colour profile and orientation, crops it and resizes it by Pillow's BILINEAR.
+    """Decodes a photo, applies its colour profile and orientation, crops it to `box`, and resizes it by BILINEAR.
 
     Transparent parts become white, 16-bit grey is divided by 257, and of several frames or pages the first is decoded.
-
-    Args:
-        content: The bytes of the photo's file.
-        size: The side of the output in pixels.
-        resize: How the photo is brought to `size`; see `output_size`.
-        box: (x1, y1, x2, y2) in pixels of the upright photo, rounded and clipped to it; the photo is cropped to this
-            box before it is resized.
-        scaled: Decodes a JPEG without a box at a half, a quarter or an eighth of its size if that is still
-            `SCALED_MARGIN` times the output. This is faster and changes pixels slightly.
-        limits: The largest file and photo that are accepted.
+    `output_size` explains `size` and `resize`. `box` is (x1, y1, x2, y2) in pixels of the upright photo; it is rounded
+    and clipped to the photo. `scaled` decodes a JPEG without a box at a half, a quarter or an eighth of its size, if
+    that is still `SCALED_MARGIN` times the output. This is faster and changes pixels slightly.
 
     Raises:
         DecodeError: The file is of an unknown format, broken or truncated, the photo is over the limits, or the box is
@@ -121,7 +114,7 @@ class Undecoded:
 def prepared(
     content: bytes, size: int, resize: Resize, box: Box | None = None, *, scaled: bool = False, limits: Limits = LIMITS
 ) -> Undecoded:
-    """Reads the header, as the first step of `decode` and with its arguments. Raises DecodeError as `decode` does."""
+    """Reads the header, the first step of `decode`, with the same arguments. Raises DecodeError as `decode` does."""
     check_size(len(content), limits)
     with _guarded():
         photo = _opened(io.BytesIO(content), limits)
@@ -187,14 +180,12 @@ class _Silence:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._inside = 0
-        self._caught = warnings.catch_warnings()
 
     def __enter__(self) -> None:
         with self._lock:
             if self._inside == 0:
-                self._caught = warnings.catch_warnings()
+                self._caught = warnings.catch_warnings(action="ignore")
                 self._caught.__enter__()
-                warnings.simplefilter("ignore")
             self._inside += 1
 
     def __exit__(self, *_: object) -> None:

@@ -1,4 +1,4 @@
-"""The memory that decoding a photo takes, estimated from its header; and turns, so that photos fit in memory together.
+"""Estimates from a photo's header how much memory decoding it takes, and makes large photos take turns.
 
 The estimates (`of_image`, `of_samples`) rest on the largest measured values, in bytes a pixel, not counting the file
 (Pillow 13.0, libwebp 1.6.0, libavif 1.4.2, OpenJPEG 2.5.4):
@@ -17,8 +17,8 @@ The estimates (`of_image`, `of_samples`) rest on the largest measured values, in
 Turning a photo upright takes up to 4 more, and so does converting its colours to sRGB, unless loading it already took
 as much. Tests compare the estimates with measurements.
 
-`turn` makes photos that need much memory wait for each other. A turn is a lock on a file, so it counts for all
-processes of all jobs on a machine, and the kernel releases it when a process dies.
+`turn` makes photos wait for each other if they would not fit in memory together. A turn is a lock on a file, so it
+counts for all processes of all jobs on a machine, and the kernel releases it when a process dies.
 """
 
 import contextlib
@@ -40,32 +40,29 @@ _LOADING = {"WEBP": 16, "AVIF": 16, "PPM": 4}
 _SAMPLE = 6  # JPEG 2000, for each band
 _TILE, _TILE_BAND = 9500, 1200  # bytes of JPEG 2000 for each tile of any size, and for each band of a tile
 _KEPT = {"WEBP": 12, "AVIF": 12}  # what the library keeps after loading
-# Bytes a pixel while the image is converted to upright RGB: by its mode, for a profile and for premultiplied alpha.
+# Bytes a pixel while the image is converted to upright RGB, by mode; a profile and premultiplied alpha add to these.
 _CONVERTED = {"RGB": 12, "L": 10, "P": 10, "1": 10, "I;16": 14, "I;16B": 14, "I": 16}
 _OTHERS, _PROFILE, _MULTIPLIED = 16, 4, 16
 OUTPUT = 16  # bytes a pixel of the resized output
 
 
 def of_image(image: Image.Image, length: int) -> int:
-    """An upper bound of the bytes that decoding takes.
-
-    `image` was opened by Pillow, but not loaded, from a file of `length` bytes.
-    """
+    """An upper bound of the bytes that decoding takes. `image` is opened, but not loaded, from `length` bytes."""
     width, height = image.size
-    area, kind = width * height, str(image.format)
+    area = width * height
     converted = ALPHA if image.has_transparency_data else _CONVERTED.get(image.mode, _OTHERS)
     if image.info.get("icc_profile"):
         converted += _PROFILE
     loading = _LOADED * area + _library(image, area)
-    converting = (_KEPT.get(kind, 0) + converted) * area
+    converting = (_KEPT.get(str(image.format), 0) + converted) * area
     return max(loading, converting) + FILE * length + BESIDE
 
 
 def of_samples(area: int, chunk: int, samples: int, size: int, *, alpha: bool, multiplied: bool, length: int) -> int:
     """An upper bound of the bytes that decoding a TIFF takes, from a file of `length` bytes.
 
-    It has `area` pixels, `chunk` of them in a strip or tile, of `samples` samples of `size` bytes each. `alpha`: there
-    are extra samples; `multiplied`: the colours are premultiplied.
+    It has `area` pixels, `chunk` of them in a strip or tile, and `samples` samples of `size` bytes a pixel. With
+    `alpha` it has extra samples, and with `multiplied` the colours are premultiplied.
     """
     reading = samples * size * (2 * area + chunk)
     converted = (ALPHA if alpha else _OTHERS) + _PROFILE + (_MULTIPLIED if multiplied else 0)
@@ -91,8 +88,8 @@ _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_b
 def turn(needed: int, most: int) -> Iterator[None]:
     """Waits for a turn to decode a photo that needs `needed` bytes, and holds the turn within the block.
 
-    Photos of up to SMALL bytes do not wait. Of the others, at most one per core is decoded at a time, and only as many
-    as fit in half of the memory if each took `most` bytes, but at least one.
+    Photos of up to SMALL bytes do not wait. The others are decoded at most one per core at a time, and only as many as
+    fit in half of the memory if each takes `most` bytes, but at least one.
     """
     if needed <= SMALL:
         yield
@@ -114,7 +111,7 @@ def memory() -> int:
 
 
 def _taken(turns: int) -> int:
-    """The descriptor of a locked file, one of `turns` files; closing it gives the turn back."""
+    """Waits until one of `turns` files can be locked; returns its descriptor. Closing it gives the turn back."""
     folder = scratch.persistent_folder() / "turns"
     folder.mkdir(parents=True, exist_ok=True)
     while True:

@@ -20,33 +20,33 @@ _HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"}
 # The first bytes of camera raw files that are not TIFF; and of Canon's, which are TIFF with a JPEG as first page.
 _RAW = (b"FUJIFILMCCD-RAW", b"IIU\0", b"IIRO", b"IIRS", b"MMOR", b"FOVb", b"\0MRM", b"II*\0\x10\0\0\0CR")
 _START = 4096
-_JPEG = ("JPEG", "MPO")  # MPO is a file of several JPEGs
 _PNG_GREY_ALPHA = 4
 
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # photos are decoded in parallel already, and each thread takes memory
 
 
 class OpenedPhoto(Protocol):
-    """A photo whose header has been read.
-
-    Attributes:
-        format: The format's name, for messages.
-        size: (width, height) in pixels as stored, before `orientation` is applied.
-        orientation: The value of EXIF's orientation tag, 1 to 8; 1 is upright.
-        profile: The ICC profile of the colours.
-        several: Whether the file holds further frames or pages. Only the first is decoded.
-    """
+    """A photo whose header has been read."""
 
     @property
-    def format(self) -> str: ...  # noqa: D102
+    def format(self) -> str:
+        """The format's name, for messages."""
+
     @property
-    def size(self) -> tuple[int, int]: ...  # noqa: D102
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels as stored, before `orientation` is applied."""
+
     @property
-    def orientation(self) -> int: ...  # noqa: D102
+    def orientation(self) -> int:
+        """The value of EXIF's orientation tag, 1 to 8; 1 is upright."""
+
     @property
-    def profile(self) -> bytes | None: ...  # noqa: D102
+    def profile(self) -> bytes | None:
+        """The ICC profile of the colours."""
+
     @property
-    def several(self) -> bool: ...  # noqa: D102
+    def several(self) -> bool:
+        """Whether the file holds further frames or pages. Only the first is decoded."""
 
     def memory(self, length: int) -> int:
         """An upper bound of the bytes that decoding to upright RGB takes, for a file of `length` bytes."""
@@ -116,7 +116,7 @@ def _not_decoded(name: str, error: Exception) -> str:
 
 
 class PillowPhoto:
-    """A photo that Pillow has opened as `image`. `start`: the first bytes of `file`. `crop`: an AVIF's aperture."""
+    """A photo that Pillow has opened as `image`. `start` is how `file` begins, and `crop` the aperture of an AVIF."""
 
     def __init__(self, file: IO[bytes], image: Image.Image, start: bytes, crop: containers.Crop | None) -> None:
         self._file = file
@@ -175,7 +175,7 @@ class PillowPhoto:
             self.image.load()
             return self.image
         except OSError:
-            if self.image.format not in _JPEG:
+            if self.image.format not in ("JPEG", "MPO"):  # MPO is a file of several JPEGs
                 raise
             self._file.seek(0)
             whole = containers.completed_jpeg(self._file.read())

@@ -30,7 +30,7 @@ class GroundTruth:
 
 
 def read(uri: str, manifest: Manifest) -> GroundTruth:
-    """Reads the ground truth at `uri`, Parquet or CSV, and checks it against `manifest`.
+    """Reads the ground truth at `uri`, in Parquet or CSV, and checks it against `manifest`.
 
     Raises:
         UserError: The file is missing, has no row, or lacks a column; a cell is empty; a grade is unknown; an id is not

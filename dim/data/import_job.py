@@ -16,7 +16,6 @@ from dim.data.ground_truth import COLUMNS
 from dim.errors import UserError, count_reasons
 from dim.io import csv_files, files, tables
 from dim.io.storage import REQUESTS_AT_ONCE
-from dim.io.tables import require_each_once
 
 log = logging.getLogger(__name__)
 
@@ -43,26 +42,27 @@ def import_benchmark(config: ImportConfig) -> dict[str, Any]:
     Writes manifest.parquet, ground_truth.parquet (unless labels are the ground truth) and problems.csv. Missing and
     corrupt photos keep their rows, so that they count in every ranked list and mean; problems.csv names each.
 
-    Returns:
-        The job's last line: the layout, and the numbers of images, queries, grades, missing and corrupt photos.
-
-    Raises:
-        UserError: The folder does not have the layout, or holds none of the photos. Nothing is written.
+    Returns the job's last line. Raises UserError, and writes nothing, if the folder does not have the layout or holds
+    none of the photos.
     """
-    importer = IMPORTERS[one_of("layout", config.layout, list(IMPORTERS))]
-    benchmark = importer(config.source)
+    benchmark = IMPORTERS[one_of("layout", config.layout, list(IMPORTERS))](config.source)
     rows = manifest.checked(files.join(config.out, MANIFEST), _manifest(benchmark, config))
     problems = _problems(benchmark, config)
+    reasons = problems["problem"].to_pylist()
     with opened(config.out, "import", config, {"source": config.source}) as output:
         tables.write(output.path(MANIFEST), rows.table)
         written = manifest.checked(rows.uri, tables.read(rows.uri))
-        require_each_once([photo.image_id for photo in benchmark.photos], written.image_ids, repr(rows.uri))
+        tables.require_each_once([photo.image_id for photo in benchmark.photos], written.image_ids, repr(rows.uri))
         csv_files.write_escaped(output.path(PROBLEMS), problems)
-        if len(problems):
-            why = count_reasons(problems["problem"].to_pylist())
-            log.warning("photos that could not be read: %d (%s); see %s", len(problems), why, output.path(PROBLEMS))
-        _write_grades(output.path(GROUND_TRUTH), benchmark)
-        return output.finish(_result(benchmark, config.layout, problems["problem"].to_pylist()))
+        if reasons:
+            why = count_reasons(reasons)
+            log.warning("photos that could not be read: %d (%s); see %s", len(reasons), why, output.path(PROBLEMS))
+        if benchmark.grades:
+            columns = zip(*benchmark.grades, strict=True)
+            tables.write(output.path(GROUND_TRUTH), pa.table(dict(zip(COLUMNS, columns, strict=True))))
+        else:
+            files.delete(output.path(GROUND_TRUTH))  # left by an earlier import into the same folder
+        return output.finish(_result(benchmark, config.layout, reasons))
 
 
 def _manifest(benchmark: Benchmark, config: ImportConfig) -> pa.Table:
@@ -76,14 +76,6 @@ def _manifest(benchmark: Benchmark, config: ImportConfig) -> pa.Table:
         for name, values in zip(manifest.BOX, boxes, strict=True):
             table = table.append_column(name, pa.array(values, pa.float64()))
     return table
-
-
-def _write_grades(uri: str, benchmark: Benchmark) -> None:
-    if benchmark.grades:
-        columns = zip(*benchmark.grades, strict=True)
-        tables.write(uri, pa.table(dict(zip(COLUMNS, columns, strict=True))))
-    else:
-        files.delete(uri)  # left by an earlier import into the same folder
 
 
 def _problems(benchmark: Benchmark, config: ImportConfig) -> pa.Table:

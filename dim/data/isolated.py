@@ -1,6 +1,6 @@
-"""Decoding that cannot hang, kill or overrun the job: in this process under a timeout, or in a separate process.
+"""Decoding that cannot hang or kill the job, or exhaust its memory.
 
-`decode_here` is for a process that a supervisor restarts, as Ray does: a photo that hangs ends it. `decode` and
+`decode_here` ends its process if a photo hangs, so it is for processes that Ray, say, restarts. `decode` and
 `check_header` use worker processes with a timeout and a memory limit, and report a photo that kills them.
 
 A malicious photo may take over the process that decodes it. So a worker answers with JSON and raw pixels only, which
@@ -19,6 +19,7 @@ import signal
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -36,33 +37,30 @@ BESIDE = 2**29  # bytes of a worker's address space beside its photo; Python, Nu
 
 
 def decode_here(content: bytes, *arguments: Any, limits: Limits = LIMITS, seconds: float = 0, **named: Any) -> Decoded:
-    """Decodes as `dim.data.decode.decode`, when it is this photo's turn (see `dim.data.footprint.turn`).
+    """Decodes as `dim.data.decode.decode` does, after waiting for this photo's `dim.data.footprint.turn`.
 
     Ends this process if decoding takes longer than `seconds` (0: SECONDS). Waiting for the turn does not count.
     """
-    with _Watch(seconds or SECONDS):
+    with _timeout(seconds or SECONDS):
         photo = prepared(content, *arguments, limits=limits, **named)
-    with turn(photo.memory, limits.memory), _Watch(seconds or SECONDS):
+    with turn(photo.memory, limits.memory), _timeout(seconds or SECONDS):
         return photo.decode()
 
 
-class _Watch:
+@contextlib.contextmanager
+def _timeout(seconds: float) -> Iterator[None]:
     """Ends the process, with a traceback on stderr, if the block takes longer than `seconds`, even in native code."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-
-    def __enter__(self) -> None:
-        faulthandler.dump_traceback_later(self._seconds, exit=True, file=2)
-
-    def __exit__(self, *_: object) -> None:
+    faulthandler.dump_traceback_later(seconds, exit=True, file=2)
+    try:
+        yield
+    finally:
         faulthandler.cancel_dump_traceback_later()
 
 
 def decode(
     content: bytes, size: int, resize: Resize, box: Box | None = None, *, scaled: bool = False, limits: Limits = LIMITS
 ) -> Decoded:
-    """Decodes as `dim.data.decode.decode`, in a worker process, which is kept for the next photo. Thread-safe.
+    """Decodes as `dim.data.decode.decode` does, in a worker process, which is kept for the next photo. Thread-safe.
 
     Raises DecodeError also if TRIES workers died on the photo, or one took longer than SECONDS.
     """
@@ -72,12 +70,12 @@ def decode(
 
 
 def check_header(content: bytes, limits: Limits = LIMITS) -> None:
-    """Checks as `dim.data.decode.check_header` a file that begins with `content`, in a worker process."""
+    """Checks a file that begins with `content` as `dim.data.decode.check_header` does, in a worker process."""
     _answer(content, limits)
 
 
 def _answer(content: bytes, limits: Limits, **call: Any) -> tuple[dict[str, Any], bytes]:
-    """A worker's answer, JSON and pixels, to `decode` with the arguments `call`, or to `check_header` without any."""
+    """Lets a worker `decode` with the arguments `call`, or `check_header` without any; returns JSON and pixels."""
     question = {"call": call, "limits": dataclasses.asdict(limits), "seconds": SECONDS, "length": len(content)}
     with _cores:
         for attempt in range(TRIES):
@@ -168,7 +166,7 @@ def _serve() -> None:
 
 def _work(content: bytes, limits: Limits, seconds: float, call: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     if not call:
-        with _Watch(seconds):
+        with _timeout(seconds):
             check_header_here(io.BytesIO(content), limits)
         return {}, b""
     found = decode_here(content, limits=limits, seconds=seconds, **call)

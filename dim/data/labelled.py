@@ -30,10 +30,10 @@ _MOST = 5  # examples in a warning
 
 
 def from_folder(config: SplitConfig) -> tuple[pa.Table, pa.Table, int]:
-    """Returns the labelled photos below `config.images`, the `rejected` other files, and the number of hidden ones.
+    """Returns the labelled photos below `config.images`, the other files as `rejected`, and the number of hidden ones.
 
     The photos have the columns image_id, path and label, and split if the top folders are the splits. Raises UserError
-    if no photo has a label, the folder holds tables, or flags ask for another split than the folders'.
+    if no photo has a label, the folder holds tables, or a flag asks for a split although the top folders are splits.
     """
     folder, found = config.images, list_folder(config.images)
     labels, splits = labels_and_splits(found.files, folder)
@@ -57,9 +57,9 @@ def from_folder(config: SplitConfig) -> tuple[pa.Table, pa.Table, int]:
 
 
 def _require_no_tables(folder: str, names: Sequence[str]) -> None:
-    """Raises UserError if all files are tables, except files such as _SUCCESS that programs write beside tables."""
+    """Raises UserError if there are only tables, and files such as _SUCCESS that programs write beside tables."""
     parts = [name for name in names if tables.is_table(name)]
-    if parts and not any(name.rpartition("/")[2][0] != "_" for name in {*names} - {*parts}):
+    if parts and all(name.rpartition("/")[2].startswith("_") for name in {*names} - {*parts}):
         raise UserError(f"{folder!r} holds tables ({parts[0]!r}), not photos; {tables.ONE_TABLE}")
 
 
@@ -123,7 +123,7 @@ def _require_no_splits(folders: Sequence[list[str]], where: str) -> None:
 def from_table(config: SplitConfig) -> pa.Table:
     """Returns the rows of the table `config.images`, with full paths, an image_id each and no column `split`.
 
-    Raises UserError if the table is missing, is otherwise not a manifest, or has a column that the output cannot hold.
+    Raises UserError if the table is missing, is not a valid manifest, or has a column that the output cannot hold.
     """
     uri = config.images
     if not tables.is_table(uri) and not files.exists(uri):
@@ -143,7 +143,7 @@ def from_table(config: SplitConfig) -> pa.Table:
 
 
 def unique_ids(paths: Sequence[str]) -> list[str]:
-    """Makes an id of each path: without suffix, with it if the id is taken, or with a number if the path is repeated.
+    """Makes an id of each path: the path without suffix, or the whole path if that is taken, or the path and a number.
 
     The ids do not depend on the order of the paths.
     """
@@ -177,13 +177,10 @@ def warn_about_labels(labels: Sequence[str]) -> None:
     for label in sorted(counts):
         groups[_as_seen(label)].append(label)
     _warn("labels that look alike are kept apart", [group for group in groups.values() if len(group) > 1], counts)
-    within = [[label.rpartition("/")[0], label] for label in sorted(counts) if label.rpartition("/")[0] in counts]
-    _warn("nested labels are kept apart", within, counts)
-    _warn(
-        "labels that look like missing values",
-        [[label] for label in counts if label.strip().lower() in _MISSING],
-        counts,
-    )
+    nested = [[label.rpartition("/")[0], label] for label in sorted(counts) if label.rpartition("/")[0] in counts]
+    _warn("nested labels are kept apart", nested, counts)
+    missing = [[label] for label in counts if label.strip().lower() in _MISSING]
+    _warn("labels that look like missing values", missing, counts)
 
 
 def _warn(what: str, groups: list[list[str]], counts: Counter[str]) -> None:

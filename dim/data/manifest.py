@@ -1,4 +1,4 @@
-"""The manifest: a table of photos, one row an image, in Parquet or CSV. Which photos does a job use?
+"""The manifest: a table of photos in Parquet or CSV, with one row an image.
 
 Required columns: `image_id` (string, unique) and `path` (local, file://, s3:// or gs://, as `dim.io.uris` reads them;
 relative to the manifest's folder). Optional columns: `label` (may be null), `split` (train, val, test or null), `role`
@@ -9,10 +9,9 @@ A text column may hold numbers; `dim.io.tables.as_text` converts them. Text that
 All other text is kept: "NA", "None" and "nan" are labels.
 """
 
-import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
 
 import numpy as np
 import pyarrow as pa
@@ -21,14 +20,12 @@ import pyarrow.compute as pc
 from dim.app import output
 from dim.errors import UserError, quoted
 from dim.io import files, tables, uris
-from dim.io.tables import as_text, decode_dictionary, empty_as_null
-from dim.io.uris import redacted
 
 SPLITS = ("train", "val", "test")
 ROLES = ("query", "database")
 BOX = ("x1", "y1", "x2", "y2")
 _TEXTS = ("image_id", "path", "label", "split", "role")
-# `path` first: split.py makes the ids of a table without ids from the paths, so a missing path is the real fault.
+# `path` is checked first: split.py makes missing ids from the paths, so a missing path is the cause.
 _REQUIRED = ("path", "image_id")
 
 
@@ -103,9 +100,9 @@ def read(uri: str) -> Manifest:
 
 
 def require_imported(uri: str) -> None:
-    """Raises UserError if an unfinished import wrote the table at `uri`: it may be a new table beside old ones.
+    """Raises UserError if an import that never finished wrote the table at `uri`: the tables beside it may be older.
 
-    After a finished import, a user may edit the table.
+    No seal is checked, because a user may edit the table after the import.
     """
     folder = files.parent(uri)
     record = output.record_of(folder) if files.exists(uri) else None
@@ -123,17 +120,15 @@ def checked(uri: str, table: pa.Table) -> Manifest:
     table = with_text_columns(uri, table, texts)
     for name in texts:
         if name in _TEXTS:
-            table = table.set_column(table.column_names.index(name), name, empty_as_null(table[name]))
+            table = table.set_column(table.column_names.index(name), name, tables.empty_as_null(table[name]))
     if table.num_rows == 0:
         raise UserError(f"{uri!r} has no row")
     _require_ids(uri, table)
     for name, allowed in (("split", SPLITS), ("role", ROLES)):
-        if name not in table.column_names:
-            continue
-        unknown = set(table[name].unique().to_pylist()) - {None, *allowed}
-        if unknown:
+        present = table[name].unique().to_pylist() if name in table.column_names else []
+        if unknown := {*present} - {None, *allowed}:
             raise UserError(
-                f"{uri!r}: unknown {name} {quoted(sorted(unknown)[0])}; use {', '.join(allowed)} or leave it empty"
+                f"{uri!r}: unknown {name} {quoted(min(unknown))}; use {', '.join(allowed)} or leave it empty"
             )
     return Manifest(uri, _with_boxes(uri, table))
 
@@ -148,7 +143,7 @@ def with_text_columns(uri: str, table: pa.Table, names: Iterable[str]) -> pa.Tab
 def text_column(uri: str, table: pa.Table, name: str) -> pa.ChunkedArray:
     """Returns the column `name` of the table at `uri` as strings. Raises UserError if it cannot be converted."""
     try:
-        return as_text(table[name])
+        return tables.as_text(table[name])
     except pa.ArrowException as error:
         raise UserError(
             f"{uri!r}: column {name!r} must be text: {files.reason(error)} (its type is {table[name].type})"
@@ -196,7 +191,7 @@ def _require_places(found: Manifest) -> None:
             refused.append((row, str(error)))
     if refused:
         row, why = refused[0]
-        image_id = quoted(redacted(found.image_ids[row]))
+        image_id = quoted(uris.redacted(found.image_ids[row]))
         raise UserError(f"{found.uri!r}: row {row + 1} (image_id {image_id}): {why}{_others(len(refused))}")
 
 
@@ -205,7 +200,7 @@ def _others(count: int) -> str:
 
 
 def _with_boxes(uri: str, table: pa.Table) -> pa.Table:
-    """Returns `table` with its box columns as float64. Raises UserError for a box that is not four usable numbers."""
+    """Returns `table` with its box columns as float64. Raises UserError if a box is not four usable numbers."""
     present = [name for name in BOX if name in table.column_names]
     if not present:
         return table
@@ -213,18 +208,16 @@ def _with_boxes(uri: str, table: pa.Table) -> pa.Table:
         raise UserError(f"{uri!r} has {', '.join(present)} but a box needs x1, y1, x2, y2")
     for name in BOX:
         try:
-            values = decode_dictionary(table[name]).cast(pa.float64())
+            values = tables.decode_dictionary(table[name]).cast(pa.float64())
         except pa.ArrowException as error:
             raise UserError(f"{uri!r}: column {name} must be numbers: {files.reason(error)}") from error
         values = pc.if_else(pc.is_nan(values), pa.scalar(None, pa.float64()), values)  # pandas' missing value
         table = table.set_column(table.column_names.index(name), name, values)
     empty = pc.or_kleene(pc.less_equal(table["x2"], table["x1"]), pc.less_equal(table["y2"], table["y1"]))
-    infinite = functools.reduce(pc.or_kleene, [pc.is_inf(table[name]) for name in BOX])
     missing = [table[name].is_null() for name in BOX]
-    partial = pc.and_not(functools.reduce(pc.or_, missing), functools.reduce(pc.and_, missing))
     faults = {
-        "an incomplete box": partial,
-        "a box with an infinite corner": infinite,
+        "an incomplete box": pc.and_not(reduce(pc.or_, missing), reduce(pc.and_, missing)),
+        "a box with an infinite corner": reduce(pc.or_kleene, [pc.is_inf(table[name]) for name in BOX]),
         "an empty box (x2 ≤ x1 or y2 ≤ y1)": empty,
     }
     for fault, mask in faults.items():

@@ -17,8 +17,8 @@ ROxford5k and RParis6k (Radenović et al., CVPR 2018) are the photos of Oxford5k
 
 The 70 queries are cropped to their boxes and are not in the database.
 
-A pickle is a program for a small machine. Its danger lies in the instructions that fetch a class or function by name.
-`unpickle` refuses these, so that nothing can be called. (Python itself refuses references to external objects.)
+A pickle is a program. Its dangerous instructions fetch a class or a function by name. `unpickle` refuses them, so that
+nothing can be called. (Python itself refuses references to external objects.)
 """
 
 import io
@@ -28,7 +28,7 @@ import textwrap
 from functools import partial
 from typing import Any
 
-from dim.data.benchmarks import Benchmark, BenchmarkPhoto, file_names, photos_by_stem, words_of_lines
+from dim.data.benchmarks import Benchmark, BenchmarkPhoto, file_names, photos_by_stem, read_bytes, words_of_lines
 from dim.data.decode import Box
 from dim.errors import UserError, quoted
 from dim.io import files
@@ -42,8 +42,7 @@ _GRADES = ("junk", "good", "ok")
 def import_original(source: str, published: int) -> Benchmark:
     """Imports Oxford5k or Paris6k. Raises UserError if there are no queries, or a text file is missing or malformed."""
     names = file_names(source)
-    queries = [name for name in names if name.endswith(_QUERY)]
-    if not queries:
+    if not (queries := [name for name in names if name.endswith(_QUERY)]):
         raise UserError(f"{source!r} holds no *{_QUERY}; unpack the benchmark's ground truth files there")
     found = photos_by_stem(source, names)
     boxes = dict(zip(queries, parallel_map(partial(_box, source), queries), strict=True))
@@ -69,7 +68,7 @@ def _graded_names(source: str, query_and_grade: tuple[str, str]) -> list[str]:
 
 
 def _box(source: str, name: str) -> tuple[str, Box]:
-    """The photo and the box in a query file."""
+    """Reads the photo and the box from a query file."""
     found = list(words_of_lines(source, name, 5))
     if len(found) != 1:
         raise UserError(f"{source}/{name}: expected one line with a photo and a box, got {len(found)} lines")
@@ -146,8 +145,7 @@ rparis6k = partial(import_revisited, pickle="gnd_rparis6k.pkl")
 
 
 _MAX_BYTES = 16 * 2**20
-# Larger integers may all have the same hash, and a dict of n such keys takes n² steps to build. Ground truth holds only
-# positions and pixels, which are smaller.
+# Larger integers may all have one hash, and a dict of n such keys takes n² steps. Positions and pixels are smaller.
 _MAX_INTEGER = 2**53
 
 
@@ -163,10 +161,7 @@ def unpickle(uri: str) -> Any:
     asks for any other type, which the message names.
     """
     files.require_at_most(uri, _MAX_BYTES, "a pickle")
-    try:
-        content = files.read_bytes(uri)
-    except OSError as error:
-        raise UserError(f"cannot read {uri!r}: {' '.join(str(error).split())}") from error
+    content = read_bytes(uri)
     try:
         _check_instructions(content)
         return _BuiltInTypesOnly(io.BytesIO(content)).load()
@@ -180,7 +175,7 @@ def _check_instructions(content: bytes) -> None:
     for instruction, argument, _ in pickletools.genops(content):
         if "GLOBAL" in instruction.name or instruction.name == "INST":
             return  # the unpickler stops here, and names the class
-        # The hash of a tuple, which a dict's key needs, overflows the C stack if tuples are nested deeply, and takes
+        # A tuple that is the key of a dict is hashed. That overflows the C stack if tuples are nested deeply, and takes
         # 2ⁿ steps if each of n tuples holds the one before twice.
         if instruction.name.startswith("TUPLE"):
             raise pickle.UnpicklingError("it has a tuple; write a list")

@@ -30,7 +30,7 @@ MISSING = "no such file"
 READ_AT_ONCE = 16  # photos that one task or process reads at a time
 READ_AHEAD = 2**23  # bytes; larger files are read only when the caller asks for them
 _HEADER = 2**16  # bytes; enough for the header of most photos
-_MOST_PATHS = 100  # by which links may reach one folder; links in each of n folders can make 2**n paths
+_MOST_PATHS = 100  # to one folder; links in each of n folders can make 2**n paths
 
 _Inode = tuple[int, int]  # device and inode of a folder
 
@@ -71,18 +71,18 @@ def _in_store(filesystem: pafs.FileSystem, top: str) -> Listing:
     found = Listing()
     hidden = set()
     for info in filesystem.get_file_info(pafs.FileSelector(top, recursive=True)):
-        parts = files.decoded_path(info)[len(top) :].strip("/").split("/")
-        dotted = next((place for place, part in enumerate(parts) if part.startswith(".")), None)
+        names = files.decoded_path(info)[len(top) :].strip("/").split("/")
+        dotted = next((place for place, name in enumerate(names) if name.startswith(".")), None)
         if dotted is not None:
-            hidden.add(tuple(parts[: dotted + 1]))
+            hidden.add(tuple(names[: dotted + 1]))
         elif info.is_file:
-            found.files.append("/".join(parts))
+            found.files.append("/".join(names))
     found.hidden = len(hidden)
     return found
 
 
 def _on_disk(top: str) -> Listing:
-    """Follows links, but not back to a folder above, and enters no folder more than `_MOST_PATHS` times."""
+    """Follows links, except those to a folder above, and enters no folder more than `_MOST_PATHS` times."""
     found = Listing()
     entered: Counter[_Inode] = Counter()
     left: deque[tuple[str, frozenset[_Inode]]] = deque([(top, frozenset())])
@@ -176,10 +176,9 @@ class Prefetched:
 
 def prefetch(uris: Sequence[str]) -> Iterator[Prefetched]:
     """Yields the photos at `uris` in order, and reads the next ones while the caller works on one."""
-    # `zip` must ask `in_flight` first, so that it runs to its end: stopped early, it would not retry the last photos.
-    return (
-        Prefetched(uri, file) for file, uri in zip(parallel_futures(_read_small, uris, READ_AT_ONCE), uris, strict=True)
-    )
+    # `futures` comes first so that `zip` exhausts it. Stopped early, it would not retry the last photos.
+    futures = parallel_futures(_read_small, uris, READ_AT_ONCE)
+    return (Prefetched(uri, future) for future, uri in zip(futures, uris, strict=True))
 
 
 @retried
@@ -189,10 +188,9 @@ def _read_small(uri: str) -> bytes | None:
 
 
 def unreadable(uris: Sequence[str], check: Callable[[str], None], most: int | None = None) -> dict[int, str]:
-    """Checks photos in parallel and returns position → reason for each that fails.
+    """Checks photos in parallel; returns position → reason for each on which `check` raises DecodeError or OSError.
 
-    `check` raises DecodeError or OSError for a photo that fails. `most` photos are checked at a time; by default, each
-    core can decode one while others are being read.
+    `most` photos are checked at a time. By default, each core can decode one while others are being read.
     """
 
     def reason(uri: str) -> str | None:
@@ -223,7 +221,7 @@ def decodes(uri: str, limits: Limits = LIMITS) -> bool:
 
 @retried
 def opens(uri: str, limits: Limits = LIMITS) -> None:
-    """Raises DecodeError or OSError if the photo's header is unsound, which a separate process checks.
+    """Checks the photo's header in a separate process. Raises DecodeError or OSError if it is unsound.
 
     Reads only the beginning of the file if that holds the header.
     """

@@ -19,7 +19,6 @@ from dim.data import labelled, manifest, photos
 from dim.data.config import SplitConfig
 from dim.errors import UserError, count_reasons
 from dim.io import csv_files, files, local_files, tables
-from dim.io.tables import require_each_once
 
 log = logging.getLogger(__name__)
 
@@ -28,10 +27,7 @@ def split(config: SplitConfig) -> dict[str, Any]:
     """Splits labelled photos: the job split.py.
 
     Writes the manifest `config.out`, and beside it `<stem>.unreadable.csv` with the path, label and reason of each file
-    that was not used.
-
-    Returns:
-        The job's last line: the numbers of images and labels, of images in each split, and of files not used.
+    that was not used. Returns the job's last line.
 
     Raises:
         UserError: Flags are out of range or contradict each other; the folder or table is missing; a CSV output cannot
@@ -92,14 +88,12 @@ def _check(config: SplitConfig) -> None:
 
 
 def _shares(config: SplitConfig) -> tuple[float, float]:
-    return (
-        0.1 if config.val_labels is None else config.val_labels,
-        0.2 if config.test_labels is None else config.test_labels,
-    )
+    val, test = config.val_labels, config.test_labels
+    return 0.1 if val is None else val, 0.2 if test is None else test
 
 
 def _with_label(table: pa.Table, config: SplitConfig) -> pa.Table:
-    """Selects the rows that have a label which is not ignored."""
+    """Selects the rows that have a label, except the labels to ignore."""
     labels = table["label"].to_pylist()
     for ignored in config.ignore_label:
         if ignored not in labels:
@@ -111,7 +105,7 @@ def _with_label(table: pa.Table, config: SplitConfig) -> pa.Table:
 
 
 def _decodable(table: pa.Table, config: SplitConfig) -> tuple[pa.Table, pa.Table, int]:
-    """Returns the rows whose photo decodes, the `rejected` others, and the number with several frames or pages."""
+    """Returns the rows whose photo decodes, the others as `rejected`, and the number with several frames or pages."""
     several: list[str] = []
 
     def check(uri: str) -> None:
@@ -169,15 +163,14 @@ def by_label(labels: Sequence[str], val: float, test: float, seed: int) -> list[
 
     Returns the split of each photo. Raises UserError if no label is left to train.
     """
-    ordered = _ordered(set(labels), seed)
-    n_val, n_test = (max(1, round(share * len(ordered))) if share else 0 for share in (val, test))
-    if n_val + n_test >= len(ordered):
+    names = set(labels)
+    n_val, n_test = (max(1, round(share * len(names))) if share else 0 for share in (val, test))
+    if n_val + n_test >= len(names):
         raise UserError(
-            f"too few labels ({len(ordered)}): {n_val} to val and {n_test} to test leave none to train; "
+            f"too few labels ({len(names)}): {n_val} to val and {n_test} to test leave none to train; "
             "give smaller shares, or --val-per-label and --test-per-label"
         )
-    split_of = dict.fromkeys(ordered, "train")
-    split_of |= dict.fromkeys(ordered[:n_test], "test") | dict.fromkeys(ordered[n_test : n_test + n_val], "val")
+    split_of = _split_of(names, n_val, n_test, seed)
     return [split_of[label] for label in labels]
 
 
@@ -186,15 +179,17 @@ def per_label(labels: Sequence[str], image_ids: Sequence[str], val: int, test: i
     members: dict[str, list[str]] = {}
     for label, image_id in zip(labels, image_ids, strict=True):
         members.setdefault(label, []).append(image_id)
-    split_of = dict.fromkeys(image_ids, "train")
+    split_of: dict[str, str] = {}
     for ids in members.values():
-        ordered = _ordered(ids, seed)
-        split_of |= dict.fromkeys(ordered[:test], "test") | dict.fromkeys(ordered[test : test + val], "val")
+        split_of |= _split_of(ids, val, test, seed)
     return [split_of[image_id] for image_id in image_ids]
 
 
-def _ordered(names: Iterable[str], seed: int) -> list[str]:
-    return sorted(names, key=lambda name: hashlib.sha256(f"{seed}\n{name}".encode()).digest())
+def _split_of(names: Iterable[str], val: int, test: int, seed: int) -> dict[str, str]:
+    """Maps `test` of the names to test, the next `val` to val and the rest to train, in the order of their hashes."""
+    ordered = sorted(names, key=lambda name: hashlib.sha256(f"{seed}\n{name}".encode()).digest())
+    to_test, to_val = ordered[:test], ordered[test : test + val]
+    return dict.fromkeys(ordered, "train") | dict.fromkeys(to_test, "test") | dict.fromkeys(to_val, "val")
 
 
 def _write(out: str, kept: pa.Table, unreadable: pa.Table, skipped: pa.Table) -> None:
@@ -202,7 +197,7 @@ def _write(out: str, kept: pa.Table, unreadable: pa.Table, skipped: pa.Table) ->
     folder = files.parent(out)
     result = manifest.checked(out, _named(kept, folder))
     files.make_folder(folder)
-    # An old list is deleted first, so that it never lies beside a manifest that it does not belong to.
+    # An old list is deleted first, so that it never lies beside a new manifest.
     beside = f"{out.rpartition('.')[0]}.unreadable.csv"
     for uri in (out, beside):
         local_files.sweep(folder, files.name(uri))
@@ -212,7 +207,7 @@ def _write(out: str, kept: pa.Table, unreadable: pa.Table, skipped: pa.Table) ->
     for what, rows in (("photos that could not be read", unreadable), ("other files that were skipped", skipped)):
         if len(rows):
             log.warning("%s: %d (%s); see %s", what, len(rows), count_reasons(rows["reason"].to_pylist()), beside)
-    require_each_once(kept["image_id"].to_pylist(), manifest.read(out).image_ids, repr(out))
+    tables.require_each_once(kept["image_id"].to_pylist(), manifest.read(out).image_ids, repr(out))
 
 
 def _named(table: pa.Table, folder: str) -> pa.Table:

@@ -29,12 +29,9 @@ _ORIENTATION, _COLOUR_MAP, _INKS, _PROFILE, _DNG = 274, 320, 332, 34675, 50706
 _REDUCED, _MASK = 1, 4  # bits of the subfile type: a thumbnail or the mask of another picture in the file
 # libtiff applies part of an orientation when it decodes. `_by_libtiff` undoes that, as the caller applies all of it.
 _FLIPPED_BY_LIBTIFF = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    6: Image.Transpose.FLIP_LEFT_RIGHT,
-    7: Image.Transpose.ROTATE_180,
-    8: Image.Transpose.FLIP_TOP_BOTTOM,
+    **dict.fromkeys((2, 6), Image.Transpose.FLIP_LEFT_RIGHT),
+    **dict.fromkeys((3, 7), Image.Transpose.ROTATE_180),
+    **dict.fromkeys((4, 8), Image.Transpose.FLIP_TOP_BOTTOM),
 }
 _UNUSED, _ASSOCIATED, _UNASSOCIATED = 0, 1, 2  # extra samples: no alpha, premultiplied alpha, straight alpha
 _PREMULTIPLIED = {"L": "La", "RGB": "RGBa"}  # Pillow's modes
@@ -64,17 +61,9 @@ class Tiff:
         """See `OpenedPhoto`."""
         page, (width, height) = self._page, self.size
         chunk = page.tilewidth * page.tilelength if page.is_tiled else width * min(page.rowsperstrip, height)
-        sample = -(-page.bitspersample // 8)
+        layout = (width * height, chunk, page.samplesperpixel, -(-page.bitspersample // 8))
         extra = [int(kind) for kind in page.extrasamples]
-        return footprint.of_samples(
-            width * height,
-            chunk,
-            page.samplesperpixel,
-            sample,
-            alpha=bool(extra),
-            multiplied=_ASSOCIATED in extra,
-            length=length,
-        )
+        return footprint.of_samples(*layout, alpha=bool(extra), multiplied=_ASSOCIATED in extra, length=length)
 
     def draft(self, size: tuple[int, int]) -> None:
         """Does nothing: a TIFF is decoded at its full size."""
@@ -120,17 +109,12 @@ def open_tiff(file: IO[bytes], limits: Limits) -> Tiff:
             raise DecodeError(f"a TIFF whose {name} is not one number")
     if page.subfiletype & _REDUCED or page.photometric in _RAW_COLOURS or _DNG in page.tags:
         raise DecodeError(RAW)
-    check_pixels(page.imagewidth, page.imagelength, limits)
+    size = page.imagewidth, page.imagelength
+    check_pixels(*size, limits)
     _check_layout(page)
-    orientation, profile = page.tags.valueof(_ORIENTATION, 1), page.tags.valueof(_PROFILE)
-    return Tiff(
-        (page.imagewidth, page.imagelength),
-        int(orientation) if isinstance(orientation, int) else 1,
-        profile if isinstance(profile, bytes) else None,
-        _several(pages),
-        page,
-        file,
-    )
+    orientation, profile = page.tags.valueof(_ORIENTATION), page.tags.valueof(_PROFILE)
+    orientation = int(orientation) if isinstance(orientation, int) else 1
+    return Tiff(size, orientation, profile if isinstance(profile, bytes) else None, _several(pages), page, file)
 
 
 def _check_layout(page: Any) -> None:
@@ -189,8 +173,7 @@ def _eight_bits(samples: np.ndarray, top: int) -> np.ndarray:
 def _coloured(samples: np.ndarray, page: Any, top: int) -> np.ndarray:
     """The colours as uint8, shape (H, W, colours), with black at 0 and Lab's neutral a and b at 128."""
     if page.photometric == _CIE_LAB:  # a and b are signed
-        half = np.array([0, (top + 1) // 2, (top + 1) // 2], samples.dtype)
-        samples = samples ^ half
+        samples = samples ^ np.array([0, (top + 1) // 2, (top + 1) // 2], samples.dtype)
     if page.photometric in (_CIE_LAB, _ICC_LAB) and top > 255:
         shift = page.bitspersample - 8
         rounded: np.ndarray = np.minimum((samples >> shift) + ((samples >> (shift - 1)) & 1), 255).astype(np.uint8)

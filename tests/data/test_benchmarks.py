@@ -232,7 +232,7 @@ def test_cub(tree):
         ("oxford5k", OXFORD | {"gt/all_souls_1_query.txt": "a 9 9 9 20\n"}, "empty box"),
         ("oxford5k", OXFORD | {"gt/all_souls_1_good.txt": "a\n\nb c\n"}, "good.txt', line 3: expected 1 words"),
         ("oxford5k", OXFORD | {"gt/all_souls_2_query.txt": "a 1 2 3 4"}, "no file .*all_souls_2_junk.txt"),
-        ("roxford5k", {"jpg/a.jpg": None}, "cannot read .*gnd_roxford5k.pkl"),
+        ("roxford5k", {"jpg/a.jpg": None}, "no file .*gnd_roxford5k.pkl"),
         ("roxford5k", {"a.jpg": None, "gnd_roxford5k.pkl": {"imlist": []}}, "KeyError.*qimlist"),
         ("roxford5k", {"a.jpg": None, "gnd_roxford5k.pkl": [1]}, "is not the ground truth"),
         ("holidays", {"other.jpg": None}, "holds no photo"),

@@ -159,8 +159,8 @@ def test_limits_and_missing_files(written, tmp_path, monkeypatch):
         patch.setattr("dim.io.files.read_bytes", lambda _: pytest.fail("read before its size was looked at"))
         with pytest.raises(UserError, match="11 bytes; the limit for a pickle is 10"):
             unpickle(written(b"x" * 11))
-    for path in (tmp_path / "none.pkl", tmp_path):
-        with pytest.raises(UserError, match="cannot read"):
+    for path, message in ((tmp_path / "none.pkl", "no file"), (tmp_path, "cannot read")):
+        with pytest.raises(UserError, match=message):
             unpickle(str(path))
 
 
