@@ -54,7 +54,7 @@ def resources(
 
     `workers` None gives one actor a GPU. Without GPUs it gives one a node, or several on nodes with several times the
     CPUs. It leaves out actors that would work for less time than they take to start. Of a given number it leaves out
-    only those that would have none. The work is `images` photos with sides of `image_size` pixels.
+    only those without any work. The work is `images` photos with sides of `image_size` pixels.
     Raises UserError if no node has, or will have, room for such an actor.
     """
     gpus = placement.gpus_per_worker(gpus_per_worker)
