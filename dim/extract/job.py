@@ -35,12 +35,9 @@ log = logging.getLogger(__name__)
 def extract(config: ExtractConfig) -> dict[str, Any]:
     """Extracts the rows that `config.out` lacks.
 
-    Returns:
-        The content of result.json: the counts `images`, `ok`, `errors`, `several_frames` and `computed`, and
-        `images_per_second`.
-
-    Raises:
-        UserError: An input is unusable, or `config.out` has another embedding. Nothing has been written.
+    Returns the content of result.json: the counts `images`, `ok`, `errors`, `several_frames` and `computed`, and
+    `images_per_second`. Raises UserError, before it writes anything, if an input is unusable or `config.out` has
+    another embedding.
     """
     selected = manifests.read(config.manifest).select(config.split)
     source = config.source(config.model)

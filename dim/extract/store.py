@@ -177,7 +177,7 @@ def _misfits(table: pa.Table, columns: list[str], dimension: int | None) -> Iter
     filled = pc.fill_null(pc.not_equal(table["status"], ERROR), True)
     for name in {"image_id", "status", "descriptor"}.intersection(columns):
         if pc.any(pc.and_(filled, pc.is_null(table[name]))).as_py():
-            yield f"{name!r} is empty in a row that is no error"
+            yield f"{name!r} is empty in a row that is not an error"
 
 
 def _marked_by(mark: bytes, uri: str) -> Embedding:

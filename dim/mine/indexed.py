@@ -15,7 +15,7 @@ from dim.mine.hardest import Found, Partners, no_partners, screen_positives
 from dim.mine.pool import Pool, too_similar
 from dim.search import build_index, read_index
 
-# The index proposes PROPOSED rows for each negative wanted, plus as many as the anchor's label has images.
+# For each negative wanted, the index proposes PROPOSED rows. It adds as many as the anchor's label has images.
 PROPOSED, MOST_PROPOSED = 8, 2048
 _PAIRS = 8192  # pairs scored at once
 

@@ -124,7 +124,7 @@ def _work(pool: Pool, settings: Mining, start: int, stop: int) -> Any:
 
 
 def _fetching(pool: Pool) -> Pool:
-    # Tasks use a block many times, and some uses take less time than ray.get.
+    # A task uses a block many times, and ray.get takes longer than some of these uses.
     return dataclasses.replace(pool, fetch=functools.lru_cache(maxsize=_CACHED)(ray.get))
 
 

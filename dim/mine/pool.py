@@ -13,7 +13,7 @@ import numpy as np
 from dim.errors import UserError
 from dim.mine.config import Mining
 
-BLOCK_ROWS = 2048  # the products of two blocks fill 16 MiB, and their matrix product runs at full speed
+BLOCK_ROWS = 2048  # the matrix product of two blocks fills 16 MiB and runs at full speed
 _CHUNK = 512  # pairs whose differences fit into the CPU's cache
 
 

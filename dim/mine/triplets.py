@@ -109,7 +109,7 @@ def _hardest(triplets: Triplets, id_ranks: np.ndarray, top: int | None) -> Tripl
 
 
 def random_units(pool: Pool) -> int:
-    """The number of ordered pairs of labels whose first has at least two images."""
+    """The number of ordered pairs of labels. The first label must have at least two images."""
     _, sizes = _labels(pool)
     return int((sizes >= 2).sum()) * (len(sizes) - 1)
 
@@ -150,7 +150,7 @@ def _of_pairs(pool: Pool, settings: Mining, start: int, stop: int) -> Triplets:
 
 
 def _words(settings: Mining, start: int, stop: int) -> np.ndarray:
-    # A random word for each candidate, (pairs, candidates_per_pair). Each pair starts at a step of its own.
+    # A random word for each candidate, (pairs, candidates_per_pair). Each pair has its own steps of the generator.
     steps = -(-settings.candidates_per_pair // _WORDS)
     generator = np.random.Philox(key=settings.seed, counter=start * steps)
     words = generator.random_raw((stop - start) * steps * _WORDS)
