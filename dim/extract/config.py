@@ -117,12 +117,8 @@ class ExtractConfig(Extraction):
     model: str = option(
         help="model folder, or a name such as vgg16-gem@block5_conv3", metavar="X", group="input and output"
     )
-    out: str = option(
-        help="folder for the descriptors; the same command resumes", metavar="DIR", group="input and output"
-    )
+    out: str = option(help="folder for descriptors; the same command resumes", metavar="DIR", group="input and output")
     split: Split | None = option(None, help="only this split (default: all rows)", group="input and output")
     whitening: str | None = option(None, help="whitening file to apply", metavar="FILE", group="input and output")
     retry_failed: bool = option(False, help="retry the photos that could not be read", group="input and output")
-    store: Literal["float32", "float16"] = option(
-        "float32", help="type of the stored descriptors", group="input and output"
-    )
+    store: Literal["float32", "float16"] = option("float32", help="type of the descriptors", group="input and output")

@@ -38,10 +38,8 @@ def read(folder: str, manifest: Manifest) -> Descriptors:
         if wanted.any():
             found.append(rows[wanted])
             parts.append(store.vectors(table["descriptor"].filter(pa.array(wanted))))
-    if (times > 1).any():
-        raise UserError(
-            f"{folder!r} has {manifest.image_ids[times > 1][0]!r} more than once; run the same extract.py again"
-        )
+    if len(repeated := manifest.image_ids[times > 1]):
+        raise UserError(f"{folder!r} has {repeated[0]!r} more than once; run the same extract.py again")
     require_present(times > 0, folder, manifest)
     if not found:
         raise UserError(

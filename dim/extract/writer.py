@@ -115,10 +115,8 @@ def _inspect_all(folder: str, embedding: Embedding) -> dict[str, pa.Table | User
     _delete_unfinished(folder)
     names = store.shards(folder)
     found = list(parallel_map(partial(_inspect, folder, embedding), names, store.AT_ONCE))
-    any_marked = any(marked for marked, _ in found)
-    return {
-        name: table if marked or not any_marked else None for name, (marked, table) in zip(names, found, strict=True)
-    }
+    any_mark = any(marked for marked, _ in found)
+    return {name: table if marked or not any_mark else None for name, (marked, table) in zip(names, found, strict=True)}
 
 
 def _inspect(folder: str, embedding: Embedding, name: str) -> tuple[bool, pa.Table | UserError | None]:
