@@ -1,11 +1,9 @@
-"""The flags of an extraction, and the way from them to the embedding identity:
+"""The flags of an extraction. They become the embedding identity in three steps:
 
-1. `NetworkOptions` and `Extraction` hold the flags that several jobs share; None follows the model. `ExtractConfig`
-   adds those of extract.py alone.
-2. `NetworkOptions.source` → `model.spec.Source`: the weights, and the `Spec`, the structure that model.json holds.
-3. `extract.job.recipe_of` → `extract.embedder.Recipe`: the source, the precision chosen for "auto" and the whitening's
+1. `NetworkOptions.source` → `model.spec.Source`: the weights, and the `Spec`, the structure that model.json holds.
+2. `extract.job.recipe_of` → `extract.embedder.Recipe`: the source, the precision chosen for "auto" and the whitening's
    arrays. An actor needs nothing else.
-4. `extract.job.embedding_of` → `extract.identity.Embedding`: the flat record in run.json, with checksums in place of
+3. `extract.job.embedding_of` → `extract.identity.Embedding`: the flat record in run.json, with checksums in place of
    the weights and the whitening. Descriptors may be compared if their records are equal.
 """
 
@@ -26,7 +24,7 @@ Split = Literal["train", "val", "test"]
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """The weights and the input of the network that `--model` names."""
+    """The weights and the input of the network that `--model` names. None: the model's own."""
 
     weights: str | None = option(
         None,
@@ -35,7 +33,7 @@ class ModelOptions:
         group="network",
     )
     image_size: int | None = option(
-        None, help="pixels of the square's side, or of the longer side (default: the model's)", group="network"
+        None, help="side of the square, or longer side, in pixels (default: the model's)", group="network"
     )
     resize: Resize | None = option(
         None, help="squash to a square, or keep the aspect ratio (default: the model's)", group="network"
@@ -63,7 +61,7 @@ class NetworkOptions(ModelOptions, DecodeOptions):
     )
 
     def source(self, model: str, **changes: Any) -> "Source":
-        """The network named `model`, with these settings and `changes`. Raises UserError as `spec.resolve` does."""
+        """As `ModelOptions.source`, with the pooling and the preprocessing, too."""
         return super().source(model, pooling=self.pooling, preprocessing=self.preprocessing, **changes)
 
 
@@ -75,8 +73,8 @@ class Extraction(NetworkOptions):
     scales_mean: Literal["mean", "gem"] = option("mean", help="mean by which scales are combined", group="network")
     scaled_decode: bool = option(
         False,
-        help="decode large JPEGs at a fraction of their size: several times faster; descriptors within a cosine of "
-        "0.999, which count as another embedding",
+        help="decode large JPEGs at a fraction of their size: several times faster; descriptors have a cosine of 0.999 "
+        "to those of a full decode, and count as another embedding",
         group="network",
     )
     precision: Precision = option(
@@ -107,7 +105,7 @@ class Extraction(NetworkOptions):
         super().__post_init__()
 
     def extraction_settings(self) -> dict[str, Any]:
-        """The values of these flags alone, without those that a job's own class adds."""
+        """The values of the flags of `Extraction`, without those that a job's own class adds."""
         return {field.name: getattr(self, field.name) for field in fields(Extraction)}
 
 
@@ -119,12 +117,8 @@ class ExtractConfig(Extraction):
     model: str = option(
         help="model folder, or a name such as vgg16-gem@block5_conv3", metavar="X", group="input and output"
     )
-    out: str = option(
-        help="folder for the descriptors; the same command resumes", metavar="DIR", group="input and output"
-    )
+    out: str = option(help="folder for descriptors; the same command resumes", metavar="DIR", group="input and output")
     split: Split | None = option(None, help="only this split (default: all rows)", group="input and output")
     whitening: str | None = option(None, help="whitening file to apply", metavar="FILE", group="input and output")
     retry_failed: bool = option(False, help="retry the photos that could not be read", group="input and output")
-    store: Literal["float32", "float16"] = option(
-        "float32", help="type of the stored descriptors", group="input and output"
-    )
+    store: Literal["float32", "float16"] = option("float32", help="type of the descriptors", group="input and output")

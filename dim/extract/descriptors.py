@@ -13,7 +13,7 @@ from dim.extract.identity import Embedding
 
 @dataclass(frozen=True)
 class Descriptors:
-    """Descriptors in memory: `vectors`, float32 (n, D), of the manifest's rows at the positions `rows` (n,)."""
+    """Descriptors in memory: `vectors`, float32 (n, D), and their rows' positions in the manifest, `rows` (n,)."""
 
     embedding: Embedding
     rows: np.ndarray
@@ -21,14 +21,10 @@ class Descriptors:
 
 
 def read(folder: str, manifest: Manifest) -> Descriptors:
-    """Reads the descriptors of the manifest's rows; error rows are left out.
+    """Reads the descriptors of the manifest's rows from the finished store `folder`, which may hold others, too.
 
-    Args:
-        folder: A finished store. It may hold more photos than the manifest.
-        manifest: The rows to read.
-
-    Raises:
-        UserError: A shard is damaged, all rows are error rows, or a row is missing or repeated.
+    Error rows are left out. Raises UserError if a shard is damaged, all rows are error rows, or a row is missing or
+    repeated.
     """
     embedding = identity.of_folder(folder)
     position = {image_id: row for row, image_id in enumerate(manifest.image_ids)}
@@ -42,10 +38,8 @@ def read(folder: str, manifest: Manifest) -> Descriptors:
         if wanted.any():
             found.append(rows[wanted])
             parts.append(store.vectors(table["descriptor"].filter(pa.array(wanted))))
-    if (times > 1).any():
-        raise UserError(
-            f"{folder!r} has {manifest.image_ids[times > 1][0]!r} more than once; run the same extract.py again"
-        )
+    if len(repeated := manifest.image_ids[times > 1]):
+        raise UserError(f"{folder!r} has {repeated[0]!r} more than once; run the same extract.py again")
     require_present(times > 0, folder, manifest)
     if not found:
         raise UserError(

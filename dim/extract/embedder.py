@@ -1,7 +1,7 @@
 """How an actor computes descriptors: uint8 images in, descriptors out.
 
-A `Recipe` says with which network, precision, scales and whitening. `Embedder` holds that network; `Forward` batches
-images of any shapes, runs several passes at once on a CPU, and takes smaller batches if memory runs short.
+A `Recipe` names the network, the precision, the scales and the whitening. `Embedder` holds that network. `Forward`
+batches images of any shapes, runs several passes at once on a CPU, and takes smaller batches if memory runs short.
 """
 
 import logging
@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 
 
 def set_up_tensorflow(threads: int, streams: int = 1, *, one_shape: bool = False) -> None:
-    """Sets TensorFlow's GPUs, and its `threads`, which `streams` passes at a time share. Call it before TensorFlow
-    computes anything. `one_shape` says that nearly all batches have one shape, including the number of images.
+    """Gives TensorFlow the GPUs that Ray assigned, and `threads` for `streams` passes at a time. Call it before
+    TensorFlow computes anything. `one_shape`: nearly all batches have the same shape and number of images.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     # For each new shape of each convolution, batch size included, TensorFlow times all of cuDNN's algorithms to find
@@ -42,7 +42,7 @@ class Recipe:
     """How images become descriptors. `dim.extract.config` says how flags become a recipe.
 
     `scales_mean` combines the descriptors of the `scales`; `whitening` is applied to the result. `scaled_decode` allows
-    decoding large JPEGs at a fraction of their size. `limits` on photos change no descriptor.
+    decoding large JPEGs at a fraction of their size. `limits` bound the photos and change no descriptor.
     """
 
     source: Source
@@ -55,7 +55,7 @@ class Recipe:
 
 
 class Embedder:
-    """The network of a recipe, for passes of at most `batch_size` images, `streams` of them at the same time."""
+    """The network of a recipe. It runs `streams` passes at a time, each of at most `batch_size` images."""
 
     def __init__(self, recipe: Recipe, batch_size: int, streams: int = 1) -> None:
         import tensorflow as tf  # noqa: PLC0415
@@ -105,7 +105,7 @@ class Forward:
         self._threads = ThreadPoolExecutor(streams, thread_name_prefix="forward")
 
     def __call__(self, images: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[int]]:
-        """Results for all batches, arrays (n, …), and for each of their rows the position of its image in `images`."""
+        """Returns the results, an array (n, …) for each pass, and the positions in `images` of all their rows."""
         size = min(self._batch_size, -(-len(images) // self._streams))
         order: list[int] = []
         begun = []

@@ -1,16 +1,15 @@
-"""When may two descriptors be compared, and is a stored descriptor still that of its photo?
+"""The two parts of a descriptor's identity: the embedding of its store, and the content fingerprint of its row.
 
-`Embedding` identifies the network and all else that a descriptor depends on. It is in run.json; descriptors may be
-compared only if their embeddings are equal. The content fingerprint (`fingerprint_photos`), a column of the store,
-identifies the photo of one row. Labels and splits are part of neither.
+`Embedding`, in run.json, identifies the network and all else that a descriptor depends on. Descriptors may be compared
+only if their embeddings are equal. The content fingerprint (`fingerprint_photos`), a column of the store, identifies
+the photo of a row; a changed photo is embedded again. Labels and splits are part of neither.
 """
 
-import dataclasses
 import hashlib
 import json
 import os
 import posixpath
-from dataclasses import dataclass
+from dataclasses import Field, asdict, dataclass, fields
 from typing import Any, cast
 
 import pyarrow.fs as pafs
@@ -29,7 +28,7 @@ class Embedding:
     """The identity of an embedding. `dim.extract.config` says how flags become one.
 
     `weights` and `whitening` are sha256 of the files; `weights` may also be "random" or "imagenet". `scales_mean` is
-    None for a single scale. `profiles` says how photos' colour profiles were treated: SRGB (applied), or IGNORED as in
+    None for a single scale. `profiles` says what was done with colour profiles: SRGB (applied), or IGNORED, as in
     version 1 of the identity.
     """
 
@@ -57,17 +56,17 @@ class Embedding:
         return {"id": self.id, **self._fields()}
 
     def _fields(self) -> dict[str, Any]:
-        fields = dataclasses.asdict(self)
-        if self.profiles == IGNORED:  # version 1 had neither field; its ids must not change
-            del fields["profiles"]
-            return fields
-        return fields | {"version": VERSION}
+        values = asdict(self)
+        if self.profiles == IGNORED:  # version 1 had neither `profiles` nor `version`, and its ids must not change
+            del values["profiles"]
+            return values
+        return values | {"version": VERSION}
 
 
 def from_json(document: Any, where: str) -> Embedding:
     """Reads what `Embedding.as_json` wrote.
 
-    Raises UserError, naming `where`, if a field is missing or of a wrong type, the id is wrong or the version unknown.
+    Raises UserError, naming `where`, if a field is missing or has a wrong type, or the id or the version is wrong.
     """
     try:
         if not isinstance(document, dict):
@@ -75,11 +74,8 @@ def from_json(document: Any, where: str) -> Embedding:
         known = document.get("version", 1)
         if known not in (1, VERSION):
             raise UserError(f"{where} holds an embedding of version {quoted(known)}; this dim reads 1 and {VERSION}")
-        added = {"profiles": IGNORED} if known == 1 else {}
-        found = document | added
-        embedding = Embedding(
-            **{field.name: _typed(field, found[field.name]) for field in dataclasses.fields(Embedding)}
-        )
+        found = document | ({"profiles": IGNORED} if known == 1 else {})
+        embedding = Embedding(**{field.name: _typed(field, found[field.name]) for field in fields(Embedding)})
     except (KeyError, TypeError) as error:
         raise UserError(f"{where} holds no complete embedding ({error}); make this folder again") from error
     if embedding.id != document.get("id"):
@@ -87,7 +83,7 @@ def from_json(document: Any, where: str) -> Embedding:
     return embedding
 
 
-def _typed(field: dataclasses.Field[Any], value: Any) -> Any:
+def _typed(field: Field[Any], value: Any) -> Any:
     if field.name == "scales":
         fits = isinstance(value, list) and all(isinstance(scale, int | float) for scale in value)
     else:
@@ -100,8 +96,7 @@ def _typed(field: dataclasses.Field[Any], value: Any) -> Any:
 def of_folder(folder: str) -> Embedding:
     """The embedding of the descriptors or the index in `folder`, from its run.json.
 
-    Raises:
-        UserError: There is no run.json, it holds no embedding, or the job that writes the folder has not finished.
+    Raises UserError if there is no run.json, it holds no embedding, or the job that writes the folder has not finished.
     """
     record = output.finished_record(folder)
     if record is None:
@@ -117,9 +112,9 @@ def of_record(record: dict[str, Any], folder: str) -> Embedding:
 
 
 def inputs_of(folder: str) -> dict[str, str | None]:
-    """The files that the descriptors or the index in `folder` were made from, by kind (model, manifest …).
+    """The inputs of the descriptors or the index in `folder`, files by kind (model, manifest …), from its run.json.
 
-    Raises UserError if the folder's run.json does not list them.
+    Raises UserError if run.json does not list them.
     """
     inputs = (output.record_of(folder) or {}).get("inputs")
     if not isinstance(inputs, dict) or not all(isinstance(uri, str | None) for uri in inputs.values()):
@@ -132,11 +127,8 @@ def require_equal(one: Embedding, where_one: str, other: Embedding, where_other:
     """Raises UserError unless both embeddings are equal; the message names each field that differs."""
     if one == other:
         return
-    differing = [
-        f"{field.name} {getattr(one, field.name)!r} ≠ {getattr(other, field.name)!r}"
-        for field in dataclasses.fields(Embedding)
-        if getattr(one, field.name) != getattr(other, field.name)
-    ]
+    values = zip(asdict(one).items(), asdict(other).values(), strict=True)
+    differing = [f"{name} {first!r} ≠ {second!r}" for (name, first), second in values if first != second]
     what_to_do = "extract one of them again, or use another output folder"
     if one.profiles != other.profiles:
         what_to_do = _renewal(where_one if one.profiles == IGNORED else where_other)
@@ -166,10 +158,9 @@ class Contents:
 
 
 def fingerprint_photos(manifest: Manifest) -> Contents:
-    """Fingerprints each row: sha256 of path, size, modification time and box. A changed photo has another fingerprint.
+    """Fingerprints each row: the start of the sha256 of path, size, modification time and box.
 
-    Raises:
-        UserError: None of the photos exists, as happens if the manifest lies in the wrong folder.
+    Raises UserError if none of the photos exists, as happens if the manifest lies in the wrong folder.
     """
     contents, present = [], []
     rows = zip(files.infos(manifest.paths), manifest.table["path"].to_pylist(), manifest.boxes, strict=True)
@@ -188,7 +179,7 @@ def fingerprint_photos(manifest: Manifest) -> Contents:
 
 
 def require_under(root: str, manifest: Manifest) -> None:
-    """Raises UserError unless each photo is in the folder `root` or below, after links and `..` are resolved."""
+    """Raises UserError unless each photo is in the folder `root` or below it. Links and `..` are resolved first."""
     top = f"{_resolved(root).rstrip('/')}/"
     for image_id, uri in zip(manifest.image_ids, manifest.paths, strict=True):
         if not _resolved(uri).startswith(top):

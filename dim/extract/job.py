@@ -1,8 +1,8 @@
 """The extraction job: the photos of a manifest → descriptors in a store, each selected row exactly once.
 
-`extract` reads the manifest, asks `writer.pending` which rows the finished shards lack, and sends those through the
-pipeline. The same command therefore resumes. `recipe_of` and `embedding_of` are the two steps from the flags to the
-embedding identity; see `dim.extract.config`.
+`extract` reads the manifest, asks `writer.pending` which rows the finished shards lack, and sends those rows through
+the pipeline. The same command therefore resumes. `recipe_of` and `embedding_of` are two of the steps from the flags to
+the embedding identity; `dim.extract.config` lists them.
 """
 
 import contextlib
@@ -35,12 +35,9 @@ log = logging.getLogger(__name__)
 def extract(config: ExtractConfig) -> dict[str, Any]:
     """Extracts the rows that `config.out` lacks.
 
-    Returns:
-        The content of result.json: the counts `images`, `ok`, `errors`, `several_frames` and `computed`, and
-        `images_per_second`.
-
-    Raises:
-        UserError: An input is unusable, or `config.out` has another embedding. Nothing has been written then.
+    Returns the content of result.json: the counts `images`, `ok`, `errors`, `several_frames` and `computed`, and
+    `images_per_second`. Raises UserError, before it writes anything, if an input is unusable or `config.out` has
+    another embedding.
     """
     selected = manifests.read(config.manifest).select(config.split)
     source = config.source(config.model)
@@ -78,7 +75,7 @@ def _kept_precision(config: ExtractConfig) -> str | None:
 
 
 def embedding_of(recipe: Recipe) -> Embedding:
-    """The identity of what `recipe` makes. Raises UserError if its whitening was fitted on another embedding."""
+    """The identity of `recipe`'s descriptors. Raises UserError if its whitening was fitted on another embedding."""
     known = recipe.source.spec
     embedding = Embedding(
         backbone=known.backbone,
@@ -124,7 +121,7 @@ def _run(config: ExtractConfig, rows: pa.Table, recipe: Recipe, embedding: Embed
     log.info("starting %d network actor%s", machine.workers, "" if machine.workers == 1 else "s")
     progress = Progress("extracting", rows.num_rows, errors=True)
     open_shards: dict[str, list[pa.Table]] = {}
-    # The generator is closed here, also after an error. Closed later, after Ray's end, it would start another Ray.
+    # The generator is closed here, also after an error: if it were closed after Ray has ended, it would start another.
     with (
         Writer(config.out, embedding) as writer,
         contextlib.closing(pipeline.run(rows, recipe, config.store, machine)) as batches,
@@ -142,15 +139,15 @@ def _run(config: ExtractConfig, rows: pa.Table, recipe: Recipe, embedding: Embed
 
 def _planned(selected: Manifest, contents: list[str], left: np.ndarray, shard_rows: int) -> pa.Table:
     """The input of the pipeline: the rows `left`, each with the name of the shard that it goes to."""
-    parts = [left[start : start + shard_rows] for start in range(0, len(left), shard_rows)]
-    names = [store.shard_name([(selected.image_ids[row], contents[row]) for row in part]) for part in parts]
+    keys = [(selected.image_ids[row], contents[row]) for row in left]
+    parts = [keys[start : start + shard_rows] for start in range(0, len(keys), shard_rows)]
     return pa.table(
         {
-            "image_id": [selected.image_ids[row] for row in left],
+            "image_id": [image_id for image_id, _ in keys],
             "path": [selected.paths[row] for row in left],
             "box": pa.array([selected.boxes[row] for row in left], pa.list_(pa.float64())),
-            "content": [contents[row] for row in left],
-            "shard": [name for name, part in zip(names, parts, strict=True) for _ in part],
+            "content": [content for _, content in keys],
+            "shard": [name for part in parts for name in [store.shard_name(part)] * len(part)],
         }
     )
 

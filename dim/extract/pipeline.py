@@ -1,10 +1,9 @@
 """The Ray Data pipeline: CPU tasks read and decode photos, a pool of network actors embeds them.
 
-Which way do a photo's pixels go, and in which process? `run` streams an extraction: `decoded` (tasks) → `Network`
-(actors) → the store's rows. Whitening puts a stage of its own behind the same decoding (`staged`); training takes the
-decoded photos themselves (`decoded`).
+`run` streams an extraction: `decoded` (tasks) → `Network` (actors) → the store's rows. Whitening puts its own actors
+behind the same decoding (`staged`). Training takes the decoded photos themselves (`decoded`).
 
-Each input row gives one output row. A photo that cannot be decoded becomes an error row with its reason.
+Each input row gives one output row. A photo that cannot be decoded becomes an error row that gives the reason.
 """
 
 import logging
@@ -30,14 +29,13 @@ from dim.extract.resources import Resources
 from dim.io import files
 from dim.model.spec import Spec
 
-# A decoder waits for storage part of its time. An actor must ask for another number of CPUs: Ray Data fuses stages that
-# ask for the same, and then decoding and embedding take turns.
+# CPUs of a decoding task, which waits for storage part of the time. An actor must ask for another number, because Ray
+# Data fuses stages that ask for the same number, and then decoding and embedding take turns.
 DECODER_CPUS = 0.5
-UNGUARDED_TRIES = 2  # tries of a decoding task; after them, it decodes each photo in a process of its own
-NETWORK_TRIES = 5
+UNGUARDED_TRIES = 2  # a decoding task that has died so many times decodes each photo in a process of its own
+NETWORK_TRIES = 5  # tries of an actor, to start or to embed the same photos
 # An actor takes several batches at a time if photos differ in shape (it batches equal shapes) or if it feeds a GPU.
-WINDOW_BATCHES = 8
-WINDOW_BYTES = 2**28
+WINDOW_BATCHES, WINDOW_BYTES = 8, 2**28  # at most so many batches, and decoded bytes
 
 # The columns of a decoded photo. `width` and `height` are those of the upright photo, before it is resized.
 DECODED = pa.schema(
@@ -53,8 +51,7 @@ Change: TypeAlias = Callable[[np.ndarray, str], np.ndarray]
 def run(rows: pa.Table, recipe: Recipe, dtype: str, machine: Resources) -> Generator[pa.Table, None, None]:
     """Embeds the photos `rows` (image_id, path, box, content, shard) and streams the store's rows, in any order.
 
-    Yields tables with the store's columns, `shard`, and `several`: whether a photo's file holds several frames or
-    pages. `dtype`, "float32" or "float16", is the type of the descriptors.
+    Yields tables as `embedded` makes them, with descriptors of `dtype`, "float32" or "float16".
     """
     dataset = staged(rows, recipe, machine, Network, (recipe, dtype, machine))
     yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")
@@ -64,17 +61,17 @@ def staged(rows: pa.Table, recipe: Recipe, machine: Resources, stage: type, argu
     """Decodes `rows` for `recipe` and sends them through actors of the class `stage`, made with `arguments`."""
     spec, step = recipe.source.spec, machine.images_at_once
     DataContext.get_current().max_consecutive_actor_init_deaths = NETWORK_TRIES - 1
-    photos = decoded(
+    dataset = decoded(
         rows, step, size=spec.image_size, resize=spec.resize, limits=recipe.limits, scaled=recipe.scaled_decode
     )
-    return photos.map_batches(
+    return dataset.map_batches(
         stage,
         fn_constructor_args=arguments,
         batch_size=_window(spec, machine),
         batch_format="pyarrow",
         num_cpus=machine.cpus,
         num_gpus=machine.gpus,
-        # Two calls at once: the first passes of one window run beside the last passes of the window before.
+        # Two calls at once: the first passes of a window run beside the last passes of the previous window.
         compute=ActorPoolStrategy(
             size=machine.workers, max_concurrent_calls_per_actor=2, enable_true_multi_threading=True
         ),
@@ -99,19 +96,11 @@ def decoded(
     scaled: bool = False,
     change: Change | None = None,
 ) -> Dataset:
-    """Decodes photos in Ray tasks.
+    """Decodes the photos `rows` (image_id, path, box, content, shard) in Ray tasks of `step` photos each.
 
-    Args:
-        rows: The photos: image_id, path, box, content, shard.
-        step: Photos a task.
-        size: Side ("squash") or longest side ("long-side") of a decoded photo, in pixels.
-        resize: "squash" or "long-side".
-        limits: The pixels and bytes that a photo may have.
-        scaled: Whether large JPEGs are decoded at a fraction of their size.
-        change: Augments each decoded photo in the same task.
-
-    Returns:
-        A lazy data set with the columns DECODED, one block a task.
+    `size` is the side ("squash") or longest side ("long-side") of a decoded photo, in pixels. With `scaled`, large
+    JPEGs are decoded at a fraction of their size. `change` augments each decoded photo in the same task. Returns a lazy
+    data set with the columns DECODED, one block a task.
     """
     context = DataContext.get_current()
     context.enable_progress_bars = False
@@ -130,7 +119,7 @@ def decoded(
 def _decode(
     table: pa.Table, *, size: int, resize: Resize, scaled: bool, limits: Limits, change: Change | None
 ) -> pa.Table:
-    # A worker that dies again and again dies of one of these photos.
+    # If workers die again and again, one of these photos kills them.
     function = isolated.decode if cluster.earlier_attempts() >= UNGUARDED_TRIES else isolated.decode_here
     decode = partial(function, size=size, resize=resize, scaled=scaled, limits=limits)
     rows = zip(table.to_pylist(), photos.prefetch(table["path"].to_pylist()), strict=True)
@@ -179,7 +168,7 @@ class Network:
         self._embedder = ThreadPoolExecutor(1).submit(_embedder, recipe, machine)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """A table with the columns DECODED → what `embedded` makes. Raises JobFailed if its photos kill the actor."""
+        """Embeds a table with the columns DECODED (see `embedded`). Raises JobFailed if its photos kill the actor."""
         if cluster.earlier_attempts() >= NETWORK_TRIES:
             raise JobFailed(
                 f"the network's process died {NETWORK_TRIES} times over the same photos, as it does if memory is "
@@ -194,7 +183,7 @@ def _embedder(recipe: Recipe, machine: Resources) -> Embedder:
 
 
 def embedded(table: pa.Table, vectors: np.ndarray, dtype: str) -> pa.Table:
-    """The store's rows, plus `shard` and `several`, for a table with the columns DECODED.
+    """The store's rows, plus `shard` and `several` (frames or pages), for a table with the columns DECODED.
 
     `vectors` (n, D) are the descriptors of the n decoded photos; they are stored as `dtype`, "float32" or "float16".
     """

@@ -13,13 +13,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from dim.app import cluster, placement
 from dim.model import devices as precisions
 
-# Images a forward pass. A CPU gains nothing from more than keep it busy. A GPU with too little memory gets fewer
-# (`embedder.Forward`).
+# Images a forward pass. A CPU is busy with these and gains nothing from more. `embedder.Forward` gives fewer to a GPU
+# with too little memory.
 CPU_BATCH, CPU_PIXELS, GPU_BATCH = 32, 8 * 224**2, 256
-# How many times `images_at_once` an actor embeds in about the time that it takes to start. A CPU actor starts in ten
+# The loads, of `images_at_once` each, that an actor embeds in about the time of its start. A CPU actor starts in ten
 # seconds and embeds 7 photos of 224 pixels a second. A GPU is assumed to embed 800 a second; its node needs minutes.
 CPU_LOADS, GPU_LOADS = 4, 64
-USED = 0.9  # the share of all CPUs that actors must use; larger actors are preferred to a higher share
+USED = 0.9  # actors have to use this share of all CPUs; using more counts less than the actors' size
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ def resources(
 ) -> Resources:
     """Sizes the network actors for the cluster, including the nodes that its autoscaler may still start.
 
-    `workers` None gives one actor a GPU, or without GPUs one a node and several on nodes with several times the CPUs,
-    but no more than have work for about as long as they take to start. A given number is reduced only to the actors
-    that have any work. The work is `images` photos with sides of `image_size` pixels.
+    `workers` None gives one actor a GPU. Without GPUs it gives one a node, or several on nodes with several times the
+    CPUs. It leaves out actors that would work for less time than they take to start. Of a given number it leaves out
+    only those without any work. The work is `images` photos with sides of `image_size` pixels.
     Raises UserError if no node has, or will have, room for such an actor.
     """
     gpus = placement.gpus_per_worker(gpus_per_worker)
@@ -70,7 +70,7 @@ def resources(
 
 
 def _most(gpus: float) -> int:
-    """The number of actors that fit the cluster, now or once it has grown."""
+    """The number of actors that fit on the cluster, now or once it has grown."""
     nodes = placement.known_nodes()
     if gpus > 0:
         return max(1, placement.capacity(nodes, 0, gpus))
@@ -86,11 +86,11 @@ def _most(gpus: float) -> int:
 
 
 def resolve_precision(wanted: str, gpus_per_worker: float | None) -> str:
-    """`wanted`, or for "auto" the fastest precision of all nodes that can run a worker. Only "auto" needs a Ray.
+    """`wanted`, or for "auto" the fastest precision of all nodes that can run a worker. Only "auto" needs Ray.
 
     Precision is part of the embedding identity, so it must not depend on the node that is asked or on the nodes that
-    are up. If more nodes of the kind may start, it is bfloat16 for GPUs, though those from before 2020 compute it more
-    slowly, and float32 for CPUs.
+    are up. If more such nodes may start, it is float32 for CPUs, and bfloat16 for GPUs, though GPUs from before 2020
+    compute that more slowly.
     """
     if wanted != "auto":
         return wanted

@@ -1,7 +1,7 @@
-"""Which shards belong to a finished store, and which rows, size and checksum must each have?
+"""The shards that belong to a finished store, and the rows, size and checksum that each must have.
 
-run.json lists them (a seal, `dim.io.seal`). For a store from before seals, the statistics beside the shards and the
-number of images in run.json take the list's place.
+run.json lists them (a seal, `dim.io.seal`). A store from before seals has no such list: for it, the statistics beside
+the shards and the number of images in run.json say what must be there.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ _FACTS = {"rows": int, "bytes": int, "sha256": str}
 class Shard:
     """The shard `name` of the store `folder`, whose file has `size` bytes.
 
-    `facts` are the rows, bytes and sha256 that it must have, as far as they are known.
+    `facts` are the rows, bytes and sha256 that it must have; a fact that is not known is absent.
     """
 
     folder: str
@@ -40,12 +40,11 @@ class Shard:
         try:
             return files.read_bytes(self.uri)
         except OSError as error:
-            raise UserError(
-                f"cannot read {self.uri!r} ({files.reason(error)}); run the same extract.py again"
-            ) from error
+            reason = files.reason(error)
+            raise UserError(f"cannot read {self.uri!r} ({reason}); run the same extract.py again") from error
 
     def require(self, rows: int, content: bytes | None = None) -> None:
-        """Raises UserError unless `rows`, the file's size and, if given, its `content` agree with the facts."""
+        """Raises UserError unless `rows`, the file's size and `content` (if given) agree with the facts."""
         found: dict[str, Any] = {"rows": rows, "bytes": self.size}
         if content is not None:
             found["sha256"] = seal.sha256(content)
@@ -75,18 +74,17 @@ def _statistics(folder: str, name: str) -> Facts:
 def belonging(folder: str) -> list[Shard]:
     """Lists the shards of the finished store `folder`, sorted by name.
 
-    Raises:
-        UserError: A shard is missing or has another size than run.json lists, the folder holds a shard that run.json
-            does not list, or the job that writes the folder has not finished.
+    Raises UserError if a shard is missing, has another size than in run.json or is not listed there, or if the job that
+    writes the folder has not finished.
     """
-    of_all = output.verified_seal(folder)
+    listed = output.verified_seal(folder)
     present = [name for name in files.names(folder) if name.startswith(_PREFIX)]
     shards = [name.removesuffix(_SHARD) for name in present if name.endswith(_SHARD)]
-    if of_all is None:
+    if listed is None:
         facts = _of_statistics(folder, shards, [name for name in present if name.endswith(_STATISTICS)])
     else:
-        # run.json may list other files, too: those of an index, say.
-        facts = {name.removesuffix(_SHARD): known for name, known in of_all.items() if name.startswith(_PREFIX)}
+        # run.json may list other files, too, such as those of an index.
+        facts = {name.removesuffix(_SHARD): known for name, known in listed.items() if name.startswith(_PREFIX)}
         if strange := sorted({*shards} - facts.keys()):
             uri = files.join(folder, f"{strange[0]}{_SHARD}")
             raise UserError(

@@ -1,12 +1,12 @@
-"""The descriptor store: a folder of Parquet shards, one row an image. How a shard is written, checked and read.
+"""The descriptor store, a folder of Parquet shards with one row an image: writes, checks and reads shards.
 
 Columns: `image_id: string`, `descriptor: fixed_size_list<float32>[D]` (float16 with `--store float16`; null in an error
 row), `status` ("ok" or "error"), `error`, `width`, `height` (of the upright photo, in pixels), `content` (the photo's
 content fingerprint).
 
-A hash of its image ids and contents names a shard, `part-<hash>.parquet`. It counts as finished once its statistics
-`part-<hash>.json` (rows, errors, bytes, sha256) exist. Its Parquet metadata names the embedding that made it, so that
-readers refuse a shard that was copied from another store.
+A shard, `part-<hash>.parquet`, has its name from a hash of its image ids and contents. It counts as finished once its
+statistics `part-<hash>.json` (rows, errors, bytes, sha256) exist. Its Parquet metadata names the embedding that made
+it, so that readers refuse a shard that was copied from another store.
 """
 
 import json
@@ -45,7 +45,7 @@ def shard_name(rows: Sequence[tuple[str, str]]) -> str:
 
 
 def marked(table: pa.Table, embedding: Embedding) -> pa.Table:
-    """`table` with a shard's metadata: `embedding`, and in place of the column `several` the ids where it is true."""
+    """Puts into the metadata of `table` its `embedding` and, in place of the column `several`, the ids it marks."""
     several: list[str] = []
     if "several" in table.column_names:
         several = table.filter(table["several"].fill_null(False))["image_id"].to_pylist()
@@ -54,13 +54,13 @@ def marked(table: pa.Table, embedding: Embedding) -> pa.Table:
 
 
 def several_frames(shard: pa.Table) -> int:
-    """How many photos of a shard, read with its image ids, hold several frames or pages."""
+    """The number of photos in a shard, read with its image ids, whose files hold several frames or pages."""
     listed = set(json.loads((shard.schema.metadata or {}).get(SEVERAL, b"[]")))
     return sum(image_id in listed for image_id in shard["image_id"].to_pylist())
 
 
 def write_shard(folder: str, name: str, table: pa.Table) -> None:
-    """Writes a shard, a table from `marked`, and then its statistics. The shard counts once both are there."""
+    """Writes a shard, a table made by `marked`, and then its statistics. The shard counts once both are there."""
     sink = pa.BufferOutputStream()
     # Compression saves a tenth of the descriptors' bytes and makes reading take half as long again. A dictionary of
     # their values, Arrow's default, makes reading float16 three times as slow.
@@ -85,12 +85,9 @@ def delete_shard(folder: str, name: str) -> None:
 
 def shards(folder: str) -> list[str]:
     """The names of the finished shards in `folder`, sorted."""
-    present = set(files.names(folder))
-    return sorted(
-        name[: -len(".json")]
-        for name in present
-        if name.startswith("part-") and name.endswith(".json") and name[: -len("json")] + "parquet" in present
-    )
+    names = [name for name in files.names(folder) if name.startswith("part-")]
+    described = {name.removesuffix(".json") for name in names if name.endswith(".json")}
+    return sorted(described & {name.removesuffix(".parquet") for name in names if name.endswith(".parquet")})
 
 
 def whole(folder: str, name: str) -> bytes | None:
@@ -113,18 +110,10 @@ def read_shard(
     *,
     content: bytes | None = None,
 ) -> pa.Table:
-    """The rows of one shard.
+    """The rows of one shard with the given columns (None: all), from `content` if the file has been read already.
 
-    Args:
-        folder: The store.
-        name: The shard's name.
-        columns: The columns to read; None: all.
-        embedding: The embedding that the shard must have, if it names one.
-        dimension: The dimension that its descriptors must have.
-        content: The content of the shard's file, if it has been read already.
-
-    Raises:
-        UserError: The shard is damaged, does not have the store's schema, or has another embedding or dimension.
+    Raises UserError if the shard is damaged, does not have the store's schema, names another embedding than `embedding`
+    (if it names any), or has descriptors of another dimension than `dimension`.
     """
     uri = files.join(folder, f"{name}.parquet")
     wanted = columns or schema(1).names
@@ -143,16 +132,10 @@ def read_shard(
 def read_shards(
     folder: str, columns: list[str], of: list[Shard] | None = None, hashed: bool = False
 ) -> Iterator[tuple[Shard, pa.Table]]:
-    """Reads the shards of a finished store, several ahead of the caller.
+    """Yields each shard of a finished store, or only those in `of`, and its rows; reads several ahead of the caller.
 
-    Args:
-        folder: The store.
-        columns: The columns to read.
-        of: The shards to read; None: all.
-        hashed: Whether to compare each file's checksum, too.
-
-    Yields:
-        Each shard and its rows. Raises UserError as `shards.belonging`, `read_shard` and `Shard.require` do.
+    With `hashed`, it compares each file's checksum, too. Raises UserError as `shards.belonging`, `read_shard` and
+    `Shard.require` do, and if only some shards name their embedding.
     """
     embedding = of_folder(folder)
     shards = belonging(folder) if of is None else of
@@ -164,7 +147,7 @@ def read_shards(
         shard.require(table.num_rows, content)
         return table
 
-    # The first is read alone: all others, which are read ahead, must have its dimension.
+    # The first is read alone: the others, which are read ahead, must have the same dimension.
     tables = chain(map(read, shards[:1]), parallel_map(read, shards[1:], AT_ONCE))
     for shard, table in zip(shards, tables, strict=True):
         marked = EMBEDDING in (table.schema.metadata or {})
@@ -176,7 +159,7 @@ def read_shards(
 
 
 def _misfits(table: pa.Table, columns: list[str], dimension: int | None) -> Iterator[str]:
-    """Describes each of `columns` that the store cannot have written."""
+    """Yields, for each of `columns` that the store cannot have written, what is wrong with it."""
     expected = schema(1)
     for name in columns:
         if table.column_names.count(name) != 1:
@@ -194,7 +177,7 @@ def _misfits(table: pa.Table, columns: list[str], dimension: int | None) -> Iter
     filled = pc.fill_null(pc.not_equal(table["status"], ERROR), True)
     for name in {"image_id", "status", "descriptor"}.intersection(columns):
         if pc.any(pc.and_(filled, pc.is_null(table[name]))).as_py():
-            yield f"{name!r} is empty in a row that is no error"
+            yield f"{name!r} is empty in a row that is not an error"
 
 
 def _marked_by(mark: bytes, uri: str) -> Embedding:
@@ -202,7 +185,7 @@ def _marked_by(mark: bytes, uri: str) -> Embedding:
         document = strict_json.loads(mark)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{uri!r}: the embedding in its metadata is not JSON; make this folder again") from error
-    return from_json(document, uri)
+    return from_json(document, repr(uri))
 
 
 def dimension(folder: str, name: str) -> int:

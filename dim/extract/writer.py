@@ -27,10 +27,10 @@ AHEAD = 4  # shards that are queued or being written
 
 
 class Writer:
-    """Writes shards to the store `folder` in the background; a context manager.
+    """A context manager that writes shards to the store `folder` in the background.
 
-    The next call after a failed write raises its error. Leaving the block waits for the queued shards, also after an
-    error, because what was computed counts.
+    After a failed write, the next call raises its error. Leaving the block waits for the queued shards, also after an
+    error, because a resumed run need not compute them again.
     """
 
     def __init__(self, folder: str, embedding: Embedding) -> None:
@@ -48,7 +48,7 @@ class Writer:
             self._require_success()
 
     def write(self, name: str, table: pa.Table) -> None:
-        """Queues the shard `name`, to be written with its rows sorted by id; waits while `AHEAD` shards are queued."""
+        """Queues a shard, whose rows are written in the order of their ids; waits while `AHEAD` shards are queued."""
         self._room.acquire()
         self._require_success()
         self._thread.submit(self._write, name, table).add_done_callback(self._done)
@@ -70,14 +70,12 @@ class Writer:
 def pending(
     folder: str, embedding: Embedding, image_ids: np.ndarray, contents: list[str], retry_failed: bool
 ) -> np.ndarray:
-    """Finds the rows to compute, after rewriting each shard that holds rows that no longer count.
+    """Rewrites each shard with rows that no longer count, and returns which rows have to be computed.
 
     A row counts if it is selected, its photo is unchanged, its shard is intact, and no earlier shard holds it. If some
     shards name their embedding, one that names none may come from another store, so it is treated as damaged.
     With `retry_failed`, error rows don't count. Raises UserError if another embedding than `embedding` made a shard.
-
-    Returns:
-        Positions of the rows to compute, ascending, in `image_ids` and their content fingerprints `contents`.
+    The result holds ascending positions in `image_ids` and in their content fingerprints `contents`.
     """
     position = {key: row for row, key in enumerate(zip(image_ids, contents, strict=True))}
     done = np.zeros(len(image_ids), dtype=bool)
@@ -85,7 +83,7 @@ def pending(
     kept: dict[str, tuple[str, np.ndarray]] = {}  # new shard → the old shard, and which of its rows (bool) to keep
     for name, table in _inspect_all(folder, embedding).items():
         if name in kept:
-            continue  # an interrupted run had already begun the same rewrite
+            continue  # an interrupted run wrote it in the same rewrite, which is now repeated
         if table is None:
             log.warning("shard %s is damaged; its rows are computed again", name)
             dropped.append(name)
@@ -113,18 +111,16 @@ def pending(
 
 
 def _inspect_all(folder: str, embedding: Embedding) -> dict[str, pa.Table | UserError | None]:
-    """For each finished shard its rows, the error that reading them raises, or None if it is damaged."""
+    """For each finished shard its rows, the error raised by reading them, or None if the shard is damaged."""
     _delete_unfinished(folder)
     names = store.shards(folder)
     found = list(parallel_map(partial(_inspect, folder, embedding), names, store.AT_ONCE))
-    any_marked = any(marked for marked, _ in found)
-    return {
-        name: table if marked or not any_marked else None for name, (marked, table) in zip(names, found, strict=True)
-    }
+    any_mark = any(marked for marked, _ in found)
+    return {name: table if marked or not any_mark else None for name, (marked, table) in zip(names, found, strict=True)}
 
 
 def _inspect(folder: str, embedding: Embedding, name: str) -> tuple[bool, pa.Table | UserError | None]:
-    """Whether the shard names its embedding, and what `_inspect_all` says of it."""
+    """Whether the shard names its embedding, and its rows, the error raised by reading them, or None if damaged."""
     content = store.whole(folder, name)
     if not content:
         return False, None
@@ -145,6 +141,6 @@ def _delete_unfinished(folder: str) -> None:
 def _rewrite(folder: str, change: tuple[str, tuple[str, np.ndarray]]) -> None:
     """Writes a new shard with the rows of an old one that count, and deletes the old one."""
     new, (old, counts) = change
-    # If the process dies in between, both shards hold the rows, and the next run drops one of them.
+    # If the process dies between these two steps, both shards hold the rows, and the next run drops one of them.
     store.write_shard(folder, new, store.read_shard(folder, old).filter(pa.array(counts)))
     store.delete_shard(folder, old)

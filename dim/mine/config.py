@@ -26,14 +26,14 @@ class Mining:
     positives_per_anchor: int = option(4, help="positives of each anchor, the farthest", group="mining")
     negatives_per_anchor: int = option(5, help="negatives of each anchor, the nearest", group="mining")
     candidates_per_pair: int = option(
-        70, help="triplets drawn for each ordered pair of labels; for --strategy random", group="mining"
+        70, help="triplets that --strategy random draws for each ordered pair of labels", group="mining"
     )
     max_similarity: float | None = option(
         None, help="skip negatives with a cosine above this: likely duplicates or wrong labels", group="mining"
     )
     candidates: str | None = option(
         None,
-        help="FAISS index that proposes negatives, such as PCA128,HNSW32, for more than some 100,000 photos; exact "
+        help="FAISS index that proposes negatives, such as PCA128,HNSW32, for more than about 100,000 photos; exact "
         "distances rank its proposals (default: compare all pairs)",
         metavar="FACTORY",
         group="mining",

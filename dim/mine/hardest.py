@@ -3,8 +3,8 @@
 The search is exact. A float32 matrix product of two blocks rules out most pairs, with a margin for its rounding;
 `Pool.distances` decides the others. The result therefore depends on neither the blocks nor their order.
 
-`Partners` holds the best partners found so far; `work` fills it from some pairs of blocks, `finish` merges such results
-and crosses positives with negatives. With `distinct`, each label gives an anchor at most one negative (Radenović et
+`Partners` holds the best partners found so far. `work` fills it from some pairs of blocks. `finish` merges such results
+and crosses positives with negatives. With `distinct`, an anchor gets at most one negative from each label (Radenović et
 al., arXiv:1604.02426).
 """
 
@@ -24,9 +24,9 @@ _OFFERED = 1 << 18  # pairs decided at once, which bounds the memory if very man
 class Partners:
     """The best `count` partners of each row among those offered so far.
 
-    `sign` is 1 for the nearest partners, −1 for the farthest. A partner's cost is sign · distance; the least is best,
-    and image ids decide ties. With `one_per_label`, a row has at most one partner from each label. `best` holds for
-    each block its rows' costs, float32 (rows, count), inf if there is no partner, and partners, int64 (rows, count).
+    `sign` is 1 for the nearest partners, −1 for the farthest. A partner's cost is sign · distance. The least cost is
+    best, and image ids decide ties. With `one_per_label`, a row has at most one partner from each label. `best` holds
+    costs, float32 (rows, count), inf if there is no partner, and partners, int64 (rows, count), of each block.
     """
 
     count: int
@@ -94,7 +94,7 @@ class Partners:
 
 
 def entries(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """np.nonzero of a matrix in C or Fortran order, ten times as fast."""
+    """Does the same as np.nonzero for a matrix in C or Fortran order, ten times as fast."""
     if mask.flags.c_contiguous:
         rows, columns = np.divmod(np.flatnonzero(mask), mask.shape[1])
     else:
@@ -106,12 +106,12 @@ Found = tuple[Partners, Partners]  # the positives and the negatives
 
 
 def units(pool: Pool) -> int:
-    """The number of pairs of blocks (i ≤ j; the similarity matrix is symmetric)."""
+    """The number of pairs of blocks i ≤ j. The other pairs need no work, as the similarity matrix is symmetric."""
     return len(pool.blocks) * (len(pool.blocks) + 1) // 2
 
 
 def work(pool: Pool, settings: Mining, start: int, stop: int) -> Found:
-    """The best positives and negatives in the pairs of blocks `start` to `stop`."""
+    """The best positives and negatives among the pairs of blocks from number `start` to `stop`."""
     found = no_partners(settings)
     firsts, seconds = np.triu_indices(len(pool.blocks))
     for i, j in zip(firsts[start:stop].tolist(), seconds[start:stop].tolist(), strict=True):
@@ -139,18 +139,21 @@ def no_partners(settings: Mining) -> Found:
 def _screen_pair(pool: Pool, settings: Mining, i: int, j: int, found: Found) -> None:
     positives, negatives = found
     similarity = pool.block(i) @ pool.block(j).T
-    if pool.labels[pool.span(i)][-1] >= pool.labels[pool.span(j)][0]:  # labels ascend: else no pair shares one
+    if pool.labels[pool.span(i)][-1] >= pool.labels[pool.span(j)][0]:  # labels ascend: else the blocks share none
         same = screen_positives(pool, i, j, similarity, positives)
         similarity[same] = -np.inf
     if settings.max_similarity is not None:
-        _drop_similar(pool, i, j, similarity, settings.max_similarity)
+        rows, columns = entries(similarity > settings.max_similarity - pool.tolerance)
+        distances = pool.distances(rows + pool.span(i).start, columns + pool.span(j).start)
+        similar = too_similar(distances, settings.max_similarity)
+        similarity[rows[similar], columns[similar]] = -np.inf
     _screen_both(pool, i, j, similarity, negatives)
 
 
 def screen_positives(pool: Pool, i: int, j: int, similarity: np.ndarray, positives: Partners) -> np.ndarray:
-    """Offers rows of blocks i and j that share a label to each other; returns which pairs do.
+    """Offers to each other the rows of blocks i and j that share a label; returns the mask of these pairs.
 
-    `similarity`, the float32 products, and the returned mask have the shape (rows of i, rows of j).
+    The mask and `similarity`, the float32 products, have the shape (rows of i, rows of j).
     """
     same: np.ndarray = pool.labels[pool.span(i)][:, None] == pool.labels[pool.span(j)]
     mates = np.where(same, -similarity, -np.inf)
@@ -164,13 +167,6 @@ def _screen_both(pool: Pool, i: int, j: int, score: np.ndarray, partners: Partne
     partners.screen(pool, i, j, score)
     if i != j:
         partners.screen(pool, j, i, score.T)
-
-
-def _drop_similar(pool: Pool, i: int, j: int, similarity: np.ndarray, most: float) -> None:
-    rows, columns = entries(similarity > most - pool.tolerance)
-    distances = pool.distances(rows + pool.span(i).start, columns + pool.span(j).start)
-    similar = too_similar(distances, most)
-    similarity[rows[similar], columns[similar]] = -np.inf
 
 
 def _crossed(pool: Pool, settings: Mining, positives: Partners, negatives: Partners) -> Iterator[Triplets]:

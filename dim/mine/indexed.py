@@ -1,8 +1,8 @@
 """The hardest triplets of a large training set (`--candidates`): a FAISS index proposes each anchor's negatives.
 
-From some 100,000 descriptors on, there are too many pairs to compare. Positives are still searched exactly. Exact
-distances rank the proposed negatives, but those that the index misses are lost. An HNSW index differs from run to run,
-because FAISS builds it with several threads.
+Above some 100,000 descriptors, there are too many pairs to compare. Positives are still searched exactly. Exact
+distances rank the proposed negatives, but negatives that the index misses are lost. An HNSW index differs from run to
+run, because FAISS builds it with several threads.
 """
 
 from typing import Any
@@ -15,13 +15,13 @@ from dim.mine.hardest import Found, Partners, no_partners, screen_positives
 from dim.mine.pool import Pool, too_similar
 from dim.search import build_index, read_index
 
-# The index proposes PROPOSED rows for each negative wanted, plus as many as the anchor's label has images.
+# For each negative wanted, the index proposes PROPOSED rows. It adds as many as the anchor's label has images.
 PROPOSED, MOST_PROPOSED = 8, 2048
 _PAIRS = 8192  # pairs scored at once
 
 
 def empty_index(settings: Mining, dimension: int) -> Any:
-    """The index before training. Raises UserError if FAISS knows no such index or search parameters."""
+    """Makes the index, untrained. Raises UserError if FAISS does not know the index or its search parameters."""
     made = build_index.empty_index(str(settings.candidates), dimension, settings.seed, flag="--candidates")
     if settings.candidate_parameters:
         read_index.set_parameters(made, settings.candidate_parameters, "--candidate-parameters")
@@ -50,21 +50,17 @@ def units(pool: Pool) -> int:
 
 
 def work(pool: Pool, settings: Mining, start: int, stop: int) -> Found:
-    """The positives and negatives of the blocks `start` to `stop`."""
+    """For each block i from `start` to `stop`, the positives in pairs with the blocks j ≥ i, and the negatives of i."""
     faiss.omp_set_num_threads(1)  # each CPU runs a task of its own
     index = faiss.deserialize_index(pool.fetch(pool.index))
     positives, negatives = no_partners(settings)
     for i in range(start, stop):
-        for j in _sharing_labels(pool, i):
-            screen_positives(pool, i, j, pool.block(i) @ pool.block(j).T, positives)
+        for j in range(i, len(pool.blocks)):
+            # Labels ascend, so otherwise the blocks share none.
+            if pool.labels[pool.span(j).start] <= pool.labels[pool.span(i)][-1]:
+                screen_positives(pool, i, j, pool.block(i) @ pool.block(j).T, positives)
         _offer_proposed(pool, settings, index, i, negatives)
     return positives, negatives
-
-
-def _sharing_labels(pool: Pool, i: int) -> list[int]:
-    """The blocks j ≥ i that share a label with block i. Labels ascend."""
-    last = pool.labels[pool.span(i)][-1]
-    return [j for j in range(i, len(pool.blocks)) if pool.labels[pool.span(j).start] <= last]
 
 
 def _offer_proposed(pool: Pool, settings: Mining, index: Any, i: int, negatives: Partners) -> None:

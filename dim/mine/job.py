@@ -18,11 +18,8 @@ logger = logging.getLogger(__name__)
 def mine_folder(config: MineConfig) -> dict[str, Any]:
     """Mines one split of a manifest and writes `triplets.parquet`.
 
-    Returns:
-        The content of result.json: the counts `candidates`, `active` and `kept`, and the mean distances.
-
-    Raises:
-        UserError: The labels cannot give triplets, or the descriptors are incomplete or not normalised.
+    Returns the content of result.json: the counts `candidates`, `active` and `kept`, and the mean distances. Raises
+    UserError if the labels cannot give triplets, or if the descriptors are incomplete or not normalised.
     """
     rows = manifest.read(config.manifest).select(config.split)
     embedded = descriptors.read(config.descriptors, rows)

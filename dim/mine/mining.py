@@ -1,7 +1,6 @@
-"""Mining across the cluster: which strategy finds the triplets, and how its work is spread over Ray tasks.
+"""Mining across the cluster: `mine` cuts a strategy's work into Ray tasks and merges their results as they come in.
 
-`mine` cuts a strategy's work into tasks and merges their results as they come in. The strategies themselves, which
-know nothing of Ray, are in `hardest`, `indexed` and `triplets`.
+The strategies themselves, which know nothing of Ray, are in `hardest`, `indexed` and `triplets`.
 """
 
 import dataclasses
@@ -20,16 +19,18 @@ from dim.mine.config import Mining
 from dim.mine.pool import BLOCK_ROWS, Pool, check, pool_of
 from dim.mine.triplets import Triplets, random_units, random_work, ranked
 
-# The CPUs of a task that runs beside workers that wait for it. It is not 0: Ray would then also place tasks on a head
-# node without CPUs, which must not do such work.
+# CPUs of a task that runs beside workers that wait for it. With 0, Ray would also place tasks on a head node without
+# CPUs, which must not do such work.
 _BESIDE = 0.01
 _CACHED = 64  # blocks that a task keeps; they lie in memory that all tasks of a machine share
 
 
 @dataclasses.dataclass(frozen=True)
 class Strategy:
-    """A way to find triplets: the number of its `units` of work, `work` on a range of them, and `finish`, which makes
-    triplets from the results. Another CPU is worth its start for `worth` units, which take some seconds.
+    """A way to find triplets.
+
+    `units` counts its units of work. `work` does a range of them. `finish` makes triplets from the results of `work`.
+    `worth` is the number of units, some seconds' work, for which another CPU is worth starting.
     """
 
     units: Callable[[Pool], int]
@@ -60,11 +61,11 @@ def mine(
 
     Args:
         vectors: Descriptors, float32 (N, D), rows L2-normalised.
-        labels: A label (str) for each row, or None for a row that takes no part, (N,).
-        image_ids: Unique ids (N,). They decide ties.
+        labels: The labels, str (N,); None for a row that takes no part.
+        image_ids: Unique ids (N,), which decide ties.
         settings: Which triplets are candidates and which are kept.
         block_rows: Rows of a block of the similarity matrix.
-        beside: Whether the caller is one of workers that hold most CPUs and wait. The tasks then ask for hardly any.
+        beside: Whether the caller and other workers hold most CPUs and wait. The tasks then ask for hardly any CPU.
 
     Returns:
         The triplets as positions in `vectors`, hardest first.
@@ -123,7 +124,7 @@ def _work(pool: Pool, settings: Mining, start: int, stop: int) -> Any:
 
 
 def _fetching(pool: Pool) -> Pool:
-    # Tasks use a block many times, and some uses take less time than ray.get.
+    # A task uses a block many times, and ray.get takes longer than some of these uses.
     return dataclasses.replace(pool, fetch=functools.lru_cache(maxsize=_CACHED)(ray.get))
 
 

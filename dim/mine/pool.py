@@ -13,14 +13,14 @@ import numpy as np
 from dim.errors import UserError
 from dim.mine.config import Mining
 
-BLOCK_ROWS = 2048  # the products of two blocks fill 16 MiB, and their matrix product runs at full speed
+BLOCK_ROWS = 2048  # the matrix product of two blocks fills 16 MiB and runs at full speed
 _CHUNK = 512  # pairs whose differences fit into the CPU's cache
 
 
 def check(
     vectors: np.ndarray, labels: np.ndarray, image_ids: np.ndarray, settings: Mining, where: str = "the training set"
 ) -> None:
-    """Raises UserError, naming `where`, unless triplets can be mined from what `mine` takes.
+    """Raises UserError, naming `where`, unless triplets can be mined from these arguments of `mine`.
 
     The labels must give an anchor, a positive and a negative, and the labelled rows must be L2-normalised.
     """
@@ -65,7 +65,7 @@ class Pool:
 
     `rows`: positions in the caller's arrays. `labels`: codes, ascending. `id_ranks`: ranks in the order of the image
     ids, which decide ties. `blocks`: the descriptors, float32 (up to `block_rows`, D) each, or references that `fetch`
-    resolves. `tolerance`: how far 2 − 2x·y with a float32 product x·y may differ from `distances`. `index`: a
+    resolves. `tolerance`: the most by which 2 − 2x·y, with x·y in float32, differs from `distances`. `index`: a
     reference to the serialised index that proposes negatives, if there is one.
     """
 
@@ -128,15 +128,12 @@ def pool_of(
     order = np.lexsort((ranks, codes))
     rows = used[order]
     blocks = [put(vectors[rows[start : start + block_rows]]) for start in range(0, len(rows), block_rows)]
-    tolerance = _tolerance(vectors.shape[1], float(_off_unit(vectors)[used].max()))
-    return Pool(rows, codes[order], ranks[order], blocks, block_rows, tolerance)
-
-
-def _tolerance(dimension: int, worst: float) -> float:
     # A product of D terms, summed in any order, errs by at most D·u·‖x‖‖y‖ to first order, with u = 2⁻²⁴ (Higham,
     # Accuracy and Stability of Numerical Algorithms, eq. 3.5). Then ‖x − y‖² = ‖x‖² + ‖y‖² − 2x·y, and the squared
     # norms are up to `worst` from 1. The last term covers the rounding to float32 of distances (at most 4) and limits.
-    return 2 * worst + 2.1 * dimension * 2.0**-24 + 2.0**-20
+    worst = float(_off_unit(vectors)[used].max())
+    tolerance = 2 * worst + 2.1 * vectors.shape[1] * 2.0**-24 + 2.0**-20
+    return Pool(rows, codes[order], ranks[order], blocks, block_rows, tolerance)
 
 
 def too_similar(distances: np.ndarray, most: float) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Triplets, their ranking (hardest first), and the strategy `random`.
 
-`random` draws a number of candidates for each ordered pair of labels, with replacement, and drops repeated ones. A
-pair's draws are numbered words of a counter-based generator (Philox). They depend on the seed and the pair alone, not
-on the task that draws them.
+`random` draws a number of candidates for each ordered pair of labels, with replacement, and drops repeated ones. Each
+pair has its own words of a counter-based generator (Philox), so its draws depend on the seed and the pair alone, not on
+the task that draws them.
 """
 
 from collections.abc import Iterable
@@ -22,7 +22,7 @@ _WORDS = 4  # 64-bit words from each step of Philox
 
 @dataclass(frozen=True)
 class Triplets:
-    """T triplets, and the numbers of candidates and of active ones (loss > 0) that they were chosen from.
+    """T triplets, and the numbers of the candidates, and of the active ones (loss > 0), from which they were chosen.
 
     `anchors`, `positives`, `negatives`: positions, int64 (T,). `distance_ap`, `distance_an`: squared L2 distances,
     float32 (T,). `loss`: max(0, margin + ‖a − p‖² − ‖a − n‖²), float32 (T,).
@@ -69,7 +69,7 @@ class Triplets:
 def active(
     rows: np.ndarray, distance_ap: np.ndarray, distance_an: np.ndarray, margin: float, candidates: int
 ) -> Triplets:
-    """Those of the triplets `rows` (3, T), anchors, positives, negatives, whose loss is above 0."""
+    """Keeps the triplets whose loss is above 0. `rows` (3, T) are the anchors, positives and negatives."""
     loss = (margin + distance_ap.astype(np.float64) - distance_an).astype(np.float32)
     hard = loss > 0
     anchors, positives, negatives = rows[:, hard]
@@ -81,8 +81,8 @@ def active(
 def ranked(parts: Iterable[Triplets], id_ranks: np.ndarray, top: int | None) -> Triplets:
     """The `top` hardest triplets of all parts (None: all), hardest first.
 
-    The tie-break order is that of the anchor's, positive's and negative's id; `id_ranks` (N,) is each position's rank
-    in the order of the ids. With `top`, memory holds one part and the best so far.
+    The ids of the anchor, the positive and the negative, in this order, decide ties; `id_ranks` (N,) is the rank of
+    each position's id. With `top`, memory holds one part and the best so far.
     """
     held: list[Triplets] = []
     for part in parts:
@@ -100,7 +100,7 @@ def _joined(parts: list[Triplets]) -> Triplets:
 
 def _hardest(triplets: Triplets, id_ranks: np.ndarray, top: int | None) -> Triplets:
     if top is not None and triplets.kept > top:
-        # Sorting is slow, so first drop the triplets that are easier than the top-th, but none that ties with it.
+        # Sorting is slow, so first drop the triplets that are easier than the top-th, but keep those that tie with it.
         least = np.partition(triplets.loss, -top)[-top]
         triplets = triplets.take(np.flatnonzero(triplets.loss >= least))
     indices = (triplets.negatives, triplets.positives, triplets.anchors)
@@ -109,7 +109,7 @@ def _hardest(triplets: Triplets, id_ranks: np.ndarray, top: int | None) -> Tripl
 
 
 def random_units(pool: Pool) -> int:
-    """The number of ordered pairs of labels whose first has at least two images."""
+    """The number of ordered pairs of labels. The first label must have at least two images."""
     _, sizes = _labels(pool)
     return int((sizes >= 2).sum()) * (len(sizes) - 1)
 
@@ -132,8 +132,8 @@ def _of_pairs(pool: Pool, settings: Mining, start: int, stop: int) -> Triplets:
     own, other = np.divmod(np.arange(start, stop), len(sizes) - 1)
     own = np.flatnonzero(sizes >= 2)[own]
     other += other >= own
-    # A draw is the number of a triplet. For labels with n and m images, its digits in the mixed radix (n, n − 1, m) are
-    # the anchor, the positive and the negative.
+    # A draw is a triplet's number. If its labels have n and m images, the number's digits in the mixed radix
+    # (n, n − 1, m) are the anchor, the positive and the negative.
     n, m = sizes[own][:, None], sizes[other][:, None]
     drawn = np.sort(_words(settings, start, stop) % (n * (n - 1) * m).astype(np.uint64), axis=1).astype(np.int64)
     anchor, rest = np.divmod(drawn, (n - 1) * m)
@@ -150,7 +150,7 @@ def _of_pairs(pool: Pool, settings: Mining, start: int, stop: int) -> Triplets:
 
 
 def _words(settings: Mining, start: int, stop: int) -> np.ndarray:
-    # A random word for each candidate, (pairs, candidates_per_pair). Each pair starts at a step of its own.
+    # A random word for each candidate, (pairs, candidates_per_pair). Each pair has its own steps of the generator.
     steps = -(-settings.candidates_per_pair // _WORDS)
     generator = np.random.Philox(key=settings.seed, counter=start * steps)
     words = generator.random_raw((stop - start) * steps * _WORDS)

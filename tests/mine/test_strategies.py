@@ -137,7 +137,7 @@ def test_with_an_index_that_finds_all_it_is_the_same(name, options):
     ("options", "message"),
     [
         ({"candidates": "HNWS32"}, "--candidates 'HNWS32' is not an FAISS index for 8 values"),
-        ({"candidates": "HNSW32", "candidate_parameters": "nprobe=3"}, "--candidate-parameters 'nprobe=3' are none"),
+        ({"candidates": "HNSW32", "candidate_parameters": "nprobe=3"}, "'nprobe=3' can't be set on this index"),
         ({"candidate_parameters": "nprobe=3"}, "give --candidates FACTORY"),
         ({"candidates": "HNSW32", "strategy": "random"}, "--strategy random draws them"),
     ],
