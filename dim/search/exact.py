@@ -41,7 +41,7 @@ class Part:
 
 
 def scores(queries: np.ndarray, database: Iterable[np.ndarray], size: int, cells: int = CELLS) -> Iterator[np.ndarray]:
-    """Yields for each query the exact scores of all database rows: their inner products, float64 (N,).
+    """Yields for each query the exact scores of all database rows: the inner products, float64 (N,).
 
     `queries` (Q, D) are L2-normalised. `database` has all N = `size` rows in blocks (n, D) of any sizes. It is iterated
     once for every `cells` / `size` queries, so that at most `cells` scores are in memory at once.

@@ -28,7 +28,7 @@ _FOLLOWED = ("image_size", "resize", "scales", "scales_mean", "precision", "scal
 class Queries:
     """The queries that could be read, in the order of their ids: `ids`, strings (Q,), and `vectors`, float32 (Q, D).
 
-    `errors` gives for the id of each other query the reason why it could not be read.
+    `errors` maps the id of each other query to the reason why it could not be read.
     """
 
     ids: pa.Array
@@ -75,7 +75,8 @@ def extract_config(config: SearchConfig, embedding: Embedding) -> ExtractConfig:
     for name in _FOLLOWED:
         if settings[name] == getattr(Extraction(), name) and getattr(embedding, name) is not None:
             settings[name] = getattr(embedding, name)
-    queries, out = (files.join(config.out, name) for name in (QUERIES_FILE, "descriptors"))
+    queries = files.join(config.out, QUERIES_FILE)
+    out = files.join(config.out, "descriptors")
     found = ExtractConfig(manifest=queries, model=config.model, out=out, whitening=config.whitening, **settings)
     recipe = recipe_of(found, found.source(config.model))
     identity.require_equal(embedding, config.index, embedding_of(recipe), config.model)
@@ -85,7 +86,7 @@ def extract_config(config: SearchConfig, embedding: Embedding) -> ExtractConfig:
 def read_descriptors(folder: str, whitening_file: str | None, embedding: Embedding, index: str) -> Queries:
     """Reads the queries whose descriptors are in `folder`, and whitens them unless they are whitened already.
 
-    Raises UserError if none could be decoded, or if they were not made by `embedding`, like those of the `index` folder.
+    Raises UserError if none could be decoded, or if another embedding made them than `embedding`, which made `index`.
     """
     rows = descriptor_folder.read(folder, whitening_file)
     identity.require_equal(embedding, index, rows.embedding, folder)
