@@ -22,11 +22,7 @@ def stages(index: Any) -> Iterator[Any]:
     """`index` and the indexes that it contains, in the order in which a query passes them."""
     index = faiss.downcast_index(index)
     yield index
-    for name in (
-        "index",
-        "base_index",
-        "refine_index",
-    ):  # an IndexPreTransform has the first, an IndexRefine the rest
+    for name in ("index", "base_index", "refine_index"):  # of an IndexPreTransform; the others of an IndexRefine
         if (within := getattr(index, name, None)) is not None:
             yield from stages(within)
 
@@ -47,7 +43,7 @@ def objection(index: Any) -> str | None:
 
 
 def train(index: Any, sample: np.ndarray) -> None:
-    """Trains each transform of `index` on `sample`, L2-normalised float32 (n, D), as the earlier ones transform it."""
+    """Trains each transform of `index` on `sample`, L2-normalised float32 (n, D), after the transforms before it."""
     for stage in stages(index):
         passed = sample
         for transform in _transforms(stage):
