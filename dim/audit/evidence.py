@@ -27,9 +27,9 @@ ROWS, LABELS = 1024, 4096  # of a block of products
 
 @dataclass(frozen=True)
 class Evidence:
-    """For each photo the evidence of its `own` label, the largest of an `other` label, and that label's code, all (n,).
+    """The evidence of each photo's `own` label and the largest evidence of any other label, each float64 (n,).
 
-    `any_pair` is `any` above, and `scale` is `same` − `any`.
+    `other_label` (n,) is the code of that other label. `any_pair` is `any` above, and `scale` is `same` − `any`.
     """
 
     own: np.ndarray
@@ -46,7 +46,7 @@ class Evidence:
 
 
 def crowding(scores: np.ndarray) -> np.ndarray:
-    """r for each photo, (n,), from its similarities to its nearest others (n, k); −inf if there are fewer than k."""
+    """Each photo's r, (n,), from its similarities to its nearest other photos, (n, k). −inf fills up a short list."""
     there = np.isfinite(scores)
     mean: np.ndarray = np.where(there, scores, 0).sum(axis=1) / there.sum(axis=1)
     return mean
@@ -63,7 +63,7 @@ def evidence(vectors: np.ndarray, codes: np.ndarray, crowding: np.ndarray) -> Ev
     crowds = np.bincount(codes, crowding)
     lengths = _dot(vectors, vectors)
     others = counts[codes] - 1
-    # `within` is Σ_j c_ij over the other photos j of i's label, `everywhere` a sum over all pairs of photos.
+    # `within` is Σ_j c_ij over the other photos j of i's label, `everywhere` the sum of 2 x_iᵀx_j over all i ≠ j.
     within = 2 * (_dot(vectors, sums[codes]) - lengths) - others * crowding - (crowds[codes] - crowding)
     pairs = len(codes) * (len(codes) - 1)
     everywhere = 2 * (_dot(sums, sums.sum(axis=0)[None]).sum() - lengths.sum())

@@ -24,10 +24,7 @@ from dim.search.database import Exact, from_array, neighbours
 
 LABEL, DUPLICATE, FAR = KINDS = ("label", "duplicate", "far")
 NEAREST = 10  # neighbours of a photo, for its crowding and its duplicates
-PAIRS_OF_A_GROUP, PAIRS_IN_ALL = (
-    1000,
-    100_000,
-)  # duplicates listed; a group has the same two labels and splits
+PAIRS_OF_A_GROUP, PAIRS_IN_ALL = 1000, 100_000  # listed duplicates; a group shares its labels and splits
 SCHEMA = pa.schema(
     [("kind", pa.string()), ("rank", pa.int64()), ("score", pa.float64())]
     + [(name, pa.string()) for name in ("image_id", "label", "split", "other_id", "other_label", "other_split")]

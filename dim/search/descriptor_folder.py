@@ -48,7 +48,7 @@ class DescriptorFolder:
 def read(
     folder: str, whitening_file: str | None = None, only: Collection[str] | None = None, *, hashed: bool = False
 ) -> DescriptorFolder:
-    """Reads a folder that extract.py made: all image ids, or `only` some.
+    """Reads a folder that extract.py made: all images, or only those whose ids are in `only`.
 
     The whitening is applied unless the descriptors are whitened already. If `hashed`, a shard's checksum is verified
     when its vectors are loaded.

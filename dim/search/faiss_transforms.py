@@ -22,7 +22,7 @@ def stages(index: Any) -> Iterator[Any]:
     """`index` and the indexes that it contains, in the order in which a query passes them."""
     index = faiss.downcast_index(index)
     yield index
-    for name in ("index", "base_index", "refine_index"):  # of an IndexPreTransform; the others of an IndexRefine
+    for name in ("index", "base_index", "refine_index"):  # IndexPreTransform has the first, IndexRefine the others
         if (within := getattr(index, name, None)) is not None:
             yield from stages(within)
 

@@ -29,7 +29,7 @@ from dim.search.database import Database, Exact, from_array
 
 FILE, IDS_FILE, SEAL_FILE = "knn.index", "ids.parquet", "index.json"
 MOST_HASHED = 2**32  # bytes, about four seconds; a search may read little of a larger file, so only its size is checked
-LARGEST = 2**20  # number in a factory string or a parameter; FAISS's guidelines have fewer lists even for 1e9 rows
+LARGEST = 2**20  # number in a factory string or a parameter; FAISS's guidelines need no more lists for 1e9 rows
 LISTED = 1000  # rows of an approximate list that can be re-ranked
 
 
@@ -178,7 +178,7 @@ class Approximate:
                 yield listed
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        """See `Database`. The vectors are decoded from the index's codes. Raises UserError if it can't decode them."""
+        """See `Database`. The vectors are decoded from the index's codes. Raises UserError if that is impossible."""
         if (inverted := inverted_lists(self.index)) is not None:
             if isinstance(inverted, faiss.IndexIVFFastScan):
                 raise UserError("an IVF index with fast-scan codes can't return vectors; build another for --expansion")

@@ -14,7 +14,7 @@ from dim.search import exact
 from dim.search.database import Database, Retrieval, from_array, neighbour_blocks, neighbours, temporary_file_of
 
 EXPANSION_ALPHA = 3.0
-_BLOCK = 256  # vectors that are moved at once: the vectors of all their neighbours are in memory
+_BLOCK = 256  # vectors that are moved at once, with all their neighbours' vectors in memory
 AVERAGED = 6  # k₂: encodings that are averaged, with the row's own
 LAMBDA = 0.3
 _PAIRS = 4096  # pairs of rows whose cosines are computed at once
