@@ -382,7 +382,7 @@ OF_ONE = {
         "--queries photos --model vgg16-mac --weights random": "different embeddings: pooling 'gem' ≠ 'mac'",
         "--queries gone.csv --model vgg16-gem --weights random": "none of the 12 photos of .* exists",
         "--top 0": "--top must be at least 1, not 0",
-        "--expansion aqe --neighbours 99999999999999999999": "--neighbours 9+ must be from 1 to 100000, and",
+        "--expansion aqe --neighbours 99999999999999999999": "--neighbours must be from 1 to 100000, not 9+",
     },
     "evaluate": {
         "--baseline killed-evaluation/metrics.json": r"'killed-evaluation' was never finished; run evaluate\.py again",

@@ -1,11 +1,11 @@
-"""How strongly the photos of each label claim a photo as one of theirs.
+"""How strongly the photos of each label claim a photo as one of theirs: the evidence of a label.
 
 Similarity is measured relative to how crowded the space is around the two photos (CSLS: Conneau et al., arXiv
 1710.04087): c_ij = 2 x_iᵀx_j − r_i − r_j, where r_i is the mean similarity of photo i to its ten nearest other photos.
 A photo that resembles everything therefore resembles nothing in particular.
 
 Let `same` be the mean of c over all pairs with one label, `any` the mean over all pairs, and c₀ the midpoint of the
-two. The evidence of a label for photo i is a sum over the m photos j of the label, without i:
+two. The evidence of a label for photo i is a sum over the m photos j of the label other than i:
 
     e_i(label) = Σ_j (c_ij − c₀) / (m + 4) / (same − any)
 
@@ -13,8 +13,8 @@ The 4 acts as four more photos at the midpoint: a single near photo is weaker ev
 photo is the largest e of another label less the e of its own. This is the margin of confident learning (Northcutt et
 al., arXiv 1911.00068), for labels with too few photos to train a classifier on.
 
-Σ_j x_iᵀx_j is the product of x_i and the sum of the label's vectors. So the evidence of all labels takes one matrix
-product with a vector for each label, which is computed block by block.
+Σ_j x_iᵀx_j is the product of x_i and the sum of the label's vectors. So one matrix product, with one vector per label,
+gives the evidence of all labels for all photos. It is computed block by block.
 """
 
 from dataclasses import dataclass
@@ -27,9 +27,9 @@ ROWS, LABELS = 1024, 4096  # of a block of products
 
 @dataclass(frozen=True)
 class Evidence:
-    """For each photo the evidence of its `own` label, the largest of an `other` label, and that label's code, all (n,).
+    """The evidence of each photo's `own` label and the largest evidence of any other label, each float64 (n,).
 
-    `any_pair` is `any` above, and `scale` is `same` − `any`.
+    `other_label` (n,) is the code of that other label. `any_pair` is `any` above, and `scale` is `same` − `any`.
     """
 
     own: np.ndarray
@@ -46,7 +46,7 @@ class Evidence:
 
 
 def crowding(scores: np.ndarray) -> np.ndarray:
-    """r for each photo, (n,), from its similarities to its nearest others (n, k); −inf if there are fewer than k."""
+    """Each photo's r, (n,), from its similarities to its nearest other photos, (n, k). −inf fills up a short list."""
     there = np.isfinite(scores)
     mean: np.ndarray = np.where(there, scores, 0).sum(axis=1) / there.sum(axis=1)
     return mean
@@ -55,10 +55,7 @@ def crowding(scores: np.ndarray) -> np.ndarray:
 def evidence(vectors: np.ndarray, codes: np.ndarray, crowding: np.ndarray) -> Evidence:
     """Computes the evidence for photos of at least two labels, one of which has two photos.
 
-    Args:
-        vectors: L2-normalised descriptors, (n, D).
-        codes: Codes of the labels, from 0 without a gap, (n,).
-        crowding: r for each photo, (n,).
+    `vectors` (n, D) are L2-normalised. `codes` (n,) are the labels, numbered from 0 without gaps. `crowding` (n,) is r.
     """
     counts = np.bincount(codes)
     sums = np.zeros((len(counts), vectors.shape[1]))
@@ -66,7 +63,7 @@ def evidence(vectors: np.ndarray, codes: np.ndarray, crowding: np.ndarray) -> Ev
     crowds = np.bincount(codes, crowding)
     lengths = _dot(vectors, vectors)
     others = counts[codes] - 1
-    # `within` is Σ_j c_ij over the other photos j of i's label, `everywhere` a sum over all pairs of photos.
+    # `within` is Σ_j c_ij over the other photos j of i's label, `everywhere` the sum of 2 x_iᵀx_j over all i ≠ j.
     within = 2 * (_dot(vectors, sums[codes]) - lengths) - others * crowding - (crowds[codes] - crowding)
     pairs = len(codes) * (len(codes) - 1)
     everywhere = 2 * (_dot(sums, sums.sum(axis=0)[None]).sum() - lengths.sum())
@@ -74,7 +71,7 @@ def evidence(vectors: np.ndarray, codes: np.ndarray, crowding: np.ndarray) -> Ev
     scale = float(within.sum() / others.sum()) - any_pair
     middle = any_pair + scale / 2
     own = (within - others * middle) / (others + NEUTRAL)
-    other, label = _strongest(vectors, codes, crowding, _Labels(sums, crowds + counts * middle, counts))
+    other, label = _strongest(vectors, codes, crowding, sums, crowds + counts * middle)
     return Evidence(own / scale, other / scale, label, any_pair, scale)
 
 
@@ -83,31 +80,22 @@ def _dot(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return products
 
 
-@dataclass(frozen=True)
-class _Labels:
-    """For each of K labels the sum of its vectors (K, D), the sum of r + c₀ over its photos, and their number (K,)."""
-
-    sums: np.ndarray
-    offsets: np.ndarray
-    counts: np.ndarray
-
-    def evidence(self, vectors: np.ndarray, crowding: np.ndarray, part: slice) -> np.ndarray:
-        """The evidence of the labels `part` for photos that have other labels, not divided by `scale` yet."""
-        sums = 2 * (vectors @ self.sums[part].T) - np.outer(crowding, self.counts[part]) - self.offsets[part]
-        found: np.ndarray = sums / (self.counts[part] + NEUTRAL)
-        return found
-
-
 def _strongest(
-    vectors: np.ndarray, codes: np.ndarray, crowding: np.ndarray, labels: _Labels
+    vectors: np.ndarray, codes: np.ndarray, crowding: np.ndarray, sums: np.ndarray, offsets: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The largest evidence of a label other than the photo's own, and that label; both (n,)."""
+    """The largest evidence of a label other than the photo's own, times `scale`, and that label; both (n,).
+
+    `sums` (K, D) has each label's sum of vectors, `offsets` (K,) the sum of r + c₀ over its photos.
+    """
+    counts = np.bincount(codes)
     most, label = np.full(len(codes), -np.inf), np.zeros(len(codes), np.int64)
     for start in range(0, len(codes), ROWS):
         rows = slice(start, start + ROWS)
         each = np.arange(len(codes[rows]))
-        for first in range(0, len(labels.counts), LABELS):
-            found = labels.evidence(vectors[rows], crowding[rows], slice(first, first + LABELS))
+        for first in range(0, len(counts), LABELS):
+            part = slice(first, first + LABELS)
+            found = 2 * (vectors[rows] @ sums[part].T) - np.outer(crowding[rows], counts[part]) - offsets[part]
+            found /= counts[part] + NEUTRAL
             own = codes[rows] - first
             here = (own >= 0) & (own < found.shape[1])
             found[each[here], own[here]] = -np.inf

@@ -21,9 +21,8 @@ log = logging.getLogger(__name__)
 def audit(config: AuditConfig) -> dict[str, Any]:
     """Writes suspects.parquet, suspects.csv and report.html to `config.out`, and returns the job's result.
 
-    Raises:
-        UserError: There are not two labels, one of them with two photos; the descriptors lack a row of the manifest; or
-            the whitening doesn't fit. Nothing has been written then.
+    Raises UserError, before it writes anything, if there are fewer than two labels, no label has two photos, the
+    descriptors lack a row of the manifest, or the whitening doesn't fit.
     """
     chosen = manifests.read(config.manifest).select(config.split)
     embedded = descriptors.read(config.descriptors, chosen)
@@ -40,11 +39,10 @@ def audit(config: AuditConfig) -> dict[str, Any]:
         listed = table(photos, found)
         tables.write(out.path("suspects.parquet"), listed)
         csv_files.write_escaped(out.path("suspects.csv"), listed)
-        kinds = [one.kind for one in found]
-        counts = {kind: kinds.count(kind) for kind in KINDS}
+        counts = {kind: sum(one.kind == kind for one in found) for kind in KINDS}
         log.info("suspected: %d of a wrong label, %d duplicates, %d far from their label", *counts.values())
-        where = [PagePhoto(chosen.paths[row], chosen.boxes[row]) for row in rows]
         if pairs > counts[DUPLICATE]:
             log.warning("there are %d pairs of duplicates; the %d nearest are listed", pairs, counts[DUPLICATE])
+        where = [PagePhoto(chosen.paths[row], chosen.boxes[row]) for row in rows]
         audit_report.write(out.path("report.html"), config, photos, where, found)
         return out.finish({"images": len(rows), "errors": len(chosen) - len(rows), **counts, "duplicate_pairs": pairs})

@@ -1,13 +1,13 @@
 """Which photos an audit suspects, and of what. `suspects` finds three kinds:
 
-- `label`: another label claims the photo more than its own does (see `evidence`). The score is by how much; `other` is
-  the nearest photo of that label.
+- `label`: another label claims the photo more strongly than its own does. The score is the difference (see `evidence`);
+  `other` is the nearest photo of that label.
 - `duplicate`: two photos are nearly identical, but have two labels or are in two splits. The score is their cosine.
-- `far`: the photo resembles each photo of its label less than two random photos resemble each other. The score is by
-  how much less, on the scale of `evidence`; `other` is the nearest photo of its label.
+- `far`: the photo resembles each photo of its label less than two random photos resemble each other on average. The
+  score is the difference, on the scale of `evidence`; `other` is the nearest photo of its label.
 
-A burst of n photos in each of two splits has n² pairs of duplicates. Few of them may be listed, but all are counted:
-`pairs` is the number of such pairs between the same two labels and splits.
+A burst of n photos in each of two splits has n² pairs of duplicates. Only the nearest pairs are listed, but all are
+counted: `pairs` is the number of duplicates between the same two labels and splits.
 """
 
 from collections import Counter
@@ -24,7 +24,7 @@ from dim.search.database import Exact, from_array, neighbours
 
 LABEL, DUPLICATE, FAR = KINDS = ("label", "duplicate", "far")
 NEAREST = 10  # neighbours of a photo, for its crowding and its duplicates
-PAIRS_OF_A_GROUP, PAIRS_IN_ALL = 1000, 100_000  # duplicates that are listed; a group is two labels and splits
+PAIRS_OF_A_GROUP, PAIRS_IN_ALL = 1000, 100_000  # listed duplicates; a group shares its labels and splits
 SCHEMA = pa.schema(
     [("kind", pa.string()), ("rank", pa.int64()), ("score", pa.float64())]
     + [(name, pa.string()) for name in ("image_id", "label", "split", "other_id", "other_label", "other_split")]
@@ -60,12 +60,9 @@ class Suspect:
 
 
 def suspects(photos: AuditedPhotos, least_score: float, least_cosine: float) -> tuple[list[Suspect], int]:
-    """Finds the suspects.
+    """Finds the suspects among photos of at least two labels, one of which has two photos.
 
-    Args:
-        photos: Photos of at least two labels, one of which has two photos.
-        least_score: The least score of a `label` suspect.
-        least_cosine: The least cosine of duplicates.
+    `least_score` is the least score of a `label` suspect, `least_cosine` the least cosine of duplicates.
 
     Returns:
         The suspects, in the order of `KINDS`, then of falling scores, then of ids; and the number of all pairs of
@@ -74,8 +71,7 @@ def suspects(photos: AuditedPhotos, least_score: float, least_cosine: float) -> 
     tie_order = exact.tie_order_of(photos.ids)
     database = from_array(photos.vectors, tie_order)
     rows, scores = neighbours(database, min(NEAREST, len(photos.ids) - 1))
-    pairs, total = duplicates(database, _sides(photos), rows, scores, least_cosine)
-    found = [Suspect(pair.one, DUPLICATE, pair.score, pair.other, pair.pairs) for pair in pairs]
+    found, total = duplicates(database, _sides(photos), rows, scores, least_cosine)
     found += _label_and_far(photos, crowding(scores), least_score)
     found.sort(key=lambda one: (KINDS.index(one.kind), -one.score, tie_order[one.row], tie_order[one.other]))
     return found, total
@@ -87,19 +83,9 @@ def _sides(photos: AuditedPhotos) -> np.ndarray:
     return np.array([codes.setdefault(side, len(codes)) for side in zip(photos.labels, photos.splits, strict=True)])
 
 
-@dataclass(frozen=True)
-class Duplicate:
-    """Two rows, `one` before `other`, their cosine, and the number of pairs between their labels and splits."""
-
-    one: int
-    other: int
-    score: float
-    pairs: int
-
-
 def duplicates(
     database: Exact, sides: np.ndarray, rows: np.ndarray, scores: np.ndarray, least: float
-) -> tuple[list[Duplicate], int]:
+) -> tuple[list[Suspect], int]:
     """Lists the nearest pairs of rows with different `sides` and a cosine of `least` or more, and counts all of them.
 
     `sides` (N,) are codes of labels and splits, from 0. `rows` and `scores` (N, k) are the database's `neighbours`.
@@ -121,8 +107,8 @@ def duplicates(
         if held > PAIRS_IN_ALL:
             kept, waiting, held = _nearest_pairs(np.concatenate([kept, *waiting])), [], 0
     kept = _nearest_pairs(np.concatenate([kept, *waiting]))
-    listed = [Duplicate(int(one), int(other), score, totals[int(group)]) for group, one, other, score in kept.tolist()]
-    return listed, totals.total()
+    listed = ((int(row), int(other), score, totals[int(group)]) for group, row, other, score in kept.tolist())
+    return [Suspect(row, DUPLICATE, score, other, pairs) for row, other, score, pairs in listed], totals.total()
 
 
 def _near_pairs(database: Exact, rows: np.ndarray, scores: np.ndarray, least: float) -> Iterator[np.ndarray]:
@@ -137,7 +123,7 @@ def _near_pairs(database: Exact, rows: np.ndarray, scores: np.ndarray, least: fl
 
 
 def _nearest_pairs(pairs: np.ndarray) -> np.ndarray:
-    """The pairs to list of `pairs` (P, 4): group, row, other row, cosine."""
+    """Selects the pairs to list from `pairs` (P, 4): group, row, other row, cosine."""
     group, one, other, score = pairs.T
     pairs = pairs[np.lexsort((other, one, -score, group))]
     pairs = pairs[np.arange(len(pairs)) - np.searchsorted(pairs[:, 0], pairs[:, 0]) < PAIRS_OF_A_GROUP]
@@ -174,7 +160,7 @@ def _nearest(photos: AuditedPhotos, crowded: np.ndarray, row: int, others: np.nd
 
 
 def table(photos: AuditedPhotos, found: list[Suspect]) -> pa.Table:
-    """The table of suspects.parquet, with the columns of `SCHEMA`; `rank` counts from 1 in each kind."""
+    """The table of suspects.parquet, with the columns of `SCHEMA`; the ranks of each kind start at 1."""
     ranks = dict.fromkeys(KINDS, 0)
     rows: list[dict[str, Any]] = []
     for one in found:

@@ -33,8 +33,7 @@ LEAST_ROWS = 65536  # to train any index: 256 for each of the 256 codes of a pro
 def build(config: IndexConfig) -> dict[str, Any]:
     """Builds the index of `config.descriptors`, writes it to the folder `config.out`, and returns the job's result.
 
-    Raises:
-        UserError: A flag is out of range, the folder holds no descriptors, or FAISS can't build this index from them.
+    Raises UserError if a flag is out of range, the folder holds no descriptors, or FAISS can't build this index.
     """
     if not 0 <= config.seed <= MOST_SEED:
         raise UserError(f"--seed must be from 0 to {MOST_SEED}, not {config.seed}")
@@ -50,7 +49,7 @@ def build(config: IndexConfig) -> dict[str, Any]:
     inputs = {"descriptors": config.descriptors, "whitening": config.whitening}
     with output.opened(config.out, "index", config, inputs, rows.embedding.as_json()) as out:
         with local_files.path_to_write(out.path(FILE)) as path:
-            _write(index, rows, path, dimension, config.factory)
+            _write(index, rows, path, config.factory)
             facts = facts_of(path)
         tables.write(out.path(IDS_FILE), pa.table({"image_id": rows.ids}))
         sealed = seal.create(config.out, [IDS_FILE], {FILE: {**facts, "rows": len(rows)}})
@@ -63,8 +62,8 @@ def build(config: IndexConfig) -> dict[str, Any]:
 def empty_index(factory: str, dimension: int, seed: int, flag: str = "--factory") -> Any:
     """Makes an untrained FAISS index for vectors of `dimension` values, which compares them by inner product.
 
-    `factory` is FAISS's index_factory string, given by `flag`. `seed` is that of the clusterings which training runs.
-    Raises UserError if FAISS has no such index for this dimension, or its scores are not cosines.
+    `factory` is FAISS's index_factory string, given by `flag`. `seed` seeds the clusterings that training runs. Raises
+    UserError if FAISS has no such index for this dimension, or if its scores are not cosines.
     """
     what = f"{flag} {factory!r} is not an FAISS index for {dimension} values, such as Flat or IVF1024,PQ64"
     _require_sane(factory, what)
@@ -75,14 +74,14 @@ def empty_index(factory: str, dimension: int, seed: int, flag: str = "--factory"
     if objection := faiss_transforms.objection(index):
         raise UserError(f"{flag} {factory!r}: {objection}")
     if (inverted := inverted_lists(index)) is not None:
-        inverted.nprobe = round(inverted.nlist**0.5)  # FAISS's default is to search one list only
+        inverted.nprobe = round(inverted.nlist**0.5)  # by default FAISS searches only one list
     for clustering, _ in _clusterings(index):
         clustering.seed = seed
     return index
 
 
 def _require_sane(factory: str, what: str) -> None:
-    # FAISS ignores all that follows a NUL. From a 0 or a number that overflows, it makes an index that crashes later.
+    # FAISS ignores what follows a NUL. A 0, or a number that overflows, gives an index that crashes later.
     if not (factory.isascii() and factory.isprintable()):
         raise UserError(f"{what}: it has characters that are not printable ASCII")
     for number in re.findall("[0-9]+", factory):
@@ -120,7 +119,7 @@ def _row_bytes(index: Any) -> int:
 
 
 def _train_on_sample(index: Any, rows: DescriptorFolder, config: IndexConfig) -> int:
-    """Trains `index` on rows drawn by the seed, and returns their number. How rows lie in shards changes nothing."""
+    """Trains `index` on rows drawn by the seed, and returns their number. The shards don't influence the draw."""
     count = min(len(rows), config.train_rows or training_rows(index))
     log.info("training on %d of %d rows, drawn by seed %d", count, len(rows), config.seed)
     tie_order = exact.tie_order_of(rows.ids)
@@ -146,10 +145,10 @@ def train(index: Any, sample: np.ndarray) -> None:
     index.train(sample)
 
 
-def _write(index: Any, rows: DescriptorFolder, path: str, dimension: int, factory: str) -> None:
+def _write(index: Any, rows: DescriptorFolder, path: str, factory: str) -> None:
     blocks = with_progress(rows, len, "indexing", len(rows), "rows")
     if isinstance(index, faiss.IndexFlat):
-        _write_flat(path, dimension, len(rows), blocks)
+        _write_flat(path, index.d, len(rows), blocks)
         return
     with as_user_error(f"--factory {factory!r} takes no rows"):
         for block in blocks:
@@ -160,9 +159,9 @@ def _write(index: Any, rows: DescriptorFolder, path: str, dimension: int, factor
 
 
 def _write_flat(path: str, dimension: int, rows: int, blocks: Iterable[np.ndarray]) -> None:
-    """Writes the file of a flat index with one of the `blocks` (n, D) in memory at a time.
+    """Writes the file of a flat index, with only one of the `blocks` (n, D) in memory at a time.
 
-    The file is FAISS's header of an empty index, with the numbers of rows and values filled in, and then the values.
+    The file has FAISS's header of an empty index, with the numbers of rows and values filled in, and then the values.
     """
     header = bytearray(faiss.serialize_index(faiss.IndexFlatIP(dimension)))
     struct.pack_into("<q", header, 8, rows)
@@ -173,4 +172,4 @@ def _write_flat(path: str, dimension: int, rows: int, blocks: Iterable[np.ndarra
             file.write(np.ascontiguousarray(block, "<f4").data)
             rows -= len(block)
     if rows:
-        raise RuntimeError(f"the descriptors have {-rows:+d} rows compared with their own count")
+        raise RuntimeError(f"{abs(rows)} descriptors too {'few' if rows > 0 else 'many'} were read for the index")

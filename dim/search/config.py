@@ -52,24 +52,18 @@ class SearchConfig(AfterSearch, Extraction):
     """The flags of `jobs/search.py`."""
 
     index: str = option(
-        help="folder made by index.py, or by extract.py, which is searched exactly from disk",
-        metavar="DIR",
+        help="folder made by index.py, or one made by extract.py, to search exactly from disk", metavar="DIR",
         group="input and output",
-    )
+    )  # fmt: skip
     queries: str = option(
-        help="photo, folder of photos, manifest, or folder of descriptors",
-        metavar="PATH",
-        group="input and output",
+        help="photo, folder of photos, manifest, or folder of descriptors", metavar="PATH", group="input and output"
     )
     out: str = option(help="folder for ranked.parquet", metavar="DIR", group="input and output")
     report: bool = option(
         True, help="write report.html and map.html, which reads the photos again", group="input and output"
     )
     model: str | None = option(
-        None,
-        help="model that made the index; needed if the queries are photos",
-        metavar="X",
-        group="input and output",
+        None, help="model that made the index; needed if the queries are photos", metavar="X", group="input and output"
     )
     whitening: str | None = option(
         None, help="whitening file of the index, to apply to the queries", metavar="FILE", group="input and output"

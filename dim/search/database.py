@@ -1,11 +1,11 @@
 """What a search runs on: a database of vectors, its nearest-neighbour lists, and a configured retrieval.
 
-- `Database` is what every search needs: the best rows, all scores, the vectors of some rows. `Exact` implements it by
-  exact search over parts on disk or in memory, `read_index.Approximate` by an FAISS index.
+- `Database` gives every search the best rows, all scores, and the vectors of some rows. `Exact` implements it by exact
+  search over parts on disk or in memory, `read_index.Approximate` by an FAISS index.
 - `neighbours` searches a database with its own rows. Re-ranking and database augmentation work on these lists.
-- `Retrieval` joins queries, a database and a rule that changes the scores. Expansion methods turn one into another.
+- `Retrieval` joins queries, a database and a rule that changes the scores. Each expansion method returns a changed one.
 
-A row of the database is named by its number. Its image id only breaks ties, through the database's `tie_order`.
+Rows of the database are identified by number. Image ids only break ties, through the database's `tie_order`.
 """
 
 import mmap
@@ -48,12 +48,9 @@ class Database(Protocol):
 
 @dataclass(frozen=True)
 class Exact:
-    """A `Database` that is searched exactly.
+    """A `Database` that is searched exactly. Its rows are in consecutive `parts`.
 
-    Args:
-        parts: All rows, in consecutive parts.
-        tie_order: The tie-break order of the rows, see `exact.tie_order_of`, (N,).
-        vectors: The same rows as one array (N, D), if they are in memory or mapped from a file.
+    `vectors` (N, D) are the same rows as one array, if they are in memory or mapped from a file.
     """
 
     parts: Sequence[Part]
@@ -86,9 +83,8 @@ class Exact:
 
     def with_random_access(self) -> "Exact":
         """See `Database`. Without `vectors`, the parts are copied to a temporary file."""
-        if self.vectors is not None:
-            return self
-        return from_array(temporary_file_of(self, len(self.tie_order)), self.tie_order)
+        size = len(self.tie_order)
+        return self if self.vectors is not None else from_array(temporary_file_of(self, size), self.tie_order)
 
 
 def from_array(vectors: np.ndarray, tie_order: np.ndarray) -> Exact:
@@ -129,11 +125,9 @@ def temporary_file_of(blocks: Iterable[np.ndarray], size: int) -> np.ndarray:
 
 
 def neighbours(database: Database, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Finds the k nearest other rows of each row of the database.
+    """Finds for each row of the database the k nearest other rows, int64 (N, k), and their scores, float64 (N, k).
 
-    Returns:
-        The rows, int64 (N, k), and their scores, float64 (N, k). Where fewer are found, the remaining entries are −1
-        and −inf.
+    If fewer are found, the remaining entries are −1 and −inf.
     """
     _, rows, scores = zip(*neighbour_blocks(database, k), strict=True)
     return np.concatenate(rows), np.concatenate(scores)
@@ -151,7 +145,7 @@ def neighbour_blocks(database: Database, k: int) -> Iterator[tuple[np.ndarray, n
 
 
 def _without_own(own: np.ndarray, rows: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Removes from each list the row `own` (n,), or else the last row: `rows` and `scores` (n, k + 1) → (n, k)."""
+    """Removes one row from each list, `own` (n,) or else the last one: `rows` and `scores` (n, k + 1) → (n, k)."""
     other = (rows != own[:, None]) | (rows < 0)
     other[other.all(axis=1), -1] = False  # a list may lack the own row, such as when k + 1 others equal it
     kept = len(rows), rows.shape[1] - 1
@@ -164,11 +158,9 @@ class Retrieval:
 
     Args:
         queries: L2-normalised vectors, (Q, D).
-        database: The database that is searched.
-        rescore: Maps a query's scores (N,) to those that its list is ordered by. A score is −inf for a row that is not
-            in the list.
-        own: For each query the database row that its list leaves out, (Q,); −1 leaves out none. Such a row is not a
-            neighbour of the query, either.
+        database: The database to search.
+        rescore: Maps a query's scores to the scores that order its list, both (N,), −inf for a row not in the list.
+        own: For each query the database row that its list and its neighbours leave out, (Q,); −1 leaves out none.
     """
 
     queries: np.ndarray
@@ -182,13 +174,13 @@ class Retrieval:
         for own, row in zip(own_rows, self.database.scores(self.queries), strict=True):
             left_out = slice(own, own + 1) if own >= 0 else slice(0)
             row[left_out] = -np.inf
-            # The order of rows may change the last bits of a new score. Rounding to float32 makes such scores equal.
+            # The order of rows may change the last bits of a new score; rounding to float32 removes the difference.
             found = self.rescore(row).astype(np.float32).astype(np.float64) if self.rescore else row
             found[left_out] = -np.inf
             yield found
 
     def nearest(self, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """The `count` nearest rows of each query and their scores before `rescore`, as `Database.nearest` has them."""
+        """The `count` nearest rows of each query and their scores before `rescore`, as `Database.nearest` does."""
         if self.own is None:
             return self.database.nearest(self.queries, count)
         return _without_own(self.own, *self.database.nearest(self.queries, count + 1))

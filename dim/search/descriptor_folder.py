@@ -20,15 +20,15 @@ from dim.model.whitening import Whitening
 from dim.search.database import prefetched
 from dim.search.exact import Part
 
-LONGEST = 1.01  # length of a descriptor: float16 and bfloat16 round the length 1
+LONGEST = 1.01  # length of a descriptor, which is 1 before it is rounded to float16 or bfloat16
 
 
 @dataclass(frozen=True)
 class DescriptorFolder:
     """The photos of a folder of descriptors that could be decoded, in the order of its shards.
 
-    `ids` are strings (N,), and each of the `parts` loads the descriptors of one shard. `errors` gives for the id of
-    each other photo the reason why it could not be decoded. `embedding` includes the whitening that is applied.
+    `ids` are strings (N,), and each of the `parts` loads the descriptors of one shard. `errors` maps the id of each
+    other photo to the reason why it could not be decoded. `embedding` includes the whitening that is applied.
     """
 
     folder: str
@@ -48,13 +48,10 @@ class DescriptorFolder:
 def read(
     folder: str, whitening_file: str | None = None, only: Collection[str] | None = None, *, hashed: bool = False
 ) -> DescriptorFolder:
-    """Reads a folder of descriptors.
+    """Reads a folder that extract.py made: all images, or only those whose ids are in `only`.
 
-    Args:
-        folder: The folder that extract.py made.
-        whitening_file: The whitening to apply, unless the descriptors are whitened already.
-        only: The image ids to read; all if None.
-        hashed: Whether to verify a shard's checksum when its vectors are loaded.
+    The whitening is applied unless the descriptors are whitened already. If `hashed`, a shard's checksum is verified
+    when its vectors are loaded.
 
     Raises:
         UserError: The folder holds no descriptors, none could be decoded, an image is there twice, or the whitening
@@ -79,20 +76,16 @@ def read(
             parts.append(Part(start, size, load))
             ids.append(table["image_id"].filter(kept))
             start += size
+    if not parts and not errors:
+        raise UserError(f"{folder!r} holds no descriptors; make them with extract.py")
     if not parts:
-        raise UserError(_empty_message(folder, errors))
+        photo, reason = next(iter(errors.items()))
+        raise UserError(f"none of the {len(errors)} photos of {folder!r} could be decoded, such as {photo!r}: {reason}")
     found = pa.chunked_array(chunk for part in ids for chunk in part.chunks)
     failed = pa.array(list(errors), pa.string())
     if pc.count_distinct(found).as_py() < len(found) or pc.any(pc.is_in(found, failed)).as_py():
         raise UserError(f"{folder!r} has an image more than once; run the same extract.py again")
     return DescriptorFolder(folder, found, errors, embedding, parts)
-
-
-def _empty_message(folder: str, errors: dict[str, str]) -> str:
-    if not errors:
-        return f"{folder!r} holds no descriptors; make them with extract.py"
-    first, reason = next(iter(errors.items()))
-    return f"none of the {len(errors)} photos of {folder!r} could be decoded, such as {first!r}: {reason}"
 
 
 def _load(
@@ -106,9 +99,9 @@ def _load(
 
 
 def load_whitening(file: str, embedding: Embedding, folder: str) -> tuple[Embedding, Whitening]:
-    """Loads the whitening in `file`, and returns the embedding that descriptors of `folder` have after it, and itself.
+    """Loads the whitening in `file`. Returns the embedding of the whitened descriptors of `folder`, and the whitening.
 
-    Raises UserError if the whitening was fitted to another embedding than `embedding`, that of the folder.
+    Raises UserError if the whitening was fitted to another embedding than `embedding`, the one of the folder.
     """
     found = whitening.load(file)
     if found.embedding:

@@ -33,7 +33,7 @@ _PAIRS = 2048  # of a query and a row, scored exactly at once
 
 @dataclass(frozen=True)
 class Part:
-    """A run of a database's rows. `load` returns them, L2-normalised float32 (size, D); `start` is the first's row."""
+    """Consecutive rows of a database, from row `start` on. `load` returns them, L2-normalised float32 (size, D)."""
 
     start: int
     size: int
@@ -41,16 +41,10 @@ class Part:
 
 
 def scores(queries: np.ndarray, database: Iterable[np.ndarray], size: int, cells: int = CELLS) -> Iterator[np.ndarray]:
-    """Yields the exact scores of all database rows, for one query after another.
+    """Yields for each query the exact scores of all database rows: the inner products, float64 (N,).
 
-    Args:
-        queries: L2-normalised vectors, (Q, D).
-        database: The rows in blocks (n, D) of any sizes. It is iterated once for every `cells` / `size` queries.
-        size: The number of database rows, N.
-        cells: The number of scores that may be in memory at once.
-
-    Yields:
-        The inner products of a query with all rows, float64 (N,).
+    `queries` (Q, D) are L2-normalised. `database` has all N = `size` rows in blocks (n, D) of any sizes. It is iterated
+    once for every `cells` / `size` queries, so that at most `cells` scores are in memory at once.
     """
     step = max(1, cells // max(1, size))
     for start in range(0, len(queries), step):
@@ -75,8 +69,8 @@ def nearest(
         count: The number of rows to find for each query.
 
     Returns:
-        The rows, int64 (Q, count), and their exact scores, float64 (Q, count). Where the database has fewer than
-        `count` rows, the remaining entries are −1 and −inf.
+        The rows, int64 (Q, count), and their exact scores, float64 (Q, count). If the database has fewer than `count`
+        rows, the remaining entries are −1 and −inf.
     """
     found = [(np.zeros((0, count), np.int64), np.zeros((0, count)))]
     for first in range(0, len(queries), QUERIES):
@@ -95,12 +89,10 @@ def tie_order_of(ids: np.ndarray | pa.Array) -> np.ndarray:
 
 
 def ranks(scores: np.ndarray, rows: np.ndarray, tie_order: np.ndarray) -> np.ndarray:
-    """The 0-based ranks of `rows` in the list of one query, int64 (R,).
+    """The 0-based ranks of the database rows `rows` (R,) in the list of one query, int64 (R,).
 
-    Args:
-        scores: The query's score of each database row, (N,); −inf for a row that its list leaves out.
-        rows: The database rows to look up, (R,).
-        tie_order: See `tie_order_of`, (N,).
+    `scores` (N,) has the query's score of each database row, −inf for a row that the list leaves out. `tie_order` (N,)
+    is from `tie_order_of`.
     """
     if len(rows) == 0:
         return np.zeros(0, np.int64)
@@ -114,7 +106,7 @@ def ranks(scores: np.ndarray, rows: np.ndarray, tie_order: np.ndarray) -> np.nda
 
 
 def best(scores: np.ndarray, count: int, tie_order: np.ndarray) -> np.ndarray:
-    """The first `count` rows of one query's list, fewer where it is shorter. Arguments are those of `ranks`."""
+    """The first `count` rows of one query's list, or all if it is shorter. See `ranks` for `scores` and `tie_order`."""
     listed = np.flatnonzero(scores > -np.inf)
     if count < len(listed):
         threshold = np.partition(scores, len(scores) - count)[len(scores) - count]
@@ -185,7 +177,7 @@ class _BestRows:
         """Each query's threshold, float32 (Q,): a row with a lower product can't be among its best."""
         count = self.rows.shape[1]
         thresholds = self.scores[:, -1] - self._tolerance
-        short = np.isinf(thresholds)  # fewer than `count` rows so far, so only the block's own best rows set a limit
+        short = np.isinf(thresholds)  # these have fewer than `count` rows so far; the block's own rows set their limit
         if short.any() and count <= products.shape[1]:
             own = np.partition(products[short], -count, axis=1)[:, -count]
             thresholds[short] = own.astype(np.float64) - 2 * self._tolerance
@@ -193,7 +185,7 @@ class _BestRows:
         return rounded
 
     def _insert(self, queries: np.ndarray, rows: np.ndarray, scores: np.ndarray) -> None:
-        """Inserts P rows into the lists: `rows[p]`, with the score `scores[p]`, into that of query `queries[p]`."""
+        """Inserts for each p the row `rows[p]` with the score `scores[p]` into the list of the query `queries[p]`."""
         touched, queries = np.unique(queries, return_inverse=True)
         held = self.rows[touched] >= 0
         queries = np.concatenate([np.nonzero(held)[0], queries])

@@ -1,9 +1,9 @@
-"""The transforms within an FAISS index (PCA, OPQ, …): which of them leave its scores cosines, and how to train them.
+"""The transforms within an FAISS index (PCA, OPQ, …): checks that its scores stay cosines, and trains the transforms.
 
-Rows are L2-normalised, so an inner product is a cosine, and a rotation leaves it so. FAISS's own PCA subtracts the mean
-first, after which an inner product is no cosine any more. `train` therefore fits PCA to the second moments about zero,
-Σ x xᵀ. With all dimensions kept, this is a rotation. With fewer, no other projection has a smaller squared error of the
-inner products between the training rows (Eckart and Young, 1936).
+Rows are L2-normalised, so an inner product is a cosine, and stays one after a rotation. FAISS's own PCA first subtracts
+the mean, after which an inner product is no longer a cosine. `train` therefore fits PCA to the second moments about
+zero, Σ x xᵀ. With all dimensions kept, this is a rotation. With fewer, no other projection has a smaller squared error
+of the inner products between the training rows (Eckart and Young, 1936).
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ def stages(index: Any) -> Iterator[Any]:
     """`index` and the indexes that it contains, in the order in which a query passes them."""
     index = faiss.downcast_index(index)
     yield index
-    for name in ("index", "base_index", "refine_index"):  # of an IndexPreTransform; of an IndexRefine
+    for name in ("index", "base_index", "refine_index"):  # IndexPreTransform has the first, IndexRefine the others
         if (within := getattr(index, name, None)) is not None:
             yield from stages(within)
 
@@ -43,7 +43,7 @@ def objection(index: Any) -> str | None:
 
 
 def train(index: Any, sample: np.ndarray) -> None:
-    """Trains the transforms of `index` on `sample`, L2-normalised float32 (n, D), each on what the last one returns."""
+    """Trains each transform of `index` on `sample`, L2-normalised float32 (n, D), after the transforms before it."""
     for stage in stages(index):
         passed = sample
         for transform in _transforms(stage):

@@ -1,6 +1,6 @@
 """What search.py does: answers queries from an index or a folder of descriptors, and writes the ranked lists.
 
-`search` reads the index and the queries. If these are photos, it extracts them with the network of the index.
+`search` reads the index and the queries. If the queries are photos, it extracts them with the network of the index.
 `_answer` then searches, re-ranks, and writes ranked.parquet and the pages.
 """
 
@@ -18,7 +18,6 @@ from dim.data import manifest
 from dim.errors import UserError
 from dim.extract import identity
 from dim.io import files, tables
-from dim.io.tables import require_each_once
 from dim.report import search as search_report
 from dim.search import methods, queries, read_index
 from dim.search.config import SearchConfig
@@ -34,8 +33,7 @@ RETURNED_ERRORS = 100  # in result.json
 def search(config: SearchConfig) -> dict[str, Any]:
     """Searches, writes ranked.parquet and the pages to the folder `config.out`, and returns the job's result.
 
-    Raises:
-        UserError: A flag is out of range, the flags, queries and index don't fit each other, or no query could be read.
+    Raises UserError if a flag is out of range, flags, queries and index don't fit each other, or no query can be read.
     """
     if config.top < 1:
         raise UserError(f"--top must be at least 1, not {config.top}")
@@ -58,7 +56,8 @@ def search(config: SearchConfig) -> dict[str, Any]:
         tables.write(out.path(queries.QUERIES_FILE), photos)
         extract(extraction)
         asked = queries.read_descriptors(extraction.out, None, target.embedding, config.index)
-        require_each_once(photos["image_id"].to_pylist(), [*asked.ids.to_pylist(), *asked.errors], repr(config.queries))
+        answered = [*asked.ids.to_pylist(), *asked.errors]
+        tables.require_each_once(photos["image_id"].to_pylist(), answered, repr(config.queries))
         return _answer(config, asked, target, out)
 
 
@@ -72,13 +71,13 @@ def _answer(config: SearchConfig, asked: Queries, target: SearchTarget, out: Out
     if top < config.top:
         log.warning("--top %d exceeds the database; each list has all %d photos", config.top, top)
     log.info("searching %d photos for %d queries", len(target.ids), len(asked.ids))
-    retrieval = Retrieval(asked.vectors, target.database)
-    retrieval, steps = methods.apply(retrieval, config.expansion, config.neighbours)
+    unchanged = Retrieval(asked.vectors, target.database)
+    retrieval, steps = methods.apply(unchanged, config.expansion, config.neighbours)
     rows, scores = zip(*retrieval.best(top), strict=True)
     ranked = _ranked_table(asked, target, list(rows), list(scores))
     tables.write(out.path("ranked.parquet"), ranked)
     shorter = sum(len(found) < top for found in rows)
-    _log_answer(ranked, asked, shorter, len(rows), top)
+    _log_answer(ranked, asked, shorter, top)
     if config.report:
         search_report.write(config, asked, target, ranked, out)
     failed = dict(list(asked.errors.items())[:RETURNED_ERRORS])
@@ -96,12 +95,11 @@ def _ranked_table(asked: Queries, target: SearchTarget, rows: list[np.ndarray], 
     return pa.table(columns, ["query_id", "rank", "image_id", "score"])
 
 
-def _log_answer(ranked: pa.Table, asked: Queries, shorter: int, lists: int, top: int) -> None:
+def _log_answer(ranked: pa.Table, asked: Queries, shorter: int, top: int) -> None:
     """Logs how many lists are too short, why queries could not be read, and the first hits of the first queries."""
     if shorter:
-        advice = "--parameters, such as nprobe=64, makes it look further"
-        missing = f"{shorter} of {lists} lists have fewer photos than the {top} asked for: the index found no more"
-        log.warning("%s; %s", missing, advice)
+        missing = f"{shorter} of {len(asked.ids)} lists have fewer photos than the {top} asked for"
+        log.warning("%s: the index found no more; --parameters, such as nprobe=64, makes it look further", missing)
     for query, reason in asked.errors.items():
         log.warning("%s: %s", query, reason)
     first = ranked.filter(pc.less_equal(ranked["rank"], LOGGED_HITS)).slice(0, LOGGED_QUERIES * LOGGED_HITS)

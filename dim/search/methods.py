@@ -1,4 +1,4 @@
-"""The methods that `--expansion` names: which there are, which may follow each other, and how they are applied."""
+"""The methods that `--expansion` names, in `METHODS`: checks which may follow each other, and applies them."""
 
 import logging
 import time
@@ -41,15 +41,15 @@ def check(names: Sequence[Expansion], neighbours: int | None) -> None:
     for name in names[:-1]:
         if METHODS[name].replaces_scores:
             raise UserError(f"--expansion {name} replaces the scores, so it must be the last")
-    if neighbours is not None and (not 1 <= neighbours <= MOST_NEIGHBOURS or not names):
-        raise UserError(
-            f"--neighbours {neighbours} must be from 1 to {MOST_NEIGHBOURS}, and goes with --expansion only"
-        )
+    if neighbours is not None and not 1 <= neighbours <= MOST_NEIGHBOURS:
+        raise UserError(f"--neighbours must be from 1 to {MOST_NEIGHBOURS}, not {neighbours}")
+    if neighbours is not None and not names:
+        raise UserError("--neighbours goes with --expansion only")
 
 
 @dataclass
 class AppliedMethod:
-    """A method as it was applied, and the time it took. `seconds` grows until the last list has been re-ranked."""
+    """A method that was applied, and the time that it took. `seconds` grows until the last list is re-ranked."""
 
     method: Expansion
     neighbours: int
@@ -74,10 +74,9 @@ class AppliedMethod:
 def apply(
     search: Retrieval, names: Sequence[Expansion], neighbours: int | None
 ) -> tuple[Retrieval, list[AppliedMethod]]:
-    """Applies the methods `names` in order, each with `neighbours` neighbours, or its default number if that is None.
+    """Applies the methods `names` to `search` in order. Returns the changed search and the applied methods.
 
-    Returns:
-        The changed search, and the methods that were applied.
+    Each method uses `neighbours` neighbours, or its default number if that is None.
     """
     steps = []
     for name in names:

@@ -20,14 +20,15 @@ from dim.search import descriptor_folder, exact
 from dim.search.config import SearchConfig
 
 QUERIES_FILE = "queries.parquet"  # the manifest of the photos, in the output folder
-_FOLLOWED = ("image_size", "resize", "scales", "scales_mean", "precision", "scaled_decode")  # by default as the index
+# Settings that default to those of the index.
+_FOLLOWED = ("image_size", "resize", "scales", "scales_mean", "precision", "scaled_decode")
 
 
 @dataclass(frozen=True)
 class Queries:
     """The queries that could be read, in the order of their ids: `ids`, strings (Q,), and `vectors`, float32 (Q, D).
 
-    `errors` gives for the id of each other query the reason why it could not be read.
+    `errors` maps the id of each other query to the reason why it could not be read.
     """
 
     ids: pa.Array
@@ -44,10 +45,10 @@ def are_descriptors(path: str) -> bool:
 
 
 def list_photos(path: str) -> pa.Table:
-    """Lists the photos that `path` names, as a manifest: image_id, path and, if `path` is a manifest with boxes, these.
+    """Lists the photos that `path` names as a manifest: image_id, path and, if `path` itself is a manifest, its boxes.
 
-    The id of a photo outside a manifest is its file name, or its path within the folder. Raises UserError if the folder
-    is empty, or the manifest is broken or has no row that may be a query.
+    The id of a single photo is its file name, and the id of a photo of a folder its path within the folder. Raises
+    UserError if the folder is empty, or the manifest is broken or has no row that may be a query.
     """
     if tables.is_table(path):
         found = manifest.read(path).select(role="query")
@@ -62,9 +63,9 @@ def list_photos(path: str) -> pa.Table:
 
 
 def extract_config(config: SearchConfig, embedding: Embedding) -> ExtractConfig:
-    """How to extract the photos. A flag that was not given follows `embedding`, that of the index.
+    """How to extract the photos. A flag that was not given follows `embedding`, the embedding of the index.
 
-    Raises UserError if --model is missing, or the model and the flags make another embedding.
+    Raises UserError if --model is missing, or if the model and the flags make another embedding.
     """
     from dim.extract.job import embedding_of, recipe_of  # noqa: PLC0415  (a search for descriptors needs no Ray)
 
@@ -74,9 +75,9 @@ def extract_config(config: SearchConfig, embedding: Embedding) -> ExtractConfig:
     for name in _FOLLOWED:
         if settings[name] == getattr(Extraction(), name) and getattr(embedding, name) is not None:
             settings[name] = getattr(embedding, name)
-    photos = files.join(config.out, QUERIES_FILE)
-    folder = files.join(config.out, "descriptors")
-    found = ExtractConfig(manifest=photos, model=config.model, out=folder, whitening=config.whitening, **settings)
+    queries = files.join(config.out, QUERIES_FILE)
+    out = files.join(config.out, "descriptors")
+    found = ExtractConfig(manifest=queries, model=config.model, out=out, whitening=config.whitening, **settings)
     recipe = recipe_of(found, found.source(config.model))
     identity.require_equal(embedding, config.index, embedding_of(recipe), config.model)
     return found
@@ -85,7 +86,7 @@ def extract_config(config: SearchConfig, embedding: Embedding) -> ExtractConfig:
 def read_descriptors(folder: str, whitening_file: str | None, embedding: Embedding, index: str) -> Queries:
     """Reads the queries whose descriptors are in `folder`, and whitens them unless they are whitened already.
 
-    Raises UserError if none could be decoded, or their embedding is not `embedding`, that of the `index` folder.
+    Raises UserError if none could be decoded, or if another embedding made them than `embedding`, which made `index`.
     """
     rows = descriptor_folder.read(folder, whitening_file)
     identity.require_equal(embedding, index, rows.embedding, folder)

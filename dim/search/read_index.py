@@ -1,4 +1,4 @@
-"""What `--index` names: an index that `build_index` wrote, or a folder of descriptors. Reads it, to be searched.
+"""Reads what `--index` names, an index that `build_index` wrote or a folder of descriptors, as a database to search.
 
 Descriptors are searched exactly from disk, and so is a flat FAISS index. Any other index becomes an `Approximate`
 database, which FAISS searches. The index file is checked before FAISS reads it.
@@ -29,7 +29,7 @@ from dim.search.database import Database, Exact, from_array
 
 FILE, IDS_FILE, SEAL_FILE = "knn.index", "ids.parquet", "index.json"
 MOST_HASHED = 2**32  # bytes, about four seconds; a search may read little of a larger file, so only its size is checked
-LARGEST = 2**20  # number in a factory string or a parameter: more lists than FAISS's guidelines have for 1e9 rows
+LARGEST = 2**20  # number in a factory string or a parameter; FAISS's guidelines need no more lists for 1e9 rows
 LISTED = 1000  # rows of an approximate list that can be re-ranked
 
 
@@ -45,10 +45,8 @@ class SearchTarget:
 def read(folder: str, whitening: str | None, parameters: str | None) -> SearchTarget:
     """Reads an index or a folder of descriptors.
 
-    Args:
-        folder: What --index names.
-        whitening: The whitening file to apply to descriptors, unless they are whitened already.
-        parameters: FAISS's search parameters, such as "nprobe=16".
+    The file `whitening` is applied to descriptors that are not whitened yet. `parameters` are FAISS's search
+    parameters, such as "nprobe=16".
 
     Raises:
         UserError: The folder holds neither, the index is unfinished or damaged or has no such parameters, or the
@@ -63,8 +61,7 @@ def read(folder: str, whitening: str | None, parameters: str | None) -> SearchTa
         rows = descriptor_folder.read(folder, whitening)
         return SearchTarget(Exact(rows.parts, exact.tie_order_of(rows.ids)), rows.ids, rows.embedding)
     embedding = identity.of_folder(folder)
-    counts = record.get("counts")
-    known = counts if isinstance(counts, dict) else {}
+    known = record["counts"] if isinstance(record.get("counts"), dict) else {}
     # An index from before seals existed records the facts about FAISS's file only in its counts.
     facts = {IDS_FILE: {}, **(seal.from_record(record, folder) or {}), FILE: known}
     ids = _read_ids(files.join(folder, IDS_FILE), facts[IDS_FILE])
@@ -88,7 +85,7 @@ def read_file(path: str, tie_order: np.ndarray, parameters: str | None, record: 
     """Reads the FAISS index in the local file `path`. A flat one becomes an exact database, mapped from the file.
 
     `record` holds the size, checksum and dimension that the building job recorded. Raises UserError if the file doesn't
-    match it, has more or fewer rows than `tie_order`, has no such `parameters`, or its scores are not cosines.
+    match them, has more or fewer rows than `tie_order`, has no such `parameters`, or has scores that are not cosines.
     """
     again = "make it again with index.py"
     before = Path(path).stat()
@@ -181,7 +178,7 @@ class Approximate:
                 yield listed
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        """See `Database`. The vectors are decoded from the index's codes. Raises UserError if it can't decode them."""
+        """See `Database`. The vectors are decoded from the index's codes. Raises UserError if that is impossible."""
         if (inverted := inverted_lists(self.index)) is not None:
             if isinstance(inverted, faiss.IndexIVFFastScan):
                 raise UserError("an IVF index with fast-scan codes can't return vectors; build another for --expansion")
@@ -195,7 +192,7 @@ class Approximate:
 
 
 def deepen(index: Any, count: int) -> None:
-    """Makes each HNSW graph within `index` follow enough candidates for `count` rows.
+    """Makes the search of each HNSW graph within `index` long enough to find `count` rows.
 
     Otherwise FAISS stops after efSearch candidates, 16 by default, and returns no more rows than that.
     """

@@ -14,13 +14,13 @@ from dim.search import exact
 from dim.search.database import Database, Retrieval, from_array, neighbour_blocks, neighbours, temporary_file_of
 
 EXPANSION_ALPHA = 3.0
-_BLOCK = 256  # vectors whose neighbours' vectors are in memory at once
-AVERAGED = 6  # k₂: the encodings that are averaged, the row's own included
+_BLOCK = 256  # vectors that are moved at once, with all their neighbours' vectors in memory
+AVERAGED = 6  # k₂: encodings that are averaged, with the row's own
 LAMBDA = 0.3
-_PAIRS = 4096  # whose cosines are computed at once
+_PAIRS = 4096  # pairs of rows whose cosines are computed at once
 DIFFUSION_ALPHA = 0.99
-GAMMA = 3.0  # the power of similarities
-SOURCES = 10  # the query's nearest rows, where the diffusion starts
+GAMMA = 3.0  # power of similarities
+SOURCES = 10  # rows nearest to the query, where the diffusion starts
 STEPS = 20
 TOLERANCE = 1e-6
 
@@ -37,8 +37,8 @@ def aqe(search: Retrieval, k: int) -> Retrieval:
 def alpha_qe(search: Retrieval, k: int) -> Retrieval:
     """α-weighted query expansion (Radenović et al., arXiv 1711.02512), α = 3.
 
-    Each query becomes q ← L2(q + Σ max(0, qᵀd)^α d), over the k rows d nearest to it. Negative similarities are cut off
-    at 0, because their cubes would add the opposites of these rows.
+    Each query becomes q ← L2(q + Σ max(0, qᵀd)^α d), over the k rows d nearest to it. Negative similarities count as 0,
+    because their cubes would add the opposites of these rows.
     """
     rows, scores = search.nearest(k)
     weights = np.maximum(scores, 0) ** EXPANSION_ALPHA
@@ -48,8 +48,8 @@ def alpha_qe(search: Retrieval, k: int) -> Retrieval:
 def dba(search: Retrieval, k: int) -> Retrieval:
     """Database-side augmentation (Arandjelović and Zisserman, CVPR 2012), with the weights of `alpha_qe`.
 
-    Each row becomes x ← L2(x + Σ max(0, xᵀd)^α d), over the k other rows d nearest to it. An FAISS index, if there is
-    one, only finds these neighbours: the augmented rows are searched exactly.
+    Each row becomes x ← L2(x + Σ max(0, xᵀd)^α d), over the k other rows d nearest to it. The augmented rows are
+    searched exactly, even if an FAISS index found these neighbours.
     """
     database = search.database.with_random_access()
     augmented = (
@@ -63,7 +63,7 @@ def dba(search: Retrieval, k: int) -> Retrieval:
 def _moved(vectors: np.ndarray, rows: np.ndarray, weights: np.ndarray, database: Database) -> np.ndarray:
     """L2(v + Σ weight · d) for each v of `vectors` (n, D), over the vectors d of its `rows` (n, k).
 
-    A row of −1 is no row; its weight must be 0.
+    A row −1 stands for no row, and its weight must be 0.
     """
     moved = vectors.astype(np.float64)
     for start in range(0, len(vectors), _BLOCK):
@@ -114,7 +114,7 @@ def k_reciprocal(search: Retrieval, k: int) -> Retrieval:
 
 
 def _graph(rows: np.ndarray, size: int) -> sparse.csr_array:
-    """The adjacency matrix (n, size) with ones in row i at the columns `rows[i]`; `rows` is (n, k), −1 is no column."""
+    """The matrix (n, size) that has ones in row i at the columns `rows[i]`; `rows` is (n, k), and −1 is no column."""
     starts = np.concatenate([[0], np.cumsum((rows >= 0).sum(axis=1))])
     columns = rows[rows >= 0]
     return sparse.csr_array((np.ones(len(columns)), columns, starts), shape=(len(rows), size))
@@ -161,7 +161,7 @@ def diffusion(search: Retrieval, k: int) -> Retrieval:
     - y holds the query's max(0, similarity)³ to its 10 nearest rows, else 0.
 
     Conjugate gradients stop after 20 steps, or when the residual is 1e-6 of y. Rows that the diffusion doesn't reach
-    come last, in the order of their similarity: their score is the similarity less 2.
+    come last, ordered by similarity: their score is the similarity minus 2.
     """
     database = search.database.with_random_access()
     system = _diffusion_system(*neighbours(database, k))

@@ -61,10 +61,10 @@ def test_bursts_equal_a_naive_loop(monkeypatch, size, most):
         of += [pair] if len(of) < module.PAIRS_OF_A_GROUP else []
     kept = sorted((pair for of in best.values() for pair in of), key=lambda pair: -expected[pair])[:most]
     assert [one.score for one in listed] == pytest.approx([expected[pair] for pair in kept], abs=1e-6)
-    assert len({(one.one, one.other) for one in listed}) == len(listed)
+    assert len({(one.row, one.other) for one in listed}) == len(listed)
     for one in listed:
-        assert one.score == pytest.approx(expected[one.one, one.other], abs=1e-6)
-        assert one.pairs == groups.count(group(sides, one.one, one.other))
+        assert one.score == pytest.approx(expected[one.row, one.other], abs=1e-6)
+        assert one.pairs == groups.count(group(sides, one.row, one.other))
 
 
 def test_of_one_burst_the_nearest_are_listed_and_another_is_not_crowded_out(monkeypatch):
@@ -75,7 +75,7 @@ def test_of_one_burst_the_nearest_are_listed_and_another_is_not_crowded_out(monk
     assert total == len(expected) > 3 * 100
     for of in {group(sides, *pair) for pair in expected}:
         cosines = sorted((c for pair, c in expected.items() if group(sides, *pair) == of), reverse=True)
-        mine = [one.score for one in listed if group(sides, one.one, one.other) == of]
+        mine = [one.score for one in listed if group(sides, one.row, one.other) == of]
         assert mine == pytest.approx(cosines[:5], abs=1e-6)
 
 

@@ -166,7 +166,7 @@ def test_whitening_is_applied_and_stands_in_the_embedding(folder, tmp_path):
         ({"factory": "IVF8,Flat", "train_rows": 4}, "can't be trained on 4 rows"),
         ({"factory": "RCQ2x4"}, "'RCQ2x4' takes no rows"),
         ({"train_rows": 0}, "--train-rows must be at least 1, not 0"),
-        ({"seed": -1}, "--seed -1"),
+        ({"seed": -1}, "--seed must be from 0 to 2147483647, not -1"),
         ({"factory": "IVF2,Flat", "seed": 2**31}, "--seed must be from 0 to 2147483647, not 2147483648"),
         ({"descriptors": "nowhere"}, "'nowhere' is not an output folder of dim"),
         ({"whitening": "nowhere.npz"}, "no whitening file 'nowhere.npz'"),

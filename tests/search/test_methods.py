@@ -259,9 +259,9 @@ def test_what_can_not_follow_is_refused():
     check(["dba", "aqe", "aqe", "diffusion"], 3)
     with pytest.raises(UserError, match="--expansion diffusion replaces the scores, so it must be the last"):
         check(["diffusion", "aqe"], None)
-    with pytest.raises(UserError, match="--neighbours 0 must be from 1 to 100000"):
+    with pytest.raises(UserError, match="--neighbours must be from 1 to 100000, not 0"):
         check(["aqe"], 0)
-    with pytest.raises(UserError, match="--neighbours 100001 must be from 1 to 100000"):
+    with pytest.raises(UserError, match="--neighbours must be from 1 to 100000, not 100001"):
         check(["aqe"], 100_001)
     with pytest.raises(UserError, match="goes with --expansion"):
         check([], 5)
