@@ -135,9 +135,9 @@ def read_parquet(uri: str, columns: list[str] | None = None, content: bytes | No
         fixed = sum(leaf.length for leaf in leaves if leaf.physical_type == "FIXED_LEN_BYTE_ARRAY")
         _require_plausible(rows, max(claimed, rows * fixed), size)
         text = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
-        # One long text in a dictionary can stand for millions of cells, and no limit of pyarrow's covers that: its limits
-        # are for the footer, and its memory pools can't be capped. So text columns are read as dictionaries first, a row
-        # group at a time, and their whole size is computed before any text is repeated.
+        # One long text in a dictionary can stand for millions of cells. pyarrow's limits don't cover that: they are for
+        # the footer. So text columns are read as dictionaries first, a row group at a time, and their whole size is
+        # computed before any text is repeated.
         as_dictionaries = pq.ParquetFile(file, metadata=metadata, read_dictionary=text, page_checksum_verification=True)
         plain = pq.ParquetFile(file, metadata=metadata, page_checksum_verification=True)
         groups, expanded = [], 0
