@@ -40,7 +40,7 @@ def epoch(
     """The batches of an epoch, in random order; the same for any number of replicas.
 
     Random triplets are left out, so that all batches are full. Fewer than `batch_size` triplets make one smaller batch.
-    If a batch had fewer triplets than there are replicas, there is none, as no replica may be idle.
+    If that has fewer triplets than there are replicas, there is no batch at all, as no replica may be idle.
 
     Args:
         triplets: Rows of anchor, positive and negative, (T, 3).
@@ -96,7 +96,7 @@ class _Anchors:
     def order(self) -> list[int]:
         """Positions in the triplets: the triplets of a random anchor, then of the best next anchor, and so on.
 
-        For the best next anchor, the batch already holds the largest share of its images.
+        The best next anchor has the largest share of its images in the batch already.
         """
         order: list[int] = []
         self._begin()

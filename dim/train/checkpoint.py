@@ -1,8 +1,9 @@
 """Checkpoints: the trained weights, the optimizer and the state of the run, as arrays and JSON without pickle.
 
-A checkpoint is `epoch-0003.npz` with the arrays and, written after it, `epoch-0003.json` with the state, and the size
-and sha256 of the arrays. It is whole if both files exist, fit each other and can be read. A run resumes from the newest
-whole one.
+A checkpoint is `epoch-0003.npz` with the arrays and, written after it, `epoch-0003.json` with the state and with the
+arrays' size and sha256. It is whole if both files exist, fit each other and can be read. A run resumes from the newest
+whole checkpoint.
+
 `beginning.npz` and `beginning.json` are the checkpoint of epoch 0, the network before the first step: it may turn out
 to be the best network, but no run resumes from it.
 
@@ -38,9 +39,9 @@ class State:
     """The progress of a run. Random numbers are drawn from the seed and the epoch, so they need no state."""
 
     epoch: int = 0  # epochs done
-    map_before: float | None = None  # mAP on the split that the run is judged on, of the network as it came
-    map_fitted: float | None = None  # the same with its PCA layer fitted, before the first step
-    val_before: float | None = None  # both on split val
+    map_before: float | None = None  # mAP of the network as it came, on the split that the run is judged on
+    map_fitted: float | None = None  # the same with the PCA layer fitted, before the first step
+    val_before: float | None = None  # these two on split val
     val_fitted: float | None = None
     unreadable: int = 0  # photos that could not be read
     history: list[dict[str, Any]] = field(default_factory=list)  # the figures of each epoch done

@@ -94,10 +94,10 @@ def train(config: TrainConfig) -> dict[str, Any]:
             return out.finish(summary | {"model": out.path(MODEL)})
 
 
-def _on_disk(scratch: str) -> str:
-    if not files.is_local(scratch):
-        raise UserError(f"--scratch {scratch!r} is in an object store; name a folder on each node's disk")
-    return files.locate(scratch)[1]
+def _on_disk(folder: str) -> str:
+    if not files.is_local(folder):
+        raise UserError(f"--scratch {folder!r} is in an object store; name a folder on each node's disk")
+    return files.locate(folder)[1]
 
 
 def _network(config: TrainConfig) -> Source:
@@ -163,13 +163,13 @@ def _require_same_inputs(config: TrainConfig, inputs: Inputs) -> None:
 
 
 def _run_workers(config: TrainConfig, gpus: float, job: Job) -> dict[str, Any]:
-    """Runs the workers and returns the run's figures. Raises the UserError or JobFailed of a worker."""
+    """Runs the workers and returns the run's figures. Raises UserError or JobFailed if they cannot go on."""
     cpus = failures.rounded_cpus(placement.worker_cpus(placement.cpu_share(config.workers, gpus), gpus))
     placement.require_room("training worker", config.workers, cpus, gpus)
     each = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
     failures.wait_for_room(config.workers, each)
     log.info("starting %d training worker%s", config.workers, "" if config.workers == 1 else "s")
-    from ray.train.tensorflow import TensorflowTrainer  # noqa: PLC0415  (TensorFlow takes seconds; first the checks)
+    from ray.train.tensorflow import TensorflowTrainer  # noqa: PLC0415  (TensorFlow takes seconds)
 
     with tempfile.TemporaryDirectory() as folder:  # Ray Train needs a folder, although no checkpoint goes there
         trainer = TensorflowTrainer(

@@ -37,7 +37,7 @@ OPTIMIZERS = {"adam": keras.optimizers.Adam, "sgd": keras.optimizers.SGD}
 
 
 class Worker:
-    """Worker `rank` of the `workers` that run `job`: its network `trained`, and what embeds with it and fits it."""
+    """Worker `rank` of the `workers` that run `job`, with the network `trained`. `inference` embeds, `fitting` fits."""
 
     def __init__(self, job: Job, strategy: tf.distribute.Strategy, rank: int, workers: int) -> None:
         config, spec = job.config, job.source.spec
@@ -50,7 +50,7 @@ class Worker:
             self._optimizer = OPTIMIZERS[config.optimizer](config.learning_rate)
             self._optimizer.build(self.trained.variables)
         features = features_of(job, self.trained, workers)
-        # Photos belong to machines, as each has one feature cache, by their names, which stay the same in the next run.
+        # Each machine owns photos and caches their features. In the next run, its name is the same.
         owned = ownership(job.photos, objects_from_all(strategy, platform.node()))
         self.inference = Inference(self.trained, features, job, rank, owned)
         self.fitting = Fitting(job, self.trained, self._optimizer, features, rank=rank, ownership=owned)
