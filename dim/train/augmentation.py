@@ -50,15 +50,12 @@ class CachedViews:
 
 @dataclass(frozen=True)
 class FreshViews:
-    """A random view of each photo, for one epoch; `seed` has the run's seed and the epoch."""
+    """A random view of each photo, for one epoch; `seed` is the run's seed and the epoch."""
 
     augmentation: Augmentation
     seed: tuple[int, ...]
 
     def apply(self, pixels: np.ndarray, image_id: str) -> np.ndarray:
-        """The view of `pixels` (H, W, 3).
-
-        It depends on the seed and the photo's id only, not on the other rows or the number of workers.
-        """
+        """The view of `pixels` (H, W, 3): the same whatever the other photos and the number of workers."""
         own = int(hashlib.sha256(image_id.encode()).hexdigest()[:32], 16)
         return self.augmentation.apply(pixels, np.random.default_rng([*self.seed, own]))

@@ -1,9 +1,9 @@
 """Batches of triplets that share images, so that each distinct image of a batch goes through the network once.
 
 All triplets of an anchor lie together, as they share the anchor and mostly its positives. Anchors that share negatives
-lie side by side, as a negative that is hard for one photo is hard for similar photos. A batch still mixes objects: one
-of only one or two objects would pull their photos together without regard to all others. Loss and gradient are those
-of the network applied to all three images of every triplet.
+lie side by side, as a negative that is hard for one photo is hard for similar photos. A batch still mixes objects:
+triplets of only one or two would pull their photos together without regard to all others. The loss and its gradient
+are the same as if the network were applied to all three images of every triplet.
 
 A batch is divided into per-replica batches of equal size. An anchor's triplets go to the machine that has cached its
 features, if there is room.
@@ -16,21 +16,16 @@ from itertools import islice
 
 import numpy as np
 
-OBJECT_SHARE = 1 / 4  # the largest share of a batch that anchors of one object fill, as long as others are left
-SHARERS = 32  # anchors considered for each image of a batch; some images are hard negatives of very many
+OBJECT_SHARE = 1 / 4  # the largest share of a batch for anchors of one object, as long as other anchors are left
+SHARERS = 32  # how many anchors are considered for each image of a batch; some images are in triplets of very many
 
 
 @dataclass(frozen=True)
 class ReplicaBatch:
-    """A per-replica batch.
+    """A per-replica batch."""
 
-    Attributes:
-        rows: The distinct photos, (U,).
-        indices: The triplets as positions in `rows`: anchors, positives and negatives, (3, B).
-    """
-
-    rows: np.ndarray
-    indices: np.ndarray
+    rows: np.ndarray  # the distinct photos, (U,)
+    indices: np.ndarray  # the triplets as positions in `rows`: anchors, positives and negatives, (3, B)
 
 
 def epoch(
@@ -44,8 +39,8 @@ def epoch(
 ) -> Iterator[list[ReplicaBatch]]:
     """The batches of an epoch, in random order; the same for any number of replicas.
 
-    Triplets that do not fill a batch are left out, at random. If there are fewer than `batch_size`, they make one
-    smaller batch. With fewer triplets in a batch than replicas there is no batch, as no replica may be idle.
+    Random triplets are left out, so that all batches are full. Fewer than `batch_size` triplets make one smaller batch.
+    If that has fewer triplets than there are replicas, there is no batch at all, as no replica may be idle.
 
     Args:
         triplets: Rows of anchor, positive and negative, (T, 3).
@@ -68,7 +63,7 @@ def epoch(
 
 
 def _divided(owners: np.ndarray, machines: np.ndarray) -> np.ndarray:
-    """The replica of each triplet (B,), on its owner's machine while that has room.
+    """The replica of each triplet (B,): on the machine of its owner, while that has room.
 
     The sizes of the per-replica batches differ by one at most, and neighbours stay together.
     """
@@ -99,9 +94,9 @@ class _Anchors:
                 self._sharers[image][anchor] = None
 
     def order(self) -> list[int]:
-        """Positions in the triplets: first those of a random anchor, then those of the best next anchor, and so on.
+        """Positions in the triplets: the triplets of a random anchor, then of the best next anchor, and so on.
 
-        The best next anchor is the one of whose images the batch holds the largest share.
+        The best next anchor has the largest share of its images in the batch already.
         """
         order: list[int] = []
         self._begin()

@@ -1,13 +1,15 @@
 """Checkpoints: the trained weights, the optimizer and the state of the run, as arrays and JSON without pickle.
 
-A checkpoint is `epoch-0003.npz` and, written after it, `epoch-0003.json` with the state, and size and sha256 of the
-arrays. It is whole if both files exist, fit each other and can be read; a run resumes from the newest whole one.
+A checkpoint is `epoch-0003.npz` with the arrays and, written after it, `epoch-0003.json` with the state and with the
+arrays' size and sha256. It is whole if both files exist, fit each other and can be read. A run resumes from the newest
+whole checkpoint.
+
 `beginning.npz` and `beginning.json` are the checkpoint of epoch 0, the network before the first step: it may turn out
 to be the best network, but no run resumes from it.
 
-Ray Train's own checkpoints are not used: if it crashes while it rewrites its list of them, the run cannot resume.
+Ray Train's own checkpoints are not used: if Ray Train dies while it rewrites its list of them, no run can resume.
 
-`warnings` judges the network that a run keeps: whether training helped.
+`warnings` says whether training helped.
 """
 
 import dataclasses
@@ -37,9 +39,9 @@ class State:
     """The progress of a run. Random numbers are drawn from the seed and the epoch, so they need no state."""
 
     epoch: int = 0  # epochs done
-    map_before: float | None = None  # mAP on the split that the run is judged on, of the network as it came
-    map_fitted: float | None = None  # the same with its PCA layer fitted, before the first step
-    val_before: float | None = None  # both on split val
+    map_before: float | None = None  # mAP of the network as it came, on the split that the run is judged on
+    map_fitted: float | None = None  # the same with the PCA layer fitted, before the first step
+    val_before: float | None = None  # these two on split val
     val_fitted: float | None = None
     unreadable: int = 0  # photos that could not be read
     history: list[dict[str, Any]] = field(default_factory=list)  # the figures of each epoch done
@@ -77,7 +79,7 @@ def write(
 def read(
     folder: str, epoch: int, variables: list["keras.Variable"], optimizer: "keras.optimizers.Optimizer | None" = None
 ) -> State:
-    """Restores weights, and the optimizer if given, from the whole checkpoint of `epoch`, and returns its state."""
+    """Restores the weights, and the `optimizer` if given, from the checkpoint of `epoch`, and returns its state."""
     with np.load(io.BytesIO(files.read_bytes(_path(folder, epoch, "npz"))), allow_pickle=False) as arrays:
         _assign(variables, arrays, "weight")
         if optimizer is not None:
@@ -105,8 +107,8 @@ def keep(folder: str, epochs: Collection[int]) -> None:
     """Deletes all checkpoints and partial files of epochs that are not in `epochs`."""
     kept = {_path("", epoch, ending) for epoch in epochs for ending in ("npz", "json")}
     others = {name for name in files.names(folder) if name.startswith("epoch-")} - kept
-    states = {name for name in others if name.endswith(".json")}  # go first: no checkpoint counts without one
-    for names in (states, others - states):
+    states = {name for name in others if name.endswith(".json")}
+    for names in (states, others - states):  # the states first: without one, the arrays are no checkpoint
         files.delete_all(files.join(folder, name) for name in names)
 
 
@@ -140,10 +142,7 @@ def _assign(variables: list["keras.Variable"], arrays: Any, kind: str) -> None:
 def warnings(config: TrainConfig, state: State, kept: int, judged_on: str | None, after: float | None) -> Iterator[str]:
     """The reasons to doubt that training helped, one line each.
 
-    Args:
-        kept: The epoch whose network the run keeps; 0 is the network before the first step.
-        judged_on: The split on which the run is judged.
-        after: The mAP of the kept network on that split.
+    The run keeps the network of epoch `kept` (0: before the first step). Its mAP on split `judged_on` is `after`.
     """
     maps = state.val_maps()
     best = maps[kept]

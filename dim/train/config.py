@@ -10,15 +10,8 @@ from dim.extract.config import NetworkOptions
 from dim.mine.config import Mining
 
 TrainLayers = Literal["pca", "block5", "all"]
-_AT_LEAST = {
-    "dimension": 1,
-    "epochs": 1,
-    "batch_size": 1,
-    "mine_every": 1,
-    "workers": 1,
-    "learning_rate": 0,
-    "variants": 0,
-}
+_COUNTS = ("dimension", "epochs", "batch_size", "mine_every", "workers")
+_AT_LEAST = {**dict.fromkeys(_COUNTS, 1), "learning_rate": 0, "variants": 0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +19,7 @@ class TrainConfig(Mining, NetworkOptions):
     """The flags of `jobs/train.py`. Raises UserError if a value is out of range."""
 
     manifest: str | None = option(
-        None,
-        help="photos with label and split (default: the shipped demo photos)",
-        metavar="FILE",
-        group="input and output",
+        None, help="photos with label and split (default: the demo photos)", metavar="FILE", group="input and output"
     )
     out: str = option(
         "runs/demo", help="folder of the run; the same command resumes", metavar="DIR", group="input and output"
@@ -47,7 +37,7 @@ class TrainConfig(Mining, NetworkOptions):
     dimension: int = option(512, help="outputs of the PCA layer, if the model has none yet", group="network")
     power: float = option(0.25, help="eigenvalue power of the PCA: 0 rotates only, 0.5 whitens", group="network")
     train_layers: TrainLayers = option(
-        "block5", help="layers to train: the PCA layer, the last block and the PCA layer, or all", group="fitting"
+        "block5", help="what to train: only the PCA layer, also the last block, or all", group="fitting"
     )
     epochs: int = option(3, help="epochs; a larger number than before continues a finished run", group="fitting")
     batch_size: int = option(32, help="triplets per step, over all workers", group="fitting")
@@ -57,8 +47,8 @@ class TrainConfig(Mining, NetworkOptions):
     crop: float = option(0.0, help="largest share of each side that a random crop removes", group="fitting")
     variants: int = option(
         0,
-        help="augmented views per photo, drawn once and put through the frozen layers once; 0: a new view each epoch, "
-        "which runs the whole network at each step",
+        help="augmented views per photo, whose frozen features are cached; 0: a new view in each epoch, for which each "
+        "step runs the whole network",
         group="fitting",
     )
     top: int | None = option(1600, help="triplets per epoch, the hardest", group="mining")
@@ -67,7 +57,7 @@ class TrainConfig(Mining, NetworkOptions):
         "auto", help="auto: bfloat16 if the hardware accelerates it, else float32", group="machine"
     )
     workers: int = option(
-        1, help="training processes; after a loss, training continues with as many as fit", group="machine"
+        1, help="training processes; if a node is lost, training goes on with as many as fit", group="machine"
     )
     gpus_per_worker: float | None = option(
         None, help="GPUs per worker, or a share of one (default: 1 if the cluster has GPUs)", group="machine"
@@ -91,10 +81,10 @@ class TrainConfig(Mining, NetworkOptions):
         gpus = float(self.gpus_per_worker or 1)
         if not (0 < gpus <= 1 or (gpus > 1 and gpus.is_integer())):
             raise UserError(f"--gpus-per-worker must be a share of one GPU or a whole number of GPUs, not {gpus:g}")
-        if self.batch_size < self.workers * max(gpus, 1):
-            needing = self.workers * max(gpus, 1)
-            each = f"{needing:g} GPUs" if gpus > 1 else f"{self.workers} workers"
+        least = self.workers * max(gpus, 1)  # a triplet for each replica
+        if self.batch_size < least:
+            each = f"{least:g} GPUs" if gpus > 1 else f"{self.workers} workers"
             raise UserError(
-                f"--batch-size {self.batch_size} gives less than a triplet to each of {each}; give at least {needing:g}"
+                f"--batch-size {self.batch_size} gives less than a triplet to each of {each}; give at least {least:g}"
             )
         DecodeOptions.__post_init__(self)

@@ -14,28 +14,28 @@ import tensorflow as tf
 
 from dim.app.progress import Progress
 from dim.evaluate import metrics
+from dim.extract import embedder
 from dim.search import exact
-from dim.train.features import Features, by_shape
+from dim.train.features import Features
 from dim.train.locality import Ownership
 from dim.train.step import TrainedNetwork
 from dim.train.training_set import Job
 
 LISTED = 10  # photos of each ranking that are kept
+RANKING = pa.schema(
+    {"query_id": pa.string(), "ap": pa.float64(), "found": pa.list_(pa.string()), "scores": pa.list_(pa.float64())}
+)
 
 
 class Inference:
-    """Embeds the photos of `job` with the network `trained`, as worker `rank`; its methods return the same to all."""
+    """Embeds the photos of `job` as worker `rank`. All workers must call each method, and all get the same result."""
 
     def __init__(self, trained: TrainedNetwork, features: Features, job: Job, rank: int, ownership: Ownership) -> None:
         self._trained, self._features, self._rank, self._ownership = trained, features, rank, ownership
         self._photos, self._batch_size = job.photos, job.config.batch_size
 
     def embed(self, rows: np.ndarray, pooled: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        """Embeds photos; all workers must call it.
-
-        Args:
-            rows: The photos, ascending.
-            pooled: Whether to return the descriptors before the PCA layer.
+        """Embeds `rows`, which ascend; with `pooled`, without the PCA layer.
 
         Returns:
             The readable ones of `rows`, ascending, and their descriptors, float32 (n, D).
@@ -60,9 +60,10 @@ class Inference:
         descriptors: dict[int, np.ndarray] = {}
         progress = Progress("embedding", len(rows), errors=True)
         for asked, activations in zip(lists, self._features.read(lists), strict=True):
-            for group in by_shape(activations):
-                outputs = self._trained.describe(np.stack([activations[row] for row in group]), pooled)
-                descriptors |= dict(zip(group, outputs, strict=True))
+            own = list(activations)
+            for positions, batch in embedder.batches(list(activations.values()), self._batch_size):
+                outputs = self._trained.describe(batch, pooled)
+                descriptors |= zip([own[position] for position in positions], outputs, strict=True)
             progress.add(len(asked), errors=len(asked) - len(activations))
         return descriptors
 
@@ -72,11 +73,7 @@ class Inference:
         return {row: reason for pairs in found for row, reason in pairs}
 
     def reads(self) -> dict[str, float]:
-        """Counts the features that all workers have read since the last call; all workers must call it.
-
-        Returns:
-            `cached_share`, the share of them that came from the cache, and `computed`, the number of the others.
-        """
+        """`cached_share` and number `computed` of the features that all workers read since the last call."""
         own = np.array([[self._features.read_count, self._features.computed_count]])
         self._features.read_count = self._features.computed_count = 0
         read, computed = from_all(self._trained.strategy, own).sum(axis=0).tolist()
@@ -97,30 +94,25 @@ class Inference:
 
 
 def mean_average_precision(vectors: np.ndarray, labels: np.ndarray, image_ids: np.ndarray) -> float | None:
-    """The mean trapezoid AP of each photo as a query among the others; a positive has the same label.
+    """The mean trapezoid AP of each photo as a query among the others; None if there is no query.
 
     Args:
         vectors: Descriptors, (N, D).
-        labels: str or None, (N,). A photo without a label, or alone with its label, is no query.
+        labels: str or None, (N,). Positives share a label. A photo without a label, or alone with it, is no query.
         image_ids: They break ties, (N,).
-
-    Returns:
-        The mean over the queries; None if there is none.
     """
     return metrics.mean(ap for ap, _ in _judge(vectors, labels, image_ids))
 
 
 def rankings(vectors: np.ndarray, labels: np.ndarray, image_ids: np.ndarray) -> pa.Table:
     """The head of each query's ranking: `query_id`, `ap` (null without a positive), the ids `found`, their `scores`."""
-    rows: dict[str, list[object]] = {"query_id": [], "ap": [], "found": [], "scores": []}
+    rows = []
     place = exact.tie_order_of(image_ids)
     for query, (ap, scores) in enumerate(_judge(vectors, labels, image_ids)):
         best = exact.best(scores, LISTED, place)
         values = (image_ids[query], ap, image_ids[best].tolist(), scores[best].tolist())
-        for column, value in zip(rows.values(), values, strict=True):
-            column.append(value)
-    types = (pa.string(), pa.float64(), pa.list_(pa.string()), pa.list_(pa.float64()))
-    return pa.table({name: pa.array(column, kind) for (name, column), kind in zip(rows.items(), types, strict=True)})
+        rows.append(dict(zip(RANKING.names, values, strict=True)))
+    return pa.Table.from_pylist(rows, RANKING)
 
 
 def _judge(vectors: np.ndarray, labels: np.ndarray, image_ids: np.ndarray) -> Iterator[tuple[float | None, np.ndarray]]:

@@ -1,8 +1,8 @@
 """The workers of a training as the driver sees them: their log records, room for them, and their failures.
 
 Log records reach the driver's log through a Ray queue (`log_queue`, `log_to`). `wait_for_room` waits until the workers
-can start, on a cluster that may still start nodes. When a worker fails, Ray Train starts all again from the last
-checkpoint; `Failures` ends the training instead if another try would meet the same error.
+can start, on a cluster that may still start nodes. When a worker fails, Ray Train starts all workers again, and they
+resume from the last checkpoint. `Failures` ends the training instead if another try would meet the same error.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 PATIENCE = 600.0  # seconds that a cluster gets to start nodes
 AGAIN = 60.0  # seconds after which the nodes are counted again while the training waits for room
 SILENCE = 30.0  # seconds that Ray Train may wait for workers before the log says so
-TRIES = 4  # each dead worker or lost node costs one, a node that the cloud preempts none
+TRIES = 4  # each dead worker or lost node costs a try; a node that the cloud preempts costs none
 
 # Lines that TensorFlow puts before the reason of an error: the place in its graph and in the code.
 _LOCATION = re.compile(r"Graph execution error:|Detected at node |  File |    |Node: |<stack traces |\d+ root error")
@@ -70,7 +70,7 @@ def log_to(queue: Queue, level: int, worker: int | None = None) -> None:
 def rounded_cpus(cpus: float) -> float:
     """The CPUs to ask Ray Train for: less than 1 CPU is rounded down to a power of two.
 
-    Ray Train finds how many workers fit on a node by dividing floats, so of five that fit it may start four.
+    Ray Train divides floats to find how many workers fit on a node, so it may start four although five fit.
     """
     return cpus if cpus >= 1 else 2.0 ** math.floor(math.log2(cpus))
 
@@ -78,8 +78,8 @@ def rounded_cpus(cpus: float) -> float:
 def wait_for_room(workers: int, each: dict[str, float]) -> None:
     """Waits until there is room for all `workers`, which need the resources `each`, or for as many as the nodes hold.
 
-    A cluster that may start nodes gets PATIENCE seconds. Ray Train alone would start with the first worker that finds
-    room, and start again from the last checkpoint as nodes come; the epochs lost by that cost more than waiting.
+    A cluster that may start nodes gets PATIENCE seconds. Ray Train alone would start as soon as one worker fits, and
+    start again from the last checkpoint when nodes come. The epochs lost by that cost more than waiting.
     """
     if _has_room(workers, each, 1):
         return
@@ -123,8 +123,8 @@ def _has_room(workers: int, each: dict[str, float], seconds: float) -> bool:
 class Failures(UserCallback):  # type: ignore[misc]
     """Ends the training at a worker's UserError or JobFailed, and logs any other failure.
 
-    Ray Train's controller, in a process of its own, calls it for each failure. It restarts the workers whatever they
-    raise, but an error that a callback raises ends the training at once.
+    Ray Train's controller, in its own process, calls it for each failure. The controller restarts the workers whatever
+    they raise, but an error that a callback raises ends the training at once.
     """
 
     def __init__(self, queue: Queue) -> None:
@@ -158,7 +158,7 @@ class Starts(ControllerCallback):  # type: ignore[misc]
     def after_controller_state_update(
         self, previous_state: TrainControllerState, current_state: TrainControllerState
     ) -> None:
-        """Ray Train calls it with the controller's old and new state; repeatedly with the same one while it waits."""
+        """Ray Train calls it at each change of state, and repeatedly with the same state while it waits."""
         if current_state is not previous_state:
             self._since = time.monotonic()
         if isinstance(current_state, RunningState):

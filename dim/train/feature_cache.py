@@ -2,13 +2,13 @@
 
 The frozen trunk maps a photo to the same activations in every epoch, so they are computed once; mining and all training
 steps start from them. A folder belongs to one trunk, preprocessing and input size, and holds an Arrow tensor (float16,
-memory-mapped when read) for each photo. Files are written beside their place and renamed, so that processes can share a
+memory-mapped when read) for each photo. Files are written under another name and renamed, so that processes can share a
 folder, and one that dies leaves no partial file. (Not `.npy`: NumPy parses its header as Python, which in CPython 3.11
 fails in several threads, "AST constructor recursion depth mismatch".)
 
-`Quota` limits the disk space of all folders together. Processes count the bytes in a file, under its lock. If there is
-no room, the least recently used folder is deleted, unless a process uses it and so holds a lock on it. The kernel
-releases the lock when the process dies.
+`Quota` limits the disk space of all folders together. The processes keep one count of bytes, in a file, under its lock.
+If there is no room, the least recently used folder is deleted, unless a process has locked it because it uses it. The
+kernel releases the lock when the process dies.
 """
 
 import contextlib
@@ -30,23 +30,16 @@ COUNT = "bytes"  # the file that holds the number of bytes taken
 
 
 class FeatureCache:
-    """The cache of one frozen trunk on this machine.
+    """The cache of the frozen trunk with a `fingerprint`, in the scratch folder `folder` (None: the default one).
 
-    Args:
-        folder: The scratch folder; None for the default one.
-        fingerprint: Identifies trunk, preprocessing and input size.
-        limit: Bytes that all trunks may take on the machine. Further features are not cached.
-
-    Raises:
-        JobFailed: Nothing can be written to the folder. A disk that fills up later costs time, not the run.
+    All trunks of the machine may take `limit` bytes; further features are not cached.
+    Raises JobFailed if nothing can be written. If the disk fills up later, the run goes on, more slowly.
     """
 
     def __init__(self, folder: str | None, fingerprint: str, limit: int) -> None:
         self._full = False
-        trunks, name = (
-            scratch.persistent_folder(folder) / "trunk",
-            hashlib.sha256(fingerprint.encode()).hexdigest()[:32],
-        )
+        trunks = scratch.persistent_folder(folder) / "trunk"
+        name = hashlib.sha256(fingerprint.encode()).hexdigest()[:32]
         self._folder = trunks / name
         local_files.sweep(str(self._folder))
         with files.writing(str(self._folder)):
@@ -90,7 +83,7 @@ class FeatureCache:
         try:
             with pa.OSFile(str(beside), "wb") as file:
                 pa.ipc.write_tensor(tensor, file)
-            if path.exists():  # another worker wrote it, or it was cut short
+            if path.exists():  # another worker wrote it, or a power failure cut it short
                 self._quota.give_back(path.stat().st_size)
             beside.replace(path)
         except OSError:
@@ -102,10 +95,7 @@ class FeatureCache:
 
 
 class Quota:
-    """Allows at most `limit` bytes for all folders in `place`.
-
-    Creates one of them, `used`, and protects it from deletion while this object lives.
-    """
+    """At most `limit` bytes for all folders in `place`; makes the folder `used`, kept while this object lives."""
 
     def __init__(self, place: Path, used: str, limit: int) -> None:
         self._place, self._limit = place, limit

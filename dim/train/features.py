@@ -1,8 +1,8 @@
 """The frozen features of a run's photos: from the feature cache, or computed once and put there.
 
-Photos are decoded as in an extraction, by Ray Data's tasks on any node, ahead of the network. Each worker makes a data
-set of its own. The driver cannot make one for `ray.train.get_dataset_shard` to divide, as only the worker knows which
-photos of its triplets its machine has not cached.
+Photos are decoded as in an extraction, by Ray Data's tasks on any node, ahead of the network. Each worker makes its own
+data set. The driver cannot make one and divide it by `ray.train.get_dataset_shard`, as only the worker knows which
+photos its machine has not cached.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import pyarrow as pa
 import tensorflow as tf
 
 from dim.app.progress import Progress
-from dim.extract import identity, pipeline, store
+from dim.extract import embedder, identity, pipeline, store
 from dim.extract.pipeline import Change
 from dim.train.augmentation import CachedViews, FreshViews
 from dim.train.feature_cache import FeatureCache
@@ -26,7 +26,7 @@ MEMORY = 0.5  # the share of the object store that decoded photos may fill, over
 
 
 def features_of(job: Job, trained: TrainedNetwork, workers: int) -> "Features":
-    """The features of the photos of `job`, for one of its `workers`, with a cache on the machine's scratch disk."""
+    """The features of the photos of `job`, for one of its `workers`; with the cache on this machine's scratch disk."""
     config, spec = job.config, job.source.spec
     weights = (job.inputs.network["weights"], config.seed if job.source.weights == "random" else None)
     below = (spec.backbone, spec.preprocessing, spec.image_size, spec.resize)
@@ -43,15 +43,12 @@ class Features:
     """Reads the features of photos: their activations at the cut, or their pixels if nothing is frozen.
 
     Args:
-        decoder: Decodes the photos whose features are not in the cache.
         forward: The frozen trunk, pixels (N, H, W, 3) → activations (N, …); None if nothing is frozen.
         batch_size: Photos in a batch of the trunk.
         threads: How many threads read the cache.
 
     Attributes:
         unreadable: Row → why the photo could not be read. It is not tried again.
-        read_count: How many features were read.
-        computed_count: How many of these were not in the cache.
     """
 
     def __init__(
@@ -68,14 +65,14 @@ class Features:
         self._forward, self._batch_size = forward, batch_size
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="photos")
         self.unreadable: dict[int, str] = {}
-        self.read_count = self.computed_count = 0
+        self.read_count = self.computed_count = 0  # all features that were read; those that the cache did not have
 
     def read(
         self, lists: Sequence[Sequence[int]], views: CachedViews | None = None, epoch: int = 0
     ) -> Iterator[dict[int, np.ndarray]]:
         """The features of the readable photos of each list of rows; with `views`, of their augmented views in `epoch`.
 
-        Features that the cache lacks are computed first, while it has room. The others are computed list by list.
+        What the cache lacks is computed first, until the cache is full, and then list by list.
 
         Yields:
             For each list: row → activations, float16, or uint8 pixels.
@@ -101,7 +98,7 @@ class Features:
         return self._decode(lists, names, views.apply)
 
     def _fill(self, keys: Mapping[int, str], change: Change | None) -> set[int]:
-        """Computes the features that the cache lacks until it is full; returns the rows that it holds."""
+        """Computes the features that the cache lacks, until it is full; returns the rows that the cache holds then."""
         rows = list(keys)
         cached = set(itertools.compress(rows, self._pool.map(lambda row: self._cache.holds(keys[row]), rows)))
         missing = [row for row in rows if row not in cached and row not in self.unreadable]
@@ -161,14 +158,13 @@ class Features:
         if self._forward is None:
             yield from pixels.items()
             return
-        for rows in by_shape(pixels):
-            for start in range(0, len(rows), self._batch_size):
-                batch = rows[start : start + self._batch_size]
-                yield from zip(batch, self._forward(np.stack([pixels[row] for row in batch])), strict=True)
+        rows = list(pixels)
+        for positions, batch in embedder.batches(list(pixels.values()), self._batch_size):
+            yield from zip([rows[position] for position in positions], self._forward(batch), strict=True)
 
 
 class Ingest:
-    """Decodes `photos` by Ray Data, for one of the run's `workers`; each task decodes `step` photos."""
+    """Decodes `photos` by Ray Data tasks, each of `step` photos, for one of the run's `workers`."""
 
     def __init__(self, photos: TrainingPhotos, step: int, workers: int) -> None:
         self._photos, self._step, self._workers = photos, step, workers
@@ -179,8 +175,8 @@ class Ingest:
         """Decodes `rows` in their order.
 
         Args:
-            names: A cache key or an id for each row, which `change` gets with the pixels.
-            change: Augments the pixels, in the task that decodes them.
+            names: A cache key or an id for each row.
+            change: Augments pixels, given them and the row's name, in the task that decodes them.
 
         Yields:
             For each row: its pixels, read-only uint8 (H, W, 3), or the reason why the photo is unreadable.
@@ -203,11 +199,3 @@ class Ingest:
             images = iter(pipeline.images(table))
             for status, error in zip(table["status"].to_pylist(), table["error"].to_pylist(), strict=True):
                 yield next(images) if status == store.OK else error
-
-
-def by_shape(arrays: dict[int, np.ndarray]) -> list[list[int]]:
-    """The keys of `arrays` in groups of equal shape."""
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for row, array in arrays.items():
-        groups.setdefault(array.shape, []).append(row)
-    return list(groups.values())

@@ -22,7 +22,6 @@ from dim.train.step import Step, TrainedNetwork, local_replicas, packed
 from dim.train.training_set import Job
 
 DIVERGED = "diverged.csv"  # in the run's folder: the triplets of the step whose loss was not a number
-DIVERGED_COLUMNS = ("anchor_id", "positive_id", "negative_id")
 
 
 def from_pixels(config: TrainConfig) -> bool:
@@ -55,26 +54,18 @@ class Fitting:
         self._step = Step(trained, optimizer, margin=job.config.margin, one_shape=one_shape)
 
     def fit(self, triplets: np.ndarray, epoch: int) -> dict[str, Any]:
-        """Takes the steps of one epoch; all workers must call it.
+        """Takes the steps of `epoch` (from 0) and returns its figures; all workers must call it.
 
-        Args:
-            triplets: Rows of anchor, positive and negative, (T, 3).
-            epoch: From 0; with the run's seed, it decides the batches.
-
-        Returns:
-            The mean loss, the share of active triplets, the number of steps, and the distinct images per triplet.
-
-        Raises:
-            JobFailed: The loss is not a number, or a photo can no longer be read.
+        `triplets` (T, 3) are rows of anchor, positive and negative.
+        Raises JobFailed if the loss is not a number, or a photo can no longer be read.
         """
-        labels, size = self._photos.labels, self._config.batch_size
         generator = np.random.default_rng([self._config.seed, epoch])
-        plan = list(
-            batches.epoch(triplets, labels, size, machines=self._machines, owners=self._owners, generator=generator)
-        )
+        labels, size, machines, owners = self._photos.labels, self._config.batch_size, self._machines, self._owners
+        plan = list(batches.epoch(triplets, labels, size, machines=machines, owners=owners, generator=generator))
         own = [batch[self._own] for batch in plan]
+        seen = sum(map(_size, plan))
         losses, active = [], 0
-        progress = Progress("fitting", sum(map(_size, plan)), "triplets", epoch=epoch + 1)
+        progress = Progress("fitting", seen, "triplets", epoch=epoch + 1)
         for number, (batch, local, inputs) in enumerate(zip(plan, own, self._inputs(own, epoch), strict=True)):
             images = [packed([self._readable(inputs, row) for row in part.rows.tolist()]) for part in local]
             loss, hard = self._step(images, [part.indices for part in local], _size(batch))
@@ -83,13 +74,12 @@ class Fitting:
             losses.append(loss)
             active += hard
             progress.add(_size(batch))
-        seen = sum(map(_size, plan))
         distinct = sum(len(part.rows) for batch in plan for part in batch)
         return {
             "loss": float(np.mean(losses)) if losses else 0.0,
-            "active_share": active / seen if seen else 0.0,
+            "active_share": active / max(1, seen),
             "steps": len(losses),
-            "images_per_triplet": distinct / seen if seen else 0.0,
+            "images_per_triplet": distinct / max(1, seen),
         }
 
     def _inputs(self, own: list[list[ReplicaBatch]], epoch: int) -> Iterator[dict[int, np.ndarray]]:
@@ -111,12 +101,12 @@ class Fitting:
         return inputs[row]
 
     def _diverged(self, batch: list[ReplicaBatch], epoch: int, number: int) -> str:
-        """Writes the triplets of the step `number` to DIVERGED, and returns the error message."""
+        """Writes the triplets of step `number` to DIVERGED, and returns the error message."""
         ids = np.concatenate([self._photos.image_ids[part.rows[part.indices]] for part in batch], axis=1)
         path = files.join(self._config.out, DIVERGED)
         if self._own.start == 0:  # rank 0 writes for all
-            csv_files.write_escaped(path, pa.table(dict(zip(DIVERGED_COLUMNS, ids.tolist(), strict=True))))
-        collective.barrier()  # rank 0 has to finish writing first, as one failed worker ends all
+            csv_files.write_escaped(path, pa.table(ids.tolist(), ["anchor_id", "positive_id", "negative_id"]))
+        collective.barrier()  # until rank 0 has written: the first worker that fails ends all
         return (
             f"the loss is not a number at step {number + 1} of epoch {epoch + 1}; its {ids.shape[1]} triplets are in "
             f"{path!r}, the first of them {ids[:, 0].tolist()}; lower --learning-rate, or try --precision float32, "

@@ -1,6 +1,6 @@
 """The records of a training run for people to read: the files in its folder, and its MLflow run.
 
-- `history.csv` and `tensorboard/`: the figures of each epoch; they go to MLflow, too, if --mlflow names one.
+- `history.csv` and `tensorboard/`: the figures of each epoch, which MLflow gets, too, if --mlflow is given.
 - `hardest/epoch-001.parquet` and so on: the hardest triplets of each mining, in the columns of mine.py.
 - `found_before.parquet`, `found_after.parquet`: the rankings of the judged split's queries before and after training,
   as `dim.train.embed.rankings` returns them.
@@ -47,7 +47,7 @@ class EpochHistory:
         self._run, self._tracking = run, tracking
 
     def write(self, epochs: list[dict[str, Any]]) -> None:
-        """Writes `epochs`, dictionaries of the same keys, to history.csv, and the last to TensorBoard and MLflow."""
+        """Writes `epochs`, all with the same keys, to history.csv, and the last one to MLflow and TensorBoard, too."""
         sheet = io.StringIO()
         writer = csv.DictWriter(sheet, fieldnames=list(epochs[-1]))
         writer.writeheader()
@@ -62,7 +62,7 @@ class EpochHistory:
 
 
 def numbers(figures: dict[str, Any]) -> dict[str, float]:
-    """The numbers among `figures`: trackers take no text and no missing values."""
+    """The numbers among `figures`, without missing values, which trackers do not take."""
     return {name: value for name, value in figures.items() if isinstance(value, int | float)}
 
 
@@ -86,7 +86,7 @@ def keep_hardest(run: str, epoch: int, triplets: Triplets, image_ids: np.ndarray
 
 
 def hardest(run: str) -> dict[int, pa.Table]:
-    """The hardest triplets of each epoch with a mining, ascending."""
+    """The hardest triplets of each epoch that mined, by epoch, ascending."""
     folder = files.join(run, "hardest")
     epochs = {
         int(number): name for name in files.names(folder) for number in re.findall(r"epoch-(\d+)\.parquet$", name)
@@ -139,7 +139,7 @@ def require_mlflow() -> None:
 
 
 def tracked(uri: str, config: TrainConfig) -> Tracking:
-    """The MLflow run of the training run in `config.out`; creates it with the run's settings if there is none."""
+    """The MLflow run of the training run in `config.out`; created, with the run's settings, if there is none."""
     note = files.join(config.out, MLFLOW_RUN)
     if files.exists(note) and (known := files.read_json(note)).get("uri") == uri:
         return Tracking(uri, known["run_id"])

@@ -1,6 +1,6 @@
 """A training run as the driver sees it: it checks the input, starts the workers by Ray Train, and writes the report.
 
-Each worker runs `dim.train.loop`.
+Each worker runs `dim.train.loop.do_train`.
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ray.exceptions import RayActorError
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 
 import dim
 from dim.app import cluster, output, placement, progress
@@ -51,7 +52,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         UserError: Flags or input are wrong. Nothing is written before they are checked.
         JobFailed: A worker cannot go on, or failed too often. The same command resumes.
     """
-    # Workers have other working folders.
+    # The workers' working folders differ from this one.
     config = dataclasses.replace(
         config, out=files.absolute(config.out), scratch=config.scratch and _on_disk(config.scratch)
     )
@@ -93,14 +94,14 @@ def train(config: TrainConfig) -> dict[str, Any]:
             return out.finish(summary | {"model": out.path(MODEL)})
 
 
-def _on_disk(scratch: str) -> str:
-    if not files.is_local(scratch):
-        raise UserError(f"--scratch {scratch!r} is in an object store; name a folder on each node's disk")
-    return files.locate(scratch)[1]
+def _on_disk(folder: str) -> str:
+    if not files.is_local(folder):
+        raise UserError(f"--scratch {folder!r} is in an object store; name a folder on each node's disk")
+    return files.locate(folder)[1]
 
 
 def _network(config: TrainConfig) -> Source:
-    """The network that the run begins with."""
+    """The network that the run begins with. Raises UserError if its pooled layer would be frozen."""
     source = config.source(config.model, layer=config.layer)
     tail, layer = BACKBONES[source.spec.backbone].tail, source.spec.layer
     if config.train_layers == "block5" and layer.partition("_")[0] == tail.partition("_")[0]:
@@ -162,17 +163,15 @@ def _require_same_inputs(config: TrainConfig, inputs: Inputs) -> None:
 
 
 def _run_workers(config: TrainConfig, gpus: float, job: Job) -> dict[str, Any]:
-    """Runs the workers and returns their figures. Raises the UserError or JobFailed of a worker that can't go on."""
+    """Runs the workers and returns the run's figures. Raises UserError or JobFailed if they cannot go on."""
     cpus = failures.rounded_cpus(placement.worker_cpus(placement.cpu_share(config.workers, gpus), gpus))
     placement.require_room("training worker", config.workers, cpus, gpus)
     each = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
     failures.wait_for_room(config.workers, each)
     log.info("starting %d training worker%s", config.workers, "" if config.workers == 1 else "s")
-    # These import TensorFlow, which takes seconds, so errors of the input come before.
-    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError  # noqa: PLC0415
-    from ray.train.tensorflow import TensorflowTrainer  # noqa: PLC0415
+    from ray.train.tensorflow import TensorflowTrainer  # noqa: PLC0415  (TensorFlow takes seconds)
 
-    with tempfile.TemporaryDirectory() as folder:  # Ray Train needs one, although no checkpoint goes there
+    with tempfile.TemporaryDirectory() as folder:  # Ray Train needs a folder, although no checkpoint goes there
         trainer = TensorflowTrainer(
             train_worker,
             train_loop_config={"job": job},
@@ -205,7 +204,7 @@ def _run_workers(config: TrainConfig, gpus: float, job: Job) -> dict[str, Any]:
 def train_worker(arguments: dict[str, Any]) -> dict[str, Any]:
     """Runs a worker's part of the job `arguments["job"]` and returns the figures of the run.
 
-    Errors must leave it: the other workers wait for this one, and Ray Train ends them only if this one raises.
+    It must not swallow an error: the other workers wait for this one, and Ray Train ends them only if this one raises.
     """
     from dim.train import loop  # noqa: PLC0415  (only workers need TensorFlow)
 
@@ -214,5 +213,5 @@ def train_worker(arguments: dict[str, Any]) -> dict[str, Any]:
         with progress.counting_for("train"), cluster.connected(), lease.under(job.claims):
             return loop.run(job)
     except Exception as error:
-        error.add_note(f"on {platform.node()}")  # Ray Train tells the rank only
+        error.add_note(f"on {platform.node()}")  # Ray Train gives only the rank
         raise

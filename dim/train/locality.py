@@ -2,7 +2,7 @@
 
 Objects are assigned by rendezvous hashing with bounded loads (Thaler and Ravishankar 1998; Mirrokni, Thorup and
 Zadimoghaddam 2018): each machine draws a number for each object from a hash of both names, and the machine with the
-largest draw that has room owns the object. So few objects change their owner when a machine comes or goes.
+largest draw that has room owns the object. So, when a machine comes or goes, few objects change their owner.
 """
 
 import hashlib
@@ -13,16 +13,16 @@ import numpy as np
 
 from dim.train.training_set import TrainingPhotos
 
-SLACK = 1.05  # how many times its fair part a machine may own, so that the largest draw mostly decides
+SLACK = 1.05  # a machine may own this times its fair part, so that the largest draw mostly decides
 PARTS = 8  # an object with more photos than 1 / PARTS of a machine's fair part is divided
 
 
 @dataclass(frozen=True)
 class Ownership:
-    """The owner of each photo: `machines` (W,) numbers the machine of each worker, `owners` (n,) that of each row."""
+    """The owner of each photo. Machines are numbered from 0."""
 
-    machines: np.ndarray
-    owners: np.ndarray
+    machines: np.ndarray  # the machine of each worker, (W,)
+    owners: np.ndarray  # the machine that owns each row, (n,)
 
     def rows(self, rows: np.ndarray, worker: int) -> np.ndarray:
         """Those of `rows` that `worker` embeds. The workers of a machine divide its photos among themselves."""
@@ -48,18 +48,15 @@ def ownership(photos: TrainingPhotos, names: Sequence[str]) -> Ownership:
 
 
 def _units(rows: np.ndarray, photos: TrainingPhotos, shares: np.ndarray) -> list[tuple[str, list[int]]]:
-    """The units that stay on one machine: name and rows, the largest first."""
+    """The name and the rows of each object or part of an object that stays on one machine, the largest first."""
     by_label: dict[str, list[int]] = {}
     for row in rows.tolist():
         label = photos.labels[row]
         name = f"photo {photos.image_ids[row]}" if label is None else f"object {label}"
         by_label.setdefault(name, []).append(row)
     most = max(1, int(len(rows) * shares.min() / PARTS))
-    units = [
-        (f"{name} {start}", own[start : start + most])
-        for name, own in by_label.items()
-        for start in range(0, len(own), most)
-    ]
+    divided = ((name, own, start) for name, own in by_label.items() for start in range(0, len(own), most))
+    units = ((f"{name} {start}", own[start : start + most]) for name, own, start in divided)
     return sorted(units, key=lambda unit: (-len(unit[1]), unit[0]))
 
 

@@ -26,21 +26,20 @@ MINING = ("candidates", "active", "kept", "mean_distance_ap", "mean_distance_an"
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Runs this process's part of `job`; see `do_train`. Ray Train calls it once in each worker."""
+    """Sets up this process as a worker of `job`, and trains; see `do_train`."""
     return do_train(start_worker(job))
 
 
 def do_train(worker: Worker) -> dict[str, Any]:
     """Trains the network of `worker`, together with the other workers.
 
-    Always resumes from the newest whole checkpoint in the run's folder. A resumed run takes up, in this order:
+    Always resumes from the newest whole checkpoint in the run's folder; without one, `_begin` measures and fits the
+    network first. A resumed run takes up, in this order:
 
     1. the frozen layers, from the network that the run began with, and the feature cache of each machine;
     2. from the checkpoint, the trained weights and the optimizer's variables;
     3. from the checkpoint, the epochs done, their figures, and the triplets of the last mining;
     4. the random numbers of the next epoch, which depend only on the run's seed and the number of the epoch.
-
-    Without a whole checkpoint, the run begins with `_begin`.
 
     Returns:
         The figures of the run, the same from every worker: mAP before and after, the best epoch, warnings.
@@ -60,7 +59,7 @@ def do_train(worker: Worker) -> dict[str, Any]:
 
     for epoch in range(state.epoch, config.epochs):
         clock = Clock()
-        worker.inference.reads()  # resets the counts of features read before this epoch
+        worker.inference.reads()  # resets the counts of the features read
 
         mined: dict[str, Any] = dict.fromkeys(MINING)
         clock.laps |= {"embed_seconds": 0.0, "mine_seconds": 0.0}
@@ -92,8 +91,7 @@ def do_train(worker: Worker) -> dict[str, Any]:
         state.history.append(figures)
         worker.save(state)
 
-        # Report, to Ray Train and to the log.
-        ray.train.report(history.numbers(figures))
+        # Report, to the log and to Ray Train, which waits for all workers.
         log.info(
             "epoch %d of %d: loss %.4f, %.0f %% of triplets active, val mAP %s, %.0f %% of activations from the cache, "
             "%d computed, %.0f s",
@@ -101,6 +99,7 @@ def do_train(worker: Worker) -> dict[str, Any]:
             "–" if val_map is None else f"{val_map:.4f}", 100 * figures["cached_share"], figures["computed"],
             sum(clock.laps.values()),
         )  # fmt: skip
+        ray.train.report(history.numbers(figures))
 
     return _finish(worker, state)
 
@@ -182,7 +181,7 @@ def _embed_judged(worker: Worker) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _judge(worker: Worker, moment: str, rows: np.ndarray, vectors: np.ndarray) -> float | None:
-    """The mAP of the judged split. Rank 0 writes its rankings, for the report."""
+    """The mAP of the judged split. Rank 0 writes the rankings, for the HTML report."""
     rankings = worker.inference.rankings(_judged_split(worker), rows, vectors)
     if worker.rank == 0:
         history.keep_found(worker.job.config.out, moment, rankings)

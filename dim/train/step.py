@@ -29,7 +29,7 @@ class TrainedNetwork:
     """A network cut into a frozen trunk and a trained head.
 
     Attributes:
-        cut: The name of the trunk's last layer; None if nothing is frozen. Then the head takes pixels.
+        cut: The name of the trunk's last layer; None if nothing is frozen, so that the head takes pixels.
         head: The layers above the cut: activations at the cut → descriptors.
         step_model: The model that a training step runs: the head, or the whole network if `from_pixels`.
         variables: The weights that are trained.
@@ -42,18 +42,17 @@ class TrainedNetwork:
         self.strategy, self.model = strategy, model
         self.cut = CUTS[layers](spec)
         self.head = network.part(model, self.cut, None)
-        # No activations of a fresh view are in the feature cache, so its step begins with the pixels.
+        # The feature cache has no activations of fresh views, so a step on them begins with the pixels.
         self.step_model = model if from_pixels else self.head
         self.variables: list[keras.Variable] = self.head.trainable_variables
         trunk = network.part(model, None, self.cut) if self.cut else None
         self.trunk = ReplicatedForward(strategy, trunk, tf.float16) if trunk else None
         self._descriptors = ReplicatedForward(strategy, self.head, tf.float32)
-        self._pooled = (
-            ReplicatedForward(strategy, network.part(model, self.cut, "l2"), tf.float32) if self.cut != "l2" else None
-        )
+        pooled = network.part(model, self.cut, "l2") if self.cut != "l2" else None
+        self._pooled = ReplicatedForward(strategy, pooled, tf.float32) if pooled else None
 
     def dimension(self, pooled: bool) -> int:
-        """The size of a descriptor; with `pooled`, before the PCA layer."""
+        """The length of a descriptor; with `pooled`, before the PCA layer."""
         return int((self.model.get_layer("l2") if pooled else self.model).output.shape[-1])
 
     def describe(self, activations: np.ndarray, pooled: bool) -> np.ndarray:
@@ -83,17 +82,11 @@ class ReplicatedForward:
 
 @dataclass(frozen=True)
 class Packed:
-    """Arrays of several shapes in one: equal shapes lie together, so that one trace of the step serves all shapes.
+    """Arrays of several shapes in one: equal shapes lie together, so that one trace of the step serves all shapes."""
 
-    Attributes:
-        flat: The values of all arrays, one after the other.
-        groups: For each run of equal shapes, the number of arrays and their height, width and channels, (G, 4).
-        position: Where each array lies among the packed ones, (N,).
-    """
-
-    flat: np.ndarray
-    groups: np.ndarray
-    position: np.ndarray
+    flat: np.ndarray  # the values of all arrays, one after the other
+    groups: np.ndarray  # for each run of equal shapes, the number of arrays and their height, width, channels, (G, 4)
+    position: np.ndarray  # the place of each array among the packed ones, (N,)
 
 
 def packed(arrays: list[np.ndarray]) -> Packed:
@@ -113,10 +106,8 @@ class Step:
     Layers that behave differently in training (batch normalisation) keep their inference behaviour, as is usual in
     fine-tuning for retrieval.
 
-    Args:
-        optimizer: Already built for the variables of `trained`.
-        margin: Of the triplet loss.
-        one_shape: Whether all images have the same shape. That doubles the speed, as no loop over shapes is needed.
+    `optimizer` is already built for the variables of `trained`. `one_shape` says that all images have the same shape:
+    that doubles the speed, as no loop over shapes is needed.
     """
 
     def __init__(
@@ -142,12 +133,10 @@ class Step:
         Returns:
             The mean loss of the whole batch (NaN if a weight is not finite), and its number of active triplets.
         """
-        parts = [
-            (image.flat, image.groups, image.position[indices]) for image, indices in zip(images, triplets, strict=True)
-        ]
-        loss, active = self._run(
-            [tuple(tf.constant(value) for value in part) for part in parts], tf.constant(float(size))
-        )
+        replicas = zip(images, triplets, strict=True)
+        parts = [(image.flat, image.groups, image.position[indices]) for image, indices in replicas]
+        constants = [tuple(map(tf.constant, part)) for part in parts]
+        loss, active = self._run(constants, tf.constant(float(size)))
         return float(loss), int(active)
 
     def _on_all(self, parts: list[Any], size: tf.Tensor) -> Any:

@@ -1,8 +1,8 @@
 """The training set of a run: its photos, and the network that it begins with.
 
-`TrainingPhotos` has the photos as the workers use them. `Inputs` identify photos and network. They are kept with the
-checkpoints: once an epoch is done, a run resumes only with the same inputs, as figures of different photos cannot be
-compared. A `Job` is all that a worker gets from the driver.
+`TrainingPhotos` has the photos as the workers use them. `Inputs` identify the photos and the network, and are kept with
+the checkpoints: once an epoch is done, a run resumes only with the same inputs, as figures of different photos cannot
+be compared. A `Job` is all that a worker gets from the driver.
 """
 
 import dataclasses
@@ -71,7 +71,7 @@ class TrainingPhotos:
         return {image_id: row for row, image_id in enumerate(self.image_ids.tolist())}
 
     def write_unreadable(self, run: str, reasons: dict[int, str]) -> None:
-        """Lists the photos that cannot be read in the folder `run`; `reasons` has the reason by row."""
+        """Writes a list of the photos that cannot be read, and why (`reasons`, by row), to the folder `run`."""
         path = files.join(run, UNREADABLE)
         files.delete(path)  # an attempt that died before its first step may have left one
         if not reasons:
@@ -103,10 +103,7 @@ class Inputs:
         files.write_json(files.join(folder, NETWORK), self.network)
 
     def changed(self, config: TrainConfig) -> str | None:
-        """How these differ from the inputs of the epochs done in `config.out`, as a sentence.
-
-        None if they are the same, or no epoch is done.
-        """
+        """How these differ from the inputs of the epochs done in `config.out`, in words; None if they do not."""
         folder = files.join(config.out, checkpoint.FOLDER)
         done = checkpoint.newest_first(folder)
         if not done:
@@ -133,7 +130,7 @@ def kept_precision(run: str) -> str | None:
 
 
 def of(manifest: Manifest, contents: Contents, source: Source) -> Inputs:
-    """The inputs of a run that begins with the network `source`; `contents` are of the photos of `manifest`."""
+    """The inputs of a run that begins with the network `source`; `contents` identify the photos of `manifest`."""
     photos = manifest.table.select(["image_id", "label", "split"]).append_column("content", [contents.contents])
     network = {"weights": source.fingerprint(), **dataclasses.asdict(source.spec)}
     return Inputs(photos.filter(pc.is_valid(photos["split"])), network)

@@ -37,13 +37,7 @@ OPTIMIZERS = {"adam": keras.optimizers.Adam, "sgd": keras.optimizers.SGD}
 
 
 class Worker:
-    """Worker `rank` of the `workers` that run `job`.
-
-    Attributes:
-        trained: The network.
-        inference: Embeds photos and computes mAP with the current weights.
-        fitting: Fits the network to triplets.
-    """
+    """Worker `rank` of the `workers` that run `job`, with the network `trained`. `inference` embeds, `fitting` fits."""
 
     def __init__(self, job: Job, strategy: tf.distribute.Strategy, rank: int, workers: int) -> None:
         config, spec = job.config, job.source.spec
@@ -56,7 +50,7 @@ class Worker:
             self._optimizer = OPTIMIZERS[config.optimizer](config.learning_rate)
             self._optimizer.build(self.trained.variables)
         features = features_of(job, self.trained, workers)
-        # Hosts own photos, as each has a feature cache. They are known by name, which is the same in the next run.
+        # Each machine owns photos and caches their features. In the next run, its name is the same.
         owned = ownership(job.photos, objects_from_all(strategy, platform.node()))
         self.inference = Inference(self.trained, features, job, rank, owned)
         self.fitting = Fitting(job, self.trained, self._optimizer, features, rank=rank, ownership=owned)
@@ -76,9 +70,8 @@ class Worker:
 
     def _whole(self, epochs: list[int]) -> int | None:
         # Rank 0 decides for all workers, as a storage may show them different files.
-        found: int | None = broadcast_from_rank_zero(
-            checkpoint.whole(self._checkpoints, epochs) if self.rank == 0 else None
-        )
+        own = checkpoint.whole(self._checkpoints, epochs) if self.rank == 0 else None
+        found: int | None = broadcast_from_rank_zero(own)
         return found
 
     def save(self, state: State) -> None:
@@ -96,14 +89,14 @@ class Worker:
         spec = self.job.source.spec
         whitening = fit_pca(moments_of(vectors), spec.dimension, {"split": "train"}, power=self.job.config.power)
         # All workers take the result of rank 0: machines may differ in the signs and last digits of eigenvectors.
-        kernel, bias = broadcast_from_rank_zero(whitening.as_dense())
-        for variable, value in zip(self.trained.model.get_layer("pca").weights, (kernel, bias), strict=True):
+        kernel_and_bias = broadcast_from_rank_zero(whitening.as_dense())
+        for variable, value in zip(self.trained.model.get_layer("pca").weights, kernel_and_bias, strict=True):
             variable.assign(value)
 
     def mine(self, rows: np.ndarray, vectors: np.ndarray, epoch: int) -> Triplets:
         """The hardest triplets among `rows`, as positions in `rows`; `vectors` (n, D) are their descriptors.
 
-        Rank 0 mines by Ray tasks, which may use the CPUs of the other workers while these wait.
+        Rank 0 mines by Ray tasks. They may use the CPUs of all workers, which wait meanwhile.
         """
         triplets = None
         if self.rank == 0:
@@ -143,14 +136,14 @@ def _strategy(workers: int) -> tf.distribute.Strategy:
 
 
 class Clock:
-    """Times the steps of an epoch; `laps` has the seconds of each, as `NAME_seconds`."""
+    """Times the steps of an epoch; `laps` has the seconds of each step, by `STEP_seconds`."""
 
     def __init__(self) -> None:
         self.laps: dict[str, float] = {}
         self._last = time.monotonic()
 
     def lap(self, name: str) -> None:
-        """Ends the step `name`, which began with the lap before."""
+        """Ends the step `name`, which began when the step before ended."""
         now = time.monotonic()
         self.laps[f"{name}_seconds"] = round(now - self._last, 3)
         self._last = now

@@ -77,6 +77,18 @@ def test_each_epoch_embeds_mines_fits_validates_saves_and_reports(run):
     assert calls[begun:] == [*EPOCH, "save 1", "report", *EPOCH, "save 2", "report"]
 
 
+def test_an_epoch_is_logged_before_a_worker_waits_for_the_others(run, monkeypatch, caplog):
+    worker = Recorder(epochs=1)
+    monkeypatch.setattr(worker, "save", lambda _: monkeypatch.setattr(loop.ray.train, "report", dies))
+    with caplog.at_level("INFO", "dim"), pytest.raises(RuntimeError, match="another worker died"):
+        run(worker)
+    assert caplog.messages[-1].startswith("epoch 1 of 1: loss 0.2500")
+
+
+def dies(_):
+    raise RuntimeError("another worker died")
+
+
 def test_every_worker_reports_each_epoch_s_numbers_to_ray_train(run):
     _, (first, second) = run(Recorder(epochs=2, mine_every=2))
     assert (first["epoch"], first["loss"], first["kept"], first["workers"]) == (1, 0.25, 1, 2)
