@@ -50,13 +50,13 @@ def connected() -> Iterator[None]:
     """Connects to Ray within the block. Uses an existing connection if there is one, and leaves it open.
 
     Raises UserError if there is no Ray at RAY_ADDRESS, and JobFailed if Ray did not start. A worker's UserError or
-    JobFailed is raised as such.
+    JobFailed is passed on.
     """
     with contextlib.nullcontext() if ray.is_initialized() else _started():
         try:
             yield
         except RayTaskError as error:
-            if isinstance(error.cause, UserError | JobFailed):  # to whose messages Ray Data adds lines
+            if isinstance(error.cause, UserError | JobFailed):  # Ray Data adds lines to their messages
                 raise type(error.cause)(str(error.cause).partition("\n")[0]) from None
             raise
 

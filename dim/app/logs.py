@@ -86,7 +86,7 @@ def job() -> str:
 def say(level: int, text: str, bug: Exception | None = None) -> None:
     """Writes `text`, the last line of a job, to stderr in the format of DIM_LOG.
 
-    A `bug` adds its traceback to a JSON line, and replaces `text` otherwise.
+    If a `bug` ended the job, a JSON line also has its traceback; in text, the traceback replaces `text`.
     """
     said = message(text)
     if wants_json():

@@ -68,7 +68,7 @@ class Progress:
             which, epoch = ("", {}) if self._epoch is None else (f" epoch {self._epoch}", {"epoch": self._epoch})
             extra = {"finished": finished, **counts, **epoch}
             log.info("%s%s: %s", self._stage, which, ", ".join(self._parts(now)), extra=extra)
-        # The rate is that since the first units: the start-up before them tells nothing about the time left.
+        # The rate is measured from the first units on: the start-up before them tells nothing about the time left.
         self._first = self._first or (now, self._done)
 
     def _parts(self, now: float) -> list[str]:
@@ -147,7 +147,7 @@ _program: str | None = None
 
 @contextlib.contextmanager
 def counting_for(program: str) -> Iterator[None]:
-    """Within the block, this process's metrics have the tag `program`. For workers, which don't run one of jobs/."""
+    """Within the block, this process's metrics have the tag `program`. Workers need it: they run no file of jobs/."""
     global _program  # noqa: PLW0603  (metrics belong to the whole process, too)
     before, _program = _program, program
     try:

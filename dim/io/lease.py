@@ -33,7 +33,7 @@ from dim.io import files, storage
 log = logging.getLogger(__name__)
 
 SECONDS = 60.0
-RENEW_SECONDS = 15.0  # between renewals; also how long before others see the lease expire its holder gives it up
+RENEW_SECONDS = 15.0  # between renewals; the holder gives a lease up this long before others see it expire
 GRACE = 30.0  # seconds from the loss of the lease to the end of the process
 TRIES = 3  # to take a lease: two writers that come at the same time may both give way
 PREFIX = ".lease-"

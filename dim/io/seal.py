@@ -23,7 +23,7 @@ Seal: TypeAlias = dict[str, Facts]  # by the file's name within the folder
 
 
 def create(folder: str, names: Iterable[str], known: Mapping[str, Facts]) -> Seal:
-    """Seals the files of `folder` that exist and are in `names` or `known`. `known` has facts of files, left unread."""
+    """Seals the files of `folder` that exist and are in `names` or `known`. The files in `known` are not read."""
     asked = sorted({*names, *known})
     uris = [files.join(folder, name) for name in asked]
     sizes = {name: info.size for name, info in zip(asked, files.infos(uris), strict=True) if info.is_file}
