@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, get_type_hints
 
 from dim.app import config as configuration
 from dim.app import environment, logs, terminal
@@ -91,7 +91,7 @@ def _help_order(field: dataclasses.Field[Any]) -> tuple[int, bool]:
 def parser_of(config: type[C], description: str) -> argparse.ArgumentParser:
     """The argument parser with a flag for each field of the dataclass `config`."""
     parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    hints = configuration.annotations(config)
+    hints = get_type_hints(config)
     groups: dict[str, Any] = {}
     for field in sorted(dataclasses.fields(config), key=_help_order):  # type: ignore[arg-type]
         group = field.metadata.get("group")
@@ -120,7 +120,7 @@ def parse(config: type[C], description: str, arguments: Sequence[str]) -> tuple[
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     if path:
         values = configuration.read_yaml(path, config) | values
-    hints = configuration.annotations(config)
+    hints = get_type_hints(config)
     for name, field in fields.items():
         if name not in values and field.default is dataclasses.MISSING:
             raise UserError(f"{_written_name(field, hints[name])} is required (see --help)")

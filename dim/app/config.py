@@ -92,11 +92,6 @@ def kind_of(annotation: Any) -> Kind:
     return Kind(annotation, repeated, optional, None)
 
 
-def annotations(config: type[Any]) -> dict[str, Any]:
-    """The resolved annotation of each field of `config`."""
-    return typing.get_type_hints(config)
-
-
 _MAX_YAML_BYTES = 100_000  # PyYAML takes seconds for a larger file
 _MAX_WHOLE_NUMBER = 2**63
 
@@ -141,7 +136,7 @@ def _parsed(content: bytes) -> Any:
 
 def _values_of(document: dict[Any, Any], config: type[Any], where: str) -> dict[str, Any]:
     """The fields of the dataclass `config` that the mapping `document` sets. Messages say `where` it was found."""
-    known = annotations(config)
+    known = typing.get_type_hints(config)
     values = {}
     for key, value in document.items():
         name = str(key).replace("-", "_")

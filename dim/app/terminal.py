@@ -38,8 +38,8 @@ def of_job(verbose: bool) -> Iterator[None]:
             logging.captureWarnings(True)
             stack.callback(logging.captureWarnings, False)
             printed = _Lines()
-        if verbose and logs.wants_json():
-            stack.enter_context(_logged())
+            if verbose:
+                stack.enter_context(_logged())
         stack.enter_context(contextlib.redirect_stderr(printed))
         stack.enter_context(contextlib.redirect_stdout(printed))  # Ray prints to stdout when a worker dies
         yield
