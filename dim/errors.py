@@ -1,4 +1,4 @@
-"""The errors with which a job ends if there is no bug, and helpers that keep their messages short."""
+"""The errors that end a job without a bug in it, and helpers that keep their messages short."""
 
 import re
 import reprlib
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class UserError(Exception):
-    """Wrong usage or input. The message is one line: the value received, where, and what to do (exit status 2)."""
+    """Wrong usage or input (exit status 2). The message is one line: the value, where it stands, and what to do."""
 
 
 class JobFailed(Exception):
@@ -34,15 +34,12 @@ def quoted(value: Any) -> str:
 
 
 _MOST_KINDS = 5
-# The parts in which two reasons of one kind may differ: quotations, addresses of objects, numbers.
+# Quotations, addresses of objects and numbers: reasons that differ only in these are of one kind.
 _VARYING = re.compile(r"""b?'[^']*'|b?"[^"]*"|<[^>]*>|\d[\d,.]*""")
 
 
 def count_reasons(reasons: Iterable[str]) -> str:
-    """Counts `reasons` by kind, most frequent first: "7 × no such file, 2 × the file is empty".
-
-    Reasons that differ only in numbers and quotations are of one kind.
-    """
+    """Counts `reasons` by kind, most frequent first: "7 × no such file, 2 × the file is empty"."""
     kinds: dict[str, list[str]] = defaultdict(list)
     for reason in reasons:
         kinds[_VARYING.sub("…", reason)].append(reason)

@@ -10,7 +10,7 @@ each listed with the highest score first:
 
     label      the photo fits another label better than its own; the score is the difference
     duplicate  two photos are nearly the same; the score is their cosine
-    far        the photo resembles its label less than two random photos resemble each other; the score is by how much
+    far        the photo is less similar to its label than two random photos to each other; the score is the difference
 
 The audit changes nothing: look at the suspects and correct the manifest. A corrected label needs no new descriptors. To
 keep uncorrected suspects out of the triplets, give --max-similarity to train.py and mine.py.

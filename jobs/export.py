@@ -6,7 +6,7 @@ r"""Write descriptors, or a network, in a format that other tools read.
     ray job submit --working-dir . -- python jobs/export.py --descriptors s3://bucket/descriptors \
         --format clip-retrieval --out s3://bucket/clip
 
-Formats for descriptors, without the photos that could not be decoded:
+Formats for descriptors; they leave out the photos that could not be decoded:
 
     npy             descriptors.npy and names.txt; row and line n belong to the same photo
     autofaiss       embeddings/*.parquet, for build_index with file_format="parquet",

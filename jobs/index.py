@@ -6,9 +6,8 @@ r"""Build a FAISS index of descriptors.
         --out s3://bucket/index --factory IVF4096,PQ64
 
 The output is knn.index, an inner-product index that FAISS reads, and ids.parquet, with the image_id of each of its
-rows. The job adds the rows shard by shard. It writes a Flat index, which is exact, straight to disk. Any other index is
-built in memory in its compressed form, such as 64 bytes per row for PQ64 and 8 more for an IVF; the job first logs how
-much.
+rows. The job writes a Flat index, which is exact, straight to disk. It builds any other index in memory, in compressed
+form, shard by shard, and first logs the memory needed: 64 bytes per row for PQ64, for example, and 8 more for an IVF.
 """
 
 from typing import Any

@@ -4,10 +4,10 @@
     python jobs/nightly.py --config cluster/nightly.yaml
     ray job submit --working-dir . -- python jobs/nightly.py --config cluster/nightly.yaml
 
-The job extracts new and changed photos, updates the index and evaluates. If the network differs from that of the last
-accepted night, a kept copy of the earlier network measures tonight's photos, too. A randomisation test then compares
-the two query by query; it keeps all queries of an object together. A night that meets its gates becomes the new
-baseline. A night that doesn't ends with exit status 3, and the baseline stays.
+The job extracts new and changed photos, updates the index and evaluates. If the network is not the last accepted one,
+a kept copy of the accepted network measures tonight's photos, too. A randomisation test then compares the two query by
+query; it keeps all queries of an object together. A night that meets its gates becomes the new baseline. Any other
+night ends with exit status 3, and the baseline stays.
 
     history.csv       one row per night and evaluation; trend.html plots them
     metrics.prom      the latest figures, for Prometheus

@@ -7,10 +7,9 @@ r"""Find the photos of an index that are nearest to each query.
 
 The queries are a photo, a folder of photos, a manifest or a folder of descriptors. --index may also be a folder of
 descriptors; the job searches it exactly and streams it from disk. --image-size, --resize, --scales and --precision
-default to their values for the index. The output is ranked.parquet, with query_id, rank (from 1), image_id and score
-(the cosine, or the score of k-reciprocal or diffusion). Open report.html, which shows the photos found, and map.html,
-which places the queries among all photos, in a browser. The result names each query that can't be read; the job answers
-the others.
+default to the index's values. The output is ranked.parquet, with query_id, rank (from 1), image_id and score (the
+cosine, or the score of k-reciprocal or diffusion). For the browser, report.html shows the photos found, and map.html
+places the queries among all photos. The result names each query that can't be read; the job answers the others.
 """
 
 from typing import Any

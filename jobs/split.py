@@ -10,7 +10,7 @@ objects that it has never seen. To split the photos of each label instead:
     python jobs/split.py photos.csv --out manifest.csv --val-per-label 2 --test-per-label 2
 
 A photo's label is the path of its folder below IMAGES. If all top folders are named train, val or test (or validation,
-valid), they are the splits, the label is the path below them, and the flags for splitting don't apply.
+valid), they are the splits: the label is the path below them, and the flags for splitting don't apply.
 
 The job decodes every photo once. <manifest>.unreadable.csv lists what was skipped, with the reason: photos that cannot
 be decoded, broken links, unreadable folders and so on. Hidden files are only counted.

@@ -7,12 +7,12 @@ r"""Fit a whitening: on descriptors, or as part of a model.
     ray job submit --working-dir . -- python jobs/whiten.py --manifest s3://bucket/photos.parquet \
         --descriptors s3://bucket/descriptors --out s3://bucket/whitening.npz
 
-Whitening decorrelates the directions of the descriptors and evens out their weight, so that a few strong directions
-don't dominate the cosine. It is the cheapest gain in accuracy. The whitening is a PCA, or is learned from pairs of
-images with the same label. Learn it on photos that you don't evaluate; the default is split train. With --descriptors,
-the output is a whitening file, which records its training photos and the descriptors that it fits; extract.py,
-index.py, search.py, evaluate.py and audit.py take it as --whitening. With --model, the output is a model folder with
-the whitening as its PCA layer or, with --regions, as the whitening of the regions that R-MAC sums.
+Whitening decorrelates the dimensions of the descriptors and scales them, so that a few strong directions don't dominate
+the cosine. It is the cheapest gain in accuracy. The whitening is a PCA, or is learned from pairs of images with the
+same label. Learn it on photos that you don't evaluate; the default is split train. With --descriptors, the output is a
+whitening file, which records its training photos and the descriptors that it fits; extract.py, index.py, search.py,
+evaluate.py and audit.py take it as --whitening. With --model, the output is a model folder with the whitening as its
+PCA layer or, with --regions, as the whitening of the regions that R-MAC sums.
 """
 
 from typing import Any

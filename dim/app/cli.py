@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, get_type_hints
 
 from dim.app import config as configuration
 from dim.app import environment, logs, terminal
@@ -91,7 +91,7 @@ def _help_order(field: dataclasses.Field[Any]) -> tuple[int, bool]:
 def parser_of(config: type[C], description: str) -> argparse.ArgumentParser:
     """The argument parser with a flag for each field of the dataclass `config`."""
     parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    hints = configuration.annotations(config)
+    hints = get_type_hints(config)
     groups: dict[str, Any] = {}
     for field in sorted(dataclasses.fields(config), key=_help_order):  # type: ignore[arg-type]
         group = field.metadata.get("group")
@@ -104,7 +104,7 @@ def parser_of(config: type[C], description: str) -> argparse.ArgumentParser:
 
 
 def parse(config: type[C], description: str, arguments: Sequence[str]) -> tuple[C, bool]:
-    """Reads the command line `arguments` and the YAML file that `--config` names. `description` is for `--help`.
+    """Makes the configuration from the command line `arguments` and the YAML file that `--config` names.
 
     Returns the configuration, and whether `--verbose` was given. Raises UserError for a wrong flag.
     """
@@ -120,7 +120,7 @@ def parse(config: type[C], description: str, arguments: Sequence[str]) -> tuple[
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     if path:
         values = configuration.read_yaml(path, config) | values
-    hints = configuration.annotations(config)
+    hints = get_type_hints(config)
     for name, field in fields.items():
         if name not in values and field.default is dataclasses.MISSING:
             raise UserError(f"{_written_name(field, hints[name])} is required (see --help)")
@@ -132,7 +132,7 @@ def parse(config: type[C], description: str, arguments: Sequence[str]) -> tuple[
 
 
 def _written_name(field: dataclasses.Field[Any], annotation: Any) -> str:
-    """The name of this field in error messages, as a user writes it."""
+    """The name of this field as a user writes it, for error messages."""
     if field.metadata.get("positional"):
         return field.name.upper()
     if dataclasses.is_dataclass(configuration.kind_of(annotation).type):
@@ -156,12 +156,8 @@ def _announcement(values: Any, description: str) -> str:
 def main(run: Callable[[C], dict[str, Any]], config: type[C], description: str | None) -> NoReturn:
     """Runs a job and exits with a status: 0 done, 1 failed, 2 wrong usage or input, 3 gate not met, 130 interrupted.
 
-    The last line on stdout is one JSON object: the result of `run`, and `seconds`.
-
-    Args:
-        run: The job; takes its configuration and returns its result.
-        config: The dataclass of the configuration.
-        description: The text of `--help`. Its first line announces the job.
+    The last line on stdout is one JSON object: the result of `run`, and `seconds`. `config` is the dataclass that `run`
+    takes. `description` is the text of `--help`; its first line announces the job.
     """
     started = time.monotonic()
     result: dict[str, Any] | None = None

@@ -1,7 +1,7 @@
 """The Ray cluster of a job: the one at RAY_ADDRESS, or else a local one that ends with the job.
 
-`connected` joins or starts it. The other functions tell which nodes it has or may start, and whether all of them can
-read the job's files.
+`connected` joins or starts the cluster. The other functions tell which nodes it has or may start, and whether all of
+them can read the job's files.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from dim.errors import JobFailed, UserError
 from dim.io import processes, scratch
 
 # The head node declares the nodes that the autoscaler may start: one resource for each kind of node, with its CPUs and
-# GPUs in the name and the maximum number as the amount. Ray 2.60 can't tell, on Kubernetes as little as after `ray up`.
+# GPUs in the name and the maximum number as the amount. Ray 2.60 tells none of this, on Kubernetes or after `ray up`.
 _KIND = re.compile(r"autoscaled_(\d+)CPU(?:_(\d+)GPU)?")
 _KIND_PREFIX = "autoscaled"
 _NODE_GROUP = "ray.io/node-group"  # the label of nodes in a group that may grow
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 class _JobConfig(JobConfig):  # type: ignore[misc]
     """Keeps Ray from putting the driver's working directory first on the import path of its workers.
 
-    They import a submitted job's code, which is in its working directory, by their own PYTHONPATH.
+    Workers find a submitted job's code, which is in its working directory, by their own PYTHONPATH.
     """
 
     def _runtime_env_has_working_dir(self) -> bool:
@@ -49,15 +49,14 @@ class _JobConfig(JobConfig):  # type: ignore[misc]
 def connected() -> Iterator[None]:
     """Connects to Ray within the block. Uses an existing connection if there is one, and leaves it open.
 
-    Raises:
-        UserError: There is no Ray at RAY_ADDRESS, or a worker raised this.
-        JobFailed: Ray did not start, or a worker raised this.
+    Raises UserError if there is no Ray at RAY_ADDRESS, and JobFailed if Ray did not start. A worker's UserError or
+    JobFailed is passed on.
     """
     with contextlib.nullcontext() if ray.is_initialized() else _started():
         try:
             yield
         except RayTaskError as error:
-            if isinstance(error.cause, UserError | JobFailed):  # Ray Data adds lines to its message
+            if isinstance(error.cause, UserError | JobFailed):  # Ray Data adds lines to their messages
                 raise type(error.cause)(str(error.cause).partition("\n")[0]) from None
             raise
 
@@ -82,7 +81,7 @@ def _started() -> Iterator[None]:
                 logging_level=logging.INFO if verbose() else logging.CRITICAL,
                 **own,
             )
-        except Exception as error:  # Ray raises errors of many types here
+        except Exception as error:  # Ray raises many types of error here
             raise _not_started(address, error) from error
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # Ray's handler would end the job with a meaningless status
@@ -110,15 +109,14 @@ def _own_folder() -> Iterator[str]:
         scratch.temporary_folder(tempfile.gettempdir()) as temporary,
     ):
         changed = {"DIM_SCRATCH": str(scratch.default_place()), "TMPDIR": temporary} | processes.import_path()
-        before = {name: os.environ.get(name) for name in changed}
+        before = {name: os.environ[name] for name in changed if name in os.environ}
         os.environ |= changed  # Ray's processes inherit these variables
         try:
             yield own
         finally:
-            for name, value in before.items():
+            for name in changed:
                 os.environ.pop(name)
-                if value is not None:
-                    os.environ[name] = value
+            os.environ |= before
 
 
 def is_local() -> bool:
@@ -155,7 +153,7 @@ def nodes() -> list[dict[str, float]]:
 def autoscaled_nodes() -> list[tuple[dict[str, float], int]]:
     """The kinds of node that the autoscaler may start: the "CPU" and "GPU" of a node, and the maximum number of nodes.
 
-    Raises UserError if the head node declares a kind in another form.
+    Raises UserError if the head node declares a kind that dim can't read.
     """
     kinds = []
     for name, count in ray.cluster_resources().items():
@@ -180,10 +178,8 @@ def on_this_node() -> NodeAffinitySchedulingStrategy:
 def require_shared(paths: Iterable[str], written: bool = False) -> None:
     """Raises UserError if a path is on one machine's disk, and the cluster has several machines or may start some.
 
-    Args:
-        paths: Paths and URIs. A URI is always accepted; with `file:///…` the user states that all machines mount it.
-        written: Whether the job writes there. If it only reads, the paths may also lie in dim itself or in a submitted
-            job's working directory, which Ray copies to each machine.
+    A URI is always accepted; with `file:///…` the user states that all machines mount it. A path that is not `written`
+    may also lie in dim itself or in a submitted job's working directory, which Ray copies to each machine.
     """
     alive = [node for node in ray.nodes() if node["Alive"]]
     if len(alive) < 2 and not any(map(_others_may_come, alive)):
@@ -200,7 +196,7 @@ def require_shared(paths: Iterable[str], written: bool = False) -> None:
 
 
 def _others_may_come(node: dict[str, Any]) -> bool:
-    """Whether others may join this only node: it declares kinds of node, is in a node group, or has no CPUs."""
+    """Whether more nodes may join `node`: if it declares kinds of node, is in a node group, or has no CPUs."""
     resources = node["Resources"]
     declares = any(name.startswith(_KIND_PREFIX) for name in resources)
     return declares or _NODE_GROUP in node["Labels"] or not resources.get("CPU")
@@ -214,6 +210,6 @@ def _copied_folders() -> tuple[str, ...]:
 
 
 def earlier_attempts() -> int:
-    """The number of earlier attempts at the calling task. It is above 0 if a worker or a node died during it."""
+    """The number of earlier attempts at the calling task: more than 0 if its worker or node died during one."""
     # Ray 2.60 has no public name for this number.
     return int(ray._private.worker.global_worker.core_worker.get_current_task_attempt_number())

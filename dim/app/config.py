@@ -1,7 +1,7 @@
 """How a job is configured: one frozen dataclass per job, whose fields are its flags and the keys of its YAML file.
 
-Here are the declaration of such a field (`option`), checks of values, and the reader of YAML files. `cli` makes the
-flags from the same fields.
+This module has the declaration of such a field (`option`), checks of values, and the reader of YAML files. `cli` makes
+the flags from the same fields.
 """
 
 import contextlib
@@ -21,13 +21,10 @@ MOST_SEED = 2**31 - 1  # FAISS takes seeds of 32 bits
 
 
 def option(default: Any = dataclasses.MISSING, help: str = "", **extra: Any) -> Any:
-    """A field of a configuration.
+    """A field of a configuration, with its line in `--help`. Without a `default`, the flag is required.
 
-    Args:
-        default: The value if the flag is not given. Without a default the flag is required.
-        help: The flag's line in `--help`.
-        extra: `positional=True` for an argument without a flag; `group="…"` for its heading in `--help`;
-            `metavar="…"` for the placeholder of its value.
+    `extra` may have `positional=True`, for an argument without a flag; `group="…"`, its heading in `--help`; and
+    `metavar="…"`, the placeholder of its value.
     """
     return field(default=default, metadata={"help": help, **extra})
 
@@ -38,13 +35,13 @@ def flag_name(name: str) -> str:
 
 
 def nearest(name: str, known: list[str]) -> str:
-    """A hint for an error message: the word of `known` nearest to `name`, or all of them."""
-    close = difflib.get_close_matches(name, known, n=1)
+    """A hint for an error message: the word of `known` that is nearest to `name`, or all of `known` if none is near."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
 
 
 def one_of(name: str, value: str, known: list[str], where: str = "") -> str:
-    """Returns `value`, which is from `where`. Raises UserError, with a hint, unless it is one of `known`."""
+    """Returns `value`. Raises UserError, with a hint and `where` the value was found, unless it is one of `known`."""
     if value not in known:
         raise UserError(f"unknown {name} {quoted(value)}{where and f' in {where}'}; {nearest(value, known)}")
     return value
@@ -59,7 +56,7 @@ def require_at_least(config: Any, least: Mapping[str, float]) -> None:
 
 
 def require_text(name: str, value: Any) -> None:
-    """Raises UserError if `value` is an empty string or no Unicode.
+    """Raises UserError if `value` is an empty string or not valid Unicode.
 
     An unset shell variable gives an empty string, which as a path would be the working directory. Half a surrogate pair
     stands for a byte that is not UTF-8, and can be neither written nor shown.
@@ -73,7 +70,7 @@ def require_text(name: str, value: Any) -> None:
 
 
 class Kind(typing.NamedTuple):
-    """The meaning of a field's annotation: the type of one value, and its choices if it is a Literal."""
+    """The meaning of a field's annotation. `type` is that of one value; `choices` are those of a Literal."""
 
     type: Any
     repeated: bool
@@ -95,11 +92,6 @@ def kind_of(annotation: Any) -> Kind:
     return Kind(annotation, repeated, optional, None)
 
 
-def annotations(config: type[Any]) -> dict[str, Any]:
-    """The resolved annotation of each field of `config`."""
-    return typing.get_type_hints(config)
-
-
 _MAX_YAML_BYTES = 100_000  # PyYAML takes seconds for a larger file
 _MAX_WHOLE_NUMBER = 2**63
 
@@ -110,7 +102,7 @@ def read_yaml(path: str, config: type[Any]) -> dict[str, Any]:
     Raises UserError if the file cannot be read, is too large, is not a mapping, holds a whole number of more than 63
     bits, or has an unknown key or a value of another type.
     """
-    from dim.io import files  # noqa: PLC0415  (--help needs neither Arrow nor YAML, which are slow to import)
+    from dim.io import files  # noqa: PLC0415  (Arrow and YAML are slow to import, and --help needs neither)
 
     files.require_at_most(path, _MAX_YAML_BYTES, "a configuration")
     try:
@@ -136,15 +128,15 @@ def _parsed(content: bytes) -> Any:
         return int(value)
 
     class Loader(yaml.SafeLoader):
-        """SafeLoader with a limit on whole numbers."""
+        pass
 
     Loader.add_constructor("tag:yaml.org,2002:int", whole_number)
     return Loader(content).get_single_data()
 
 
 def _values_of(document: dict[Any, Any], config: type[Any], where: str) -> dict[str, Any]:
-    """The fields of the dataclass `config` that the mapping `document` sets. Messages name `where` it is from."""
-    known = annotations(config)
+    """The fields of the dataclass `config` that the mapping `document` sets. Messages say `where` it was found."""
+    known = typing.get_type_hints(config)
     values = {}
     for key, value in document.items():
         name = str(key).replace("-", "_")
@@ -166,7 +158,7 @@ def _nested(name: str, value: Any, config: Any) -> Any:
     return config(**values)
 
 
-# Typed here and not by pydantic: the conversions and the messages would stay, and the code would get no shorter.
+# pydantic would not make this shorter: the conversions and the messages would still be needed.
 _TYPE_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 

@@ -1,7 +1,7 @@
-"""The environment that a job runs in: checked before the job begins, since Ray and Keras would fail late and obscurely.
+"""Checks of the environment before a job begins: in a wrong one, Ray and Keras would fail late and obscurely.
 
-`require_ray` finds a Python that has Ray. `require_usable` checks folders and variables. The functions at the end say
-what Ray tells a job that was submitted to a cluster (`ray job submit`).
+`require_ray` finds a Python that has Ray. `require_usable` checks folders and variables. The functions at the end are
+about jobs that were submitted to a cluster (`ray job submit`).
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from dim.errors import UserError, quoted
 from dim.io import scratch
@@ -23,10 +23,9 @@ C = TypeVar("C")
 
 log = logging.getLogger(__name__)
 
-# The longest path that Ray makes below RAY_TMPDIR, and the longest path of a socket.
-_SOCKET = "dim-job-12345678/session_2026-01-31_12-00-00_123456_1234567/sockets/plasma_store"
-_SOCKET_BYTES = 107
-_RAY_BYTES = 2**24  # for Ray's first logs; on a fuller disk, Ray reports a timeout after half a minute
+_SOCKET = "dim-job-12345678/session_2026-01-31_12-00-00_123456_1234567/sockets/plasma_store"  # below RAY_TMPDIR
+_SOCKET_BYTES = 107  # the longest path that a socket can have
+_RAY_BYTES = 2**24  # for Ray's first logs; with less room, Ray reports a timeout after half a minute
 _ADDRESS = re.compile(r"auto|local|(ray://)?(\[[0-9A-Fa-f:.]+\]|[^\s:/]+):[0-9]{1,5}")
 _TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE")
 
@@ -38,10 +37,7 @@ def require_ray() -> None:
     """Restarts the job under the cluster's Python if it was submitted as a file and this Python has no Ray.
 
     A job submitted as a file (`ray job submit --working-dir . -- jobs/train.py`) runs under the first `python3` on the
-    cluster's PATH, which may be another than the one that has Ray.
-
-    Raises:
-        UserError: No other Python is known, or the user chose this one.
+    cluster's PATH, and another Python may have Ray. Raises UserError if none is known, or if the user chose this one.
     """
     if importlib.util.find_spec("ray") is not None:
         return
@@ -139,7 +135,7 @@ def _require_address(address: str) -> None:
     wanted = "set RAY_ADDRESS to the head's HOST:PORT, such as 10.0.0.1:6379, or unset it"
     if address.startswith(("http://", "https://")):
         raise UserError(
-            f"RAY_ADDRESS={quoted(address)} is an address to submit jobs to, which belongs into "
+            f"RAY_ADDRESS={quoted(address)} is an address to submit jobs to, which belongs in "
             f"RAY_API_SERVER_ADDRESS; {wanted}"
         )
     raise UserError(f"RAY_ADDRESS={quoted(address)} is not the address of a Ray cluster; {wanted}")
@@ -173,7 +169,7 @@ def _require_token() -> None:
 
 
 def _fault(folder: str) -> str | None:
-    """Why nothing can be written to `folder`, as a message says it; None if something can."""
+    """Why `folder` can't be written to, in words that follow its name; None if it can."""
     try:
         if not Path(folder).is_dir():
             return "is not a folder" if os.path.lexists(folder) else "does not exist"
@@ -200,17 +196,15 @@ def submission_id() -> str | None:
 def with_lasting_output(config: C) -> C:
     """Returns a `config` whose `out` outlives the job.
 
-    Ray deletes the working directory of a submitted job after a while, so a submitted job must not write to a relative
-    `out`. Only the demo (a job without `manifest` and `out`) may: it writes to `dim-runs` in the home folder. As other
+    Ray deletes the working directory of a submitted job after a while, so a relative `out` raises UserError. Only the
+    demo (a job without `manifest` and `out`) may have one: it writes to `dim-runs` in the home folder instead. As other
     nodes don't have that folder, the demo then starts its own Ray on this machine instead of using the cluster's.
-
-    Raises:
-        UserError: The job was submitted, `out` is relative, and the job is not the demo.
     """
     out = getattr(config, "out", None)
     if out is None or submission_id() is None or "://" in out or out.startswith(("/", "~")):
         return config
-    if getattr(config, "manifest", None) is None and out == _default(config, "out"):
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}  # type: ignore[arg-type]
+    if getattr(config, "manifest", None) is None and out == defaults["out"]:
         kept = str(Path.home() / "dim-runs" / Path(out).name)
         log.info("running the demo on this machine alone, with its output in %s, as no --out is given", kept)
         for name in (_JOB_CONFIG, "RAY_ADDRESS"):
@@ -220,7 +214,3 @@ def with_lasting_output(config: C) -> C:
         f"--out {out!r} is relative, and would be lost with this submitted job's copy of the working directory; write "
         "s3://…, gs://…, or an absolute path"
     )
-
-
-def _default(config: Any, name: str) -> Any:
-    return next(field.default for field in dataclasses.fields(config) if field.name == name)

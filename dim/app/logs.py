@@ -28,8 +28,8 @@ class _Formatter(logging.Formatter):
 class JsonFormatter(_Formatter):
     """Formats a record as one line of JSON.
 
-    Its keys are time, level, job, submission (the id that Ray gave a submitted job), node, message, and the `DETAILS`
-    and exception that the record has.
+    The keys are time, level, job, submission (Ray's id of a submitted job), node, message, and the `DETAILS` and
+    exception of the record, if it has any.
     """
 
     def __init__(self, job: str) -> None:
@@ -48,7 +48,7 @@ class JsonFormatter(_Formatter):
 
 
 class PlainFormatter(_Formatter):
-    """Formats a record as text that is safe on a terminal, whatever characters file names and labels have."""
+    """Formats a record as text that is safe on a terminal even if names and labels in it have control characters."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         """`record` as one line."""
@@ -63,13 +63,13 @@ def plain(text: str) -> str:
 
 
 def message(text: str) -> str:
-    """`text` as `plain`, cut to the length that a message may have."""
-    said = plain(text)
-    return said if len(said) <= _MESSAGE_CHARACTERS else said[: _MESSAGE_CHARACTERS - 1] + "…"
+    """`plain(text)`, cut to the length that a message may have."""
+    line = plain(text)
+    return line if len(line) <= _MESSAGE_CHARACTERS else line[: _MESSAGE_CHARACTERS - 1] + "…"
 
 
 def plain_lines(text: str) -> str:
-    """The lines of a traceback, each as `plain`."""
+    """The lines of `text`, such as a traceback, each made `plain`."""
     return "\n".join(map(plain, text.splitlines()))
 
 
@@ -84,7 +84,10 @@ def job() -> str:
 
 
 def say(level: int, text: str, bug: Exception | None = None) -> None:
-    """Writes the last line of a job to stderr in the format of DIM_LOG; as text, the traceback of a `bug` instead."""
+    """Writes `text`, the last line of a job, to stderr in the format of DIM_LOG.
+
+    If a `bug` ended the job, a JSON line also has its traceback; in text, the traceback replaces `text`.
+    """
     said = message(text)
     if wants_json():
         about = (type(bug), bug, bug.__traceback__) if bug else None

@@ -1,8 +1,8 @@
 """Keeps the last lines that native code writes to a job's stderr, and shows them if the job fails or dies.
 
-FAISS, Arrow and TensorFlow may write to file descriptor 2 and then abort the process, which ends its Python, too. So
-this file runs as a second process, `python native_stderr.py PIPE JOB`. It reads the file descriptor PIPE until its
-stdin gives the end of the job: QUIET if there is nothing to show, end of file if the job failed or died.
+FAISS, Arrow and TensorFlow may write to file descriptor 2 and then abort the whole process. So this file runs as a
+second process, `python native_stderr.py PIPE JOB`. It reads the file descriptor PIPE until stdin tells how the job
+ended: QUIET if there is nothing to show, end of file if the job failed or died.
 """
 
 import os

@@ -1,7 +1,7 @@
 """The output folder of a job: one writer at a time, run.json while and after it runs, and result.json at its end.
 
-A job writes into `opened`, which locks the folder and records how the job ends. Readers check with `verified_seal` or
-`finished_record` that the job which made the folder is done.
+A job writes within `opened`, which locks the folder and records how the job ends. Readers check with `verified_seal` or
+`finished_record` that the job which writes the folder is done.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ FORMAT_VERSION = 1
 RECORD, RESULT, LOCK = seal.RECORD, "result.json", ".lock"
 # The status in run.json. A killed job leaves "running", too, but no lock and no live lease.
 RUNNING, DONE, STOPPED, FAILED = "running", "done", "stopped", "failed"
-REPLACED = "replaces"  # in the run.json of a running job: the files of the run before, deleted unless written again
+REPLACED = "replaces"  # in run.json of a running job: the last run's files, to be deleted unless written again
 _PACKAGES = ("ray", "tensorflow", "keras", "numpy", "pillow", "pyarrow", "scikit-learn", "faiss-cpu")
 
 
@@ -54,8 +54,8 @@ class Output:
     def finish(self, result: dict[str, Any], known: Mapping[str, dict[str, Any]] | None = None) -> dict[str, Any]:
         """Seals the files of the job, deletes those of the run before, and marks the job as done.
 
-        `result` goes into run.json and result.json, and is returned. `known` holds the seal's facts, by name, about
-        files that need not be read again.
+        `result` goes into run.json and result.json, and is returned. `known` has facts for the seal, by name, of files
+        that need not be read again.
         """
         sealed = seal.create(self.folder, self._names, known or {})
         replaced = {*self._record[REPLACED]} - sealed.keys()
@@ -64,13 +64,13 @@ class Output:
         done = {key: value for key, value in self._record.items() if key != REPLACED}
         done |= {"status": DONE, "finished": _now(), "counts": result} | ({seal.FILES: sealed} if sealed else {})
         files.write_json(files.join(self.folder, RECORD), done)
-        self._record = done  # last, so that `record_error` records any error before
+        self._record = done  # not earlier: `record_error` must still record an error of the lines above
         return result
 
     def record_error(self, error: BaseException) -> None:
         """Records in run.json that `error` ended the job before `finish`, if anything can still be written.
 
-        After a UserError, if possible, a new folder is removed instead, and an existing one gets its old record back.
+        After a UserError, if possible, a new folder is removed and an existing one gets its old record back instead.
         """
         if self._record["status"] == DONE:
             return
@@ -88,7 +88,11 @@ class Output:
     def _restore(self) -> bool:
         """Makes the folder what it was before this run. Returns whether it could."""
         if not self._before:
-            _remove_new(self.folder)
+            files.delete(files.join(self.folder, RECORD))
+            if files.is_local(self.folder):
+                files.delete(files.join(self.folder, LOCK))
+                with contextlib.suppress(OSError):  # the folder holds other files
+                    Path(files.locate(self.folder)[1]).rmdir()
             return True
         if not self._is_as_before():
             return False
@@ -115,10 +119,10 @@ class Output:
 def opened(
     folder: str, job: str, config: Any, inputs: Mapping[str, str | None], embedding: dict[str, Any] | None = None
 ) -> Iterator[Output]:
-    """Opens `folder` for writing by a job, and creates it if necessary. Nothing is written before this call.
+    """Opens `folder` for writing by the program `job`, and creates it if necessary. Check all input before this call.
 
-    Check all input first. A UserError within the block, from a worker for example, leaves an existing folder as it was
-    and removes a new one. Any other error is recorded in run.json.
+    A UserError within the block, from a worker for example, leaves an existing folder as it was and removes a new one.
+    Any other error is recorded in run.json.
 
     Args:
         folder: The output folder.
@@ -168,7 +172,7 @@ def _require_shared(folder: str, inputs: Mapping[str, str | None]) -> None:
 
 @contextlib.contextmanager
 def _locked(folder: str) -> Iterator[None]:
-    # The kernel releases the lock of a process that dies.
+    # If this process dies, the kernel releases the lock.
     with _lock_file(files.join(folder, LOCK)) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -183,7 +187,7 @@ def _locked(folder: str) -> Iterator[None]:
 
 def _lock_file(uri: str) -> TextIO:
     try:
-        # Without following a link: that would overwrite another file.
+        # O_NOFOLLOW: through a link, another file would be overwritten.
         descriptor = os.open(files.locate(uri)[1], os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         return open(descriptor, "a+", encoding="utf-8")
     except OSError as error:
@@ -207,20 +211,8 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _remove_new(folder: str) -> None:
-    files.delete(files.join(folder, RECORD))
-    if files.is_local(folder):
-        files.delete(files.join(folder, LOCK))
-        with contextlib.suppress(OSError):  # the folder holds other files
-            Path(files.locate(folder)[1]).rmdir()
-
-
 def record_of(folder: str) -> dict[str, Any] | None:
-    """The run.json of `folder`, or None if it has none.
-
-    Raises:
-        UserError: The file is not the record of a job, or its format is unknown to this version of dim.
-    """
+    """The run.json of `folder`, or None. Raises UserError if it is not a job's record or has an unknown format."""
     uri = files.join(folder, RECORD)
     if not files.exists(uri):
         return None
@@ -229,8 +221,9 @@ def record_of(folder: str) -> dict[str, Any] | None:
         raise UserError(f"{uri!r} is not the record of a dim job; name another folder")
     version = record.get("format_version", FORMAT_VERSION)
     if version != FORMAT_VERSION:
-        known = f"this dim reads {FORMAT_VERSION}; use the dim that wrote it"
-        raise UserError(f"{uri!r} has format version {version!r}, {known}")
+        raise UserError(
+            f"{uri!r} has format version {version!r}, this dim reads {FORMAT_VERSION}; use the dim that wrote it"
+        )
     return record
 
 
@@ -242,10 +235,9 @@ def finished_record(folder: str) -> dict[str, Any] | None:
 
 
 def verified_seal(folder: str) -> Seal | None:
-    """The seal of `folder`, after a check that all of its files exist with their sizes; None if it has no seal.
+    """The seal of `folder`, or None.
 
-    Raises:
-        UserError: The job that writes the folder is not done, or a file is missing or has another size.
+    Raises UserError if the job that writes the folder is not done, or if a sealed file is missing or has another size.
     """
     record = finished_record(folder)
     sealed = seal.from_record(record, folder) if record else None

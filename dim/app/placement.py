@@ -1,6 +1,6 @@
 """How many workers fit on the cluster, and how many CPUs and GPUs each one gets.
 
-Nodes count whether they are live or the autoscaler may still start them.
+The known nodes are the live ones and those that the autoscaler may still start.
 """
 
 import logging
@@ -36,13 +36,13 @@ def _in_words(cpus: float, gpus: float) -> str:
 
 
 def live_nodes() -> Counter[Node]:
-    """The live nodes that have CPUs. A node without CPUs does no work."""
+    """The live nodes, except those without CPUs, which do no work."""
     found = (Node(node.get("CPU", 0), node.get("GPU", 0)) for node in cluster.nodes())
     return Counter(node for node in found if node.cpus > 0)
 
 
 def known_nodes() -> Counter[Node]:
-    """The nodes that are live or may start: of each size, the live or the possible number, whichever is larger."""
+    """The nodes that are live or may start. Of each size, the live or the possible ones count, whichever are more."""
     possible = Counter({Node(kind["CPU"], kind["GPU"]): count for kind, count in cluster.autoscaled_nodes()})
     return live_nodes() | possible
 
@@ -61,7 +61,7 @@ def cpu_share(workers: int, gpus: float) -> float:
     """The most CPUs that each of `workers` can have so that all of them, with `gpus` each, fit on the known nodes.
 
     These CPUs are for the worker and for the tasks that decode its photos. If the GPUs don't suffice for all workers,
-    only those count that get some. If no node is known, the share is one CPU.
+    only the workers that get GPUs count. If no node is known, the share is one CPU.
     """
     nodes = known_nodes()
     if gpus > 0:
@@ -74,8 +74,8 @@ def cpu_share(workers: int, gpus: float) -> float:
 def worker_cpus(share: float, gpus: float) -> float:
     """The CPUs that a worker itself reserves of its `share`. The rest is for the tasks that decode its photos.
 
-    A worker with GPUs needs one CPU to feed them, and many to decode. Without a GPU, the network needs all CPUs but
-    one. Of a share below two CPUs, the worker reserves a quarter.
+    A worker with GPUs needs one CPU to feed them, and leaves the others to decoding. Without a GPU, the network takes
+    all CPUs but one. Of a share below two CPUs, the worker reserves a quarter.
     """
     if share < 2:
         return max(1, math.floor(share / 4 * 1e4)) / 1e4  # Ray counts in ten-thousandths
@@ -88,9 +88,9 @@ def threads(cpus: float) -> int:
 
 
 def task_count(units: int, worth: int) -> int:
-    """The number of tasks for `units` of work: one for each live CPU, or more if the cluster may grow.
+    """The number of tasks for `units` of work: one for each live CPU, but at most one a unit.
 
-    There are more only as long as each task keeps `worth` units. No task has less than one unit.
+    If the cluster may grow, there is one for each known CPU, as far as each task then gets at least `worth` units.
     """
     both = live_nodes(), known_nodes()
     live, known = (int(sum(node.cpus * count for node, count in nodes.items())) for nodes in both)
@@ -98,9 +98,9 @@ def task_count(units: int, worth: int) -> int:
 
 
 def require_room(what: str, workers: int, cpus: float, gpus: float) -> None:
-    """Logs how many of `workers` have to wait for nodes. `what` names a worker; each takes `cpus` and `gpus`.
+    """Logs how many of `workers`, each with `cpus` and `gpus`, have to wait for nodes. `what` is the word for a worker.
 
-    Raises UserError if there are known nodes, but none has the CPUs and GPUs for one worker.
+    Raises UserError if nodes are known, but none has the CPUs and GPUs for one worker.
     """
     alive, nodes = live_nodes(), known_nodes()
     if nodes and not capacity(nodes, cpus, gpus):

@@ -1,13 +1,12 @@
 """The progress of a job: log records for people, and metrics that Ray exports to Prometheus.
 
 Each stage of a job counts its units of work with `Progress`, which writes log records with the attribute `finished`.
-Records travel from a worker to the job, whose `Handler` overwrites one line on a terminal, and elsewhere writes a line
+The records of workers reach the job, too. Its `Handler` overwrites one line on a terminal; elsewhere it writes a line
 every few seconds.
 
-Every node exports the metrics, beside Ray's own of GPUs, CPUs and memory. `ray_dim_done_total` and
-`ray_dim_errors_total` count units of work, mostly photos; `ray_dim_waiting` is the number that are left. The tags are
-`program`, such as "train" (Prometheus itself has a tag `job`), `JobId` as in Ray's dashboard, and `stage`, besides
-Ray's tags of node and process.
+Every node exports the metrics, as it does Ray's own. `ray_dim_done_total` and `ray_dim_errors_total` count units of
+work, mostly photos; `ray_dim_waiting` is the number of units left. Besides Ray's tags of node and process, they have
+the tags `program`, such as "train" (`job` is a tag of Prometheus itself), `JobId` as in Ray's dashboard, and `stage`.
 """
 
 import contextlib
@@ -38,12 +37,7 @@ _ERASED = "\r\x1b[K"
 class Progress:
     """Counts the units of a stage: "embedding: 320 of 1,687 images, 1 error, 13.1 images/s, 1 min 44 s left".
 
-    Args:
-        stage: The stage, in words.
-        total: Its units of work.
-        unit: The units, in words.
-        errors: Whether a unit may end in an error. If so, the number of errors is always shown.
-        epoch: The epoch of the stage, from 1, if it has one.
+    With `errors`, a unit may end in an error, and the number of errors is always shown. An `epoch` counts from 1.
     """
 
     def __init__(
@@ -74,7 +68,7 @@ class Progress:
             which, epoch = ("", {}) if self._epoch is None else (f" epoch {self._epoch}", {"epoch": self._epoch})
             extra = {"finished": finished, **counts, **epoch}
             log.info("%s%s: %s", self._stage, which, ", ".join(self._parts(now)), extra=extra)
-        # The rate counts from the first units on: before them is start-up, which tells nothing about the time left.
+        # The rate is measured from the first units on: the start-up before them tells nothing about the time left.
         self._first = self._first or (now, self._done)
 
     def _parts(self, now: float) -> list[str]:
@@ -92,7 +86,7 @@ class Progress:
 def with_progress(
     parts: Iterable[T], size: Callable[[T], int], stage: Stage, total: int, unit: str = "images"
 ) -> Iterator[T]:
-    """Yields `parts`, and counts the `size` of each, in units, once the caller asks for the next one."""
+    """Yields `parts`, and counts the `size` of each, in units, as done once the caller asks for the next part."""
     progress = Progress(stage, total, unit)
     for part in parts:
         yield part
@@ -153,8 +147,8 @@ _program: str | None = None
 
 @contextlib.contextmanager
 def counting_for(program: str) -> Iterator[None]:
-    """Within the block, the metrics of this process count for `program`: for workers, which run no program of jobs/."""
-    global _program  # noqa: PLW0603  (the metrics are those of the process, too)
+    """Within the block, this process's metrics have the tag `program`. Workers need it: they run no file of jobs/."""
+    global _program  # noqa: PLW0603  (metrics belong to the whole process, too)
     before, _program = _program, program
     try:
         yield

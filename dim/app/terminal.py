@@ -20,9 +20,8 @@ log = logging.getLogger(__name__)
 def of_job(verbose: bool) -> Iterator[None]:
     """Within the block, only the job's log records reach stderr, and nothing reaches stdout.
 
-    The C++ code of Ray and TensorFlow writes to file descriptor 2 directly, and no setting stops it. Its lines are
-    shown only if the job is `verbose`, fails or dies. If the log is JSON, each line that anything prints becomes a log
-    record.
+    The C++ code of Ray and TensorFlow writes to file descriptor 2 directly, and no setting stops it. These lines are
+    shown only if the job is `verbose`, fails or dies. If the log is JSON, each printed line becomes a log record.
     """
     with contextlib.ExitStack() as stack:
         own = stack.enter_context(open(os.dup(2), "w", encoding="utf-8", errors="replace", buffering=1))
@@ -39,8 +38,8 @@ def of_job(verbose: bool) -> Iterator[None]:
             logging.captureWarnings(True)
             stack.callback(logging.captureWarnings, False)
             printed = _Lines()
-        if verbose and logs.wants_json():
-            stack.enter_context(_logged())
+            if verbose:
+                stack.enter_context(_logged())
         stack.enter_context(contextlib.redirect_stderr(printed))
         stack.enter_context(contextlib.redirect_stdout(printed))  # Ray prints to stdout when a worker dies
         yield
@@ -50,12 +49,12 @@ class _Lines(io.TextIOBase):
     """A text stream whose lines become log records, for code that prints and doesn't log."""
 
     def __init__(self) -> None:
-        self._local = threading.local()  # `begun`: the thread's unfinished line; `logging`: whether it logs one now
+        self._local = threading.local()  # of each thread, `begun`: its unfinished line; `logging`: it is logging a line
 
     def write(self, text: str) -> int:
         """Logs each complete line, and keeps the rest for the next call."""
         *lines, self._local.begun = (getattr(self._local, "begun", "") + text).split("\n")
-        if getattr(self._local, "logging", False):  # the handler itself prints: its errors can't be logged
+        if getattr(self._local, "logging", False):  # the log's handler prints an error of its own
             return len(text)
         self._local.logging = True
         try:
@@ -68,7 +67,7 @@ class _Lines(io.TextIOBase):
 
 @contextlib.contextmanager
 def _kept(own: IO[str]) -> Iterator[None]:
-    """Within the block, a second process keeps what native code writes. It writes the end to `own` if the job fails."""
+    """Within the block, a second process keeps what native code writes. If the job fails, `own` gets the last lines."""
     read, write = os.pipe()
     command = [sys.executable, "-I", "-S", native_stderr.__file__, str(read), sys.argv[0]]
     keeper = subprocess.Popen(  # in a new session, which Ctrl-C and the end of a process group don't reach
@@ -90,7 +89,7 @@ def _kept(own: IO[str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _redirected(descriptor: int) -> Iterator[None]:
-    """Within the block, file descriptor 2 is a copy of `descriptor`, which is closed."""
+    """Within the block, file descriptor 2 is a copy of `descriptor`. Closes `descriptor`."""
     before = os.dup(2)
     os.dup2(descriptor, 2)
     os.close(descriptor)

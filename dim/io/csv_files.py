@@ -1,8 +1,8 @@
 """CSV and TSV files as spreadsheets and other programs save them, and CSV files that a spreadsheet opens safely.
 
 Labels and file names may begin with =, + or the like, and a spreadsheet runs such a cell as a formula. `write_escaped`
-puts an apostrophe before it, as OWASP advises against CSV injection, so that the cell shows as text; `unescaped`
-removes the apostrophe. Manifests are written without it, because other programs open the files that their cells name.
+puts an apostrophe before such a cell, as OWASP advises against CSV injection, so that it shows as text. `unescaped`
+removes the apostrophe. Manifests get no apostrophes, because other programs open the files that their cells name.
 """
 
 import codecs
@@ -18,7 +18,7 @@ import pyarrow.types as pat
 from dim.io import files
 from dim.io.storage import retried
 
-# The first bytes of files that are not text, and what to do with them.
+# The first bytes of files that are not text, and what to do with such a file.
 _NOT_TEXT = {
     b"PK\x03\x04": "it is an Excel workbook or another zip archive; save its sheet as 'CSV UTF-8'",
     b"\xd0\xcf\x11\xe0": "it is an Excel workbook; save its sheet as 'CSV UTF-8'",
@@ -35,14 +35,11 @@ def read(uri: str) -> pa.Table:
     """Reads the table at `uri` with every column as text and empty cells as null.
 
     The encoding is UTF-8 unless a byte order mark says otherwise. The delimiter of a .tsv file is the tab; otherwise it
-    is the first of comma, tab and semicolon that is in the header.
-
-    Raises:
-        ValueError: The file is not such text.
-        OSError, pyarrow.ArrowException: The file is missing or damaged.
+    is the first of comma, tab and semicolon that is in the header. Raises ValueError if the file is not such text, and
+    OSError or pyarrow.ArrowException if it is missing or damaged.
     """
     with files.opened(uri) as file:
-        # A buffer of Arrow's: one of Python's could not be freed by an Arrow thread that outlives the interpreter.
+        # Arrow owns this buffer. An Arrow thread that outlives the interpreter could not free a buffer of Python's.
         content = _as_utf8(file.read_buffer())
     header = bytes(content[: 2**20]).partition(b"\n")[0]
     if b"\0" in header:
@@ -105,7 +102,7 @@ def _as_utf8(content: pa.Buffer) -> pa.Buffer:
     return copied.getvalue()
 
 
-# Some programs drop invisible characters at the beginning of a cell when they import it.
+# Some programs drop invisible characters at the beginning of a cell, so a formula may follow them.
 _FORMULA = re.compile(r"[\t\r\n]|[\s\u200b\ufeff]*[=+\-@＝＋－＠]")
 _NUMBER = re.compile(r" *[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
@@ -120,7 +117,7 @@ def write_escaped(uri: str, table: pa.Table) -> None:
 
 
 def escaped(text: str | None) -> str | None:
-    """`text`, after an apostrophe if a spreadsheet would run it, or if `unescaped` would remove one from it."""
+    """`text`, with an apostrophe before it if a spreadsheet would run it, or if `unescaped` would shorten it."""
     return f"'{text}" if text and _is_formula(text) else text
 
 
@@ -130,5 +127,6 @@ def unescaped(text: str | None) -> str | None:
 
 
 def _is_formula(text: str) -> bool:
+    """Whether a spreadsheet would run `text` without the apostrophes before it."""
     bare = text.lstrip("'")
     return _FORMULA.match(bare) is not None and not _NUMBER.fullmatch(bare)

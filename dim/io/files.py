@@ -1,8 +1,8 @@
 """Files on any storage: local paths, `file:///…`, `s3://…`, `gs://…`.
 
 A local file is written beside its final name and then renamed, so that a reader never sees half a file. An object store
-shows an object only once it is complete. Requests that a store fails are retried, and each write first asks the guards
-of its folder (both in `dim.io.storage`).
+shows an object only once it is complete. Requests that fail in a store are retried, and each write first calls the
+guards of its folder (both in `dim.io.storage`).
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from dim.io import listings, storage, strict_json
 from dim.io.storage import for_each, parallel_map, retried
 from dim.io.uris import FILE, canonical, encoded, parts
 
-_PATHS_PER_CALL = 100  # whose file information one thread asks for
+_PATHS_PER_CALL = 100  # local paths whose file information one call asks for
 
 locate = storage.locate
 
@@ -85,8 +85,8 @@ def info(uri: str) -> pafs.FileInfo:
 def infos(uris: Sequence[str]) -> list[pafs.FileInfo]:
     """As `info`, for each of `uris`, with many requests in parallel."""
     local = [uri for uri in uris if is_local(uri)]
-    # Calls run in parallel for the sake of network disks. Each takes many paths, as a fast disk answers sooner than a
-    # thread starts.
+    # Network disks need calls in parallel. Each call takes many paths, as a fast disk answers sooner than a thread
+    # starts.
     chunks = [local[start : start + _PATHS_PER_CALL] for start in range(0, len(local), _PATHS_PER_CALL)]
     found = dict(zip(local, chain.from_iterable(parallel_map(_local_infos, chunks)), strict=True))
     if len(local) < len(uris):
@@ -110,7 +110,7 @@ def decoded_path(info: pafs.FileInfo) -> str:
 
 
 def require_at_most(uri: str, most: int, what: str) -> None:
-    """Raises UserError if the file at `uri` has more than `most` bytes. `what` it holds, "a pickle" say, is named."""
+    """Raises UserError if the file at `uri`, which holds `what` ("a pickle"), has more than `most` bytes."""
     size = info(uri).size or 0
     if size > most:
         raise UserError(f"{uri!r} has {size:,} bytes; the limit for {what} is {most:,}")
@@ -163,17 +163,22 @@ def _write(uri: str, content: bytes) -> None:
         with filesystem.open_output_stream(path) as stream:
             stream.write(content)
         return
-    beside = Path(f"{path}.{os.getpid()}.tmp")
+    with beside(path) as new, new.open("xb") as file:  # "x" refuses a link that another user has put there
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def beside(path: str) -> Iterator[Path]:
+    """Yields the path of a file to write beside the local `path`, and renames it to `path` if the block succeeds."""
+    new = Path(f"{path}.{os.getpid()}.tmp")
     try:
-        beside.unlink(missing_ok=True)
-        with beside.open("xb") as file:  # "x" refuses a link that another user has put there
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
+        new.unlink(missing_ok=True)
+        yield new
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -187,7 +192,7 @@ def writing(uri: str) -> Iterator[None]:
 
 
 def reason(error: Exception) -> str:
-    """The cause of `error` in one line, without the path and the wrapping that Arrow and Google's library add."""
+    """The cause of `error` in one line, without the path and what Arrow and Google's library add around it."""
     text = " ".join(str(error).split()).rpartition("Detail: ")[2]
     text = text.partition(" error_info=")[0].rpartition("with a last message of ")[2]
     return re.sub(r"^\[errno \d+\] ", "", text, flags=re.IGNORECASE) or type(error).__name__

@@ -1,17 +1,17 @@
-"""A lease on a folder of an object store, so that it has one writer at a time: stores have no locks.
+"""A lease on a folder of an object store. It gives the folder one writer at a time, as stores have no locks.
 
-A writer puts a lease file of its own into the folder, and then lists the folder for lease files of others. Stores list
-every completed write, so of two writers that come at the same time at least one sees the other. A writer renews its
-file while it lives. A file that was not renewed for `SECONDS`, by the store's clock, belongs to a dead writer, and the
-next one deletes it.
+A writer puts its own lease file into the folder, and then lists the folder for lease files of others. Stores list every
+completed write, so of two writers that come at the same time at least one sees the other. A writer renews its file
+while it lives. A file that was not renewed for `SECONDS`, by the store's clock, belongs to a dead writer, and the next
+writer deletes it.
 
 A writer that doesn't renew its lease in time has lost it for good. From then on its guards (`dim.io.storage`) refuse
-each write. They go by a clock that also runs while the machine sleeps, so they stop a writer that has just woken. A
-process that writes for the holder checks before each write that the lease file (`Claim`) still exists. The main thread
+each write. They use a clock that also runs while the machine sleeps, so they stop a writer that has just woken. A
+process that writes for the holder checks before each write that the lease file still exists (`Claim`). The main thread
 of a writer that has lost its lease gets a signal; if it doesn't stop, the process ends after `GRACE` seconds.
 
-Two gaps remain, which only the store could close. A request that was under way when the writer stopped still counts. A
-virtual machine that stands still together with its clocks doesn't notice.
+Two gaps remain, which only the store could close. A request that was under way when the writer lost its lease may still
+be carried out. And a virtual machine that is paused together with its clocks doesn't notice the pause.
 """
 
 import contextlib
@@ -33,17 +33,17 @@ from dim.io import files, storage
 log = logging.getLogger(__name__)
 
 SECONDS = 60.0
-RENEW_SECONDS = 15.0  # between renewals, and from the last write to the moment when others see the lease expire
+RENEW_SECONDS = 15.0  # between renewals; the holder gives a lease up this long before others see it expire
 GRACE = 30.0  # seconds from the loss of the lease to the end of the process
 TRIES = 3  # to take a lease: two writers that come at the same time may both give way
 PREFIX = ".lease-"
-# Not Ctrl-C's signal: background processes of a shell ignore that, and Ray Train has its own handler for it.
+# Not SIGINT: a shell's background processes ignore it, and Ray Train has its own handler for it.
 LOST_SIGNAL = signal.SIGUSR1
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A lease on `folder` that a process can check without holding it. `own` is the URI of the lease file."""
+    """What another process needs to check a lease on `folder`: `own` is the URI of the holder's lease file."""
 
     folder: str
     own: str
@@ -73,15 +73,9 @@ def under(held_elsewhere: Sequence[Claim]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def held(folder: str, holder: str) -> Iterator[None]:
-    """Holds the lease on `folder` within the block.
+    """Holds the lease on `folder`, in an object store, within the block. `holder` describes this writer to others.
 
-    Args:
-        folder: A folder of an object store.
-        holder: Who writes it, in words, for the message to a second writer.
-
-    Raises:
-        UserError: Another writer holds the lease; the message names it.
-        JobFailed: The lease was lost.
+    Raises UserError, with the other's `holder`, if another writer holds the lease, and JobFailed if the lease was lost.
     """
     lease = _Lease(folder, holder)
     lease.take()
@@ -124,12 +118,11 @@ def _now() -> float:
 
 class _Lease:
     def __init__(self, folder: str, holder: str) -> None:
-        self._folder = folder
         self._content = {"holder": holder}
         self.claim = Claim(folder, files.join(folder, f"{PREFIX}{uuid.uuid4().hex}"))
         self._ended = threading.Event()  # set when the block of `renewed` ends
-        self._deleted = False  # by another writer, which took this one for dead
-        self._until = 0.0  # until then, by `_now`, no other writer can take this one for dead
+        self._deleted = False  # whether another writer, which took this one for dead, has deleted the lease file
+        self._until = 0.0  # until this time of `_now`, no other writer can take this one for dead
 
     @property
     def lost(self) -> bool:
@@ -139,7 +132,7 @@ class _Lease:
     def require(self) -> None:
         """Raises JobFailed if the lease is lost."""
         if self.lost:
-            raise JobFailed(_lost(self._folder))
+            raise JobFailed(_lost(self.claim.folder))
 
     def take(self) -> None:
         """Writes the lease file. Raises UserError if another writer lives."""
@@ -153,21 +146,21 @@ class _Lease:
             holder = _holder(others[0])
             files.delete(self.claim.own)
             time.sleep(random.uniform(0.1, 1.0))
-        raise UserError(f"{self._folder!r} is being written by {holder}; wait for it or stop it")
+        raise UserError(f"{self.claim.folder!r} is being written by {holder}; wait for it or stop it")
 
     def _living_others(self) -> list[str]:
         """The lease files of other writers. Deletes those of dead ones."""
-        filesystem, path = files.locate(self._folder)
+        filesystem, path = files.locate(self.claim.folder)
         found = filesystem.get_file_info(pafs.FileSelector(path))
         written = {info.base_name: info.mtime_ns for info in found if info.base_name.startswith(PREFIX)}
         now = written.pop(self.claim.own.rpartition("/")[2])
         alive = []
         for name, since in written.items():
-            uri = files.join(self._folder, name)
+            uri = files.join(self.claim.folder, name)
             if now - since <= SECONDS * 1e9:
                 alive.append(uri)
             else:
-                log.info("took over %r from a dead writer, %s", self._folder, _holder(uri))
+                log.info("took over %r from a dead writer, %s", self.claim.folder, _holder(uri))
                 files.delete(uri)
         return alive
 
@@ -193,7 +186,7 @@ class _Lease:
         if signal.getsignal(LOST_SIGNAL) is signal.default_int_handler:
             signal.pthread_kill(threading.main_thread().ident or 0, LOST_SIGNAL)
         if not self._ended.wait(GRACE):  # the main thread may be in native code that doesn't return
-            log.error("failed: %s", _lost(self._folder))
+            log.error("failed: %s", _lost(self.claim.folder))
             os._exit(1)  # Ray's processes and the decoders end with their parent
 
     def _renew(self) -> None:
@@ -202,12 +195,12 @@ class _Lease:
             return
         begun = _now()
         files.write_json(self.claim.own, self._content)
-        if not self.lost:  # otherwise another writer may have seen the old file as expired before the renewal
+        if not self.lost:  # else another writer may have seen the old file as expired before this renewal
             self._until = begun + SECONDS - RENEW_SECONDS
 
 
 def _holder(uri: str) -> str:
     try:
         return str(files.read_json(uri)["holder"])
-    except (UserError, OSError, KeyError, TypeError):  # that job has ended just now
+    except (UserError, OSError, KeyError, TypeError):  # that writer has just ended and deleted its file
         return "another job"

@@ -1,10 +1,10 @@
 """Sizes and times of many objects of a store, taken from listings: one request lists a thousand objects.
 
-A listing is not always worth its time: a folder may hold a hundred million objects besides those that are wanted, and
-Arrow returns a listing only as a whole. So a second process, with limited memory, lists folders. Meanwhile this one
-asks for the objects one by one, starting from the last, and stops the second process once it knows all of them. Thus
+A listing is not always worth its time: a folder may hold a hundred million objects besides the wanted ones, and Arrow
+returns a listing only as a whole. So a second process, with limited memory, lists folders. Meanwhile this process asks
+for the objects one by one, starting from the last, and stops the second process once it knows all of them. Thus
 listings never take longer than single requests, however large a folder is. If a folder can't be listed, single requests
-answer for all of its objects.
+do the whole work.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from dim.io import processes, storage
 
 log = logging.getLogger(__name__)
 
-FEWEST = 10_000  # objects for which the second process starts: one by one, they take a second or more
+FEWEST = 10_000  # objects; for fewer no second process starts, as single requests take a second at most
 PAGE = 1000  # objects that one request lists
 _BUCKET = 2  # the slashes in the URI of a bucket
 MEMORY = 4 * 2**30  # bytes for the second process: about ten million objects
@@ -44,7 +44,7 @@ def infos(uris: Sequence[str], ask: Callable[[str], pafs.FileInfo]) -> dict[str,
 
 @contextlib.contextmanager
 def _arriving(uris: Sequence[str]) -> Iterator[dict[str, pafs.FileInfo]]:
-    """Yields a dictionary of the files at `uris` that listings have found; it fills while the block runs."""
+    """Yields a dictionary that fills, while the block runs, with the files at `uris` that listings find."""
     known: dict[str, pafs.FileInfo] = {}
     folders: list[str] = []
     if len(uris) >= FEWEST:
@@ -68,7 +68,7 @@ def _arriving(uris: Sequence[str]) -> Iterator[dict[str, pafs.FileInfo]]:
 
 
 def worth_listing(uris: Iterable[str]) -> list[str]:
-    """The deepest folders that hold at least PAGE of `uris`, not counting those in deeper folders of the result."""
+    """The deepest folders with at least PAGE of `uris`. A URI counts only for the deepest folder in the result."""
     counts = Counter(uri.rpartition("/")[0] for uri in uris)
     worth = []
     for depth in range(max((folder.count("/") for folder in counts), default=0), _BUCKET - 1, -1):
@@ -101,12 +101,12 @@ def _serve() -> None:
 
 
 def _listed(folder: str, wanted: set[str]) -> list[tuple[str, int, int]]:
-    """URI, size and modification time (ns) of the `wanted` files below `folder`, equal to those of single requests.
+    """URI, size and modification time (ns) of the `wanted` files below `folder`, as single requests give them.
 
-    An empty object is left out: it may be a folder, which only a single request tells.
+    Empty objects are left out: such an object may stand for a folder, and only a single request can tell.
     """
     filesystem, path = storage.locate(folder)
-    step = 10**9 if isinstance(filesystem, pafs.S3FileSystem) else 1  # only in listings does S3 give milliseconds
+    step = 10**9 if isinstance(filesystem, pafs.S3FileSystem) else 1  # S3 gives milliseconds only in listings
     try:
         found = storage.retried(filesystem.get_file_info)(pafs.FileSelector(path, recursive=True))
     except OSError:

@@ -1,6 +1,6 @@
 """Files on any storage as paths on this machine's disks, for libraries that open only paths.
 
-`path_to_read` and `path_to_write` copy a file from and to an object store; a local file they use in place. `sweep`
+`path_to_read` and `path_to_write` copy a file from or to an object store; they use a local file in place. `sweep`
 deletes the half-written local files that killed writers leave.
 """
 
@@ -17,7 +17,7 @@ import pyarrow.fs as pafs
 from dim.io import files, storage
 from dim.io.storage import retried
 
-_PIECE_BYTES = 2**26  # that one request reads from an object store; Arrow's default of 1 MB would take many more
+_PIECE_BYTES = 2**26  # one request to an object store reads so much; Arrow's default of 1 MB takes many requests
 
 
 @contextlib.contextmanager
@@ -37,19 +37,13 @@ def path_to_read(uri: str) -> Iterator[str]:
 def path_to_write(uri: str) -> Iterator[str]:
     """Yields a local path to write to. When the block ends without an error, the file appears at `uri`, complete.
 
-    Raises:
-        JobFailed: The file can't be written, as on a full disk.
+    Raises JobFailed if the file can't be written, as on a full disk.
     """
     filesystem, path = files.locate(uri)
     with files.writing(uri):
         if isinstance(filesystem, pafs.LocalFileSystem):
-            beside = Path(f"{path}.{os.getpid()}.tmp")
-            try:
-                beside.unlink(missing_ok=True)
-                yield str(beside)
-                beside.replace(path)
-            finally:
-                beside.unlink(missing_ok=True)
+            with files.beside(path) as new:
+                yield str(new)
         else:
             with tempfile.TemporaryDirectory() as folder:
                 yield f"{folder}/file"
@@ -64,11 +58,11 @@ def _upload(source: str, uri: str) -> None:
 
 
 _HALF_WRITTEN = re.compile(r"(?P<name>.+)\.(?P<pid>[0-9]{1,9})\.tmp", re.DOTALL)
-_YOUNG = 3600.0  # seconds, after which a living process with the writer's id is taken for another one
+_YOUNG = 3600.0  # seconds; if a file is older, a living process with the writer's id is taken for another process
 
 
 def sweep(folder: str, of: str | None = None) -> None:
-    """Deletes `NAME.PID.tmp` files of dead writers from the local `folder`; those of the one NAME `of`, if given.
+    """Deletes dead writers' files `NAME.PID.tmp` from `folder` if it is local. If `of` is given, NAME must equal it.
 
     A file stays if it changed within the last hour and a process of this machine has the id PID. Links stay, too.
     """

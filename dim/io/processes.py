@@ -1,6 +1,6 @@
-"""How to run a module of dim in a process of its own that imports nothing from the current folder.
+"""Runs a module of dim in its own process, which imports nothing from the current folder.
 
-The current folder holds data from anyone, and may hold a file with the name of a Python module.
+The current folder may hold a file that has the name of a Python module and comes from anyone.
 """
 
 import os
@@ -20,7 +20,7 @@ def command(module: str, *arguments: str) -> list[str]:
 
 
 def start(module: str, stderr: int | IO[bytes]) -> "subprocess.Popen[bytes]":
-    """Starts `module`, which answers on stdout what it is asked on stdin. The caller has to end the process."""
+    """Starts `module`, which reads requests from stdin and answers on stdout. The caller has to end the process."""
     return subprocess.Popen(
         command(module),
         stdin=subprocess.PIPE,

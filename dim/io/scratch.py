@@ -1,7 +1,7 @@
 """Scratch folders on local disks: temporary ones that end with the job, and a persistent one for each user.
 
-Both may lie where every user can write. So dim never uses, follows or deletes a folder that belongs to another user or
-that dim did not create.
+Both may lie where every user can write. So dim neither uses nor deletes a folder that belongs to another user, is a
+link, or was not created by dim.
 """
 
 import contextlib
@@ -29,10 +29,7 @@ def default_place() -> Path:
 def persistent_folder(folder: str | None = None) -> Path:
     """This user's own folder in `folder` or `default_place()`, for files that later jobs on this machine reuse.
 
-    Creates it if necessary.
-
-    Raises:
-        UserError: It can't be created, or another user could write there.
+    Creates the folder if necessary. Raises UserError if that fails, or if another user could write there.
     """
     path = _user_folder(folder)
     try:
@@ -47,7 +44,7 @@ def persistent_folder(folder: str | None = None) -> Path:
 
 
 def require_own(folder: str | None = None) -> None:
-    """Raises UserError if the persistent folder exists and is a link, not a folder, or another user's."""
+    """Raises UserError if the persistent folder exists, but is a link or a file, or belongs to another user."""
     path = _user_folder(folder)
     if not os.path.lexists(path):
         return
@@ -89,7 +86,7 @@ def temporary_folder(parent: str) -> Iterator[str]:
 
 def _sweep(parent: str) -> None:
     for left in Path(parent).glob(f"{_PREFIX}*"):
-        with contextlib.suppress(OSError):  # it is in use, a link, without the mark, or gone
+        with contextlib.suppress(OSError):  # the folder is in use, a link, without the mark, or gone
             lock = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,7 +1,7 @@
 """Seals of output folders, which say whether their files are complete and unchanged, and the sha256 they rest on.
 
-A seal lists the files of a folder with their sizes, checksums and rows. It is the entry `files` of the run.json that
-says that the job is done, so every finished folder has one, except those made before there were seals. A seal holds no
+A seal lists the files of a folder with their sizes, checksums and rows. It is the entry `files` of the folder's
+run.json, written when the job is done. Only folders that were made before there were seals have none. A seal holds no
 absolute path and no time, so a complete copy of a folder is as valid as the original.
 """
 
@@ -23,10 +23,7 @@ Seal: TypeAlias = dict[str, Facts]  # by the file's name within the folder
 
 
 def create(folder: str, names: Iterable[str], known: Mapping[str, Facts]) -> Seal:
-    """Seals those files of `folder` that exist and are in `names` or in `known`, the facts of files by name.
-
-    The files in `known` are not read.
-    """
+    """Seals the files of `folder` that exist and are in `names` or `known`. The files in `known` are not read."""
     asked = sorted({*names, *known})
     uris = [files.join(folder, name) for name in asked]
     sizes = {name: info.size for name, info in zip(asked, files.infos(uris), strict=True) if info.is_file}
@@ -46,7 +43,7 @@ def _facts(uri: str, size: int) -> Facts:
 
 
 def from_record(record: Mapping[str, Any], folder: str) -> Seal | None:
-    """The seal in `record`, the run.json of `folder`; None if it has none. Raises UserError if it is not a seal."""
+    """The seal in `record`, the run.json of `folder`, or None. Raises UserError if its entry `files` is not a seal."""
     found = record.get(FILES)
     if found is None:
         return None
@@ -126,5 +123,5 @@ def changed(uri: str) -> UserError:
 def _sha256_or_none(uri: str) -> str | None:
     try:
         return sha256_of_file(uri)
-    except OSError:  # whoever needs the file will report this
+    except OSError:  # the code that needs the file will report this
         return None

@@ -24,11 +24,11 @@ import pyarrow.fs as pafs
 from dim.errors import UserError
 from dim.io import uris
 
-# The store's SDK repeats a failed request at once. `retried` repeats a request that still fails, or that the SDK gave
-# up as it took the error for permanent. It waits before each retry, twice as long each time: 15 s in all.
+# The store's SDK repeats a failed request at once, unless it takes the error for permanent. `retried` then repeats the
+# request after a wait, which doubles each time: 15 s in all.
 RETRIES, TRIES, FIRST_WAIT = 3, 5, 1.0
-CONNECT_SECONDS, SILENT_SECONDS = 5.0, 10.0  # limits to connect, and for a connection that sends no byte
-GOOGLE_SECONDS = 10.0  # for which Google's library retries before `retried` does
+CONNECT_SECONDS, SILENT_SECONDS = 5.0, 10.0  # time limits to connect, and for a connection that sends no byte
+GOOGLE_SECONDS = 10.0  # how long Google's library retries before `retried` does
 REQUESTS_AT_ONCE = 64  # small requests of one process: a store answers thousands a second, each after 20 to 100 ms
 
 P = ParamSpec("P")
@@ -44,8 +44,7 @@ _NO_TOKEN = re.compile(r"OAuth2 access token.*The underlying error message was: 
 def locate(uri: str) -> tuple[pafs.FileSystem, str]:
     """The filesystem of `uri` and the path within it. A path without a scheme is local and is made absolute.
 
-    Raises:
-        UserError: `uris.parts` refuses `uri`, or its storage can't be reached.
+    Raises UserError if `uris.parts` refuses `uri`, or if the storage can't be reached.
     """
     scheme, path = uris.parts(uri)
     return (_opened(f"{scheme}://{path.partition('/')[0]}") if scheme in uris.STORES else _LOCAL), path
@@ -97,7 +96,7 @@ _thread = _Thread()
 
 
 def retried(call: Callable[P, T]) -> Callable[P, T]:
-    """A decorator that repeats `call`, which must be idempotent, after an error of a store that may be transient.
+    """Decorates `call`, which must be idempotent, to be repeated after a store's error that may be transient.
 
     A thread of `parallel_futures` doesn't retry once the caller has stopped taking results.
     """
@@ -119,8 +118,8 @@ def retried(call: Callable[P, T]) -> Callable[P, T]:
 def parallel_map(call: Callable[[Item], T], items: Iterable[Item], most: int = REQUESTS_AT_ONCE) -> Iterator[T]:
     """Yields `call(item)` for each of `items`, in their order, from `most` threads.
 
-    The threads run at most `most` items ahead of the caller. If calls fail, the error of the first item among them is
-    raised, after the calls that already run have ended; no others begin.
+    The threads run at most `most` items ahead of the caller. At the first item whose call failed, no more calls begin,
+    and the error is raised once the running ones have ended.
     """
     with contextlib.closing(parallel_futures(call, items, most)) as results:
         for result in results:

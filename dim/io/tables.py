@@ -1,8 +1,8 @@
 """Tables as Parquet or CSV files, on any storage.
 
-`read` takes a table of any origin, and reports a fault of the file in one line that says what to do. `as_text` turns a
-column of any type into strings, for ids, paths and labels. With `require_each_once` each job checks that it neither
-loses nor repeats a row.
+`read` reads a table from any program, and reports a fault of the file in one line that says what to do. `as_text` turns
+a column of any type into strings, for ids, paths and labels. With `require_each_once` a job checks that it neither
+lost nor repeated a row.
 """
 
 from collections import Counter
@@ -27,11 +27,10 @@ _OTHER_FORMATS = {
     (".jsonl", ".ndjson", ".json"): "JSON; make a table of it, as pandas.read_json(FILE, lines=True).to_csv(…) does",
     (".arrow", ".feather"): "Arrow's; make it Parquet, as pandas.read_feather(FILE).to_parquet(…) does",
 }
-# How much a Parquet file may expand when it is read: bytes of the table, and rows, for each byte of the file. Real
-# tables stay far below these limits; a decompression bomb does not.
+# The most bytes and rows of a table that one byte of a Parquet file may become. Real tables stay far below these
+# limits; a decompression bomb does not.
 _MOST_BYTES_PER_BYTE, _MOST_ROWS_PER_BYTE = 1000, 20
-# The most bytes and rows that `_read_in_batches` decodes at once.
-_BATCH_BYTES, _BATCH_ROWS = 2**28, 1024
+_BATCH_BYTES, _BATCH_ROWS = 2**28, 1024  # the most that `_read_in_batches` decodes at once
 
 
 def is_table(uri: str) -> bool:
@@ -40,13 +39,9 @@ def is_table(uri: str) -> bool:
 
 
 def read(uri: str) -> pa.Table:
-    """Reads the Parquet, CSV or TSV file at `uri`. Its suffix says which of them it is.
+    """Reads the Parquet, CSV or TSV file at `uri`. In CSV and TSV, every column is text and an empty cell is null.
 
-    Returns:
-        The table. Every column of a CSV or TSV file is text, and an empty cell is null.
-
-    Raises:
-        UserError: The file is missing, has another suffix, has two columns of one name, or can't be read.
+    Raises UserError if the file is missing, has another suffix, has two columns of one name, or can't be read.
     """
     if not is_table(uri):
         other = next((hint for endings, hint in _OTHER_FORMATS.items() if uri.lower().endswith(endings)), None)
@@ -95,7 +90,7 @@ def require_columns(table: pa.Table, names: Iterable[str], uri: str) -> None:
 
 
 def embedded_photos_hint(table: pa.Table) -> str:
-    """What to do with a table that holds the photos themselves, as Hugging Face's data sets do; else ""."""
+    """What to do if `table` holds the photos themselves, as Hugging Face's data sets do; else ""."""
     for field in table.schema:
         if pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0:
             return (
@@ -106,10 +101,7 @@ def embedded_photos_hint(table: pa.Table) -> str:
 
 
 def require_each_once(asked: Iterable[str], given: Iterable[str], where: str) -> None:
-    """Raises RuntimeError unless `given` holds each id in `asked` exactly once, in any order, and no other id.
-
-    The message names `where`, the file or folder that holds the ids `given`.
-    """
+    """Raises RuntimeError unless the ids `given`, found in the file or folder `where`, are those `asked`, each once."""
     wanted, counts = set(asked), Counter(given)
     wrong = {
         "lost": wanted - counts.keys(),
@@ -123,10 +115,9 @@ def require_each_once(asked: Iterable[str], given: Iterable[str], where: str) ->
 
 @retried
 def read_parquet(uri: str, columns: list[str] | None = None, content: bytes | None = None) -> pa.Table:
-    """Reads the Parquet file at `uri`, or its bytes in `content`; by default all `columns`.
+    """Reads `columns`, by default all, of the Parquet file at `uri`, whose bytes may be given as `content`.
 
-    Raises:
-        OSError, pyarrow.ArrowException: The file is missing, damaged, or expands beyond what a real table does.
+    Raises OSError or pyarrow.ArrowException if the file is missing or damaged, or expands more than a real table does.
     """
     with files.opened(uri) if content is None else pa.BufferReader(content) as file:
         metadata, size = pq.read_metadata(file), file.size()
@@ -157,15 +148,15 @@ def read_parquet(uri: str, columns: list[str] | None = None, content: bytes | No
             wanted = pa.schema([schema.field(name) for name in names], schema.metadata)
             return pa.concat_tables([group.cast(wanted) for group in groups])
         except (pa.ArrowNotImplementedError, KeyError, IndexError):
-            # Arrow can't cast to string_view. A KeyError means two columns of one name, which `read` refuses, an
-            # IndexError no row.
+            # Arrow can't cast to string_view. A KeyError means two columns of one name, which `read` refuses; an
+            # IndexError means that the file has no rows.
             return plain.read(columns)
 
 
 def _read_in_batches(file: pq.ParquetFile, columns: list[str] | None, size: int) -> pa.Table:
-    """Reads `file` a few rows at a time, so few that they fit in memory even if each repeats the longest text."""
+    """Reads `columns` of `file` in batches that fit in memory even if each row repeats the longest text."""
     metadata = file.metadata
-    # A text is at most as long as all data of its row group. With DELTA_BYTE_ARRAY each row can repeat the one before.
+    # A text is at most as long as the data of its row group, and DELTA_BYTE_ARRAY can repeat it in each row.
     longest = max((metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups)), default=0)
     rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES // max(1, longest)))
     batches, expanded = [], 0
@@ -178,8 +169,8 @@ def _read_in_batches(file: pq.ParquetFile, columns: list[str] | None, size: int)
 
 
 def _claimed_size(metadata: pq.FileMetaData) -> tuple[int, int]:
-    """The rows (of the file or of all its row groups, whichever are more) and the bytes that the metadata claims."""
-    # The metadata of single columns is left alone: if it is damaged, pyarrow's `column` ends the process.
+    """The rows (the larger number, if the file and its row groups disagree) and the bytes that the metadata claims."""
+    # `column` of a row group is not called: if the metadata is damaged, it ends the process.
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     rows = max(metadata.num_rows, sum(group.num_rows for group in groups))
     return rows, sum(group.total_byte_size for group in groups)
@@ -206,13 +197,10 @@ _EXACT_BELOW = {pa.float16(): 2**11, pa.float32(): 2**24, pa.float64(): 2**53}
 
 
 def as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """`column` as strings, so that equal values are equal text.
+    """`column` as strings: the integer 3, the float 3.0 and the decimal 3.00 all become "3". NaN becomes null.
 
-    A whole number has no decimals, whatever its type: 3, 3.0 and the decimal 3.00 all become "3". NaN becomes null.
-
-    Raises:
-        pyarrow.ArrowException: The type has no text, text is not UTF-8, or a number is infinite or too large for its
-            type to hold exactly, so that two different numbers could become one text.
+    Raises pyarrow.ArrowException if the type can't be text, if text is not UTF-8, or if a number is infinite or too
+    large for its type to hold exactly: two different numbers could then become one text.
     """
     column = decode_dictionary(column)
     if pat.is_floating(column.type):

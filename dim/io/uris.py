@@ -1,10 +1,10 @@
-"""How dim reads a path or a URI: which storage, bucket and key, or local path, it names.
+"""What a path or URI names: a local path, or a bucket and a key in a store.
 
 A name is a local path, `file:///…`, `s3://BUCKET/KEY` or `gs://BUCKET/KEY`. A file:// URI is percent-encoded, as
-`Path.as_uri()` encodes it; local paths and keys are literal. Names come from manifests that anyone may have written.
-They may choose a bucket, but never the host that is asked for it. So dim doesn't use Arrow's parser of URIs, which
-knows schemes that send this machine's credentials to a host in the URI. URIs with credentials in them are refused, and
-`redacted` removes credentials from text for logs.
+`Path.as_uri()` encodes it; local paths and keys are literal. Anyone may have written the names in a manifest. They may
+choose a bucket, but not the host that serves it. So dim doesn't use Arrow's parser of URIs, which accepts schemes that
+send this machine's credentials to a host in the URI. URIs with credentials in them are refused, and `redacted` removes
+credentials from text for logs.
 """
 
 import functools
@@ -23,7 +23,7 @@ USE = "use a local path, file:///…, s3://… or gs://…"
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # without : and @, so that no host, port or user fits
 _WINDOWS = re.compile(r"(file:///)?[A-Za-z]:[\\/]|\\\\")  # a drive or a share
 _MISSPELT = re.compile(r"\s*(file|s3|gs):(?!//)", re.IGNORECASE)
-# `parts` accepts each name that matches this. So a whole column of a table is checked in one call, not row by row.
+# `parts` accepts each name that matches this, so that one call can check a whole column of a table.
 SOUND = (
     r"^[^:\\\x00]*$"
     rf"|^(s3|gs)://{_BUCKET.pattern}/([^:\\\x00?&;@/]+/)*[^:\\\x00?&;@/]*$"
@@ -33,16 +33,12 @@ _PARAMETERS = re.compile(r"\?(access_key|secret_key|endpoint_override|region|sch
 
 
 def parts(uri: str) -> tuple[str, str]:
-    """Splits `uri` into its scheme and the name after it.
+    """Splits `uri` into ("", absolute path), ("file", absolute decoded path), or ("s3" or "gs", "BUCKET/KEY").
 
-    Returns:
-        ("", absolute path) for a local path, ("file", absolute decoded path), or ("s3" or "gs", "BUCKET/KEY").
-
-    Raises:
-        UserError: `uri` is malformed, names another storage, or has credentials in it.
+    Raises UserError if `uri` is malformed, names another storage, or has credentials in it.
     """
     scheme, separator, rest = uri.partition("://")
-    if separator and not uri.startswith(f"{FILE}/"):  # the name of a file may look like a parameter
+    if separator and not uri.startswith(f"{FILE}/"):  # a file's name may look like a parameter
         require_no_secret(uri)
     _require_text(uri, uri)
     _require_spelling(uri)
@@ -102,10 +98,7 @@ def encoded(name: str) -> str:
 
 @functools.lru_cache(maxsize=64)  # `files.join` asks about the same folder for each file in it
 def canonical(uri: str) -> str:
-    """The file:// `uri` as `Path.as_uri()` would write it, but with the # before a tar's member as it is.
-
-    Raises UserError as `parts` does.
-    """
+    """The file:// `uri` as `Path.as_uri()` would write it, but keeps the # before a tar's member. Raises as `parts`."""
     parts(uri)
     return FILE + _around_member_mark(uri.removeprefix(FILE), lambda part: quote(unquote(part)))
 
@@ -115,11 +108,8 @@ def _around_member_mark(name: str, change: Callable[[str], str]) -> str:
     return change(tar) + mark + change(member)
 
 
-_SECRETS = "key|secret|token|sig|credential|password"  # words in the name of a parameter
-
-
 def require_no_secret(uri: str) -> None:
-    """Raises UserError if `uri` has a password or secret key in it, which the message leaves out."""
+    """Raises UserError if `uri` has a password or secret key in it. The message leaves that out."""
     if uri != redacted(uri):
         raise UserError(
             f"{redacted(uri)!r} has credentials in it, which would end up in logs; give them by the environment "
@@ -132,4 +122,5 @@ def redacted(text: str) -> str:
     # Text before an @ is never part of a bucket's name. In other URIs, a number before a slash is a port.
     text = re.sub(r"\b((?:s3|gs)://)(?=[^\s/]*[:@])[^\s…]*@", r"\1…@", text)
     text = re.sub(r"(\w://)[^\s/@'\"]*:(?!\d+/)[^\s@'\"]*@", r"\1…@", text)
-    return re.sub(rf"([?&;][^\s?&;=]*(?:{_SECRETS})[^\s?&;=]*=)[^\s&;'\"…]+", r"\1…", text, flags=re.IGNORECASE)
+    secrets = "key|secret|token|sig|credential|password"  # words in the name of a parameter
+    return re.sub(rf"([?&;][^\s?&;=]*(?:{secrets})[^\s?&;=]*=)[^\s&;'\"…]+", r"\1…", text, flags=re.IGNORECASE)
