@@ -102,5 +102,7 @@ def test_ray_train_tries_as_many_workers_as_the_nodes_hold_whoever_uses_them(mon
 def test_ray_train_tries_all_workers_however_small_their_share(monkeypatch, cpus):
     monkeypatch.setattr(failures.placement, "known_nodes", lambda: Counter({Node(cpus, 0.0): 2}))
     for workers in range(2, 13):
-        each = {"CPU": failures.rounded_cpus(failures.placement.worker_cpus(failures.placement.cpu_share(workers, 0), 0))}
+        each = {
+            "CPU": failures.rounded_cpus(failures.placement.worker_cpus(failures.placement.cpu_share(workers, 0), 0))
+        }
         assert tried(workers, each, [{"CPU": cpus}] * 2) == workers
