@@ -62,14 +62,11 @@ _NOTE = (
 
 
 def _figures(summary: dict[str, Any]) -> dict[str, tuple[str, str]]:
-    def shown(value: float | None) -> str:
-        return "none" if value is None else f"{value:.4f}"
-
     split = f"split {summary['judged_on']}" if summary["judged_on"] else "no split val or test"
     return {
-        "mAP before": (shown(summary["map_before"]), f"{split}, by the untrained network"),
-        "mAP fitted": (shown(summary["map_fitted"]), f"{split}, with the fitted PCA layer"),
-        "mAP after": (shown(summary["map_after"]), f"{split}, by the best epoch"),
+        "mAP before": (parts.four_digits(summary["map_before"]), f"{split}, by the untrained network"),
+        "mAP fitted": (parts.four_digits(summary["map_fitted"]), f"{split}, with the fitted PCA layer"),
+        "mAP after": (parts.four_digits(summary["map_after"]), f"{split}, by the best epoch"),
         "Best epoch": (str(summary["best_epoch"]), f"of {summary['epochs']}"),
     }
 
