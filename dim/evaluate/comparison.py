@@ -1,7 +1,7 @@
 """Compares two evaluations query by query, and checks whether mAP fell too far below that of an earlier evaluation.
 
 `compare` joins two per_query.parquet tables and tests the change in mAP. A `Baseline` is an earlier evaluation, read
-from its metrics.json. It compares a new evaluation with itself and says whether the gate of --max-drop is met.
+from its metrics.json. New evaluations are compared with it, and `gate_failure` applies --max-drop.
 """
 
 import logging
@@ -87,11 +87,11 @@ def _objects(rows: list[dict[str, Any]]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Baseline:
-    """An earlier evaluation: where its metrics.json is and what it holds, and its per_query.parquet if there is one."""
+    """An earlier evaluation."""
 
-    uri: str
-    metrics: dict[str, Any]
-    per_query: pa.Table | None
+    uri: str  # of its metrics.json
+    metrics: dict[str, Any]  # the contents of metrics.json
+    per_query: pa.Table | None  # its per_query.parquet, None if there is none
 
     def require_common_queries(self, task: RetrievalTask) -> None:
         """Raises UserError if `task` measures none of the baseline's queries."""

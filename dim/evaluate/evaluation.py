@@ -115,7 +115,7 @@ def _excluded_columns(task: RetrievalTask, queries: Descriptors, database: Evalu
 
 
 def _positions(scores: np.ndarray, columns: dict[str, np.ndarray], tie_order: np.ndarray) -> dict[str, np.ndarray]:
-    """The 0-based positions of each grade's columns in a query's list, NOT_LISTED for a column NOT_LISTED."""
+    """The 0-based positions of each grade's columns in a query's list. A column NOT_LISTED has position NOT_LISTED."""
     wanted = np.concatenate([np.zeros(0, np.int64), *columns.values()])
     positions = np.full(len(wanted), NOT_LISTED)
     positions[wanted != NOT_LISTED] = exact.ranks(scores, wanted[wanted != NOT_LISTED], tie_order)
@@ -151,7 +151,7 @@ def informative_metrics(task: RetrievalTask, n_listed: int) -> dict[str, Metric]
 
 
 def covers_list(metric: str, n_listed: int) -> bool:
-    """Whether a metric looks at least as deep as a list is long: then its value doesn't depend on the descriptors."""
+    """Whether a metric looks at all of a list of `n_listed` photos, so that its value doesn't depend on descriptors."""
     key, _, depth = metric.partition("@")
     if key == "ns_score":
         return n_listed <= GROUP
@@ -179,10 +179,7 @@ def per_query(results: list[QueryResult]) -> pa.Table:
 
 
 def top_k_accuracy(labels: Sequence[str], nearest: Sequence[Sequence[str | None]]) -> float:
-    """The share of queries whose label is among the labels of their nearest photos.
-
-    dim's predecessor called this figure mAP.
-    """
+    """The share of queries whose label is among their nearest photos' labels. dim's predecessor called it mAP."""
     return sum(label in found for label, found in zip(labels, nearest, strict=True)) / len(labels)
 
 
@@ -204,10 +201,10 @@ def _report(labels: Sequence[str], predicted: Sequence[str]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Confusion:
-    """The queries of one label whose nearest photo is wrong and has a certain other label."""
+    """The queries of `label` whose nearest photo is wrong and has the label `taken_for`."""
 
     label: str
-    taken_for: str  # the other label
+    taken_for: str
     queries: list[QueryResult]
     of: int  # all queries of the label that have a positive
 

@@ -21,7 +21,7 @@ from dim.report import nightly as nightly_report
 
 log = logging.getLogger(__name__)
 
-_SETTINGS = ("scales", "scales_mean", "scaled_decode", "precision", "factory")  # those that a network's spec lacks
+_SETTINGS = ("scales", "scales_mean", "scaled_decode", "precision", "factory")  # what the spec of a network lacks
 
 
 def nightly(config: NightlyConfig) -> dict[str, Any]:

@@ -20,7 +20,7 @@ _FEW = 8  # t-SNE needs at least so many photos
 
 
 def sample(count: int) -> np.ndarray:
-    """The rows that the map shows of a set of `count` photos, ascending: all, or `SHOWN` at random."""
+    """Which rows of a set of `count` photos the map shows, ascending: all, or `SHOWN` at random."""
     if count <= SHOWN:
         return np.arange(count)
     chosen: np.ndarray = np.sort(np.random.default_rng(SEED).choice(count, SHOWN, replace=False))
