@@ -33,7 +33,7 @@ MOST_MISSED = 366  # missed nights added at once, as one wrong date could add a 
 class NightRow:
     """A row of history.csv: the result of one evaluation in one night.
 
-    `difference` is tonight's mAP less that of the network of the night `baseline`, on the same photos. `low` and `high`
+    `difference` is tonight's mAP less the mAP of the network of night `baseline`, on the same photos. `low` and `high`
     bound its 95 % interval; `p_value` is two-sided. `images`, `computed` and `errors` count the whole manifest.
     `reason` says why the night was refused.
     """

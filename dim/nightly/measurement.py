@@ -128,8 +128,8 @@ def _note(asked: Measurement, result: NightlyResult, row: dict[str, Any]) -> str
     errors, before = (known.counts["errors"] for known in (result.collection, result.baseline_collection))
     if errors != before:
         return (
-            f"photos without a descriptor are never found: {errors:,} by tonight's network, {before:,} by that of "
-            f"{result.baseline}; part of the change may be due to that"
+            f"photos without a descriptor are never found: {errors:,} with tonight's network, {before:,} with the one "
+            f"of {result.baseline}; part of the change may be due to that"
         )
     if result.change and 0 < asked.significance <= (least := smallest_p(result.change.objects)):
         return (
@@ -218,7 +218,7 @@ def _unmet(asked: Measurement, result: NightlyResult, p_fall: float | None, over
             yield f"{asked.name}: {result.not_comparable(reason)}; look at the report, then use --accept"
         return
     fall = (
-        f"mAP fell by {-change.difference:.4f} from that of the network of {result.baseline}, both measured on "
+        f"mAP fell by {-change.difference:.4f} from the network of {result.baseline} to tonight's, both measured on "
         f"tonight's {len(result.comparison.judged)} queries"
     )
     if asked.max_drop is not None and -change.difference > asked.max_drop:
