@@ -1,7 +1,7 @@
-"""Compares two evaluations query by query, and holds one against the baseline of an earlier one.
+"""Compares two evaluations query by query, and checks whether mAP fell too far below that of an earlier evaluation.
 
-`compare` joins two per_query.parquet tables and tests the change in mAP. A `Baseline` is an earlier evaluation as read
-from its metrics.json; it says how a new one compares with it and whether mAP fell too far.
+`compare` joins two per_query.parquet tables and tests the change in mAP. A `Baseline` is an earlier evaluation, read
+from its metrics.json. New evaluations are compared with it, and `gate_failure` applies --max-drop.
 """
 
 import logging
@@ -61,7 +61,7 @@ class Comparison:
 
 
 def compare(before: str, one: pa.Table, after: str, other: pa.Table) -> Comparison:
-    """Compares two runs. `one` is the per_query.parquet of the run called `before`, `other` that of the run `after`.
+    """Compares two runs, called `before` and `after`; `one` and `other` are their per_query.parquet.
 
     Labels are taken from `other`. Queries with the same label show the same object; each query without a label shows an
     object of its own.
@@ -81,17 +81,17 @@ def compare(before: str, one: pa.Table, after: str, other: pa.Table) -> Comparis
 def _objects(rows: list[dict[str, Any]]) -> np.ndarray:
     """The number of the object that each query shows."""
     names = [("query", row["query_id"]) if row["label"] is None else ("label", row["label"]) for row in rows]
-    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
-    return np.array([numbers[name] for name in names])
+    numbers: dict[tuple[str, str], int] = {}
+    return np.array([numbers.setdefault(name, len(numbers)) for name in names])
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """An earlier evaluation: where its metrics.json is and what it holds, and its per_query.parquet if there is one."""
+    """An earlier evaluation."""
 
-    uri: str
-    metrics: dict[str, Any]
-    per_query: pa.Table | None
+    uri: str  # of its metrics.json
+    metrics: dict[str, Any]  # the contents of metrics.json
+    per_query: pa.Table | None  # its per_query.parquet, None if there is none
 
     def require_common_queries(self, task: RetrievalTask) -> None:
         """Raises UserError if `task` measures none of the baseline's queries."""
@@ -140,13 +140,12 @@ class Baseline:
 def read_baseline(uri: str, protocol: str) -> Baseline:
     """Reads an earlier evaluation from its metrics.json.
 
-    Raises:
-        UserError: the file holds no mAP or is of another protocol, or the evaluation's folder is unfinished or changed.
+    Raises UserError if the file holds no mAP or is of another protocol, or the evaluation is unfinished or changed.
     """
     require_unchanged(uri)
     found = files.read_json(uri)
     value: Any = found.get("map") if isinstance(found, dict) else None
-    if type(value) not in (int, float) or not 0 <= value <= 1:  # NaN neither: no mAP is below it, so any would pass
+    if type(value) not in (int, float) or not 0 <= value <= 1:  # not NaN: no mAP is below it, so every run would pass
         raise UserError(
             f"{uri!r} holds no map from 0 to 1, but {quoted(value)}; name the metrics.json of an evaluation"
         )
@@ -174,8 +173,7 @@ def require_unchanged(metrics: str) -> None:
 def read_per_query(metrics: str) -> pa.Table | None:
     """The per_query.parquet beside the metrics.json at `metrics`, None if there is none.
 
-    Raises:
-        UserError: it lacks a column.
+    Raises UserError if the table lacks a column.
     """
     uri = files.join(files.parent(metrics), PER_QUERY)
     if files.name(metrics) != METRICS or not files.exists(uri):

@@ -17,10 +17,7 @@ class ProtocolOptions:
 
     protocol: ProtocolName = option("labels", help="which photos are a query's positives", group="protocol")
     ground_truth: str | None = option(
-        None,
-        help="table of query_id, image_id, grade; for oxford, revisited and gldv2",
-        metavar="FILE",
-        group="protocol",
+        None, help="table of query_id, image_id, grade; for oxford, revisited, gldv2", metavar="FILE", group="protocol"
     )
     split: Split | None = option(None, help="split of queries and database (default: all rows)", group="protocol")
     query_split: Split | None = option(None, help="split of the queries, if the database is another", group="protocol")
@@ -58,7 +55,7 @@ class EvaluateConfig(AfterSearch, ProtocolOptions, Extraction):
     )
     max_drop: float = option(
         0.0,
-        help="exit with status 3 if mAP, on the queries of both, is lower than the baseline's by more than this",
+        help="exit with status 3 if mAP is lower than the baseline's by more than this, on the queries in common",
         group="gate",
     )
 

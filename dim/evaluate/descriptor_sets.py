@@ -33,7 +33,7 @@ from dim.search.exact import Part
 
 @dataclass(frozen=True)
 class EvaluatedDatabase:
-    """The searched descriptors by column: first those of the manifest, then those of distractors, left on disk."""
+    """The descriptors that are searched. The first columns are the manifest's; distractors follow and stay on disk."""
 
     rows: np.ndarray  # int (n,): the manifest's row of each of the first n columns
     vectors: np.ndarray  # float32 (n, D): their descriptors
@@ -106,14 +106,13 @@ def _folders(config: EvaluateConfig) -> Iterator[tuple[str, str, str | None]]:
 def _extract(config: EvaluateConfig, model: str, photos: str, out: str, split: Split | None) -> None:
     from dim.extract.job import extract  # noqa: PLC0415  (starts Ray, which finished descriptors don't need)
 
-    settings = config.extraction_settings()
-    extract(ExtractConfig(manifest=photos, model=model, out=out, split=split, **settings))
+    extract(ExtractConfig(manifest=photos, model=model, out=out, split=split, **config.extraction_settings()))
 
 
 def _read_set(
     config: EvaluateConfig, task: RetrievalTask, distractors: Manifest | None, named: tuple[str, str, str | None]
 ) -> DescriptorSet:
-    """Reads one of `_folders`."""
+    """Reads the set that an item of `_folders` names. `distractors` is the manifest of its distractors."""
     name, folder, beside = named
     stored = embedding = identity.of_folder(folder)
     whitening = None
@@ -151,11 +150,12 @@ def _read_distractors(folder: str, manifest: Manifest, whitening: str | None) ->
 
 
 def whitenings_of(folder: str, applied: Whitening | None) -> list[dict[str, Any]]:
-    """Lists each whitening that the descriptors of `folder` went through, in order, `applied` by the evaluation last.
+    """Lists the whitenings that the descriptors of `folder` went through, in order. The last is `applied`, if any.
 
-    `by` is "regions" for the whitening of R-MAC's regions, "model" for the network's PCA layer, else "extract" or
-    "evaluate", the job that applied it. `learned_on` is None if the model or the whitening file is gone or has changed.
-    Raises UserError if the folder's run.json doesn't name what the descriptors were made from.
+    `by` is "regions" for the whitening of R-MAC's regions, "model" for the network's PCA layer, else the job that
+    applied the whitening, "extract" or "evaluate". `learned_on` is None if the whitening's file is gone or has changed.
+    If the model is gone or has changed, its whitenings are left out. Raises UserError if the folder's run.json doesn't
+    name what the descriptors were made from.
     """
     embedding = identity.of_folder(folder)
     inputs = identity.inputs_of(folder)
@@ -173,7 +173,7 @@ def whitenings_of(folder: str, applied: Whitening | None) -> list[dict[str, Any]
 
 
 def _model(folder: str | None, embedding: Embedding) -> Spec | None:
-    """The spec of the model in `folder` if its weights still are those of `embedding`."""
+    """The spec of the model in `folder`, None unless it still has the weights of `embedding`."""
     weights = files.join(folder or "", spec.WEIGHTS_FILE)
     if not folder or not files.exists(weights) or seal.sha256_of_file(weights) != embedding.weights:
         return None

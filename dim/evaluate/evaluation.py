@@ -1,13 +1,14 @@
 """How one set of descriptors does on a retrieval task: every query's result, and the figures made of them.
 
 `exact_search` sets up the search of the queries in the database, `judge` scores each query's list under the protocol,
-and `summary` and `per_query` turn the results into metrics.json and per_query.parquet. The rest reads the same lists as
-a classification by nearest neighbours: accuracy, the classification report, and which labels are confused.
+and `summary` and `per_query` turn the results into metrics.json and per_query.parquet. The functions at the end read
+the same lists as a classification by nearest neighbours: accuracy, classification report, confused labels.
 
-A database *row* is one of the manifest. A *column* is one of the score matrix: rows that could be decoded come first,
-then distractors.
+A *row* of the database is a row of its manifest. A *column* is a column of the score matrix: first the rows that could
+be decoded, then the distractors.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -61,10 +62,6 @@ class QueryResult:
         """The 1-based rank of the first positive, None if the list has no positive."""
         return int(self.ranks[0]) + 1 if len(self.ranks) else None
 
-    def nearest_labels(self, count: int) -> list[str | None]:
-        """The labels of the first `count` photos of the list."""
-        return [hit.label for hit in self.hits[:count]]
-
 
 def exact_search(task: RetrievalTask, queries: Descriptors, database: EvaluatedDatabase) -> Retrieval:
     """Sets up the exact search of `queries` in `database`, each list without the photo that the protocol excludes."""
@@ -77,11 +74,7 @@ def judge(
 ) -> Iterator[QueryResult]:
     """Scores each query's list under the task's protocol, holding the scores of a few queries in memory at a time.
 
-    Args:
-        task: says what is relevant to which query.
-        queries: the descriptors of the queries that could be decoded.
-        database: the descriptors that `search` searches.
-        search: the search of `queries` in `database`, re-ranked or not. The results are in its order.
+    `search` is the search of `queries` in `database`, re-ranked or not. The results are in the order of `queries`.
     """
     column_of = _columns(task, database)
     labels = np.full(len(database), None, dtype=object)
@@ -122,7 +115,7 @@ def _excluded_columns(task: RetrievalTask, queries: Descriptors, database: Evalu
 
 
 def _positions(scores: np.ndarray, columns: dict[str, np.ndarray], tie_order: np.ndarray) -> dict[str, np.ndarray]:
-    """The 0-based positions of the columns of each grade in a query's list. A column NOT_LISTED remains so."""
+    """The 0-based positions of each grade's columns in a query's list. A column NOT_LISTED has position NOT_LISTED."""
     wanted = np.concatenate([np.zeros(0, np.int64), *columns.values()])
     positions = np.full(len(wanted), NOT_LISTED)
     positions[wanted != NOT_LISTED] = exact.ranks(scores, wanted[wanted != NOT_LISTED], tie_order)
@@ -158,7 +151,7 @@ def informative_metrics(task: RetrievalTask, n_listed: int) -> dict[str, Metric]
 
 
 def covers_list(metric: str, n_listed: int) -> bool:
-    """Whether a metric looks at least as deep as a list is long: then its value doesn't depend on the descriptors."""
+    """Whether a metric looks at all of a list of `n_listed` photos, so that its value doesn't depend on descriptors."""
     key, _, depth = metric.partition("@")
     if key == "ns_score":
         return n_listed <= GROUP
@@ -186,24 +179,16 @@ def per_query(results: list[QueryResult]) -> pa.Table:
 
 
 def top_k_accuracy(labels: Sequence[str], nearest: Sequence[Sequence[str | None]]) -> float:
-    """The share of queries whose label is among the labels of their nearest photos.
-
-    dim's predecessor called this figure mAP.
-    """
+    """The share of queries whose label is among their nearest photos' labels. dim's predecessor called it mAP."""
     return sum(label in found for label, found in zip(labels, nearest, strict=True)) / len(labels)
 
 
 def classification_reports(labels: Sequence[str], nearest: Sequence[Sequence[str | None]]) -> dict[str, Any]:
-    """Reads the lists as predictions of the queries' labels: precision, recall and F1 of each label.
+    """Two classification reports of scikit-learn: precision, recall and F1 of each label.
 
-    Args:
-        labels: the label of each query.
-        nearest: for each query the labels of its nearest photos, nearest first.
-
-    Returns:
-        scikit-learn's classification report twice. In `top_1` a query is predicted to have the nearest photo's label.
-        In `top_k`, the report of dim's predecessor, it is predicted to have its own label if any of the nearest photos
-        has it; that flatters.
+    `labels` has the label of each query, `nearest` the labels of its nearest photos, nearest first. In `top_1` the
+    nearest photo's label is the prediction. In `top_k`, the report of dim's predecessor, it is the query's own label
+    if any of the nearest photos has it, which flatters.
     """
     first = [next(iter(found), None) or NO_LABEL for found in nearest]
     any_of = [label if label in found else top for label, found, top in zip(labels, nearest, first, strict=True)]
@@ -216,25 +201,22 @@ def _report(labels: Sequence[str], predicted: Sequence[str]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Confusion:
-    """The `queries` of one label whose nearest photo is wrong and has the label `taken_for`.
-
-    `of` is the number of all queries of the label that have a positive.
-    """
+    """The queries of `label` whose nearest photo is wrong and has the label `taken_for`."""
 
     label: str
     taken_for: str
     queries: list[QueryResult]
-    of: int
+    of: int  # all queries of the label that have a positive
 
 
 def confusions(results: Sequence[QueryResult]) -> list[Confusion]:
     """All confused pairs of labels, most frequent first, ties by label. Junk doesn't count as the nearest photo."""
     pairs: dict[tuple[str, str], list[QueryResult]] = {}
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     for query in results:
         if query.label is None or not query.n_positives:
             continue
-        counts[query.label] = counts.get(query.label, 0) + 1
+        counts[query.label] += 1
         nearest = next((hit for hit in query.hits if hit.verdict != "junk"), None)
         if nearest and nearest.verdict == "wrong" and nearest.label is not None:
             pairs.setdefault((query.label, nearest.label), []).append(query)

@@ -20,6 +20,7 @@ from dim.evaluate.evaluation import QueryResult
 from dim.evaluate.protocols import NOT_LISTED, PROTOCOLS, RetrievalTask, read_task
 from dim.io import files, seal, tables
 from dim.report import evaluation as evaluation_report
+from dim.report import parts
 from dim.report.evaluation import Measured
 from dim.search import methods
 from dim.search.methods import AppliedMethod
@@ -30,10 +31,7 @@ _FIGURES: tuple[str, ...] = ("map", "map_at_r", "ns_score", "top_k_accuracy")  #
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Runs an evaluation and writes its results to `config.out`.
-
-    Returns:
-        The contents of metrics.json.
+    """Runs an evaluation, writes its results to `config.out`, and returns the contents of metrics.json.
 
     Raises:
         UserError: the settings or the inputs are wrong. Nothing has been written.
@@ -50,11 +48,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def measure(config: EvaluateConfig, baseline: Baseline | None = None) -> tuple[dict[str, Any], Comparison | None]:
-    """`evaluate` without the gate.
-
-    Returns:
-        The contents of metrics.json, and the comparison with `baseline` if there is one.
-    """
+    """`evaluate` without the gate. Returns the contents of metrics.json and the comparison with `baseline`, if any."""
     methods.check(config.expansion, config.neighbours)
     # An extraction reads the same tables again, so they must not change meanwhile.
     with seal.unchanged(config.manifest, config.ground_truth, config.distractors):
@@ -84,7 +78,7 @@ def _metrics(
     config: EvaluateConfig, task: RetrievalTask, source: DescriptorSet, results: list[QueryResult],
     steps: list[AppliedMethod],
 ) -> dict[str, Any]:  # fmt: skip
-    """The contents of metrics.json: the figures, and everything needed to compare them with those of another run."""
+    """The contents of metrics.json: the figures, and what is needed to compare them with those of another run."""
     columns, n_listed = len(source.database), evaluation.shortest_list(task, source.queries, source.database)
     metrics = {"protocol": config.protocol} | evaluation.summary(task, results, n_listed)
     if task.protocol.top_k and task.protocol.top_k < n_listed:
@@ -106,8 +100,8 @@ def _metrics(
 
 def _classified(results: list[QueryResult], top_k: int) -> tuple[list[str], list[list[str | None]]]:
     """The label of each query that has a positive, and the labels of its `top_k` nearest photos."""
-    kept = [(query.label, query.nearest_labels(top_k)) for query in results if query.label and query.n_positives]
-    return [label for label, _ in kept], [nearest for _, nearest in kept]
+    kept = [(query.label, query.hits[:top_k]) for query in results if query.label and query.n_positives]
+    return [label for label, _ in kept], [[hit.label for hit in hits] for _, hits in kept]
 
 
 def _write(
@@ -169,7 +163,7 @@ def _in_words(values: dict[str, Any]) -> str:
     found = {name: values[name] for name in _FIGURES if name in values}
     for name in ("recall", "mp"):
         found |= {f"{name}@{depth}": value for depth, value in values.get(name, {}).items()}
-    return ", ".join(f"{name} {'none' if value is None else format(value, '.4f')}" for name, value in found.items())
+    return ", ".join(f"{name} {parts.four_digits(value)}" for name, value in found.items())
 
 
 def revisited(ranks: Iterable[Sequence[int]], gnd: Iterable[Mapping[str, Sequence[int]]]) -> dict[str, dict[str, Any]]:

@@ -16,15 +16,7 @@ Metric = Callable[[np.ndarray, int], float | None]
 
 
 def without_junk(ranks: np.ndarray, junk: np.ndarray) -> np.ndarray:
-    """Moves ranks up as if junk had never been listed.
-
-    Args:
-        ranks: int (P,), ascending 0-based positions of the positives.
-        junk: int (J,), ascending 0-based positions of the junk in the same list.
-
-    Returns:
-        int (P,), each rank less the number of junk items before it.
-    """
+    """Moves `ranks` (P,) up as if no junk had been listed. `ranks` and `junk` (J,) are ascending 0-based positions."""
     return ranks - np.searchsorted(junk, ranks)
 
 
@@ -43,9 +35,9 @@ def average_precision(ranks: np.ndarray, n_pos: int) -> float | None:
 
 
 def printed_average_precision(ranks: np.ndarray, n_pos: int) -> float | None:
-    """`average_precision` in single precision, rounded after every operation as Oxford5k's C++ `compute_ap` rounds.
+    """`average_precision` in single precision, rounded after every operation, as in Oxford5k's C++ `compute_ap`.
 
-    It agrees with all six digits that `compute_ap` prints. In double precision one value in forty differs there.
+    All six digits that `compute_ap` prints are equal. In double precision, one value in forty differs.
     """
     if n_pos == 0:
         return None
@@ -61,7 +53,7 @@ def printed_average_precision(ranks: np.ndarray, n_pos: int) -> float | None:
 def finite_average_precision(ranks: np.ndarray, n_pos: int, k: int | None = None) -> float | None:
     """AP@k: the sum of the precision at each positive among the first `k`, divided by min(n_pos, k).
 
-    k = None takes the whole list; k = 100 is the AP@100 of Google Landmarks v2 (Weyand et al., arXiv:2004.01804).
+    If k is None, the whole list counts. AP@100 is the measure of Google Landmarks v2 (Weyand et al., arXiv:2004.01804).
     """
     if n_pos == 0:
         return None

@@ -1,8 +1,8 @@
 """The field's evaluation protocols, and the retrieval task that they set.
 
 A `Protocol` says which images are positive or junk for a query, whether the query's own photo stays in its list, and
-which metrics are measured. A `RetrievalTask` applies one to the rows of a manifest: these queries, this database, these
-relevant rows. It is known before any descriptor is read; `dim.evaluate.evaluation` measures descriptors on it.
+which metrics are measured. A `RetrievalTask` applies it to manifests: it names the queries, the database, and the rows
+that are relevant to each query. No descriptors are needed for that; `dim.evaluate.evaluation` measures them.
 """
 
 from collections import Counter
@@ -37,14 +37,10 @@ class Level:
     junk: tuple[str, ...]
 
     def ranks(self, positions: Mapping[str, np.ndarray]) -> tuple[np.ndarray, int]:
-        """Turns positions in a query's list into the arguments of a metric.
+        """Turns positions in a query's list into the arguments of a metric, `ranks` and `n_pos`.
 
-        Args:
-            positions: for each grade, int (R,), the 0-based positions of its images in the list; NOT_LISTED for an
-                image that the list lacks.
-
-        Returns:
-            int (P,), the ascending ranks of the listed positives, not counting junk, and the number of all positives.
+        `positions[grade]`, int (R,), are the 0-based positions of the images of a grade, NOT_LISTED for an image that
+        the list lacks.
         """
         positive, junk = (
             np.concatenate([np.zeros(0, np.int64), *(positions[grade] for grade in grades if grade in positions)])
@@ -54,7 +50,7 @@ class Level:
         return metrics.without_junk(listed, np.sort(junk[junk != NOT_LISTED])), len(positive)
 
     def verdicts(self, columns: Mapping[str, np.ndarray]) -> dict[int, Verdict]:
-        """The verdict on each database column of `columns[grade]`. All columns missing from the result are wrong."""
+        """The verdict on each database column in `columns`, given by grade. All other columns are wrong."""
         judged: dict[int, Verdict] = {}
         for verdict, grades in (("junk", self.junk), ("right", self.positive)):
             for grade in grades:
@@ -192,9 +188,7 @@ class RetrievalTask:
 def read_task(config: EvaluateConfig) -> RetrievalTask:
     """Reads the manifest and the ground truth of an evaluation.
 
-    Raises:
-        UserError: flags, manifest and ground truth contradict each other, no query has a positive, or a photo is
-            outside --root.
+    Raises UserError if they or the flags contradict each other, no query has a positive, or a photo is outside --root.
     """
     protocol = PROTOCOLS[config.protocol]
     if bool(config.query_split) != bool(config.database_split) or (config.split and config.query_split):

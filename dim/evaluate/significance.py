@@ -13,9 +13,9 @@ null hypothesis at most as often as its level says. The 95 % interval holds ever
 each d_i is reduced by δ. As Σ_A (S_c − n_c δ) ≥ 0 iff the mean of A, Σ_A S_c / Σ_A n_c, is at least δ, the bounds are
 the 2.5 % and 97.5 % quantiles of the means of the sets. The interval excludes 0 if p_value ≤ 0.05.
 
-With few objects all sets are used, else `resamples` random ones, and then no one-sided p-value is below
-1 / (1 + `resamples`). n objects give none below 1 / 2ⁿ: fewer than 5 are never significant at 0.05, one-sided, and
-fewer than 6 have only the 95 % interval from −1 to 1, which holds every difference of AP.
+With few objects, all sets are used. n objects then give no one-sided p-value below 1 / 2ⁿ: fewer than 5 are never
+significant at 0.05, one-sided, and fewer than 6 have only the 95 % interval from −1 to 1, which holds every difference
+of AP. With more objects, random sets are used, and no one-sided p-value is below 1 / (1 + `resamples`).
 
 Sources: the test for retrieval, Smucker, Allan and Carterette, CIKM 2007. Drawing clusters whole, Cameron, Gelbach and
 Miller, Bootstrap-Based Improvements for Inference with Clustered Errors, 2008, and Field and Welsh, Bootstrapping
@@ -30,7 +30,7 @@ import numpy as np
 CONFIDENCE = 0.95
 WIDEST = 1.0  # the largest difference of two values from 0 to 1
 RESAMPLES = 10000
-_ALL_SETS = 13  # up to so many objects, all 2^13 sets are used
+_ALL_SETS = 13  # all sets are used up to so many objects, so at most 2^13
 _CELLS = 2**22  # sets × objects in memory at once
 
 
@@ -69,17 +69,11 @@ def smallest_p(objects: int) -> float:
 def paired_test(
     before: np.ndarray, after: np.ndarray, objects: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES
 ) -> MeanDifference:
-    """Tests the mean of `after` − `before` against 0.
+    """Tests the mean of `after` − `before` against 0. Both are float (n,): each query's value, 0 to 1, in one system.
 
-    Args:
-        before: float (n,), each query's value in the first system, 0 to 1.
-        after: float (n,), each query's value in the second system.
-        objects: (n,), any type; queries with equal entries show the same object.
-        seed: seed of the random sets; the same seed gives the same result.
-        resamples: number of random sets if there are too many objects to use all sets.
-
-    Raises:
-        ValueError: the shapes differ, there is no query, or a value is not finite.
+    Queries with equal entries in `objects` (n,) show the same object. If there are too many objects to use all sets,
+    `resamples` random sets are drawn by `seed`. Raises ValueError if the shapes differ, there is no query, or a value
+    is not finite.
     """
     before, after, objects = np.asarray(before, np.float64), np.asarray(after, np.float64), np.asarray(objects)
     if before.ndim != 1 or not before.shape == after.shape == objects.shape or not len(before):
@@ -117,7 +111,7 @@ def _means_of_sets(sums: np.ndarray, sizes: np.ndarray, seed: int, resamples: in
         every = np.arange(1, 2**count)[:, None] >> np.arange(count) & 1
         return np.asarray(every @ sums / (every @ sizes))
     generator = np.random.default_rng(seed)
-    step, width = max(1, _CELLS // count), 4 * -(-count // 32)  # bytes per set, a multiple of the generator's four
+    step, width = max(1, _CELLS // count), 4 * -(-count // 32)  # bytes per set; the generator makes four at a time
     parts = []
     for start in range(0, resamples, step):
         drawn = np.frombuffer(generator.bytes(min(step, resamples - start) * width), np.uint8)

@@ -1,8 +1,8 @@
 """The history of all nights, history.csv, and the last night's figures for Prometheus, metrics.prom.
 
 `NightlyHistory` reads and writes history.csv, which has a row for each evaluation of each night, missed nights
-included. `write_metrics_file` writes metrics.prom in Prometheus's text format. It outlives the job, unlike Ray's
-metrics. Either let node_exporter read it (`--collector.textfile.directory`), or send it to a Pushgateway:
+included. `write_metrics_file` writes metrics.prom in Prometheus's text format. Unlike Ray's metrics, this file remains
+after the job. Let node_exporter read it (`--collector.textfile.directory`), or send it to a Pushgateway:
 
     aws s3 cp s3://bucket/nightly/metrics.prom - | curl --data-binary @- http://localhost:9091/metrics/job/dim
 
@@ -26,14 +26,14 @@ from dim.io import csv_files, files, tables
 
 FILE, METRICS_FILE = "history.csv", "metrics.prom"
 ACCEPTED, REFUSED, MISSED = "accepted", "refused", "missed"
-MOST_MISSED = 366  # missed nights listed at once; otherwise one wrong date could add a row for each day since year 1
+MOST_MISSED = 366  # missed nights added at once, as one wrong date could add a row for each day since year 1
 
 
 @dataclass(frozen=True)
 class NightRow:
     """A row of history.csv: the result of one evaluation in one night.
 
-    `difference` is tonight's mAP less that of the network of the night `baseline`, on the same photos. `low` and `high`
+    `difference` is tonight's mAP less the mAP of the network of night `baseline`, on the same photos. `low` and `high`
     bound its 95 % interval; `p_value` is two-sided. `images`, `computed` and `errors` count the whole manifest.
     `reason` says why the night was refused.
     """
@@ -58,41 +58,36 @@ class NightRow:
 
 
 class NightlyHistory:
-    """The rows of history.csv in order of date, as text. The file is rewritten as a whole."""
+    """The history.csv of a folder. `rows` are its rows in order of date, with text as values."""
 
     def __init__(self, out: str) -> None:
-        """Reads the history in the folder `out`; there need be none. Raises UserError if the file is no history."""
+        """Reads history.csv in the folder `out`, if it exists. Raises UserError if it is not a history of nights."""
         self._uri, self._nights = files.join(out, FILE), files.join(out, "nights")
-        self._rows: list[dict[str, Any]] = []
+        self.rows: list[dict[str, Any]] = []
         if files.exists(self._uri):
-            self._rows = _checked(self._uri, tables.read(self._uri))
-
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        """All rows, in order of date."""
-        return list(self._rows)
+            self.rows = _checked(self._uri, tables.read(self._uri))
 
     @property
     def last(self) -> str | None:
         """The date of the last night, None if there is none."""
-        return max((row["date"] for row in self._rows), default=None)
+        return max((row["date"] for row in self.rows), default=None)
 
     def before(self, date: str) -> str | None:
         """The date of the last night before `date` that was run, None if there is none."""
-        run = (row["date"] for row in self._rows if row["date"] < date and row["status"] != MISSED)
+        run = (row["date"] for row in self.rows if row["date"] < date and row["status"] != MISSED)
         return max(run, default=None)
 
     def baseline(self, evaluation: str, date: str) -> dict[str, Any] | None:
         """The row of the last night before `date` in which `evaluation` was accepted, None if there is none."""
         accepted = (
             row
-            for row in self._rows
+            for row in self.rows
             if row["evaluation"] == evaluation and row["status"] == ACCEPTED and row["date"] < date
         )
         return max(accepted, key=lambda row: str(row["date"]), default=None)
 
     def require_next(self, date: str) -> None:
-        """Raises UserError if `date` is before the last night, as later nights were compared with those before it."""
+        """Raises UserError if `date` is before the last night, which was compared with the nights before it."""
         if self.last is None or date >= self.last:
             return
         today = datetime.datetime.now(datetime.UTC).date()
@@ -105,17 +100,16 @@ class NightlyHistory:
 
     def put(self, date: str, rows: Iterable[NightRow]) -> None:
         """Writes the rows of the night `date`, replacing its earlier ones, and rows for the nights missed before it."""
-        new = [{name: _text(value) for name, value in dataclasses.asdict(row).items()} for row in rows]
-        before = max((row["date"] for row in self._rows if row["date"] < date), default=None)
+        columns = [field.name for field in dataclasses.fields(NightRow)]
+        new = [{name: None if (cell := getattr(row, name)) is None else str(cell) for name in columns} for row in rows]
+        before = max((row["date"] for row in self.rows if row["date"] < date), default=None)
         evaluations = [str(row["evaluation"]) for row in new]
         for missed in _between(before, date) if before else ():
             new += [dataclasses.asdict(NightRow(missed, name, MISSED)) for name in evaluations]
-        self._rows = [row for row in self._rows if row["date"] != date] + new
-        self._rows.sort(key=lambda row: (str(row["date"]), str(row["evaluation"])))
-        columns = {field.name: [row.get(field.name) for row in self._rows] for field in dataclasses.fields(NightRow)}
-        csv_files.write_escaped(
-            self._uri, pa.table({name: pa.array(cells, pa.string()) for name, cells in columns.items()})
-        )
+        self.rows = [row for row in self.rows if row["date"] != date] + new
+        self.rows.sort(key=lambda row: (str(row["date"]), str(row["evaluation"])))
+        cells = {name: pa.array([row.get(name) for row in self.rows], pa.string()) for name in columns}
+        csv_files.write_escaped(self._uri, pa.table(cells))
 
 
 def _checked(uri: str, table: pa.Table) -> list[dict[str, Any]]:
@@ -153,14 +147,10 @@ def _is_date(text: str | None) -> bool:
 
 
 def _between(first: str, last: str) -> list[str]:
-    """The dates between two dates, at most the last MOST_MISSED."""
+    """The dates between two dates, or the last MOST_MISSED of them."""
     start, end = datetime.date.fromisoformat(first), datetime.date.fromisoformat(last)
     gap = (end - start).days
     return [(start + datetime.timedelta(days)).isoformat() for days in range(max(1, gap - MOST_MISSED), gap)]
-
-
-def _text(value: object) -> str | None:
-    return None if value is None else str(value)
 
 
 _GAUGES = {

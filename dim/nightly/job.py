@@ -1,6 +1,6 @@
-"""The nightly job: refreshes the collections, measures, compares with the last accepted night, and records the night.
+"""The nightly job: updates the collections, measures, compares with the last accepted night, and records the night.
 
-Start at `nightly`. Each date is run once; a second run of the same date returns the recorded result.
+Start at `nightly`. Each date is run once. A second run for the same date returns the recorded result.
 """
 
 import dataclasses
@@ -21,15 +21,11 @@ from dim.report import nightly as nightly_report
 
 log = logging.getLogger(__name__)
 
-LATEST = "9999-12-31"
-_SETTINGS = ("scales", "scales_mean", "scaled_decode", "precision", "factory")  # those that a network's spec lacks
+_SETTINGS = ("scales", "scales_mean", "scaled_decode", "precision", "factory")  # what the spec of a network lacks
 
 
 def nightly(config: NightlyConfig) -> dict[str, Any]:
-    """Runs a night, or reads its record if the date was run before.
-
-    Returns:
-        The contents of night.json.
+    """Runs a night, or reads its record if the date was run before. Returns the contents of night.json.
 
     Raises:
         UserError: the settings or the inputs are wrong.
@@ -169,6 +165,7 @@ def _record(config: NightlyConfig, night: dict[str, Any], past: NightlyHistory, 
     files.write_json(uri, night)
     results = night["evaluations"].values()
     needed = [result[key] for result in results for key in ("collection", "baseline_collection") if key in result]
-    baselines = (past.baseline(name, LATEST) for name in {str(row["evaluation"]) for row in past.rows})
+    latest = datetime.date.max.isoformat()
+    baselines = (past.baseline(name, latest) for name in {str(row["evaluation"]) for row in past.rows})
     needed += [str(row["collection"]) for row in baselines if row]
     state.delete_others(config.out, {state.current_folder(config.out, folder) for folder in needed})

@@ -1,10 +1,9 @@
 """One evaluation of a night, and whether it meets its gates.
 
 The mAP recorded by an earlier night can't be compared with tonight's: photos were added since, and among more photos
-each query is harder to answer. So the network of the last accepted night, the *baseline*, extracts the new photos as
-well, and both networks are measured on tonight's photos, labels and ground truth. If tonight's network is the
-baseline's, there is nothing to compare: only photos or labels can have moved mAP. Then no gate on a fall applies, only
-min-map.
+each query is harder to answer. So the network of the last accepted night, the *baseline*, extracts the new photos, too,
+and both networks are measured on tonight's photos, labels and ground truth. If both nights have the same network, only
+photos or labels can have moved mAP. Then the only gate is min-map, and none on a fall applies.
 
 New and changed photos are extracted once, and a second time if the baseline's network is another. The first night of a
 network extracts all photos. Each network is measured once a night.
@@ -45,7 +44,7 @@ class NightlyResult:
     collection: Collection
     key: str  # a sha256 of everything that the result depends on
     baseline: str | None = None  # the date of the last accepted night, None in a first night
-    baseline_collection: Collection | None = None  # of the baseline's network if that is not tonight's
+    baseline_collection: Collection | None = None  # of the baseline's network; None if that is tonight's, too
     comparison: Comparison | None = None  # with the baseline's network; None in a first night or after an error
     baseline_error: str | None = None  # why the baseline's network can't be measured any more
     note: str | None = None  # what a reader must know to interpret the figures
@@ -77,15 +76,11 @@ def measure_evaluation(
     config: NightlyConfig, date: str, asked: Measurement, collection: Collection, past: NightlyHistory,
     *, extracted: dict[tuple[str, str], Collection],
 ) -> NightlyResult:  # fmt: skip
-    """Measures tonight's network and the baseline's, and writes both evaluations to the folder of the night.
+    """Measures tonight's network and the baseline's, and writes both evaluations to the folder of the night `date`.
 
-    Args:
-        config: the settings of the night.
-        date: the night.
-        asked: the evaluation.
-        collection: the descriptors of its manifest by tonight's network.
-        past: the nights before.
-        extracted: what baselines' networks extracted tonight, by collection folder and manifest; filled as needed.
+    `asked` is the evaluation, and `collection` holds the descriptors that tonight's network made of its manifest.
+    `extracted` holds what baselines' networks extracted tonight, by the collection's folder and the manifest. New
+    extractions are added to it.
     """
     row = past.baseline(asked.name, date)
     other, error = None, None
@@ -133,8 +128,8 @@ def _note(asked: Measurement, result: NightlyResult, row: dict[str, Any]) -> str
     errors, before = (known.counts["errors"] for known in (result.collection, result.baseline_collection))
     if errors != before:
         return (
-            f"photos without a descriptor are never found: {errors:,} by tonight's network, {before:,} by that of "
-            f"{result.baseline}; part of the change may be due to that"
+            f"photos without a descriptor are never found: {errors:,} with tonight's network, {before:,} with the one "
+            f"of {result.baseline}; part of the change may be due to that"
         )
     if result.change and 0 < asked.significance <= (least := smallest_p(result.change.objects)):
         return (
@@ -158,7 +153,7 @@ def _key(asked: Measurement, collection: Collection, other: Collection | None) -
 
 
 def _copy_unchanged(out: str, last: str | None, name: str, key: str, folder: str) -> bool:
-    """Copies the evaluation of the night `last` to `folder` if it has the same key. Returns whether it had."""
+    """Copies the evaluation of the night `last` to `folder` and returns True if its key is `key`, else False."""
     record = files.join(out, f"nights/{last}/{NIGHT}")
     if last is None or not files.exists(record):
         return False
@@ -175,7 +170,7 @@ def _copy_unchanged(out: str, last: str | None, name: str, key: str, folder: str
 def _evaluate(
     asked: Measurement, collection: Collection, folder: str, *, baseline: str | None = None, report: bool = True
 ) -> None:
-    """Evaluates a collection into `folder`, comparing it with the metrics.json `baseline`, without a gate."""
+    """Evaluates a collection into `folder` and compares it with the metrics.json `baseline`, without a gate."""
     how = {name: value for name, value in vars(asked).items() if name not in _GATES}
     config = EvaluateConfig(descriptors=(collection.descriptors,), out=folder, baseline=baseline, report=report, **how)
     measure(config, comparison.read_baseline(baseline, config.protocol) if baseline else None)
@@ -190,7 +185,7 @@ def _compare(before: str, one: str, after: str, other: str) -> Comparison:
 
 
 def unmet_gates(asked: Sequence[Measurement], results: Mapping[str, NightlyResult]) -> list[str]:
-    """Says why each unmet gate of the evaluations `asked` is unmet, given their results by name."""
+    """One message for each gate that the evaluations `asked` don't meet, given their results by name."""
     changes = {known.name: results[known.name].change for known in asked if known.significance}
     tested = {name: change for name, change in changes.items() if change and results[name].baseline_collection}
     adjusted = holm({name: change.p_fall for name, change in tested.items()})
@@ -199,7 +194,7 @@ def unmet_gates(asked: Sequence[Measurement], results: Mapping[str, NightlyResul
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Adjusts the p-values of several tests so that all together give a false alarm no more often than one would.
+    """Adjusts the p-values of several tests so that together they raise a false alarm no more often than one test.
 
     The smallest of m is multiplied by m, the next by m − 1 and so on, and none becomes smaller than the one before it
     (Holm, A Simple Sequentially Rejective Multiple Test Procedure, 1979).
@@ -223,7 +218,7 @@ def _unmet(asked: Measurement, result: NightlyResult, p_fall: float | None, over
             yield f"{asked.name}: {result.not_comparable(reason)}; look at the report, then use --accept"
         return
     fall = (
-        f"mAP fell by {-change.difference:.4f} from that of the network of {result.baseline}, both measured on "
+        f"mAP fell by {-change.difference:.4f} from the network of {result.baseline} to tonight's, both measured on "
         f"tonight's {len(result.comparison.judged)} queries"
     )
     if asked.max_drop is not None and -change.difference > asked.max_drop:

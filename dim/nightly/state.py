@@ -2,8 +2,8 @@
 
 `refresh` brings the collection of tonight's network up to date. The network is copied into it, because a training run
 writes its best model in place: on a later night the model's folder may hold another network. With the copy, the last
-accepted network can extract photos that were added since, and both networks are compared on the same photos. A copy of
-VGG16 takes 60 MB, once per embedding.
+accepted network can extract photos that were added since, so that both networks are compared on the same photos. A copy
+takes 60 MB for VGG16.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from dim.nightly.config import NightlyConfig
 from dim.search import build_index
 from dim.search.config import IndexConfig
 
-ROOT, INDEX_INPUTS = "collections", "index_made_of.json"
+ROOT, DESCRIPTORS, INDEX_INPUTS = "collections", "descriptors", "index_made_of.json"
 NETWORK, MODEL, WHITENING = "network.json", "model", "whitening.npz"
 # The settings that belong to a network. All others, such as the number of workers, are tonight's.
 _SETTINGS = (
@@ -46,7 +46,7 @@ class Collection:
     @property
     def descriptors(self) -> str:
         """The folder of the descriptors."""
-        return files.join(self.folder, "descriptors")
+        return files.join(self.folder, DESCRIPTORS)
 
     @property
     def index(self) -> str:
@@ -55,7 +55,7 @@ class Collection:
 
 
 def refresh(config: NightlyConfig, model: str, manifest: str) -> Collection:
-    """Extracts new and changed photos of `manifest`, and rebuilds the index if there were any. Ray must be running."""
+    """Extracts new and changed photos of `manifest`, and rebuilds the index if needed. Ray must be running."""
     settings = config.extraction_settings()
     network = ExtractConfig(manifest=manifest, model=model, whitening=config.whitening, out="", **settings)
     collection = extract(config.out, network)
@@ -64,29 +64,27 @@ def refresh(config: NightlyConfig, model: str, manifest: str) -> Collection:
 
 
 def extract(out: str, network: ExtractConfig) -> Collection:
-    """Extracts new and changed photos into a network's collection and keeps the network there. Ray must be running.
+    """Extracts new and changed photos of `network.manifest`, and keeps the network with them. Ray must be running.
 
-    `network` also names the manifest. The index is left as it is.
+    The index of the collection is left as it is.
     """
     embedding = extraction.embedding_of(extraction.recipe_of(network, network.source(network.model)))
-    folder = files.join(_manifest_folder(out, network.manifest), embedding.id[:16])
+    of_manifest = f"{PurePosixPath(network.manifest).stem}-{_sha256(files.absolute(network.manifest))[:8]}"
+    folder = files.join(out, f"{ROOT}/{of_manifest}/{embedding.id[:16]}")
+    descriptors = files.join(folder, DESCRIPTORS)
     local_files.sweep(folder)
-    counts = extraction.extract(replace(network, out=files.join(folder, "descriptors")))
-    extracted = identity.of_folder(files.join(folder, "descriptors"))
-    identity.require_equal(embedding, network.model, extracted, f"{network.model}, as it is now")
+    counts = extraction.extract(replace(network, out=descriptors))
+    identity.require_equal(embedding, network.model, identity.of_folder(descriptors), f"{network.model}, as it is now")
     keep_network(folder, network, embedding)
-    shards = "\n".join(store.shards(files.join(folder, "descriptors")))
-    return Collection(folder, embedding, hashlib.sha256(shards.encode()).hexdigest(), counts)
+    return Collection(folder, embedding, _sha256("\n".join(store.shards(descriptors))), counts)
 
 
-def _manifest_folder(out: str, manifest: str) -> str:
-    """The folder of a manifest's collections."""
-    key = hashlib.sha256(files.absolute(manifest).encode()).hexdigest()[:8]
-    return files.join(out, f"{ROOT}/{PurePosixPath(manifest).stem}-{key}")
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def current_folder(out: str, recorded: str) -> str:
-    """The folder in `out` of a collection that an earlier night recorded as `recorded`; `out` may have moved since."""
+    """The folder of a collection that an earlier night recorded as `recorded`. `out` may have moved since then."""
     return files.join(out, f"{ROOT}/{files.name(files.parent(recorded))}/{files.name(recorded)}")
 
 
@@ -129,15 +127,15 @@ def keep_network(folder: str, network: ExtractConfig, embedding: Embedding) -> N
 
 
 def load_network(folder: str, tonight: Extraction) -> ExtractConfig:
-    """The network kept in the collection in `folder`, to extract with once a manifest is set. Ray must be running.
+    """The network kept in the collection in `folder`, as a config without manifest and out. Ray must be running.
 
-    All settings that don't belong to the network, such as the number of workers, are those of `tonight`. Raises
-    UserError if no network was kept, or it no longer makes the embedding of the collection.
+    Settings that don't belong to the network, such as the number of workers, come from `tonight`. Raises UserError if
+    no network was kept, or it no longer makes the embedding of the collection.
     """
     note = files.join(folder, NETWORK)
     if not files.exists(note):
         raise UserError(f"no {note!r}: it was deleted, or an earlier dim made the collection and kept no network")
-    embedding = identity.of_folder(files.join(folder, "descriptors"))
+    embedding = identity.of_folder(files.join(folder, DESCRIPTORS))
     network = _network(folder, files.read_json(note), tonight)
     _require_embedding(network, embedding, folder)
     return network

@@ -6,10 +6,10 @@
     page.section("Table", parts.table([Column("photo"), Column("score", ".3f")], [Row(["a", 0.9], detail)], "photos"))
     page.write(out.path("report.html"))
 
-Text is escaped; only `page.element` makes markup. A `PagePhoto` names the path and the box of a photo, as
-`Manifest.paths` and `.boxes` do. The page reads photos in threads, embeds each once however often it is shown, and
-shrinks all of them until the file is below 5 MB. An unreadable photo becomes a placeholder and is named at the end.
-`parts` has strips, figures and tables, `charts` curves and bars, `similarity_map` the map of a set. Each other module
-is the page of one job. Style and scripts are in `assets`; the content security policy in the page's head allows no
-others, and no `style=` attribute.
+Text is escaped; only `page.element` makes markup. A card shows a `PagePhoto`: the path of a photo and perhaps a box in
+it. The page reads photos in threads, embeds each once however often it is shown, and shrinks all of them until the file
+is below 5 MB. An unreadable photo becomes a placeholder and is named at the end. `parts` has strips, figures and
+tables, `charts` curves and bars, `gallery` the queries of an evaluation, `similarity_map` the map of a set. Each other
+module is the page of one job. Style and scripts are in `assets`. The page's content security policy allows no others,
+and no `style=` attribute.
 """

@@ -19,8 +19,8 @@ TITLES = {
     ),
     DUPLICATE: (
         "Near duplicates",
-        "Two almost identical photos with different labels or in different splits; of many such pairs between the same "
-        "two labels and splits, the most similar.",
+        "Two almost identical photos with different labels or in different splits. If many such pairs have the same "
+        "two labels and splits, only the most similar pair is shown.",
     ),
     FAR: ("Far from their label", "The suspect and its nearest photos of its own label."),
 }
@@ -71,16 +71,13 @@ class _Strips:
         self._page, self._photos, self._where = page, photos, where
 
     def of(self, one: Suspect) -> Html:
-        """The suspect, first, and its duplicate or its neighbours."""
-        if one.kind == DUPLICATE:
-            others = [
-                self._card(one.other, f"1 of {one.pairs:,} pairs" if one.pairs and one.pairs > 1 else "the other")
-            ]
-        else:
-            others = list(self._neighbours(one))
-        return parts.strip(self._page.photos, others, first=self._card(one.row, f"{one.score:.2f}"))
+        """The suspect, followed by its duplicate or its neighbours."""
+        return parts.strip(self._page.photos, self._others(one), first=self._card(one.row, f"{one.score:.2f}"))
 
-    def _neighbours(self, one: Suspect) -> Iterator[Card]:
+    def _others(self, one: Suspect) -> Iterator[Card]:
+        if one.kind == DUPLICATE:
+            yield self._card(one.other, f"1 of {one.pairs:,} pairs" if one.pairs and one.pairs > 1 else "the other")
+            return
         own, other = self._photos.labels[one.row], self._photos.labels[one.other]
         for row in self._nearest(one.row, own):
             yield self._card(row, "its label")

@@ -9,7 +9,7 @@ from dim.report.page import Html, element
 
 WIDTH, HEIGHT = 360, 230
 LEFT, RIGHT, TOP, FLOOR = 48, 12, 8, HEIGHT - 40
-_DASHES = ("none", "7 4", "2 3", "9 3 2 3")  # of successive lines, which also differ in colour
+_DASHES = ("none", "7 4", "2 3", "9 3 2 3")  # stroke-dasharray of successive lines, which also differ in colour
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def lines(title: str, x: Axis, y: Axis, drawn: Sequence[Line]) -> Html:
 
 
 def bars(title: str, x: Axis, edges: Sequence[float], drawn: Sequence[Bars]) -> Html:
-    """Histograms of queries, side by side: B counts each between B + 1 `edges`, the last edge inclusive."""
+    """Histograms of queries, side by side: B counts each, of the bins between B + 1 `edges`."""
     frame = Frame(x, axis("queries", [count for shown in drawn for count in shown.counts]))
     parts = [part for n, shown in enumerate(drawn) for part in _bars(frame, edges, shown, n, len(drawn))]
     counts = "; ".join(f"{shown.name}: {', '.join(f'{count:g}' for count in shown.counts)}" for shown in drawn)

@@ -1,8 +1,8 @@
 """The pages of an evaluation: report.html and map.html.
 
-`write` is called by the evaluation job. The report shows the headline figures, curves, comparisons, the worst, median
-and best queries with their hits, the confused labels, and all queries in a table. The functions at the end compute the
-curves, over the queries that have a positive.
+The evaluation job calls `write`. The report shows the headline figures, curves, comparisons, the worst, median and best
+queries with their hits, the confused labels, and a table of all queries. The functions at the end compute the curves
+from the queries that have a positive.
 """
 
 import logging
@@ -64,7 +64,7 @@ def write(
     config: EvaluateConfig, task: RetrievalTask, measured: Sequence[Measured], comparisons: Sequence[Comparison],
     out: Output,
 ) -> None:  # fmt: skip
-    """Writes both pages. They show the first of `measured`; a second set appears in the `comparisons` with it."""
+    """Writes both pages. They show the first of `measured`; a second set appears only in curves and `comparisons`."""
     distractors = manifest.read(config.distractors) if config.distractors else None
     sides = [
         Side(one.source.name, {query.query_id: query for query in one.results}, Gallery(task, one.source, distractors))
@@ -219,7 +219,7 @@ def histogram(aps: Sequence[float]) -> np.ndarray:
 
 
 def precision_by_recall(results: Sequence[QueryResult]) -> np.ndarray:
-    """TREC's 11-point curve (11,): the mean over queries of the highest precision at each recall or beyond."""
+    """TREC's 11-point curve (11,): the highest precision at each recall or beyond, averaged over the queries."""
     curves = [_interpolated(query.ranks, query.n_positives) for query in results if query.n_positives]
     return np.asarray(np.mean(curves, axis=0))
 

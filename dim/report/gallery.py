@@ -1,4 +1,4 @@
-"""What the report of an evaluation shows of queries, and its figures and settings in words.
+"""Parts of an evaluation's report: queries with their photos, the headline figures, and the settings.
 
 A `Gallery` draws a query and its hits. `groups` chooses the queries that are shown with photos.
 """
@@ -24,7 +24,7 @@ def by_ap(results: Iterable[QueryResult]) -> list[QueryResult]:
 
 
 def groups(ordered: Sequence[QueryResult], size: int) -> dict[str, list[QueryResult]]:
-    """The "worst", "median" and "best" of queries in the order of `by_ap`: at most `size` each, and no query twice."""
+    """The "worst", "median" and "best" of the results in `by_ap` order: at most `size` each, and no query twice."""
     size = min(size, -(-len(ordered) // 3))
     start = max((len(ordered) - size) // 2, size)
     return {
@@ -98,18 +98,15 @@ _DEPTHS = ("1", "5", "10")
 def figures(metrics: dict[str, Any]) -> dict[str, tuple[str, str]]:
     """The headline figures of metrics.json for `parts.figures`."""
     levels = PROTOCOLS[metrics["protocol"]].levels
-    found = {f"mAP, {level}": (_shown(metrics[level]["map"]), _MEANINGS["map"][1]) for level in levels}
+    found = {f"mAP, {level}": (metrics[level]["map"], _MEANINGS["map"][1]) for level in levels}
     if not levels:
-        found = {name: (_shown(metrics[key]), meaning) for key, (name, meaning) in _MEANINGS.items() if key in metrics}
+        found = {name: (metrics[key], meaning) for key, (name, meaning) in _MEANINGS.items() if key in metrics}
     for key, (name, meaning) in _AT.items():
         for depth in _DEPTHS:
             if depth in metrics.get(key, {}):
-                found[name.format(depth)] = (_shown(metrics[key][depth]), meaning.format(depth).removesuffix(" 1"))
-    return found | {"Queries": (f"{metrics['n_queries']:,}", f"in {metrics['n_database']:,} photos")}
-
-
-def _shown(value: float | None) -> str:
-    return "none" if value is None else f"{value:.4f}"
+                found[name.format(depth)] = (metrics[key][depth], meaning.format(depth).removesuffix(" 1"))
+    shown = {name: (parts.four_digits(value), meaning) for name, (value, meaning) in found.items()}
+    return shown | {"Queries": (f"{metrics['n_queries']:,}", f"in {metrics['n_database']:,} photos")}
 
 
 def network(embedding: dict[str, Any]) -> str:

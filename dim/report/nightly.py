@@ -1,6 +1,6 @@
 """The page of all nights, trend.html: for each evaluation a chart of mAP by date and a table with links to the reports.
 
-`write` makes the page from the rows of history.csv; `timeline` draws a chart of a share over dates.
+`write` makes the page from the rows of history.csv. `timeline` draws a chart of values from 0 to 1 by date.
 """
 
 import datetime
@@ -22,7 +22,7 @@ ROWS = 1000  # of a table: the last nights
 WIDTH = 1000  # of a timeline
 LABELS = 8  # dates written below a timeline, at most
 CROWDED = 90  # beyond so many dates, marks are small
-LEAST = 0.05  # the smallest range of the value axis, so that a negligible change doesn't fill the chart
+LEAST = 0.05  # the smallest range of the value axis, so that a tiny change doesn't fill the chart
 
 Kind = Literal["kept", "changed", "refused", "missing"]
 NAMES: dict[Kind, str] = {
@@ -131,21 +131,18 @@ def _headline(nights: Sequence[dict[str, Any]]) -> dict[str, tuple[str, str]]:
 
 def _row(evaluation: str, row: dict[str, Any]) -> parts.Row:
     value, change, *interval = (number(row, column) for column in ("map", "difference", "low", "high", "p_value"))
-    values = [
-        value,
-        change,
-        *(interval if interval[0] != interval[1] else [None] * 3),
-    ]  # the same network has no interval
+    if interval[0] == interval[1]:  # the network is the baseline's
+        interval = [None] * 3
     counts = [number(row, column) for column in ("images", "computed", "errors")]
     date = str(row["date"])
     report = urllib.parse.quote(f"nights/{date}/{evaluation}/report.html")
     link = date if row["status"] == MISSED else element("a", date, href=report)
     detail = element("p", user_text(row["reason"])) if row["reason"] else None
-    return parts.Row([link, row["status"], *values, *counts], detail)
+    return parts.Row([link, row["status"], value, change, *interval, *counts], detail)
 
 
 def timeline(title: str, unit: str, marks: Sequence[Mark], names: dict[Kind, str]) -> Html:
-    """Draws a share over dates. `marks` are in order of date, `unit` titles the value axis, `names` is the key."""
+    """Draws `marks`, in order of date. `unit` is the title of the value axis; `names` are the texts of the key."""
     values = [value for mark in marks for value in (mark.value, mark.low, mark.high) if value is not None]
     if values:
         middle = (min(values) + max(values)) / 2

@@ -38,13 +38,10 @@ class Html(str):
 
 
 def element(tag: str, *children: Child, **attributes: Attribute) -> Html:
-    """Makes the element `<tag>`.
+    """Makes the element `<tag>`. Each child is text, a number, markup, None, or an iterable of these. Text is escaped.
 
-    Args:
-        tag: the element's name.
-        children: text, numbers, markup, or iterables of these. Text is escaped; None adds nothing.
-        attributes: `class_="a"` becomes class="a" and `data_value=1` becomes data-value="1". True becomes an attribute
-            without a value; None and False add nothing.
+    `class_="a"` becomes the attribute class="a", and `data_value=1` becomes data-value="1". True makes an attribute
+    without a value; None and False make none.
     """
     opening = f"<{tag}{''.join(_attribute(name, value) for name, value in attributes.items())}>"
     return Html(opening if tag in _VOID else f"{opening}{fragment(children)}</{tag}>")
@@ -75,16 +72,16 @@ def user_text(text: str | None) -> Html:
 
 # Longest side in pixels and JPEG quality, best first. A page uses the first at which all its photos fit.
 SIZES = ((224, 80), (176, 75), (144, 70), (112, 65), (88, 60), (64, 50))
-_FULL = 2**31  # larger than any photo, so that it is decoded at full size
-_THREADS = min(16, 4 * (os.cpu_count() or 1))  # more than there are cores, as threads also wait for storage
+_FULL = 2**31  # a size larger than any photo, so that the photo is decoded at its full size
+_THREADS = min(16, 4 * (os.cpu_count() or 1))  # more than cores, as threads also wait for storage
 
 
 @dataclass(frozen=True)
 class PagePhoto:
-    """A photo to show: its path or URI, None if that is unknown, and the box to show in pixels, None for all of it."""
+    """A photo, or a part of it, to show."""
 
-    path: str | None
-    box: Box | None = None
+    path: str | None  # or URI; None if unknown
+    box: Box | None = None  # the part to show, in pixels; None for the whole photo
 
 
 class PagePhotos:
@@ -122,7 +119,7 @@ class PagePhotos:
         return reasons
 
     def symbols(self, limit: int) -> Html:
-        """All photos as SVG symbols, at the first of `SIZES` that needs at most `limit` characters or at the last."""
+        """Photos as SVG symbols, at the first of `SIZES` that needs at most `limit` characters, else at the last."""
         images = {self.symbol(photo): found.result() for photo, found in list(self._found.items())}
         for side, quality in SIZES:
             symbols = element("svg", _symbols(images, side, quality), class_="symbols", aria_hidden="true")
@@ -136,11 +133,9 @@ def _thumbnail(photo: PagePhoto) -> Image.Image | str:
     if photo.path is None:
         return "its path is not known"
     largest = SIZES[0][0]
+    size = largest if photo.box is None else _FULL  # scaling down first would leave few pixels of a small box
     try:
-        content = photos.read(photo.path)
-        # Scaling the whole photo down first would leave few pixels of a small box.
-        size = largest if photo.box is None else _FULL
-        found = isolated.decode(content, size, "long-side", photo.box, scaled=True)
+        found = isolated.decode(photos.read(photo.path), size, "long-side", photo.box, scaled=True)
     except FileNotFoundError:
         return photos.MISSING
     except (DecodeError, OSError, UserError) as error:
@@ -183,14 +178,7 @@ class Page:
     """A page under construction. All photos shown on it are in `photos`."""
 
     def __init__(self, job: str, title: str, summary: Child = None, scripts: tuple[str, ...] = ()) -> None:
-        """Starts an empty page.
-
-        Args:
-            job: name of the job that makes the page.
-            title: heading and window title.
-            summary: a line below the heading.
-            scripts: files of `dim/report/assets` to run besides page.js.
-        """
+        """Starts the page of a job, with a `summary` below its title and `scripts` of `assets` besides page.js."""
         self.photos = PagePhotos()
         self._job, self._title, self._summary, self._scripts = job, title, summary, ("page.js", *scripts)
         self._sections: list[tuple[str, Html]] = []

@@ -71,6 +71,11 @@ def figures(values: Mapping[str, tuple[str, Child]]) -> Html:
     return element("dl", boxes, class_="figures")
 
 
+def four_digits(value: float | None) -> str:
+    """A measure such as mAP as pages and logs show it."""
+    return "none" if value is None else f"{value:.4f}"
+
+
 def facts(values: Mapping[str, Child]) -> Html:
     """Settings and counts, given as name → value."""
     rows = [element("div", element("dt", fact), element("dd", value)) for fact, value in values.items()]

@@ -1,7 +1,7 @@
 """The pages of a search: report.html, each query with its hits, and map.html, the searched photos with the queries.
 
-`write` is called by the search job. Photos and labels come from the manifest that the index or the descriptors were
-made from; without it the report shows ids only and there is no map.
+The search job calls `write`. Photos and labels come from the manifest that the index or the descriptors were made from.
+If it is gone, the report shows only ids and there is no map.
 """
 
 import itertools
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class KnownPhotos:
-    """Where photos are, and their labels, by image_id; ids may be missing."""
+    """The photos and labels that are known, by image_id."""
 
     photos: dict[str, PagePhoto]
     labels: dict[str, str | None]
@@ -143,12 +143,11 @@ def _write_map(
 
 
 def of_queries(path: str, photos: str, ids: Collection[str], root: str | None = None) -> KnownPhotos:
-    """Finds the photos of the queries `ids`.
+    """Finds the photos of the queries `ids`, which --queries named by `path`.
 
-    `path` is what --queries named, `photos` the manifest that the search made of it unless it is a descriptors' folder.
+    `photos` is the manifest that the search wrote if `path` is a photo, a folder of photos or a manifest.
     """
-    if files.exists(photos):
-        # The user's own manifest has labels, too.
+    if files.exists(photos):  # if the user named a manifest, it has labels, too
         return of_manifest(path if tables.is_table(path) else photos, ids, root)
     return of_folder(path, ids, root)
 

@@ -20,7 +20,7 @@ _FEW = 8  # t-SNE needs at least so many photos
 
 
 def sample(count: int) -> np.ndarray:
-    """The numbers of the photos of a set of `count` that the map shows, ascending: all, or `SHOWN` at random."""
+    """Which rows of a set of `count` photos the map shows, ascending: all, or `SHOWN` at random."""
     if count <= SHOWN:
         return np.arange(count)
     chosen: np.ndarray = np.sort(np.random.default_rng(SEED).choice(count, SHOWN, replace=False))
@@ -57,8 +57,7 @@ def map_page(job: str, of: str, cards: Sequence[Card], total: int, vectors: np.n
     count = f"{shown:,} photos, drawn at random from the {total:,}" if shown < total else f"the {total:,} photos"
     summary = [count, " of ", user_text(of), f"; framed: {noted}" if noted else None]
     page = Page(job, "Map of the set", summary, scripts=("map.js",))
-    side = round(0.85 * (WIDTH * HEIGHT / len(cards)) ** 0.5)
-    side = min(side, HEIGHT // 5)
+    side = min(round(0.85 * (WIDTH * HEIGHT / len(cards)) ** 0.5), HEIGHT // 5)
     spots = [_spot(page.photos, card, place, side) for card, place in zip(cards, layout(vectors), strict=True)]
     drawing = element(
         "svg",
@@ -73,12 +72,11 @@ def map_page(job: str, of: str, cards: Sequence[Card], total: int, vectors: np.n
         for sign, factor, action in (("+", 1.6, "Zoom in"), ("−", 0.625, "Zoom out"), ("○", 0, "Show all"))
     ]
     field = element("input", type="search", placeholder="Find a label or an id", aria_label="Find a label or an id")
-    count = element("output", f"{len(cards)} of {len(cards)}", aria_live="polite")
-    tools = element("p", field, element("span", buttons, class_="zoom"), count, class_="tools")
+    found = element("output", f"{len(cards)} of {len(cards)}", aria_live="polite")
+    tools = element("p", field, element("span", buttons, class_="zoom"), found, class_="tools")
     chosen = element("div", class_="chosen", aria_live="polite", hidden=True)
-    page.section(
-        "Map", element("div", tools, element("div", drawing, chosen, class_="frame"), class_="atlas"), note=_NOTE
-    )
+    frame = element("div", drawing, chosen, class_="frame")
+    page.section("Map", element("div", tools, frame, class_="atlas"), note=_NOTE)
     return page
 
 

@@ -1,4 +1,4 @@
-"""The page of a training run, report.html, made from the tables that its workers wrote to the run's folder."""
+"""The page of a training run, report.html, made from the tables that the workers wrote to the run's folder."""
 
 import logging
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ Pair: TypeAlias = tuple[dict[str, Any], dict[str, Any]]
 
 
 def write(config: TrainConfig, photos: TrainingPhotos, summary: dict[str, Any], out: Output) -> None:
-    """Writes the report of a run that came to `summary`."""
+    """Writes the report of a run whose result is `summary`."""
     table = tables.read(out.path(HISTORY)).to_pylist()
     history: list[Epoch] = [{k: None if v is None else float(v) for k, v in row.items()} for row in table]
     page = Page("train", "Training", [user_text(config.manifest or "the demo photos"), " → ", user_text(config.out)])
@@ -62,14 +62,11 @@ _NOTE = (
 
 
 def _figures(summary: dict[str, Any]) -> dict[str, tuple[str, str]]:
-    def shown(value: float | None) -> str:
-        return "none" if value is None else f"{value:.4f}"
-
     split = f"split {summary['judged_on']}" if summary["judged_on"] else "no split val or test"
     return {
-        "mAP before": (shown(summary["map_before"]), f"{split}, by the untrained network"),
-        "mAP fitted": (shown(summary["map_fitted"]), f"{split}, with the fitted PCA layer"),
-        "mAP after": (shown(summary["map_after"]), f"{split}, by the best epoch"),
+        "mAP before": (parts.four_digits(summary["map_before"]), f"{split}, by the untrained network"),
+        "mAP fitted": (parts.four_digits(summary["map_fitted"]), f"{split}, with the fitted PCA layer"),
+        "mAP after": (parts.four_digits(summary["map_after"]), f"{split}, by the best epoch"),
         "Best epoch": (str(summary["best_epoch"]), f"of {summary['epochs']}"),
     }
 
@@ -144,7 +141,7 @@ def _changed(run: str) -> dict[str, list[Pair]]:
 
 
 class _Cards:
-    """Draws triplets and queries with photos of the run."""
+    """Draws triplets and queries, given the photos of the run."""
 
     def __init__(self, shown: PagePhotos, photos: TrainingPhotos) -> None:
         self._shown, self._photos = shown, photos

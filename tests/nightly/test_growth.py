@@ -62,7 +62,8 @@ def test_a_worse_network_on_a_grown_database_is_refused_by_what_it_does_there(ni
     night("2020-01-01", model=GOOD)
     embedded()
     photos.add(20, 4)
-    said = r"^shelf: mAP fell by 0\.\d+ from that of the network of 2020-01-01, both measured on tonight's 28 queries, "
+    said = r"^shelf: mAP fell by 0\.\d+ from the network of 2020-01-01 to tonight's, both measured on "
+    said += r"tonight's 28 queries, "
     with pytest.raises(GateNotMet, match=said) as refused:
         night("2020-01-02", model=WORSE)
     figure = refused.value.result["evaluations"]["shelf"]

@@ -23,7 +23,8 @@ def test_the_baselines_network_is_found_where_the_folder_has_moved(night, embedd
     night("2020-01-01", model=GOOD)
     moved = (tmp_path / "nightly").rename(tmp_path / "moved too")
     for date, out in (("2020-01-02", str(moved)), ("2020-01-03", f"{moved}/"), ("2020-01-04", moved.as_uri())):
-        with pytest.raises(GateNotMet, match=r"^shelf: mAP fell by .* from that of the network of 2020-01-01, both"):
+        said = r"^shelf: mAP fell by .* from the network of 2020-01-01 to tonight's, both"
+        with pytest.raises(GateNotMet, match=said):
             night(date, model=WORSE, out=out)
     assert len(collections(moved)) == 2
 
@@ -63,7 +64,7 @@ def test_a_network_that_was_half_deleted_is_kept_anew(night, embedded, tmp_path,
         night("2020-01-02", model=FAIR, accept=True)
         night("2020-01-03", model=FAIR)
     night("2020-01-04", model=str(model), weights=None, accept=True)
-    with pytest.raises(GateNotMet, match=r"from that of the network of 2020-01-04, both measured on tonight's"):
+    with pytest.raises(GateNotMet, match=r"from the network of 2020-01-04 to tonight's, both measured on tonight's"):
         night("2020-01-05", model=WORSE)
     assert len(list(out.rglob("model.weights.h5"))) == 1
 
@@ -73,7 +74,7 @@ def test_an_evaluation_that_is_left_out_for_a_night_keeps_its_baseline(night, sh
     night("2020-01-01", model=GOOD, evaluations=(rack,))
     night("2020-01-02", model=GOOD)
     assert len(collections(tmp_path / "nightly")) == 2
-    with pytest.raises(GateNotMet, match=r"^rack: mAP fell by .* from that of the network of 2020-01-01, both"):
+    with pytest.raises(GateNotMet, match=r"^rack: mAP fell by .* from the network of 2020-01-01 to tonight's, both"):
         night("2020-01-03", model=WORSE, evaluations=(rack,))
 
 
@@ -122,8 +123,8 @@ def test_photos_that_only_one_network_has_are_said_to_be_a_difference(night, pho
     monkeypatch.setattr(pipeline, "run", failing)
     done = night("2020-01-02", model=FAIR, gates={"significance": 0.0})
     assert done["evaluations"]["shelf"]["note"] == (
-        "photos without a descriptor are never found: 1 by tonight's network, 0 by that of 2020-01-01; part of the "
-        "change may be due to that"
+        "photos without a descriptor are never found: 1 with tonight's network, 0 with the one of 2020-01-01; part of "
+        "the change may be due to that"
     )
 
 
