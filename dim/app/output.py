@@ -19,7 +19,7 @@ from typing import Any, TextIO
 import dim
 from dim.app import logs
 from dim.errors import JobFailed, UserError
-from dim.io import files, lease, local_files, seal
+from dim.io import files, lease, local_copies, seal
 from dim.io.seal import Seal
 
 FORMAT_VERSION = 1
@@ -40,7 +40,7 @@ class Output:
         self._before = before = record_of(folder) or {}
         self._record[REPLACED] = seal.listed_names(before.get(seal.FILES) or before.get(REPLACED) or [], folder)
         files.delete(files.join(folder, RESULT))
-        local_files.sweep(folder)
+        local_copies.sweep(folder)
         self._write_record()
 
     def _write_record(self) -> None:

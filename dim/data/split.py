@@ -18,7 +18,7 @@ import pyarrow as pa
 from dim.data import labelled, manifest, photos
 from dim.data.config import SplitConfig
 from dim.errors import UserError, count_reasons
-from dim.io import csv_files, files, local_files, tables
+from dim.io import csv_files, files, local_copies, tables
 
 log = logging.getLogger(__name__)
 
@@ -200,7 +200,7 @@ def _write(out: str, kept: pa.Table, unreadable: pa.Table, skipped: pa.Table) ->
     # An old list is deleted first, so that it never lies beside a new manifest.
     beside = f"{out.rpartition('.')[0]}.unreadable.csv"
     for uri in (out, beside):
-        local_files.sweep(folder, files.name(uri))
+        local_copies.sweep(folder, files.name(uri))
     files.delete(beside)
     tables.write(out, result.table)
     csv_files.write_escaped(beside, _named(pa.concat_tables([unreadable, skipped]), folder))

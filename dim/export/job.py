@@ -20,7 +20,7 @@ from dim.app.output import Output
 from dim.app.progress import with_progress
 from dim.errors import UserError
 from dim.export.config import ExportConfig, ExportFormat
-from dim.io import files, local_files
+from dim.io import files, local_copies
 from dim.model import devices
 from dim.model.spec import Source
 from dim.search import descriptor_folder
@@ -89,7 +89,7 @@ def _descriptors(config: ExportConfig, folder: str) -> dict[str, Any]:
 def npy(rows: DescriptorFolder, out: Output) -> int:
     """Writes `descriptors.npy`, float32 (N, D), and `names.txt`, an image_id per line in the same order."""
     written = 0
-    with local_files.path_to_write(out.path("descriptors.npy")) as path, open(path, "wb") as file:
+    with local_copies.path_to_write(out.path("descriptors.npy")) as path, open(path, "wb") as file:
         for number, block in enumerate(with_progress(rows, len, "exporting", len(rows), "rows")):
             if number == 0:
                 header = {"descr": "<f4", "fortran_order": False, "shape": (len(rows), block.shape[1])}
@@ -146,7 +146,7 @@ def _parts(rows: DescriptorFolder, out: Output, kinds: dict[str, Callable[[pa.Ar
     for pattern in kinds:
         folder = files.parent(files.join(out.folder, pattern))
         files.make_folder(folder)
-        local_files.sweep(folder)
+        local_copies.sweep(folder)
         # The other tools read whole folders, so no file of an earlier export may remain.
         files.delete_all(files.join(folder, name) for name in files.names(folder) if _PART.fullmatch(name))
     number = start = 0

@@ -19,12 +19,12 @@ from dim.app.progress import Progress
 from dim.data import manifest as manifests
 from dim.data.manifest import Manifest
 from dim.errors import UserError, count_reasons
-from dim.extract import identity, shards, store, writer
+from dim.extract import identity, resume, shards, store
 from dim.extract.config import ExtractConfig
 from dim.extract.embedder import Recipe
 from dim.extract.identity import Embedding
 from dim.extract.resources import resolve_precision, resources
-from dim.extract.writer import Writer
+from dim.extract.resume import Writer
 from dim.io.tables import require_each_once
 from dim.model import whitening
 from dim.model.spec import Source
@@ -51,7 +51,7 @@ def extract(config: ExtractConfig) -> dict[str, Any]:
         _require_same(config, embedding)
         inputs = {"manifest": config.manifest, "model": config.model, "whitening": config.whitening}
         with output.opened(config.out, "extract", config, inputs, embedding.as_json()) as out:
-            left = writer.pending(config.out, embedding, selected.image_ids, contents.contents, config.retry_failed)
+            left = resume.pending(config.out, embedding, selected.image_ids, contents.contents, config.retry_failed)
             log.info("%d photos, %d to do", len(selected), len(left))
             seconds = _run(config, _planned(selected, contents.contents, left, config.shard_rows), recipe, embedding)
             result = _result(config.out, selected, len(left), seconds)

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from dim.errors import JobFailed, UserError
-from dim.io import listings, storage, strict_json
+from dim.io import object_listings, storage, strict_json
 from dim.io.storage import for_each, parallel_map, retried
 from dim.io.uris import FILE, canonical, encoded, parts
 
@@ -90,7 +90,7 @@ def infos(uris: Sequence[str]) -> list[pafs.FileInfo]:
     chunks = [local[start : start + _PATHS_PER_CALL] for start in range(0, len(local), _PATHS_PER_CALL)]
     found = dict(zip(local, chain.from_iterable(parallel_map(_local_infos, chunks)), strict=True))
     if len(local) < len(uris):
-        found |= listings.infos([uri for uri in uris if not is_local(uri)], info)
+        found |= object_listings.infos([uri for uri in uris if not is_local(uri)], info)
     return [found[uri] for uri in uris]
 
 

@@ -10,7 +10,7 @@ import random
 from collections.abc import Iterator
 
 from dim.errors import UserError
-from dim.io import files, local_files
+from dim.io import files, local_copies
 from dim.model import spec as specs
 from dim.model import weights
 from dim.model.backbones import BACKBONES
@@ -132,7 +132,7 @@ def save(model: keras.Model, spec: Spec, folder: str) -> None:
     an interrupted job for a model.
     """
     files.make_folder(folder)
-    local_files.sweep(folder)
+    local_copies.sweep(folder)
     files.delete(files.join(folder, specs.SPEC_FILE))
     specs.write(spec, folder, weights.save(model, files.join(folder, specs.WEIGHTS_FILE)))
 

@@ -15,7 +15,7 @@ import dim
 from dim.app import config
 from dim.data.config import Resize
 from dim.errors import UserError, quoted
-from dim.io import files, local_files, seal
+from dim.io import files, local_copies, seal
 from dim.model import hdf5
 from dim.model.backbones import BACKBONES
 
@@ -218,7 +218,7 @@ def _require_readable(uri: str) -> None:
             with files.opened(uri) as file, zipfile.ZipFile(file):
                 pass
         else:
-            with local_files.path_to_read(uri) as path:
+            with local_copies.path_to_read(uri) as path:
                 hdf5.require_whole(path)
     except Exception as error:  # opening a damaged or hostile file can raise anything
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -11,7 +11,7 @@ from typing import Any
 from dim.app import cluster, output
 from dim.errors import GateNotMet, JobFailed, UserError
 from dim.extract import identity
-from dim.io import files, local_files, seal
+from dim.io import files, local_copies, seal
 from dim.model import spec
 from dim.nightly import history, measurement, state
 from dim.nightly.config import NightlyConfig
@@ -40,7 +40,7 @@ def nightly(config: NightlyConfig) -> dict[str, Any]:
         past = NightlyHistory(config.out)
         # The nights' files aren't sealed: they grow, and a person may correct the history.
         record = files.join(config.out, f"nights/{date}/{NIGHT}")
-        local_files.sweep(files.parent(record))
+        local_copies.sweep(files.parent(record))
         if files.exists(record):
             log.info("the night %s was run before", date)
             night: dict[str, Any] = files.read_json(record)

@@ -24,7 +24,7 @@ from dim.evaluate.comparison import METRICS, PER_QUERY, Comparison
 from dim.evaluate.config import EvaluateConfig
 from dim.evaluate.job import measure
 from dim.evaluate.significance import MeanDifference, smallest_p
-from dim.io import files, local_files, seal, tables
+from dim.io import files, local_copies, seal, tables
 from dim.nightly import state
 from dim.nightly.config import Measurement, NightlyConfig
 from dim.nightly.history import NightlyHistory, number
@@ -162,7 +162,7 @@ def _copy_unchanged(out: str, last: str | None, name: str, key: str, folder: str
     log.info("%s: nothing has changed since %s", name, last)
     before = files.join(out, f"nights/{last}/{name}")
     for subfolder in ("", *({BASELINE} & {*files.folders(before)})):
-        local_files.sweep(files.join(folder, subfolder))
+        local_copies.sweep(files.join(folder, subfolder))
         files.copy_folder(files.join(before, subfolder), files.join(folder, subfolder))
     return True
 

@@ -18,7 +18,7 @@ from dim.extract import identity, store
 from dim.extract import job as extraction
 from dim.extract.config import ExtractConfig, Extraction
 from dim.extract.identity import Embedding
-from dim.io import files, local_files
+from dim.io import files, local_copies
 from dim.model import spec
 from dim.nightly.config import NightlyConfig
 from dim.search import build_index
@@ -72,7 +72,7 @@ def extract(out: str, network: ExtractConfig) -> Collection:
     of_manifest = f"{PurePosixPath(network.manifest).stem}-{_sha256(files.absolute(network.manifest))[:8]}"
     folder = files.join(out, f"{ROOT}/{of_manifest}/{embedding.id[:16]}")
     descriptors = files.join(folder, DESCRIPTORS)
-    local_files.sweep(folder)
+    local_copies.sweep(folder)
     counts = extraction.extract(replace(network, out=descriptors))
     identity.require_equal(embedding, network.model, identity.of_folder(descriptors), f"{network.model}, as it is now")
     keep_network(folder, network, embedding)
@@ -159,7 +159,7 @@ def _copy(folder: str, sources: dict[str, str]) -> None:
     for name, source in sources.items():
         target = files.join(folder, name)
         files.make_folder(files.parent(target))
-        local_files.sweep(files.parent(target))
+        local_copies.sweep(files.parent(target))
         files.write_bytes(target, files.read_bytes(source))
 
 

@@ -13,7 +13,7 @@ from dim.evaluate.config import EvaluateConfig
 from dim.evaluate.descriptor_sets import DescriptorSet
 from dim.evaluate.evaluation import Hit, QueryResult
 from dim.evaluate.protocols import PROTOCOLS, RetrievalTask
-from dim.report import parts, similarity_map
+from dim.report import parts, photo_map
 from dim.report.page import Html, Page, PagePhoto, PagePhotos
 from dim.report.parts import Card
 
@@ -53,12 +53,12 @@ class Gallery:
     def map_page(self) -> Page:
         """The map of the database without its distractors."""
         manifest, rows = self._task.database, self._source.database.rows
-        chosen = similarity_map.sample(len(rows))
+        chosen = photo_map.sample(len(rows))
         cards = [
             Card(manifest.image_ids[row], _photo(manifest, row), manifest.labels[row]) for row in rows[chosen].tolist()
         ]
         vectors = self._source.database.vectors[chosen]
-        return similarity_map.map_page("evaluate", manifest.uri, cards, len(rows), vectors)
+        return photo_map.map_page("evaluate", manifest.uri, cards, len(rows), vectors)
 
     def _query(self, query: QueryResult) -> Card:
         photo = _photo(self._task.queries, self._row_of[query.query_id])

@@ -20,7 +20,7 @@ from dim.errors import UserError
 from dim.evaluate.protocols import Verdict
 from dim.extract import identity
 from dim.io import files, tables
-from dim.report import parts, similarity_map
+from dim.report import parts, photo_map
 from dim.report.page import Html, Page, PagePhoto, PagePhotos, element, user_text
 from dim.report.parts import Card, Column, Row
 from dim.search.config import SearchConfig
@@ -124,7 +124,7 @@ class _Lists:
 def _write_map(
     config: SearchConfig, asked: Queries, found: SearchTarget, known_queries: KnownPhotos, out: Output
 ) -> None:
-    chosen = similarity_map.sample(len(found.ids))
+    chosen = photo_map.sample(len(found.ids))
     ids = found.ids.take(chosen).to_pylist()
     database = of_folder(config.index, ids, config.root)
     if not database.photos:
@@ -138,7 +138,7 @@ def _write_map(
     queries = asked.ids.to_pylist()[:ON_MAP]
     cards = [database.card(image_id) for image_id in ids] + [known_queries.card(query, "query") for query in queries]
     vectors = np.concatenate([vectors, asked.vectors[: len(queries)]])
-    similarity_map.map_page("search", config.index, cards, len(found.ids), vectors).write(out.path("map.html"))
+    photo_map.map_page("search", config.index, cards, len(found.ids), vectors).write(out.path("map.html"))
     log.info("for a map of the photos, with the queries framed, look at %s", out.path("map.html"))
 
 

@@ -18,7 +18,7 @@ from dim.app import output
 from dim.app.config import MOST_SEED, require_at_least
 from dim.app.progress import with_progress
 from dim.errors import UserError
-from dim.io import files, local_files, seal, tables
+from dim.io import files, local_copies, seal, tables
 from dim.search import descriptor_folder, exact, faiss_transforms
 from dim.search.config import IndexConfig
 from dim.search.database import Exact
@@ -48,7 +48,7 @@ def build(config: IndexConfig) -> dict[str, Any]:
     trained_on = 0 if index.is_trained else _train_on_sample(index, rows, config)
     inputs = {"descriptors": config.descriptors, "whitening": config.whitening}
     with output.opened(config.out, "index", config, inputs, rows.embedding.as_json()) as out:
-        with local_files.path_to_write(out.path(FILE)) as path:
+        with local_copies.path_to_write(out.path(FILE)) as path:
             _write(index, rows, path, config.factory)
             facts = facts_of(path)
         tables.write(out.path(IDS_FILE), pa.table({"image_id": rows.ids}))

@@ -22,7 +22,7 @@ from dim.data import manifest
 from dim.errors import UserError
 from dim.extract import identity
 from dim.extract.identity import Embedding
-from dim.io import files, local_files, seal, tables
+from dim.io import files, local_copies, seal, tables
 from dim.io.seal import Facts
 from dim.search import descriptor_folder, exact, faiss_transforms
 from dim.search.database import Database, Exact, from_array
@@ -68,7 +68,7 @@ def read(folder: str, whitening: str | None, parameters: str | None) -> SearchTa
     seal.require_complete(folder, facts, "index")
     if SEAL_FILE in facts:
         seal.require_content(files.join(folder, SEAL_FILE), facts[SEAL_FILE], "index")
-    with local_files.path_to_read(files.join(folder, FILE)) as path:
+    with local_copies.path_to_read(files.join(folder, FILE)) as path:
         return SearchTarget(read_file(path, exact.tie_order_of(ids), parameters, known), ids, embedding)
 
 

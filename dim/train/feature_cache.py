@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from dim.io import files, local_files, scratch
+from dim.io import files, local_copies, scratch
 
 COUNT = "bytes"  # the file that holds the number of bytes taken
 
@@ -41,7 +41,7 @@ class FeatureCache:
         trunks = scratch.persistent_folder(folder) / "trunk"
         name = hashlib.sha256(fingerprint.encode()).hexdigest()[:32]
         self._folder = trunks / name
-        local_files.sweep(str(self._folder))
+        local_copies.sweep(str(self._folder))
         with files.writing(str(self._folder)):
             self._quota = Quota(trunks, name, limit)
 

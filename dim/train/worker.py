@@ -26,7 +26,7 @@ from dim.train import checkpoint, failures, history
 from dim.train.checkpoint import State
 from dim.train.embed import Inference, objects_from_all
 from dim.train.features import features_of
-from dim.train.fit import Fitting, from_pixels
+from dim.train.fit_epoch import Fitting, from_pixels
 from dim.train.history import EpochHistory
 from dim.train.locality import ownership
 from dim.train.step import TrainedNetwork

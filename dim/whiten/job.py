@@ -18,7 +18,7 @@ from dim.extract.config import ExtractConfig
 from dim.extract.embedder import Recipe
 from dim.extract.job import extract
 from dim.extract.resources import resolve_precision, resources
-from dim.io import files, lease, local_files, seal
+from dim.io import files, lease, local_copies, seal
 from dim.model.spec import SPEC_FILE, Source, Spec
 from dim.model.whitening import Whitening
 from dim.whiten.config import POWER, WhitenConfig
@@ -50,7 +50,7 @@ def _into_file(config: WhitenConfig, folder: str, chosen: Manifest) -> dict[str,
         # Ray's tasks run in other working folders, so they need an absolute path.
         whitening = _of_descriptors(config, files.absolute(folder), chosen, embedding)
     files.make_folder(files.parent(config.out))
-    local_files.sweep(files.parent(config.out), files.name(config.out))
+    local_copies.sweep(files.parent(config.out), files.name(config.out))
     whitening.save(config.out)
     return _summary(whitening) | {"whitening": config.out}
 

@@ -11,7 +11,7 @@ import pytest
 from dim.data import manifest as manifests
 from dim.errors import UserError
 from dim.extract import identity
-from dim.io import files, listings
+from dim.io import files, object_listings
 
 
 def contents(folder, **columns):
@@ -65,10 +65,10 @@ def test_a_store_s_photos_keep_their_content_however_they_are_asked_for(s3, monk
     ]
     found = manifests.checked("photos.csv", pa.table({"image_id": ["a", "b", "c"], "path": uris}))
     assert identity.fingerprint_photos(found).contents == one_by_one
-    monkeypatch.setattr(listings, "FEWEST", 1)
-    monkeypatch.setattr(listings, "PAGE", 1)
+    monkeypatch.setattr(object_listings, "FEWEST", 1)
+    monkeypatch.setattr(object_listings, "PAGE", 1)
     monkeypatch.setattr(files, "info", lambda uri: pytest.fail(f"asked for {uri}"))
-    arriving = listings._arriving
+    arriving = object_listings._arriving
 
     @contextlib.contextmanager
     def arrived(uris):
@@ -78,7 +78,7 @@ def test_a_store_s_photos_keep_their_content_however_they_are_asked_for(s3, monk
                 time.sleep(0.05)
             yield known
 
-    monkeypatch.setattr(listings, "_arriving", arrived)
+    monkeypatch.setattr(object_listings, "_arriving", arrived)
     assert identity.fingerprint_photos(found).contents == one_by_one
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from dim.errors import JobFailed
 from dim.extract import store
-from dim.io import files, local_files
+from dim.io import files, local_copies
 
 
 def test_a_file_is_whole_or_what_it_was(disk, fill):
@@ -21,7 +21,7 @@ def test_a_file_is_whole_or_what_it_was(disk, fill):
 
 
 def _large(uri, content):
-    with local_files.path_to_write(uri) as path, open(path, "wb") as file:
+    with local_copies.path_to_write(uri) as path, open(path, "wb") as file:
         file.write(content)
 
 

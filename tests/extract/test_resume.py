@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dim.extract import shards, store
 from dim.extract.identity import Embedding
-from dim.extract.writer import pending
+from dim.extract.resume import pending
 from dim.io import files
 from dim.search import descriptor_folder
 

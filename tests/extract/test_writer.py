@@ -7,7 +7,7 @@ import pytest
 
 from dim.extract import store
 from dim.extract.identity import Embedding
-from dim.extract.writer import AHEAD, Writer
+from dim.extract.resume import AHEAD, Writer
 
 EMBEDDING = Embedding("vgg16", "block5_conv3", "gem", "0", "caffe", 224, "squash", (1.0,), None, None, "float32")
 

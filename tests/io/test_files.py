@@ -10,7 +10,7 @@ import pyarrow.fs as pafs
 import pytest
 
 from dim.errors import JobFailed, UserError
-from dim.io import files, local_files, storage, tables
+from dim.io import files, local_copies, storage, tables
 
 
 def test_names():
@@ -117,11 +117,11 @@ def test_a_table_that_cannot_be_read_is_named_in_one_line(tmp_path, name, conten
 
 def test_large_files_go_through_this_machines_disk(tmp_path):
     uri = str(tmp_path / "a")
-    with local_files.path_to_write(uri) as path, open(path, "w") as file:
+    with local_copies.path_to_write(uri) as path, open(path, "w") as file:
         file.write("whole")
-    with local_files.path_to_read(uri) as path, open(path) as file:
+    with local_copies.path_to_read(uri) as path, open(path) as file:
         assert file.read() == "whole"
-    with pytest.raises(ZeroDivisionError), local_files.path_to_write(uri) as path:
+    with pytest.raises(ZeroDivisionError), local_copies.path_to_write(uri) as path:
         open(path, "w").close()
         raise ZeroDivisionError
     assert files.read_bytes(uri) == b"whole" and files.names(str(tmp_path)) == ["a"]
@@ -134,6 +134,6 @@ def test_a_link_beside_is_not_written_through(tmp_path):
     beside.symlink_to(target)
     files.write_json(uri, {})
     beside.symlink_to(target)
-    with local_files.path_to_write(uri) as path:
+    with local_copies.path_to_write(uri) as path:
         Path(path).write_text("large")
     assert (target.read_text(), (tmp_path / "out.json").read_text()) == ("mine", "large")

@@ -17,7 +17,7 @@ import pytest
 import dim.train
 from dim.app import output
 from dim.errors import JobFailed, UserError
-from dim.io import files, lease, local_files
+from dim.io import files, lease, local_copies
 from dim.train import job as task
 
 
@@ -247,7 +247,7 @@ def test_a_writer_that_wakes_and_does_not_know_yet_writes_nothing(bucket, monkey
         ):
             with pytest.raises(JobFailed, match="could not renew its lease"):
                 write()
-        with pytest.raises(JobFailed, match="could not renew"), local_files.path_to_write("s3://bucket/a") as path:
+        with pytest.raises(JobFailed, match="could not renew"), local_copies.path_to_write("s3://bucket/a") as path:
             Path(path).write_bytes(b"late")
         files.write_bytes("s3://bucketful", b"another place")
     assert (bucket / "a").read_bytes() == b"in time"

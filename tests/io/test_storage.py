@@ -11,7 +11,7 @@ import pyarrow.fs as pafs
 import pytest
 
 from dim.errors import UserError
-from dim.io import files, local_files, storage, tables, uris
+from dim.io import files, local_copies, storage, tables, uris
 
 
 @pytest.fixture
@@ -32,9 +32,9 @@ def test_what_is_written_to_a_store_is_read(scheme, request):
     assert found.size > 0 and found.mtime_ns > 0 and missing.type == pafs.FileType.NotFound
     tables.write(f"{bucket}/t.parquet", pa.table({"x": [1, 2]}))
     assert tables.read(f"{bucket}/t.parquet")["x"].to_pylist() == [1, 2]
-    with local_files.path_to_write(f"{bucket}/large") as path, open(path, "wb") as file:
+    with local_copies.path_to_write(f"{bucket}/large") as path, open(path, "wb") as file:
         file.write(os.urandom(1 << 20) * 12)  # in parts
-    with local_files.path_to_read(f"{bucket}/large") as path:
+    with local_copies.path_to_read(f"{bucket}/large") as path:
         assert Path(path).stat().st_size == 12 << 20
     files.delete(uri)
     files.delete(uri)
@@ -48,7 +48,7 @@ def test_a_large_file_is_read_by_a_request_or_two(s3, bucket):
     s3.faults()
     assert files.read_bytes(f"{bucket}/large") == bytes(20 << 20)
     assert 0 < s3.faults()["requests"] <= 2
-    with local_files.path_to_read(f"{bucket}/large") as path:
+    with local_copies.path_to_read(f"{bucket}/large") as path:
         assert Path(path).stat().st_size == 20 << 20
     assert 0 < s3.faults()["requests"] <= 4
 

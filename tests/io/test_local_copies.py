@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from dim.app import output
-from dim.io import local_files
+from dim.io import local_copies
 
 
 @dataclass(frozen=True)
@@ -61,15 +61,15 @@ def test_only_what_dead_writers_began_goes(tmp_path, dead, alive):
         f"linked.{dead}.tmp",
         f"folder.{dead}.tmp",
     ]
-    local_files.sweep(str(tmp_path))
+    local_copies.sweep(str(tmp_path))
     assert names(tmp_path) == sorted(kept)
-    local_files.sweep(str(tmp_path / "none"))
+    local_copies.sweep(str(tmp_path / "none"))
 
 
 def test_beside_a_single_file_only_its_own_goes(tmp_path, dead):
     for name in (f"m.csv.{dead}.tmp", f"m.csv.{dead}.{dead}.tmp", f"other.csv.{dead}.tmp"):
         (tmp_path / name).write_text("half")
-    local_files.sweep(str(tmp_path), "m.csv")
+    local_copies.sweep(str(tmp_path), "m.csv")
     assert names(tmp_path) == sorted([f"m.csv.{dead}.{dead}.tmp", f"other.csv.{dead}.tmp"])
 
 

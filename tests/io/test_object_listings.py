@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dim.io import files, listings, processes, storage
+from dim.io import files, object_listings, processes, storage
 
 NAMES = (
     "a.jpg",
@@ -34,7 +34,7 @@ def facts(info):
 def listed(uris, wanted):
     """What listings tell without single requests, once they have told it of `wanted` files."""
     end = time.monotonic() + 60
-    with listings._arriving(uris) as known:
+    with object_listings._arriving(uris) as known:
         while len(known) < wanted:
             assert time.monotonic() < end
             time.sleep(0.05)
@@ -43,8 +43,8 @@ def listed(uris, wanted):
 
 @pytest.fixture
 def few(monkeypatch):
-    monkeypatch.setattr(listings, "FEWEST", 1)
-    monkeypatch.setattr(listings, "PAGE", 1)
+    monkeypatch.setattr(object_listings, "FEWEST", 1)
+    monkeypatch.setattr(object_listings, "PAGE", 1)
 
 
 @pytest.mark.parametrize("scheme", ["s3", "gs"])
@@ -66,7 +66,7 @@ def test_many_photos_are_one_request(s3, few):
     bucket = s3.bucket("many-listed")
     uris = [f"{bucket}/{number // 10}/{number}" for number in range(300)]
     assert not any(storage.parallel_map(lambda uri: files.write_bytes(uri, b"photo"), uris))
-    listings.PAGE = 300
+    object_listings.PAGE = 300
     s3.faults()
     assert {info.size for info in listed(uris, 300).values()} == {5}
     assert s3.faults()["requests"] == 1
@@ -75,14 +75,14 @@ def test_many_photos_are_one_request(s3, few):
 def test_what_a_listing_has_said_is_not_asked(monkeypatch):
     uris = [f"s3://bucket/{number}" for number in range(3)]
     known = {uri: pafs.FileInfo(uri, pafs.FileType.File, size=1) for uri in uris[:2]}
-    monkeypatch.setattr(listings, "_arriving", lambda _: contextlib.nullcontext(known))
+    monkeypatch.setattr(object_listings, "_arriving", lambda _: contextlib.nullcontext(known))
     asked = []
 
     def ask(uri):
         asked.append(uri)
         return pafs.FileInfo(uri, pafs.FileType.NotFound)
 
-    assert [info.size for info in listings.infos(uris, ask).values()] == [1, 1, None]
+    assert [info.size for info in object_listings.infos(uris, ask).values()] == [1, 1, None]
     assert asked == uris[2:]
 
 
@@ -97,7 +97,7 @@ def test_a_listing_that_never_ends_is_ended_once_all_is_known(s3, few, monkeypat
 
     monkeypatch.setattr(processes, "command", sleeping)
     assert files.infos([f"{bucket}/a"])[0].size == 5
-    assert begun == [listings.__name__]
+    assert begun == [object_listings.__name__]
 
 
 @pytest.mark.parametrize("said", ["", "no JSON", '[["s3://'])
@@ -110,7 +110,7 @@ def test_a_listing_that_fails_is_done_without(s3, few, monkeypatch, said):
 
 def test_the_process_that_lists_ends_well_when_it_is_done():
     with subprocess.Popen(
-        processes.command(listings.__name__),
+        processes.command(object_listings.__name__),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=processes.child_environment(),
@@ -124,7 +124,7 @@ def test_the_process_that_lists_ends_with_its_parent(s3, few):
     bucket = s3.bucket("orphan")
     s3.faults(latency=5)
     with subprocess.Popen(
-        processes.command(listings.__name__),
+        processes.command(object_listings.__name__),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=processes.child_environment(),
@@ -144,8 +144,8 @@ FOLDERS = st.lists(st.sampled_from("abc"), max_size=3).map(lambda parts: "/".joi
 def test_what_is_worth_listing(folders, page):
     uris = [f"{folder}/{number}.jpg" for number, folder in enumerate(folders)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(listings, "PAGE", page)
-        found = listings.worth_listing(uris)
+        patch.setattr(object_listings, "PAGE", page)
+        found = object_listings.worth_listing(uris)
     # By hand: the deepest folder with enough takes its photos away from those above it.
     left, expected = set(uris), set()
     every = {"/".join(uri.split("/")[:end]) for uri in uris for end in range(3, uri.count("/") + 1)}
