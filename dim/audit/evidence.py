@@ -11,7 +11,7 @@ mean of `same` and `any`. The evidence of a label for photo i is a sum over the 
 
 The 4 has the effect of four more photos with c = c₀, so one near photo is weaker evidence than several. The score of a
 photo is the largest evidence of any other label minus the evidence of the photo's own label. The score corresponds to
-the margin of confident learning (Northcutt et al., arXiv 1911.00068), but needs no classifier. Most labels have too few
+the margin of confident learning (Northcutt et al., arXiv 1911.00068), but needs no classifier. Many labels have too few
 photos to train a classifier.
 
 Σ_j x_iᵀx_j is the inner product of x_i and the sum of the label's descriptors. The evidence of all labels for all
@@ -55,7 +55,7 @@ def crowding(scores: np.ndarray) -> np.ndarray:
 
 
 def evidence(vectors: np.ndarray, codes: np.ndarray, crowding: np.ndarray) -> Evidence:
-    """Computes the evidence of all labels for all photos. There must be two labels, and two photos of one label.
+    """Computes the evidence of labels for photos. At least two labels must occur, and one of them at least twice.
 
     `vectors` (n, D) are L2-normalised. `codes` (n,) number the labels from 0 without gaps. `crowding` (n,) holds r.
     """

@@ -60,7 +60,7 @@ class Suspect:
 
 
 def suspects(photos: AuditedPhotos, least_score: float, least_cosine: float) -> tuple[list[Suspect], int]:
-    """Finds the suspects among `photos`. There must be at least two labels, and at least two photos of one label.
+    """Finds the suspects among `photos`. At least two labels must occur, and one of them at least twice.
 
     `least_score` is the least score of a `label` suspect, `least_cosine` the least cosine of duplicates.
 

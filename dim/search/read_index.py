@@ -30,7 +30,7 @@ from dim.search.database import Database, Exact, from_array
 FILE, IDS_FILE, SEAL_FILE = "knn.index", "ids.parquet", "index.json"
 MOST_HASHED = 2**32  # bytes that are hashed in about four seconds; of a larger file, only the size is checked
 LARGEST = 2**20  # largest number in a factory string or parameter; FAISS advises no more lists for 1e9 rows
-LISTED = 1000  # most rows per query that an approximate search finds for re-ranking
+LISTED = 1000  # most rows per query that `Approximate.scores` gives a score
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def read_file(path: str, tie_order: np.ndarray, parameters: str | None, record: 
             f"{path!r} has {index.ntotal} rows of {index.d} values, its {IDS_FILE} {len(tie_order)} and its "
             f"{output.RECORD} {record.get('dimension')!r}; {again}"
         )
-    if objection := faiss_transforms.objection(index):  # earlier versions of dim built indexes with other scores
+    if objection := faiss_transforms.objection(index):  # earlier versions of dim could build such an index
         raise UserError(f"{path!r}: {objection}; {again}")
     if parameters:
         set_parameters(index, parameters)
