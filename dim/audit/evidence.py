@@ -1,35 +1,37 @@
-"""How strongly the photos of each label claim a photo as one of theirs: the evidence of a label.
+"""Computes the evidence of a label for a photo: how much the photo resembles the photos that have the label.
 
-Similarity is measured relative to how crowded the space is around the two photos (CSLS: Conneau et al., arXiv
-1710.04087): c_ij = 2 x_iᵀx_j − r_i − r_j, where r_i is the mean similarity of photo i to its ten nearest other photos.
-A photo that resembles everything therefore resembles nothing in particular.
+The similarity of two photos i and j is c_ij = 2 x_iᵀx_j − r_i − r_j (CSLS: Conneau et al., arXiv 1710.04087). Here x_i
+is the descriptor of photo i, and the crowding r_i is the mean inner product of x_i with its ten nearest neighbours.
+Crowding is subtracted so that a photo with many near neighbours isn't similar to all of them.
 
-Let `same` be the mean of c over all pairs with one label, `any` the mean over all pairs, and c₀ the midpoint of the
-two. The evidence of a label for photo i is a sum over the m photos j of the label other than i:
+Let `same` be the mean of c over all pairs of photos with the same label, `any` the mean of c over all pairs, and c₀ the
+mean of `same` and `any`. The evidence of a label for photo i is a sum over the m photos j ≠ i that have the label:
 
     e_i(label) = Σ_j (c_ij − c₀) / (m + 4) / (same − any)
 
-The 4 acts as four more photos at the midpoint: a single near photo is weaker evidence than several. The score of a
-photo is the largest e of another label less the e of its own. This is the margin of confident learning (Northcutt et
-al., arXiv 1911.00068), for labels with too few photos to train a classifier on.
+The 4 has the effect of four more photos with c = c₀, so one near photo is weaker evidence than several. The score of a
+photo is the largest evidence of any other label minus the evidence of the photo's own label. The score corresponds to
+the margin of confident learning (Northcutt et al., arXiv 1911.00068), but needs no classifier. Many labels have too few
+photos to train a classifier.
 
-Σ_j x_iᵀx_j is the product of x_i and the sum of the label's vectors. So one matrix product, with one vector per label,
-gives the evidence of all labels for all photos. It is computed block by block.
+Σ_j x_iᵀx_j is the inner product of x_i and the sum of the label's descriptors. The evidence of all labels for all
+photos therefore needs only one matrix product, of the descriptors and these sums. It is computed block by block.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-NEUTRAL = 4
-ROWS, LABELS = 1024, 4096  # of a block of products
+NEUTRAL = 4  # photos with c = c₀ that the evidence adds to each label
+ROWS, LABELS = 1024, 4096  # size of a block of the matrix product: photos and labels
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """The evidence of each photo's `own` label and the largest evidence of any other label, each float64 (n,).
+    """The evidence of each photo's own label (`own`) and the largest of any other label (`other`), both float64 (n,).
 
-    `other_label` (n,) is the code of that other label. `any_pair` is `any` above, and `scale` is `same` − `any`.
+    `other_label` (n,) is the code of the label that has the evidence `other`. `any_pair` is the mean `any` in the
+    docstring of this module, and `scale` is `same` − `any`.
     """
 
     own: np.ndarray
@@ -40,22 +42,22 @@ class Evidence:
 
     @property
     def score(self) -> np.ndarray:
-        """By how much more another label claims the photo than its own label does, float64 (n,)."""
+        """The score of each photo, float64 (n,): the evidence `other` minus the evidence `own`."""
         score: np.ndarray = self.other - self.own
         return score
 
 
 def crowding(scores: np.ndarray) -> np.ndarray:
-    """Each photo's r, (n,), from its similarities to its nearest other photos, (n, k). −inf fills up a short list."""
+    """The crowding r of each photo, (n,), from the `scores` (n, k) of its nearest neighbours. −inf stands for none."""
     there = np.isfinite(scores)
     mean: np.ndarray = np.where(there, scores, 0).sum(axis=1) / there.sum(axis=1)
     return mean
 
 
 def evidence(vectors: np.ndarray, codes: np.ndarray, crowding: np.ndarray) -> Evidence:
-    """Computes the evidence for photos of at least two labels, one of which has two photos.
+    """Computes the evidence of labels for photos. At least two labels must occur, and one of them at least twice.
 
-    `vectors` (n, D) are L2-normalised. `codes` (n,) are the labels, numbered from 0 without gaps. `crowding` (n,) is r.
+    `vectors` (n, D) are L2-normalised. `codes` (n,) number the labels from 0 without gaps. `crowding` (n,) holds r.
     """
     counts = np.bincount(codes)
     sums = np.zeros((len(counts), vectors.shape[1]))
@@ -63,7 +65,7 @@ def evidence(vectors: np.ndarray, codes: np.ndarray, crowding: np.ndarray) -> Ev
     crowds = np.bincount(codes, crowding)
     lengths = _dot(vectors, vectors)
     others = counts[codes] - 1
-    # `within` is Σ_j c_ij over the other photos j of i's label, `everywhere` the sum of 2 x_iᵀx_j over all i ≠ j.
+    # `within` is Σ_j c_ij over the other photos j with the label of i. `everywhere` is Σ 2 x_iᵀx_j over all i ≠ j.
     within = 2 * (_dot(vectors, sums[codes]) - lengths) - others * crowding - (crowds[codes] - crowding)
     pairs = len(codes) * (len(codes) - 1)
     everywhere = 2 * (_dot(sums, sums.sum(axis=0)[None]).sum() - lengths.sum())
@@ -83,9 +85,10 @@ def _dot(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 def _strongest(
     vectors: np.ndarray, codes: np.ndarray, crowding: np.ndarray, sums: np.ndarray, offsets: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The largest evidence of a label other than the photo's own, times `scale`, and that label; both (n,).
+    """Finds for each photo the label with the largest evidence, except the photo's own label.
 
-    `sums` (K, D) has each label's sum of vectors, `offsets` (K,) the sum of r + c₀ over its photos.
+    Returns the evidence, multiplied by `scale`, and the code of the label, both (n,). `sums` (K, D) has the sum of each
+    label's descriptors. `offsets` (K,) has the sum of r + c₀ over each label's photos.
     """
     counts = np.bincount(codes)
     most, label = np.full(len(codes), -np.inf), np.zeros(len(codes), np.int64)

@@ -21,8 +21,8 @@ log = logging.getLogger(__name__)
 def audit(config: AuditConfig) -> dict[str, Any]:
     """Writes suspects.parquet, suspects.csv and report.html to `config.out`, and returns the job's result.
 
-    Raises UserError, before it writes anything, if there are fewer than two labels, no label has two photos, the
-    descriptors lack a row of the manifest, or the whitening doesn't fit.
+    Raises UserError, before any file is written, if there are fewer than two labels, if no label has two photos, if a
+    row of the manifest is missing in `config.descriptors`, or if the whitening doesn't fit the descriptors.
     """
     chosen = manifests.read(config.manifest).select(config.split)
     embedded = descriptors.read(config.descriptors, chosen)

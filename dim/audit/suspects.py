@@ -1,13 +1,13 @@
-"""Which photos an audit suspects, and of what. `suspects` finds three kinds:
+"""Finds the photos that an audit suspects. There are three kinds of suspects:
 
-- `label`: another label claims the photo more strongly than its own does. The score is the difference (see `evidence`);
-  `other` is the nearest photo of that label.
-- `duplicate`: two photos are nearly identical, but have two labels or are in two splits. The score is their cosine.
-- `far`: the photo resembles each photo of its label less than two random photos resemble each other on average. The
-  score is the difference, on the scale of `evidence`; `other` is the nearest photo of its label.
+- `label`: another label has more evidence than the photo's own label. The score is the difference between the two (see
+  `evidence`). `other` is the nearest photo that has the other label.
+- `duplicate`: two photos are nearly identical, but have different labels or splits. The score is their cosine.
+- `far`: even the nearest photo with the same label, `other`, is less similar to the photo than two photos are on
+  average. The score is the difference between the two similarities, divided by `Evidence.scale`.
 
-A burst of n photos in each of two splits has n² pairs of duplicates. Only the nearest pairs are listed, but all are
-counted: `pairs` is the number of duplicates between the same two labels and splits.
+If each of two splits has n near-identical photos, they form n² pairs of duplicates. Only the nearest pairs are listed,
+but all pairs are counted: `pairs` is the number of duplicates with the same two labels and splits as the listed pair.
 """
 
 from collections import Counter
@@ -23,8 +23,8 @@ from dim.search import exact
 from dim.search.database import Exact, from_array, neighbours
 
 LABEL, DUPLICATE, FAR = KINDS = ("label", "duplicate", "far")
-NEAREST = 10  # neighbours of a photo, for its crowding and its duplicates
-PAIRS_OF_A_GROUP, PAIRS_IN_ALL = 1000, 100_000  # listed duplicates; a group shares its labels and splits
+NEAREST = 10  # neighbours per photo, which give the crowding and the duplicates of the photo
+PAIRS_OF_A_GROUP, PAIRS_IN_ALL = 1000, 100_000  # most pairs listed; a group has the same two labels and splits
 SCHEMA = pa.schema(
     [("kind", pa.string()), ("rank", pa.int64()), ("score", pa.float64())]
     + [(name, pa.string()) for name in ("image_id", "label", "split", "other_id", "other_label", "other_split")]
@@ -36,7 +36,7 @@ SCHEMA = pa.schema(
 class AuditedPhotos:
     """The photos of an audit.
 
-    `vectors` are L2-normalised descriptors, float32 (N, D). The others are object arrays (N,) of str, or None.
+    `vectors` are L2-normalised descriptors, float32 (N, D). The other fields are object arrays (N,) of str or None.
     """
 
     vectors: np.ndarray
@@ -49,7 +49,7 @@ class AuditedPhotos:
 class Suspect:
     """A suspected photo: its row, its kind and score, and the row of the photo to compare it with.
 
-    `pairs` is None unless the kind is `duplicate`.
+    For the kind `duplicate`, the module's docstring defines `pairs`; for other kinds, `pairs` is None.
     """
 
     row: int
@@ -60,13 +60,13 @@ class Suspect:
 
 
 def suspects(photos: AuditedPhotos, least_score: float, least_cosine: float) -> tuple[list[Suspect], int]:
-    """Finds the suspects among photos of at least two labels, one of which has two photos.
+    """Finds the suspects among `photos`. At least two labels must occur, and one of them at least twice.
 
     `least_score` is the least score of a `label` suspect, `least_cosine` the least cosine of duplicates.
 
     Returns:
-        The suspects, in the order of `KINDS`, then of falling scores, then of ids; and the number of all pairs of
-        duplicates, listed or not.
+        The suspects and the number of all pairs of duplicates. The suspects are sorted by kind (in the order of
+        `KINDS`), then from the highest to the lowest score, then by image id.
     """
     tie_order = exact.tie_order_of(photos.ids)
     database = from_array(photos.vectors, tie_order)
@@ -78,7 +78,7 @@ def suspects(photos: AuditedPhotos, least_score: float, least_cosine: float) -> 
 
 
 def _sides(photos: AuditedPhotos) -> np.ndarray:
-    """A code for each photo's label and split, (N,)."""
+    """Numbers the combinations of a label and a split from 0. Returns the number of each photo's combination, (N,)."""
     codes: dict[tuple[str | None, str | None], int] = {}
     return np.array([codes.setdefault(side, len(codes)) for side in zip(photos.labels, photos.splits, strict=True)])
 
@@ -86,9 +86,9 @@ def _sides(photos: AuditedPhotos) -> np.ndarray:
 def duplicates(
     database: Exact, sides: np.ndarray, rows: np.ndarray, scores: np.ndarray, least: float
 ) -> tuple[list[Suspect], int]:
-    """Lists the nearest pairs of rows with different `sides` and a cosine of `least` or more, and counts all of them.
+    """Finds the pairs of rows with different `sides` and a cosine of `least` or more. Lists the nearest, counts all.
 
-    `sides` (N,) are codes of labels and splits, from 0. `rows` and `scores` (N, k) are the database's `neighbours`.
+    `sides` (N,) are from `_sides`. `rows` and `scores` (N, k) are what `neighbours` returns for the database.
     """
     totals: Counter[int] = Counter()
     kept = np.zeros((0, 4))
@@ -96,7 +96,7 @@ def duplicates(
     held = 0
     for pairs in _near_pairs(database, rows, scores, least):
         one, other = pairs[:, :2].astype(np.int64).T
-        differ = (one < other) & (sides[one] != sides[other])  # each pair comes from both of its ends; count it once
+        differ = (one < other) & (sides[one] != sides[other])  # each pair comes in both orders; count it once
         if not differ.any():
             continue
         both = np.sort([sides[one[differ]], sides[other[differ]]], axis=0)
@@ -112,8 +112,8 @@ def duplicates(
 
 
 def _near_pairs(database: Exact, rows: np.ndarray, scores: np.ndarray, least: float) -> Iterator[np.ndarray]:
-    """Yields all pairs with a cosine of `least` or more, from both ends, as (P, 3): row, other row, cosine."""
-    all_near = scores[:, -1] >= least  # such a row may have more near rows than its k neighbours
+    """Yields all pairs with a cosine of `least` or more, in both orders, as (P, 3): row, other or same row, cosine."""
+    all_near = scores[:, -1] >= least  # rows that may have more than k near rows
     near, place = np.nonzero((scores >= least) & ~all_near[:, None])
     yield np.column_stack([near, rows[near, place], scores[near, place]])
     full = np.flatnonzero(all_near)
@@ -123,7 +123,7 @@ def _near_pairs(database: Exact, rows: np.ndarray, scores: np.ndarray, least: fl
 
 
 def _nearest_pairs(pairs: np.ndarray) -> np.ndarray:
-    """Selects the pairs to list from `pairs` (P, 4): group, row, other row, cosine."""
+    """Selects the pairs to list. `pairs` (P, 4) has the columns group, row, other row and cosine."""
     group, one, other, score = pairs.T
     pairs = pairs[np.lexsort((other, one, -score, group))]
     pairs = pairs[np.arange(len(pairs)) - np.searchsorted(pairs[:, 0], pairs[:, 0]) < PAIRS_OF_A_GROUP]
@@ -142,7 +142,7 @@ def _label_and_far(photos: AuditedPhotos, crowded: np.ndarray, least: float) -> 
         used.tolist(), codes, found.score, claims, found.other_label, strict=True
     ):
         if len(members[label]) < 2:
-            continue  # there is no photo of its label to compare it with
+            continue  # no other photo has the same label
         if claimed:
             _, other = _nearest(photos, crowded, row, members[other_label])
             yield Suspect(row, LABEL, float(score), other)
@@ -153,14 +153,14 @@ def _label_and_far(photos: AuditedPhotos, crowded: np.ndarray, least: float) -> 
 
 
 def _nearest(photos: AuditedPhotos, crowded: np.ndarray, row: int, others: np.ndarray) -> tuple[float, int]:
-    """The largest similarity c (see `evidence`) of the photo `row` to one of the rows `others`, and that row."""
+    """Finds the row of `others` that has the largest similarity c (see `evidence`) to `row`. Returns c and the row."""
     likeness = 2 * (photos.vectors[others] @ photos.vectors[row]) - crowded[others] - crowded[row]
     best = int(likeness.argmax())
     return float(likeness[best]), int(others[best])
 
 
 def table(photos: AuditedPhotos, found: list[Suspect]) -> pa.Table:
-    """The table of suspects.parquet, with the columns of `SCHEMA`; the ranks of each kind start at 1."""
+    """Makes the table of suspects.parquet, with the columns of `SCHEMA`. In each kind, the ranks start at 1."""
     ranks = dict.fromkeys(KINDS, 0)
     rows: list[dict[str, Any]] = []
     for one in found:

@@ -1,7 +1,7 @@
 """What index.py does: builds an FAISS index from a folder of descriptors.
 
-`empty_index` turns the factory string into an index, `train` fits its transforms, centroids and codes, and `build`
-adds the rows block by block and writes the output folder. `read_index` reads and searches what is written here.
+`empty_index` makes an index from a factory string, FAISS's name for a kind of index. `train` fits the transforms,
+centroids and codes. `build` adds the rows block by block and writes the output folder. `read_index` reads the folder.
 """
 
 import logging
@@ -26,14 +26,14 @@ from dim.search.descriptor_folder import DescriptorFolder
 from dim.search.read_index import FILE, IDS_FILE, LARGEST, SEAL_FILE, as_user_error, facts_of, inverted_lists
 
 log = logging.getLogger(__name__)
-ROWS_A_LIST = 100  # to train an IVF; FAISS advises 39 or more and uses at most 256
-LEAST_ROWS = 65536  # to train any index: 256 for each of the 256 codes of a product quantiser
+ROWS_A_LIST = 100  # training rows per inverted list; FAISS advises 39 or more and uses at most 256
+LEAST_ROWS = 65536  # fewest training rows by default: 256 for each of the 256 codes of a product quantiser
 
 
 def build(config: IndexConfig) -> dict[str, Any]:
     """Builds the index of `config.descriptors`, writes it to the folder `config.out`, and returns the job's result.
 
-    Raises UserError if a flag is out of range, the folder holds no descriptors, or FAISS can't build this index.
+    Raises UserError if a flag is out of range, if the folder has no descriptors, or if FAISS can't build this index.
     """
     if not 0 <= config.seed <= MOST_SEED:
         raise UserError(f"--seed must be from 0 to {MOST_SEED}, not {config.seed}")
@@ -60,10 +60,10 @@ def build(config: IndexConfig) -> dict[str, Any]:
 
 
 def empty_index(factory: str, dimension: int, seed: int, flag: str = "--factory") -> Any:
-    """Makes an untrained FAISS index for vectors of `dimension` values, which compares them by inner product.
+    """Makes an untrained FAISS index that compares vectors of `dimension` values by inner product.
 
-    `factory` is FAISS's index_factory string, given by `flag`. `seed` seeds the clusterings that training runs. Raises
-    UserError if FAISS has no such index for this dimension, or if its scores are not cosines.
+    `factory` is FAISS's index_factory string, the value of the flag `flag`. `seed` is the seed of the clusterings that
+    training runs. Raises UserError if FAISS can't make this index, or if the scores of the index are not cosines.
     """
     what = f"{flag} {factory!r} is not an FAISS index for {dimension} values, such as Flat or IVF1024,PQ64"
     _require_sane(factory, what)
@@ -74,14 +74,14 @@ def empty_index(factory: str, dimension: int, seed: int, flag: str = "--factory"
     if objection := faiss_transforms.objection(index):
         raise UserError(f"{flag} {factory!r}: {objection}")
     if (inverted := inverted_lists(index)) is not None:
-        inverted.nprobe = round(inverted.nlist**0.5)  # by default FAISS searches only one list
+        inverted.nprobe = round(inverted.nlist**0.5)  # lists to search; the default of FAISS is 1
     for clustering, _ in _clusterings(index):
         clustering.seed = seed
     return index
 
 
 def _require_sane(factory: str, what: str) -> None:
-    # FAISS ignores what follows a NUL. A 0, or a number that overflows, gives an index that crashes later.
+    # FAISS ignores all text after a NUL character. If a number is 0 or overflows, the index crashes later.
     if not (factory.isascii() and factory.isprintable()):
         raise UserError(f"{what}: it has characters that are not printable ASCII")
     for number in re.findall("[0-9]+", factory):
@@ -90,7 +90,7 @@ def _require_sane(factory: str, what: str) -> None:
 
 
 def _clusterings(index: Any) -> Iterator[tuple[Any, int]]:
-    """The k-means clusterings that training runs, each with its number of centroids."""
+    """Yields each k-means clustering that training runs, and the number of centroids of the clustering."""
     for stage in faiss_transforms.stages(index):
         for owner, centroids in ((stage, "nlist"), (getattr(stage, "pq", None), "ksub")):
             if (clustering := getattr(owner, "cp", None)) is not None:
@@ -98,7 +98,7 @@ def _clusterings(index: Any) -> Iterator[tuple[Any, int]]:
 
 
 def estimated_bytes(index: Any, rows: int) -> int:
-    """About how many bytes `index` will take with `rows` rows."""
+    """Estimates the size in bytes of `index` with `rows` rows."""
     inverted = inverted_lists(index)
     fixed = 4 * inverted.d * inverted.nlist if inverted is not None else 0
     return fixed + rows * _row_bytes(index)
@@ -112,14 +112,14 @@ def _row_bytes(index: Any) -> int:
         return _row_bytes(index.base_index) + _row_bytes(index.refine_index)
     if isinstance(index, faiss.IndexHNSW):
         links = int(index.hnsw.nb_neighbors(0))
-        return _row_bytes(index.storage) + 4 * links + 16  # 16: links of higher levels, their offset, the level
+        return _row_bytes(index.storage) + 4 * links + 16  # 16: links on higher levels, their offset, the level
     if isinstance(index, faiss.IndexIVF):
         return int(index.code_size) + 8
     return int(index.sa_code_size()) if isinstance(index, faiss.IndexFlatCodes) else 4 * index.d
 
 
 def _train_on_sample(index: Any, rows: DescriptorFolder, config: IndexConfig) -> int:
-    """Trains `index` on rows drawn by the seed, and returns their number. The shards don't influence the draw."""
+    """Trains `index` on randomly drawn rows, and returns their number. The draw doesn't depend on the order of rows."""
     count = min(len(rows), config.train_rows or training_rows(index))
     log.info("training on %d of %d rows, drawn by seed %d", count, len(rows), config.seed)
     tie_order = exact.tie_order_of(rows.ids)
@@ -131,7 +131,7 @@ def _train_on_sample(index: Any, rows: DescriptorFolder, config: IndexConfig) ->
 
 
 def training_rows(index: Any) -> int:
-    """How many rows to train `index` on by default."""
+    """The number of rows that `index` is trained on by default."""
     inverted = inverted_lists(index)
     return max(LEAST_ROWS, ROWS_A_LIST * inverted.nlist if inverted is not None else 0)
 
@@ -159,9 +159,9 @@ def _write(index: Any, rows: DescriptorFolder, path: str, factory: str) -> None:
 
 
 def _write_flat(path: str, dimension: int, rows: int, blocks: Iterable[np.ndarray]) -> None:
-    """Writes the file of a flat index, with only one of the `blocks` (n, D) in memory at a time.
+    """Writes `blocks` (n, D) as a flat index to the file `path`, block by block.
 
-    The file has FAISS's header of an empty index, with the numbers of rows and values filled in, and then the values.
+    The file begins with FAISS's header of an empty index, but with the numbers of rows and values. The values follow.
     """
     header = bytearray(faiss.serialize_index(faiss.IndexFlatIP(dimension)))
     struct.pack_into("<q", header, 8, rows)

@@ -1,4 +1,4 @@
-"""The flags of index.py and search.py, and those for the steps after a search."""
+"""The flags of index.py, the flags of search.py, and the flags for the steps after a search."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -21,7 +21,7 @@ _EXPANSION = (
 
 @dataclass(frozen=True, kw_only=True)
 class AfterSearch:
-    """The steps after a search, in every job that searches."""
+    """The flags for the steps after a search. Every job that searches has these flags."""
 
     expansion: tuple[Expansion, ...] = option((), help=_EXPANSION, group="after the search")
     neighbours: int | None = option(

@@ -1,11 +1,11 @@
-"""What a search runs on: a database of vectors, its nearest-neighbour lists, and a configured retrieval.
+"""Databases of vectors, the nearest neighbours of their rows, and retrievals.
 
-- `Database` gives every search the best rows, all scores, and the vectors of some rows. `Exact` implements it by exact
-  search over parts on disk or in memory, `read_index.Approximate` by an FAISS index.
-- `neighbours` searches a database with its own rows. Re-ranking and database augmentation work on these lists.
-- `Retrieval` joins queries, a database and a rule that changes the scores. Each expansion method returns a changed one.
+- A `Database` finds the best rows for queries, computes the scores of all rows, and returns the vectors of given rows.
+  `Exact` searches exactly, in parts on disk or in memory. `read_index.Approximate` searches with an FAISS index.
+- `neighbours` finds the nearest other rows of each row. Re-ranking and database augmentation use the result.
+- A `Retrieval` has queries, a database and a function that changes scores. Each expansion method makes a changed copy.
 
-Rows of the database are identified by number. Image ids only break ties, through the database's `tie_order`.
+A row is identified by its number in the database. Image ids only decide the order of equal scores (see `tie_order`).
 """
 
 import mmap
@@ -22,35 +22,35 @@ from dim.io.storage import parallel_map
 from dim.search import exact
 from dim.search.exact import QUERIES, Part
 
-PART_ROWS = 8192
-_PREFETCHED = 4  # parts
+PART_ROWS = 8192  # rows per part of an array
+_PREFETCHED = 4  # most parts that threads load ahead
 
 
 class Database(Protocol):
-    """L2-normalised vectors, N rows of D values, that can be searched."""
+    """A database that can be searched. It has N rows, L2-normalised vectors of D values."""
 
     @property
     def tie_order(self) -> np.ndarray:
-        """The tie-break order of the rows, see `exact.tie_order_of`, (N,)."""
+        """The tie-break order of the rows, from `exact.tie_order_of`, (N,)."""
 
     def nearest(self, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """The `count` best rows of each query and their scores, both (Q, count), in the form of `exact.nearest`."""
+        """Finds the `count` best rows of each query. Returns rows and scores, (Q, count), as `exact.nearest` does."""
 
     def scores(self, queries: np.ndarray) -> Iterator[np.ndarray]:
-        """Yields for each query the scores of all rows, float64 (N,); −inf for a row that was not found."""
+        """Yields one array per query: the scores of all rows, float64 (N,). A row that was not found has −inf."""
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        """The vectors of `rows` (R,), float32 (R, D)."""
+        """Returns the vectors of `rows` (R,), float32 (R, D)."""
 
     def with_random_access(self) -> "Database":
-        """The same database, on which many calls of `take` with few rows are fast."""
+        """Returns the same database in a form whose `take` is fast even if each call asks for few rows."""
 
 
 @dataclass(frozen=True)
 class Exact:
     """A `Database` that is searched exactly. Its rows are in consecutive `parts`.
 
-    `vectors` (N, D) are the same rows as one array, if they are in memory or mapped from a file.
+    `vectors` (N, D) is the array of all rows, or None if the rows are neither in memory nor mapped from one file.
     """
 
     parts: Sequence[Part]
@@ -58,7 +58,7 @@ class Exact:
     vectors: np.ndarray | None = None
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """The rows part by part. Threads prefetch the next parts."""
+        """Yields the rows part by part, while threads load the next parts."""
         return prefetched(self.parts)
 
     def nearest(self, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -70,7 +70,7 @@ class Exact:
         return exact.scores(queries, self, len(self.tie_order))
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        """See `Database`. Without `vectors`, each call loads every part that has one of the rows."""
+        """See `Database`. If `vectors` is None, each call loads all parts that contain any of the rows."""
         if self.vectors is not None:
             return np.asarray(self.vectors[rows], np.float32)
         wanted, back = np.unique(rows, return_inverse=True)
@@ -82,13 +82,13 @@ class Exact:
         return np.concatenate(found)[back]
 
     def with_random_access(self) -> "Exact":
-        """See `Database`. Without `vectors`, the parts are copied to a temporary file."""
+        """See `Database`. If `vectors` is None, the parts are copied to a temporary file."""
         size = len(self.tie_order)
         return self if self.vectors is not None else from_array(temporary_file_of(self, size), self.tie_order)
 
 
 def from_array(vectors: np.ndarray, tie_order: np.ndarray) -> Exact:
-    """An exact database of `vectors` (N, D), float32 or float16, in memory or mapped from a file."""
+    """Makes an exact database of `vectors` (N, D), float32 or float16, in memory or mapped from a file."""
     return Exact(parts_of(vectors), tie_order, vectors)
 
 
@@ -104,7 +104,7 @@ def _load(vectors: np.ndarray, start: int) -> np.ndarray:
     if not isinstance(mapped, mmap.mmap):
         return np.asarray(part, np.float32)
     loaded = np.array(part, np.float32)
-    mapped.madvise(mmap.MADV_DONTNEED)  # otherwise the pages count as memory of this process until it ends
+    mapped.madvise(mmap.MADV_DONTNEED)  # otherwise the pages read so far stay in the memory of this process
     return loaded
 
 
@@ -114,7 +114,7 @@ def prefetched(parts: Iterable[Part]) -> Iterator[np.ndarray]:
 
 
 def temporary_file_of(blocks: Iterable[np.ndarray], size: int) -> np.ndarray:
-    """Writes `blocks` (n, D) to a temporary file, which lives as long as the array returned: float32 (size, D)."""
+    """Copies `blocks` (n, D) to an array float32 (size, D) in a temporary file. The file lasts as long as the array."""
     with tempfile.TemporaryFile() as file:
         dimension = 0
         for block in blocks:
@@ -125,16 +125,16 @@ def temporary_file_of(blocks: Iterable[np.ndarray], size: int) -> np.ndarray:
 
 
 def neighbours(database: Database, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Finds for each row of the database the k nearest other rows, int64 (N, k), and their scores, float64 (N, k).
+    """Finds the k nearest other rows of each database row. Returns rows, int64 (N, k), and scores, float64 (N, k).
 
-    If fewer are found, the remaining entries are −1 and −inf.
+    If fewer than k rows are found, the remaining entries are −1 in the rows and −inf in the scores.
     """
     _, rows, scores = zip(*neighbour_blocks(database, k), strict=True)
     return np.concatenate(rows), np.concatenate(scores)
 
 
 def neighbour_blocks(database: Database, k: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Yields for each block of rows their vectors (n, D), and `neighbours` of these rows: rows and scores (n, k)."""
+    """Yields three arrays per block of n rows: vectors (n, D), nearest other rows (n, k), and their scores (n, k)."""
     size = len(database.tie_order)
     progress = Progress("finding neighbours", size)
     for start in range(0, size, QUERIES):
@@ -145,22 +145,22 @@ def neighbour_blocks(database: Database, k: int) -> Iterator[tuple[np.ndarray, n
 
 
 def _without_own(own: np.ndarray, rows: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Removes one row from each list, `own` (n,) or else the last one: `rows` and `scores` (n, k + 1) → (n, k)."""
+    """Shortens `rows` and `scores` from (n, k + 1) to (n, k). List i loses `own[i]` or, without it, the last row."""
     other = (rows != own[:, None]) | (rows < 0)
-    other[other.all(axis=1), -1] = False  # a list may lack the own row, such as when k + 1 others equal it
+    other[other.all(axis=1), -1] = False  # a list lacks `own` if, for example, k + 1 others equal it
     kept = len(rows), rows.shape[1] - 1
     return rows[other].reshape(kept), scores[other].reshape(kept)
 
 
 @dataclass(frozen=True)
 class Retrieval:
-    """A search that is ready to run.
+    """Queries, the database to search, and how to make the final list of each query.
 
     Args:
         queries: L2-normalised vectors, (Q, D).
         database: The database to search.
-        rescore: Maps a query's scores to the scores that order its list, both (N,), −inf for a row not in the list.
-        own: For each query the database row that its list and its neighbours leave out, (Q,); −1 leaves out none.
+        rescore: Makes a query's final scores from the query's scores, both (N,); −inf leaves a row out of the list.
+        own: The database row that is left out of each query's list and neighbours, (Q,). −1 leaves no row out.
     """
 
     queries: np.ndarray
@@ -169,7 +169,7 @@ class Retrieval:
     own: np.ndarray | None = None
 
     def scores(self) -> Iterator[np.ndarray]:
-        """Yields for each query the final scores of all database rows, (N,); −inf for a row that is not in its list."""
+        """Yields one array per query: the final scores of all rows, (N,). A row that is not in the list has −inf."""
         own_rows = [-1] * len(self.queries) if self.own is None else self.own.tolist()
         for own, row in zip(own_rows, self.database.scores(self.queries), strict=True):
             left_out = slice(own, own + 1) if own >= 0 else slice(0)
@@ -180,13 +180,13 @@ class Retrieval:
             yield found
 
     def nearest(self, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """The `count` nearest rows of each query and their scores before `rescore`, as `Database.nearest` does."""
+        """Finds the `count` nearest rows of each query and their scores before `rescore`. See `Database.nearest`."""
         if self.own is None:
             return self.database.nearest(self.queries, count)
         return _without_own(self.own, *self.database.nearest(self.queries, count + 1))
 
     def best(self, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yields for each query the first rows of its list, at most `count`, and their final scores."""
+        """Yields two arrays per query: the first rows of the query's list, at most `count`, and their final scores."""
         if self.rescore:
             for row in self.scores():
                 found = exact.best(row, count, self.database.tie_order)

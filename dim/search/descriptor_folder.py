@@ -1,6 +1,6 @@
-"""A folder of descriptors as rows to search.
+"""Reads a folder of descriptors as rows to search.
 
-`read` reads ids and errors into memory. The vectors stay on disk until a part is loaded, and are whitened then.
+`read` reads only the ids and errors into memory. The vectors of a part are read, and whitened, when the part is loaded.
 """
 
 from collections.abc import Collection, Iterator
@@ -20,15 +20,15 @@ from dim.model.whitening import Whitening
 from dim.search.database import prefetched
 from dim.search.exact import Part
 
-LONGEST = 1.01  # length of a descriptor, which is 1 before it is rounded to float16 or bfloat16
+LONGEST = 1.01  # largest norm of a descriptor; the norm is 1 before the descriptor is rounded to float16 or bfloat16
 
 
 @dataclass(frozen=True)
 class DescriptorFolder:
-    """The photos of a folder of descriptors that could be decoded, in the order of its shards.
+    """The photos that have a descriptor in `folder`, in the order of the shards.
 
     `ids` are strings (N,), and each of the `parts` loads the descriptors of one shard. `errors` maps the id of each
-    other photo to the reason why it could not be decoded. `embedding` includes the whitening that is applied.
+    photo that could not be decoded to the reason. `embedding` includes the whitening that is applied.
     """
 
     folder: str
@@ -41,21 +41,21 @@ class DescriptorFolder:
         return len(self.ids)
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """Yields the descriptors in blocks (n, D), float32. Threads prefetch the next blocks."""
+        """Yields the descriptors in blocks (n, D), float32, while threads load the next blocks."""
         return prefetched(self.parts)
 
 
 def read(
     folder: str, whitening_file: str | None = None, only: Collection[str] | None = None, *, hashed: bool = False
 ) -> DescriptorFolder:
-    """Reads a folder that extract.py made: all images, or only those whose ids are in `only`.
+    """Reads a folder that extract.py made: all images, or only the images whose ids are in `only`.
 
-    The whitening is applied unless the descriptors are whitened already. If `hashed`, a shard's checksum is verified
-    when its vectors are loaded.
+    The whitening is applied unless the descriptors are whitened already. If `hashed` is true, the checksum of each
+    shard is verified when the vectors of the shard are loaded.
 
     Raises:
-        UserError: The folder holds no descriptors, none could be decoded, an image is there twice, or the whitening
-            doesn't fit.
+        UserError: The folder has no descriptors, no image could be decoded, an image is in the folder twice, or the
+            whitening doesn't fit the descriptors.
     """
     embedding = identity.of_folder(folder)
     whitening = None
@@ -101,7 +101,7 @@ def _load(
 def load_whitening(file: str, embedding: Embedding, folder: str) -> tuple[Embedding, Whitening]:
     """Loads the whitening in `file`. Returns the embedding of the whitened descriptors of `folder`, and the whitening.
 
-    Raises UserError if the whitening was fitted to another embedding than `embedding`, the one of the folder.
+    Raises UserError if the whitening was fitted to another embedding than `embedding`, the embedding of `folder`.
     """
     found = whitening.load(file)
     if found.embedding:
@@ -110,12 +110,12 @@ def load_whitening(file: str, embedding: Embedding, folder: str) -> tuple[Embedd
 
 
 def checked_and_whitened(vectors: np.ndarray, whitening: Whitening | None, folder: str) -> np.ndarray:
-    """The descriptors `vectors` (n, D) of `folder`, whitened if there is a whitening.
+    """Checks the descriptors `vectors` (n, D) of `folder`, and returns them, whitened if there is a whitening.
 
-    Raises UserError unless they are unit vectors, which exact search relies on.
+    Exact search needs norms of at most `LONGEST`. Raises UserError if a norm is larger or not a number.
     """
     lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
-    if not (lengths <= LONGEST).all():  # false for NaN, too
+    if not (lengths <= LONGEST).all():  # the comparison is false for NaN, too
         wrong = lengths[~(lengths <= LONGEST)][0]
         raise UserError(f"{folder!r} has a descriptor of length {wrong}, not 1; extract it again")
     return whitening.apply(vectors) if whitening else vectors

@@ -1,16 +1,17 @@
-"""Exact search: the database rows that head each query's list, in the order (−score, image id).
+"""Exact search: finds the best database rows for each query. Rows with equal scores are ordered by image id.
 
-`scores` yields the scores of all rows for each query. `nearest` finds only the best rows, at the speed of a float32
-matrix product. Both define a score in the same way:
+`scores` computes the scores of all rows for each query. `nearest` finds only the best rows, at the speed of a float32
+matrix product. The scores of both functions have two properties:
 
 **A score doesn't depend on how the rows are split into blocks.** A sum of floats depends on the order of its terms,
-and a matrix product chooses that order by its shape. In float32, the block size would therefore decide near ties. Here
-no sum is ever rounded. Components are rounded to multiples of 2⁻²⁶, so each product is a multiple of 2⁻⁵². Rows are
-L2-normalised, so each partial sum lies between −2 and 2, where float64 represents every multiple of 2⁻⁵². The rounding
-moves a component by at most 2⁻²⁷, which is less than the error of the float32 arithmetic that computed it.
+and in a matrix product the order depends on the shapes of the matrices. In float32, the block size could therefore
+change the order of rows with nearly equal scores. Here no sum is rounded. The components of all vectors are rounded to
+multiples of 2⁻²⁶, so each product of two components is a multiple of 2⁻⁵². Vectors are L2-normalised, so each partial
+sum lies between −2 and 2. In this range, float64 represents every multiple of 2⁻⁵². The rounding changes a component by
+at most 2⁻²⁷. This is less than the error of the float32 arithmetic that computed the component.
 
-**`nearest` agrees with `scores` to the bit.** It uses float32 products only to rule rows out, with a margin for their
-rounding error, and scores the remaining rows exactly.
+**`nearest` agrees with `scores` to the bit.** `nearest` first excludes rows by their float32 products, with a margin
+for rounding errors, and then computes the exact scores of the remaining rows.
 """
 
 import os
@@ -23,17 +24,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from threadpoolctl import threadpool_limits
 
-GRID = 2.0**26
-CELLS = 2**25  # scores in memory at once, 8 bytes each
-QUERIES = 1024  # in one pass over the database
-COLUMNS = 4096  # database rows scored at once: with as many queries, 16 MiB of products
-THREADS = 16  # at most
-_PAIRS = 2048  # of a query and a row, scored exactly at once
+GRID = 2.0**26  # grid points per unit: components are rounded to multiples of 1 / GRID
+CELLS = 2**25  # most scores of `scores` in memory at once, 8 bytes per score
+QUERIES = 1024  # queries searched in one pass over the database
+COLUMNS = 4096  # database rows per block; the float32 products of a block and 1024 queries take 16 MiB
+THREADS = 16  # most threads of a search
+_PAIRS = 2048  # (query, row) pairs whose exact scores are computed at a time
 
 
 @dataclass(frozen=True)
 class Part:
-    """Consecutive rows of a database, from row `start` on. `load` returns them, L2-normalised float32 (size, D)."""
+    """The `size` rows of a database from row `start` on. `load` returns them as L2-normalised float32 (size, D)."""
 
     start: int
     size: int
@@ -41,10 +42,10 @@ class Part:
 
 
 def scores(queries: np.ndarray, database: Iterable[np.ndarray], size: int, cells: int = CELLS) -> Iterator[np.ndarray]:
-    """Yields for each query the exact scores of all database rows: the inner products, float64 (N,).
+    """Yields one array per query: the exact scores (inner products) of all database rows, float64 (N,).
 
-    `queries` (Q, D) are L2-normalised. `database` has all N = `size` rows in blocks (n, D) of any sizes. It is iterated
-    once for every `cells` / `size` queries, so that at most `cells` scores are in memory at once.
+    `queries` (Q, D) are L2-normalised. `database` yields all N = `size` rows in blocks (n, D) of any sizes. It is
+    iterated once per `cells` // N queries, so at most `cells` scores are in memory, or N if that is more.
     """
     step = max(1, cells // max(1, size))
     for start in range(0, len(queries), step):
@@ -64,13 +65,13 @@ def nearest(
 
     Args:
         queries: L2-normalised vectors, (Q, D).
-        parts: The database. Each part is loaded once for every `QUERIES` queries, by one of several threads.
-        tie_order: See `tie_order_of`, (N,).
+        parts: The database. Each part is loaded once per `QUERIES` queries, by one of several threads.
+        tie_order: The tie-break order of the database rows, from `tie_order_of`, (N,).
         count: The number of rows to find for each query.
 
     Returns:
         The rows, int64 (Q, count), and their exact scores, float64 (Q, count). If the database has fewer than `count`
-        rows, the remaining entries are −1 and −inf.
+        rows, the remaining entries are −1 in the rows and −inf in the scores.
     """
     found = [(np.zeros((0, count), np.int64), np.zeros((0, count)))]
     for first in range(0, len(queries), QUERIES):
@@ -91,7 +92,7 @@ def tie_order_of(ids: np.ndarray | pa.Array) -> np.ndarray:
 def ranks(scores: np.ndarray, rows: np.ndarray, tie_order: np.ndarray) -> np.ndarray:
     """The 0-based ranks of the database rows `rows` (R,) in the list of one query, int64 (R,).
 
-    `scores` (N,) has the query's score of each database row, −inf for a row that the list leaves out. `tie_order` (N,)
+    `scores` (N,) has the query's score of each database row, or −inf if the row is not in the list. `tie_order` (N,)
     is from `tie_order_of`.
     """
     if len(rows) == 0:
@@ -106,7 +107,7 @@ def ranks(scores: np.ndarray, rows: np.ndarray, tie_order: np.ndarray) -> np.nda
 
 
 def best(scores: np.ndarray, count: int, tie_order: np.ndarray) -> np.ndarray:
-    """The first `count` rows of one query's list, or all if it is shorter. See `ranks` for `scores` and `tie_order`."""
+    """The first rows of one query's list, `count` or fewer. `scores` and `tie_order` are the same as in `ranks`."""
     listed = np.flatnonzero(scores > -np.inf)
     if count < len(listed):
         threshold = np.partition(scores, len(scores) - count)[len(scores) - count]
@@ -123,7 +124,7 @@ def on_grid(vectors: np.ndarray) -> np.ndarray:
 
 
 def _best_of_all(queries: np.ndarray, parts: Sequence[Part], tie_order: np.ndarray, count: int) -> "_BestRows":
-    shared = iter(parts)  # each thread takes the next part from it
+    shared = iter(parts)  # all threads take their parts from this iterator
     threads = max(1, min(os.cpu_count() or 1, len(parts), THREADS))
     # Independent threads are faster than the threads of one matrix product, which wait for each other.
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
@@ -146,7 +147,7 @@ class _BestRows:
         self.scores = np.full((len(queries), count), -np.inf)
         # A float32 inner product of D terms, summed in any order, errs by at most D·u·‖x‖‖y‖ to first order, u = 2⁻²⁴
         # (Higham, Accuracy and Stability of Numerical Algorithms, eq. 3.5). `on_grid` moves a row by at most √D·2⁻²⁷.
-        # Rows are at most 1.01 long. The last term covers the rounding of the thresholds to float32.
+        # The norm of a row is at most 1.01. The last term covers the rounding of the thresholds to float32.
         dimension = queries.shape[1]
         self._tolerance = 1.05 * dimension * 2.0**-24 + dimension**0.5 * 2.0**-25 + 2.0**-22
 
@@ -159,7 +160,7 @@ class _BestRows:
         return self
 
     def merge(self, other: "_BestRows") -> None:
-        """Adds the rows that `other` has found for the same queries."""
+        """Adds the rows that `other` has for the same queries."""
         queries, columns = np.nonzero(other.rows >= 0)
         self._insert(queries, other.rows[queries, columns], other.scores[queries, columns])
 
@@ -174,10 +175,10 @@ class _BestRows:
         self._insert(queries, columns + start, scores)
 
     def _thresholds(self, products: np.ndarray) -> np.ndarray:
-        """Each query's threshold, float32 (Q,): a row with a lower product can't be among its best."""
+        """The threshold of each query, float32 (Q,). A row with a product below it can't be among the query's best."""
         count = self.rows.shape[1]
         thresholds = self.scores[:, -1] - self._tolerance
-        short = np.isinf(thresholds)  # these have fewer than `count` rows so far; the block's own rows set their limit
+        short = np.isinf(thresholds)  # queries with fewer than `count` rows so far: this block sets their threshold
         if short.any() and count <= products.shape[1]:
             own = np.partition(products[short], -count, axis=1)[:, -count]
             thresholds[short] = own.astype(np.float64) - 2 * self._tolerance
@@ -185,7 +186,7 @@ class _BestRows:
         return rounded
 
     def _insert(self, queries: np.ndarray, rows: np.ndarray, scores: np.ndarray) -> None:
-        """Inserts for each p the row `rows[p]` with the score `scores[p]` into the list of the query `queries[p]`."""
+        """Inserts the row `rows[p]` with the score `scores[p]` into the list of the query `queries[p]`, for each p."""
         touched, queries = np.unique(queries, return_inverse=True)
         held = self.rows[touched] >= 0
         queries = np.concatenate([np.nonzero(held)[0], queries])

@@ -1,9 +1,9 @@
-"""The transforms within an FAISS index (PCA, OPQ, …): checks that its scores stay cosines, and trains the transforms.
+"""Trains the transforms within an FAISS index (PCA, OPQ, …), and checks that the scores of the index stay cosines.
 
-Rows are L2-normalised, so an inner product is a cosine, and stays one after a rotation. FAISS's own PCA first subtracts
-the mean, after which an inner product is no longer a cosine. `train` therefore fits PCA to the second moments about
-zero, Σ x xᵀ. With all dimensions kept, this is a rotation. With fewer, no other projection has a smaller squared error
-of the inner products between the training rows (Eckart and Young, 1936).
+Rows are L2-normalised, so the inner product of two rows is their cosine. Rotations don't change inner products. FAISS's
+own PCA first subtracts the mean, so the inner products after it are not cosines. `train` therefore fits PCA to the
+second moments about zero, Σ x xᵀ. If this PCA keeps all dimensions, it is a rotation. If it keeps fewer, no other
+projection has a smaller squared error of the inner products of the training rows (Eckart and Young, 1936).
 """
 
 from collections.abc import Iterator
@@ -19,10 +19,10 @@ _ROTATIONS = (
 
 
 def stages(index: Any) -> Iterator[Any]:
-    """`index` and the indexes that it contains, in the order in which a query passes them."""
+    """Yields `index` and the indexes within it, in the order in which a query passes through them."""
     index = faiss.downcast_index(index)
     yield index
-    for name in ("index", "base_index", "refine_index"):  # IndexPreTransform has the first, IndexRefine the others
+    for name in ("index", "base_index", "refine_index"):  # IndexPreTransform has `index`, IndexRefine the other two
         if (within := getattr(index, name, None)) is not None:
             yield from stages(within)
 
@@ -43,7 +43,7 @@ def objection(index: Any) -> str | None:
 
 
 def train(index: Any, sample: np.ndarray) -> None:
-    """Trains each transform of `index` on `sample`, L2-normalised float32 (n, D), after the transforms before it."""
+    """Trains the transforms of `index` on `sample`, unit float32 vectors (n, D): each on the previous one's output."""
     for stage in stages(index):
         passed = sample
         for transform in _transforms(stage):
@@ -61,8 +61,8 @@ def _transforms(index: Any) -> list[Any]:
 
 
 def _rotates(transform: Any) -> bool:
-    """Whether `transform` is a rotation, perhaps with fewer dimensions."""
-    if type(transform) is not faiss.LinearTransform:  # FAISS reads an OPQMatrix from its file as a LinearTransform
+    """Whether `transform` is a rotation, or a rotation and then a projection onto fewer dimensions."""
+    if type(transform) is not faiss.LinearTransform:  # FAISS reads a saved OPQMatrix as a LinearTransform
         return isinstance(transform, _ROTATIONS)
     matrix = faiss.vector_to_array(transform.A).reshape(transform.d_out, transform.d_in)
     products = matrix @ matrix.T if transform.d_out <= transform.d_in else matrix.T @ matrix

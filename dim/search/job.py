@@ -1,7 +1,7 @@
 """What search.py does: answers queries from an index or a folder of descriptors, and writes the ranked lists.
 
-`search` reads the index and the queries. If the queries are photos, it extracts them with the network of the index.
-`_answer` then searches, re-ranks, and writes ranked.parquet and the pages.
+`search` reads the index and the queries. If the queries are photos, the network of the index makes their descriptors.
+`_answer` then searches, re-ranks, and writes ranked.parquet and, if `config.report`, the HTML pages.
 """
 
 import logging
@@ -26,14 +26,14 @@ from dim.search.queries import Queries
 from dim.search.read_index import SearchTarget
 
 log = logging.getLogger(__name__)
-LOGGED_QUERIES, LOGGED_HITS = 10, 3
-RETURNED_ERRORS = 100  # in result.json
+LOGGED_QUERIES, LOGGED_HITS = 10, 3  # most queries in the log, and most hits per query
+RETURNED_ERRORS = 100  # most errors in the job's result
 
 
 def search(config: SearchConfig) -> dict[str, Any]:
-    """Searches, writes ranked.parquet and the pages to the folder `config.out`, and returns the job's result.
+    """Searches, writes the ranked lists and the HTML pages to the folder `config.out`, and returns the job's result.
 
-    Raises UserError if a flag is out of range, flags, queries and index don't fit each other, or no query can be read.
+    Raises UserError if a flag is out of range, if flags, queries and index don't match, or if no query can be read.
     """
     if config.top < 1:
         raise UserError(f"--top must be at least 1, not {config.top}")
@@ -42,7 +42,7 @@ def search(config: SearchConfig) -> dict[str, Any]:
     if queries.are_descriptors(config.queries):
         asked = queries.read_descriptors(config.queries, config.whitening, target.embedding, config.index)
         with _open_output(config, target) as out:
-            files.delete(out.path(queries.QUERIES_FILE))  # an earlier search for photos may have left it
+            files.delete(out.path(queries.QUERIES_FILE))  # an earlier search with photos as queries may have left it
             return _answer(config, asked, target, out)
     photos = queries.list_photos(config.queries)
     listed = manifest.checked(config.queries, photos)
@@ -51,7 +51,7 @@ def search(config: SearchConfig) -> dict[str, Any]:
     identity.fingerprint_photos(listed)  # raises UserError if none of the photos exists
     extraction = queries.extract_config(config, target.embedding)
     with _open_output(config, target) as out:
-        from dim.extract.job import extract  # noqa: PLC0415  (a search for descriptors needs no Ray)
+        from dim.extract.job import extract  # noqa: PLC0415  (queries that are descriptors need no Ray)
 
         tables.write(out.path(queries.QUERIES_FILE), photos)
         extract(extraction)
@@ -87,7 +87,7 @@ def _answer(config: SearchConfig, asked: Queries, target: SearchTarget, out: Out
 
 
 def _ranked_table(asked: Queries, target: SearchTarget, rows: list[np.ndarray], scores: list[np.ndarray]) -> pa.Table:
-    """The table of ranked.parquet, from each query's `rows`, best first, and their `scores`."""
+    """Makes the table of ranked.parquet from the `rows` found for each query, best first, and their `scores`."""
     lengths = [len(found) for found in rows]
     query_ids = asked.ids.take(np.repeat(np.arange(len(rows)), lengths))
     ranks = np.concatenate([np.arange(1, length + 1) for length in lengths])

@@ -1,4 +1,4 @@
-"""The methods that `--expansion` names, in `METHODS`: checks which may follow each other, and applies them."""
+"""The methods that `--expansion` can name. `check` checks a sequence of methods, and `apply` applies it to a search."""
 
 import logging
 import time
@@ -20,7 +20,7 @@ MOST_NEIGHBOURS = 100_000
 
 @dataclass(frozen=True)
 class Method:
-    """A function of `reranking` and its default number of neighbours. No method may follow one that replaces scores."""
+    """A function of `reranking` and its default `neighbours`. If the function replaces scores, no method may follow."""
 
     apply: Callable[[Retrieval, int], Retrieval]
     neighbours: int
@@ -37,7 +37,7 @@ METHODS: dict[Expansion, Method] = {
 
 
 def check(names: Sequence[Expansion], neighbours: int | None) -> None:
-    """Raises UserError unless the methods `names` may follow each other and `neighbours` is in range."""
+    """Raises UserError if `names` are in a wrong order, or if `neighbours` is out of range or given without names."""
     for name in names[:-1]:
         if METHODS[name].replaces_scores:
             raise UserError(f"--expansion {name} replaces the scores, so it must be the last")
@@ -49,7 +49,7 @@ def check(names: Sequence[Expansion], neighbours: int | None) -> None:
 
 @dataclass
 class AppliedMethod:
-    """A method that was applied, and the time that it took. `seconds` grows until the last list is re-ranked."""
+    """A method that was applied, and the time that it takes. `seconds` grows until the last list is re-ranked."""
 
     method: Expansion
     neighbours: int
@@ -76,7 +76,7 @@ def apply(
 ) -> tuple[Retrieval, list[AppliedMethod]]:
     """Applies the methods `names` to `search` in order. Returns the changed search and the applied methods.
 
-    Each method uses `neighbours` neighbours, or its default number if that is None.
+    Each method uses `neighbours` neighbours, or the method's own default number if `neighbours` is None.
     """
     steps = []
     for name in names:

@@ -1,6 +1,6 @@
 """What `--queries` names: a photo, a folder of photos, a manifest, or a folder of descriptors.
 
-Photos are listed as a manifest and extracted with the settings of the index. Descriptors are read as they are.
+Photos are listed in a manifest, and their descriptors are extracted with the settings of the index.
 """
 
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ from dim.io import files, tables
 from dim.search import descriptor_folder, exact
 from dim.search.config import SearchConfig
 
-QUERIES_FILE = "queries.parquet"  # the manifest of the photos, in the output folder
-# Settings that default to those of the index.
+QUERIES_FILE = "queries.parquet"  # the manifest of the photos, a file in the output folder
+# Settings that are taken from the index if they have their default values.
 _FOLLOWED = ("image_size", "resize", "scales", "scales_mean", "precision", "scaled_decode")
 
 
@@ -37,7 +37,7 @@ class Queries:
 
 
 def are_descriptors(path: str) -> bool:
-    """Whether `path` is a folder of descriptors. Raises UserError if nothing is there."""
+    """Whether `path` is a folder of descriptors. Raises UserError if `path` doesn't exist."""
     if not files.exists(path):
         raise UserError(f"--queries {path!r}: there is no such file or folder")
     record = output.record_of(path) if files.is_folder(path) else None
@@ -45,10 +45,10 @@ def are_descriptors(path: str) -> bool:
 
 
 def list_photos(path: str) -> pa.Table:
-    """Lists the photos that `path` names as a manifest: image_id, path and, if `path` itself is a manifest, its boxes.
+    """Makes a manifest of the photos at `path`: ids, paths and, if `path` is itself a manifest, the boxes in it.
 
-    The id of a single photo is its file name, and the id of a photo of a folder its path within the folder. Raises
-    UserError if the folder is empty, or the manifest is broken or has no row that may be a query.
+    A single photo gets its file name as id, and a photo in a folder gets its path within the folder. Raises UserError
+    if the folder is empty, if the manifest is broken, or if no row of the manifest may be a query.
     """
     if tables.is_table(path):
         found = manifest.read(path).select(role="query")
@@ -63,11 +63,12 @@ def list_photos(path: str) -> pa.Table:
 
 
 def extract_config(config: SearchConfig, embedding: Embedding) -> ExtractConfig:
-    """How to extract the photos. A flag that was not given follows `embedding`, the embedding of the index.
+    """Makes the config that extracts the photos.
 
-    Raises UserError if --model is missing, or if the model and the flags make another embedding.
+    Settings of `_FOLLOWED` that have their default values are taken from `embedding`, which made the index. Raises
+    UserError if --model is missing, or if the model and the flags make another embedding than `embedding`.
     """
-    from dim.extract.job import embedding_of, recipe_of  # noqa: PLC0415  (a search for descriptors needs no Ray)
+    from dim.extract.job import embedding_of, recipe_of  # noqa: PLC0415  (queries that are descriptors need no Ray)
 
     if config.model is None:
         raise UserError(f"--queries {config.queries!r} are photos; give --model, the model that made {config.index!r}")
@@ -84,9 +85,9 @@ def extract_config(config: SearchConfig, embedding: Embedding) -> ExtractConfig:
 
 
 def read_descriptors(folder: str, whitening_file: str | None, embedding: Embedding, index: str) -> Queries:
-    """Reads the queries whose descriptors are in `folder`, and whitens them unless they are whitened already.
+    """Reads the descriptors in `folder` as queries, and whitens them unless they are whitened already.
 
-    Raises UserError if none could be decoded, or if another embedding made them than `embedding`, which made `index`.
+    `embedding` made `index`. Raises UserError if `folder` has no descriptors, or descriptors of another embedding.
     """
     rows = descriptor_folder.read(folder, whitening_file)
     identity.require_equal(embedding, index, rows.embedding, folder)

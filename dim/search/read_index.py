@@ -1,7 +1,7 @@
-"""Reads what `--index` names, an index that `build_index` wrote or a folder of descriptors, as a database to search.
+"""Makes a database to search from the folder of the flag `--index`, which has an index or descriptors.
 
-Descriptors are searched exactly from disk, and so is a flat FAISS index. Any other index becomes an `Approximate`
-database, which FAISS searches. The index file is checked before FAISS reads it.
+Descriptors and flat FAISS indexes are searched exactly, from disk. Any other index becomes an `Approximate` database,
+which FAISS searches. The index file is checked before FAISS reads it.
 """
 
 import contextlib
@@ -28,14 +28,14 @@ from dim.search import descriptor_folder, exact, faiss_transforms
 from dim.search.database import Database, Exact, from_array
 
 FILE, IDS_FILE, SEAL_FILE = "knn.index", "ids.parquet", "index.json"
-MOST_HASHED = 2**32  # bytes, about four seconds; a search may read little of a larger file, so only its size is checked
-LARGEST = 2**20  # number in a factory string or a parameter; FAISS's guidelines need no more lists for 1e9 rows
-LISTED = 1000  # rows of an approximate list that can be re-ranked
+MOST_HASHED = 2**32  # bytes that are hashed in about four seconds; of a larger file, only the size is checked
+LARGEST = 2**20  # largest number in a factory string or parameter; FAISS advises no more lists for 1e9 rows
+LISTED = 1000  # most rows per query that `Approximate.scores` gives a score
 
 
 @dataclass(frozen=True)
 class SearchTarget:
-    """A database to search, the image id of each of its rows, strings (N,), and the embedding that made the rows."""
+    """A database to search, the image ids of the rows, strings (N,), and the embedding that made the rows."""
 
     database: Database
     ids: pa.Array
@@ -45,12 +45,12 @@ class SearchTarget:
 def read(folder: str, whitening: str | None, parameters: str | None) -> SearchTarget:
     """Reads an index or a folder of descriptors.
 
-    The file `whitening` is applied to descriptors that are not whitened yet. `parameters` are FAISS's search
+    Descriptors that are not whitened yet are whitened with the file `whitening`. `parameters` are FAISS's search
     parameters, such as "nprobe=16".
 
     Raises:
-        UserError: The folder holds neither, the index is unfinished or damaged or has no such parameters, or the
-            whitening doesn't fit.
+        UserError: The folder has neither an index nor descriptors, the index is unfinished or damaged, `parameters`
+            can't be set, or the whitening doesn't fit the descriptors.
     """
     record = output.record_of(folder)
     if record is None or record["job"] not in ("index", "extract"):
@@ -62,7 +62,7 @@ def read(folder: str, whitening: str | None, parameters: str | None) -> SearchTa
         return SearchTarget(Exact(rows.parts, exact.tie_order_of(rows.ids)), rows.ids, rows.embedding)
     embedding = identity.of_folder(folder)
     known = record["counts"] if isinstance(record.get("counts"), dict) else {}
-    # An index from before seals existed records the facts about FAISS's file only in its counts.
+    # Indexes that are older than seals hold the facts about FAISS's file only in the counts of the record.
     facts = {IDS_FILE: {}, **(seal.from_record(record, folder) or {}), FILE: known}
     ids = _read_ids(files.join(folder, IDS_FILE), facts[IDS_FILE])
     seal.require_complete(folder, facts, "index")
@@ -82,14 +82,15 @@ def _read_ids(uri: str, facts: Facts) -> pa.Array:
 
 
 def read_file(path: str, tie_order: np.ndarray, parameters: str | None, record: Facts) -> Database:
-    """Reads the FAISS index in the local file `path`. A flat one becomes an exact database, mapped from the file.
+    """Reads the FAISS index in the local file `path`. A flat index becomes an exact database, mapped from the file.
 
-    `record` holds the size, checksum and dimension that the building job recorded. Raises UserError if the file doesn't
-    match them, has more or fewer rows than `tie_order`, has no such `parameters`, or has scores that are not cosines.
+    `record` holds the size, checksum and dimension that index.py recorded. Raises UserError if the index doesn't match
+    `record`, if its number of rows isn't that of `tie_order`, if `parameters` can't be set, if the scores are not
+    cosines, or if the file changes meanwhile.
     """
     again = "make it again with index.py"
     before = Path(path).stat()
-    # FAISS trusts its input: a truncated or damaged file can crash this process, or take all its memory.
+    # FAISS doesn't check its input: a truncated or damaged file can crash this process or use up the memory.
     if not _matches(path, record):
         raise seal.mismatch(path, "index")
     with as_user_error(f"{path!r} is not an FAISS index; {again}"):
@@ -99,7 +100,7 @@ def read_file(path: str, tie_order: np.ndarray, parameters: str | None, record: 
             f"{path!r} has {index.ntotal} rows of {index.d} values, its {IDS_FILE} {len(tie_order)} and its "
             f"{output.RECORD} {record.get('dimension')!r}; {again}"
         )
-    if objection := faiss_transforms.objection(index):  # earlier versions of dim built such indexes
+    if objection := faiss_transforms.objection(index):  # earlier versions of dim could build such an index
         raise UserError(f"{path!r}: {objection}; {again}")
     if parameters:
         set_parameters(index, parameters)
@@ -113,7 +114,7 @@ def read_file(path: str, tie_order: np.ndarray, parameters: str | None, record: 
 
 
 def facts_of(path: str) -> Facts:
-    """The size and checksum of the index file at `path`, for its seal."""
+    """The size and checksum of the index file `path`, for the seal of the index."""
     with open(path, "rb") as file:
         return {"bytes": Path(path).stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
@@ -125,9 +126,9 @@ def _matches(path: str, record: Facts) -> bool:
 
 
 def set_parameters(index: Any, parameters: str, flag: str = "--parameters") -> None:
-    """Sets FAISS's search parameters. Raises UserError, naming the `flag`, if this index can't have them."""
+    """Sets FAISS's search parameters on `index`. If that fails, raises a UserError that names `flag`."""
     what = f"{flag} {parameters!r} can't be set on this index"
-    # FAISS casts values to integers without a check, and a bad one only fails in the middle of a search.
+    # FAISS casts values to integers without a check. A bad value fails only later, in the middle of a search.
     for value in re.findall(r"=\s*([+-]?[0-9.]+(?:[eE][+-]?[0-9]+)?)", parameters):
         if not 0 <= float(value) <= LARGEST:
             raise UserError(f"{what}: {value} is not from 0 to {LARGEST}")
@@ -138,14 +139,14 @@ def set_parameters(index: Any, parameters: str, flag: str = "--parameters") -> N
 
 
 def inverted_lists(index: Any) -> Any:
-    """The IndexIVF within `index`, or None."""
+    """The IndexIVF (an index of inverted lists) within `index`, or None if there is none."""
     inverted = faiss.try_extract_index_ivf(index)
     return None if inverted is None else faiss.downcast_index(inverted)
 
 
 @contextlib.contextmanager
 def as_user_error(what: str) -> Iterator[None]:
-    """Turns FAISS's RuntimeError and MemoryError into a UserError of one line that begins with `what`."""
+    """Turns FAISS's RuntimeError and MemoryError into a UserError. Its message is one line that begins with `what`."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -155,13 +156,13 @@ def as_user_error(what: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Approximate:
-    """A `Database` that an FAISS `index` searches. Its scores are the index's own, in float32 or from codes."""
+    """A `Database` that an FAISS `index` searches. FAISS computes the scores, in float32 or from compressed codes."""
 
     index: Any
     tie_order: np.ndarray
 
     def nearest(self, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """See `Database`. An index may find fewer than `count` rows even if the database has more."""
+        """See `Database`. The search may find fewer than `count` rows even if the database has more."""
         deepen(self.index, count)
         found, rows = self.index.search(np.ascontiguousarray(queries, np.float32), count)
         scores = np.where(rows >= 0, found.astype(np.float64), -np.inf)
@@ -169,7 +170,7 @@ class Approximate:
         return np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)
 
     def scores(self, queries: np.ndarray) -> Iterator[np.ndarray]:
-        """See `Database`. At most `LISTED` rows of a query have a score."""
+        """See `Database`. At most `LISTED` rows per query have a score other than −inf."""
         for start in range(0, len(queries), exact.QUERIES):
             block = queries[start : start + exact.QUERIES]
             for rows, scores in zip(*self.nearest(block, min(LISTED, len(self.tie_order))), strict=True):
@@ -182,7 +183,7 @@ class Approximate:
         if (inverted := inverted_lists(self.index)) is not None:
             if isinstance(inverted, faiss.IndexIVFFastScan):
                 raise UserError("an IVF index with fast-scan codes can't return vectors; build another for --expansion")
-            inverted.make_direct_map()  # does nothing the second time
+            inverted.make_direct_map()  # does nothing in later calls
         found: np.ndarray = self.index.reconstruct_batch(np.ascontiguousarray(rows, np.int64))
         return found
 
@@ -194,7 +195,7 @@ class Approximate:
 def deepen(index: Any, count: int) -> None:
     """Makes the search of each HNSW graph within `index` long enough to find `count` rows.
 
-    Otherwise FAISS stops after efSearch candidates, 16 by default, and returns no more rows than that.
+    FAISS stops after efSearch candidates, 16 by default, and may then have found fewer rows.
     """
     index = faiss.downcast_index(index)
     if isinstance(index, faiss.IndexPreTransform):

@@ -1,7 +1,8 @@
 """Query expansion, database augmentation and re-ranking: what `--expansion` applies to a search.
 
-Each method takes a `Retrieval` and a number k of neighbours, and returns the changed `Retrieval`. `aqe` and `alpha_qe`
-change the queries, `dba` changes the database. `k_reciprocal` and `diffusion` replace the scores. `methods` lists them.
+Each method takes a `Retrieval` and a number k of neighbours, and returns a changed `Retrieval`. `aqe` and `alpha_qe`
+change the queries, `dba` changes the database, and `k_reciprocal` and `diffusion` replace the scores. In docstrings,
+"row" also means the vector of a database row, and L2(x) is x / ‖x‖.
 """
 
 from dataclasses import replace
@@ -13,32 +14,32 @@ from scipy.sparse.linalg import cg
 from dim.search import exact
 from dim.search.database import Database, Retrieval, from_array, neighbour_blocks, neighbours, temporary_file_of
 
-EXPANSION_ALPHA = 3.0
-_BLOCK = 256  # vectors that are moved at once, with all their neighbours' vectors in memory
-AVERAGED = 6  # k₂: encodings that are averaged, with the row's own
-LAMBDA = 0.3
-_PAIRS = 4096  # pairs of rows whose cosines are computed at once
-DIFFUSION_ALPHA = 0.99
-GAMMA = 3.0  # power of similarities
-SOURCES = 10  # rows nearest to the query, where the diffusion starts
-STEPS = 20
-TOLERANCE = 1e-6
+EXPANSION_ALPHA = 3.0  # α in `alpha_qe` and `dba`
+_BLOCK = 256  # vectors that `_moved` changes at a time, with the vectors of all their neighbours in memory
+AVERAGED = 6  # k₂ in `k_reciprocal`: encodings per average, the row's own included
+LAMBDA = 0.3  # λ in `k_reciprocal`
+_PAIRS = 4096  # pairs of rows whose cosines are computed at a time
+DIFFUSION_ALPHA = 0.99  # α in `diffusion`
+GAMMA = 3.0  # exponent of similarities in `diffusion`
+SOURCES = 10  # rows nearest to the query, at which the diffusion starts
+STEPS = 20  # most steps of conjugate gradients
+TOLERANCE = 1e-6  # residual at which conjugate gradients stop, relative to y
 
 
 def aqe(search: Retrieval, k: int) -> Retrieval:
     """Average query expansion (Chum et al., Total Recall, ICCV 2007).
 
-    Each query becomes q ← L2(q + Σ d), over the k rows d nearest to it.
+    Each query q becomes L2(q + Σ d). The sum is over the k rows d nearest to q.
     """
     rows, scores = search.nearest(k)
     return replace(search, queries=_moved(search.queries, rows, (scores > -np.inf).astype(float), search.database))
 
 
 def alpha_qe(search: Retrieval, k: int) -> Retrieval:
-    """α-weighted query expansion (Radenović et al., arXiv 1711.02512), α = 3.
+    """α-weighted query expansion (Radenović et al., arXiv 1711.02512), with α = 3.
 
-    Each query becomes q ← L2(q + Σ max(0, qᵀd)^α d), over the k rows d nearest to it. Negative similarities count as 0,
-    because their cubes would add the opposites of these rows.
+    Each query q becomes L2(q + Σ max(0, qᵀd)^α d). The sum is over the k rows d nearest to q. Negative similarities
+    count as 0, because their cubes would move q away from d.
     """
     rows, scores = search.nearest(k)
     weights = np.maximum(scores, 0) ** EXPANSION_ALPHA
@@ -48,8 +49,8 @@ def alpha_qe(search: Retrieval, k: int) -> Retrieval:
 def dba(search: Retrieval, k: int) -> Retrieval:
     """Database-side augmentation (Arandjelović and Zisserman, CVPR 2012), with the weights of `alpha_qe`.
 
-    Each row becomes x ← L2(x + Σ max(0, xᵀd)^α d), over the k other rows d nearest to it. The augmented rows are
-    searched exactly, even if an FAISS index found these neighbours.
+    Each row x becomes L2(x + Σ max(0, xᵀd)^α d). The sum is over the k other rows d nearest to x. The changed rows are
+    searched exactly, even if an FAISS index found the neighbours.
     """
     database = search.database.with_random_access()
     augmented = (
@@ -61,31 +62,31 @@ def dba(search: Retrieval, k: int) -> Retrieval:
 
 
 def _moved(vectors: np.ndarray, rows: np.ndarray, weights: np.ndarray, database: Database) -> np.ndarray:
-    """L2(v + Σ weight · d) for each v of `vectors` (n, D), over the vectors d of its `rows` (n, k).
+    """Computes L2(v + Σ w·d) for each v in `vectors` (n, D). The sum is over the k rows d of v, with weights w.
 
-    A row −1 stands for no row, and its weight must be 0.
+    `rows` and `weights` are (n, k). In `rows`, −1 stands for no row; the weight must then be 0.
     """
     moved = vectors.astype(np.float64)
     for start in range(0, len(vectors), _BLOCK):
         part = slice(start, start + _BLOCK)
         near = database.take(np.maximum(rows[part], 0).ravel()).reshape(*rows[part].shape, -1)
-        for number in range(rows.shape[1]):  # in a fixed order, so that equal vectors stay equal to the bit
+        for number in range(rows.shape[1]):  # adds in a fixed order, so equal vectors stay equal to the bit
             moved[part] += weights[part, number, None] * near[:, number]
     moved /= np.maximum(np.linalg.norm(moved, axis=1, keepdims=True), 1e-12)
     return moved.astype(np.float32)
 
 
 def k_reciprocal(search: Retrieval, k: int) -> Retrieval:
-    """k-reciprocal re-ranking (Zhong et al., arXiv 1701.08398), λ = 0.3 and k₂ = 6.
+    """k-reciprocal re-ranking (Zhong et al., arXiv 1701.08398), with λ = 0.3 and k₂ = 6.
 
-    - R(i, k) holds i and each of its k nearest rows that has i among its own k nearest.
-    - R*(i) adds to R(i, k) each set R(j, k/2), j in R(i, k), if more than two thirds of this set are in R(i, k).
-    - The encoding V_i is exp(cosine(i, j) − 1) for j in R*(i), and 0 elsewhere. It is divided by its sum, and then
-      averaged with the encodings of the k₂ − 1 rows nearest to i.
-    - J is the Jaccard similarity of two encodings, Σ min / Σ max, and the score is (1 − λ)·J + λ·cosine.
+    - R(i, k) contains i, and each row j if i and j are among the k nearest rows of each other.
+    - R*(i) is the union of R(i, k) and all R(j, k/2) such that R(i, k) has j and more than two thirds of R(j, k/2).
+    - The encoding of i is a vector with an entry for each row j: exp(cosine(i, j) − 1) if j is in R*(i), otherwise 0.
+      Each encoding is divided by its sum, and then averaged with the encodings of the k₂ − 1 rows nearest to i.
+    - J is the Jaccard similarity of two encodings, Σ min / Σ max. The score is (1 − λ)·J + λ·cosine.
 
-    The database is encoded once, without the queries, so a query's list doesn't depend on the other queries. A query
-    that is also a row of the database counts this row as a neighbour, unless its list leaves the row out.
+    The rows are encoded once, without the queries, so a query's list doesn't depend on the other queries. If a query is
+    also a row of the database, the row is a neighbour of the query, unless the query's list omits that row.
     """
     database = search.database.with_random_access()
     rows, scores = neighbours(database, k)
@@ -114,7 +115,7 @@ def k_reciprocal(search: Retrieval, k: int) -> Retrieval:
 
 
 def _graph(rows: np.ndarray, size: int) -> sparse.csr_array:
-    """The matrix (n, size) that has ones in row i at the columns `rows[i]`; `rows` is (n, k), and −1 is no column."""
+    """The matrix (n, size) with ones in row i at the columns `rows[i]`. In `rows` (n, k), −1 stands for no column."""
     starts = np.concatenate([[0], np.cumsum((rows >= 0).sum(axis=1))])
     columns = rows[rows >= 0]
     return sparse.csr_array((np.ones(len(columns)), columns, starts), shape=(len(rows), size))
@@ -126,13 +127,13 @@ def _with_own(rows: np.ndarray) -> sparse.csr_array:
 
 
 def _reciprocal(rows: np.ndarray) -> sparse.csr_array:
-    """R(i, k) for each row i, as a graph (N, N), from its neighbours `rows` (N, k)."""
+    """Computes R(i, k) for all rows i, as a graph (N, N), from the neighbours `rows` (N, k)."""
     graph = _with_own(rows)
     return graph.multiply(graph.T).tocsr()
 
 
 def _expanded(near: sparse.csr_array, half: sparse.csr_array) -> sparse.csr_array:
-    """R* as a graph (n, N), from R(i, k) in `near` (n, N) and R(j, k/2) in `half` (N, N)."""
+    """Computes R* as a graph (n, N), from the graphs `near` (n, N) of R(i, k) and `half` (N, N) of R(j, k/2)."""
     common = near.multiply(near @ half).tocoo()
     chosen = 3 * common.data > 2 * half.sum(axis=1)[common.col]
     kept = sparse.csr_array((common.data[chosen], (common.row[chosen], common.col[chosen])), shape=near.shape)
@@ -140,7 +141,7 @@ def _expanded(near: sparse.csr_array, half: sparse.csr_array) -> sparse.csr_arra
 
 
 def _encoded(star: sparse.csr_array, database: Database) -> sparse.csr_array:
-    """The encodings of all rows before they are averaged, (N, N), from R* in `star` (N, N)."""
+    """Computes the encodings of all rows, (N, N), before they are averaged, from the graph `star` (N, N) of R*."""
     pairs = star.tocoo()
     cosines = np.empty(pairs.nnz)
     for start in range(0, pairs.nnz, _PAIRS):
@@ -154,14 +155,14 @@ def _encoded(star: sparse.csr_array, database: Database) -> sparse.csr_array:
 def diffusion(search: Retrieval, k: int) -> Retrieval:
     """Diffusion on the nearest-neighbour graph (Iscen et al., arXiv 1611.05113), α = 0.99.
 
-    The scores f solve (I − αS) f = y:
+    The scores f of a query solve (I − αS) f = y:
 
-    - A holds the affinity max(0, similarity)³ of two rows that are among the k nearest of each other, else 0.
-    - S = D^(−½) A D^(−½), where D holds the sums of A's rows.
-    - y holds the query's max(0, similarity)³ to its 10 nearest rows, else 0.
+    - A_ij is max(0, similarity of i and j)³ if the rows i and j are among the k nearest of each other, otherwise 0.
+    - S is D^(−½) A D^(−½). D is the diagonal matrix of the row sums of A.
+    - y_i is max(0, similarity of i and the query)³ if i is among the 10 rows nearest to the query, otherwise 0.
 
-    Conjugate gradients stop after 20 steps, or when the residual is 1e-6 of y. Rows that the diffusion doesn't reach
-    come last, ordered by similarity: their score is the similarity minus 2.
+    Conjugate gradients stop after 20 steps, or when the norm of the residual is 1e-6 of the norm of y. A row that the
+    diffusion doesn't reach has its similarity minus 2 as score, so such rows come last, ordered by similarity.
     """
     database = search.database.with_random_access()
     system = _diffusion_system(*neighbours(database, k))
@@ -177,7 +178,7 @@ def diffusion(search: Retrieval, k: int) -> Retrieval:
 
 
 def _diffusion_system(rows: np.ndarray, scores: np.ndarray) -> sparse.csr_array:
-    """I − αS (N, N), from the neighbours `rows` (N, k) and their `scores` (N, k)."""
+    """Computes I − αS (N, N) from the neighbours `rows` (N, k) and their `scores` (N, k)."""
     size = len(rows)
     near = scores > 0
     starts = np.concatenate([[0], np.cumsum(near.sum(axis=1))])
