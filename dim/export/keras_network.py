@@ -25,7 +25,7 @@ def model_of(source: Source) -> keras.Model:
 
     Returns:
         A model from uint8 RGB (N, H, W, 3) to L2-normalised float32 descriptors (N, D). If the spec squashes photos, H
-        and W must be its image size; otherwise they may have any value.
+        and W must be the spec's image size; otherwise they may have any value.
     """
     size = source.spec.image_size if source.spec.resize == "squash" else None
     images = keras.Input((size, size, 3), dtype="uint8", name="images")

@@ -67,7 +67,7 @@ def model_of(source: Source) -> onnx.ModelProto:
 
     Returns:
         A model with the input "images", uint8 RGB (N, H, W, 3), and the output "descriptors", L2-normalised (N, D).
-        If the spec squashes photos, H and W must be its image size; otherwise they may have any value.
+        If the spec squashes photos, H and W must be the spec's image size; otherwise they may have any value.
 
     Raises:
         UserError: A layer of the backbone has no translation.
