@@ -33,7 +33,7 @@ def use_assigned_gpus() -> None:
     """Lets TensorFlow use only the GPUs that Ray assigned to this task or actor, and only the memory that it needs.
 
     Call this before TensorFlow computes anything. Otherwise TensorFlow takes all memory of every GPU that it sees, and
-    Ray 2.60 hides no GPUs from a driver, or from a worker that was assigned none.
+    Ray 2.60 hides GPUs neither from a driver nor from a worker to which it assigned none.
     """
     import tensorflow as tf  # noqa: PLC0415  (most drivers do not need TensorFlow)
 

@@ -12,7 +12,7 @@ MIN_SIDE = 32  # pixels; no side of a resized photo is shorter, because VGG16 ha
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Puts the channels into `order`, "rgb" or "bgr", then computes (x − mean) / scale for each channel."""
+    """How to preprocess: put the channels into `order`, "rgb" or "bgr", then compute (x − mean) / scale for each."""
 
     order: str
     mean: tuple[float, float, float]

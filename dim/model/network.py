@@ -1,6 +1,6 @@
 """Builds, loads, saves and cuts the descriptor network: preprocessing → backbone → pooling → L2 → [PCA → L2].
 
-PCA is a Dense layer. Its first weights are a fitted whitening (`Whitening.as_dense`), and training can change them.
+The PCA layer is a Dense layer. Its weights come from a fitted whitening (`Whitening.as_dense`), or from training.
 Layer names are fixed: `preprocess`, the names that keras.applications gives to the backbone's layers, `pooling`, `l2`,
 `pca`, `l2_pca`. Loading, training and export find layers by these names.
 """
@@ -63,7 +63,7 @@ def _backbone(spec: Spec, x: keras.KerasTensor, wanted: str, sha256: str | None)
     with weights.downloading(known.imagenet) if imagenet else contextlib.nullcontext():
         whole = constructor(include_top=False, weights="imagenet" if imagenet else None, input_tensor=x, **options)
     if spec.backbone.startswith("convnext"):
-        # Keras appends a number to this layer's name. It depends on the layers that this process built before.
+        # Keras appends a number to this layer's name. The number depends on the layers that this process built before.
         whole.layers[-1].name = "layer_normalization"
     maps = whole.get_layer(spec.layer).output
     if wanted not in specs.NAMED_WEIGHTS:
@@ -138,7 +138,7 @@ def save(model: keras.Model, spec: Spec, folder: str) -> None:
 
 
 def part(model: keras.Model, first: str | None, last: str | None) -> keras.Model:
-    """Returns the layers of `model` after `first` up to `last`, which is included, as a model with the same weights.
+    """Returns the layers of `model` after `first`, up to and including `last`, as a model that shares their weights.
 
     If `first` is None, the part begins with the images. If `last` is None, the part goes to the end of `model`.
     """

@@ -1,4 +1,4 @@
-"""The pooling layers. Each turns non-negative activation maps X (N, H, W, K) into one vector per image, (N, K).
+"""Pools non-negative activation maps X (N, H, W, K) into one vector per image. The vectors are not normalised yet.
 
 Each pooling is a function and a Keras layer that calls it. `POOLINGS` has the layers, all named "pooling". They
 compute in float32 at any precision of the backbone, and accept maps whose height and width are unknown until run time.
@@ -126,8 +126,8 @@ def region_starts(length: Any, short: Any, side: Any, level: int, xp: Any) -> An
 def extra_regions(length: Any, short: Any, xp: Any) -> Any:
     """Returns the number of extra regions along a map side of `length`. The shorter side, `short`, has none.
 
-    The number makes the overlap of neighbouring regions of level 1 as close to 40 % as possible. Both lengths are
-    integers, or both are tensors (..., 1).
+    The number, at most MOST_EXTRA, makes the overlap of neighbouring regions of level 1 as close to 40 % as possible.
+    Both lengths are integers, or both are tensors (..., 1).
     """
     # s + 1 extra regions give an overlap closer to 40 % than s if (length − short) / short > 6/5 · s(s + 1) / (2s + 1).
     s = np.arange(MOST_EXTRA)
@@ -193,8 +193,8 @@ class GeM(keras.layers.Layer):  # type: ignore[misc]
 class RMAC(keras.layers.Layer):  # type: ignore[misc]
     """R-MAC pooling (see `rmac`): sums the L2-normalised maxima of square regions, which it can whiten first.
 
-    At first, the weights `kernel` and `bias` change nothing. `set_weights(whitening.as_dense())` sets them to a
-    whitening, which must have been fitted to L2-normalised `region_maxima`.
+    The weights `kernel` and `bias` of the whitening start as the identity. `set_weights(whitening.as_dense())` replaces
+    them by a fitted whitening, which must have been fitted to L2-normalised `region_maxima`.
 
     Args:
         levels: The number of scales; see `region_maxima`.

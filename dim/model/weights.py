@@ -23,7 +23,7 @@ from dim.model import hdf5
 from dim.model.backend import keras
 
 DOWNLOAD_SECONDS = 30.0  # a download fails if its connection sends nothing for so long
-NPY_HEADER_BYTES = 4096  # the header of an .npy file is not longer
+NPY_HEADER_BYTES = 4096  # no header of an .npy file is longer
 
 
 def load_into(model: keras.Model, uri: str, sha256: str | None = None) -> None:

@@ -28,7 +28,7 @@ class Whitening:
             whitening has the power 0.5, because it fully whitens the differences of matching pairs.
         kind: "pca" or "learned".
         learned_on: The training data: the manifest, the split and the number of rows.
-        embedding: The embedding of the descriptors to which it applies, as `Embedding.as_json` returns it.
+        embedding: The embedding of the descriptors to which the whitening applies, as `Embedding.as_json` returns it.
         uri: The file from which the whitening was loaded.
         sha256: The hash of that file.
     """
@@ -53,7 +53,7 @@ class Whitening:
         return self.projection.T.astype(np.float32), (-self.projection @ self.mean).astype(np.float32)
 
     def apply(self, x: np.ndarray) -> np.ndarray:
-        """Whitens descriptors (n, K) → (n, D), float32, L2-normalised. Raises UserError if they have not K values."""
+        """Whitens descriptors (n, K) → (n, D), float32, L2-normalised. Raises UserError unless `x` has K columns."""
         kernel, bias = self.as_dense()
         if x.shape[1] != len(kernel):
             raise UserError(
