@@ -1,6 +1,6 @@
-"""The job of export.py: writes descriptors, or the network, in formats that other tools read.
+"""The job of export.py: writes descriptors or a network in a format that other tools read.
 
-A new format needs a function in `LAYOUTS` (descriptors) or `NETWORKS`, and its name in `ExportFormat`.
+To add a format, add its name to `ExportFormat`, and its function to `LAYOUTS` (for descriptors) or `NETWORKS`.
 """
 
 import importlib.util
@@ -26,17 +26,17 @@ from dim.model.spec import Source
 from dim.search import descriptor_folder
 from dim.search.descriptor_folder import DescriptorFolder
 
-_PART = re.compile(r"((img_emb|metadata)_)?[0-9]{6}\.(npy|parquet)")  # the files that `_parts` writes
+_PART = re.compile(r"((img_emb|metadata)_)?[0-9]{6}\.(npy|parquet)")  # the names of the files that `_parts` writes
 
 
 def export(config: ExportConfig) -> dict[str, Any]:
     """Writes the descriptors or the network that `config` names to `config.out`.
 
     Returns:
-        The counts of rows, errors and files; for a network, its dimension and the count of files.
+        The numbers of rows, errors and files; or the dimension of the network and the number of files.
 
     Raises:
-        UserError: The format does not suit the input, the folder holds no descriptors, or the format cannot hold an id.
+        UserError: The format does not suit the input, the folder holds no descriptors, or an id has a line break (npy).
     """
     given = {"model": config.model, "descriptors": config.descriptors}
     wanted = "model" if config.format in NETWORKS else "descriptors"
@@ -53,21 +53,21 @@ def _network(config: ExportConfig) -> dict[str, Any]:
 
 
 def _keras(source: Source) -> tuple[bytes, int]:
-    """The content of the `.keras` file, and the dimension of the descriptors."""
+    """Returns the content of the `.keras` file, and the dimension of the descriptors."""
     from dim.export.keras_network import model_of  # noqa: PLC0415  (descriptors need no TensorFlow)
 
     devices.use_assigned_gpus()
     model = model_of(source)
-    with tempfile.TemporaryDirectory() as folder:  # Keras recognises the format by the ending
+    with tempfile.TemporaryDirectory() as folder:  # Keras writes only to files, in the format that the ending names
         model.save(f"{folder}/model.keras")
         return Path(f"{folder}/model.keras").read_bytes(), model.output_shape[-1]
 
 
 def _onnx(source: Source) -> tuple[bytes, int]:
-    """The content of the `.onnx` file, and the dimension of the descriptors."""
+    """Returns the content of the `.onnx` file, and the dimension of the descriptors."""
     if importlib.util.find_spec("onnx") is None:
         raise UserError('--format onnx needs the package onnx; install the extra: pip install ".[export]"')
-    from dim.export.onnx_graph import model_of  # noqa: PLC0415  (as above)
+    from dim.export.onnx_graph import model_of  # noqa: PLC0415  (descriptors need no ONNX)
 
     devices.use_assigned_gpus()
     model = model_of(source)
@@ -87,7 +87,7 @@ def _descriptors(config: ExportConfig, folder: str) -> dict[str, Any]:
 
 
 def npy(rows: DescriptorFolder, out: Output) -> int:
-    """Writes `descriptors.npy`, float32 (N, D), and `names.txt`, an image_id per line in the same order."""
+    """Writes `descriptors.npy`, float32 (N, D), and `names.txt`, which has one image_id per line in the same order."""
     written = 0
     with local_copies.path_to_write(out.path("descriptors.npy")) as path, open(path, "wb") as file:
         for number, block in enumerate(with_progress(rows, len, "exporting", len(rows), "rows")):
@@ -102,9 +102,9 @@ def npy(rows: DescriptorFolder, out: Output) -> int:
 
 
 def autofaiss(rows: DescriptorFolder, out: Output) -> int:
-    """Writes `embeddings/NNNNNN.parquet` with the columns image_id and embedding, a list of float32.
+    """Writes files `embeddings/NNNNNN.parquet`, whose columns are image_id and embedding (a list of float32).
 
-    autofaiss reads them with file_format="parquet", embedding_column_name="embedding", id_columns=["image_id"].
+    Call autofaiss with file_format="parquet", embedding_column_name="embedding" and id_columns=["image_id"].
     """
 
     def parquet(ids: pa.Array, block: np.ndarray) -> bytes:
@@ -115,9 +115,9 @@ def autofaiss(rows: DescriptorFolder, out: Output) -> int:
 
 
 def clip_retrieval(rows: DescriptorFolder, out: Output) -> int:
-    """Writes `img_emb/img_emb_NNNNNN.npy`, and `metadata/metadata_NNNNNN.parquet` with the same rows in the same order.
+    """Writes descriptors to `img_emb/img_emb_NNNNNN.npy`, and their ids to `metadata/metadata_NNNNNN.parquet`.
 
-    `clip-retrieval index` takes the folder as its embeddings_folder. The column image_path holds the image_id.
+    Give the folder to `clip-retrieval index` as embeddings_folder. The metadata's column image_path holds the image_id.
     """
 
     def array(_: pa.Array, block: np.ndarray) -> bytes:
@@ -141,13 +141,13 @@ LAYOUTS: dict[ExportFormat, Callable[[DescriptorFolder, Output], int]] = {
 def _parts(rows: DescriptorFolder, out: Output, kinds: dict[str, Callable[[pa.Array, np.ndarray], bytes]]) -> int:
     """Writes each block of `rows` as one file of each kind. Returns the number of files.
 
-    A kind is the pattern of a file name, and a function from the block's ids and vectors to the file's content.
+    `kinds` maps the pattern of a file name to a function that makes the file's content from a block's ids and vectors.
     """
     for pattern in kinds:
         folder = files.parent(files.join(out.folder, pattern))
         files.make_folder(folder)
         local_copies.sweep(folder)
-        # The other tools read whole folders, so no file of an earlier export may remain.
+        # The tools that read these files read whole folders, so no file of an earlier export may remain.
         files.delete_all(files.join(folder, name) for name in files.names(folder) if _PART.fullmatch(name))
     number = start = 0
     for number, block in enumerate(with_progress(rows, len, "exporting", len(rows), "rows"), start=1):

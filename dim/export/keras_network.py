@@ -1,9 +1,9 @@
-"""Exports the network as a plain Keras model, which loads without dim on any backend of Keras.
+"""Exports the network as a plain Keras model, which any backend of Keras loads without dim.
 
-Layers of dim become the Keras operations that they consist of. R-MAC needs a second algorithm for this:
-`dim.model.pooling` gathers regions by index, and no operation of Keras makes an index of a length that is unknown until
-run time. Here each level has as many regions as a map of any size can have, each as a mask. The masks cost little
-compared with the backbone.
+Each layer of dim is replaced by the Keras operations that it consists of. For this, R-MAC needs a second algorithm:
+`dim.model.pooling` gathers each region by index, and no operation of Keras makes an index of a length that is unknown
+until run time. Here each region is a mask over the map. The number of masks is fixed: it allows for the most regions
+that a level can have on a map of any size. The masks cost little compared with the backbone.
 """
 
 from collections.abc import Callable
@@ -17,15 +17,15 @@ from dim.model.layers import l2_normalise, positions
 from dim.model.pooling import MOST_EXTRA, RMAC, GeM, extra_regions, gem
 from dim.model.spec import Source
 
-LOWEST = float(np.finfo(np.float32).min)
+LOWEST = float(np.finfo(np.float32).min)  # replaces the activations outside a mask
 
 
 def model_of(source: Source) -> keras.Model:
     """Builds the network of `source` from Keras's own layers and operations alone.
 
     Returns:
-        A model from uint8 RGB (N, H, W, 3) to L2-normalised float32 descriptors (N, D). H and W are the image size if
-        the spec squashes photos, else any.
+        A model from uint8 RGB (N, H, W, 3) to L2-normalised float32 descriptors (N, D). If the spec squashes photos, H
+        and W must be the spec's image size; otherwise they may have any value.
     """
     size = source.spec.image_size if source.spec.resize == "squash" else None
     images = keras.Input((size, size, 3), dtype="uint8", name="images")
@@ -35,8 +35,8 @@ def model_of(source: Source) -> keras.Model:
 
 
 def _call(layer: keras.layers.Layer, *arguments: Any, **options: Any) -> Any:
-    """Applies a layer. A layer of dim leaves only the Keras operations of its `call` in the graph."""
-    # Such a layer's weights would not be saved with the graph, so they become a constant or a Dense layer.
+    """Applies a layer. If it is a layer of dim, the graph gets only the Keras operations of its `call`."""
+    # The weights of a layer of dim would not be saved. So GeM's become a constant, and R-MAC's a Dense layer.
     if isinstance(layer, GeM):
         return gem(arguments[0], layer.get_weights()[0].item())
     if isinstance(layer, RMAC):
@@ -47,7 +47,7 @@ def _call(layer: keras.layers.Layer, *arguments: Any, **options: Any) -> Any:
 
 
 def _whitening(layer: RMAC) -> keras.layers.Layer | None:
-    """The whitening of R-MAC's regions as a Dense layer, or None if there is none."""
+    """Returns the whitening of R-MAC's regions as a Dense layer, or None if the regions are not whitened."""
     if layer.dimension is None:
         return None
     dense = keras.layers.Dense(layer.dimension, name="whitening", dtype="float32")
@@ -58,9 +58,9 @@ def _whitening(layer: RMAC) -> keras.layers.Layer | None:
 
 
 def masked_rmac(maps: Any, levels: int, whiten: Callable[[Any], Any] | None) -> Any:
-    """`dim.model.pooling.rmac` by masks: maps (N, H, W, K) → (N, D).
+    """Computes `dim.model.pooling.rmac` with masks: maps (N, H, W, K) → (N, D).
 
-    `whiten` maps vectors (..., K) to (..., D); None only normalises the regions.
+    `whiten` maps vectors (..., K) to (..., D). If it is None, the regions are only normalised.
     """
     down, across = (ops.cast(positions(maps, axis), "int32") for axis in (1, 2))
     height, width = (ops.max(line, axis=1, keepdims=True) + 1 for line in (down, across))
@@ -81,9 +81,9 @@ def masked_rmac(maps: Any, levels: int, whiten: Callable[[Any], Any] | None) -> 
 
 
 def _masks(line: Any, length: Any, short: Any, side: Any, level: int) -> tuple[Any, Any]:
-    """The regions of a level along one side of the map; `line` (N, L) holds the positions along this side.
+    """Places the R regions of a level along one side of the map. `line` (N, L) holds the positions along this side.
 
-    Returns whether each position is in each region, (N, R, L), and whether a map of this size has that region, 1 or 0.
+    Returns whether each position is in each region, bool (N, R, L), and whether each region exists, 1 or 0, (N, R).
     """
     last = level - 1 + extra_regions(length, short, ops)[:, None]
     number = np.arange(level + MOST_EXTRA, dtype=np.int32)
@@ -94,6 +94,6 @@ def _masks(line: Any, length: Any, short: Any, side: Any, level: int) -> tuple[A
 
 
 def _maxima(maps: Any, inside: Any) -> Any:
-    """Maps (N, A, B, K) and masks (N, R, B) → the maximum along B within each mask, (N, R, A, K)."""
+    """Returns the maximum of maps (N, A, B, K) along B within each of the masks `inside` (N, R, B): (N, R, A, K)."""
     one_by_one = (inside[:, number, :, None][:, None] for number in range(inside.shape[1]))
     return ops.stack([ops.max(ops.where(mask, maps, LOWEST), axis=2) for mask in one_by_one], axis=1)

@@ -1,12 +1,12 @@
 """Exports the network as an ONNX graph. ONNX Runtime runs it without Keras, TensorFlow or dim.
 
 The graph is written node by node. `LAYERS` translates the layers of the backbones, and `POOLINGS` the formulas of
-`dim.model.pooling`. Maps are (N, K, H, W) here, as ONNX has them.
+`dim.model.pooling`. Maps are (N, K, H, W) here, as ONNX expects them.
 
-Keras's own export is no replacement. `model.export(format="onnx")` with tf2onnx gives the same descriptors, but takes
-10 GB of memory and 20 s for a ResNet50 (12 GB for a ResNet101); this module takes about 1 GB and 2 s. Keras's JAX
-exporter fails unless the photos' size is fixed, its torch exporter traces a photo of one pixel, and none translates
-ConvNeXt.
+Keras's own export is no replacement. `model.export(format="onnx")` with tf2onnx gives the same descriptors. But for a
+ResNet50 it takes 10 GB of memory (12 GB for a ResNet101) and 20 s, whereas this module takes about 1 GB and 2 s.
+Keras's JAX exporter fails unless the size of the photos is fixed, and its torch exporter traces the network with a
+photo of one pixel. No exporter of Keras translates ConvNeXt; this module does not, either.
 """
 
 from collections.abc import Callable
@@ -23,21 +23,21 @@ from dim.model.layers import EPSILON, PREPROCESSINGS
 from dim.model.pooling import GEM_EPSILON, MOST_EXTRA
 from dim.model.spec import Source, Spec
 
-OPSET, IR_VERSION = 18, 10  # of ONNX 1.14 and 1.16
+OPSET, IR_VERSION = 18, 10  # the versions that came with ONNX 1.13 and 1.16
 SPATIAL = (2, 3)  # the axes of maps (N, K, H, W)
 FLOAT = TensorProto.FLOAT
-PADDING = {"same": "SAME_UPPER", "valid": "VALID"}
+PADDING = {"same": "SAME_UPPER", "valid": "VALID"}  # Keras's names → ONNX's
 
 
 class Graph:
-    """The nodes and constants of a graph that is being written. A node is known by the name of its one output."""
+    """Collects the nodes and constants of a graph. Each node has one output, whose name identifies the node."""
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
 
     def add(self, operator: str, *inputs: Any, name: str | None = None, **attributes: Any) -> str:
-        """Adds a node. An input that is not the name of a node is a constant: int64 if integer, else float32."""
+        """Adds a node, and returns its name. Inputs other than names become constants, int64 or float32."""
         output = name or f"{operator.lower()}{len(self.nodes)}"
         names = [one if isinstance(one, str) else self._constant(np.asarray(one)) for one in inputs]
         self.nodes.append(helper.make_node(operator, names, [output], **attributes))
@@ -50,24 +50,24 @@ class Graph:
         return name
 
     def reduce(self, operator: str, x: str, axes: tuple[int, ...], keep: bool = False) -> str:
-        """Adds a reduction of `x` over `axes`, such as ReduceMax."""
+        """Adds a node that reduces `x` over `axes` by `operator`, such as ReduceMax."""
         return self.add(operator, x, axes, keepdims=int(keep))
 
     def side(self, x: str, axis: int) -> str:
-        """The length of `x` along `axis`, an integer that is known at run time."""
+        """Adds nodes that find the length of `x` along `axis` at run time."""
         return self.add("Gather", self.add("Shape", x), axis)
 
     def l2(self, x: str) -> str:
-        """x / max(‖x‖₂, 1e-6) along the last axis."""
+        """Adds nodes that compute x / max(‖x‖₂, 1e-6) along the last axis."""
         return self.add("Div", x, self.add("Max", self.reduce("ReduceL2", x, (-1,), keep=True), EPSILON))
 
 
 def model_of(source: Source) -> onnx.ModelProto:
-    """Converts the network of `source`, in float32.
+    """Converts the network of `source` to ONNX, in float32.
 
     Returns:
         A model with the input "images", uint8 RGB (N, H, W, 3), and the output "descriptors", L2-normalised (N, D).
-        H and W are the image size if the spec squashes photos, else any.
+        If the spec squashes photos, H and W must be the spec's image size; otherwise they may have any value.
 
     Raises:
         UserError: A layer of the backbone has no translation.
@@ -93,7 +93,7 @@ def model_of(source: Source) -> onnx.ModelProto:
 
 
 def _backbone(graph: Graph, model: keras.Model, spec: Spec) -> str:
-    """Translates the layers from the images to the layer that is pooled."""
+    """Translates the layers up to the one that is pooled. Returns the name of the output of the pooled layer."""
     outputs = {id(model.input): "images"}
     for layer in model.layers[1:]:
         translate = LAYERS.get(type(layer).__name__)
@@ -128,7 +128,7 @@ def _activation(graph: Graph, layer: Any, x: str) -> str:
 def _convolution(graph: Graph, layer: Any, x: str) -> str:
     kernel, *bias = layer.get_weights()
     groups = 1
-    if type(layer).__name__ == "DepthwiseConv2D":  # (H, W, K, 1)
+    if type(layer).__name__ == "DepthwiseConv2D":  # the kernel is (H, W, K, 1)
         groups, kernel = kernel.shape[2], np.transpose(kernel, (0, 1, 3, 2))
     options = {"strides": layer.strides, "dilations": layer.dilation_rate, "auto_pad": PADDING[layer.padding]}
     x = graph.add("Conv", x, np.transpose(kernel, (3, 2, 0, 1)), *bias, group=groups, **options)
@@ -145,9 +145,9 @@ LAYERS: dict[str, Callable[..., str]] = {
     "Conv2D": _convolution,
     "DepthwiseConv2D": _convolution,
     "BatchNormalization": _normalisation,
-    # ONNX takes first the padding before each axis, then the padding after each axis.
+    # ONNX wants the padding before every axis first, then the padding after every axis.
     "ZeroPadding2D": lambda graph, layer, x: graph.add("Pad", x, np.ravel([(0, 0), (0, 0), *layer.padding], order="F")),
-    # Backbones reshape a vector to a map of one pixel, (1, 1, K).
+    # Backbones use this layer only to make a map of one pixel, (1, 1, K), from a vector.
     "Reshape": lambda graph, layer, x: graph.add("Reshape", x, (-1, layer.target_shape[2], *layer.target_shape[:2])),
     "Activation": _activation,
     "MaxPooling2D": lambda graph, layer, x: graph.add(
@@ -207,7 +207,7 @@ def _rmac(graph: Graph, maps: str, layer: Any) -> str:
 
 
 def _level_maxima(graph: Graph, maps: str, level: int) -> str:
-    """Maps (N, K, H, W) → the maxima of the level's regions (N, K, R), as `region_maxima` computes them."""
+    """Adds nodes that compute what `region_maxima` does for one level: maps (N, K, H, W) → maxima (N, K, regions)."""
     sides = [graph.side(maps, axis) for axis in SPATIAL]
     short = graph.add("Min", *sides)
     side = graph.add("Div", graph.add("Mul", short, 2), level + 1)
@@ -221,7 +221,7 @@ def _level_maxima(graph: Graph, maps: str, level: int) -> str:
 
 
 def _spans(graph: Graph, length: str, short: str, side: str, level: int) -> str:
-    """The positions of each region of a level along a map side of `length`, (regions, `side`)."""
+    """Adds nodes for the positions of each region of a level along a map side of `length`: (regions, `side`)."""
     s = np.arange(MOST_EXTRA)  # see `dim.model.pooling.extra_regions`
     excess = graph.add("Mul", graph.add("Sub", length, short), 5 * (2 * s + 1))
     larger = graph.add("Greater", excess, graph.add("Mul", short, 6 * s * (s + 1)))

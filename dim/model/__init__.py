@@ -1,4 +1,4 @@
-"""The descriptor network: backbone → pooling → L2 → [PCA → L2]. Importing this package does not import TensorFlow."""
+"""The descriptor network: backbone → pooling → L2 [→ PCA → L2]. Importing this package does not import TensorFlow."""
 
 import typing
 

@@ -1,4 +1,4 @@
-"""The supported backbones, all from keras.applications, as data. This module does not import Keras."""
+"""Describes the supported backbones, which are all from keras.applications. This module does not import Keras."""
 
 from dataclasses import dataclass
 
@@ -8,9 +8,9 @@ class Backbone:
     """A convolutional network of keras.applications.
 
     Args:
-        constructor: The function of keras.applications that builds it.
-        layers: The layers that may be pooled, the default first, with their numbers of channels.
-        tail: The layer below the last block. Fine-tuning by default trains the layers above it.
+        constructor: The function of keras.applications that builds the network.
+        layers: The layers that may be pooled, each with its number of channels. The first layer is the default.
+        tail: The last layer before the last block. By default, fine-tuning trains only the layers after it.
         preprocessing: The preprocessing that the ImageNet weights expect, a key of `dim.model.layers.PREPROCESSINGS`.
         imagenet: The file in which keras.applications distributes the ImageNet weights.
     """

@@ -1,8 +1,8 @@
-"""Imports Keras with the settings that dim needs, which override KERAS_BACKEND and ~/.keras/keras.json.
+"""Imports Keras with the settings that dim needs. They override KERAS_BACKEND and ~/.keras/keras.json.
 
-All modules of dim import `keras` and `ops` from here. The import sets the float type, epsilon and image format of the
-process. The backend is fixed as soon as Keras is imported, and TensorFlow imports Keras, too. So jobs set the backend
-before they import anything else (`dim.app.environment`). Jobs need TensorFlow; the layers run on any backend of Keras.
+All modules of dim import `keras` and `ops` from here. The import sets Keras's float type, epsilon and image format for
+the process. Importing Keras fixes the backend, and TensorFlow imports Keras, too. So jobs set the backend before they
+import anything else (`dim.app.environment`). Jobs need TensorFlow; the layers run on any backend of Keras.
 """
 
 import importlib.util
@@ -16,10 +16,10 @@ BACKEND = "tensorflow"
 
 
 def _imported() -> Any:
-    """Imports and configures Keras. Raises UserError if the process has imported it with another backend before."""
+    """Imports and configures Keras. Raises UserError if the process has already imported it with another backend."""
     jobs_can_run = importlib.util.find_spec("tensorflow") is not None
     if jobs_can_run and "keras" not in sys.modules:
-        os.environ["KERAS_BACKEND"] = BACKEND  # takes precedence over keras.json
+        os.environ["KERAS_BACKEND"] = BACKEND  # Keras prefers this variable to keras.json
     import keras  # noqa: PLC0415  (after KERAS_BACKEND is set)
 
     if jobs_can_run and (found := keras.config.backend()) != BACKEND:

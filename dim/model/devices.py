@@ -1,4 +1,4 @@
-"""The precision in which this machine computes fastest, and the GPUs that a process may use."""
+"""Finds the precision in which this machine computes fastest, and the GPUs that this process may use."""
 
 import subprocess
 from pathlib import Path
@@ -6,11 +6,11 @@ from typing import Literal
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
-POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}  # Keras's names
+POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}  # precision → Keras's name
 
 
 def best_precision(gpu: bool) -> str:
-    """What `auto` chooses: "bfloat16" if this machine's CPU (or each GPU, if `gpu`) supports it, else "float32"."""
+    """Returns what "auto" means: "bfloat16" if this machine's CPU (`gpu`: every GPU) supports it, else "float32"."""
     return "bfloat16" if (_gpu_has_bfloat16() if gpu else _cpu_has_bfloat16()) else "float32"
 
 
@@ -26,14 +26,14 @@ def _gpu_has_bfloat16() -> bool:
         capabilities = [float(line) for line in answer.splitlines()]
     except (OSError, subprocess.SubprocessError, ValueError):
         return False
-    return min(capabilities, default=0.0) >= 8.0  # the first with bfloat16
+    return min(capabilities, default=0.0) >= 8.0  # the first compute capability with bfloat16
 
 
 def use_assigned_gpus() -> None:
-    """Lets TensorFlow use only the GPUs that Ray assigned to this task or actor, and take their memory as needed.
+    """Lets TensorFlow use only the GPUs that Ray assigned to this task or actor, and only the memory that it needs.
 
-    Call it before TensorFlow computes anything. TensorFlow would otherwise take all memory of every GPU: Ray 2.60 hides
-    no GPU from a driver, nor from a worker to which it assigned none.
+    Call this before TensorFlow computes anything. Otherwise TensorFlow takes all memory of every GPU that it sees, and
+    Ray 2.60 hides GPUs neither from a driver nor from a worker to which it assigned none.
     """
     import tensorflow as tf  # noqa: PLC0415  (most drivers do not need TensorFlow)
 
@@ -46,8 +46,8 @@ def use_assigned_gpus() -> None:
 
 
 def assigned_gpus() -> list[str]:
-    """The ids of the GPUs that Ray has assigned to this task or actor; none in a driver."""
-    import ray  # noqa: PLC0415  (--help needs none)
+    """Returns the ids of the GPUs that Ray has assigned to this task or actor. In a driver, the list is empty."""
+    import ray  # noqa: PLC0415  (--help does not need Ray)
 
     found: list[str] = ray.get_runtime_context().get_accelerator_ids()["GPU"] if ray.is_initialized() else []
     return found

@@ -1,4 +1,4 @@
-"""Checks that an HDF5 file can be read, in a child process: a damaged file can crash or hang the process that reads it.
+"""Checks in a child process that an HDF5 file can be read: a damaged file can crash or hang the process that reads it.
 
 The child process runs this module, which does not import TensorFlow.
 """
@@ -14,12 +14,12 @@ import h5py
 
 from dim.io import processes
 
-SECONDS = 60.0  # VGG16's weights, 59 MB, take half a second
-MEMORY = 2**32  # bytes that the child may take: ten times VGG16's largest array
+SECONDS = 60.0  # seconds that the child may take; it reads VGG16's weights (59 MB) in half a second
+MEMORY = 2**32  # bytes that the child may take: ten times the largest array of a VGG16 with its classifier
 
 
 def require_whole(path: str) -> None:
-    """Raises ValueError if the file at `path` is damaged, or if it keeps an array in another file."""
+    """Raises ValueError if the file at `path` is damaged, or if an array of it is kept in another file."""
     try:
         child = subprocess.run(
             processes.command(__name__, os.path.abspath(path)),

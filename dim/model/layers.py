@@ -1,18 +1,18 @@
-"""Preprocessing and L2 normalisation, the layers around the backbone, and descriptors at several scales."""
+"""Defines the layers for preprocessing and L2 normalisation, and computes descriptors at several scales."""
 
 from dataclasses import dataclass
 from typing import Any
 
 from dim.model.backend import keras, ops
 
-EPSILON = 1e-6
+EPSILON = 1e-6  # vectors that are shorter than this are divided by it, not by their length
 GEM_P = 3.0  # the exponent of the generalised mean over scales
-MIN_SIDE = 32  # pixels, as for photos: VGG16 halves its input five times
+MIN_SIDE = 32  # pixels; no side of a resized photo is shorter, because VGG16 halves the sides of its input five times
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """The channel order ("rgb" or "bgr"), then (x − mean) / scale for each channel in that order."""
+    """How to preprocess: put the channels into `order`, "rgb" or "bgr", then compute (x − mean) / scale for each."""
 
     order: str
     mean: tuple[float, float, float]
@@ -56,14 +56,14 @@ class Preprocess(keras.layers.Layer):  # type: ignore[misc]
 
 
 def l2_normalise(x: Any) -> Any:
-    """x / max(‖x‖₂, 1e-6) along the last axis. A zero vector stays zero and has a finite gradient."""
+    """Returns x / max(‖x‖₂, 1e-6) along the last axis. A zero vector stays zero and has a finite gradient."""
     # The maximum is taken before the root, because the gradient of a norm at zero is NaN.
     return x * ops.rsqrt(ops.maximum(ops.sum(ops.square(x), axis=-1, keepdims=True), EPSILON**2))
 
 
 @keras.saving.register_keras_serializable(package="dim")
 class L2Normalisation(keras.layers.Layer):  # type: ignore[misc]
-    """Scales vectors to length 1 in float32, at any precision of the layers before; see `l2_normalise`.
+    """Scales vectors to length 1 by `l2_normalise`. It computes in float32, whatever the precision of other layers.
 
     Input shape: (..., K).
     Output shape: (..., K).
@@ -78,35 +78,35 @@ class L2Normalisation(keras.layers.Layer):  # type: ignore[misc]
 
 
 def positions(maps: Any, axis: int) -> Any:
-    """0, 1, … along the height (axis 1) or the width (axis 2) of maps (N, H, W, K): (N, H) or (N, W).
+    """Returns 0, 1, … along the height (axis 1) or the width (axis 2) of maps (N, H, W, K), as (N, H) or (N, W).
 
-    It counts the pixels: Keras has no operation that gives a size which is unknown until run time.
+    A cumulative sum counts the positions, because no operation of Keras gives a size that is unknown until run time.
     """
     line = maps[:, :, 0, 0] if axis == 1 else maps[:, 0, :, 0]
     return ops.cumsum(ops.ones_like(line), axis=1) - 1
 
 
 def multi_scale_descriptors(model: keras.Model, images: Any, scales: tuple[float, ...], mean: str) -> Any:
-    """Descriptors (N, D) of images at several scales: L2(mean over scales) (Radenović et al., 1711.02512, section 3.5).
+    """Returns L2-normalised means (N, D) of descriptors at several scales (Radenović et al., 1711.02512, section 3.5).
 
     Args:
         model: A network that returns L2-normalised descriptors.
         images: uint8 RGB (N, H, W, 3).
         scales: The factors by which the images are resized, such as (1, 1/√2, 1/2). No side gets below 32 pixels.
-        mean: "mean", or "gem" for the generalised mean with exponent 3. (The paper uses the network's own `p`.)
+        mean: "mean", or "gem" for the generalised mean with exponent 3. (The paper uses GeM's learned exponent.)
     """
     if scales == (1.0,):
         return model(images, training=False)
     descriptors = ops.stack([model(_resized(images, scale), training=False) for scale in scales])
     if mean == "gem":
-        # A PCA layer makes some values negative, so the power keeps the sign.
+        # A PCA layer makes some values negative. So the power is taken of the absolute value, and the sign is kept.
         cubes = ops.mean(ops.sign(descriptors) * ops.power(ops.abs(descriptors), GEM_P), axis=0)
         return l2_normalise(ops.sign(cubes) * ops.power(ops.abs(cubes), 1 / GEM_P))
     return l2_normalise(ops.mean(descriptors, axis=0))
 
 
 def _resized(images: Any, scale: float) -> Any:
-    """The images, resized by antialiased bilinear interpolation."""
+    """Returns the images, resized by the factor `scale` with antialiased bilinear interpolation."""
     if scale == 1:
         return images
     import tensorflow as tf  # noqa: PLC0415  (the layers above run on other backends, too)

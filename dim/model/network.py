@@ -1,6 +1,6 @@
 """Builds, loads, saves and cuts the descriptor network: preprocessing → backbone → pooling → L2 → [PCA → L2].
 
-The PCA layer is a Dense layer. It starts from a fitted whitening (`Whitening.as_dense`), and is trained like any other.
+The PCA layer is a Dense layer. Its weights come from a fitted whitening (`Whitening.as_dense`), or from training.
 Layer names are fixed: `preprocess`, the names that keras.applications gives to the backbone's layers, `pooling`, `l2`,
 `pca`, `l2_pca`. Loading, training and export find layers by these names.
 """
@@ -20,7 +20,7 @@ from dim.model.layers import L2Normalisation, Preprocess
 from dim.model.pooling import POOLINGS
 from dim.model.spec import Source, Spec
 
-# The fields of a spec that decide which weights the network has. The other fields change only its input.
+# For a given backbone, these fields of a spec decide which weights the network has.
 STRUCTURE = ("layer", "pooling", "dimension", "region_dimension")
 
 
@@ -31,8 +31,8 @@ def build(
 
     Args:
         spec: The structure and the input of the network.
-        precision: "float32", "bfloat16" or "float16", for the backbone. All other layers compute in float32.
-        backbone_weights: A .npz or .h5 file, "imagenet" (a download), or "random": the same values in every call.
+        precision: The precision of the backbone, "float32", "bfloat16" or "float16". Other layers compute in float32.
+        backbone_weights: A .npz or .h5 file, "imagenet" (a download), or "random" (the same values in each call).
         sha256: The expected hash of the weights file; None accepts any file.
 
     Returns:
@@ -55,7 +55,7 @@ def build(
 
 
 def _backbone(spec: Spec, x: keras.KerasTensor, wanted: str, sha256: str | None) -> keras.KerasTensor:
-    """The activation maps of the layer that is pooled, for the preprocessed images `x`."""
+    """Returns the activation maps of the layer that is pooled, for the preprocessed images `x`."""
     known = BACKBONES[spec.backbone]
     constructor = getattr(keras.applications, known.constructor)
     options = {"include_preprocessing": False} if spec.backbone.startswith(("efficientnet", "convnext")) else {}
@@ -63,11 +63,11 @@ def _backbone(spec: Spec, x: keras.KerasTensor, wanted: str, sha256: str | None)
     with weights.downloading(known.imagenet) if imagenet else contextlib.nullcontext():
         whole = constructor(include_top=False, weights="imagenet" if imagenet else None, input_tensor=x, **options)
     if spec.backbone.startswith("convnext"):
-        # Keras appends a number to this layer's name, which depends on the layers built before in this process.
+        # Keras appends a number to this layer's name. The number depends on the layers that this process built before.
         whole.layers[-1].name = "layer_normalization"
     maps = whole.get_layer(spec.layer).output
     if wanted not in specs.NAMED_WEIGHTS:
-        # An .npz names its arrays, so it may lack unused layers. An .h5 must have all layers in their order.
+        # The arrays of an .npz have names, so unused layers may be absent. An .h5 must have all layers in order.
         needed = keras.Model(x, maps, name=spec.backbone) if wanted.endswith(".npz") else whole
         weights.load_into(needed, wanted, sha256)
     return maps
@@ -75,7 +75,7 @@ def _backbone(spec: Spec, x: keras.KerasTensor, wanted: str, sha256: str | None)
 
 @contextlib.contextmanager
 def _settings(precision: str) -> Iterator[None]:
-    """Sets Keras's precision, and seeds Python's random generator, from which Keras's initialisers draw their seeds."""
+    """Sets Keras's precision and seeds Python's random generator. (Keras's initialisers draw their seeds from it.)"""
     policy, state = keras.config.dtype_policy(), random.getstate()
     keras.config.set_dtype_policy(POLICIES[precision])
     random.seed(0)
@@ -87,11 +87,11 @@ def _settings(precision: str) -> Iterator[None]:
 
 
 def load(source: Source, precision: str = "float32") -> keras.Model:
-    """Builds the network of `source` and loads its weights. `precision` is as in `build`.
+    """Builds the network of `source` and loads its weights. See `build` for `precision`.
 
-    If the spec differs from the saved one, the layers common to both keep their saved weights. A new PCA layer starts
-    as the identity, and a new pooling with its default weights. Raises UserError if the weights cannot be read, do not
-    fit, or have changed since `resolve` hashed them.
+    If the spec differs from the saved one, layers that are in both networks get their saved weights. A new PCA layer
+    starts as the identity, and a new pooling layer has default weights. Raises UserError if the weights cannot be read,
+    do not fit, or have changed since `resolve` hashed them.
     """
     spec, saved = source.spec, source.saved
     if saved is None:
@@ -128,8 +128,8 @@ def _copy_weights(trained: keras.Model, model: keras.Model, saved: Spec, spec: S
 def save(model: keras.Model, spec: Spec, folder: str) -> None:
     """Writes a model folder: `model.weights.h5`, then `model.json`.
 
-    An earlier `model.json` is deleted first, so that no reader combines it with the new weights, or takes the folder of
-    an interrupted job for a model.
+    An earlier `model.json` is deleted first. Otherwise a reader could combine it with the new weights, or mistake the
+    folder of an interrupted job for a model.
     """
     files.make_folder(folder)
     local_copies.sweep(folder)
@@ -138,9 +138,9 @@ def save(model: keras.Model, spec: Spec, folder: str) -> None:
 
 
 def part(model: keras.Model, first: str | None, last: str | None) -> keras.Model:
-    """The part of `model` after the layer `first` (None: from the images) up to the layer `last` (None: to the end).
+    """Returns the layers of `model` after `first`, up to and including `last`, as a model that shares their weights.
 
-    It shares the model's layers and weights.
+    If `first` is None, the part begins with the images. If `last` is None, the part goes to the end of `model`.
     """
     start = model.get_layer(first).output if first else model.input
     end = model.get_layer(last).output if last else model.output

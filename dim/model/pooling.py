@@ -1,8 +1,8 @@
-"""The pooling layers: activation maps X (N, H, W, K), non-negative, → one vector per image (N, K), not yet normalised.
+"""Pools non-negative activation maps X (N, H, W, K) into one vector per image. The vectors are not normalised yet.
 
-Each pooling is a plain function and, under its name in `POOLINGS`, a Keras layer called "pooling". The layers compute
-in float32 at any precision of the backbone, and accept maps whose height and width are unknown until run time.
-`region_maxima` defines the regions of R-MAC. A whitening of regions is fitted on these maxima, L2-normalised.
+Each pooling is a function and a Keras layer that calls it. `POOLINGS` has the layers, all named "pooling". They
+compute in float32 at any precision of the backbone, and accept maps whose height and width are unknown until run time.
+`region_maxima` defines the regions of R-MAC. A whitening of regions is fitted to their L2-normalised maxima.
 
 The formulas write X_k(p) for the activation of channel k at position p, and f_k for entry k of the result.
 """
@@ -16,8 +16,8 @@ import numpy as np
 from dim.model.backend import keras, ops
 from dim.model.layers import l2_normalise, positions
 
-GEM_EPSILON = 1e-6  # GeM raises smaller activations to this value, so that their logarithm is finite
-MOST_EXTRA = 6  # at most so many extra regions along the longer side of a map, as in the original code
+GEM_EPSILON = 1e-6  # GeM replaces smaller activations by this value, so that the logarithm is finite
+MOST_EXTRA = 6  # the most extra regions along the longer side of a map, as in the code of R-MAC's authors
 FLOAT32 = {"name": "pooling", "dtype": "float32"}
 
 
@@ -34,7 +34,7 @@ def spoc(maps: Any) -> Any:
 def spoc_prior(maps: Any) -> Any:
     """Sum pooling with the centre prior: f_k = Σ_p exp(−d²/2σ²) X_k(p) (Babenko and Lempitsky, 1510.07493, equation 3).
 
-    d is the distance of p to the centre; σ = min(H, W)/6 is a third of the centre's distance to the nearest border.
+    d is the distance from p to the centre. σ = min(H, W)/6 is a third of the centre's distance to the nearest border.
     """
     down, across = positions(maps, 1), positions(maps, 2)
     bottom, right = (ops.max(line, axis=1, keepdims=True) for line in (down, across))
@@ -51,7 +51,7 @@ def gem(maps: Any, p: Any = 3.0) -> Any:
     maps = ops.maximum(maps, GEM_EPSILON)
     # Dividing by the largest value keeps the powers from overflowing. The result does not depend on this scale.
     largest = ops.stop_gradient(ops.max(maps, axis=(1, 2), keepdims=True))
-    mean = ops.mean(ops.exp(p * ops.log(maps / largest)), axis=(1, 2))  # several times as fast as `ops.power`
+    mean = ops.mean(ops.exp(p * ops.log(maps / largest)), axis=(1, 2))  # several times as fast as with `ops.power`
     return largest[:, 0, 0] * ops.power(mean, 1 / p)
 
 
@@ -77,8 +77,8 @@ def crow(maps: Any) -> Any:
 def rmac(maps: Any, levels: int = 3, kernel: Any = None, bias: Any = None) -> Any:
     """R-MAC: f = Σ over regions of L2(L2(maxima) · kernel + bias) (Tolias et al., 1511.05879, section 3.2).
 
-    `kernel` (K, D) and `bias` (D,) whiten the regions, as `Whitening.as_dense` returns them. Without them, the regions
-    are only normalised, and D = K.
+    `kernel` (K, D) and `bias` (D,) are a whitening of regions, as `Whitening.as_dense` returns it. If they are None,
+    the regions are only normalised: f = Σ over regions of L2(maxima), and D = K.
     """
     vectors = l2_normalise(region_maxima(maps, levels))
     if kernel is not None:
@@ -87,10 +87,10 @@ def rmac(maps: Any, levels: int = 3, kernel: Any = None, bias: Any = None) -> An
 
 
 def region_maxima(maps: Any, levels: int = 3) -> Any:
-    """The maximum of each channel in each region: maps (N, H, W, K) → (N, regions, K), level by level.
+    """Returns the maximum of each channel in each region, level by level: maps (N, H, W, K) → (N, regions, K).
 
-    Level l has square regions of side ⌊2w / (l + 1)⌋, where w is the shorter side of the map. There are l of them along
-    the shorter side, and l + `extra_regions` along the longer side.
+    Level l has square regions of side ⌊2w / (l + 1)⌋, where w is the shorter side of the map. Along the shorter side
+    there are l regions, along the longer side l + `extra_regions`.
     """
     _, height, width, channels = ops.shape(maps)
     # If the map's size is known, NumPy computes the regions now. Else Keras's operations compute them at run time.
@@ -98,14 +98,14 @@ def region_maxima(maps: Any, levels: int = 3) -> Any:
     short = xp.minimum(height, width)
     found = []
     for level in range(1, levels + 1):
-        # On a map one pixel wide, regions above level 1 have side 0. They are computed with side 1, then dropped.
+        # If the map is one pixel wide, regions above level 1 have side 0. They get side 1 here and are dropped below.
         exists = xp.minimum(2 * short // (level + 1), 1)
         side = xp.maximum(2 * short // (level + 1), 1)
         down, across = (
             region_starts(length, short, side, level, xp)[:, None] + xp.arange(side) for length in (height, width)
         )
-        # The maximum over a rectangle is the vertical maximum of the horizontal maxima. Computed in this way, no region
-        # is copied out of the maps, and the working memory is about twice the size of the maps.
+        # The maximum over a region is computed in two steps: along the width, then along the height of the results. So
+        # no whole region is copied, and the working memory is only about twice the size of the maps.
         strips = ops.max(ops.take(maps, across, axis=2), axis=3)
         maxima = ops.max(ops.take(strips, down, axis=1), axis=2)
         count = ops.shape(down)[0] * ops.shape(across)[0]
@@ -114,22 +114,22 @@ def region_maxima(maps: Any, levels: int = 3) -> Any:
 
 
 def region_starts(length: Any, short: Any, side: Any, level: int, xp: Any) -> Any:
-    """The first positions of a level's regions along a map side of `length`; `xp` is NumPy or `keras.ops`.
+    """Returns the first position of each region of a level along a map side of `length`. `xp` is NumPy or `keras.ops`.
 
-    Integer arithmetic gives the same regions on every machine. (The original code computes in floats, whose rounding
-    differs for maps of ratio 9:5 or 11:3 and for a few sizes above 60.)
+    Integer arithmetic gives the same regions on every machine. (The code of R-MAC's authors computes in floats. Its
+    rounding gives other regions if the sides have the ratio 9:5 or 11:3, and for a few sizes above 60.)
     """
     count = level + extra_regions(length, short, xp)
     return xp.arange(count) * (length - side) // xp.maximum(count - 1, 1)
 
 
 def extra_regions(length: Any, short: Any, xp: Any) -> Any:
-    """The number of extra regions along a map side of `length`: 0 for the shorter side, `short`.
+    """Returns the number of extra regions along a map side of `length`. The shorter side, `short`, has none.
 
-    With it, the overlap of neighbours on level 1 is as close to 40 % as possible. Both lengths are integers, or both
-    are tensors (..., 1).
+    The number, at most MOST_EXTRA, makes the overlap of neighbouring regions of level 1 as close to 40 % as possible.
+    Both lengths are integers, or both are tensors (..., 1).
     """
-    # s + 1 extra regions overlap closer to 40 % than s do if (length − short) / short > 6/5 · s(s + 1) / (2s + 1).
+    # s + 1 extra regions give an overlap closer to 40 % than s if (length − short) / short > 6/5 · s(s + 1) / (2s + 1).
     s = np.arange(MOST_EXTRA)
     return xp.sum((length - short) * (5 * (2 * s + 1)) > short * (6 * s * (s + 1)), axis=-1)
 
@@ -139,7 +139,7 @@ _PLAIN: dict[str, Callable[[Any], Any]] = {"mac": mac, "spoc": spoc, "spoc-prior
 
 @keras.saving.register_keras_serializable(package="dim")
 class PlainPooling(keras.layers.Layer):  # type: ignore[misc]
-    """A pooling without weights; the functions above give the formulas and their sources.
+    """A pooling without weights. The function that `method` names has the formula and its source.
 
     Args:
         method: "mac", "spoc", "spoc-prior" or "crow".
@@ -191,14 +191,14 @@ class GeM(keras.layers.Layer):  # type: ignore[misc]
 
 @keras.saving.register_keras_serializable(package="dim")
 class RMAC(keras.layers.Layer):  # type: ignore[misc]
-    """The sum of the L2-normalised maxima of square regions at several scales, which may be whitened; see `rmac`.
+    """R-MAC pooling (see `rmac`): sums the L2-normalised maxima of square regions, which it can whiten first.
 
-    The weights `kernel` and `bias` of the whitening start as the identity. `set_weights(whitening.as_dense())` sets
-    them to a whitening that was fitted on normalised `region_maxima`.
+    The weights `kernel` and `bias` of the whitening start as the identity. `set_weights(whitening.as_dense())` replaces
+    them by a fitted whitening, which must have been fitted to L2-normalised `region_maxima`.
 
     Args:
         levels: The number of scales; see `region_maxima`.
-        dimension: D, the output of the whitening; None only normalises the regions.
+        dimension: D, the number of outputs of the whitening. If None, regions are only normalised.
 
     Input shape: (N, H, W, K), non-negative.
     Output shape: (N, `dimension`), or (N, K) without a whitening.

@@ -1,6 +1,6 @@
 """Describes a network without building it, so that a job can check its model before it starts TensorFlow.
 
-`Spec` is the structure and the input of a network, as `model.json` in a model folder holds them. `Source` adds the
+`Spec` describes the structure and the input of a network. A model folder stores it as `model.json`. `Source` adds the
 weights to load. `resolve` turns the flags `--model` and `--weights` into a `Source`.
 """
 
@@ -21,15 +21,15 @@ from dim.model.backbones import BACKBONES
 
 FORMAT_VERSION = 1
 SPEC_FILE, WEIGHTS_FILE = "model.json", "model.weights.h5"
-_WEIGHTS_SHA256 = "weights_sha256"  # the key in model.json
+_WEIGHTS_SHA256 = "weights_sha256"  # the key of the hash in model.json
 SHIPPED_WEIGHTS = Path(dim.__file__).parent / "assets" / "vgg16" / "vgg16_imagenet_notop_fp16.npz"
 NAMED_WEIGHTS = ("random", "imagenet")  # accepted in place of a weights file
 
-# The keys of `dim.model.pooling.POOLINGS` and `dim.model.layers.PREPROCESSINGS`; importing those would import Keras.
+# The keys of `dim.model.pooling.POOLINGS` and `dim.model.layers.PREPROCESSINGS`, copied so as not to import Keras.
 POOLINGS = ("mac", "spoc", "spoc-prior", "gem", "crow", "rmac")
 PREPROCESSINGS = ("caffe", "unit", "symmetric", "torch")
 
-DEEPEST = 8  # levels of nesting allowed in `Spec.whitening`, because copying and writing it recurse
+DEEPEST = 8  # the most levels of nesting in `Spec.whitening`; copying and writing it recurse at each level
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ class Spec:
         layer: The layer of the backbone that is pooled.
         pooling: One of `POOLINGS`.
         preprocessing: One of `PREPROCESSINGS`.
-        image_size: The side in pixels of a squashed photo, or the longer side if `resize` is "long-side".
-        resize: "squash" or "long-side".
-        dimension: The number of outputs of the PCA layer; None without such a layer.
-        whitening: The kind, power and training data of the PCA layer, {"kind": …, "power": …, "learned_on": …}.
-        region_dimension: As `dimension`, for the whitening of R-MAC's regions; None if they are only normalised.
-        region_whitening: As `whitening`, for the regions.
+        image_size: The side, in pixels, of a squashed photo; if `resize` is "long-side", the longer side.
+        resize: "squash" (to a square) or "long-side" (which keeps the aspect ratio).
+        dimension: The number of outputs of the PCA layer; None if there is no such layer.
+        whitening: The kind, power and training data of the PCA layer: {"kind": …, "power": …, "learned_on": …}.
+        region_dimension: The number of outputs of the whitening of R-MAC's regions; None without this whitening.
+        region_whitening: The kind, power and training data of the whitening of the regions, as in `whitening`.
     """
 
     backbone: str = "vgg16"
@@ -71,7 +71,7 @@ class Spec:
         return self.region_dimension or self.channels
 
     def checked(self, where: str) -> "Spec":
-        """Returns this spec. Raises UserError, naming `where` it is from, if a field is not valid."""
+        """Returns this spec. Raises UserError if a field is not valid; `where` names the spec in the message."""
         known = {"backbone": BACKBONES, "pooling": POOLINGS, "preprocessing": PREPROCESSINGS}
         for name, values in (known | {"resize": get_args(Resize)}).items():
             config.one_of(name, str(getattr(self, name)), list(values), where)
@@ -95,7 +95,7 @@ class Spec:
 
 
 def _nested(value: Any, levels: int) -> bool:
-    """Whether `value` is nested deeper than `levels`."""
+    """Returns whether `value` has more than `levels` levels of nesting."""
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return levels < 0 or any(_nested(part, levels - 1) for part in inner)
 
@@ -107,9 +107,9 @@ class Source:
     Args:
         spec: The network to build.
         weights: A weights file, "random" or "imagenet".
-        saved: The spec that the weights were saved with. It differs from `spec` if flags change the model, such as
-            `--pooling`. None if the weights are for the backbone alone.
-        sha256: The hash of the weights file, checked by each process that loads it. None accepts any file.
+        saved: The spec that the weights were saved with. It differs from `spec` if flags such as `--pooling`
+            change the model. It is None if the weights are for the backbone alone.
+        sha256: The hash of the weights file. Each process that loads the file checks it; None accepts any file.
     """
 
     spec: Spec
@@ -118,7 +118,7 @@ class Source:
     sha256: str | None = None
 
     def fingerprint(self) -> str:
-        """The sha256 of the weights file, or "random" or "imagenet"."""
+        """Returns the sha256 of the weights file; or "random" or "imagenet" if these are the weights."""
         if self.weights in NAMED_WEIGHTS:
             return self.weights
         return self.sha256 or seal.sha256_of_file(self.weights)
@@ -129,11 +129,11 @@ def resolve(model: str, weights: str | None = None, **changes: Any) -> Source:
 
     Args:
         model: A model folder, or the name of an off-the-shelf network, `BACKBONE-POOLING[@LAYER]`.
-        weights: A .npz or .h5 file of the backbone, "imagenet" or "random". For off-the-shelf networks only.
-        **changes: Fields of the spec to replace; None keeps a field.
+        weights: A .npz or .h5 file of the backbone, "imagenet" or "random". Only off-the-shelf networks accept it.
+        **changes: New values for fields of the spec. A field whose new value is None is kept.
 
     Raises:
-        UserError: The name is unknown, the folder is broken, or the weights file is missing or unreadable.
+        UserError: The name is unknown, the folder is broken, the weights can't be read, or a field is not valid.
     """
     document = _read(model) if files.exists(files.join(model, SPEC_FILE)) else None
     saved = document and document[0]
@@ -179,7 +179,7 @@ def read(folder: str) -> Spec:
 
 
 def _read(folder: str) -> tuple[Spec, str | None]:
-    """The spec in `folder`/model.json, and the sha256 of its weights (older versions of dim did not record one)."""
+    """Returns the spec in `folder`/model.json, and the sha256 of its weights (None in files of old versions of dim)."""
     uri = files.join(folder, SPEC_FILE)
     document = files.read_json(uri)
     if not isinstance(document, dict):
@@ -200,7 +200,7 @@ def _read(folder: str) -> tuple[Spec, str | None]:
 
 
 def write(spec: Spec, folder: str, sha256: str | None = None) -> None:
-    """Writes `folder`/model.json. `sha256` is the hash of the weights that belong to it."""
+    """Writes `folder`/model.json. `sha256` is the hash of the weights that belong to `spec`."""
     document = {"format_version": FORMAT_VERSION, **dataclasses.asdict(spec)}
     if sha256:
         document[_WEIGHTS_SHA256] = sha256
@@ -208,7 +208,7 @@ def write(spec: Spec, folder: str, sha256: str | None = None) -> None:
 
 
 def _require_readable(uri: str) -> None:
-    """Raises UserError if `uri` is not a readable .npz or .h5. (`weights.load_into` checks that its arrays fit.)"""
+    """Raises UserError if `uri` is not a readable .npz or .h5. (`weights.load_into` checks the arrays.)"""
     if not files.exists(uri):
         raise UserError(f"no weights file {uri!r}")
     if not uri.endswith((".npz", ".h5")):

@@ -1,7 +1,7 @@
 """Reads, downloads and writes weights files.
 
-Weights files may come from strangers. So only arrays are read: no pickle, no `load_model`. A file whose arrays have
-other shapes than expected, or values that are not finite, is refused.
+Weights files may come from strangers. So this module reads only arrays, and uses neither pickle nor `load_model`. It
+refuses a file if an array has another shape than expected, or values that are not finite.
 """
 
 import contextlib
@@ -22,16 +22,17 @@ from dim.io import files, seal
 from dim.model import hdf5
 from dim.model.backend import keras
 
-DOWNLOAD_SECONDS = 30.0  # timeout of a connection that sends nothing
-NPY_HEADER_BYTES = 4096  # upper bound
+DOWNLOAD_SECONDS = 30.0  # a download fails if its connection sends nothing for so long
+NPY_HEADER_BYTES = 4096  # no header of an .npy file is longer
 
 
 def load_into(model: keras.Model, uri: str, sha256: str | None = None) -> None:
-    """Sets the weights of `model` from a file, which must have the hash `sha256` (None: any).
+    """Sets the weights of `model` from a file. The file must have the hash `sha256`, unless this is None.
 
-    The file is a `.npz` with an array `layer/variable` for each weight (further arrays are ignored), a `.weights.h5` of
-    Keras 3, or an `.h5` as keras.applications distributes it. An HDF5 file must be of a network with the same layers in
-    the same order. Raises UserError if the file cannot be read, does not fit, has another hash or is not finite.
+    The file is a `.weights.h5` of Keras 3, an `.h5` as keras.applications distributes it, or an `.npz` with an array
+    `layer/variable` for each weight. Further arrays in an `.npz` are ignored. The network of an HDF5 file must have the
+    same layers in the same order. Raises UserError if the file cannot be read, does not fit, has another hash, or holds
+    a value that is not finite.
     """
     if not uri.endswith((".npz", ".h5")):
         raise UserError(f"weights {uri!r} are neither .npz nor .h5")
@@ -61,7 +62,7 @@ def _array(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...]) -> np.nd
     member = f"{name}.npy"
     if member not in archive.namelist():
         raise ValueError(f"it lacks the array {name!r}")
-    # A larger entry cannot be an array of this shape; unpacking it could fill the memory.
+    # An entry that is larger cannot be an array of this shape. Unpacking it could fill the memory.
     if archive.getinfo(member).file_size > 8 * math.prod(shape) + NPY_HEADER_BYTES:
         raise ValueError(f"{name!r} is larger than an array of shape {shape}")
     with archive.open(member) as file:
@@ -72,13 +73,13 @@ def _array(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...]) -> np.nd
 
 
 def _load_h5(model: keras.Model, uri: str, content: bytes) -> None:
-    # Keras reads only local files, and recognises the format by the ending.
+    # Keras reads only local files, and recognises their format by the ending of their names.
     with tempfile.TemporaryDirectory() as folder:
         local = Path(folder, "w.weights.h5" if uri.endswith(".weights.h5") else "w.h5")
         local.write_bytes(content)
         hdf5.require_whole(str(local))
         with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)  # Keras only warns if some layers get no weights
+            warnings.simplefilter("error", UserWarning)  # Keras just warns if a layer gets no weights
             model.load_weights(str(local))
 
 
@@ -94,7 +95,7 @@ def save(model: keras.Model, uri: str) -> str:
 
 @contextlib.contextmanager
 def downloading(file: str) -> Iterator[None]:
-    """Gives a download of `file` by keras.applications a timeout, and turns a failure into a UserError with advice."""
+    """Sets a timeout while keras.applications downloads `file`. Turns a failure into a UserError that gives advice."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_SECONDS)
     try:

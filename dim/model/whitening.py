@@ -1,4 +1,4 @@
-"""A fitted whitening, x ← L2(P(x − m)), and its .npz file.
+"""Defines a fitted whitening, x ← L2(P(x − m)), and the .npz file that stores it.
 
 `dim.whiten.fit` fits whitenings. `Whitening.apply` whitens stored descriptors. `Whitening.as_dense` gives the initial
 weights of a network's PCA layer.
@@ -23,13 +23,13 @@ class Whitening:
     Args:
         mean: m, float64 (K,).
         projection: P, float64 (D, K).
-        eigenvalues: float64 (K,), of the covariance that was decomposed, largest first and not clipped.
-        power: PCA divides each direction by its eigenvalue to this power: 0 only rotates, 0.5 whitens fully. A learned
-            whitening has 0.5, because it fully whitens the differences of matching pairs.
+        eigenvalues: The eigenvalues of the covariance that was decomposed, largest first, not clipped; float64 (K,).
+        power: PCA divides each direction by its eigenvalue to this power. 0 only rotates, 0.5 whitens fully. A learned
+            whitening has the power 0.5, because it fully whitens the differences of matching pairs.
         kind: "pca" or "learned".
         learned_on: The training data: the manifest, the split and the number of rows.
-        embedding: The embedding of the descriptors that it fits, as `Embedding.as_json` returns it.
-        uri: The file that it was loaded from.
+        embedding: The embedding of the descriptors to which the whitening applies, as `Embedding.as_json` returns it.
+        uri: The file from which the whitening was loaded.
         sha256: The hash of that file.
     """
 
@@ -45,15 +45,15 @@ class Whitening:
 
     @property
     def explained_variance(self) -> float:
-        """The share of the variance in the D dimensions that are kept, from 0 to 1."""
+        """The variance of the D dimensions that are kept, as a share of the variance of all K: from 0 to 1."""
         return float(self.eigenvalues[: len(self.projection)].sum() / self.eigenvalues.sum())
 
     def as_dense(self) -> tuple[np.ndarray, np.ndarray]:
-        """The weights of an equal Dense layer: kernel Pᵀ (K, D) and bias −Pm (D,), float32."""
+        """Returns the weights of a Dense layer that computes P(x − m): kernel Pᵀ (K, D) and bias −Pm (D,), float32."""
         return self.projection.T.astype(np.float32), (-self.projection @ self.mean).astype(np.float32)
 
     def apply(self, x: np.ndarray) -> np.ndarray:
-        """Whitens descriptors (n, K) → (n, D), float32, L2-normalised. Raises UserError for another K."""
+        """Whitens descriptors (n, K) → (n, D), float32, L2-normalised. Raises UserError unless `x` has K columns."""
         kernel, bias = self.as_dense()
         if x.shape[1] != len(kernel):
             raise UserError(
@@ -74,7 +74,7 @@ class Whitening:
 
 
 def load(uri: str) -> Whitening:
-    """Reads a file that `Whitening.save` wrote. Raises UserError if it is missing, broken or another kind of file."""
+    """Reads a file that `Whitening.save` wrote. Raises UserError if it is missing or is not such a file."""
     try:
         content = files.read_bytes(uri)
     except FileNotFoundError as error:

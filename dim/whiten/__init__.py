@@ -1,1 +1,1 @@
-"""Fits a whitening to descriptors, or to R-MAC's regions of photos."""
+"""Fits a whitening to the descriptors of photos, or to the vectors of the regions that R-MAC pools."""

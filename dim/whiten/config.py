@@ -7,14 +7,14 @@ from dim.app.config import flag_name, option
 from dim.errors import UserError
 from dim.extract.config import Extraction, Split
 
-POWER = 0.25  # the default power of a PCA's eigenvalues
+POWER = 0.25  # the default of --power: the PCA divides each direction by its eigenvalue to this power
 
 
 @dataclass(frozen=True, kw_only=True)
 class WhitenConfig(Extraction):
-    """The flags of `jobs/whiten.py`. Raises UserError if flags don't fit each other.
+    """The flags of `jobs/whiten.py`. Raises UserError if a value is out of range or if flags don't fit each other.
 
-    The flags of the network and the machine have an effect only with `model`.
+    The flags about the network and the machine, which `Extraction` adds, have an effect only if `model` is given.
     """
 
     manifest: str = option(help="manifest with split and labels", metavar="FILE", group="input and output")

@@ -1,17 +1,19 @@
 """Computes, in Ray tasks, the sums from which a whitening is fitted.
 
-`sum_moments` and `sum_pairs` read the shards of a folder of descriptors, in tasks that each return a few matrices.
-`sum_regions` sends the photos of a manifest through the network, as an extraction does. The regions of R-MAC are summed
-in blocks on the machines that compute them, and only the sums come back.
+`sum_moments` and `sum_pairs` divide the shards of a folder of descriptors among tasks, which return sums over the rows.
+`sum_regions` sends the photos of a manifest through the network, as an extraction does. Tasks sum R-MAC's regions block
+by block, and return only the sums.
 
-For learned whitening, each image that shares its label with others is a query once, and the others are its matches with
-equal weight. (cirtorch draws one match for each query; this is the mean over all draws.) No pair has to be formed: with
-n queries, n_l of them with label l, and s_l the sum of these n_l descriptors, the covariance of the differences is
+Learned whitening needs pairs of matching images, which have the same label. Each image is a query if other images share
+its label. All these other images are its matches, with equal weight. (cirtorch uses one match per query. S below is the
+mean over all choices of that match.) The pairs need not be formed. Let n be the number of queries, n_l the number of
+queries with label l, x_i the descriptor of query i, and s_l the sum of all x_i with label l. Then the covariance of the
+differences is
 
     S = 1/n Σ_l 1/(n_l − 1) Σ_{i≠j in l} (x_i − x_j)(x_i − x_j)ᵀ = 1/n Σ_l 2/(n_l − 1) (n_l Σ_i x_i x_iᵀ − s_l s_lᵀ).
 
-If each label has few images, the sums s_l together are as large as the descriptors. So the labels are split into parts,
-and one task adds up the sums of each part.
+If each label has few images, the sums s_l together need memory of the same order as the descriptors. So the labels are
+split into parts, and one task per part completes the sums s_l.
 """
 
 import functools
@@ -36,19 +38,19 @@ from dim.extract.shards import Shard, belonging
 from dim.whiten import fit
 from dim.whiten.fit import Moments
 
-TASKS = 64  # at most; each task returns one or two K × K matrices
-SHARDS_PER_NEW_CPU = 16  # fewer are not worth starting a CPU for: 16 shards of 1,024 rows take some seconds
+TASKS = 64  # the shards are divided among at most so many tasks; each returns one or two K × K matrices
+SHARDS_PER_NEW_CPU = 16  # the shards (some seconds of work) that a task must have to justify starting a CPU
 LABELS_IN_A_PART = 16384
 REGIONS_IN_A_BLOCK = 8192
-UNUSED = -1  # the label or position of a row that is not summed
+UNUSED = -1  # stands for the label or the position of a row that is not summed
 
 log = logging.getLogger(__name__)
 
 
 def sum_moments(folder: str, manifest: Manifest) -> Moments:
-    """The moments of the descriptors of the manifest's rows, except those whose photo could not be decoded.
+    """Returns the moments of the descriptors of all rows of the manifest whose photo could be decoded.
 
-    Raises UserError if `folder`, an absolute path, lacks a row.
+    `folder` is an absolute path. Raises UserError if the folder lacks a row of the manifest.
     """
     decoded = _decoded(folder, manifest)
     tasks = _by_shards(_moments, folder, manifest, np.where(decoded, 0, UNUSED))
@@ -59,11 +61,11 @@ def sum_moments(folder: str, manifest: Manifest) -> Moments:
 
 
 def sum_pairs(folder: str, manifest: Manifest) -> tuple[Moments, Moments]:
-    """The moments of the queries, and the moments of the differences of matching pairs.
+    """Returns the moments of the queries, and the moments of the differences of matching pairs.
 
-    The differences have the covariance S (see the module) and a mean of zero. Their count is the number of linearly
-    independent differences: queries minus labels. Raises UserError if `folder` lacks a row of the manifest, or if no
-    label has two descriptors.
+    The covariance of the differences is S (see the module's docstring), and their mean is zero. Their `count` is
+    their degrees of freedom: the number of queries minus the number of labels that queries have. Raises UserError if
+    `folder` lacks a row of the manifest, or if no label has two descriptors.
     """
     labelled = _decoded(folder, manifest) & manifest.table["label"].is_valid().to_numpy()
     _, codes, counts = np.unique(manifest.labels[labelled].astype(str), return_inverse=True, return_counts=True)
@@ -88,7 +90,7 @@ def sum_pairs(folder: str, manifest: Manifest) -> tuple[Moments, Moments]:
 def _by_shards(
     task: Callable[..., Any], folder: str, manifest: Manifest, *arguments: np.ndarray, returns: int = 1
 ) -> list[Any]:
-    """Starts `task` for groups of the folder's shards. Each call gets the manifest's ids, then `arguments`."""
+    """Starts tasks that call task(folder, shards, ids of the manifest, *arguments), each for some of the shards."""
     shards = belonging(folder)
     remote = ray.remote(task).options(num_returns=returns)
     shared = [ray.put(value) for value in (manifest.table["image_id"].combine_chunks(), *arguments)]
@@ -97,7 +99,7 @@ def _by_shards(
 
 
 def _decoded(folder: str, manifest: Manifest) -> np.ndarray:
-    """Which of the manifest's rows have a descriptor, bool (N,). Raises UserError if `folder` lacks a row."""
+    """Returns which rows of the manifest have a descriptor, bool (N,). Raises UserError if `folder` lacks a row."""
     present, decoded = np.zeros((2, len(manifest)), dtype=bool)
     for rows, ok in map(ray.get, _by_shards(_found_rows, folder, manifest)):
         present[rows] = True
@@ -108,12 +110,12 @@ def _decoded(folder: str, manifest: Manifest) -> np.ndarray:
 
 
 def _positions(table: pa.Table, ids: pa.Array) -> np.ndarray:
-    """The position in `ids` of each row of the table; UNUSED if it is not there."""
+    """Returns, for each row of the table, the position of its image_id in `ids`, or UNUSED if `ids` lacks it."""
     return np.asarray(pc.index_in(table["image_id"], value_set=ids).fill_null(UNUSED).to_numpy())
 
 
 def _found_rows(folder: str, shards: list[Shard], ids: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """The positions in `ids` of the shards' rows, and whether each of these rows has a descriptor."""
+    """Returns, for each row of the shards that is in `ids`, its position there and whether it has a descriptor."""
     parts = store.read_shards(folder, ["image_id", "status"], shards)
     table = pa.concat_tables(part for _, part in parts)
     rows = _positions(table, ids)
@@ -124,7 +126,7 @@ def _found_rows(folder: str, shards: list[Shard], ids: pa.Array) -> tuple[np.nda
 def _blocks(
     folder: str, shards: list[Shard], ids: pa.Array, label_of: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields for each shard the labels (n,) and descriptors (n, K), float64, of the rows whose label is not UNUSED."""
+    """Yields the labels (n,) and float64 descriptors (n, K) of each shard, without the rows whose label is UNUSED."""
     for _, table in store.read_shards(folder, ["image_id", "descriptor"], shards, hashed=True):
         rows = _positions(table, ids)
         labels = np.where(rows == UNUSED, UNUSED, label_of[rows])
@@ -138,7 +140,10 @@ def _moments(folder: str, shards: list[Shard], ids: pa.Array, label_of: np.ndarr
 
 
 def _pair_sums(folder: str, shards: list[Shard], ids: pa.Array, label_of: np.ndarray, counts: np.ndarray) -> list[Any]:
-    """The shards' moments, their Σ 2 n_l/(n_l − 1) x xᵀ, and for each part its labels and each label's sum of rows."""
+    """Returns the moments of the shards' rows x, the sum of 2 n_l/(n_l − 1) x xᵀ, and one pair of arrays per part.
+
+    A pair holds the labels of the part that each shard has, and for each label the sum of its rows in this shard.
+    """
     totals, squares, found = [], [], []
     for labels, vectors in _blocks(folder, shards, ids, label_of):
         totals.append(fit.moments_of(vectors))
@@ -155,20 +160,20 @@ def _part_count(counts: np.ndarray) -> int:
 
 
 def _label_squares(counts: np.ndarray, *pieces: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """Σ 2/(n_l − 1) s_l s_lᵀ over the labels of one part; `pieces` are its labels and sums in each group of shards."""
+    """Returns Σ 2/(n_l − 1) s_l s_lᵀ over the labels l of a part. `pieces` are the part's pairs from `_pair_sums`."""
     labels, sums = _sums_by_label(*map(np.concatenate, zip(*pieces, strict=True)))
     return _weighted_squares(sums, 2 / (counts[labels] - 1))
 
 
 def _sums_by_label(labels: np.ndarray, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct labels (m,), and the sum of the vectors (n, K) of each label, (m, K)."""
+    """Returns the distinct labels (m,), and for each of them the sum of its vectors, (m, K)."""
     order = np.argsort(labels, kind="stable")
     present, starts = np.unique(labels[order], return_index=True)
     return present, np.add.reduceat(vectors[order], starts, axis=0)
 
 
 def _weighted_squares(vectors: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Σ weight · x xᵀ over the vectors (n, K): (K, K)."""
+    """Returns Σ_i w_i x_i x_iᵀ (K, K) for the vectors x_i (n, K) and their weights w_i (n,)."""
     total: np.ndarray = (vectors * weights[:, None]).T @ vectors
     return total
 
@@ -179,7 +184,7 @@ def _require_all(total: Moments, used: np.ndarray, folder: str) -> None:
 
 
 def sum_regions(manifest: Manifest, recipe: Recipe, machine: Resources) -> Moments:
-    """The moments of the L2-normalised maxima of all regions of the manifest's photos, except unreadable ones."""
+    """Returns the moments of the L2-normalised maxima of R-MAC's regions, over all photos that can be decoded."""
     channels = recipe.source.spec.channels
     nothing = [""] * len(manifest)
     columns = {"image_id": manifest.image_ids, "path": manifest.paths, "content": nothing, "shard": nothing}
@@ -188,7 +193,7 @@ def sum_regions(manifest: Manifest, recipe: Recipe, machine: Resources) -> Momen
         _block_moments,
         batch_size=REGIONS_IN_A_BLOCK,
         batch_format="pyarrow",
-        num_cpus=pipeline.DECODER_CPUS,  # the network leaves no more on a machine of two CPUs
+        num_cpus=pipeline.DECODER_CPUS,  # of two CPUs, the network leaves one: half for decoding, half for this stage
     )
     log.info("summing the regions of %d photos", len(manifest))
     blocks = (
@@ -201,14 +206,14 @@ def sum_regions(manifest: Manifest, recipe: Recipe, machine: Resources) -> Momen
 
 
 class _Regions:
-    """The stage that computes regions: an actor that holds the network below its pooling."""
+    """An actor that computes the regions of decoded photos. It holds the network without its pooling."""
 
     def __init__(self, recipe: Recipe, machine: Resources) -> None:
         self._channels = recipe.source.spec.channels
-        self._forward = ThreadPoolExecutor(1).submit(_forward, recipe, machine)  # see `pipeline.Network`
+        self._forward = ThreadPoolExecutor(1).submit(_forward, recipe, machine)  # in a thread, see `pipeline.Network`
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Decoded photos → one row for each of their regions."""
+        """Returns one row for each region of each photo in `table` (columns `pipeline.DECODED`)."""
         parts, _ = self._forward.result()(pipeline.images(table))
         values = pa.array(np.concatenate([np.zeros(0, np.float32), *(part.reshape(-1) for part in parts)]))
         return pa.table({"region": pa.FixedSizeListArray.from_arrays(values, self._channels)})

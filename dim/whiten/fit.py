@@ -1,7 +1,7 @@
-"""Fits a whitening from sums over the rows: PCA-whitening, or a whitening learned from matching images.
+"""Fits a PCA-whitening, or a whitening learned from matching images, to sums over rows.
 
-A row is the vector of a photo or a region. The fits need only the rows' count, mean and scatter (`Moments`). Blocks of
-rows are summed on the machines that hold them, and their sums merged. So the rows never have to be in one place.
+A row is the vector of a photo or of a region. The fits need only the rows' count, mean and scatter (`Moments`). These
+moments are computed for one block of rows at a time, and then merged. So the rows never have to be in one place.
 """
 
 from dataclasses import dataclass
@@ -13,19 +13,19 @@ from dim.errors import UserError
 from dim.model.whitening import Whitening
 from dim.whiten.config import POWER
 
-SMALLEST_EIGENVALUE = 1e-3  # relative to the largest
+SMALLEST_EIGENVALUE = 1e-3  # as a fraction of the largest eigenvalue; `fit_pca` replaces smaller ones by this bound
 
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """The number of rows, their mean (K,), and their scatter Σ (x − mean)(x − mean)ᵀ (K, K). The arrays are float64."""
+    """The number of rows x, their mean (K,), and their scatter Σ (x − mean)(x − mean)ᵀ (K, K). Arrays are float64."""
 
     count: int
     mean: np.ndarray
     scatter: np.ndarray
 
     def merge(self, other: "Moments") -> "Moments":
-        """The moments of both sets of rows together (Chan, Golub and LeVeque, 1983)."""
+        """Returns the moments of both sets of rows together (Chan, Golub and LeVeque, 1983)."""
         count = self.count + other.count
         if count == 0:
             return self
@@ -38,7 +38,7 @@ class Moments:
 
 
 def moments_of(rows: np.ndarray) -> Moments:
-    """The moments of `rows` (n, K). Without rows, all of them are zero."""
+    """Returns the moments of `rows` (n, K). If there are no rows, the count, mean and scatter are zero."""
     rows = rows.astype(np.float64)
     mean = rows.sum(axis=0) / max(len(rows), 1)
     centred = rows - mean
@@ -53,19 +53,19 @@ def fit_pca(
     *,
     power: float = POWER,
 ) -> Whitening:
-    """Fits a PCA-whitening: P = diag(λ^−power)·Vᵀ, with V and λ the eigenvectors and eigenvalues of the covariance.
+    """Fits a PCA-whitening P = diag(λ^−power)·Vᵀ. V are the eigenvectors and λ the eigenvalues of the covariance.
 
-    λ is clipped from below at 1e-3 of the largest: directions with hardly any variance must not be blown up.
+    Each λ below 1e-3 of the largest λ is replaced by this bound: directions with little variance must not dominate.
 
     Args:
-        moments: The moments of the rows.
+        moments: The moments of n rows (K,).
         dimension: D, the number of directions to keep; None keeps as many as possible, min(K, n − 1).
-        learned_on: The training data, for the record; the number of rows is added.
+        learned_on: A description of the training data. The whitening stores it, together with n.
         embedding: The embedding of the rows, as `Embedding.as_json` returns it.
         power: 0 only rotates, 0.5 whitens fully.
 
     Raises:
-        UserError: `dimension` is more than min(K, n − 1), or the rows are all equal or not finite.
+        UserError: `dimension` is not from 1 to min(K, n − 1), or the rows are all equal or not finite.
     """
     dimension = _checked_dimension(dimension, moments)
     about = learned_on | {"rows": moments.count}
@@ -84,18 +84,18 @@ def fit_learned(
     *,
     shrinkage: float | None = None,
 ) -> Whitening:
-    """Fits a learned whitening, Lw: P = VᵀL⁻¹ (Radenović et al., 1711.02512, section 3.3).
+    """Fits a learned whitening P = VᵀL⁻¹ (Radenović et al., 1711.02512, section 3.3, "Lw").
 
-    S is the covariance of the differences of matching pairs, and LLᵀ = S. V are the eigenvectors of the covariance of
-    the queries after they are mapped by L⁻¹. (The method goes back to Mikolajczyk and Matas, ICCV 2007.) It needs many
-    more pairs than dimensions: with few pairs, directions in which the pairs happen not to differ dominate. So S is
-    shrunk towards a multiple of the identity, S ← (1 − ρ)·S + ρ·(tr S/K)·I. Raises UserError as `fit_pca` does.
+    S is the covariance of the differences of matching pairs, and LLᵀ = S. The queries x are mapped to L⁻¹x, and V are
+    the eigenvectors of the covariance of all L⁻¹x. (The method goes back to Mikolajczyk and Matas, ICCV 2007.) It needs
+    many more pairs than dimensions. With few pairs, directions in which the pairs differ little by chance dominate.
+    So S is first replaced by (1 − ρ)·S + ρ·(tr S/K)·I. Raises UserError as `fit_pca` does.
 
     Args:
         queries: The moments of the rows that have a matching row.
-        differences: The moments of the differences of matching pairs, which have a mean of zero.
-        dimension: As in `fit_pca`; so are `learned_on` and `embedding`.
-        shrinkage: ρ from 0 (as published) to 1. None chooses it by OAS, which tends to 0 as the pairs increase.
+        differences: The moments of the differences of matching pairs. The mean of the differences is zero.
+        dimension, learned_on, embedding: See `fit_pca`.
+        shrinkage: ρ, from 0 (as published) to 1. None chooses ρ by the formula `_oas`: the more pairs, the smaller ρ.
     """
     dimension = _checked_dimension(dimension, queries)
     covariance = differences.scatter / differences.count
@@ -109,14 +109,14 @@ def fit_learned(
 
 
 def _oas(covariance: np.ndarray, count: int) -> float:
-    """The shrinkage of a covariance of `count` rows by OAS (Chen et al., 0907.4698), as in scikit-learn."""
+    """Returns the shrinkage of a covariance of `count` rows by scikit-learn's OAS formula (Chen et al., 0907.4698)."""
     squared, of_squares = np.trace(covariance) ** 2, np.sum(covariance**2)
     excess = (count + 1) * (of_squares - squared / len(covariance))
     return float(min(1.0, (of_squares + squared) / excess)) if excess > 0 else 1.0
 
 
 def _checked_dimension(dimension: int | None, moments: Moments) -> int:
-    """`dimension`, or the largest possible one for None. Raises UserError if the rows do not allow it."""
+    """Returns `dimension`, or the largest possible value if it is None. Raises UserError if it is out of range."""
     most = min(len(moments.mean), moments.count - 1)
     wanted = most if dimension is None else dimension
     if not 1 <= wanted <= most:
@@ -128,7 +128,7 @@ def _checked_dimension(dimension: int | None, moments: Moments) -> int:
 
 
 def _mean_variance(covariance: np.ndarray, what: str) -> float:
-    """The mean variance. Raises UserError about `what` unless it is positive and finite."""
+    """Returns the mean of the diagonal. Raises UserError about `what` unless this mean is positive and finite."""
     variance = float(np.trace(covariance)) / len(covariance)
     if not 0 < variance < np.inf:
         raise UserError(f"{what} are all equal or not finite (mean variance {variance}); extract them again")
@@ -136,7 +136,7 @@ def _mean_variance(covariance: np.ndarray, what: str) -> float:
 
 
 def _decompose(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The eigenvalues, largest first, and the eigenvectors as rows. The largest entry of each vector is positive."""
+    """Returns eigenvalues, largest first, and eigenvectors as rows. Each row's entry of largest size is positive."""
     _mean_variance(covariance, "the descriptors")
     eigenvalues, columns = np.linalg.eigh(covariance)
     vectors = columns.T[::-1]
@@ -145,7 +145,7 @@ def _decompose(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _cholesky(covariance: np.ndarray) -> np.ndarray:
-    """The Cholesky factor. A singular matrix (few pairs, no shrinkage) first gets a small constant on its diagonal."""
+    """Returns the Cholesky factor. To a singular matrix (few pairs, no shrinkage), it first adds a small diagonal."""
     diagonal = 0.0
     while True:
         try:

@@ -1,7 +1,7 @@
 """The job of whiten.py: fits a whitening, and writes it as a file or as part of a model.
 
-`--descriptors` fits it to stored descriptors. `--model` first extracts the descriptors, or sums over the regions of the
-photos, and then writes a copy of the model in which the whitening is a layer.
+With `--descriptors`, the job fits the whitening to stored descriptors. With `--model`, it first extracts descriptors,
+or (with `--regions`) sums over regions of photos. Then it writes a copy of the model that contains the whitening.
 """
 
 from dataclasses import replace
@@ -30,11 +30,11 @@ def whiten(config: WhitenConfig) -> dict[str, Any]:
     """Fits the whitening that `config` asks for, and writes it to `config.out`.
 
     Returns:
-        The whitening's kind, number of rows, dimension, power and explained variance, and the path that was written.
+        The whitening's kind, number of training rows, dimension, power and explained variance, and the path written.
 
     Raises:
-        UserError: The split has no row, or a row that the folder lacks; it has too few rows for the dimension; no label
-            has two images (for learned whitening); or the model already has such a whitening.
+        UserError: The split has no row, or too few for the dimension; the folder lacks a row of the split; no label has
+            two images (for learned whitening); or the model already has a PCA layer or (`--regions`) whitened regions.
     """
     chosen = manifests.read(config.manifest).select(config.split)
     if config.model is not None:
@@ -47,7 +47,7 @@ def _into_file(config: WhitenConfig, folder: str, chosen: Manifest) -> dict[str,
         raise UserError(f"--out {config.out!r} is a folder; name a file in it, such as whitening.npz")
     embedding = identity.of_folder(folder).as_json()
     with cluster.connected():
-        # Ray's tasks run in other working folders, so they need an absolute path.
+        # A task of Ray runs in another working folder than this process, so it needs an absolute path.
         whitening = _of_descriptors(config, files.absolute(folder), chosen, embedding)
     files.make_folder(files.parent(config.out))
     local_copies.sweep(files.parent(config.out), files.name(config.out))
@@ -75,7 +75,7 @@ def _into_model(config: WhitenConfig, model: str, chosen: Manifest) -> dict[str,
             if not manifests.read(config.manifest).select(config.split).table.equals(chosen.table):
                 raise seal.changed(config.manifest)
             whitening = _of_descriptors(config, folder, chosen)
-        # On this machine, because `out` may be a local folder. In another process, to keep TensorFlow out of this one.
+        # The task runs on this machine, because `out` may be a local folder. Only the task imports TensorFlow.
         write = ray.remote(_write_model).options(num_cpus=0, scheduling_strategy=cluster.on_this_node())
         ray.get(write.remote(source, whitening, config.regions, files.absolute(config.out), lease.claims()))
         return out.finish(_summary(whitening) | {"model": config.out})
