@@ -48,7 +48,7 @@ class QueryResult:
     query_id: str
     label: str | None
     values: dict[str, float | None]  # value of each metric; None if the query has no positive
-    levels: dict[str, dict[str, float | None]]  # these values at each level of the protocol
+    levels: dict[str, dict[str, float | None]]  # at each level of the protocol, the value of each metric
     n_positives: int  # number of the query's positives, listed or not
     ranks: np.ndarray  # int (P,): ascending 0-based ranks of the listed positives, not counting junk
     hits: list[Hit]  # the first `TOP` photos of the list, junk included

@@ -34,7 +34,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Runs an evaluation, writes its results to `config.out`, and returns the contents of metrics.json.
 
     Raises:
-        UserError: the settings or the inputs are wrong. Nothing has been written.
+        UserError: the settings or the inputs are wrong. No results have been written.
         GateNotMet: mAP fell too far below the baseline's. All results have been written.
     """
     if config.baseline is None:

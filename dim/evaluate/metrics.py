@@ -37,7 +37,7 @@ def average_precision(ranks: np.ndarray, n_pos: int) -> float | None:
 def printed_average_precision(ranks: np.ndarray, n_pos: int) -> float | None:
     """`average_precision` in single precision, rounded after every operation, as in Oxford5k's C++ `compute_ap`.
 
-    All six digits are then equal to those that `compute_ap` prints. In double precision, one value in forty isn't.
+    All six digits are then equal to those that `compute_ap` prints. In double precision, one value in forty differs.
     """
     if n_pos == 0:
         return None

@@ -9,10 +9,12 @@ sets A, the p-values are
 
     p(fall) = (1 + #{A: Σ_A S_c ≥ 0}) / (1 + number of sets)        p_value = 2 min(p(fall), p(rise)), two-sided
 
-where the 1 counts the observed signs. The test is exact: with any number of objects and queries, it rejects a true
-null hypothesis no more often than its level says. The 95 % interval contains every δ for which the test, applied to
-d_i − δ, doesn't reject at 0.05. Σ_A (S_c − n_c δ) is ≥ 0 if and only if δ is at most Σ_A S_c / Σ_A n_c, the mean of A.
-The bounds are therefore the 2.5 % and 97.5 % quantiles of the sets' means. The interval excludes 0 if p_value ≤ 0.05.
+where the 1 counts the observed signs. p(rise) is p(fall) with ≤ in place of ≥. The test is exact: with any number of
+objects and queries, it rejects a true null hypothesis no more often than its level says.
+
+The 95 % interval contains every δ for which the test, applied to d_i − δ, doesn't reject at 0.05. Σ_A (S_c − n_c δ) is
+≥ 0 if and only if δ is at most Σ_A S_c / Σ_A n_c, the mean of A. The bounds are therefore the 2.5 % and 97.5 %
+quantiles of the sets' means. The interval excludes 0 if p_value ≤ 0.05.
 
 With up to 13 objects, all sets are used. n objects then give no one-sided p-value below 1 / 2ⁿ. So fewer than 5 objects
 are never significant at 0.05, one-sided. Fewer than 6 objects have the 95 % interval from −1 to 1, which contains every
