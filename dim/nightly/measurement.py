@@ -44,7 +44,7 @@ class NightlyResult:
     collection: Collection
     key: str  # a sha256 of everything that the result depends on
     baseline: str | None = None  # the date of the last accepted night, None if there is none
-    baseline_collection: Collection | None = None  # of the baseline's network; None if that isn't another
+    baseline_collection: Collection | None = None  # of the baseline's network, if it isn't tonight's
     comparison: Comparison | None = None  # with the baseline's network; None if that network wasn't measured
     baseline_error: str | None = None  # why the baseline's network couldn't be measured
     note: str | None = None  # what a reader must know to interpret the figures
@@ -153,7 +153,7 @@ def _key(asked: Measurement, collection: Collection, other: Collection | None) -
 
 
 def _copy_unchanged(out: str, last: str | None, name: str, key: str, folder: str) -> bool:
-    """Copies the evaluation `name` of the night `last` to `folder` if it has the same `key`. Returns whether it has."""
+    """Copies the evaluation `name` of the night `last` to `folder` if it has the same `key`. Returns whether it did."""
     record = files.join(out, f"nights/{last}/{NIGHT}")
     if last is None or not files.exists(record):
         return False

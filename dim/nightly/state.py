@@ -41,7 +41,7 @@ class Collection:
     folder: str
     embedding: Embedding
     rows: str  # a sha256 that changes if the descriptors change
-    counts: dict[str, Any]  # the result of tonight's extraction: numbers of photos
+    counts: dict[str, Any]  # the contents of result.json of tonight's extraction
 
     @property
     def descriptors(self) -> str:
