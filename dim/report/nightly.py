@@ -1,4 +1,4 @@
-"""The page of all nights, trend.html. It has a chart of mAP by date and a table of nights per evaluation.
+"""The page of all nights, trend.html. For each evaluation, it has a chart of mAP by date and a table of nights.
 
 `write` makes the page from the rows of history.csv. `timeline` draws a chart of values from 0 to 1 by date.
 """
@@ -18,7 +18,7 @@ from dim.report.page import Html, Page, element, user_text
 from dim.report.parts import Column
 
 FILE = "trend.html"
-ROWS = 1000  # nights in a table, at most: the last
+ROWS = 1000  # nights in a table, at most; earlier nights are left out
 WIDTH = 1000  # of a timeline, in SVG units
 LABELS = 8  # dates written below a timeline, at most
 CROWDED = 90  # a timeline with more dates has small marks
