@@ -1,7 +1,7 @@
 """Compares two evaluations query by query, and checks whether mAP fell too far below that of an earlier evaluation.
 
-`compare` joins two per_query.parquet tables and tests the change in mAP. A `Baseline` is an earlier evaluation, read
-from its metrics.json. New evaluations are compared with it, and `gate_failure` applies --max-drop.
+`compare` joins two per_query.parquet tables and tests the change in mAP. `read_baseline` reads an earlier evaluation, a
+`Baseline`. `Baseline.compare` compares a new evaluation with it, and `Baseline.gate_failure` applies --max-drop.
 """
 
 import logging
@@ -31,8 +31,8 @@ log = logging.getLogger(__name__)
 class Comparison:
     """The run `after` compared with the run `before`.
 
-    `table` has a row for each query of both runs, largest gain first: query_id, label, ap (before), ap_other (after),
-    difference. `change` is the change in mAP, None if no query has an AP in both runs.
+    `table` has one row per query that both runs have, largest gain first. The columns are query_id, label, ap (before),
+    ap_other (after) and difference. `change` is the change in mAP, None if no query has an AP in both runs.
     """
 
     before: str
@@ -61,10 +61,10 @@ class Comparison:
 
 
 def compare(before: str, one: pa.Table, after: str, other: pa.Table) -> Comparison:
-    """Compares two runs, called `before` and `after`; `one` and `other` are their per_query.parquet.
+    """Compares two runs, named `before` and `after`. `one` and `other` are their tables per_query.parquet.
 
-    Labels are taken from `other`. Queries with the same label show the same object; each query without a label shows an
-    object of its own.
+    Labels are taken from `other`. Queries with the same label are taken to show the same object. A query without a
+    label is taken to show an object that no other query shows.
     """
     aps = one.select(["query_id", "ap"])
     joined = aps.join(other.select(COLUMNS), "query_id", join_type="inner", right_suffix="_other")
@@ -89,9 +89,9 @@ def _objects(rows: list[dict[str, Any]]) -> np.ndarray:
 class Baseline:
     """An earlier evaluation."""
 
-    uri: str  # of its metrics.json
+    uri: str  # path or URI of metrics.json
     metrics: dict[str, Any]  # the contents of metrics.json
-    per_query: pa.Table | None  # its per_query.parquet, None if there is none
+    per_query: pa.Table | None  # the contents of per_query.parquet, None if there is none
 
     def require_common_queries(self, task: RetrievalTask) -> None:
         """Raises UserError if `task` measures none of the baseline's queries."""
@@ -106,7 +106,8 @@ class Baseline:
     def compare(self, name: str, per_query: pa.Table, metrics: dict[str, Any]) -> Comparison | None:
         """Compares the run `name` with this baseline, and warns if queries or database differ.
 
-        Returns None if the baseline has no per_query.parquet. `per_query` and `metrics` are what the run writes.
+        `per_query` and `metrics` are what the run writes to per_query.parquet and metrics.json. Returns None if the
+        baseline has no per_query.parquet.
         """
         own = {key: self.metrics.get(key, metrics[key]) for key in _SAME}
         if differing := [
@@ -140,12 +141,12 @@ class Baseline:
 def read_baseline(uri: str, protocol: str) -> Baseline:
     """Reads an earlier evaluation from its metrics.json.
 
-    Raises UserError if the file holds no mAP or is of another protocol, or the evaluation is unfinished or changed.
+    Raises UserError if the file holds no mAP or names another protocol, or if the evaluation is unfinished or changed.
     """
     require_unchanged(uri)
     found = files.read_json(uri)
     value: Any = found.get("map") if isinstance(found, dict) else None
-    if type(value) not in (int, float) or not 0 <= value <= 1:  # not NaN: no mAP is below it, so every run would pass
+    if type(value) not in (int, float) or not 0 <= value <= 1:  # no NaN: no mAP is below NaN, so any run would pass
         raise UserError(
             f"{uri!r} holds no map from 0 to 1, but {quoted(value)}; name the metrics.json of an evaluation"
         )
@@ -155,9 +156,9 @@ def read_baseline(uri: str, protocol: str) -> Baseline:
 
 
 def require_unchanged(metrics: str) -> None:
-    """Raises UserError if the metrics.json at `metrics` is in an evaluation's folder that is unfinished or changed.
+    """Checks the metrics.json at `metrics` and the per_query.parquet beside it, if they are in an evaluation's folder.
 
-    Both it and the per_query.parquet beside it must be as that evaluation wrote them. A copy elsewhere isn't checked.
+    Raises UserError if the evaluation is unfinished, or either file has changed since. Copies elsewhere aren't checked.
     """
     folder = files.parent(metrics)
     record = output.record_of(folder)
@@ -171,7 +172,7 @@ def require_unchanged(metrics: str) -> None:
 
 
 def read_per_query(metrics: str) -> pa.Table | None:
-    """The per_query.parquet beside the metrics.json at `metrics`, None if there is none.
+    """Reads the per_query.parquet beside the metrics.json at `metrics`. Returns None if there is none.
 
     Raises UserError if the table lacks a column.
     """

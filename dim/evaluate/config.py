@@ -1,4 +1,4 @@
-"""The flags of evaluate.py, and those that name what an evaluation measures."""
+"""The flags of evaluate.py. Nightly evaluations share `ProtocolOptions`, the flags that say what is measured."""
 
 from dataclasses import dataclass
 from typing import Literal

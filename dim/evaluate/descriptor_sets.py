@@ -1,8 +1,8 @@
 """The one or two sets of descriptors that an evaluation measures: read from folders, or extracted first.
 
-A `DescriptorSet` holds the descriptors of the queries and of the database in memory; those of distractors stay on disk
-and are streamed. It also says which whitenings the descriptors went through and what each was learned on, since a
-whitening learned on the photos that it is measured on flatters.
+A `DescriptorSet` holds the descriptors of the queries and of the database in memory. The descriptors of distractors
+stay on disk and are loaded part by part. The set also lists the whitenings that were applied to the descriptors, and
+the photos that each was learned on: a whitening learned on the evaluated photos makes the figures too high.
 """
 
 import contextlib
@@ -33,10 +33,10 @@ from dim.search.exact import Part
 
 @dataclass(frozen=True)
 class EvaluatedDatabase:
-    """The descriptors that are searched. The first columns are the manifest's; distractors follow and stay on disk."""
+    """The descriptors that are searched: first those of the manifest's photos, then distractors, which stay on disk."""
 
-    rows: np.ndarray  # int (n,): the manifest's row of each of the first n columns
-    vectors: np.ndarray  # float32 (n, D): their descriptors
+    rows: np.ndarray  # int (n,): the manifest's rows that the first n columns belong to
+    vectors: np.ndarray  # float32 (n, D): the descriptors of `rows`
     distractors: DescriptorFolder | None = None
 
     def __len__(self) -> int:
@@ -44,7 +44,7 @@ class EvaluatedDatabase:
 
     @property
     def parts(self) -> list[Part]:
-        """All columns in the parts that a search loads one by one."""
+        """The descriptors of all columns, split into the parts that a search loads one by one."""
         more = self.distractors.parts if self.distractors else []
         return parts_of(self.vectors) + [replace(part, start=part.start + len(self.rows)) for part in more]
 
@@ -67,7 +67,7 @@ class DescriptorSet:
 
 
 def read(config: EvaluateConfig, task: RetrievalTask) -> list[DescriptorSet]:
-    """Reads the descriptors that `config` names, extracting those of --model first.
+    """Reads the descriptors that `config` names. If it names a --model, they are extracted first.
 
     Raises UserError if flags or embeddings contradict each other, or a folder lacks descriptors that `task` needs.
     """
@@ -91,7 +91,7 @@ def _distractors(config: EvaluateConfig, task: RetrievalTask) -> Manifest | None
 
 
 def _folders(config: EvaluateConfig) -> Iterator[tuple[str, str, str | None]]:
-    """The name, the descriptors' folder and the distractors' folder of each set."""
+    """Extracts descriptors for each --model. Yields each set's name, descriptors' folder and distractors' folder."""
     for number, folder in enumerate(config.descriptors):
         yield folder, folder, config.distractor_descriptors[number] if config.distractors else None
     split = None if config.query_split else config.split
@@ -112,7 +112,7 @@ def _extract(config: EvaluateConfig, model: str, photos: str, out: str, split: S
 def _read_set(
     config: EvaluateConfig, task: RetrievalTask, distractors: Manifest | None, named: tuple[str, str, str | None]
 ) -> DescriptorSet:
-    """Reads the set that an item of `_folders` names. `distractors` is the manifest of its distractors."""
+    """Reads the set `named`, an item of `_folders`. `distractors` is the manifest of the distractors."""
     name, folder, beside = named
     stored = embedding = identity.of_folder(folder)
     whitening = None
@@ -125,13 +125,13 @@ def _read_set(
     if distractors and beside:
         identity.require_equal(stored, folder, identity.of_folder(beside), beside)
         more = _read_distractors(beside, distractors, config.whitening)
-        identity.require_equal(embedding, folder, more.embedding, beside)  # the whitening file was read a second time
+        identity.require_equal(embedding, folder, more.embedding, beside)  # unequal if the whitening file changed
     database = EvaluatedDatabase(own.rows, own.vectors, more)
     return DescriptorSet(name, folder, embedding, queries, database, whitenings_of(folder, whitening))
 
 
 def _read_rows(folder: str, manifest: Manifest, whitening: Whitening | None) -> Descriptors:
-    """The descriptors of the manifest's rows that could be decoded, whitened if `whitening` is given.
+    """Reads the descriptors of those rows of `manifest` that could be decoded, and applies `whitening` if given.
 
     Raises UserError if `folder` lacks a row or a descriptor is not a unit vector.
     """
@@ -140,7 +140,7 @@ def _read_rows(folder: str, manifest: Manifest, whitening: Whitening | None) -> 
 
 
 def _read_distractors(folder: str, manifest: Manifest, whitening: str | None) -> DescriptorFolder:
-    """The descriptors of all rows of `manifest`, left on disk. Raises UserError if `folder` lacks one of them."""
+    """Opens the descriptors of all rows of `manifest`; they stay on disk. Raises UserError if `folder` lacks a row."""
     found = descriptor_folder.read(folder, whitening, manifest.image_ids)
     if missing := {*manifest.image_ids} - {*found.ids.to_pylist()} - found.errors.keys():
         raise UserError(
@@ -150,12 +150,12 @@ def _read_distractors(folder: str, manifest: Manifest, whitening: str | None) ->
 
 
 def whitenings_of(folder: str, applied: Whitening | None) -> list[dict[str, Any]]:
-    """Lists the whitenings that the descriptors of `folder` went through, in order. The last is `applied`, if any.
+    """Lists the whitenings applied to the descriptors of `folder`, in order. If `applied` is given, it is the last.
 
-    `by` is "regions" for the whitening of R-MAC's regions, "model" for the network's PCA layer, else the job that
-    applied the whitening, "extract" or "evaluate". `learned_on` is None if the whitening's file is gone or has changed.
-    If the model is gone or has changed, its whitenings are left out. Raises UserError if the folder's run.json doesn't
-    name what the descriptors were made from.
+    The key `by` is "regions" for the whitening of R-MAC's regions and "model" for the network's PCA layer. Otherwise it
+    names the job that applied the whitening, "extract" or "evaluate". `learned_on` is None if the whitening's file is
+    gone or has changed. If the model is gone or has changed, its whitenings are left out. Raises UserError if the
+    folder's run.json doesn't name what the descriptors were made from.
     """
     embedding = identity.of_folder(folder)
     inputs = identity.inputs_of(folder)

@@ -1,11 +1,12 @@
 """How one set of descriptors does on a retrieval task: every query's result, and the figures made of them.
 
 `exact_search` sets up the search of the queries in the database, `judge` scores each query's list under the protocol,
-and `summary` and `per_query` turn the results into metrics.json and per_query.parquet. The functions at the end read
-the same lists as a classification by nearest neighbours: accuracy, classification report, confused labels.
+and `summary` and `per_query` turn the results into metrics.json and per_query.parquet. The functions at the end treat
+a search as a classifier that gives a query the label of a nearest photo. They compute the accuracy, the classification
+report and the confused labels.
 
-A *row* of the database is a row of its manifest. A *column* is a column of the score matrix: first the rows that could
-be decoded, then the distractors.
+A *row* of the database is a row of the database's manifest. The score matrix has one *column* per searched photo: first
+the database rows whose photo could be decoded, then the distractors.
 """
 
 from collections import Counter
@@ -26,13 +27,13 @@ from dim.io.tables import require_each_once
 from dim.search import exact
 from dim.search.database import Exact, Retrieval
 
-TOP = 10  # hits of each query that are kept for the report
+TOP = 10  # photos at the top of each query's list that are kept as hits
 NO_LABEL = "(no label)"
 
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A photo among the first of a query's list: its database column, label, score, and the protocol's verdict."""
+    """One of the first `TOP` photos of a query's list: its database column, label and score, and the verdict on it."""
 
     column: int
     label: str | None
@@ -46,9 +47,9 @@ class QueryResult:
 
     query_id: str
     label: str | None
-    values: dict[str, float | None]  # of each metric; None if the query has no positive
-    levels: dict[str, dict[str, float | None]]  # the same at each level of the protocol
-    n_positives: int  # listed or not
+    values: dict[str, float | None]  # value of each metric; None if the query has no positive
+    levels: dict[str, dict[str, float | None]]  # at each level of the protocol, the value of each metric
+    n_positives: int  # number of the query's positives, listed or not
     ranks: np.ndarray  # int (P,): ascending 0-based ranks of the listed positives, not counting junk
     hits: list[Hit]  # the first `TOP` photos of the list, junk included
 
@@ -64,7 +65,7 @@ class QueryResult:
 
 
 def exact_search(task: RetrievalTask, queries: Descriptors, database: EvaluatedDatabase) -> Retrieval:
-    """Sets up the exact search of `queries` in `database`, each list without the photo that the protocol excludes."""
+    """Sets up the exact search of `queries` in `database`. Lists lack the photos that the protocol excludes."""
     searched = Exact(database.parts, exact.tie_order_of(database.ids(task.database)))
     return Retrieval(queries.vectors, searched, own=_excluded_columns(task, queries, database))
 
@@ -72,7 +73,7 @@ def exact_search(task: RetrievalTask, queries: Descriptors, database: EvaluatedD
 def judge(
     task: RetrievalTask, queries: Descriptors, database: EvaluatedDatabase, search: Retrieval
 ) -> Iterator[QueryResult]:
-    """Scores each query's list under the task's protocol, holding the scores of a few queries in memory at a time.
+    """Scores each query's list under the task's protocol. Only the scores of a few queries are in memory at a time.
 
     `search` is the search of `queries` in `database`, re-ranked or not. The results are in the order of `queries`.
     """
@@ -101,21 +102,21 @@ def judge(
 
 
 def _columns(task: RetrievalTask, database: EvaluatedDatabase) -> np.ndarray:
-    """The column of each of the task's database rows, NOT_LISTED for a row that could not be decoded."""
+    """The column of each database row of `task`, NOT_LISTED for a row that could not be decoded."""
     column_of = np.full(len(task.database), NOT_LISTED)
     column_of[database.rows] = np.arange(len(database.rows))
     return column_of
 
 
 def _excluded_columns(task: RetrievalTask, queries: Descriptors, database: EvaluatedDatabase) -> np.ndarray:
-    """For each query the column that the protocol excludes from its list, NOT_LISTED for none."""
+    """The column that the protocol excludes from each query's list, NOT_LISTED if it excludes none."""
     column_of = _columns(task, database)
     rows = (task.excluded_row(query) for query in queries.rows)
     return np.array([NOT_LISTED if row is None else column_of[row] for row in rows], np.int64)
 
 
 def _positions(scores: np.ndarray, columns: dict[str, np.ndarray], tie_order: np.ndarray) -> dict[str, np.ndarray]:
-    """The 0-based positions of each grade's columns in a query's list. A column NOT_LISTED has position NOT_LISTED."""
+    """The 0-based positions of each grade's `columns` in a query's list. An entry NOT_LISTED stays NOT_LISTED."""
     wanted = np.concatenate([np.zeros(0, np.int64), *columns.values()])
     positions = np.full(len(wanted), NOT_LISTED)
     positions[wanted != NOT_LISTED] = exact.ranks(scores, wanted[wanted != NOT_LISTED], tie_order)
@@ -132,7 +133,7 @@ def _hits(scores: np.ndarray, columns: np.ndarray, labels: np.ndarray, verdicts:
 def require_rows(
     task: RetrievalTask, queries: Descriptors, database: EvaluatedDatabase, results: list[QueryResult]
 ) -> None:
-    """Raises RuntimeError unless each query and each database row was evaluated once or could not be decoded."""
+    """Raises RuntimeError if any query or database row that could be decoded was not evaluated exactly once."""
     for rows, decoded, given in (
         (task.queries, queries.rows, [query.query_id for query in results]),
         (task.database, database.rows, task.database.image_ids[database.rows]),
@@ -151,7 +152,7 @@ def informative_metrics(task: RetrievalTask, n_listed: int) -> dict[str, Metric]
 
 
 def covers_list(metric: str, n_listed: int) -> bool:
-    """Whether a metric looks at all of a list of `n_listed` photos, so that its value doesn't depend on descriptors."""
+    """Whether `metric` counts every photo of a list of `n_listed` photos. If so, descriptors can't change its value."""
     key, _, depth = metric.partition("@")
     if key == "ns_score":
         return n_listed <= GROUP
@@ -159,7 +160,7 @@ def covers_list(metric: str, n_listed: int) -> bool:
 
 
 def summary(task: RetrievalTask, results: list[QueryResult], n_listed: int) -> dict[str, Any]:
-    """The figures of metrics.json: means over the queries that have a positive, also at each level of the protocol."""
+    """The figures of metrics.json, overall and at each level of the protocol: means over queries with a positive."""
     names = informative_metrics(task, n_listed)
     levels = {name: _means(names, [query.levels[name] for query in results]) for name in task.protocol.levels}
     return _means(names, [query.values for query in results]) | levels
@@ -179,16 +180,17 @@ def per_query(results: list[QueryResult]) -> pa.Table:
 
 
 def top_k_accuracy(labels: Sequence[str], nearest: Sequence[Sequence[str | None]]) -> float:
-    """The share of queries whose label is among their nearest photos' labels. dim's predecessor called it mAP."""
+    """The share of queries whose label is that of at least one nearest photo. dim's predecessor called it mAP."""
     return sum(label in found for label, found in zip(labels, nearest, strict=True)) / len(labels)
 
 
 def classification_reports(labels: Sequence[str], nearest: Sequence[Sequence[str | None]]) -> dict[str, Any]:
     """Two classification reports of scikit-learn: precision, recall and F1 of each label.
 
-    `labels` has the label of each query, `nearest` the labels of its nearest photos, nearest first. In `top_1` the
-    nearest photo's label is the prediction. In `top_k`, the report of dim's predecessor, it is the query's own label
-    if any of the nearest photos has it, which flatters.
+    `labels` has the label of each query, and `nearest` has a list of labels per query, those of the nearest photos. The
+    report `top_1` takes the label of the nearest photo as the prediction. The report `top_k` does so only if none of
+    the nearest photos has the query's label. Otherwise it counts the prediction as right, so its figures are too high.
+    dim's predecessor reported `top_k`.
     """
     first = [next(iter(found), None) or NO_LABEL for found in nearest]
     any_of = [label if label in found else top for label, found, top in zip(labels, nearest, first, strict=True)]
@@ -206,11 +208,11 @@ class Confusion:
     label: str
     taken_for: str
     queries: list[QueryResult]
-    of: int  # all queries of the label that have a positive
+    of: int  # number of queries of `label` that have a positive
 
 
 def confusions(results: Sequence[QueryResult]) -> list[Confusion]:
-    """All confused pairs of labels, most frequent first, ties by label. Junk doesn't count as the nearest photo."""
+    """All confused pairs of labels, the most frequent first, ties by label. Junk is never the nearest photo."""
     pairs: dict[tuple[str, str], list[QueryResult]] = {}
     counts: Counter[str] = Counter()
     for query in results:

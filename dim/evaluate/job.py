@@ -1,6 +1,6 @@
 """The evaluation job: reads the task and the descriptors, measures, writes the results, and checks the gate.
 
-Start at `evaluate`. The functions at the end, `revisited` and `oxford`, score plain ranked lists, whoever made them.
+Start at `evaluate`. The functions at the end, `revisited` and `oxford`, score ranked lists from any source.
 """
 
 import logging
@@ -34,7 +34,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Runs an evaluation, writes its results to `config.out`, and returns the contents of metrics.json.
 
     Raises:
-        UserError: the settings or the inputs are wrong. Nothing has been written.
+        UserError: the settings or the inputs are wrong. No results have been written.
         GateNotMet: mAP fell too far below the baseline's. All results have been written.
     """
     if config.baseline is None:
@@ -48,9 +48,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def measure(config: EvaluateConfig, baseline: Baseline | None = None) -> tuple[dict[str, Any], Comparison | None]:
-    """`evaluate` without the gate. Returns the contents of metrics.json and the comparison with `baseline`, if any."""
+    """Evaluates without a gate. Returns the contents of metrics.json and the comparison with `baseline`, if any."""
     methods.check(config.expansion, config.neighbours)
-    # An extraction reads the same tables again, so they must not change meanwhile.
+    # If --model is given, the extraction reads the manifests again. Both readings must give the same rows.
     with seal.unchanged(config.manifest, config.ground_truth, config.distractors):
         task = read_task(config)
         sets = descriptor_sets.read(config, task)
@@ -78,7 +78,7 @@ def _metrics(
     config: EvaluateConfig, task: RetrievalTask, source: DescriptorSet, results: list[QueryResult],
     steps: list[AppliedMethod],
 ) -> dict[str, Any]:  # fmt: skip
-    """The contents of metrics.json: the figures, and what is needed to compare them with those of another run."""
+    """The contents of metrics.json: the figures, and the facts needed to compare them with figures of another run."""
     columns, n_listed = len(source.database), evaluation.shortest_list(task, source.queries, source.database)
     metrics = {"protocol": config.protocol} | evaluation.summary(task, results, n_listed)
     if task.protocol.top_k and task.protocol.top_k < n_listed:
@@ -170,12 +170,13 @@ def revisited(ranks: Iterable[Sequence[int]], gnd: Iterable[Mapping[str, Sequenc
     """Scores ranked lists under the protocol of ROxford5k and RParis6k (Radenović et al., arXiv:1803.11285).
 
     Args:
-        ranks: for each query the database indexes, best first.
-        gnd: for each query the database indexes under "easy", "hard" and "junk", as in the benchmark's `gnd` file.
+        ranks: one list per query, of positions in the database, best first.
+        gnd: one dict per query. Under "easy", "hard" and "junk" it has positions in the database, as the benchmark's
+            `gnd` file does.
 
     Returns:
-        For "easy", "medium" and "hard": `map`, `mp` as {"1": …, "5": …, "10": …}, and `aps`, one value per query, None
-        for a query without a positive.
+        One dict under each of "easy", "medium" and "hard". It has `map`, `mp` as {"1": …, "5": …, "10": …}, and `aps`,
+        one value per query, None for a query without a positive.
     """
     positions = [_positions(listed, graded) for listed, graded in zip(ranks, gnd, strict=True)]
     metrics = PROTOCOLS["revisited"].metrics
@@ -203,7 +204,7 @@ def oxford(
 
 
 def _positions(listed: Sequence[Any], graded: Mapping[str, Sequence[Any]]) -> dict[str, np.ndarray]:
-    """The position in the list of each image of each grade, NOT_LISTED for one that the list lacks."""
+    """The positions of each grade's images in the list, NOT_LISTED for an image that the list lacks."""
     position = {image: place for place, image in enumerate(listed)}
     return {
         grade: np.array([position.get(image, NOT_LISTED) for image in images], np.int64)

@@ -16,7 +16,7 @@ Metric = Callable[[np.ndarray, int], float | None]
 
 
 def without_junk(ranks: np.ndarray, junk: np.ndarray) -> np.ndarray:
-    """Moves `ranks` (P,) up as if no junk had been listed. `ranks` and `junk` (J,) are ascending 0-based positions."""
+    """Turns `ranks` (P,) into ranks that don't count `junk` (J,). Both are ascending 0-based positions in a list."""
     return ranks - np.searchsorted(junk, ranks)
 
 
@@ -37,7 +37,7 @@ def average_precision(ranks: np.ndarray, n_pos: int) -> float | None:
 def printed_average_precision(ranks: np.ndarray, n_pos: int) -> float | None:
     """`average_precision` in single precision, rounded after every operation, as in Oxford5k's C++ `compute_ap`.
 
-    All six digits that `compute_ap` prints are equal. In double precision, one value in forty differs.
+    All six digits are then equal to those that `compute_ap` prints. In double precision, one value in forty differs.
     """
     if n_pos == 0:
         return None
@@ -51,7 +51,7 @@ def printed_average_precision(ranks: np.ndarray, n_pos: int) -> float | None:
 
 
 def finite_average_precision(ranks: np.ndarray, n_pos: int, k: int | None = None) -> float | None:
-    """AP@k: the sum of the precision at each positive among the first `k`, divided by min(n_pos, k).
+    """AP@k: the precisions at the positives among the first `k` photos, summed and divided by min(n_pos, k).
 
     If k is None, the whole list counts. AP@100 is the measure of Google Landmarks v2 (Weyand et al., arXiv:2004.01804).
     """
@@ -74,7 +74,7 @@ def recall_at(ranks: np.ndarray, n_pos: int, k: int) -> float | None:
 def precision_at(ranks: np.ndarray, n_pos: int, k: int) -> float | None:
     """P@k of Revisited Oxford and Paris (arXiv:1803.11285): the share of positives among the first min(k, r).
 
-    r is the 1-based rank of the last positive, so a query with fewer than k positives can still reach 1.
+    r is the 1-based rank of the last positive. Because of r, a query with fewer than k positives can reach 1.
     """
     if n_pos == 0:
         return None
@@ -85,7 +85,7 @@ def precision_at(ranks: np.ndarray, n_pos: int, k: int) -> float | None:
 
 
 def ns_score(ranks: np.ndarray, n_pos: int) -> float | None:
-    """UKBench's N-S score, 0 to 4: how many of the object's 4 photos, the query included, are among the first 4.
+    """UKBench's N-S score, 0 to 4: how many of the first 4 photos show the query's object. The query's photo counts.
 
     Source: Nistér and Stewénius, CVPR 2006.
     """

@@ -1,8 +1,8 @@
 """The field's evaluation protocols, and the retrieval task that they set.
 
 A `Protocol` says which images are positive or junk for a query, whether the query's own photo stays in its list, and
-which metrics are measured. A `RetrievalTask` applies it to manifests: it names the queries, the database, and the rows
-that are relevant to each query. No descriptors are needed for that; `dim.evaluate.evaluation` measures them.
+which metrics are measured. A `RetrievalTask` applies a protocol to manifests: it names the queries, the database, and
+the database rows that are relevant to each query. A task contains no descriptors.
 """
 
 from collections import Counter
@@ -31,7 +31,7 @@ Verdict = Literal["right", "wrong", "junk"]
 
 @dataclass(frozen=True)
 class Level:
-    """Which grades are positive and which are junk. Images of any other grade, or of none, are negative."""
+    """Which grades, such as "good", are positive and which are junk. Images of other grades or of none are negative."""
 
     positive: tuple[str, ...]
     junk: tuple[str, ...]
@@ -39,8 +39,8 @@ class Level:
     def ranks(self, positions: Mapping[str, np.ndarray]) -> tuple[np.ndarray, int]:
         """Turns positions in a query's list into the arguments of a metric, `ranks` and `n_pos`.
 
-        `positions[grade]`, int (R,), are the 0-based positions of the images of a grade, NOT_LISTED for an image that
-        the list lacks.
+        `positions` maps each grade to an int array (R,), the 0-based positions of that grade's images. An image that
+        the list lacks has the position NOT_LISTED.
         """
         positive, junk = (
             np.concatenate([np.zeros(0, np.int64), *(positions[grade] for grade in grades if grade in positions)])
@@ -50,7 +50,7 @@ class Level:
         return metrics.without_junk(listed, np.sort(junk[junk != NOT_LISTED])), len(positive)
 
     def verdicts(self, columns: Mapping[str, np.ndarray]) -> dict[int, Verdict]:
-        """The verdict on each database column in `columns`, given by grade. All other columns are wrong."""
+        """Maps database columns to verdicts, given the `columns` of each grade. A column that is left out is wrong."""
         judged: dict[int, Verdict] = {}
         for verdict, grades in (("junk", self.junk), ("right", self.positive)):
             for grade in grades:
@@ -63,9 +63,9 @@ class Protocol:
     """How a benchmark is scored. In metrics.json, the metric "recall@5" is the key "5" of the object "recall"."""
 
     metrics: dict[str, Metric]
-    level: Level = Level(positive=("good", "ok"), junk=("junk",))  # for the figures of the whole protocol
-    levels: dict[str, Level] = field(default_factory=dict)  # measured besides, if the benchmark has several
-    graded: bool = False  # relevance comes from a ground truth; else every image with the query's label is "good"
+    level: Level = Level(positive=("good", "ok"), junk=("junk",))  # for the top-level figures of metrics.json
+    levels: dict[str, Level] = field(default_factory=dict)  # all levels by name, if there are several
+    graded: bool = False  # whether a ground truth grades images; if not, all images of the query's label are "good"
     excludes_query: bool = True  # the query's own image is removed from its list
     top_k: int | None = None  # depth of the top-k accuracy and classification report
 
@@ -87,7 +87,7 @@ REVISITED_LEVELS = {
 _AP: dict[str, Metric] = {"map": metrics.average_precision}
 
 PROTOCOLS: dict[ProtocolName, Protocol] = {
-    # Papers on CUB report recall at 1, 2, 4 and 8, those on Stanford Online Products at 1, 10, 100 and 1000.
+    # Papers on CUB report recall at 1, 2, 4 and 8. Papers on Stanford Online Products use 1, 10, 100 and 1000.
     "labels": Protocol(
         _AP
         | {"map_at_r": metrics.average_precision_at_r}
@@ -97,7 +97,7 @@ PROTOCOLS: dict[ProtocolName, Protocol] = {
     "holidays": Protocol(_AP),
     "ukbench": Protocol(_AP | {"ns_score": metrics.ns_score}, excludes_query=False),
     "oxford": Protocol({"map": metrics.printed_average_precision}, graded=True, excludes_query=False),
-    # The top-level `map` and `mp` are those of medium.
+    # `map` and `mp` at the top level of metrics.json are those of the level medium.
     "revisited": Protocol(
         _AP | _at("mp", metrics.precision_at, 1, 5, 10),
         level=REVISITED_LEVELS["medium"],
@@ -153,7 +153,7 @@ class RetrievalTask:
         return self.row_of.get(self.queries.image_ids[query]) if self.protocol.excludes_query else None
 
     def relevant(self, query: int) -> dict[str, np.ndarray]:
-        """The database rows of each grade for a query row, without the excluded row."""
+        """The database rows of each grade for the query in row `query`, without the excluded row."""
         if self.truth:
             images = self.truth.images[self.queries.image_ids[query]]
             graded = {grade: np.array([self.row_of[image] for image in ids]) for grade, ids in images.items()}
@@ -164,12 +164,12 @@ class RetrievalTask:
         return {grade: rows[rows != excluded] for grade, rows in graded.items()}
 
     def has_positive(self, query: int) -> bool:
-        """Whether the database holds a positive for a query row."""
+        """Whether the database has a positive for the query in row `query`."""
         positive = self.protocol.level.positive
         return any(len(rows) for grade, rows in self.relevant(query).items() if grade in positive)
 
     def require_positive(self, queries: Iterable[int]) -> None:
-        """Raises UserError if none of the query rows has a positive, since then no metric has a value."""
+        """Raises UserError if none of the query rows `queries` has a positive. No metric would have a value."""
         if not any(map(self.has_positive, queries)):
             raise UserError(
                 f"{self.queries.uri!r}: no readable query has a positive in the database; nothing to measure"
@@ -177,7 +177,7 @@ class RetrievalTask:
 
     @cached_property
     def query_in_database(self) -> bool:
-        """Whether any query's list holds the query's own photo, possibly under another id (such as a crop of it)."""
+        """Whether the list of any query has the query's own photo, under any image_id. A crop of it counts as well."""
         photos = Counter(self.database.paths)
         return any(
             photos[path] > (1 if self.excluded_row(query) is not None else 0)
@@ -188,7 +188,7 @@ class RetrievalTask:
 def read_task(config: EvaluateConfig) -> RetrievalTask:
     """Reads the manifest and the ground truth of an evaluation.
 
-    Raises UserError if they or the flags contradict each other, no query has a positive, or a photo is outside --root.
+    Raises UserError if files and flags contradict each other, no query has a positive, or a photo is outside --root.
     """
     protocol = PROTOCOLS[config.protocol]
     if bool(config.query_split) != bool(config.database_split) or (config.split and config.query_split):

@@ -1,26 +1,30 @@
 """Whether a difference between two mean measures can be chance: a paired randomization test by object.
 
-Two systems answer the same queries. Let d_i be the measure of query i after, less its measure before, and d̄ the mean.
-Queries that show the same object tend to rise and fall together, so the test exchanges whole objects, not queries. With
-S_c the sum of d_i over the n_c queries of object c, d̄ = Σ S_c / Σ n_c. If neither system is better, the sign of each
-S_c is as likely + as −. Turning the signs of a set A of objects gives a fall at least as large as the observed one iff
-Σ_A S_c ≥ 0. Over all non-empty sets A, therefore,
+Two systems, "before" and "after", answer the same queries. Let d_i be the measure of query i after minus the measure
+before, and let d̄ be the mean of all d_i. The d_i of queries that show the same object tend to have the same sign. The
+test therefore reverses the signs of all queries of an object together. Let S_c be the sum of d_i over the n_c queries
+of object c. Then d̄ = Σ S_c / Σ n_c. If neither system is better, S_c and −S_c are equally likely. Reversing the signs
+for a set A of objects gives a d̄ no higher than the observed one if and only if Σ_A S_c ≥ 0. Counted over all non-empty
+sets A, the p-values are
 
     p(fall) = (1 + #{A: Σ_A S_c ≥ 0}) / (1 + number of sets)        p_value = 2 min(p(fall), p(rise)), two-sided
 
-where the 1 counts the observed signs. The test is exact: with any number of objects and queries, it rejects a true
-null hypothesis at most as often as its level says. The 95 % interval holds every δ that the test doesn't reject when
-each d_i is reduced by δ. As Σ_A (S_c − n_c δ) ≥ 0 iff the mean of A, Σ_A S_c / Σ_A n_c, is at least δ, the bounds are
-the 2.5 % and 97.5 % quantiles of the means of the sets. The interval excludes 0 if p_value ≤ 0.05.
+where the 1 counts the observed signs. p(rise) is p(fall) with ≤ in place of ≥. The test is exact: with any number of
+objects and queries, it rejects a true null hypothesis no more often than its level says.
 
-With few objects, all sets are used. n objects then give no one-sided p-value below 1 / 2ⁿ: fewer than 5 are never
-significant at 0.05, one-sided, and fewer than 6 have only the 95 % interval from −1 to 1, which holds every difference
-of AP. With more objects, random sets are used, and no one-sided p-value is below 1 / (1 + `resamples`).
+The 95 % interval contains every δ for which the test, applied to d_i − δ, doesn't reject at 0.05. Σ_A (S_c − n_c δ) is
+≥ 0 if and only if δ is at most Σ_A S_c / Σ_A n_c, the mean of A. The bounds are therefore the 2.5 % and 97.5 %
+quantiles of the sets' means. The interval excludes 0 if p_value ≤ 0.05.
 
-Sources: the test for retrieval, Smucker, Allan and Carterette, CIKM 2007. Drawing clusters whole, Cameron, Gelbach and
-Miller, Bootstrap-Based Improvements for Inference with Clustered Errors, 2008, and Field and Welsh, Bootstrapping
-Clustered Data, 2007. The interval, Hartigan, Using Subsample Values as Typical Values, JASA 1969. The percentile
-bootstrap isn't used, as its intervals are too narrow with few clusters.
+With up to 13 objects, all sets are used. n objects then give no one-sided p-value below 1 / 2ⁿ. So fewer than 5 objects
+are never significant at 0.05, one-sided. Fewer than 6 objects have the 95 % interval from −1 to 1, which contains every
+difference of AP. With more than 13 objects, random sets are used. No one-sided p-value is then below
+1 / (1 + `resamples`).
+
+Sources: Smucker, Allan and Carterette, CIKM 2007, describe the test for retrieval. Cameron, Gelbach and Miller,
+Bootstrap-Based Improvements for Inference with Clustered Errors, 2008, and Field and Welsh, Bootstrapping Clustered
+Data, 2007, draw whole clusters. Hartigan, Using Subsample Values as Typical Values, JASA 1969, derives the interval.
+The percentile bootstrap isn't used, as its intervals are too narrow with few clusters.
 """
 
 from dataclasses import dataclass
@@ -30,23 +34,23 @@ import numpy as np
 CONFIDENCE = 0.95
 WIDEST = 1.0  # the largest difference of two values from 0 to 1
 RESAMPLES = 10000
-_ALL_SETS = 13  # all sets are used up to so many objects, so at most 2^13
-_CELLS = 2**22  # sets × objects in memory at once
+_ALL_SETS = 13  # the most objects of which all sets are used; they have 2^13 sets
+_CELLS = 2**22  # the most sets × objects in memory at once
 
 
 @dataclass(frozen=True)
 class MeanDifference:
-    """A tested mean difference, after less before."""
+    """The result of a test: the mean difference, after minus before, with its interval and p-value."""
 
     difference: float
     low: float  # bounds of the 95 % interval
     high: float
     p_value: float  # two-sided, of the hypothesis that there is no difference
-    objects: int  # that the test exchanged
+    objects: int  # number of objects that the queries show
 
     @property
     def p_fall(self) -> float:
-        """The one-sided p-value of a fall. As the test is symmetric, it is half of `p_value` if there was a fall."""
+        """The one-sided p-value of a fall: half of the two-sided `p_value` if the mean fell, else 1 minus that half."""
         return self.p_value / 2 if self.difference < 0 else 1 - self.p_value / 2
 
     @property
@@ -62,14 +66,14 @@ class MeanDifference:
 
 
 def smallest_p(objects: int) -> float:
-    """The smallest one-sided p-value that the test can give with so many objects, however large the difference."""
+    """The smallest one-sided p-value that the test can give with this number of objects."""
     return float(0.5**objects) if objects <= _ALL_SETS else 1 / (1 + RESAMPLES)
 
 
 def paired_test(
     before: np.ndarray, after: np.ndarray, objects: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES
 ) -> MeanDifference:
-    """Tests the mean of `after` − `before` against 0. Both are float (n,): each query's value, 0 to 1, in one system.
+    """Tests the mean of `after` − `before` against 0. Each is float (n,): the value, 0 to 1, of each query.
 
     Queries with equal entries in `objects` (n,) show the same object. If there are too many objects to use all sets,
     `resamples` random sets are drawn by `seed`. Raises ValueError if the shapes differ, there is no query, or a value
@@ -90,7 +94,7 @@ def paired_test(
     if not difference.any():
         return MeanDifference(mean, mean, mean, 1.0, len(sums))
     means = np.sort(_means_of_sets(sums, sizes, seed, resamples))
-    rounding = 1e-12  # of sums of the same values in different orders
+    rounding = 1e-12  # sums of the same values in different orders differ by less
     p_fall, p_rise = ((1 + np.count_nonzero(sign * means >= -rounding)) / (1 + len(means)) for sign in (1, -1))
     low, high = _quantiles(means)
     return MeanDifference(mean, low, high, float(min(1.0, 2 * p_fall, 2 * p_rise)), len(sums))
@@ -98,20 +102,20 @@ def paired_test(
 
 def _quantiles(means: np.ndarray) -> tuple[float, float]:
     """The bounds of the 95 % interval, from the sorted `means` of the sets."""
-    beyond = int((1 - CONFIDENCE) / 2 * (1 + len(means)) + 1e-9) - 1  # means outside each bound
+    beyond = int((1 - CONFIDENCE) / 2 * (1 + len(means)) + 1e-9) - 1  # number of means outside each bound
     if beyond < 0:
         return -WIDEST, WIDEST
     return float(means[beyond]), float(means[-1 - beyond])
 
 
 def _means_of_sets(sums: np.ndarray, sizes: np.ndarray, seed: int, resamples: int) -> np.ndarray:
-    """The mean difference of each set of objects: of all sets but the empty one, or of random sets."""
+    """The mean difference of each set of objects. The sets are all sets but the empty one, or random sets."""
     count = len(sums)
     if count <= _ALL_SETS:
         every = np.arange(1, 2**count)[:, None] >> np.arange(count) & 1
         return np.asarray(every @ sums / (every @ sizes))
     generator = np.random.default_rng(seed)
-    step, width = max(1, _CELLS // count), 4 * -(-count // 32)  # bytes per set; the generator makes four at a time
+    step, width = max(1, _CELLS // count), 4 * -(-count // 32)  # width: bytes per set, a multiple of 4
     parts = []
     for start in range(0, resamples, step):
         drawn = np.frombuffer(generator.bytes(min(step, resamples - start) * width), np.uint8)

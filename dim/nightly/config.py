@@ -26,19 +26,19 @@ class Measurement(ProtocolOptions):
 
     @property
     def refuses_falls(self) -> bool:
-        """Whether a gate compares the network with that of the last accepted night."""
+        """Whether a gate refuses a fall in mAP from the network of the last accepted night to tonight's."""
         return self.max_drop is not None or self.significance > 0
 
     def __post_init__(self) -> None:
         for name in ("min_map", "max_drop", "significance"):
             value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:  # NaN or a percentage would refuse nothing
+            if value is not None and not 0 <= value <= 1:  # a gate at NaN would refuse nothing
                 raise UserError(f"{flag_name(name)[2:]} of {self.name!r} must be from 0 to 1, not {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class NightlyConfig(Extraction):
-    """The keys of the YAML file of `jobs/nightly.py`; all but `evaluations` are flags, too."""
+    """The keys of the YAML file of `jobs/nightly.py`. Each key but `evaluations` is also a flag."""
 
     out: str = option(help="folder of the history and of all nights", metavar="DIR", group="input and output")
     model: str = option(

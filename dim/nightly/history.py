@@ -1,14 +1,14 @@
 """The history of all nights, history.csv, and the last night's figures for Prometheus, metrics.prom.
 
-`NightlyHistory` reads and writes history.csv, which has a row for each evaluation of each night, missed nights
-included. `write_metrics_file` writes metrics.prom in Prometheus's text format. Unlike Ray's metrics, this file remains
+`NightlyHistory` reads and writes history.csv, which has one row per evaluation and night. Missed nights have rows,
+too. `write_metrics_file` writes metrics.prom in Prometheus's text format. Unlike Ray's metrics, this file remains
 after the job. Let node_exporter read it (`--collector.textfile.directory`), or send it to a Pushgateway:
 
     aws s3 cp s3://bucket/nightly/metrics.prom - | curl --data-binary @- http://localhost:9091/metrics/job/dim
 
-Its metrics have the label `evaluation`: `dim_night_map`, `dim_night_difference` (mAP less that of the last accepted
-network), `dim_night_images`, `dim_night_accepted` (1 or 0) and `dim_night_seconds` (start of the night's date in UTC,
-seconds since 1970). A metric without a value is left out.
+The metrics in metrics.prom have the label `evaluation`. They are `dim_night_map`, `dim_night_difference` (mAP minus
+that of the last accepted network), `dim_night_images`, `dim_night_accepted` (1 or 0) and `dim_night_seconds` (start of
+the night's date in UTC, in seconds since 1970). A metric without a value is left out.
 """
 
 import dataclasses
@@ -26,16 +26,16 @@ from dim.io import csv_files, files, tables
 
 FILE, METRICS_FILE = "history.csv", "metrics.prom"
 ACCEPTED, REFUSED, MISSED = "accepted", "refused", "missed"
-MOST_MISSED = 366  # missed nights added at once, as one wrong date could add a row for each day since year 1
+MOST_MISSED = 366  # most missed nights added at once; else one wrong date could add a row per day since year 1
 
 
 @dataclass(frozen=True)
 class NightRow:
     """A row of history.csv: the result of one evaluation in one night.
 
-    `difference` is tonight's mAP less the mAP of the network of night `baseline`, on the same photos. `low` and `high`
-    bound its 95 % interval; `p_value` is two-sided. `images`, `computed` and `errors` count the whole manifest.
-    `reason` says why the night was refused.
+    `difference` is the night's mAP minus the mAP that the network of the night `baseline` has on the same photos. `low`
+    and `high` bound the 95 % interval of `difference`; `p_value` is two-sided. `images`, `computed` and `errors` count
+    photos of the whole manifest. `reason` says why the night was refused.
     """
 
     date: str
@@ -58,7 +58,7 @@ class NightRow:
 
 
 class NightlyHistory:
-    """The history.csv of a folder. `rows` are its rows in order of date, with text as values."""
+    """The history.csv of a folder. `rows` are the rows of the file, in order of date. Each value is text or None."""
 
     def __init__(self, out: str) -> None:
         """Reads history.csv in the folder `out`, if it exists. Raises UserError if it is not a history of nights."""
@@ -73,7 +73,7 @@ class NightlyHistory:
         return max((row["date"] for row in self.rows), default=None)
 
     def before(self, date: str) -> str | None:
-        """The date of the last night before `date` that was run, None if there is none."""
+        """The date of the last night that was run before `date`, None if there is none."""
         run = (row["date"] for row in self.rows if row["date"] < date and row["status"] != MISSED)
         return max(run, default=None)
 
@@ -87,7 +87,7 @@ class NightlyHistory:
         return max(accepted, key=lambda row: str(row["date"]), default=None)
 
     def require_next(self, date: str) -> None:
-        """Raises UserError if `date` is before the last night, which was compared with the nights before it."""
+        """Raises UserError if the history has a later night, since that night was compared without `date`."""
         if self.last is None or date >= self.last:
             return
         today = datetime.datetime.now(datetime.UTC).date()
@@ -99,7 +99,7 @@ class NightlyHistory:
         raise UserError(f"--date {date} is before {self.last}, the last night of {self._uri!r}; use a later one")
 
     def put(self, date: str, rows: Iterable[NightRow]) -> None:
-        """Writes the rows of the night `date`, replacing its earlier ones, and rows for the nights missed before it."""
+        """Writes `rows` in place of all rows of the night `date`, and adds rows for the nights missed before `date`."""
         columns = [field.name for field in dataclasses.fields(NightRow)]
         new = [{name: None if (cell := getattr(row, name)) is None else str(cell) for name in columns} for row in rows]
         before = max((row["date"] for row in self.rows if row["date"] < date), default=None)
@@ -126,12 +126,12 @@ def _checked(uri: str, table: pa.Table) -> list[dict[str, Any]]:
 
 
 def latest(today: datetime.date) -> datetime.date:
-    """The latest date in any time zone while it is `today` in UTC."""
+    """The latest date that any time zone can have while the date in UTC is `today`."""
     return today + datetime.timedelta(days=1)
 
 
 def number(row: dict[str, Any], name: str) -> float | None:
-    """The finite number in the column `name` of a row, None if there is none."""
+    """The number in the column `name` of `row`, None if the cell has no finite number."""
     try:
         value = float(row[name])
     except (TypeError, ValueError):  # empty, or edited by hand
@@ -147,7 +147,7 @@ def _is_date(text: str | None) -> bool:
 
 
 def _between(first: str, last: str) -> list[str]:
-    """The dates between two dates, or the last MOST_MISSED of them."""
+    """The dates after `first` and before `last`. If there are more than MOST_MISSED, only the last are returned."""
     start, end = datetime.date.fromisoformat(first), datetime.date.fromisoformat(last)
     gap = (end - start).days
     return [(start + datetime.timedelta(days)).isoformat() for days in range(max(1, gap - MOST_MISSED), gap)]
@@ -163,7 +163,7 @@ _GAUGES = {
 
 
 def write_metrics_file(out: str, rows: Sequence[dict[str, Any]]) -> None:
-    """Writes metrics.prom to the folder `out`, given the rows of its history."""
+    """Writes metrics.prom to the folder `out`. `rows` are all rows of the history in that folder."""
     registry = CollectorRegistry()
     gauges = {
         name: Gauge(f"dim_night_{name}", text, ["evaluation"], registry=registry) for name, text in _GAUGES.items()

@@ -21,7 +21,7 @@ from dim.report import nightly as nightly_report
 
 log = logging.getLogger(__name__)
 
-_SETTINGS = ("scales", "scales_mean", "scaled_decode", "precision", "factory")  # what the spec of a network lacks
+_SETTINGS = ("scales", "scales_mean", "scaled_decode", "precision", "factory")  # settings that a network's spec lacks
 
 
 def nightly(config: NightlyConfig) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def nightly(config: NightlyConfig) -> dict[str, Any]:
     Raises:
         UserError: the settings or the inputs are wrong.
         JobFailed: an input changed while the night ran.
-        GateNotMet: the night is refused. All results have been written, and the baseline stays as it was.
+        GateNotMet: the night is refused. All results have been written. The baseline remains the same night as before.
     """
     date = _date(config.date)
     model = _model(config.model)
@@ -38,7 +38,7 @@ def nightly(config: NightlyConfig) -> dict[str, Any]:
     made_of = _made_of(config, model)
     with output.opened(config.out, "nightly", config, inputs) as out:
         past = NightlyHistory(config.out)
-        # The nights' files aren't sealed: they grow, and a person may correct the history.
+        # The seal doesn't cover the nights' files: each night adds some, and a person may correct the history.
         record = files.join(config.out, f"nights/{date}/{NIGHT}")
         local_copies.sweep(files.parent(record))
         if files.exists(record):
@@ -88,7 +88,7 @@ def _model(name: str) -> str:
 
 
 def _made_of(config: NightlyConfig, model: str) -> dict[str, str]:
-    """A sha256 of each input of a night, by its name in messages."""
+    """Maps each input of a night to a sha256. The keys name the inputs as messages do."""
     source = config.source(model)
     inputs: dict[str, Any] = {"the model": [source.fingerprint(), dataclasses.asdict(source.spec)]}
     inputs["the settings"] = {name: getattr(config, name) for name in _SETTINGS}
@@ -121,11 +121,11 @@ def _warn_of_changes(night: dict[str, Any], made_of: dict[str, str]) -> None:
 
 
 def _run(config: NightlyConfig, date: str, model: str, past: NightlyHistory) -> dict[str, Any]:
-    """The record of a new night."""
+    """Runs a new night. Returns the contents of night.json, but for `made_of`."""
     manifests = dict.fromkeys(known.manifest for known in config.evaluations)
     collections = {manifest: state.refresh(config, model, manifest) for manifest in manifests}
     first, *others = collections.values()
-    for other in others:  # a training run may have replaced its model meanwhile
+    for other in others:  # a training run may have replaced its model after the first extraction
         identity.require_equal(first.embedding, model, other.embedding, f"{model}, as it is now")
     extracted: dict[tuple[str, str], state.Collection] = {}
     results = {
@@ -150,7 +150,7 @@ def _run(config: NightlyConfig, date: str, model: str, past: NightlyHistory) -> 
 
 
 def _record(config: NightlyConfig, night: dict[str, Any], past: NightlyHistory, uri: str) -> None:
-    """Writes the history and, last, the record that completes the night. Then deletes collections no longer needed."""
+    """Writes the history, then the record, which completes the night. Deletes collections no longer needed."""
     status = ACCEPTED if night["accepted"] else REFUSED
     columns = {field.name for field in dataclasses.fields(NightRow)}
     rows = []

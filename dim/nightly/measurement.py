@@ -1,12 +1,12 @@
 """One evaluation of a night, and whether it meets its gates.
 
-The mAP recorded by an earlier night can't be compared with tonight's: photos were added since, and among more photos
-each query is harder to answer. So the network of the last accepted night, the *baseline*, extracts the new photos, too,
-and both networks are measured on tonight's photos, labels and ground truth. If both nights have the same network, only
-photos or labels can have moved mAP. Then the only gate is min-map, and none on a fall applies.
+The *baseline* is the last accepted night. The mAP that it recorded can't be compared with tonight's: photos were added
+since, and among more photos each query is harder to answer. So tonight the baseline's network extracts the new photos,
+too, and both networks are measured on tonight's photos, labels and ground truth. If both nights have the same network,
+only photos, labels or ground truth can have changed mAP. In this case, min-map is the only gate that applies.
 
-New and changed photos are extracted once, and a second time if the baseline's network is another. The first night of a
-network extracts all photos. Each network is measured once a night.
+Tonight's network extracts new and changed photos. If the baseline has another network, that network extracts them, too.
+The first night of a network extracts all photos. An evaluation measures each network at most once per night.
 """
 
 import dataclasses
@@ -43,10 +43,10 @@ class NightlyResult:
     map: float  # of tonight's network
     collection: Collection
     key: str  # a sha256 of everything that the result depends on
-    baseline: str | None = None  # the date of the last accepted night, None in a first night
-    baseline_collection: Collection | None = None  # of the baseline's network; None if that is tonight's, too
-    comparison: Comparison | None = None  # with the baseline's network; None in a first night or after an error
-    baseline_error: str | None = None  # why the baseline's network can't be measured any more
+    baseline: str | None = None  # the date of the last accepted night, None if there is none
+    baseline_collection: Collection | None = None  # of the baseline's network, if it isn't tonight's
+    comparison: Comparison | None = None  # with the baseline's network; None if that network wasn't measured
+    baseline_error: str | None = None  # why the baseline's network couldn't be measured
     note: str | None = None  # what a reader must know to interpret the figures
 
     @property
@@ -55,7 +55,7 @@ class NightlyResult:
         return self.comparison.change if self.comparison else None
 
     def not_comparable(self, reason: str) -> str:
-        """Says that the baseline's network can't be measured on tonight's photos, and why."""
+        """A message that the baseline's network can't be measured on tonight's photos. It includes the `reason`."""
         return (
             f"the network of {self.baseline}, the last accepted night, can't be measured on tonight's photos ({reason})"
         )
@@ -78,9 +78,9 @@ def measure_evaluation(
 ) -> NightlyResult:  # fmt: skip
     """Measures tonight's network and the baseline's, and writes both evaluations to the folder of the night `date`.
 
-    `asked` is the evaluation, and `collection` holds the descriptors that tonight's network made of its manifest.
-    `extracted` holds what baselines' networks extracted tonight, by the collection's folder and the manifest. New
-    extractions are added to it.
+    `asked` is the evaluation. `collection` holds tonight's descriptors of the evaluation's photos.
+    `extracted` maps a baseline collection's folder and a manifest to what the network in that folder extracted tonight
+    from the manifest. This function adds to it.
     """
     row = past.baseline(asked.name, date)
     other, error = None, None
@@ -114,7 +114,7 @@ def measure_evaluation(
 
 
 def _note(asked: Measurement, result: NightlyResult, row: dict[str, Any]) -> str | None:
-    """What a reader must know to interpret the figures, given the baseline's row of the history."""
+    """What a reader must know to interpret the figures. `row` is the baseline's row of the history."""
     if result.baseline_error:
         return None if asked.refuses_falls else result.not_comparable(result.baseline_error)
     if result.baseline_collection is None:
@@ -153,7 +153,7 @@ def _key(asked: Measurement, collection: Collection, other: Collection | None) -
 
 
 def _copy_unchanged(out: str, last: str | None, name: str, key: str, folder: str) -> bool:
-    """Copies the evaluation of the night `last` to `folder` and returns True if its key is `key`, else False."""
+    """Copies the evaluation `name` of the night `last` to `folder` if it has the same `key`. Returns whether it did."""
     record = files.join(out, f"nights/{last}/{NIGHT}")
     if last is None or not files.exists(record):
         return False
@@ -170,14 +170,14 @@ def _copy_unchanged(out: str, last: str | None, name: str, key: str, folder: str
 def _evaluate(
     asked: Measurement, collection: Collection, folder: str, *, baseline: str | None = None, report: bool = True
 ) -> None:
-    """Evaluates a collection into `folder` and compares it with the metrics.json `baseline`, without a gate."""
+    """Evaluates a collection, writes the results to `folder`, and compares them with the metrics.json `baseline`."""
     how = {name: value for name, value in vars(asked).items() if name not in _GATES}
     config = EvaluateConfig(descriptors=(collection.descriptors,), out=folder, baseline=baseline, report=report, **how)
     measure(config, comparison.read_baseline(baseline, config.protocol) if baseline else None)
 
 
 def _compare(before: str, one: str, after: str, other: str) -> Comparison:
-    """Compares the evaluation in the folder `one`, called `before`, with the one in `other`, called `after`."""
+    """Compares the evaluations in the folders `one` and `other`. `before` and `after` are their names in the result."""
     for folder in {one, other}:
         output.verified_seal(folder)
     per_query = [tables.read(files.join(folder, PER_QUERY)) for folder in (one, other)]
@@ -185,7 +185,7 @@ def _compare(before: str, one: str, after: str, other: str) -> Comparison:
 
 
 def unmet_gates(asked: Sequence[Measurement], results: Mapping[str, NightlyResult]) -> list[str]:
-    """One message for each gate that the evaluations `asked` don't meet, given their results by name."""
+    """One message for each gate that isn't met. `asked` are the evaluations; `results` has each result by name."""
     changes = {known.name: results[known.name].change for known in asked if known.significance}
     tested = {name: change for name, change in changes.items() if change and results[name].baseline_collection}
     adjusted = holm({name: change.p_fall for name, change in tested.items()})
@@ -194,10 +194,10 @@ def unmet_gates(asked: Sequence[Measurement], results: Mapping[str, NightlyResul
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Adjusts the p-values of several tests so that together they raise a false alarm no more often than one test.
+    """Adjusts the p-values of several tests so that a false alarm by any of them is as rare as with one test.
 
-    The smallest of m is multiplied by m, the next by m − 1 and so on, and none becomes smaller than the one before it
-    (Holm, A Simple Sequentially Rejective Multiple Test Procedure, 1979).
+    The smallest of m p-values is multiplied by m, the second smallest by m − 1, and so on. Each result is raised to the
+    result before it, if that is larger (Holm, A Simple Sequentially Rejective Multiple Test Procedure, 1979).
     """
     adjusted: dict[str, float] = {}
     least = 0.0

@@ -1,9 +1,9 @@
-"""What is kept from night to night: for each manifest and embedding a collection of descriptors, index and network.
+"""What is kept from night to night: one collection of descriptors, index and network per manifest and embedding.
 
-`refresh` brings the collection of tonight's network up to date. The network is copied into it, because a training run
-writes its best model in place: on a later night the model's folder may hold another network. With the copy, the last
-accepted network can extract photos that were added since, so that both networks are compared on the same photos. A copy
-takes 60 MB for VGG16.
+`refresh` brings the collection of tonight's network up to date. It copies the network into the collection, because a
+training run overwrites its best model: on a later night, the model's folder may contain another network. With the copy,
+the last accepted network can extract photos that were added later, so that it is compared with tonight's network on the
+same photos. A copy of VGG16 has 60 MB.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from dim.search.config import IndexConfig
 
 ROOT, DESCRIPTORS, INDEX_INPUTS = "collections", "descriptors", "index_made_of.json"
 NETWORK, MODEL, WHITENING = "network.json", "model", "whitening.npz"
-# The settings that belong to a network. All others, such as the number of workers, are tonight's.
+# The settings that belong to a network. All other settings, such as the number of workers, come from tonight's config.
 _SETTINGS = (
     "weights", "pooling", "preprocessing", "image_size", "resize", "scales", "scales_mean", "scaled_decode",
 )  # fmt: skip
@@ -40,8 +40,8 @@ class Collection:
 
     folder: str
     embedding: Embedding
-    rows: str  # a sha256 that changes whenever the descriptors change
-    counts: dict[str, Any]  # the result of tonight's extraction
+    rows: str  # a sha256 that changes if the descriptors change
+    counts: dict[str, Any]  # the contents of result.json of tonight's extraction
 
     @property
     def descriptors(self) -> str:
@@ -64,9 +64,9 @@ def refresh(config: NightlyConfig, model: str, manifest: str) -> Collection:
 
 
 def extract(out: str, network: ExtractConfig) -> Collection:
-    """Extracts new and changed photos of `network.manifest`, and keeps the network with them. Ray must be running.
+    """Extracts new and changed photos of `network.manifest`, and copies the network into the collection.
 
-    The index of the collection is left as it is.
+    The index of the collection isn't updated. Ray must be running.
     """
     embedding = extraction.embedding_of(extraction.recipe_of(network, network.source(network.model)))
     of_manifest = f"{PurePosixPath(network.manifest).stem}-{_sha256(files.absolute(network.manifest))[:8]}"
@@ -84,7 +84,7 @@ def _sha256(text: str) -> str:
 
 
 def current_folder(out: str, recorded: str) -> str:
-    """The folder of a collection that an earlier night recorded as `recorded`. `out` may have moved since then."""
+    """The folder in `out` of a collection whose folder was `recorded` on an earlier night; `out` may have moved."""
     return files.join(out, f"{ROOT}/{files.name(files.parent(recorded))}/{files.name(recorded)}")
 
 
@@ -106,7 +106,7 @@ def _is_whole(index: str) -> bool:
 
 
 def keep_network(folder: str, network: ExtractConfig, embedding: Embedding) -> None:
-    """Copies a network into the collection in `folder`, unless it is there already.
+    """Copies a network into the collection in `folder`, unless the collection already has one.
 
     Raises UserError if the network no longer makes `embedding`.
     """
@@ -123,14 +123,14 @@ def keep_network(folder: str, network: ExtractConfig, embedding: Embedding) -> N
     if network.whitening:
         _copy(folder, {WHITENING: network.whitening})
     _require_embedding(_network(folder, settings, network), embedding, network.model)
-    files.write_json(files.join(folder, NETWORK), settings)  # written last: without it the copy doesn't count
+    files.write_json(files.join(folder, NETWORK), settings)  # written last: load_network needs this file
 
 
 def load_network(folder: str, tonight: Extraction) -> ExtractConfig:
-    """The network kept in the collection in `folder`, as a config without manifest and out. Ray must be running.
+    """Reads the network in the collection in `folder`. The result has no manifest and no out. Ray must be running.
 
     Settings that don't belong to the network, such as the number of workers, come from `tonight`. Raises UserError if
-    no network was kept, or it no longer makes the embedding of the collection.
+    the collection has no network, or its network no longer makes the collection's embedding.
     """
     note = files.join(folder, NETWORK)
     if not files.exists(note):
@@ -155,7 +155,7 @@ def _require_embedding(network: ExtractConfig, embedding: Embedding, where: str)
 
 
 def _copy(folder: str, sources: dict[str, str]) -> None:
-    """Copies files into `folder`, given as name there → source."""
+    """Copies files into `folder`. `sources` maps the name of each copy to the file to copy."""
     for name, source in sources.items():
         target = files.join(folder, name)
         files.make_folder(files.parent(target))
@@ -164,12 +164,12 @@ def _copy(folder: str, sources: dict[str, str]) -> None:
 
 
 def delete_others(out: str, needed: set[str]) -> None:
-    """Deletes all collections whose folder is not `needed`."""
+    """Deletes all collections whose folder is not in `needed`."""
     for name in files.folders(files.join(out, ROOT)):
         of_manifest = files.join(out, f"{ROOT}/{name}")
         collections = {files.join(of_manifest, embedding) for embedding in files.folders(of_manifest)}
         for folder in sorted(collections - needed):
-            files.delete(files.join(folder, NETWORK))  # first: half a network must not count
+            files.delete(files.join(folder, NETWORK))  # deleted first: load_network needs this file
             files.delete_folder(folder)
         if not collections & needed:
             files.delete_folder(of_manifest)

@@ -7,9 +7,9 @@
     page.write(out.path("report.html"))
 
 Text is escaped; only `page.element` makes markup. A card shows a `PagePhoto`: the path of a photo and perhaps a box in
-it. The page reads photos in threads, embeds each once however often it is shown, and shrinks all of them until the file
-is below 5 MB. An unreadable photo becomes a placeholder and is named at the end. `parts` has strips, figures and
-tables, `charts` curves and bars, `gallery` the queries of an evaluation, `similarity_map` the map of a set. Each other
-module is the page of one job. Style and scripts are in `assets`. The page's content security policy allows no others,
-and no `style=` attribute.
+the photo. The page reads photos in threads, embeds each photo once, even if it is shown several times, and shrinks all
+photos to keep the file below 5 MB. An unreadable photo becomes a placeholder and is named at the end. `parts` draws
+strips, figures and tables, `charts` curves and bars, `gallery` the queries of an evaluation, and `photo_map` the map of
+a set. Each other module makes the pages of one job. Style and scripts are in `assets`. The page's content security
+policy allows no other style or script, and no `style=` attribute.
 """

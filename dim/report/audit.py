@@ -1,4 +1,4 @@
-"""The page of an audit: the first suspects of each kind beside the photos to compare them with, and a table of all."""
+"""The page of an audit: the first suspects of each kind, with photos to compare, and a table of all suspects."""
 
 from collections.abc import Iterator, Sequence
 
@@ -10,8 +10,8 @@ from dim.report import parts
 from dim.report.page import Html, Page, PagePhoto
 from dim.report.parts import Card, Column, Row
 
-SHOWN = {LABEL: 40, DUPLICATE: 20, FAR: 20}  # suspects with photos
-NEIGHBOURS = 3  # photos of a label shown beside a suspect
+SHOWN = {LABEL: 40, DUPLICATE: 20, FAR: 20}  # suspects of each kind shown with photos, at most
+NEIGHBOURS = 3  # photos per label shown beside a suspect, at most
 TITLES = {
     LABEL: (
         "Wrong labels",
@@ -33,7 +33,7 @@ COLUMNS = [
 def write(
     uri: str, config: AuditConfig, photos: AuditedPhotos, where: Sequence[PagePhoto], found: list[Suspect]
 ) -> None:
-    """Writes the page on the suspects `found`, worst first, to `uri`. `where` says where each of the `photos` is."""
+    """Writes the page on the suspects `found`, worst first, to `uri`. `where` has the path and box of each photo."""
     page = Page("audit", "Likely label errors", f"{len(found)} suspects among {len(where)} photos")
     kinds = {kind: [suspect for suspect in found if suspect.kind == kind] for kind in TITLES}
     figures = {TITLES[kind][0]: (str(len(suspects)), f"of {len(where)} photos") for kind, suspects in kinds.items()}
@@ -52,7 +52,7 @@ def write(
 
 
 def _one_per_pair(photos: AuditedPhotos, pairs: Sequence[Suspect]) -> list[Suspect]:
-    """The first pair of photos for each pair of labels and splits."""
+    """Keeps the first of all pairs of photos that have the same two labels and the same two splits."""
     first: dict[frozenset[tuple[str | None, str | None]], Suspect] = {}
     for pair in pairs:
         sides = frozenset((photos.labels[row], photos.splits[row]) for row in (pair.row, pair.other))
@@ -65,7 +65,7 @@ def _cells(photos: AuditedPhotos, row: int) -> list[str | None]:
 
 
 class _Strips:
-    """Draws each suspect beside the photos to compare it with."""
+    """Draws each suspect beside the photos that it is compared with."""
 
     def __init__(self, page: Page, photos: AuditedPhotos, where: Sequence[PagePhoto]) -> None:
         self._page, self._photos, self._where = page, photos, where
@@ -86,7 +86,7 @@ class _Strips:
                 yield self._card(row, "other label")
 
     def _nearest(self, row: int, label: str) -> list[int]:
-        """The other photos of `label` nearest to the photo in `row`."""
+        """The rows of the `NEIGHBOURS` photos of `label` nearest to the photo in `row`, without `row` itself."""
         others = np.flatnonzero(self._photos.labels == label)
         others = others[others != row]
         order = np.argsort(-(self._photos.vectors[others] @ self._photos.vectors[row]), kind="stable")

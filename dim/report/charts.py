@@ -1,4 +1,4 @@
-"""Line charts and histograms as inline SVG. Values appear as tooltips and in the description for screen readers."""
+"""Line charts and histograms as inline SVG. Tooltips show the values. Screen readers read a description."""
 
 import itertools
 import math
@@ -22,7 +22,7 @@ class Axis:
     ticks: Sequence[float]  # the values that are marked
     form: str = "g"  # the format specification of ticks without names
     logarithmic: bool = False  # then `low` must be above 0
-    names: Sequence[str] = ()  # the text at each tick
+    names: Sequence[str] = ()  # the text at each tick; if empty, the number
 
     def share(self, value: float) -> float:
         """The position of `value` between low (0) and high (1)."""
@@ -37,7 +37,7 @@ class Axis:
 
 
 def axis(title: str, values: Iterable[float], form: str = "g", zero: bool = True) -> Axis:
-    """A linear axis with round ticks that covers the finite `values`, and 0 if `zero`."""
+    """A linear axis that covers the finite `values`, and 0 if `zero`. Its ticks are round numbers."""
     finite = [value for value in values if math.isfinite(value)]
     low, high = min(finite, default=0.0), max(finite, default=1.0)
     if zero:
@@ -118,7 +118,7 @@ def lines(title: str, x: Axis, y: Axis, drawn: Sequence[Line]) -> Html:
 
 
 def bars(title: str, x: Axis, edges: Sequence[float], drawn: Sequence[Bars]) -> Html:
-    """Histograms of queries, side by side: B counts each, of the bins between B + 1 `edges`."""
+    """Histograms of queries, side by side. Each has B counts, one per bin. The bins lie between B + 1 `edges`."""
     frame = Frame(x, axis("queries", [count for shown in drawn for count in shown.counts]))
     parts = [part for n, shown in enumerate(drawn) for part in _bars(frame, edges, shown, n, len(drawn))]
     counts = "; ".join(f"{shown.name}: {', '.join(f'{count:g}' for count in shown.counts)}" for shown in drawn)
@@ -150,7 +150,7 @@ def _bars(frame: Frame, edges: Sequence[float], shown: Bars, number: int, of: in
 
 
 def key_of(names: Sequence[str], shapes: Sequence[Html]) -> Html | None:
-    """The key of a chart, given the name and a sample (26 × 12) of each series; None for a single series."""
+    """The key of a chart: the name and an SVG sample (26 × 12) of each series. None for fewer than two series."""
     if len(names) < 2:
         return None
     drawn = [element("svg", shape, viewBox="0 0 26 12", aria_hidden="true") for shape in shapes]

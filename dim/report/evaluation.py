@@ -26,10 +26,10 @@ from dim.report.gallery import Gallery, figures, settings
 from dim.report.page import Html, Page, element, user_text
 from dim.report.parts import Column, Row
 
-PICTURED = 60  # queries shown with photos, among them:
-CHANGED = 8  # of the largest gains of a comparison, and as many of the largest losses
-CONFUSED = 9  # examples of confused labels
-ROWS = 2000  # of a table
+PICTURED = 60  # queries shown with photos, at most, including those of CHANGED and CONFUSED
+CHANGED = 8  # queries with the largest gains shown per comparison, and as many with the largest losses
+CONFUSED = 9  # confused pairs of labels whose first query is shown with photos, at most
+ROWS = 2000  # rows of a table, at most
 RECALLS = np.linspace(0, 1, 11)
 AP_EDGES = np.linspace(0, 1, 11)
 DEPTHS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100)
@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Measured:
-    """A set of descriptors with its results: one per query, and the contents of metrics.json."""
+    """A set of descriptors, with the result of each query and the figures for metrics.json."""
 
     source: DescriptorSet
     results: list[QueryResult]
@@ -53,7 +53,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Side:
-    """A measured set as the page shows it: its results by query_id, and the gallery that draws them."""
+    """A measured set as the page shows it: the results by query_id, and the gallery that draws queries."""
 
     name: str
     queries: dict[str, QueryResult]
@@ -64,7 +64,7 @@ def write(
     config: EvaluateConfig, task: RetrievalTask, measured: Sequence[Measured], comparisons: Sequence[Comparison],
     out: Output,
 ) -> None:  # fmt: skip
-    """Writes both pages. They show the first of `measured`; a second set appears only in curves and `comparisons`."""
+    """Writes both pages. They show the first set of `measured`. Only curves and comparisons show a second set, too."""
     distractors = manifest.read(config.distractors) if config.distractors else None
     sides = [
         Side(one.source.name, {query.query_id: query for query in one.results}, Gallery(task, one.source, distractors))
@@ -219,7 +219,7 @@ def histogram(aps: Sequence[float]) -> np.ndarray:
 
 
 def precision_by_recall(results: Sequence[QueryResult]) -> np.ndarray:
-    """TREC's 11-point curve (11,): the highest precision at each recall or beyond, averaged over the queries."""
+    """TREC's 11-point curve (11,): the mean over queries of the highest precision at each recall or at a higher one."""
     curves = [_interpolated(query.ranks, query.n_positives) for query in results if query.n_positives]
     return np.asarray(np.mean(curves, axis=0))
 
@@ -228,12 +228,12 @@ def _interpolated(ranks: np.ndarray, n_positives: int) -> np.ndarray:
     precision = np.zeros(n_positives)
     precision[: len(ranks)] = (np.arange(len(ranks)) + 1) / (ranks + 1)
     highest_from = np.maximum.accumulate(precision[::-1])[::-1]
-    needed = np.ceil(RECALLS * n_positives - 1e-9).astype(int)  # positives that make up each recall
+    needed = np.ceil(RECALLS * n_positives - 1e-9).astype(int)  # positives found at each recall
     return np.asarray(highest_from[np.maximum(needed, 1) - 1])
 
 
 def recall_by_depth(results: Sequence[QueryResult], depths: Sequence[int]) -> tuple[list[float], list[float]]:
-    """For each depth k: recall@k, and the mean share of a query's positives that are among its first k photos."""
+    """Two curves over the depths k: recall@k, and the mean share of a query's positives among the first k photos."""
     queries = [query for query in results if query.n_positives]
     counts = np.array([np.searchsorted(query.ranks, depths) for query in queries])
     shares = counts / np.array([[query.n_positives] for query in queries])

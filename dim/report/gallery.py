@@ -24,7 +24,7 @@ def by_ap(results: Iterable[QueryResult]) -> list[QueryResult]:
 
 
 def groups(ordered: Sequence[QueryResult], size: int) -> dict[str, list[QueryResult]]:
-    """The "worst", "median" and "best" of the results in `by_ap` order: at most `size` each, and no query twice."""
+    """The "worst", "median" and "best" of results that `by_ap` ordered: at most `size` of each, and no query twice."""
     size = min(size, -(-len(ordered) // 3))
     start = max((len(ordered) - size) // 2, size)
     return {
@@ -38,7 +38,7 @@ class Gallery:
     """Draws the queries of one set of descriptors with their hits."""
 
     def __init__(self, task: RetrievalTask, source: DescriptorSet, distractors: Manifest | None) -> None:
-        """`distractors` is the manifest of the set's distractors, None if it has none."""
+        """`distractors` is the manifest of the set's distractors, None if the set has no distractors."""
         self._task, self._source, self._distractors = task, source, distractors
         self._row_of = {image_id: row for row, image_id in enumerate(task.queries.image_ids)}
 

@@ -1,4 +1,4 @@
-"""The page of all nights, trend.html: for each evaluation a chart of mAP by date and a table with links to the reports.
+"""The page of all nights, trend.html. For each evaluation, it has a chart of mAP by date and a table of nights.
 
 `write` makes the page from the rows of history.csv. `timeline` draws a chart of values from 0 to 1 by date.
 """
@@ -18,11 +18,11 @@ from dim.report.page import Html, Page, element, user_text
 from dim.report.parts import Column
 
 FILE = "trend.html"
-ROWS = 1000  # of a table: the last nights
-WIDTH = 1000  # of a timeline
+ROWS = 1000  # nights in a table, at most; earlier nights are left out
+WIDTH = 1000  # of a timeline, in SVG units
 LABELS = 8  # dates written below a timeline, at most
-CROWDED = 90  # beyond so many dates, marks are small
-LEAST = 0.05  # the smallest range of the value axis, so that a tiny change doesn't fill the chart
+CROWDED = 90  # a timeline with more dates has small marks
+LEAST = 0.05  # the smallest range of the value axis: a tiny change must not fill the chart
 
 Kind = Literal["kept", "changed", "refused", "missing"]
 NAMES: dict[Kind, str] = {
@@ -47,14 +47,14 @@ _COLUMNS = [
 
 @dataclass(frozen=True)
 class Mark:
-    """A date on a timeline. The line connects "kept" and "changed" dates; "missing" dates interrupt it."""
+    """A date on a timeline. A line connects "kept" and "changed" dates; it is broken at "missing" dates."""
 
     date: datetime.date
     kind: Kind
     tooltip: str
     value: float | None = None  # None if `kind` is "missing"
-    low: float | None = None  # ends of the bar through the value, None for no bar
-    high: float | None = None
+    low: float | None = None  # lower end of the interval's bar; None: no bar
+    high: float | None = None  # upper end of the bar
 
 
 def write(out: str, rows: Sequence[dict[str, Any]]) -> None:
@@ -65,7 +65,7 @@ def write(out: str, rows: Sequence[dict[str, Any]]) -> None:
     page = Page("nightly", "Nightly evaluations", [user_text(out), f": {_nights(rows)}"])
     for evaluation, nights in evaluations.items():
         if all(row["status"] == MISSED for row in nights):
-            continue  # a person deleted the only night that was run
+            continue  # a person deleted all rows of nights that were run
         page.section(evaluation, *_shown(evaluation, nights))
     page.write(files.join(out, FILE))
 
@@ -84,7 +84,7 @@ def _shown(evaluation: str, nights: Sequence[dict[str, Any]]) -> list[Html]:
 
 
 def _accepted_before(nights: Sequence[dict[str, Any]]) -> list[dict[str, Any] | None]:
-    """For each night the last accepted night before it."""
+    """The last accepted night before each night, None if there is none."""
     found: list[dict[str, Any] | None] = []
     last = None
     for row in nights:
@@ -131,7 +131,7 @@ def _headline(nights: Sequence[dict[str, Any]]) -> dict[str, tuple[str, str]]:
 
 def _row(evaluation: str, row: dict[str, Any]) -> parts.Row:
     value, change, *interval = (number(row, column) for column in ("map", "difference", "low", "high", "p_value"))
-    if interval[0] == interval[1]:  # the network is the baseline's
+    if interval[0] == interval[1]:  # no interval, or no AP changed, as with the baseline's network
         interval = [None] * 3
     counts = [number(row, column) for column in ("images", "computed", "errors")]
     date = str(row["date"])
@@ -142,7 +142,7 @@ def _row(evaluation: str, row: dict[str, Any]) -> parts.Row:
 
 
 def timeline(title: str, unit: str, marks: Sequence[Mark], names: dict[Kind, str]) -> Html:
-    """Draws `marks`, in order of date. `unit` is the title of the value axis; `names` are the texts of the key."""
+    """Draws `marks`, which are in order of date. `unit` is the title of the value axis. `names` explains the kinds."""
     values = [value for mark in marks for value in (mark.value, mark.low, mark.high) if value is not None]
     if values:
         middle = (min(values) + max(values)) / 2
@@ -167,7 +167,7 @@ def _dates(dates: Sequence[datetime.date]) -> Axis:
     step = max(1, -(-(last - first) // (LABELS - 1)))
     ticks = range(first, last + 1, step)
     names = [datetime.date.fromordinal(tick).isoformat() for tick in ticks]
-    beside = max(0.5, (last - first) / 24)  # room for half a label
+    beside = max(0.5, (last - first) / 24)  # days of room for half a label
     return Axis("", first - beside, last + beside, ticks, names=names)
 
 
@@ -190,7 +190,7 @@ def _bar(frame: Frame, mark: Mark, left: float) -> Iterator[Html]:
 
 def _shape(kind: Kind, left: float, up: float, size: float, tooltip: Html | None) -> Html:
     if kind == "missing":
-        top, height = (TOP, FLOOR - TOP) if up == FLOOR else (0, 2 * up)  # in the chart, or in its key
+        top, height = (TOP, FLOOR - TOP) if up == FLOOR else (0, 2 * up)  # the height of the chart, or of its key
         return element("rect", tooltip, x=round(left - size / 2, 1), y=top, width=size, height=height, class_="gap")
     if kind == "refused":
         arms = f"M{left - size} {up - size}l{2 * size} {2 * size}m0 {-2 * size}l{-2 * size} {2 * size}"

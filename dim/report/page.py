@@ -1,8 +1,8 @@
-"""A page as one HTML file that holds its style, its script and its photos, and loads nothing else.
+"""A page as one HTML file that contains style, scripts and photos, and loads no other file.
 
-* `element` makes markup and escapes everything that isn't markup yet, so no name can inject any.
-* `PagePhotos` reads photos in threads while the page is built, embeds each once, and shrinks all until they fit.
-* `Page` collects sections and writes the file, with a content security policy that allows only its own code.
+* `element` makes markup and escapes all text in it, so that a name can't inject markup.
+* `PagePhotos` reads photos in threads while the page is built, embeds each once, and shrinks them to limit the size.
+* `Page` collects sections and writes the file. Its content security policy allows only its own style and scripts.
 """
 
 import base64
@@ -34,21 +34,21 @@ _VOID = {"br", "hr", "input", "meta"}
 
 
 class Html(str):
-    """Markup, as only `element` and `fragment` make it. Any other `str` is plain text and is escaped when shown."""
+    """Markup from `element` or `fragment`, perhaps joined. Any other `str` is plain text and is escaped when shown."""
 
 
 def element(tag: str, *children: Child, **attributes: Attribute) -> Html:
-    """Makes the element `<tag>`. Each child is text, a number, markup, None, or an iterable of these. Text is escaped.
+    """Makes the element `<tag>`. A child is text, a number, markup, None or an iterable of children. Text is escaped.
 
-    `class_="a"` becomes the attribute class="a", and `data_value=1` becomes data-value="1". True makes an attribute
-    without a value; None and False make none.
+    `class_="a"` becomes the attribute class="a", and `data_value=1` becomes data-value="1". An attribute that
+    is True is written without a value. An attribute that is None or False is left out.
     """
     opening = f"<{tag}{''.join(_attribute(name, value) for name, value in attributes.items())}>"
     return Html(opening if tag in _VOID else f"{opening}{fragment(children)}</{tag}>")
 
 
 def fragment(child: Child) -> Html:
-    """`child` as markup, escaped unless it is markup already."""
+    """Turns `child` into markup. Text that isn't markup is escaped."""
     if child is None:
         return Html("")
     if isinstance(child, Html):
@@ -70,22 +70,22 @@ def user_text(text: str | None) -> Html:
     return element("span", "none", class_="none") if text is None else element("bdi", text)
 
 
-# Longest side in pixels and JPEG quality, best first. A page uses the first at which all its photos fit.
+# (longest side in pixels, JPEG quality), best first. All photos of a page use the first pair with which they fit.
 SIZES = ((224, 80), (176, 75), (144, 70), (112, 65), (88, 60), (64, 50))
 _FULL = 2**31  # a size larger than any photo, so that the photo is decoded at its full size
-_THREADS = min(16, 4 * (os.cpu_count() or 1))  # more than cores, as threads also wait for storage
+_THREADS = min(16, 4 * (os.cpu_count() or 1))  # up to 4 per core, as threads also wait for storage
 
 
 @dataclass(frozen=True)
 class PagePhoto:
     """A photo, or a part of it, to show."""
 
-    path: str | None  # or URI; None if unknown
+    path: str | None  # path or URI; None if unknown
     box: Box | None = None  # the part to show, in pixels; None for the whole photo
 
 
 class PagePhotos:
-    """The distinct photos of a page, each with a number in order of first use."""
+    """The distinct photos of a page, numbered in the order in which they are first used."""
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="thumbnails")
@@ -96,7 +96,7 @@ class PagePhotos:
         return len(self._found)
 
     def symbol(self, photo: PagePhoto) -> str:
-        """The id of the SVG symbol of `photo`. At the first call a thread starts to read it."""
+        """The id of the SVG symbol of `photo`. The first call for a photo makes a thread read it."""
         if photo not in self._found:
             self._numbers[photo] = len(self._found)
             self._found[photo] = self._threads.submit(_thumbnail, photo)
@@ -119,7 +119,7 @@ class PagePhotos:
         return reasons
 
     def symbols(self, limit: int) -> Html:
-        """Photos as SVG symbols, at the first of `SIZES` that needs at most `limit` characters, else at the last."""
+        """All photos as SVG symbols, at the first of `SIZES` that needs at most `limit` characters, or at the last."""
         images = {self.symbol(photo): found.result() for photo, found in list(self._found.items())}
         for side, quality in SIZES:
             symbols = element("svg", _symbols(images, side, quality), class_="symbols", aria_hidden="true")
@@ -133,7 +133,7 @@ def _thumbnail(photo: PagePhoto) -> Image.Image | str:
     if photo.path is None:
         return "its path is not known"
     largest = SIZES[0][0]
-    size = largest if photo.box is None else _FULL  # scaling down first would leave few pixels of a small box
+    size = largest if photo.box is None else _FULL  # a small box of a photo scaled down first would have few pixels
     try:
         found = isolated.decode(photos.read(photo.path), size, "long-side", photo.box, scaled=True)
     except FileNotFoundError:
@@ -170,15 +170,15 @@ def _placeholder(symbol: str) -> Html:
     return element("symbol", box, line, text, id=symbol, viewBox="0 0 100 100")
 
 
-MAX_BYTES = 4_800_000  # of a page; photos shrink until it fits
-_NAMED = 20  # unreadable photos listed by name
+MAX_BYTES = 4_800_000  # bytes of a page, at most, unless the smallest photos need more
+_NAMED = 20  # unreadable photos listed by name, at most
 
 
 class Page:
     """A page under construction. All photos shown on it are in `photos`."""
 
     def __init__(self, job: str, title: str, summary: Child = None, scripts: tuple[str, ...] = ()) -> None:
-        """Starts the page of a job, with a `summary` below its title and `scripts` of `assets` besides page.js."""
+        """Starts a page of `job`. `summary` is shown below the title. `scripts` from `assets` are added to page.js."""
         self.photos = PagePhotos()
         self._job, self._title, self._summary, self._scripts = job, title, summary, ("page.js", *scripts)
         self._sections: list[tuple[str, Html]] = []
@@ -221,7 +221,7 @@ def _asset(file: str) -> str:
 
 
 def _policy(style: str, script: str) -> str:
-    """The content security policy: load nothing, apply only this style and script, even if markup was injected."""
+    """The content security policy: browsers load nothing and apply only this style and script, whatever the markup."""
     allowed = {kind: f"'sha256-{_sha256(text)}'" for kind, text in (("style-src", style), ("script-src", script))}
     rules = {"default-src": "'none'", "img-src": "data:", **allowed, "base-uri": "'none'", "form-action": "'none'"}
     return "; ".join(f"{kind} {sources}" for kind, sources in rules.items())

@@ -16,7 +16,7 @@ class Card:
     image_id: str
     photo: PagePhoto
     label: str | None = None
-    note: str = ""  # such as its score
+    note: str = ""  # such as the photo's score
     verdict: Verdict | None = None
 
     def description(self) -> str:
@@ -26,7 +26,7 @@ class Card:
 
 
 def strip(photos: PagePhotos, cards: Iterable[Card], first: Card | None = None) -> Html:
-    """Cards side by side, framed and marked by their verdicts. `first`, such as the query, stands apart before them."""
+    """Cards side by side, framed and marked by verdict. `first`, such as the query, stands apart before `cards`."""
     before = element("li", _figure(photos, first), class_="first") if first else None
     return element("ol", before, [element("li", _figure(photos, card)) for card in cards], class_="strip")
 
@@ -43,7 +43,7 @@ def _figure(photos: PagePhotos, card: Card) -> Html:
 
 
 def listing(cards: Iterable[Card]) -> Html:
-    """Cards as a list of words, without photos, to save room."""
+    """Cards as a list of words. Without photos, the page is smaller."""
     return element("ol", [element("li", _words(card), class_=card.verdict) for card in cards], class_="listing")
 
 
@@ -63,7 +63,7 @@ def legend(*verdicts: Verdict) -> Html:
 
 
 def figures(values: Mapping[str, tuple[str, Child]]) -> Html:
-    """Headline figures, given as name → (value, explanation)."""
+    """Headline figures. `values` maps the name of each figure to (value, explanation)."""
     boxes = [
         element("div", element("dt", figure), element("dd", element("strong", value), element("span", explanation)))
         for figure, (value, explanation) in values.items()
@@ -72,12 +72,12 @@ def figures(values: Mapping[str, tuple[str, Child]]) -> Html:
 
 
 def four_digits(value: float | None) -> str:
-    """A measure such as mAP as pages and logs show it."""
+    """The text by which pages and logs show a measure such as mAP."""
     return "none" if value is None else f"{value:.4f}"
 
 
 def facts(values: Mapping[str, Child]) -> Html:
-    """Settings and counts, given as name → value."""
+    """Settings and counts. `values` maps the name of each to the value."""
     rows = [element("div", element("dt", fact), element("dd", value)) for fact, value in values.items()]
     return element("dl", rows, class_="facts")
 
@@ -87,21 +87,21 @@ class Column:
     """A column of a table."""
 
     title: str
-    form: str = ""  # the format specification of its numbers; empty for text
+    form: str = ""  # the format specification of the column's numbers; empty for text
     spare: bool = False  # hidden on phones
     explanation: str | None = None  # the tooltip of the heading
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table: one text, number or None for each column. `detail` unfolds below the row."""
+    """A row of a table. `cells` has one text, number or None per column. `detail` unfolds below the row."""
 
     cells: Sequence[str | float | None]
     detail: Html | None = None
 
 
 def table(columns: Sequence[Column], rows: Sequence[Row], items: str) -> Html:
-    """A table with headings that sort, a field that filters, and rows that unfold. `items` is the plural for a row."""
+    """A table to sort and filter, with rows that unfold. `items` says what the rows show, such as "photos"."""
     unfolds = any(row.detail for row in rows)
     heads = [_head(column) for column in columns]
     head = element(

@@ -1,7 +1,7 @@
-"""map.html: the photos of a set on a plane, those with similar descriptors close together.
+"""map.html shows the photos of a set on a plane. Photos with similar descriptors are close together.
 
-The plane is computed by t-SNE (van der Maaten and Hinton, JMLR 2008), which keeps neighbours together; distances
-between groups mean nothing. The first two principal components would hold too little of the variance and pile up all
+t-SNE (van der Maaten and Hinton, JMLR 2008) places the photos. It keeps neighbours together, but distances between
+groups mean nothing. The first two principal components would hold too little of the variance and pile up all
 photos in one place. t-SNE takes seconds for `SHOWN` photos.
 """
 
@@ -13,14 +13,14 @@ from threadpoolctl import threadpool_limits
 from dim.report.page import Html, Page, PagePhotos, element, user_text
 from dim.report.parts import Card
 
-SHOWN = 400  # photos on a map, at most; a larger set is sampled
+SHOWN = 400  # photos on a map, at most; of a larger set, a random sample
 SEED = 0
-WIDTH, HEIGHT = 1400, 900
-_FEW = 8  # t-SNE needs at least so many photos
+WIDTH, HEIGHT = 1400, 900  # of the map, in SVG units
+_FEW = 8  # the fewest photos that t-SNE places
 
 
 def sample(count: int) -> np.ndarray:
-    """Which rows of a set of `count` photos the map shows, ascending: all, or `SHOWN` at random."""
+    """The rows of a set of `count` photos that the map shows, in ascending order: all, or `SHOWN` random ones."""
     if count <= SHOWN:
         return np.arange(count)
     chosen: np.ndarray = np.sort(np.random.default_rng(SEED).choice(count, SHOWN, replace=False))
@@ -28,7 +28,7 @@ def sample(count: int) -> np.ndarray:
 
 
 def layout(vectors: np.ndarray) -> np.ndarray:
-    """Places descriptors (N, D) in the unit square (N, 2). The result is deterministic."""
+    """Returns places (N, 2) in the unit square for descriptors (N, D). The same `vectors` always get the same ones."""
     vectors = np.asarray(vectors, np.float32)
     if len(vectors) < _FEW:
         centred = vectors - vectors.mean(axis=0)
@@ -39,7 +39,7 @@ def layout(vectors: np.ndarray) -> np.ndarray:
         from sklearn.manifold import TSNE  # noqa: PLC0415  (slow to import; only maps need it)
 
         perplexity = min(30.0, (len(vectors) - 1) / 3)
-        with threadpool_limits(1):  # with so little work, threads would mostly spin
+        with threadpool_limits(1):  # threads would mostly wait, as there is little work
             places = TSNE(perplexity=perplexity, random_state=SEED).fit_transform(vectors)
     low, high = places.min(axis=0), places.max(axis=0)
     scaled: np.ndarray = (places - low) / np.where(high > low, high - low, 1)
@@ -49,8 +49,8 @@ def layout(vectors: np.ndarray) -> np.ndarray:
 def map_page(job: str, of: str, cards: Sequence[Card], total: int, vectors: np.ndarray) -> Page:
     """Makes the page of the map of the set `of`, which has `total` photos.
 
-    `cards` are the N photos to show; those with a note, such as queries, are framed. `vectors` (N, D) are their
-    descriptors.
+    `cards` are the N photos to show. Cards with a note, such as queries, are framed. `vectors` (N, D) are the
+    descriptors of `cards`.
     """
     noted = sum(bool(card.note) for card in cards)
     shown = len(cards) - noted

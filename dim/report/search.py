@@ -1,7 +1,7 @@
-"""The pages of a search: report.html, each query with its hits, and map.html, the searched photos with the queries.
+"""The pages of a search. report.html shows each query with its hits; map.html shows searched photos and queries.
 
 The search job calls `write`. Photos and labels come from the manifest that the index or the descriptors were made from.
-If it is gone, the report shows only ids and there is no map.
+If this manifest is gone, the report shows hits without photos and there is no map.
 """
 
 import itertools
@@ -28,17 +28,17 @@ from dim.search.database import Exact
 from dim.search.queries import QUERIES_FILE, Queries
 from dim.search.read_index import SearchTarget
 
-PICTURED = 60  # queries shown with photos
-ROWS = 2000  # of the table
-HITS = 10  # of each query
-ON_MAP = 40  # queries on the map
+PICTURED = 60  # queries shown with photos, at most
+ROWS = 2000  # queries in the table, at most
+HITS = 10  # hits shown per query
+ON_MAP = 40  # queries on the map, at most
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class KnownPhotos:
-    """The photos and labels that are known, by image_id."""
+    """The photos and labels that are known. Both dicts have image_ids as keys."""
 
     photos: dict[str, PagePhoto]
     labels: dict[str, str | None]
@@ -101,7 +101,7 @@ class _Lists:
         self._photos, self._queries, self._database = photos, queries, database
 
     def strip(self, query: str, hits: list[dict[str, Any]]) -> Html:
-        """The query and its hits as photos; the hits in words if none of their photos is known."""
+        """The query and its hits as photos. If no photo of the database is known, the hits are given in words."""
         first = self._queries.card(query, "query")
         if not self._database.photos:
             return element("article", parts.strip(self._photos, [], first), self.listing(query, hits))
@@ -132,7 +132,7 @@ def _write_map(
         return
     try:
         vectors = found.database.take(chosen)
-    except UserError as error:  # the index's codes can't be decoded
+    except UserError as error:  # vectors can't be decoded from the index
         log.info("no map: %s", error)
         return
     queries = asked.ids.to_pylist()[:ON_MAP]
@@ -143,11 +143,11 @@ def _write_map(
 
 
 def of_queries(path: str, photos: str, ids: Collection[str], root: str | None = None) -> KnownPhotos:
-    """Finds the photos of the queries `ids`, which --queries named by `path`.
+    """Finds the photos of the queries `ids`. `path` is the value of --queries.
 
-    `photos` is the manifest that the search wrote if `path` is a photo, a folder of photos or a manifest.
+    If `path` is a photo, a folder of photos or a manifest, the search has written the manifest `photos`.
     """
-    if files.exists(photos):  # if the user named a manifest, it has labels, too
+    if files.exists(photos):  # a manifest at `path` has labels, too
         return of_manifest(path if tables.is_table(path) else photos, ids, root)
     return of_folder(path, ids, root)
 
@@ -155,7 +155,7 @@ def of_queries(path: str, photos: str, ids: Collection[str], root: str | None = 
 def of_folder(folder: str, ids: Collection[str], root: str | None = None) -> KnownPhotos:
     """Finds the photos `ids` of an index or of a folder of descriptors.
 
-    The result is empty if their manifest is gone or one of the photos is outside `root`.
+    The result is empty if the manifest is gone or can't be read, or if one of the photos is outside `root`.
     """
     try:
         inputs = identity.inputs_of(folder)
@@ -163,7 +163,7 @@ def of_folder(folder: str, ids: Collection[str], root: str | None = None) -> Kno
             inputs = identity.inputs_of(descriptors)
         uri = inputs.get("manifest")
         return of_manifest(uri, ids, root) if uri and files.exists(uri) else NOT_KNOWN
-    except UserError as error:  # such as another file in the manifest's place
+    except UserError as error:  # for example, another file replaced the manifest
         log.warning("photos of %s are not shown: %s", folder, error)
         return NOT_KNOWN
 
@@ -171,7 +171,7 @@ def of_folder(folder: str, ids: Collection[str], root: str | None = None) -> Kno
 def of_manifest(uri: str, ids: Collection[str], root: str | None = None) -> KnownPhotos:
     """Finds the photos `ids` of a manifest.
 
-    Raises UserError if it cannot be read or one of the photos is outside `root`.
+    Raises UserError if the manifest cannot be read or one of the photos is outside `root`.
     """
     found = manifest.read(uri)
     found = manifest.Manifest(uri, found.table.filter(pc.is_in(found.table["image_id"], pa.array(ids, pa.string()))))

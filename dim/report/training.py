@@ -1,4 +1,4 @@
-"""The page of a training run, report.html, made from the tables that the workers wrote to the run's folder."""
+"""The page of a training run, report.html. It is made from the tables in the run's folder."""
 
 import logging
 from collections.abc import Sequence
@@ -18,9 +18,9 @@ from dim.train.config import TrainConfig
 from dim.train.history import HISTORY
 from dim.train.training_set import TrainingPhotos
 
-EPOCHS = 20  # epochs whose triplets are shown, spread evenly over the run
-TRIPLETS = 6  # shown of each epoch
-BETTER, WORSE = 8, 4  # queries shown whose AP rose most, and fell most
+EPOCHS = 20  # epochs whose triplets are shown, at most; they are spread evenly over the run
+TRIPLETS = 6  # triplets shown per epoch, at most
+BETTER, WORSE = 8, 4  # queries shown, at most: those whose AP rose most, those whose AP fell most
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def _settings(config: TrainConfig) -> dict[str, str]:
 
 
 def _column(history: Sequence[Epoch], column: str) -> tuple[list[float], list[float]]:
-    """The epochs that have a value in `column`, and these values."""
+    """The epochs that have a value in `column`, and the values."""
     points = [(row["epoch"], value) for row in history if (value := row[column]) is not None]
     return [epoch for epoch, _ in points if epoch is not None], [value for _, value in points]
 
@@ -153,7 +153,7 @@ class _Cards:
         return Card(image_id, photo, self._photos.labels[row], note, verdict)
 
     def triplets(self, mined: pa.Table) -> Html:
-        """The first triplets with different anchors, each as a strip of three photos."""
+        """The first triplet of each of the first `TRIPLETS` anchors, as a strip of three photos."""
         of_anchor: dict[str, dict[str, Any]] = {}
         for triplet in mined.to_pylist():
             of_anchor.setdefault(triplet["anchor_id"], triplet)
