@@ -41,7 +41,7 @@ class ModelOptions:
 
     def source(self, model: str, **changes: Any) -> "Source":
         """The network named `model`, with these settings and `changes`. Raises UserError as `spec.resolve` does."""
-        from dim.model import spec  # noqa: PLC0415  (--help does without)
+        from dim.model import spec  # noqa: PLC0415  (--help works without it)
 
         return spec.resolve(model, self.weights, image_size=self.image_size, resize=self.resize, **changes)
 

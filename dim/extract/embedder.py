@@ -115,7 +115,7 @@ class Forward:
         return [part.numpy() for batch in begun for part in batch.result()], order
 
     def _fitting(self, batch: np.ndarray) -> list[Any]:
-        """Computes `batch` in parts that fit into memory; returns their results. Later batches are cut to this size.
+        """Computes `batch` in parts that fit into memory, and returns their results. Later batches get no larger parts.
 
         Raises TensorFlow's ResourceExhaustedError if a single image does not fit.
         """

@@ -166,7 +166,7 @@ def fingerprint_photos(manifest: Manifest) -> Contents:
     rows = zip(files.infos(manifest.paths), manifest.table["path"].to_pylist(), manifest.boxes, strict=True)
     for info, path, box in rows:
         present.append(info.type == pafs.FileType.File)
-        # The path is that in the manifest: if a folder moves together with its manifest, no fingerprint changes.
+        # The path is hashed as it is in the manifest, so a folder that moves with its manifest keeps its fingerprints.
         key = f"{path}\t{info.size}\t{info.mtime_ns}\t{box}"
         contents.append(hashlib.sha256(key.encode()).hexdigest()[:32])
     if not any(present):

@@ -67,7 +67,7 @@ def recipe_of(config: ExtractConfig, source: Source) -> Recipe:
 
 
 def _kept_precision(config: ExtractConfig) -> str | None:
-    """If the precision is "auto", returns that of the descriptors in `config.out`, if there are any. Else None."""
+    """The precision of the descriptors in `config.out`, if there are any and --precision is "auto"; else None."""
     record = output.record_of(config.out) if config.precision == "auto" and config.out else None
     if record is None or record["job"] != "extract":
         return None

@@ -29,8 +29,8 @@ from dim.extract.resources import Resources
 from dim.io import files
 from dim.model.spec import Spec
 
-# CPUs that a decoding task reserves; it waits for storage part of the time. An actor must reserve another number: Ray
-# Data fuses stages that reserve the same number, and fused stages would decode and embed in turn.
+# CPUs that a decoding task reserves: less than one, because the task waits for storage part of the time. An actor must
+# reserve another number: Ray Data fuses stages that reserve the same number, and fused stages decode and embed in turn.
 DECODER_CPUS = 0.5
 UNGUARDED_TRIES = 2  # after dying so many times, a decoding task decodes in guarded worker processes
 NETWORK_TRIES = 5  # the most starts of an actor, and the most attempts to embed the same photos
@@ -147,7 +147,7 @@ def _decode_row(
 def images(table: pa.Table) -> list[np.ndarray]:
     """The decoded photos, uint8 (H, W, 3), of a table with the columns DECODED. Error rows are left out.
 
-    The arrays are read-only views of the table's memory. To copy a photo takes as long as a GPU takes to embed it.
+    The arrays are read-only views of the table's memory. Copying a photo takes as long as embedding it on a GPU.
     """
     found: list[np.ndarray] = []
     for chunk in table["pixels"].chunks:

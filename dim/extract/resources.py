@@ -18,7 +18,7 @@ from dim.model import devices as precisions
 CPU_BATCH, CPU_PIXELS, GPU_BATCH = 32, 8 * 224**2, 256
 # The number of loads that justify the start of an actor. A load is `images_at_once` photos. A CPU actor needs ten
 # seconds to start, and about as long for its loads: each of its CPUs embeds 7 photos of 224 pixels per second. A GPU
-# actor is assumed to embed 800 photos per second. If the node of a GPU actor has to start first, that takes minutes.
+# actor is assumed to embed 800 photos per second. Its start takes minutes if its node has to start first.
 CPU_LOADS, GPU_LOADS = 4, 64
 USED = 0.9  # share of the cluster's CPUs; of the actor sizes that use at least this share, the largest is chosen
 
@@ -81,14 +81,14 @@ def _most(gpus: float) -> int:
         return min(USED * total, size * placement.capacity(nodes, size, 0))
 
     # All actors have the size of one of the nodes. The largest size with which they use the share USED of all CPUs is
-    # chosen, else the size with which they use most CPUs. A node with several times that size gets several actors. With
-    # the size of a small head node, each large node would get hundreds of actors.
+    # chosen, else the size with which they use most CPUs. A node with several times that size gets several actors. If
+    # actors had the size of a small head node, each large node would get hundreds of them.
     sizes = sorted({node.cpus for node in nodes}, reverse=True)
     return max(1, placement.capacity(nodes, max(sizes, key=used, default=1.0), 0))
 
 
 def resolve_precision(wanted: str, gpus_per_worker: float | None) -> str:
-    """Returns `wanted`. For "auto", returns the fastest precision that suits all nodes that can run a worker.
+    """Returns `wanted` or, if that is "auto", the fastest precision that suits all nodes that can run a worker.
 
     Only "auto" needs Ray. Precision is part of the embedding identity. It must depend neither on which node is asked
     nor on which nodes are live. If more nodes that can run a worker may start, "auto" is therefore float32 for CPUs and

@@ -48,7 +48,7 @@ class Writer:
             self._require_success()
 
     def write(self, name: str, table: pa.Table) -> None:
-        """Queues a shard, to be written in the order of its image ids. First waits while `AHEAD` shards are queued."""
+        """Queues a shard, once fewer than `AHEAD` shards are queued. Its rows are written in order of their ids."""
         self._room.acquire()
         self._require_success()
         self._thread.submit(self._write, name, table).add_done_callback(self._done)
@@ -75,7 +75,7 @@ def pending(
     A row counts if it is selected, its photo is unchanged, its shard is intact, and no earlier shard holds it. With
     `retry_failed`, error rows don't count. If only some shards have an embedding in their metadata, the others may come
     from another store, so they are treated as damaged. Raises UserError if a shard has another embedding than
-    `embedding`. `contents` are the content fingerprints of `image_ids`. The result holds positions in both, ascending.
+    `embedding`. `contents` are the content fingerprints of `image_ids`. The result holds ascending positions in both.
     """
     position = {key: row for row, key in enumerate(zip(image_ids, contents, strict=True))}
     done = np.zeros(len(image_ids), dtype=bool)

@@ -63,7 +63,7 @@ def several_frames(shard: pa.Table) -> int:
 
 
 def write_shard(folder: str, name: str, table: pa.Table) -> None:
-    """Writes the shard `table`, with the metadata that `marked` adds. Then writes its statistics, which finish it."""
+    """Writes the shard `table`, which has the metadata of `marked`, and then its statistics, which finish the shard."""
     sink = pa.BufferOutputStream()
     # Compressed descriptors would take 10% fewer bytes, but 1.5 times as long to read. Arrow by default stores a
     # dictionary of a column's values. With it, reading float16 descriptors would take three times as long.
@@ -162,7 +162,7 @@ def read_shards(
 
 
 def _misfits(table: pa.Table, columns: list[str], dimension: int | None) -> Iterator[str]:
-    """Yields a message for each column that is missing, repeated, of a wrong type or dimension, or wrongly empty."""
+    """Yields a message per column that is missing, repeated, of a wrong type or dimension, or null in an ok row."""
     expected = schema(1)
     for name in columns:
         if table.column_names.count(name) != 1:

@@ -36,7 +36,7 @@ class Partners:
     best: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
     def screen(self, pool: Pool, i: int, j: int, score: np.ndarray) -> None:
-        """Offers block j's rows to block i's rows. `score` (rows of i, rows of j) is sign · xᵀy, or −inf: no offer."""
+        """Offers block j's rows to block i's rows. `score` (rows of i, rows of j) is sign · xᵀy; −inf: no offer."""
         cost, _ = self._held(pool, i)
         # |distance − (2 − 2xᵀy)| ≤ tolerance, so only a score of at least `limit` can beat a row's worst partner.
         limit = self.sign - (cost[:, -1].astype(np.float64) + pool.tolerance) / 2
@@ -63,7 +63,7 @@ class Partners:
         return rows, columns
 
     def offer(self, pool: Pool, i: int, rows: np.ndarray, partners: np.ndarray, costs: np.ndarray) -> None:
-        """Offers P partners, at P costs, to the P `rows` of block i at the same positions. Rows keep their best."""
+        """Offers P partners, at P costs, to the P `rows` of block i at the same positions. A row keeps its best."""
         best_cost, best_partner = self._held(pool, i)
         touched, rows = np.unique(rows, return_inverse=True)
         held = np.isfinite(best_cost[touched])

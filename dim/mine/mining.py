@@ -104,7 +104,7 @@ def _strategy(settings: Mining) -> Strategy:
 
 
 def _built(pool: Pool, settings: Mining, beside: bool) -> Any:
-    """A reference to the index that proposes negatives. One task builds it, with all CPUs of the largest node."""
+    """A reference to the index that proposes negatives. A task builds it with a thread per CPU of the largest node."""
     cpus = max((int(node.cpus) for node in placement.live_nodes() or placement.known_nodes()), default=1)
     task = ray.remote(num_cpus=_BESIDE if beside else cpus, num_returns=2)(_build)
     reference, size = task.remote(ray.put(pool), settings, cpus)
@@ -124,7 +124,7 @@ def _work(pool: Pool, settings: Mining, start: int, stop: int) -> Any:
 
 
 def _fetching(pool: Pool) -> Pool:
-    # A task uses a block many times. Without the cache, ray.get would take longer than some of the uses.
+    # A task uses a block many times, so it keeps the block: ray.get takes longer than some of the uses.
     return dataclasses.replace(pool, fetch=functools.lru_cache(maxsize=_CACHED)(ray.get))
 
 

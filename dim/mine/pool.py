@@ -65,8 +65,8 @@ class Pool:
 
     `rows`: positions in the caller's arrays. `labels`: integer codes, ascending. `id_ranks`: the rank of each row's
     image id; ranks decide ties. `blocks`: arrays of descriptors, float32 (up to `block_rows`, D), or references that
-    `fetch` resolves to such arrays. `tolerance`: the largest difference between 2 − 2x·y, with x·y in float32, and
-    `distances`. `index`: a reference to the serialised index that proposes negatives, if there is one.
+    `fetch` resolves to such arrays. `tolerance`: the largest possible difference between 2 − 2x·y, with x·y in
+    float32, and `distances`. `index`: a reference to the serialised index that proposes negatives, if there is one.
     """
 
     rows: np.ndarray

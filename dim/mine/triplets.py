@@ -109,7 +109,7 @@ def _hardest(triplets: Triplets, id_ranks: np.ndarray, top: int | None) -> Tripl
 
 
 def random_units(pool: Pool) -> int:
-    """The number of ordered pairs of labels. Only labels with at least two images are first in a pair."""
+    """The number of ordered pairs of labels. The first label of a pair has at least two images."""
     _, sizes = _labels(pool)
     return int((sizes >= 2).sum()) * (len(sizes) - 1)
 
