@@ -24,7 +24,7 @@ Split = Literal["train", "val", "test"]
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """The weights and the input of the network that `--model` names. None: the model's own."""
+    """The weights and the input of the network that `--model` names. None stands for the model's own value."""
 
     weights: str | None = option(
         None,
@@ -41,14 +41,14 @@ class ModelOptions:
 
     def source(self, model: str, **changes: Any) -> "Source":
         """The network named `model`, with these settings and `changes`. Raises UserError as `spec.resolve` does."""
-        from dim.model import spec  # noqa: PLC0415  (--help does without)
+        from dim.model import spec  # noqa: PLC0415  (--help works without it)
 
         return spec.resolve(model, self.weights, image_size=self.image_size, resize=self.resize, **changes)
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkOptions(ModelOptions, DecodeOptions):
-    """The network, and the photos that it may read, in every job that runs one."""
+    """The flags of each job that runs a network: they choose the network, and the photos that it may read."""
 
     root: str | None = option(
         None, help="refuse photos outside this folder, after resolving links", metavar="DIR", group="input and output"
@@ -61,13 +61,13 @@ class NetworkOptions(ModelOptions, DecodeOptions):
     )
 
     def source(self, model: str, **changes: Any) -> "Source":
-        """As `ModelOptions.source`, with the pooling and the preprocessing, too."""
+        """Does the same as `ModelOptions.source`, and sets the pooling and the preprocessing, too."""
         return super().source(model, pooling=self.pooling, preprocessing=self.preprocessing, **changes)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Extraction(NetworkOptions):
-    """How photos become descriptors, in every job that extracts. Raises UserError if a value is out of range."""
+    """The flags of each job that turns photos into descriptors. Raises UserError if a value is out of range."""
 
     scales: tuple[float, ...] = option((1.0,), help="image scales to combine, such as 1,0.7071,0.5", group="network")
     scales_mean: Literal["mean", "gem"] = option("mean", help="mean by which scales are combined", group="network")
@@ -105,7 +105,7 @@ class Extraction(NetworkOptions):
         super().__post_init__()
 
     def extraction_settings(self) -> dict[str, Any]:
-        """The values of the flags of `Extraction`, without those that a job's own class adds."""
+        """The values of the flags of `Extraction`. Flags that a subclass adds for its job are left out."""
         return {field.name: getattr(self, field.name) for field in fields(Extraction)}
 
 

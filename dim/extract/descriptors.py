@@ -13,7 +13,7 @@ from dim.extract.identity import Embedding
 
 @dataclass(frozen=True)
 class Descriptors:
-    """Descriptors in memory: `vectors`, float32 (n, D), and their rows' positions in the manifest, `rows` (n,)."""
+    """`vectors` are descriptors, float32 (n, D). `rows` (n,) are the positions of their photos in the manifest."""
 
     embedding: Embedding
     rows: np.ndarray
@@ -21,10 +21,10 @@ class Descriptors:
 
 
 def read(folder: str, manifest: Manifest) -> Descriptors:
-    """Reads the descriptors of the manifest's rows from the finished store `folder`, which may hold others, too.
+    """Reads the descriptors of the manifest's rows from the finished store `folder`.
 
-    Error rows are left out. Raises UserError if a shard is damaged, all rows are error rows, or a row is missing or
-    repeated.
+    Error rows, and rows that are not in the manifest, are left out. Raises UserError if a shard is damaged, all rows
+    are error rows, or a row of the manifest is missing or repeated.
     """
     embedding = identity.of_folder(folder)
     position = {image_id: row for row, image_id in enumerate(manifest.image_ids)}

@@ -1,7 +1,7 @@
 """How an actor computes descriptors: uint8 images in, descriptors out.
 
-A `Recipe` names the network, the precision, the scales and the whitening. `Embedder` holds that network. `Forward`
-batches images of any shapes, runs several passes at once on a CPU, and takes smaller batches if memory runs short.
+A `Recipe` says which network, precision, scales and whitening are used. `Embedder` loads the network. `Forward` batches
+images of any shapes, runs several passes at once on a CPU, and makes smaller batches if memory runs short.
 """
 
 import logging
@@ -22,13 +22,13 @@ log = logging.getLogger(__name__)
 
 
 def set_up_tensorflow(threads: int, streams: int = 1, *, one_shape: bool = False) -> None:
-    """Gives TensorFlow the GPUs that Ray assigned, and `threads` for `streams` passes at a time. Call it before
-    TensorFlow computes anything. `one_shape`: nearly all batches have the same shape and number of images.
+    """Gives TensorFlow the GPUs that Ray assigned, and `threads` threads, which `streams` passes at a time share. Call
+    it before TensorFlow computes anything. `one_shape`: nearly all batches have the same shape and number of images.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    # For each new shape of each convolution, batch size included, TensorFlow times all of cuDNN's algorithms to find
-    # the fastest (tensorflow/core/kernels/conv_ops_gpu.cc). If shapes vary, that costs more than it saves; without it,
-    # cuDNN's heuristics choose.
+    # With autotuning, TensorFlow times all of cuDNN's algorithms for each new input shape of a convolution, batch size
+    # included, and takes the fastest (tensorflow/core/kernels/conv_ops_gpu.cc). If shapes vary, the timing costs more
+    # than it saves. Without autotuning, cuDNN's heuristics choose.
     os.environ.setdefault("TF_CUDNN_USE_AUTOTUNE", "1" if one_shape else "0")
     import tensorflow as tf  # noqa: PLC0415
 
@@ -42,7 +42,7 @@ class Recipe:
     """How images become descriptors. `dim.extract.config` says how flags become a recipe.
 
     `scales_mean` combines the descriptors of the `scales`; `whitening` is applied to the result. `scaled_decode` allows
-    decoding large JPEGs at a fraction of their size. `limits` bound the photos and change no descriptor.
+    decoding large JPEGs at a fraction of their size. `limits` bound the sizes of photos and change no descriptor.
     """
 
     source: Source
@@ -63,7 +63,7 @@ class Embedder:
         from dim.model import layers, network  # noqa: PLC0415
 
         model = network.load(recipe.source, recipe.precision)
-        # One trace serves all shapes and batch sizes. A trace takes seconds, and its memory is never freed.
+        # One TensorFlow trace serves all shapes and batch sizes. A trace takes seconds, and its memory is never freed.
         function = tf.function(
             lambda images: layers.multi_scale_descriptors(model, images, recipe.scales, recipe.scales_mean),
             input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8)],
@@ -73,7 +73,7 @@ class Embedder:
         self.dimension = self._whitening.projection.shape[0] if self._whitening else model.output_shape[-1]
 
     def embed(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        """Computes descriptors, float32 (N, D), of N uint8 images, each (H, W, 3). Images of one shape share passes."""
+        """Computes descriptors, float32 (N, D), of N uint8 images (H, W, 3). Images of equal shape share passes."""
         if not images:
             return np.zeros((0, self.dimension), np.float32)
         parts, order = self._forward(images)
@@ -93,10 +93,10 @@ def batches(images: Sequence[np.ndarray], size: int) -> Iterator[tuple[list[int]
 
 
 class Forward:
-    """Runs a function of batches on images of any shapes.
+    """Runs a function, which computes a batch of images of one shape, on images of any shapes.
 
-    On a CPU, independent passes of one thread each keep all cores busy. In a pass of several threads, each layer waits
-    for the slowest thread, which shares its core with a decoder. A GPU runs one large pass at a time.
+    On a CPU, independent passes of one thread each keep all cores busy. If a pass had several threads, each layer would
+    wait for the slowest thread, which shares its core with a decoding task. A GPU runs one large pass at a time.
     `function`: a tf.function of uint8 batches (N, H, W, 3). `streams`: passes that run at the same time.
     """
 
@@ -105,17 +105,17 @@ class Forward:
         self._threads = ThreadPoolExecutor(streams, thread_name_prefix="forward")
 
     def __call__(self, images: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[int]]:
-        """Returns the results, an array (n, …) for each pass, and the positions in `images` of all their rows."""
+        """Returns one array (n, …) per pass, and for each row of these arrays the position of its image in `images`."""
         size = min(self._batch_size, -(-len(images) // self._streams))
         order: list[int] = []
         begun = []
         for rows, batch in batches(images, size):
-            begun.append(self._threads.submit(self._fitting, batch))  # a GPU computes it while the next is stacked
+            begun.append(self._threads.submit(self._fitting, batch))  # runs while the next batch is stacked
             order.extend(rows)
         return [part.numpy() for batch in begun for part in batch.result()], order
 
     def _fitting(self, batch: np.ndarray) -> list[Any]:
-        """Results for `batch`, in parts that fit into memory. Later batches are no larger than these parts.
+        """Computes `batch` in parts that fit into memory, and returns their results. Later batches get no larger parts.
 
         Raises TensorFlow's ResourceExhaustedError if a single image does not fit.
         """

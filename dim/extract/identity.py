@@ -1,8 +1,8 @@
 """The two parts of a descriptor's identity: the embedding of its store, and the content fingerprint of its row.
 
-`Embedding`, in run.json, identifies the network and all else that a descriptor depends on. Descriptors may be compared
-only if their embeddings are equal. The content fingerprint (`fingerprint_photos`), a column of the store, identifies
-the photo of a row; a changed photo is embedded again. Labels and splits are part of neither.
+`Embedding`, an entry of run.json, identifies the network and all settings that a descriptor depends on. Descriptors may
+be compared only if their embeddings are equal. The content fingerprint (`fingerprint_photos`), a column of the store,
+identifies the photo of a row; a changed photo is embedded again. Neither part depends on labels or splits.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ SRGB, IGNORED = "srgb", "ignored"
 class Embedding:
     """The identity of an embedding. `dim.extract.config` says how flags become one.
 
-    `weights` and `whitening` are sha256 of the files; `weights` may also be "random" or "imagenet". `scales_mean` is
+    `weights` and `whitening` are the sha256 of files; `weights` may also be "random" or "imagenet". `scales_mean` is
     None for a single scale. `profiles` says what was done with colour profiles: SRGB (applied), or IGNORED, as in
     version 1 of the identity.
     """
@@ -48,7 +48,7 @@ class Embedding:
 
     @property
     def id(self) -> str:
-        """sha256 over all fields, hexadecimal."""
+        """The sha256 of all fields, in hexadecimal."""
         return hashlib.sha256(json.dumps(self._fields(), sort_keys=True).encode()).hexdigest()
 
     def as_json(self) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def _typed(field: Field[Any], value: Any) -> Any:
     else:
         fits = isinstance(value, cast(type, field.type))
     if not fits:
-        raise TypeError(f"{field.name} is {quoted(value)}")  # quoted() shortens a value of any depth
+        raise TypeError(f"{field.name} is {quoted(value)}")  # `quoted` shortens a long or deeply nested value
     return tuple(value) if field.name == "scales" else value
 
 
@@ -112,9 +112,9 @@ def of_record(record: dict[str, Any], folder: str) -> Embedding:
 
 
 def inputs_of(folder: str) -> dict[str, str | None]:
-    """The inputs of the descriptors or the index in `folder`, files by kind (model, manifest …), from its run.json.
+    """The files from which the descriptors or the index in `folder` were made, by kind (model, manifest …).
 
-    Raises UserError if run.json does not list them.
+    The folder's run.json lists them. Raises UserError if it does not.
     """
     inputs = (output.record_of(folder) or {}).get("inputs")
     if not isinstance(inputs, dict) or not all(isinstance(uri, str | None) for uri in inputs.values()):
@@ -138,7 +138,7 @@ def require_equal(one: Embedding, where_one: str, other: Embedding, where_other:
 
 
 def _renewal(where: str) -> str:
-    """Advice for an output from before dim applied colour profiles (version 1 of the identity)."""
+    """How to renew the output `where`, which was made before dim applied colour profiles (identity version 1)."""
     record = output.record_of(where) if files.is_folder(where) else None
     job = record["job"] if record else "whiten" if where.endswith(".npz") else "extract"
     steps = {
@@ -151,22 +151,22 @@ def _renewal(where: str) -> str:
 
 @dataclass(frozen=True)
 class Contents:
-    """For each row of a manifest: its content fingerprint, and whether its file exists."""
+    """The content fingerprint of each row of a manifest, and whether the row's file is present."""
 
     contents: list[str]
     present: list[bool]
 
 
 def fingerprint_photos(manifest: Manifest) -> Contents:
-    """Fingerprints each row: the start of the sha256 of path, size, modification time and box.
+    """Fingerprints each row by the first half of the sha256 of its path, size, modification time and box.
 
-    Raises UserError if none of the photos exists, as happens if the manifest lies in the wrong folder.
+    Raises UserError if none of the photos exists, for example because the manifest is in the wrong folder.
     """
     contents, present = [], []
     rows = zip(files.infos(manifest.paths), manifest.table["path"].to_pylist(), manifest.boxes, strict=True)
     for info, path, box in rows:
         present.append(info.type == pafs.FileType.File)
-        # The path as the manifest has it: moving a folder together with its manifest changes no fingerprint.
+        # The path is hashed as it is in the manifest, so a folder that moves with its manifest keeps its fingerprints.
         key = f"{path}\t{info.size}\t{info.mtime_ns}\t{box}"
         contents.append(hashlib.sha256(key.encode()).hexdigest()[:32])
     if not any(present):

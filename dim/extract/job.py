@@ -1,8 +1,8 @@
 """The extraction job: the photos of a manifest → descriptors in a store, each selected row exactly once.
 
-`extract` reads the manifest, asks `writer.pending` which rows the finished shards lack, and sends those rows through
-the pipeline. The same command therefore resumes. `recipe_of` and `embedding_of` are two of the steps from the flags to
-the embedding identity; `dim.extract.config` lists them.
+`extract` reads the manifest, asks `resume.pending` which rows the finished shards lack, and sends them through the
+pipeline. The same command therefore resumes an interrupted run. `recipe_of` and `embedding_of` are two steps from the
+flags to the embedding identity; `dim.extract.config` lists all steps.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 def extract(config: ExtractConfig) -> dict[str, Any]:
-    """Extracts the rows that `config.out` lacks.
+    """Extracts descriptors of the rows that `config.out` lacks.
 
     Returns the content of result.json: the counts `images`, `ok`, `errors`, `several_frames` and `computed`, and
     `images_per_second`. Raises UserError, before it writes anything, if an input is unusable or `config.out` has
@@ -59,15 +59,15 @@ def extract(config: ExtractConfig) -> dict[str, Any]:
 
 
 def recipe_of(config: ExtractConfig, source: Source) -> Recipe:
-    """How `config` turns photos into descriptors with the network `source`. "auto" precision needs a connected Ray."""
+    """The recipe of `config` for the network `source`. If the precision is "auto", Ray must be connected."""
     precision = _kept_precision(config) or resolve_precision(config.precision, config.gpus_per_worker)
-    # The workers get the arrays, not the file's name: the file may have changed when they begin.
+    # The actors get the arrays, not the file's name: the file may change before the actors start.
     whiten_by = whitening.load(config.whitening) if config.whitening else None
     return Recipe(source, precision, config.scales, config.scales_mean, whiten_by, config.scaled_decode, config.limits)
 
 
 def _kept_precision(config: ExtractConfig) -> str | None:
-    """The precision of the descriptors in `config.out`, which "auto" keeps; None if there are none."""
+    """The precision of the descriptors in `config.out`, if there are any and --precision is "auto"; else None."""
     record = output.record_of(config.out) if config.precision == "auto" and config.out else None
     if record is None or record["job"] != "extract":
         return None
@@ -121,7 +121,7 @@ def _run(config: ExtractConfig, rows: pa.Table, recipe: Recipe, embedding: Embed
     log.info("starting %d network actor%s", machine.workers, "" if machine.workers == 1 else "s")
     progress = Progress("extracting", rows.num_rows, errors=True)
     open_shards: dict[str, list[pa.Table]] = {}
-    # The generator is closed here, also after an error: if it were closed after Ray has ended, it would start another.
+    # The generator is closed here, even after an error. If it were closed after Ray ended, it would start Ray again.
     with (
         Writer(config.out, embedding) as writer,
         contextlib.closing(pipeline.run(rows, recipe, config.store, machine)) as batches,

@@ -29,13 +29,15 @@ from dim.extract.resources import Resources
 from dim.io import files
 from dim.model.spec import Spec
 
-# CPUs of a decoding task, which waits for storage part of the time. An actor must ask for another number, because Ray
-# Data fuses stages that ask for the same number, and then decoding and embedding take turns.
+# CPUs that a decoding task reserves: less than one, because the task waits for storage part of the time. An actor must
+# reserve another number: Ray Data fuses stages that reserve the same number, and fused stages decode and embed in turn.
 DECODER_CPUS = 0.5
-UNGUARDED_TRIES = 2  # a decoding task that has died so many times decodes each photo in a process of its own
-NETWORK_TRIES = 5  # tries of an actor, to start or to embed the same photos
-# An actor takes several batches at a time if photos differ in shape (it batches equal shapes) or if it feeds a GPU.
-WINDOW_BATCHES, WINDOW_BYTES = 8, 2**28  # at most so many batches, and decoded bytes
+UNGUARDED_TRIES = 2  # after dying so many times, a decoding task decodes in guarded worker processes
+NETWORK_TRIES = 5  # the most starts of an actor, and the most attempts to embed the same photos
+# A window is the photos that an actor takes at a time. If photos differ in shape, a large window has more photos of
+# each shape, which share passes. If the actor has a GPU, a large window keeps the GPU busy for longer.
+# A large window has at most WINDOW_BATCHES times `images_at_once` photos, and WINDOW_BYTES bytes of decoded photos.
+WINDOW_BATCHES, WINDOW_BYTES = 8, 2**28
 
 # The columns of a decoded photo. `width` and `height` are those of the upright photo, before it is resized.
 DECODED = pa.schema(
@@ -44,14 +46,14 @@ DECODED = pa.schema(
     + [("width", pa.int32()), ("height", pa.int32()), ("several", pa.bool_())]
 )
 
-# Augments a photo: its pixels (H, W, 3) and its content fingerprint → pixels of the same shape.
+# A function that augments a photo: (pixels (H, W, 3), content fingerprint) → pixels of the same shape.
 Change: TypeAlias = Callable[[np.ndarray, str], np.ndarray]
 
 
 def run(rows: pa.Table, recipe: Recipe, dtype: str, machine: Resources) -> Generator[pa.Table, None, None]:
     """Embeds the photos `rows` (image_id, path, box, content, shard) and streams the store's rows, in any order.
 
-    Yields tables as `embedded` makes them, with descriptors of `dtype`, "float32" or "float16".
+    Yields tables that `embedded` makes, with descriptors of `dtype`, "float32" or "float16".
     """
     dataset = staged(rows, recipe, machine, Network, (recipe, dtype, machine))
     yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")
@@ -71,7 +73,7 @@ def staged(rows: pa.Table, recipe: Recipe, machine: Resources, stage: type, argu
         batch_format="pyarrow",
         num_cpus=machine.cpus,
         num_gpus=machine.gpus,
-        # Two calls at once: the first passes of a window run beside the last passes of the previous window.
+        # An actor runs two calls at once: the first passes of a window run beside the last ones of the previous window.
         compute=ActorPoolStrategy(
             size=machine.workers, max_concurrent_calls_per_actor=2, enable_true_multi_threading=True
         ),
@@ -81,7 +83,7 @@ def staged(rows: pa.Table, recipe: Recipe, machine: Resources, stage: type, argu
 def _window(spec: Spec, machine: Resources) -> int:
     """How many photos an actor takes at a time."""
     if spec.resize == "squash" and machine.gpus == 0:
-        return machine.images_at_once  # all have one shape, and a CPU has nothing to wait for
+        return machine.images_at_once  # photos of equal shape on a CPU gain nothing from a larger window
     fitting = WINDOW_BYTES // (3 * spec.image_size**2)
     return max(machine.images_at_once, min(WINDOW_BATCHES * machine.images_at_once, fitting))
 
@@ -100,7 +102,7 @@ def decoded(
 
     `size` is the side ("squash") or longest side ("long-side") of a decoded photo, in pixels. With `scaled`, large
     JPEGs are decoded at a fraction of their size. `change` augments each decoded photo in the same task. Returns a lazy
-    data set with the columns DECODED, one block a task.
+    data set with the columns DECODED, one block per task.
     """
     context = DataContext.get_current()
     context.enable_progress_bars = False
@@ -110,7 +112,7 @@ def decoded(
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     blocks = [rows.slice(start, step) for start in range(0, rows.num_rows, step)]
     how = {"size": size, "resize": resize, "scaled": scaled, "limits": limits, "change": change}
-    # `from_arrow` asks for a task of a whole CPU for each block. A node with one CPU and a trainer has none left.
+    # `from_arrow` would run a task on a whole CPU per block. A node with a single CPU has none left beside a trainer.
     return ray.data.from_blocks(blocks).map_batches(
         _decode, fn_kwargs=how, batch_size=None, batch_format="pyarrow", num_cpus=DECODER_CPUS
     )
@@ -143,9 +145,9 @@ def _decode_row(
 
 
 def images(table: pa.Table) -> list[np.ndarray]:
-    """The decoded photos of a table with the columns DECODED, uint8 (H, W, 3), error rows left out.
+    """The decoded photos, uint8 (H, W, 3), of a table with the columns DECODED. Error rows are left out.
 
-    They are read-only views of the table's memory: copying each photo would take as long as a GPU takes to embed it.
+    The arrays are read-only views of the table's memory. Copying a photo takes as long as embedding it on a GPU.
     """
     found: list[np.ndarray] = []
     for chunk in table["pixels"].chunks:
@@ -163,8 +165,8 @@ class Network:
 
     def __init__(self, recipe: Recipe, dtype: str, machine: Resources) -> None:
         self._dtype = dtype
-        # A thread loads the network while tasks decode the first photos. An error in this constructor would reach the
-        # caller as text only; an error in the thread is raised by the first call.
+        # A thread loads the network while tasks decode the first photos. If this constructor raised an error,
+        # the caller would get only its text. The thread's error is raised by the first call, as an exception.
         self._embedder = ThreadPoolExecutor(1).submit(_embedder, recipe, machine)
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -183,9 +185,9 @@ def _embedder(recipe: Recipe, machine: Resources) -> Embedder:
 
 
 def embedded(table: pa.Table, vectors: np.ndarray, dtype: str) -> pa.Table:
-    """The store's rows, plus `shard` and `several` (frames or pages), for a table with the columns DECODED.
+    """Makes the store's rows from a table with the columns DECODED. The columns `shard` and `several` are kept, too.
 
-    `vectors` (n, D) are the descriptors of the n decoded photos; they are stored as `dtype`, "float32" or "float16".
+    `vectors` (n, D) are the descriptors of the n decoded photos. They become `dtype`, "float32" or "float16".
     """
     schema = store.schema(vectors.shape[1], dtype)
     ok = table["status"].to_numpy() == store.OK

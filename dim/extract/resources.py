@@ -1,7 +1,7 @@
 """How many network actors run, and on what: CPUs, GPUs, batch size, precision.
 
 `resources` sizes the actors of an extraction for the cluster and the work. `resolve_precision` chooses the precision
-that all its nodes can compute in.
+in which all nodes compute.
 """
 
 import dataclasses
@@ -13,18 +13,19 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from dim.app import cluster, placement
 from dim.model import devices as precisions
 
-# Images a forward pass. A CPU is busy with these and gains nothing from more. `embedder.Forward` gives fewer to a GPU
-# with too little memory.
+# Default images per forward pass: GPU_BATCH on a GPU. On a CPU, larger passes are no faster, so a pass has at most
+# CPU_BATCH images with CPU_PIXELS pixels in all. `embedder.Forward` runs smaller passes if memory runs short.
 CPU_BATCH, CPU_PIXELS, GPU_BATCH = 32, 8 * 224**2, 256
-# The loads, of `images_at_once` each, that an actor embeds in about the time of its start. A CPU actor starts in ten
-# seconds and embeds 7 photos of 224 pixels a second. A GPU is assumed to embed 800 a second; its node needs minutes.
+# The number of loads that justify the start of an actor. A load is `images_at_once` photos. A CPU actor needs ten
+# seconds to start, and about as long for its loads: each of its CPUs embeds 7 photos of 224 pixels per second. A GPU
+# actor is assumed to embed 800 photos per second. Its start takes minutes if its node has to start first.
 CPU_LOADS, GPU_LOADS = 4, 64
-USED = 0.9  # actors have to use this share of all CPUs; using more counts less than the actors' size
+USED = 0.9  # share of the cluster's CPUs; of the actor sizes that use at least this share, the largest is chosen
 
 
 @dataclass(frozen=True)
 class Resources:
-    """The network actors: how many `workers`, the `cpus` and `gpus` of each, and `batch_size` images a forward pass."""
+    """The network actors: their number `workers`, the `cpus` and `gpus` of each, and `batch_size` images per pass."""
 
     workers: int
     cpus: float
@@ -33,17 +34,17 @@ class Resources:
 
     @property
     def threads(self) -> int:
-        """Threads of an actor."""
+        """The number of threads of an actor."""
         return placement.threads(self.cpus)
 
     @property
     def streams(self) -> int:
-        """Forward passes that an actor runs at once: one on a GPU, else one a thread."""
+        """The number of forward passes that an actor runs at once: one on a GPU, one per thread on CPUs."""
         return 1 if self.gpus > 0 else self.threads
 
     @property
     def images_at_once(self) -> int:
-        """Images that keep all streams busy, so that none waits for another; also the photos of a decoding task."""
+        """The number of images that keep all streams busy. A decoding task decodes the same number of photos."""
         return self.batch_size * (self.streams if self.gpus > 0 else 2 * self.streams)
 
 
@@ -52,10 +53,10 @@ def resources(
 ) -> Resources:
     """Sizes the network actors for the cluster, including the nodes that its autoscaler may still start.
 
-    `workers` None gives one actor a GPU. Without GPUs it gives one a node, or several on nodes with several times the
-    CPUs. It leaves out actors that would work for less time than they take to start. Of a given number it leaves out
-    only those without any work. The work is `images` photos with sides of `image_size` pixels.
-    Raises UserError if no node has, or will have, room for such an actor.
+    If `workers` is None, each GPU gets as many actors as fit, by default one. Without GPUs, each node usually gets one
+    actor, or several if it has several times the CPUs of others. Actors that would take longer to start than to work
+    are left out. If `workers` is given, only actors without any work are left out. The work is `images` photos with
+    sides of `image_size` pixels. Raises UserError if no node that is live or may start has room for an actor.
     """
     gpus = placement.gpus_per_worker(gpus_per_worker)
     count = workers or _most(gpus)
@@ -70,7 +71,7 @@ def resources(
 
 
 def _most(gpus: float) -> int:
-    """The number of actors that fit on the cluster, now or once it has grown."""
+    """The largest number of actors: those that fit on all nodes that are live or may start."""
     nodes = placement.known_nodes()
     if gpus > 0:
         return max(1, placement.capacity(nodes, 0, gpus))
@@ -79,18 +80,19 @@ def _most(gpus: float) -> int:
     def used(size: float) -> float:
         return min(USED * total, size * placement.capacity(nodes, size, 0))
 
-    # All actors have one size: the largest that leaves hardly any CPU idle. A node with several times the CPUs of the
-    # others then gets several actors, and a small head node does not split large nodes into hundreds.
+    # All actors have the size of one of the nodes. The largest size with which they use the share USED of all CPUs is
+    # chosen, else the size with which they use most CPUs. A node with several times that size gets several actors. If
+    # actors had the size of a small head node, each large node would get hundreds of them.
     sizes = sorted({node.cpus for node in nodes}, reverse=True)
     return max(1, placement.capacity(nodes, max(sizes, key=used, default=1.0), 0))
 
 
 def resolve_precision(wanted: str, gpus_per_worker: float | None) -> str:
-    """`wanted`, or for "auto" the fastest precision of all nodes that can run a worker. Only "auto" needs Ray.
+    """Returns `wanted` or, if that is "auto", the fastest precision that suits all nodes that can run a worker.
 
-    Precision is part of the embedding identity, so it must not depend on the node that is asked or on the nodes that
-    are up. If more such nodes may start, it is float32 for CPUs, and bfloat16 for GPUs, though GPUs from before 2020
-    compute that more slowly.
+    Only "auto" needs Ray. Precision is part of the embedding identity. It must depend neither on which node is asked
+    nor on which nodes are live. If more nodes that can run a worker may start, "auto" is therefore float32 for CPUs and
+    bfloat16 for GPUs, although GPUs from before 2020 compute bfloat16 more slowly.
     """
     if wanted != "auto":
         return wanted

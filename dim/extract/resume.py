@@ -1,7 +1,7 @@
 """How shards get into the store, and which rows a resumed run still has to compute.
 
 `Writer` writes finished shards in a thread, so that the pipeline waits only if several shards are queued. `pending`
-cleans up what an interrupted run left and returns the rows that the finished shards lack.
+cleans up after an interrupted run and returns the rows that the finished shards lack.
 """
 
 import logging
@@ -29,8 +29,8 @@ AHEAD = 4  # shards that are queued or being written
 class Writer:
     """A context manager that writes shards to the store `folder` in the background.
 
-    After a failed write, the next call raises its error. Leaving the block waits for the queued shards, also after an
-    error, because a resumed run need not compute them again.
+    After a failed write, the next call of `write`, or the end of the block, raises the error. The block ends only once
+    the queued shards are written, even after an error, so that a resumed run need not compute them again.
     """
 
     def __init__(self, folder: str, embedding: Embedding) -> None:
@@ -48,7 +48,7 @@ class Writer:
             self._require_success()
 
     def write(self, name: str, table: pa.Table) -> None:
-        """Queues a shard, whose rows are written in the order of their ids; waits while `AHEAD` shards are queued."""
+        """Queues a shard, once fewer than `AHEAD` shards are queued. Its rows are written in order of their ids."""
         self._room.acquire()
         self._require_success()
         self._thread.submit(self._write, name, table).add_done_callback(self._done)
@@ -70,20 +70,20 @@ class Writer:
 def pending(
     folder: str, embedding: Embedding, image_ids: np.ndarray, contents: list[str], retry_failed: bool
 ) -> np.ndarray:
-    """Rewrites each shard with rows that no longer count, and returns which rows have to be computed.
+    """Removes from the shards all rows that no longer count, and returns the rows that have to be computed.
 
-    A row counts if it is selected, its photo is unchanged, its shard is intact, and no earlier shard holds it. If some
-    shards name their embedding, one that names none may come from another store, so it is treated as damaged.
-    With `retry_failed`, error rows don't count. Raises UserError if another embedding than `embedding` made a shard.
-    The result holds ascending positions in `image_ids` and in their content fingerprints `contents`.
+    A row counts if it is selected, its photo is unchanged, its shard is intact, and no earlier shard holds it. With
+    `retry_failed`, error rows don't count. If only some shards have an embedding in their metadata, the others may come
+    from another store, so they are treated as damaged. Raises UserError if a shard has another embedding than
+    `embedding`. `contents` are the content fingerprints of `image_ids`. The result holds ascending positions in both.
     """
     position = {key: row for row, key in enumerate(zip(image_ids, contents, strict=True))}
     done = np.zeros(len(image_ids), dtype=bool)
     dropped: list[str] = []
-    kept: dict[str, tuple[str, np.ndarray]] = {}  # new shard → the old shard, and which of its rows (bool) to keep
+    kept: dict[str, tuple[str, np.ndarray]] = {}  # new shard → the old shard, and a mask of its rows to keep
     for name, table in _inspect_all(folder, embedding).items():
         if name in kept:
-            continue  # an interrupted run wrote it in the same rewrite, which is now repeated
+            continue  # an interrupted run wrote this shard in a rewrite, which is now repeated
         if table is None:
             log.warning("shard %s is damaged; its rows are computed again", name)
             dropped.append(name)
@@ -111,7 +111,7 @@ def pending(
 
 
 def _inspect_all(folder: str, embedding: Embedding) -> dict[str, pa.Table | UserError | None]:
-    """For each finished shard its rows, the error raised by reading them, or None if the shard is damaged."""
+    """Maps each finished shard to its rows, to the error raised by reading them, or to None if it is damaged."""
     _delete_unfinished(folder)
     names = store.shards(folder)
     found = list(parallel_map(partial(_inspect, folder, embedding), names, store.AT_ONCE))
@@ -120,7 +120,7 @@ def _inspect_all(folder: str, embedding: Embedding) -> dict[str, pa.Table | User
 
 
 def _inspect(folder: str, embedding: Embedding, name: str) -> tuple[bool, pa.Table | UserError | None]:
-    """Whether the shard names its embedding, and its rows, the error raised by reading them, or None if damaged."""
+    """Whether the shard's metadata has an embedding, and its rows (an error: reading failed; None: damaged)."""
     content = store.whole(folder, name)
     if not content:
         return False, None
@@ -141,6 +141,6 @@ def _delete_unfinished(folder: str) -> None:
 def _rewrite(folder: str, change: tuple[str, tuple[str, np.ndarray]]) -> None:
     """Writes a new shard with the rows of an old one that count, and deletes the old one."""
     new, (old, counts) = change
-    # If the process dies between these two steps, both shards hold the rows, and the next run drops one of them.
+    # If the process dies between these two steps, both shards hold the rows, and the next run drops one of the two.
     store.write_shard(folder, new, store.read_shard(folder, old).filter(pa.array(counts)))
     store.delete_shard(folder, old)

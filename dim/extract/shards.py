@@ -1,7 +1,7 @@
 """The shards that belong to a finished store, and the rows, size and checksum that each must have.
 
-run.json lists them (a seal, `dim.io.seal`). A store from before seals has no such list: for it, the statistics beside
-the shards and the number of images in run.json say what must be there.
+The seal in run.json (`dim.io.seal`) lists them. A store that was made before there were seals has no such list. Then
+the statistics beside the shards, and the number of images in run.json, say which shards and rows there must be.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ _FACTS = {"rows": int, "bytes": int, "sha256": str}
 class Shard:
     """The shard `name` of the store `folder`, whose file has `size` bytes.
 
-    `facts` are the rows, bytes and sha256 that it must have; a fact that is not known is absent.
+    `facts` are the rows, bytes and sha256 that the file must have. Unknown facts are absent.
     """
 
     folder: str
@@ -57,7 +57,7 @@ class Shard:
 
 
 def sealed(folder: str, names: list[str]) -> Seal:
-    """The facts of the shards `names` for run.json, from their statistics."""
+    """Makes the seal of the shards `names` from their statistics, for run.json."""
     return {f"{name}{_SHARD}": facts for name, facts in _all_statistics(folder, names).items()}
 
 
@@ -74,8 +74,8 @@ def _statistics(folder: str, name: str) -> Facts:
 def belonging(folder: str) -> list[Shard]:
     """Lists the shards of the finished store `folder`, sorted by name.
 
-    Raises UserError if a shard is missing, has another size than in run.json or is not listed there, or if the job that
-    writes the folder has not finished.
+    Raises UserError if the shards or their sizes differ from those in run.json, or if the job that writes the folder
+    has not finished.
     """
     listed = output.verified_seal(folder)
     present = [name for name in files.names(folder) if name.startswith(_PREFIX)]

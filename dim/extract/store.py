@@ -1,12 +1,12 @@
-"""The descriptor store, a folder of Parquet shards with one row an image: writes, checks and reads shards.
+"""The descriptor store, a folder of Parquet shards with one row per image: writes, checks and reads shards.
 
 Columns: `image_id: string`, `descriptor: fixed_size_list<float32>[D]` (float16 with `--store float16`; null in an error
 row), `status` ("ok" or "error"), `error`, `width`, `height` (of the upright photo, in pixels), `content` (the photo's
 content fingerprint).
 
-A shard, `part-<hash>.parquet`, has its name from a hash of its image ids and contents. It counts as finished once its
-statistics `part-<hash>.json` (rows, errors, bytes, sha256) exist. Its Parquet metadata names the embedding that made
-it, so that readers refuse a shard that was copied from another store.
+A shard is named `part-<hash>.parquet`, after a hash of its image ids and content fingerprints. It is finished once its
+statistics `part-<hash>.json` (rows, errors, bytes, sha256) exist. Its Parquet metadata holds the embedding of its
+descriptors (`identity.Embedding`), so that readers can refuse a shard that was copied from another store.
 """
 
 import json
@@ -25,7 +25,7 @@ from dim.io import files, seal, strict_json, tables
 from dim.io.storage import parallel_map
 
 OK, ERROR = "ok", "error"
-AT_ONCE = 8  # shards read or written at the same time, of some megabytes each
+AT_ONCE = 8  # shards that are read or written at the same time; each has some megabytes
 # Keys of a shard's Parquet metadata: its embedding, and the ids of photos whose files hold several frames or pages.
 EMBEDDING, SEVERAL = b"embedding", b"several_frames"
 
@@ -39,13 +39,16 @@ def schema(dimension: int, dtype: str = "float32") -> pa.Schema:
 
 
 def shard_name(rows: Sequence[tuple[str, str]]) -> str:
-    """The name of the shard that holds these rows, (image_id, content) each."""
+    """The name of the shard that holds `rows`, the pairs (image_id, content)."""
     listed = "\n".join(f"{image_id}\t{content}" for image_id, content in rows)
     return f"part-{seal.sha256(listed.encode())[:16]}"
 
 
 def marked(table: pa.Table, embedding: Embedding) -> pa.Table:
-    """Puts into the metadata of `table` its `embedding` and, in place of the column `several`, the ids it marks."""
+    """Adds `embedding` and the ids of photos with several frames to the metadata of `table`.
+
+    The column `several`, if there is one, marks these photos. The returned table lacks this column.
+    """
     several: list[str] = []
     if "several" in table.column_names:
         several = table.filter(table["several"].fill_null(False))["image_id"].to_pylist()
@@ -54,16 +57,16 @@ def marked(table: pa.Table, embedding: Embedding) -> pa.Table:
 
 
 def several_frames(shard: pa.Table) -> int:
-    """The number of photos in a shard, read with its image ids, whose files hold several frames or pages."""
+    """Counts the photos of `shard` whose files hold several frames or pages. The column `image_id` is needed."""
     listed = set(json.loads((shard.schema.metadata or {}).get(SEVERAL, b"[]")))
     return sum(image_id in listed for image_id in shard["image_id"].to_pylist())
 
 
 def write_shard(folder: str, name: str, table: pa.Table) -> None:
-    """Writes a shard, a table made by `marked`, and then its statistics. The shard counts once both are there."""
+    """Writes the shard `table`, which has the metadata of `marked`, and then its statistics, which finish the shard."""
     sink = pa.BufferOutputStream()
-    # Compression saves a tenth of the descriptors' bytes and makes reading take half as long again. A dictionary of
-    # their values, Arrow's default, makes reading float16 three times as slow.
+    # Compressed descriptors would take 10% fewer bytes, but 1.5 times as long to read. Arrow by default stores a
+    # dictionary of a column's values. With it, reading float16 descriptors would take three times as long.
     compression = {name: "zstd" for name in table.column_names if name != "descriptor"}
     pq.write_table(table, sink, compression=compression, write_page_checksum=True, use_dictionary=["status", "error"])
     content = sink.getvalue().to_pybytes()
@@ -78,7 +81,7 @@ def write_shard(folder: str, name: str, table: pa.Table) -> None:
 
 
 def delete_shard(folder: str, name: str) -> None:
-    """Deletes a shard: its statistics first, so that half a deletion leaves no shard that counts."""
+    """Deletes a shard. Its statistics are deleted first: an interrupted deletion then leaves an unfinished shard."""
     files.delete(files.join(folder, f"{name}.json"))
     files.delete(files.join(folder, f"{name}.parquet"))
 
@@ -91,7 +94,7 @@ def shards(folder: str) -> list[str]:
 
 
 def whole(folder: str, name: str) -> bytes | None:
-    """The content of the shard's file; None unless it has the size and checksum that its statistics give."""
+    """The content of the shard's file, or None if the statistics are damaged or give another size or checksum."""
     content = files.read_bytes(files.join(folder, f"{name}.parquet"))
     try:
         statistics = files.read_json(files.join(folder, f"{name}.json"))
@@ -110,10 +113,10 @@ def read_shard(
     *,
     content: bytes | None = None,
 ) -> pa.Table:
-    """The rows of one shard with the given columns (None: all), from `content` if the file has been read already.
+    """Reads the `columns` (None: all) of one shard. If the file has been read already, pass its `content`.
 
-    Raises UserError if the shard is damaged, does not have the store's schema, names another embedding than `embedding`
-    (if it names any), or has descriptors of another dimension than `dimension`.
+    Raises UserError if the shard is damaged, does not have the store's schema, has an embedding in its metadata that
+    differs from `embedding`, or has descriptors of another dimension than `dimension`.
     """
     uri = files.join(folder, f"{name}.parquet")
     wanted = columns or schema(1).names
@@ -132,10 +135,10 @@ def read_shard(
 def read_shards(
     folder: str, columns: list[str], of: list[Shard] | None = None, hashed: bool = False
 ) -> Iterator[tuple[Shard, pa.Table]]:
-    """Yields each shard of a finished store, or only those in `of`, and its rows; reads several ahead of the caller.
+    """Yields each shard of a finished store, or each shard in `of`, with its rows. Reads several shards ahead.
 
-    With `hashed`, it compares each file's checksum, too. Raises UserError as `shards.belonging`, `read_shard` and
-    `Shard.require` do, and if only some shards name their embedding.
+    With `hashed`, each file's checksum is compared, too. Raises UserError in the cases in which `shards.belonging`,
+    `read_shard` and `Shard.require` do, and if only some shards have an embedding in their metadata.
     """
     embedding = of_folder(folder)
     shards = belonging(folder) if of is None else of
@@ -147,7 +150,7 @@ def read_shards(
         shard.require(table.num_rows, content)
         return table
 
-    # The first is read alone: the others, which are read ahead, must have the same dimension.
+    # The first shard is read alone, because it gives the dimension that the other shards must have.
     tables = chain(map(read, shards[:1]), parallel_map(read, shards[1:], AT_ONCE))
     for shard, table in zip(shards, tables, strict=True):
         marked = EMBEDDING in (table.schema.metadata or {})
@@ -159,7 +162,7 @@ def read_shards(
 
 
 def _misfits(table: pa.Table, columns: list[str], dimension: int | None) -> Iterator[str]:
-    """Yields, for each of `columns` that the store cannot have written, what is wrong with it."""
+    """Yields a message per column that is missing, repeated, of a wrong type or dimension, or null in an ok row."""
     expected = schema(1)
     for name in columns:
         if table.column_names.count(name) != 1:
@@ -194,7 +197,7 @@ def dimension(folder: str, name: str) -> int:
 
 
 def vectors(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    """A descriptor column without nulls as an array, float32 (N, D)."""
+    """Converts a descriptor column without nulls into an array, float32 (N, D)."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if isinstance(array, pa.ChunkedArray):
         array = array.chunk(0)

@@ -1,11 +1,11 @@
-"""The strategies `hardest` and `distinct`: the farthest positives of each anchor, crossed with its nearest negatives.
+"""The strategies `hardest` and `distinct`: each of an anchor's farthest positives with each of its nearest negatives.
 
-The search is exact. A float32 matrix product of two blocks rules out most pairs, with a margin for its rounding;
-`Pool.distances` decides the others. The result therefore depends on neither the blocks nor their order.
+The search is exact. A float32 matrix product of two blocks rules out most pairs; a tolerance allows for its rounding.
+`Pool.distances` then decides the remaining pairs. The result depends on neither the blocks nor their order.
 
-`Partners` holds the best partners found so far. `work` fills it from some pairs of blocks. `finish` merges such results
-and crosses positives with negatives. With `distinct`, an anchor gets at most one negative from each label (Radenović et
-al., arXiv:1604.02426).
+`Partners` holds the best positives, or the best negatives, found so far. `work` fills two `Partners` from a range of
+the pairs of blocks. `finish` merges the results of `work` and makes the triplets. With `distinct`, an anchor gets at
+most one negative from each label (Radenović et al., arXiv:1604.02426).
 """
 
 from collections.abc import Iterable, Iterator
@@ -17,16 +17,17 @@ from dim.mine.config import Mining
 from dim.mine.pool import Pool, too_similar
 from dim.mine.triplets import Triplets, active, ranked
 
-_OFFERED = 1 << 18  # pairs decided at once, which bounds the memory if very many tie
+_OFFERED = 1 << 18  # pairs whose distances are computed at a time; this bounds the memory if very many pairs tie
 
 
 @dataclass(frozen=True)
 class Partners:
-    """The best `count` partners of each row among those offered so far.
+    """The best `count` partners of each row, of all partners that were offered to the row so far.
 
     `sign` is 1 for the nearest partners, −1 for the farthest. A partner's cost is sign · distance. The least cost is
-    best, and image ids decide ties. With `one_per_label`, a row has at most one partner from each label. `best` holds
-    costs, float32 (rows, count), inf if there is no partner, and partners, int64 (rows, count), of each block.
+    best, and image ids decide ties. With `one_per_label`, a row has at most one partner from each label. `best` maps a
+    block to the costs, float32 (rows, count), and the partners, int64 (rows, count), of its rows. Without a partner,
+    the cost is inf.
     """
 
     count: int
@@ -35,7 +36,7 @@ class Partners:
     best: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
     def screen(self, pool: Pool, i: int, j: int, score: np.ndarray) -> None:
-        """Offers block j to block i; `score` (rows of i, rows of j) is sign · xᵀy, or −inf for pairs to leave out."""
+        """Offers block j's rows to block i's rows. `score` (rows of i, rows of j) is sign · xᵀy; −inf: no offer."""
         cost, _ = self._held(pool, i)
         # |distance − (2 − 2xᵀy)| ≤ tolerance, so only a score of at least `limit` can beat a row's worst partner.
         limit = self.sign - (cost[:, -1].astype(np.float64) + pool.tolerance) / 2
@@ -49,7 +50,7 @@ class Partners:
             self.offer(pool, i, rows[part], other, self.sign * pool.distances(own, other))
 
     def _within_block(self, pool: Pool, j: int, score: np.ndarray, limit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        # For rows with fewer than `count` partners so far, the block's own best partners set the limit.
+        # A row with fewer than `count` partners so far has no limit yet. Its `count` best scores in this block set one.
         starts = np.flatnonzero(np.diff(pool.labels[pool.span(j)], prepend=-1))
         best = np.maximum.reduceat(score, starts, axis=1) if self.one_per_label else score
         if best.shape[1] >= self.count:
@@ -62,7 +63,7 @@ class Partners:
         return rows, columns
 
     def offer(self, pool: Pool, i: int, rows: np.ndarray, partners: np.ndarray, costs: np.ndarray) -> None:
-        """Offers `partners` (P) at `costs` (P) to `rows` (P) of block i; each row keeps its best."""
+        """Offers P partners, at P costs, to the P `rows` of block i at the same positions. A row keeps its best."""
         best_cost, best_partner = self._held(pool, i)
         touched, rows = np.unique(rows, return_inverse=True)
         held = np.isfinite(best_cost[touched])
@@ -80,7 +81,7 @@ class Partners:
         best_cost[at], best_partner[at] = costs[kept], partners[kept]
 
     def merge(self, pool: Pool, other: "Partners") -> None:
-        """Offers all partners of `other`, which has seen other pairs of blocks."""
+        """Offers all partners that `other` holds. They come from other pairs of blocks."""
         for i, (costs, partners) in other.best.items():
             rows, places = np.nonzero(np.isfinite(costs))
             self.offer(pool, i, rows, partners[rows, places], costs[rows, places])
@@ -106,12 +107,12 @@ Found = tuple[Partners, Partners]  # the positives and the negatives
 
 
 def units(pool: Pool) -> int:
-    """The number of pairs of blocks i ≤ j. The other pairs need no work, as the similarity matrix is symmetric."""
+    """The number of pairs of blocks i ≤ j. Pairs i > j need no work: the similarity matrix is symmetric."""
     return len(pool.blocks) * (len(pool.blocks) + 1) // 2
 
 
 def work(pool: Pool, settings: Mining, start: int, stop: int) -> Found:
-    """The best positives and negatives among the pairs of blocks from number `start` to `stop`."""
+    """Finds the best positives and negatives in the pairs of blocks numbered from `start` to `stop` − 1."""
     found = no_partners(settings)
     firsts, seconds = np.triu_indices(len(pool.blocks))
     for i, j in zip(firsts[start:stop].tolist(), seconds[start:stop].tolist(), strict=True):
@@ -120,7 +121,7 @@ def work(pool: Pool, settings: Mining, start: int, stop: int) -> Found:
 
 
 def finish(pool: Pool, settings: Mining, parts: Iterable[Found]) -> Triplets:
-    """The triplets from the results of `work`."""
+    """Makes the triplets from all results of `work`."""
     positives, negatives = no_partners(settings)
     for other_positives, other_negatives in parts:
         positives.merge(pool, other_positives)
@@ -139,7 +140,7 @@ def no_partners(settings: Mining) -> Found:
 def _screen_pair(pool: Pool, settings: Mining, i: int, j: int, found: Found) -> None:
     positives, negatives = found
     similarity = pool.block(i) @ pool.block(j).T
-    if pool.labels[pool.span(i)][-1] >= pool.labels[pool.span(j)][0]:  # labels ascend: else the blocks share none
+    if pool.labels[pool.span(i)][-1] >= pool.labels[pool.span(j)][0]:  # true if the blocks share a label
         same = screen_positives(pool, i, j, similarity, positives)
         similarity[same] = -np.inf
     if settings.max_similarity is not None:
@@ -151,7 +152,7 @@ def _screen_pair(pool: Pool, settings: Mining, i: int, j: int, found: Found) -> 
 
 
 def screen_positives(pool: Pool, i: int, j: int, similarity: np.ndarray, positives: Partners) -> np.ndarray:
-    """Offers to each other the rows of blocks i and j that share a label; returns the mask of these pairs.
+    """Offers each row of blocks i and j the rows of the other block with its label. Returns the mask of these pairs.
 
     The mask and `similarity`, the float32 products, have the shape (rows of i, rows of j).
     """

@@ -1,6 +1,6 @@
 """The hardest triplets of a large training set (`--candidates`): a FAISS index proposes each anchor's negatives.
 
-Above some 100,000 descriptors, there are too many pairs to compare. Positives are still searched exactly. Exact
+Above about 100,000 descriptors, there are too many pairs to compare. Positives are still searched exactly. Exact
 distances rank the proposed negatives, but negatives that the index misses are lost. An HNSW index differs from run to
 run, because FAISS builds it with several threads.
 """
@@ -15,13 +15,14 @@ from dim.mine.hardest import Found, Partners, no_partners, screen_positives
 from dim.mine.pool import Pool, too_similar
 from dim.search import build_index, read_index
 
-# For each negative wanted, the index proposes PROPOSED rows. It adds as many as the anchor's label has images.
+# For an anchor, the index proposes PROPOSED rows per negative wanted, and as many more as the largest label in the
+# anchor's block has images, because the nearest rows may be positives. It proposes at most MOST_PROPOSED rows.
 PROPOSED, MOST_PROPOSED = 8, 2048
-_PAIRS = 8192  # pairs scored at once
+_PAIRS = 8192  # pairs of rows whose products are computed at a time
 
 
 def empty_index(settings: Mining, dimension: int) -> Any:
-    """Makes the index, untrained. Raises UserError if FAISS does not know the index or its search parameters."""
+    """Makes an untrained index. Raises UserError if FAISS does not know the index or its search parameters."""
     made = build_index.empty_index(str(settings.candidates), dimension, settings.seed, flag="--candidates")
     if settings.candidate_parameters:
         read_index.set_parameters(made, settings.candidate_parameters, "--candidate-parameters")
@@ -29,7 +30,7 @@ def empty_index(settings: Mining, dimension: int) -> Any:
 
 
 def build(pool: Pool, settings: Mining, threads: int) -> np.ndarray:
-    """Builds the index of all rows of the pool; returns it serialised, uint8 (bytes,)."""
+    """Builds the index of all rows of the pool. Returns the serialised index, uint8 (bytes,)."""
     faiss.omp_set_num_threads(threads)
     made = empty_index(settings, pool.block(0).shape[1])
     if not made.is_trained:
@@ -50,13 +51,13 @@ def units(pool: Pool) -> int:
 
 
 def work(pool: Pool, settings: Mining, start: int, stop: int) -> Found:
-    """For each block i from `start` to `stop`, the positives in pairs with the blocks j ≥ i, and the negatives of i."""
+    """For blocks i from `start` to `stop` − 1, finds positives in the pairs with blocks j ≥ i, and all negatives."""
     faiss.omp_set_num_threads(1)  # each CPU runs a task of its own
     index = faiss.deserialize_index(pool.fetch(pool.index))
     positives, negatives = no_partners(settings)
     for i in range(start, stop):
         for j in range(i, len(pool.blocks)):
-            # Labels ascend, so otherwise the blocks share none.
+            # Labels ascend, so this is true only if the blocks share a label.
             if pool.labels[pool.span(j).start] <= pool.labels[pool.span(i)][-1]:
                 screen_positives(pool, i, j, pool.block(i) @ pool.block(j).T, positives)
         _offer_proposed(pool, settings, index, i, negatives)
@@ -75,7 +76,7 @@ def _offer_proposed(pool: Pool, settings: Mining, index: Any, i: int, negatives:
     if settings.max_similarity is None and not negatives.one_per_label:
         score = np.full(proposed.shape, -np.inf, np.float32)
         score[rows, places] = _products(pool, rows + first, partners)
-        # |distance − (2 − 2xᵀy)| ≤ tolerance, so only these can be among the nearest.
+        # |distance − (2 − 2xᵀy)| ≤ tolerance, so only these rows can be among the nearest.
         limit = np.partition(score, -min(negatives.count, count), axis=1)[:, -min(negatives.count, count)]
         near = score[rows, places] >= limit[rows] - np.float32(pool.tolerance)
         rows, partners = rows[near], partners[near]
@@ -87,7 +88,7 @@ def _offer_proposed(pool: Pool, settings: Mining, index: Any, i: int, negatives:
 
 
 def _products(pool: Pool, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """The float32 product of each pair of rows (P,)."""
+    """The float32 dot products (P,) of the rows `left` (P,) with the rows `right` (P,)."""
     found = np.empty(len(left), np.float32)
     for start in range(0, len(left), _PAIRS):
         pairs = slice(start, start + _PAIRS)

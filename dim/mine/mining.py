@@ -1,6 +1,6 @@
-"""Mining across the cluster: `mine` cuts a strategy's work into Ray tasks and merges their results as they come in.
+"""Mining across the cluster: `mine` divides a strategy's work into Ray tasks and merges their results.
 
-The strategies themselves, which know nothing of Ray, are in `hardest`, `indexed` and `triplets`.
+The strategies themselves, which do not use Ray, are in `hardest`, `indexed` and `triplets`.
 """
 
 import dataclasses
@@ -19,18 +19,18 @@ from dim.mine.config import Mining
 from dim.mine.pool import BLOCK_ROWS, Pool, check, pool_of
 from dim.mine.triplets import Triplets, random_units, random_work, ranked
 
-# CPUs of a task that runs beside workers that wait for it. With 0, Ray would also place tasks on a head node without
-# CPUs, which must not do such work.
+# CPUs that a task reserves if it runs beside workers that wait for it. If tasks reserved 0 CPUs, Ray would also place
+# them on a head node without CPUs, which must not do such work.
 _BESIDE = 0.01
-_CACHED = 64  # blocks that a task keeps; they lie in memory that all tasks of a machine share
+_CACHED = 64  # blocks that a task keeps; they are in memory that all tasks of a machine share
 
 
 @dataclasses.dataclass(frozen=True)
 class Strategy:
     """A way to find triplets.
 
-    `units` counts its units of work. `work` does a range of them. `finish` makes triplets from the results of `work`.
-    `worth` is the number of units, some seconds' work, for which another CPU is worth starting.
+    `units` returns the number of units of work. `work` does a range of the units. `finish` makes triplets from the
+    results of `work`. `worth` is the number of units, some seconds' work, that justifies starting another CPU.
     """
 
     units: Callable[[Pool], int]
@@ -64,8 +64,8 @@ def mine(
         labels: The labels, str (N,); None for a row that takes no part.
         image_ids: Unique ids (N,), which decide ties.
         settings: Which triplets are candidates and which are kept.
-        block_rows: Rows of a block of the similarity matrix.
-        beside: Whether the caller and other workers hold most CPUs and wait. The tasks then ask for hardly any CPU.
+        block_rows: Rows per block of descriptors.
+        beside: Whether workers that wait for the result reserve most CPUs. The tasks then reserve hardly any CPU.
 
     Returns:
         The triplets as positions in `vectors`, hardest first.
@@ -104,11 +104,11 @@ def _strategy(settings: Mining) -> Strategy:
 
 
 def _built(pool: Pool, settings: Mining, beside: bool) -> Any:
-    """A reference to the index that proposes negatives. One task builds it with all CPUs of its node."""
+    """A reference to the index that proposes negatives. A task builds it with a thread per CPU of the largest node."""
     cpus = max((int(node.cpus) for node in placement.live_nodes() or placement.known_nodes()), default=1)
     task = ray.remote(num_cpus=_BESIDE if beside else cpus, num_returns=2)(_build)
     reference, size = task.remote(ray.put(pool), settings, cpus)
-    ray.get(size)  # raises the task's error here, and keeps the tasks that need the index from taking its CPUs
+    ray.get(size)  # raises the task's error here; tasks that need the index start later and can't take its CPUs
     return reference
 
 
@@ -124,7 +124,7 @@ def _work(pool: Pool, settings: Mining, start: int, stop: int) -> Any:
 
 
 def _fetching(pool: Pool) -> Pool:
-    # A task uses a block many times, and ray.get takes longer than some of these uses.
+    # A task uses a block many times, so it keeps the block: ray.get takes longer than some of the uses.
     return dataclasses.replace(pool, fetch=functools.lru_cache(maxsize=_CACHED)(ray.get))
 
 

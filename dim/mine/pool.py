@@ -1,6 +1,6 @@
 """The pool that triplets are mined from: labelled rows in blocks, and exact distances between them.
 
-`check` says whether triplets can be mined at all; `pool_of` sorts the rows by label and cuts them into blocks.
+`check` raises an error if no triplet can be mined. `pool_of` sorts the rows by label and divides them into blocks.
 """
 
 from collections import Counter
@@ -13,8 +13,8 @@ import numpy as np
 from dim.errors import UserError
 from dim.mine.config import Mining
 
-BLOCK_ROWS = 2048  # the matrix product of two blocks fills 16 MiB and runs at full speed
-_CHUNK = 512  # pairs whose differences fit into the CPU's cache
+BLOCK_ROWS = 2048  # rows per block; the matrix product of two blocks has 16 MiB and is computed at full speed
+_CHUNK = 512  # pairs of rows subtracted at a time; the differences fit into the CPU's cache
 
 
 def check(
@@ -25,7 +25,7 @@ def check(
     The labels must give an anchor, a positive and a negative, and the labelled rows must be L2-normalised.
     """
     check_labels(labels, settings, where)
-    unequal = ~(_off_unit(vectors) < 0.01) & _labelled(labels)  # not ">=": NaN must count
+    unequal = ~(_off_unit(vectors) < 0.01) & _labelled(labels)  # with ">=", NaN would pass
     if unequal.any():
         row = np.flatnonzero(unequal)[0]
         raise UserError(
@@ -54,19 +54,19 @@ def _labelled(labels: np.ndarray) -> np.ndarray:
 
 
 def _off_unit(vectors: np.ndarray) -> np.ndarray:
-    # How far the squared norm of each row is from 1.
+    # The distance of each row's squared norm from 1.
     off: np.ndarray = np.abs(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64) - 1)
     return off
 
 
 @dataclass(frozen=True)
 class Pool:
-    """The n labelled rows, sorted by label and then by image id. The strategies name a row by its position here.
+    """The n labelled rows, sorted by label and then by image id. The strategies identify a row by its position here.
 
-    `rows`: positions in the caller's arrays. `labels`: codes, ascending. `id_ranks`: ranks in the order of the image
-    ids, which decide ties. `blocks`: the descriptors, float32 (up to `block_rows`, D) each, or references that `fetch`
-    resolves. `tolerance`: the most by which 2 − 2x·y, with x·y in float32, differs from `distances`. `index`: a
-    reference to the serialised index that proposes negatives, if there is one.
+    `rows`: positions in the caller's arrays. `labels`: integer codes, ascending. `id_ranks`: the rank of each row's
+    image id; ranks decide ties. `blocks`: arrays of descriptors, float32 (up to `block_rows`, D), or references that
+    `fetch` resolves to such arrays. `tolerance`: the largest possible difference between 2 − 2x·y, with x·y in
+    float32, and `distances`. `index`: a reference to the serialised index that proposes negatives, if there is one.
     """
 
     rows: np.ndarray
@@ -90,7 +90,7 @@ class Pool:
         return slice(i * self.block_rows, min((i + 1) * self.block_rows, len(self)))
 
     def distances(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        """‖x − y‖² of each pair of rows (P,), float32: summed in float64, the same whatever the other pairs are."""
+        """‖x − y‖², float32 (P,), of P pairs of rows. The sums are in float64 and do not depend on the other pairs."""
         found = np.empty(len(left), dtype=np.float32)
         for start in range(0, len(left), _CHUNK):
             chunk = slice(start, start + _CHUNK)
@@ -118,7 +118,7 @@ def pool_of(
     block_rows: int = BLOCK_ROWS,
     put: Callable[[np.ndarray], Any] = lambda block: block,
 ) -> Pool:
-    """The pool of the rows that have a label; the first three arguments are those of `mine`.
+    """Makes the pool of the rows that have a label. The first three arguments are those of `mine`.
 
     `put` stores each block and returns its entry in `Pool.blocks`.
     """
@@ -128,14 +128,15 @@ def pool_of(
     order = np.lexsort((ranks, codes))
     rows = used[order]
     blocks = [put(vectors[rows[start : start + block_rows]]) for start in range(0, len(rows), block_rows)]
-    # A product of D terms, summed in any order, errs by at most D·u·‖x‖‖y‖ to first order, with u = 2⁻²⁴ (Higham,
-    # Accuracy and Stability of Numerical Algorithms, eq. 3.5). Then ‖x − y‖² = ‖x‖² + ‖y‖² − 2x·y, and the squared
-    # norms are up to `worst` from 1. The last term covers the rounding to float32 of distances (at most 4) and limits.
+    # The error of a float32 dot product of D terms, summed in any order, is at most D·u·‖x‖‖y‖ to first order, with
+    # u = 2⁻²⁴ (Higham, Accuracy and Stability of Numerical Algorithms, eq. 3.5). In ‖x − y‖² = ‖x‖² + ‖y‖² − 2x·y, the
+    # squared norms differ from 1 by at most `worst`. The last term of `tolerance` covers the rounding to float32 of
+    # distances, which are at most 4, and of limits.
     worst = float(_off_unit(vectors)[used].max())
     tolerance = 2 * worst + 2.1 * vectors.shape[1] * 2.0**-24 + 2.0**-20
     return Pool(rows, codes[order], ranks[order], blocks, block_rows, tolerance)
 
 
 def too_similar(distances: np.ndarray, most: float) -> np.ndarray:
-    """Whether pairs at these distances ‖x − y‖² have a cosine, 1 − ‖x − y‖² / 2, above `most`."""
+    """Which of the pairs with the given distances ‖x − y‖² have a cosine, 1 − ‖x − y‖² / 2, above `most`."""
     return 1 - distances.astype(np.float64) / 2 > most

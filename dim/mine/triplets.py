@@ -1,8 +1,8 @@
 """Triplets, their ranking (hardest first), and the strategy `random`.
 
-`random` draws a number of candidates for each ordered pair of labels, with replacement, and drops repeated ones. Each
-pair has its own words of a counter-based generator (Philox), so its draws depend on the seed and the pair alone, not on
-the task that draws them.
+`random` draws a number of candidates for each ordered pair of labels, with replacement, and drops repeated candidates.
+Each pair has its own random words from Philox, a counter-based generator. The pair's draws therefore depend only on the
+seed and the pair, not on the task that draws them.
 """
 
 from collections.abc import Iterable
@@ -16,13 +16,13 @@ from dim.mine.config import Mining
 from dim.mine.pool import Pool, too_similar
 
 _COLUMNS = ("anchors", "positives", "negatives", "distance_ap", "distance_an", "loss")
-_DRAWN = 1 << 17  # random candidates in memory at once
-_WORDS = 4  # 64-bit words from each step of Philox
+_DRAWN = 1 << 17  # random candidates that are in memory at a time
+_WORDS = 4  # 64-bit words that Philox makes per step
 
 
 @dataclass(frozen=True)
 class Triplets:
-    """T triplets, and the numbers of the candidates, and of the active ones (loss > 0), from which they were chosen.
+    """T triplets, which were chosen from `candidates` candidates. Of those, `active` have a loss above 0.
 
     `anchors`, `positives`, `negatives`: positions, int64 (T,). `distance_ap`, `distance_an`: squared L2 distances,
     float32 (T,). `loss`: max(0, margin + ‖a − p‖² − ‖a − n‖²), float32 (T,).
@@ -43,11 +43,11 @@ class Triplets:
         return len(self.anchors)
 
     def take(self, rows: np.ndarray) -> "Triplets":
-        """The triplets at `rows`; the counts stay."""
+        """The triplets at `rows`. The counts `candidates` and `active` stay the same."""
         return replace(self, **{name: getattr(self, name)[rows] for name in _COLUMNS})
 
     def at(self, positions: np.ndarray) -> "Triplets":
-        """The same triplets, each position i replaced by positions[i]."""
+        """The same triplets, but with `positions[i]` in place of each position i."""
         return replace(self, **{name: positions[getattr(self, name)] for name in _COLUMNS[:3]})
 
     def table(self, image_ids: np.ndarray) -> pa.Table:
@@ -58,7 +58,7 @@ class Triplets:
         return pa.table({"rank": pa.array(np.arange(1, self.kept + 1)), **named, **measured})
 
     def summary(self) -> dict[str, Any]:
-        """The counts, and the mean distances of the triplets (None without any)."""
+        """The counts and the mean distances of the triplets. Without triplets, the distances are None."""
         means = {
             f"mean_{name}": float(getattr(self, name).mean(dtype=np.float64)) if self.kept else None
             for name in ("distance_ap", "distance_an")
@@ -81,8 +81,8 @@ def active(
 def ranked(parts: Iterable[Triplets], id_ranks: np.ndarray, top: int | None) -> Triplets:
     """The `top` hardest triplets of all parts (None: all), hardest first.
 
-    The ids of the anchor, the positive and the negative, in this order, decide ties; `id_ranks` (N,) is the rank of
-    each position's id. With `top`, memory holds one part and the best so far.
+    The ids of the anchor, the positive and the negative, in this order, decide ties. `id_ranks` (N,) is the rank of
+    each position's id. If `top` is given, memory holds only one part and the hardest triplets so far.
     """
     held: list[Triplets] = []
     for part in parts:
@@ -100,7 +100,7 @@ def _joined(parts: list[Triplets]) -> Triplets:
 
 def _hardest(triplets: Triplets, id_ranks: np.ndarray, top: int | None) -> Triplets:
     if top is not None and triplets.kept > top:
-        # Sorting is slow, so first drop the triplets that are easier than the top-th, but keep those that tie with it.
+        # Sorting is slow, so first drop the triplets whose loss is below the `top`-th largest loss.
         least = np.partition(triplets.loss, -top)[-top]
         triplets = triplets.take(np.flatnonzero(triplets.loss >= least))
     indices = (triplets.negatives, triplets.positives, triplets.anchors)
@@ -109,20 +109,20 @@ def _hardest(triplets: Triplets, id_ranks: np.ndarray, top: int | None) -> Tripl
 
 
 def random_units(pool: Pool) -> int:
-    """The number of ordered pairs of labels. The first label must have at least two images."""
+    """The number of ordered pairs of labels. The first label of a pair has at least two images."""
     _, sizes = _labels(pool)
     return int((sizes >= 2).sum()) * (len(sizes) - 1)
 
 
 def random_work(pool: Pool, settings: Mining, start: int, stop: int) -> Triplets:
-    """The hardest of the triplets drawn for the label pairs `start` to `stop`."""
+    """Draws triplets for the label pairs from `start` to `stop` − 1 and returns the hardest."""
     step = max(1, _DRAWN // settings.candidates_per_pair)
     parts = (_of_pairs(pool, settings, first, min(first + step, stop)) for first in range(start, stop, step))
     return ranked(parts, pool.id_ranks, settings.top)
 
 
 def _labels(pool: Pool) -> tuple[np.ndarray, np.ndarray]:
-    # The first row of each label and its number of rows.
+    # The first row, and the number of rows, of each label.
     _, starts, sizes = np.unique(pool.labels, return_index=True, return_counts=True)
     return starts, sizes
 
@@ -132,8 +132,8 @@ def _of_pairs(pool: Pool, settings: Mining, start: int, stop: int) -> Triplets:
     own, other = np.divmod(np.arange(start, stop), len(sizes) - 1)
     own = np.flatnonzero(sizes >= 2)[own]
     other += other >= own
-    # A draw is a triplet's number. If its labels have n and m images, the number's digits in the mixed radix
-    # (n, n − 1, m) are the anchor, the positive and the negative.
+    # A draw is a number that stands for a triplet. If the anchor's label has n images and the negative's label has m,
+    # the digits of the number in the mixed radix (n, n − 1, m) are the anchor, the positive and the negative.
     n, m = sizes[own][:, None], sizes[other][:, None]
     drawn = np.sort(_words(settings, start, stop) % (n * (n - 1) * m).astype(np.uint64), axis=1).astype(np.int64)
     anchor, rest = np.divmod(drawn, (n - 1) * m)
@@ -150,7 +150,7 @@ def _of_pairs(pool: Pool, settings: Mining, start: int, stop: int) -> Triplets:
 
 
 def _words(settings: Mining, start: int, stop: int) -> np.ndarray:
-    # A random word for each candidate, (pairs, candidates_per_pair). Each pair has its own steps of the generator.
+    # Random words, one per candidate: (pairs, candidates_per_pair). Each pair has its own steps of the generator.
     steps = -(-settings.candidates_per_pair // _WORDS)
     generator = np.random.Philox(key=settings.seed, counter=start * steps)
     words = generator.random_raw((stop - start) * steps * _WORDS)
