@@ -94,11 +94,11 @@ class Inference:
 
 
 def mean_average_precision(vectors: np.ndarray, labels: np.ndarray, image_ids: np.ndarray) -> float | None:
-    """The mAP, by the trapezoid rule, if each photo is a query among the other photos; None if there is no query.
+    """The mAP, by the trapezoid rule, if each photo is a query among the others; None if no query has a positive.
 
     Args:
         vectors: Descriptors, (N, D).
-        labels: str or None, (N,). A query's positives are the other photos with its label; without any, the AP is None.
+        labels: str, or None, which matches no label, (N,). A query's positives are the other photos with its label.
         image_ids: Their order breaks ties between scores, (N,).
     """
     return metrics.mean(ap for ap, _ in _judge(vectors, labels, image_ids))
@@ -116,7 +116,7 @@ def rankings(vectors: np.ndarray, labels: np.ndarray, image_ids: np.ndarray) -> 
 
 
 def _judge(vectors: np.ndarray, labels: np.ndarray, image_ids: np.ndarray) -> Iterator[tuple[float | None, np.ndarray]]:
-    """For each query, yields its AP and its scores of all photos, (N,). The score of the query itself is −inf."""
+    """For each query, yields its AP (None without a positive) and its scores, (N,). The query itself scores −inf."""
     place = exact.tie_order_of(image_ids)
     for query, scores in enumerate(exact.scores(vectors, [vectors], len(vectors))):
         positives = np.flatnonzero(labels == labels[query]) if labels[query] is not None else np.zeros(0, np.int64)

@@ -3,7 +3,7 @@
 The trunk maps a photo to the same activations in every epoch. So they are computed once, and mining and all training
 steps start from them. A folder belongs to one trunk, preprocessing and input size. It has one Arrow tensor
 (memory-mapped when read) per photo or augmented view. A file is written under another name and then renamed. So
-processes can share a folder, and a process that dies leaves no partial tensor. (The files are not `.npy`: NumPy parses
+processes can share a folder, and none reads a partial file of a dead process. (The files are not `.npy`: NumPy parses
 the header as Python, which in CPython 3.11 fails in several threads, "AST constructor recursion depth mismatch".)
 
 `Quota` limits the disk space of all folders together. A file holds the number of bytes taken, and a process locks this

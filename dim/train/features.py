@@ -66,7 +66,7 @@ class Features:
         self._forward, self._batch_size = forward, batch_size
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="photos")
         self.unreadable: dict[int, str] = {}
-        self.read_count = self.computed_count = 0  # features returned by `read`; features computed
+        self.read_count = self.computed_count = 0  # number of features read; number of features computed
 
     def read(
         self, lists: Sequence[Sequence[int]], views: CachedViews | None = None, epoch: int = 0

@@ -169,7 +169,7 @@ def _run_workers(config: TrainConfig, gpus: float, job: Job) -> dict[str, Any]:
     each = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
     failures.wait_for_room(config.workers, each)
     log.info("starting %d training worker%s", config.workers, "" if config.workers == 1 else "s")
-    from ray.train.tensorflow import TensorflowTrainer  # noqa: PLC0415  (TensorFlow takes seconds)
+    from ray.train.tensorflow import TensorflowTrainer  # noqa: PLC0415  (importing TensorFlow takes seconds)
 
     with tempfile.TemporaryDirectory() as folder:  # Ray Train needs a folder, although no checkpoint goes there
         trainer = TensorflowTrainer(

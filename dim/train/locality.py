@@ -15,7 +15,7 @@ import numpy as np
 from dim.train.training_set import TrainingPhotos
 
 SLACK = 1.05  # a machine may own SLACK times its fair part, so that the largest number mostly decides
-PARTS = 8  # an object with more photos than 1 / PARTS of the smallest fair part is divided
+PARTS = 8  # an object with more photos than 1 / PARTS of the smallest fair part of a machine is divided
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Trains the network by gradient descent on batches of triplets, under any tf.distribute strategy.
 
-`TrainedNetwork` cuts the network into a frozen trunk, whose outputs can be cached, and a trained head. `Step`
-runs the head on a batch. The replicas (copies of the network, one per device) divide the images among themselves.
+`TrainedNetwork` cuts the network into a frozen trunk, whose outputs can be cached, and a trained head.
+`Step` runs the head on a batch. The replicas (copies of the network, one per device) divide the images between them.
 """
 
 from collections.abc import Callable
