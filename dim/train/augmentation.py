@@ -1,7 +1,8 @@
 """Augmented views: random rotations and crops of the training photos.
 
-Augmentation is off by default. `CachedViews` draws a fixed number of views of each photo, whose frozen features can be
-cached; `FreshViews` draws a new view of each photo in each epoch, which costs the whole network at each step.
+Augmentation is off by default. `CachedViews` draws a fixed number of views per photo, so that the activations of the
+frozen layers can be cached. `FreshViews` draws a new view of each photo in each epoch. Such views are not cached, so
+each training step runs the whole network.
 """
 
 import hashlib
@@ -13,13 +14,13 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random rotation by up to `rotation` degrees, and a random crop that removes up to `crop` of each side."""
+    """Random rotation by up to `rotation` degrees, and a random crop that removes a share up to `crop` of each side."""
 
     rotation: float
     crop: float
 
     def apply(self, pixels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """A random view of uint8 RGB `pixels` (H, W, 3), of the same shape."""
+        """Returns a random view of the uint8 RGB image `pixels` (H, W, 3), in the same shape."""
         image = Image.fromarray(pixels)
         angle = generator.uniform(-self.rotation, self.rotation)
         image = image.rotate(angle, Image.Resampling.BILINEAR)
@@ -32,30 +33,30 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class CachedViews:
-    """`count` augmented views of each photo, the same in every epoch, so that their frozen features can be cached."""
+    """Gives each photo `count` augmented views. They are the same in every epoch, so their features can be cached."""
 
     augmentation: Augmentation
     count: int
     seed: int
 
     def key(self, photo: str, epoch: int) -> str:
-        """The cache key of the view that `epoch` uses of a photo; `photo` is the photo's own cache key."""
+        """The cache key of a photo's view in `epoch`. `photo` is the cache key of the photo itself."""
         number = np.random.default_rng([self.seed, epoch, int(photo, 16)]).integers(self.count)
         return hashlib.sha256(f"{photo} {self.augmentation} {self.seed} {number}".encode()).hexdigest()[:32]
 
     def apply(self, pixels: np.ndarray, key: str) -> np.ndarray:
-        """The view of `pixels` (H, W, 3) with the cache key `key`."""
+        """The view of the photo `pixels` (H, W, 3) that has the cache key `key`."""
         return self.augmentation.apply(pixels, np.random.default_rng(int(key, 16)))
 
 
 @dataclass(frozen=True)
 class FreshViews:
-    """A random view of each photo, for one epoch; `seed` is the run's seed and the epoch."""
+    """Gives each photo a random view for one epoch. `seed` holds the run's seed and the number of the epoch."""
 
     augmentation: Augmentation
     seed: tuple[int, ...]
 
     def apply(self, pixels: np.ndarray, image_id: str) -> np.ndarray:
-        """The view of `pixels` (H, W, 3): the same whatever the other photos and the number of workers."""
+        """The view of the photo `pixels` (H, W, 3). Neither other photos nor the number of workers change it."""
         own = int(hashlib.sha256(image_id.encode()).hexdigest()[:32], 16)
         return self.augmentation.apply(pixels, np.random.default_rng([*self.seed, own]))

@@ -1,12 +1,12 @@
-"""Batches of triplets that share images, so that each distinct image of a batch goes through the network once.
+"""Batches of triplets that share images. Each distinct image of a batch goes through the network only once.
 
-All triplets of an anchor lie together, as they share the anchor and mostly its positives. Anchors that share negatives
-lie side by side, as a negative that is hard for one photo is hard for similar photos. A batch still mixes objects:
-triplets of only one or two would pull their photos together without regard to all others. The loss and its gradient
-are the same as if the network were applied to all three images of every triplet.
+All triplets of an anchor follow each other, because they share the anchor and mostly its positives. Anchors that share
+negatives follow each other, too: a negative that is hard for one photo is hard for similar photos. A batch still mixes
+objects, because triplets of only one or two objects would pull the photos of each object together and ignore all
+other photos. The loss and its gradient are the same as if the network saw all three images of every triplet.
 
-A batch is divided into per-replica batches of equal size. An anchor's triplets go to the machine that has cached its
-features, if there is room.
+A batch is divided among the replicas, the copies of the network on the devices. The sizes of the parts differ by one
+at most. The triplets of an anchor go to the machine that has cached the anchor's features, if there is room.
 """
 
 from collections import Counter, defaultdict
@@ -16,15 +16,15 @@ from itertools import islice
 
 import numpy as np
 
-OBJECT_SHARE = 1 / 4  # the largest share of a batch for anchors of one object, as long as other anchors are left
-SHARERS = 32  # how many anchors are considered for each image of a batch; some images are in triplets of very many
+OBJECT_SHARE = 1 / 4  # share of a batch that the anchors of one object may take while other anchors are left
+SHARERS = 32  # anchors considered per image of a batch, because an image may be in the triplets of very many anchors
 
 
 @dataclass(frozen=True)
 class ReplicaBatch:
-    """A per-replica batch."""
+    """The part of a batch that one replica gets."""
 
-    rows: np.ndarray  # the distinct photos, (U,)
+    rows: np.ndarray  # the rows of the distinct photos, (U,)
     indices: np.ndarray  # the triplets as positions in `rows`: anchors, positives and negatives, (3, B)
 
 
@@ -37,15 +37,16 @@ def epoch(
     owners: np.ndarray,
     generator: np.random.Generator,
 ) -> Iterator[list[ReplicaBatch]]:
-    """The batches of an epoch, in random order; the same for any number of replicas.
+    """The batches of an epoch, in random order. They do not depend on the number of replicas.
 
-    Random triplets are left out, so that all batches are full. Fewer than `batch_size` triplets make one smaller batch.
-    If that has fewer triplets than there are replicas, there is no batch at all, as no replica may be idle.
+    All batches are full; a random remainder of the triplets is left out. If there are fewer than `batch_size` triplets,
+    they make one smaller batch. If there are even fewer triplets than replicas, there is no batch, because each replica
+    needs a triplet.
 
     Args:
-        triplets: Rows of anchor, positive and negative, (T, 3).
-        labels: Of all rows.
-        batch_size: Triplets in a batch, over all replicas.
+        triplets: The rows of the anchor, the positive and the negative of each triplet, (T, 3).
+        labels: The label of each row.
+        batch_size: The number of triplets per batch, over all replicas.
         machines: The number of each replica's machine, (R,).
         owners: The number of the machine that owns each row.
 
@@ -63,9 +64,9 @@ def epoch(
 
 
 def _divided(owners: np.ndarray, machines: np.ndarray) -> np.ndarray:
-    """The replica of each triplet (B,): on the machine of its owner, while that has room.
+    """The replica of each triplet, (B,). If there is room, the replica is on the machine that owns the anchor.
 
-    The sizes of the per-replica batches differ by one at most, and neighbours stay together.
+    The replicas' numbers of triplets differ by one at most. Neighbouring triplets mostly get the same replica.
     """
     room = [len(part) for part in np.array_split(owners, len(machines))]
     found = np.full(len(owners), -1)
@@ -78,7 +79,7 @@ def _divided(owners: np.ndarray, machines: np.ndarray) -> np.ndarray:
 
 
 class _Anchors:
-    """Orders the anchors of `triplets`, each with all its triplets, so that batches of `size` share images."""
+    """Orders `triplets` anchor by anchor, so that the triplets of a batch of `size` share many images."""
 
     def __init__(self, triplets: np.ndarray, labels: np.ndarray, size: int, generator: np.random.Generator) -> None:
         self._size, self._labels = size, labels
@@ -86,7 +87,7 @@ class _Anchors:
         for place in generator.permutation(len(triplets)).tolist():
             self._places[int(triplets[place, 0])].append(place)
         self._images = {anchor: set(triplets[places].ravel().tolist()) for anchor, places in self._places.items()}
-        # Dictionaries without values are sets that keep the random order.
+        # The values of these dictionaries are all None: they serve as sets that keep the random order.
         self._left = dict.fromkeys(self._places)
         self._sharers: dict[int, dict[int, None]] = defaultdict(dict)
         for anchor, images in self._images.items():
@@ -94,9 +95,9 @@ class _Anchors:
                 self._sharers[image][anchor] = None
 
     def order(self) -> list[int]:
-        """Positions in the triplets: the triplets of a random anchor, then of the best next anchor, and so on.
+        """The positions of the triplets in the new order. It begins with all triplets of a random anchor.
 
-        The best next anchor has the largest share of its images in the batch already.
+        Next come the triplets of the anchor that has the largest share of its images in the batch, and so on.
         """
         order: list[int] = []
         self._begin()
@@ -105,7 +106,7 @@ class _Anchors:
             self._remove(anchor)
             order += self._places[anchor]
             over = len(order) % self._size
-            if over < len(self._places[anchor]):  # the anchor filled the batch; its last triplets begin the next one
+            if over < len(self._places[anchor]):  # the anchor filled the batch; its last triplets begin the next batch
                 self._begin()
             if over:
                 self._take(anchor, min(over, len(self._places[anchor])))
@@ -113,7 +114,7 @@ class _Anchors:
 
     def _begin(self) -> None:
         self._held: set[int] = set()
-        self._shared: Counter[int] = Counter()  # anchor left → how many of its images the batch holds
+        self._shared: Counter[int] = Counter()  # anchor that is left → number of its images in the batch
         self._of_object: Counter[str] = Counter()
 
     def _remove(self, anchor: int) -> None:

@@ -1,15 +1,15 @@
-"""Checkpoints: the trained weights, the optimizer and the state of the run, as arrays and JSON without pickle.
+"""Checkpoints hold the trained weights, the optimizer and the state of the run as arrays and JSON, without pickle.
 
-A checkpoint is `epoch-0003.npz` with the arrays and, written after it, `epoch-0003.json` with the state and with the
-arrays' size and sha256. It is whole if both files exist, fit each other and can be read. A run resumes from the newest
-whole checkpoint.
+The checkpoint of epoch 3 consists of two files. `epoch-0003.npz` has the arrays. `epoch-0003.json` is written after it,
+and has the state, and the size and the sha256 of the first file. A checkpoint is whole if both files exist, can be read
+and fit each other. A run resumes from the newest whole checkpoint.
 
-`beginning.npz` and `beginning.json` are the checkpoint of epoch 0, the network before the first step: it may turn out
-to be the best network, but no run resumes from it.
+`beginning.npz` and `beginning.json` are the checkpoint of epoch 0: the network before the first step. This network may
+turn out to be the best, but no run resumes from this checkpoint.
 
-Ray Train's own checkpoints are not used: if Ray Train dies while it rewrites its list of them, no run can resume.
+Ray Train's own checkpoints are not used. If Ray Train dies while it rewrites its checkpoint list, no run can resume.
 
-`warnings` says whether training helped.
+`warnings` gives the reasons to doubt that training helped.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from dim.io import files, seal
 from dim.train.config import TrainConfig
 
 if typing.TYPE_CHECKING:
-    from dim.model.backend import keras  # the driver looks at checkpoints and needs no TensorFlow
+    from dim.model.backend import keras  # the driver imports this module, but no TensorFlow
 
 log = logging.getLogger(__name__)
 
@@ -36,19 +36,19 @@ FOLDER = "checkpoints"  # in the run's folder
 
 @dataclass
 class State:
-    """The progress of a run. Random numbers are drawn from the seed and the epoch, so they need no state."""
+    """The progress of a run. Random numbers depend only on the seed and the epoch, so no generator's state is kept."""
 
-    epoch: int = 0  # epochs done
-    map_before: float | None = None  # mAP of the network as it came, on the split that the run is judged on
-    map_fitted: float | None = None  # the same with the PCA layer fitted, before the first step
-    val_before: float | None = None  # these two on split val
-    val_fitted: float | None = None
-    unreadable: int = 0  # photos that could not be read
+    epoch: int = 0  # number of epochs done
+    map_before: float | None = None  # mAP of the network off the shelf, on the judged split (test, or else val)
+    map_fitted: float | None = None  # like `map_before`, but with the PCA layer fitted, before the first step
+    val_before: float | None = None  # like `map_before`, but on split val
+    val_fitted: float | None = None  # like `map_fitted`, but on split val
+    unreadable: int = 0  # number of photos that could not be read
     history: list[dict[str, Any]] = field(default_factory=list)  # the figures of each epoch done
-    triplets: np.ndarray = field(default_factory=lambda: np.zeros((0, 3), np.str_))  # of the last mining, as image ids
+    triplets: np.ndarray = field(default_factory=lambda: np.zeros((0, 3), np.str_))  # image ids of the last mining
 
     def as_json(self) -> dict[str, Any]:
-        """All but the triplets, which are among the arrays."""
+        """All fields except `triplets`, which is among the arrays."""
         return {name: value for name, value in dataclasses.asdict(self).items() if name != "triplets"}
 
     def val_maps(self) -> dict[int, float | None]:
@@ -56,7 +56,7 @@ class State:
         return {0: self.val_fitted} | {row["epoch"]: row["val_map"] for row in self.history}
 
     def best_first(self) -> list[int]:
-        """All epochs, from 0, by falling mAP on split val. If that is equal or unknown, the later comes first."""
+        """Sorts all epochs from 0 on by falling mAP on split val (0 if unknown). At equal mAP, the later is first."""
         maps = self.val_maps()
         return sorted(maps, key=lambda epoch: (float(maps[epoch] or 0.0), epoch), reverse=True)
 
@@ -64,10 +64,10 @@ class State:
 def write(
     folder: str, state: State, variables: list["keras.Variable"], optimizer: "keras.optimizers.Optimizer"
 ) -> None:
-    """Writes the checkpoint of `state` into `folder`. The trained `variables` are known by their order."""
+    """Writes the checkpoint of `state` into `folder`. Each variable is named by its position in `variables`."""
     named = {f"weight/{index}": variable.numpy() for index, variable in enumerate(variables)}
     named |= {f"optimizer/{index}": variable.numpy() for index, variable in enumerate(optimizer.variables)}
-    image_ids, places = np.unique(state.triplets.astype(np.str_), return_inverse=True)  # an id is in many triplets
+    image_ids, places = np.unique(state.triplets.astype(np.str_), return_inverse=True)  # each id is stored once
     stream = io.BytesIO()
     np.savez(stream, image_ids=image_ids, triplets=places.reshape(-1, 3), **named)
     content = stream.getvalue()
@@ -79,7 +79,7 @@ def write(
 def read(
     folder: str, epoch: int, variables: list["keras.Variable"], optimizer: "keras.optimizers.Optimizer | None" = None
 ) -> State:
-    """Restores the weights, and the `optimizer` if given, from the checkpoint of `epoch`, and returns its state."""
+    """Restores `variables`, and the `optimizer` if given, from the checkpoint of `epoch`. Returns the run's state."""
     with np.load(io.BytesIO(files.read_bytes(_path(folder, epoch, "npz"))), allow_pickle=False) as arrays:
         _assign(variables, arrays, "weight")
         if optimizer is not None:
@@ -89,7 +89,7 @@ def read(
 
 
 def whole(folder: str, epochs: Iterable[int]) -> int | None:
-    """The first of `epochs` whose checkpoint is whole; None if there is none. Logs those that it skips."""
+    """The first of `epochs` whose checkpoint is whole, or None. Logs each damaged checkpoint before it."""
     for epoch in epochs:
         if _is_whole(folder, epoch):
             return epoch
@@ -98,7 +98,7 @@ def whole(folder: str, epochs: Iterable[int]) -> int | None:
 
 
 def newest_first(folder: str) -> list[int]:
-    """The epochs with a checkpoint in `folder`, whole or not."""
+    """The epochs from 1 on that have a checkpoint in `folder`, whole or damaged, the newest first."""
     found = (re.fullmatch(r"epoch-([0-9]{4,})\.json", name) for name in files.names(folder))
     return sorted((int(name[1]) for name in found if name), reverse=True)
 
@@ -108,7 +108,7 @@ def keep(folder: str, epochs: Collection[int]) -> None:
     kept = {_path("", epoch, ending) for epoch in epochs for ending in ("npz", "json")}
     others = {name for name in files.names(folder) if name.startswith("epoch-")} - kept
     states = {name for name in others if name.endswith(".json")}
-    for names in (states, others - states):  # the states first: without one, the arrays are no checkpoint
+    for names in (states, others - states):  # the states first: arrays without a state are no checkpoint
         files.delete_all(files.join(folder, name) for name in names)
 
 
@@ -127,7 +127,7 @@ def _is_whole(folder: str, epoch: int) -> bool:
         if not known.items() >= _statistics(content).items():
             return False
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in arrays}  # reads them all: pickled arrays raise
+            found = {name: arrays[name] for name in arrays}  # reads all arrays; a pickled array raises an error
         state = State(**known["state"], triplets=found["image_ids"][found["triplets"]])
         return state.epoch == epoch and sorted(state.best_first()) == list(range(epoch + 1))
     except Exception:  # damaged files raise all kinds of errors
@@ -142,7 +142,7 @@ def _assign(variables: list["keras.Variable"], arrays: Any, kind: str) -> None:
 def warnings(config: TrainConfig, state: State, kept: int, judged_on: str | None, after: float | None) -> Iterator[str]:
     """The reasons to doubt that training helped, one line each.
 
-    The run keeps the network of epoch `kept` (0: before the first step). Its mAP on split `judged_on` is `after`.
+    The run keeps the network of epoch `kept` (0: before the first step), whose mAP on split `judged_on` is `after`.
     """
     maps = state.val_maps()
     best = maps[kept]

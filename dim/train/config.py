@@ -81,7 +81,7 @@ class TrainConfig(Mining, NetworkOptions):
         gpus = float(self.gpus_per_worker or 1)
         if not (0 < gpus <= 1 or (gpus > 1 and gpus.is_integer())):
             raise UserError(f"--gpus-per-worker must be a share of one GPU or a whole number of GPUs, not {gpus:g}")
-        least = self.workers * max(gpus, 1)  # a triplet for each replica
+        least = self.workers * max(gpus, 1)  # each replica needs a triplet
         if self.batch_size < least:
             each = f"{least:g} GPUs" if gpus > 1 else f"{self.workers} workers"
             raise UserError(

@@ -1,7 +1,7 @@
-"""Embedding and validation during training: the descriptors of photos by the current weights, and their mAP.
+"""Embeds photos with the current weights during training, and computes the mAP of the descriptors.
 
-Each worker embeds the photos that it owns, and all workers get all descriptors. The mAP is that of `dim.evaluate`'s
-protocol `labels`, computed from descriptors in memory.
+Each worker embeds its own photos, and then all workers get all descriptors. The mAP follows the protocol `labels` of
+`dim.evaluate`, but is computed from descriptors in memory.
 """
 
 import json
@@ -21,29 +21,29 @@ from dim.train.locality import Ownership
 from dim.train.step import TrainedNetwork
 from dim.train.training_set import Job
 
-LISTED = 10  # photos of each ranking that are kept
+LISTED = 10  # number of photos kept per ranking
 RANKING = pa.schema(
     {"query_id": pa.string(), "ap": pa.float64(), "found": pa.list_(pa.string()), "scores": pa.list_(pa.float64())}
 )
 
 
 class Inference:
-    """Embeds the photos of `job` as worker `rank`. All workers must call each method, and all get the same result."""
+    """Embeds the photos of `job` as worker `rank`. All workers must call each method, and they get the same result."""
 
     def __init__(self, trained: TrainedNetwork, features: Features, job: Job, rank: int, ownership: Ownership) -> None:
         self._trained, self._features, self._rank, self._ownership = trained, features, rank, ownership
         self._photos, self._batch_size = job.photos, job.config.batch_size
 
     def embed(self, rows: np.ndarray, pooled: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        """Embeds `rows`, which ascend; with `pooled`, without the PCA layer.
+        """Embeds the photos `rows`, which are in ascending order. If `pooled`, the PCA layer is left out.
 
         Returns:
-            The readable ones of `rows`, ascending, and their descriptors, float32 (n, D).
+            The rows of the photos that could be read, ascending, and the photos' descriptors, float32 (n, D).
         """
         if not len(rows):
             return rows, np.zeros((0, self._trained.dimension(pooled)), np.float32)
         shares = [self._ownership.rows(rows, worker) for worker in range(len(self._ownership.machines))]
-        # A gather takes equally many rows from each worker: −1 stands for padding and for unreadable photos.
+        # A gather needs the same number of rows from each worker. −1 stands for padding and for unreadable photos.
         size = max(map(len, shares))
         gathered = np.full(size, -1, np.int64)
         vectors = np.zeros((size, self._trained.dimension(pooled)), np.float32)
@@ -68,23 +68,23 @@ class Inference:
         return descriptors
 
     def unreadable(self) -> dict[int, str]:
-        """Row → why, of the photos that some worker could not read."""
+        """The photos that some worker could not read: row → reason."""
         found = objects_from_all(self._trained.strategy, list(self._features.unreadable.items()))
         return {row: reason for pairs in found for row, reason in pairs}
 
     def reads(self) -> dict[str, float]:
-        """`cached_share` and number `computed` of the features that all workers read since the last call."""
+        """The `cached_share` of the features that all workers read since the last call, and the number `computed`."""
         own = np.array([[self._features.read_count, self._features.computed_count]])
         self._features.read_count = self._features.computed_count = 0
         read, computed = from_all(self._trained.strategy, own).sum(axis=0).tolist()
         return {"cached_share": round(1 - computed / max(1, read), 4), "computed": computed}
 
     def map(self, split: str, rows: np.ndarray, vectors: np.ndarray) -> float | None:
-        """The mAP of those of `rows` that are in `split`, by their `vectors`; None if no query has a positive."""
+        """The mAP on the photos of `split` among `rows`, with the descriptors `vectors`; None without positives."""
         return mean_average_precision(*self._of_split(split, rows, vectors))
 
     def rankings(self, split: str, rows: np.ndarray, vectors: np.ndarray) -> pa.Table:
-        """The `rankings` of those of `rows` that are in `split`, by their `vectors`."""
+        """The table `rankings` for the photos of `split` among `rows`, with the descriptors `vectors`."""
         return rankings(*self._of_split(split, rows, vectors))
 
     def _of_split(self, split: str, rows: np.ndarray, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -94,18 +94,18 @@ class Inference:
 
 
 def mean_average_precision(vectors: np.ndarray, labels: np.ndarray, image_ids: np.ndarray) -> float | None:
-    """The mean trapezoid AP of each photo as a query among the others; None if there is no query.
+    """The mAP, by the trapezoid rule, if each photo is a query among the others; None if no query has a positive.
 
     Args:
         vectors: Descriptors, (N, D).
-        labels: str or None, (N,). Positives share a label. A photo without a label, or alone with it, is no query.
-        image_ids: They break ties, (N,).
+        labels: str, or None, which matches no label, (N,). A query's positives are the other photos with its label.
+        image_ids: Their order breaks ties between scores, (N,).
     """
     return metrics.mean(ap for ap, _ in _judge(vectors, labels, image_ids))
 
 
 def rankings(vectors: np.ndarray, labels: np.ndarray, image_ids: np.ndarray) -> pa.Table:
-    """The head of each query's ranking: `query_id`, `ap` (null without a positive), the ids `found`, their `scores`."""
+    """One row per query: `query_id`, `ap` (null without a positive), the LISTED best ids `found`, their `scores`."""
     rows = []
     place = exact.tie_order_of(image_ids)
     for query, (ap, scores) in enumerate(_judge(vectors, labels, image_ids)):
@@ -116,7 +116,7 @@ def rankings(vectors: np.ndarray, labels: np.ndarray, image_ids: np.ndarray) -> 
 
 
 def _judge(vectors: np.ndarray, labels: np.ndarray, image_ids: np.ndarray) -> Iterator[tuple[float | None, np.ndarray]]:
-    """Each query's AP and its scores (N,), with −inf for itself."""
+    """For each query, yields its AP (None without a positive) and its scores, (N,). The query itself scores −inf."""
     place = exact.tie_order_of(image_ids)
     for query, scores in enumerate(exact.scores(vectors, [vectors], len(vectors))):
         positives = np.flatnonzero(labels == labels[query]) if labels[query] is not None else np.zeros(0, np.int64)
@@ -126,7 +126,7 @@ def _judge(vectors: np.ndarray, labels: np.ndarray, image_ids: np.ndarray) -> It
 
 
 def from_all(strategy: tf.distribute.Strategy, values: np.ndarray) -> np.ndarray:
-    """The `values` (n, …) of all workers in their order, (workers × n, …); n must be the same for each."""
+    """Joins the `values` (n, …) of all workers by rank into (workers × n, …). All workers must have the same n."""
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return values
     gathered: np.ndarray = strategy.gather(tf.constant(values), axis=0).numpy()
@@ -134,7 +134,7 @@ def from_all(strategy: tf.distribute.Strategy, values: np.ndarray) -> np.ndarray
 
 
 def objects_from_all(strategy: tf.distribute.Strategy, value: Any) -> list[Any]:
-    """The `value` of each worker in their order, as JSON carries it."""
+    """The `value` of each worker, by rank. Each value is sent as JSON, so tuples arrive as lists."""
     content = np.frombuffer(json.dumps(value).encode(), np.uint8)
     sizes = from_all(strategy, np.array([len(content)]))
     padded = np.zeros((1, sizes.max()), np.int32)  # TensorFlow cannot gather bytes

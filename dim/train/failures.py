@@ -1,8 +1,8 @@
-"""The workers of a training as the driver sees them: their log records, room for them, and their failures.
+"""The driver's side of the training workers: it gets their log records, waits for room, and handles their failures.
 
 Log records reach the driver's log through a Ray queue (`log_queue`, `log_to`). `wait_for_room` waits until the workers
-can start, on a cluster that may still start nodes. When a worker fails, Ray Train starts all workers again, and they
-resume from the last checkpoint. `Failures` ends the training instead if another try would meet the same error.
+can start; the cluster may have to start nodes first. If a worker fails, Ray Train starts all workers again, and they
+resume from the last checkpoint. `Failures` ends the training instead if another try would fail with the same error.
 """
 
 import contextlib
@@ -29,12 +29,12 @@ from dim.io import files
 
 log = logging.getLogger(__name__)
 
-PATIENCE = 600.0  # seconds that a cluster gets to start nodes
-AGAIN = 60.0  # seconds after which the nodes are counted again while the training waits for room
+PATIENCE = 600.0  # seconds to wait for nodes that the cluster may start
+AGAIN = 60.0  # seconds between two counts of the nodes while the training waits for room
 SILENCE = 30.0  # seconds that Ray Train may wait for workers before the log says so
-TRIES = 4  # each dead worker or lost node costs a try; a node that the cloud preempts costs none
+TRIES = 4  # attempts to train; each failure ends one, but a node that the cloud preempts does not count
 
-# Lines that TensorFlow puts before the reason of an error: the place in its graph and in the code.
+# Matches the lines that TensorFlow writes before the reason of an error. They name places in the graph and the code.
 _LOCATION = re.compile(r"Graph execution error:|Detected at node |  File |    |Node: |<stack traces |\d+ root error")
 
 
@@ -52,7 +52,7 @@ def log_queue() -> Iterator[Queue]:
 
 
 def log_to(queue: Queue, level: int, worker: int | None = None) -> None:
-    """Sends this process's `dim` log records of at least `level` to `queue`, with its node and its rank `worker`."""
+    """Sends this process's `dim` log records of at least `level` to `queue`. They name node and rank `worker`."""
 
     def signed(record: logging.LogRecord) -> bool:
         record.node = platform.node()
@@ -68,18 +68,19 @@ def log_to(queue: Queue, level: int, worker: int | None = None) -> None:
 
 
 def rounded_cpus(cpus: float) -> float:
-    """The CPUs to ask Ray Train for: less than 1 CPU is rounded down to a power of two.
+    """The number of CPUs to ask Ray Train for. Less than 1 CPU is rounded down to a power of two.
 
-    Ray Train divides floats to find how many workers fit on a node, so it may start four although five fit.
+    Ray Train divides floats to find how many workers fit on a node. Without rounding, it may start four if five fit.
     """
     return cpus if cpus >= 1 else 2.0 ** math.floor(math.log2(cpus))
 
 
 def wait_for_room(workers: int, each: dict[str, float]) -> None:
-    """Waits until there is room for all `workers`, which need the resources `each`, or for as many as the nodes hold.
+    """Waits until there is room for all `workers` or, if the nodes can't hold all, for as many as they hold.
 
-    A cluster that may start nodes gets PATIENCE seconds. Ray Train alone would start as soon as one worker fits, and
-    start again from the last checkpoint when nodes come. The epochs lost by that cost more than waiting.
+    A worker needs the resources `each`. A cluster that may start nodes gets PATIENCE seconds to start them. Ray Train
+    alone would begin as soon as one worker fits. When nodes come, it would start all workers again from the last
+    checkpoint, and the repeated steps would cost more time than the wait.
     """
     if _has_room(workers, each, 1):
         return
@@ -95,7 +96,7 @@ def wait_for_room(workers: int, each: dict[str, float]) -> None:
 
 
 def waiting_line(workers: int) -> str:
-    """The log line while there is no room for `workers`."""
+    """The log line that is written while there is no room for `workers`."""
     fewer = "s; fewer --workers need less" if workers > 1 else ""
     return f"waiting for room for {workers} training worker{fewer}"
 
@@ -103,13 +104,13 @@ def waiting_line(workers: int) -> str:
 def _asked_for(workers: int, each: dict[str, float]) -> int:
     """How many workers Ray Train tries to start: as many as the nodes would hold if no other job used them.
 
-    If another job does, Ray Train retries without logging anything, and never with fewer workers.
+    If another job uses them, Ray Train retries without logging anything, and never with fewer workers.
     """
     return max(1, min(workers, placement.capacity(placement.live_nodes(), each["CPU"], each.get("GPU", 0.0))))
 
 
 def _has_room(workers: int, each: dict[str, float], seconds: float) -> bool:
-    """Whether there is room within `seconds`. Ctrl-C ends waiting for a placement group, but not Ray Train's wait."""
+    """Whether `workers` find room within `seconds`. Ctrl-C ends this wait, but would not end Ray Train's own wait."""
     group = placement_group([each] * workers)
     try:
         end = time.monotonic() + seconds
@@ -123,8 +124,8 @@ def _has_room(workers: int, each: dict[str, float], seconds: float) -> bool:
 class Failures(UserCallback):  # type: ignore[misc]
     """Ends the training at a worker's UserError or JobFailed, and logs any other failure.
 
-    Ray Train's controller, in its own process, calls it for each failure. The controller restarts the workers whatever
-    they raise, but an error that a callback raises ends the training at once.
+    Ray Train's controller, which has its own process, calls this callback for each failure. The controller restarts the
+    workers after any error of a worker. But if a callback raises an error, the controller ends the training at once.
     """
 
     def __init__(self, queue: Queue) -> None:
@@ -132,7 +133,7 @@ class Failures(UserCallback):  # type: ignore[misc]
         self._preempted: set[Any] = set()
 
     def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
-        """Raises the first UserError or JobFailed of `worker_exceptions`, a dictionary by rank."""
+        """Raises the first UserError or JobFailed of `worker_exceptions` (rank → error)."""
         log_to(self._queue, logging.INFO)
         for rank, error in sorted(worker_exceptions.items()):
             if isinstance(error, UserError | JobFailed):
@@ -150,7 +151,7 @@ class Failures(UserCallback):  # type: ignore[misc]
 
 
 class Starts(ControllerCallback):  # type: ignore[misc]
-    """Logs why workers do not start, each reason once. Ray Train itself retries without logging anything."""
+    """Logs why workers do not start, but does not repeat a reason. Ray Train itself retries without logging."""
 
     def __init__(self, queue: Queue) -> None:
         self._queue, self._logged, self._since = queue, "", 0.0
@@ -158,7 +159,7 @@ class Starts(ControllerCallback):  # type: ignore[misc]
     def after_controller_state_update(
         self, previous_state: TrainControllerState, current_state: TrainControllerState
     ) -> None:
-        """Ray Train calls it at each change of state, and repeatedly with the same state while it waits."""
+        """Ray Train calls this method at each change of state, and repeatedly with the same state while it waits."""
         if current_state is not previous_state:
             self._since = time.monotonic()
         if isinstance(current_state, RunningState):
@@ -183,7 +184,7 @@ def _not_started(error: Exception) -> str:
 
 
 def description(failures: Mapping[int, Exception]) -> str:
-    """Which worker failed and why, in one line. Deaths come first, as they make the other workers fail, too."""
+    """Which worker failed and why, in one line. A dead worker comes first, as its death makes other workers fail."""
     rank, error = min(failures.items(), key=lambda failure: (not _died(failure[1]), failure[0]))
     if _died(error):
         return f"{_named(rank, error)} died, most likely because its node is lost or out of memory"
@@ -191,7 +192,7 @@ def description(failures: Mapping[int, Exception]) -> str:
 
 
 def as_dim_error(error: Exception) -> UserError | JobFailed:
-    """The error for the user when Ray Train ended a training with `error`."""
+    """The error to show to the user after Ray Train has ended a training with `error`."""
     cause = getattr(error, "controller_failure", error)
     if isinstance(cause, UserError | JobFailed):
         return cause
@@ -201,7 +202,7 @@ def as_dim_error(error: Exception) -> UserError | JobFailed:
 
 
 def _reason(error: Exception) -> str:
-    """The reason for `error` in one line; from TensorFlow's long messages, the first line that has it."""
+    """The reason for `error` in one line. In a long message of TensorFlow, it is the first line that names no place."""
     lines = str(error).splitlines()
     if lines[:1] != ["Graph execution error:"]:
         return files.reason(error)
@@ -215,7 +216,7 @@ def _named(rank: int, error: Exception) -> str:
 
 
 def _cause(error: Exception) -> Exception:
-    cause: Exception = getattr(error, "health_check_failure", error)  # a failed health check wraps it
+    cause: Exception = getattr(error, "health_check_failure", error)  # a failed health check wraps the actual error
     return cause
 
 

@@ -1,14 +1,14 @@
-"""The feature cache: activations of the frozen trunk, kept on each machine's scratch disk.
+"""The feature cache keeps the activations of the frozen layers (the trunk) on each machine's scratch disk.
 
-The frozen trunk maps a photo to the same activations in every epoch, so they are computed once; mining and all training
-steps start from them. A folder belongs to one trunk, preprocessing and input size, and holds an Arrow tensor (float16,
-memory-mapped when read) for each photo. Files are written under another name and renamed, so that processes can share a
-folder, and one that dies leaves no partial file. (Not `.npy`: NumPy parses its header as Python, which in CPython 3.11
-fails in several threads, "AST constructor recursion depth mismatch".)
+The trunk maps a photo to the same activations in every epoch. So they are computed once, and mining and all training
+steps start from them. A folder belongs to one trunk, preprocessing and input size. It has one Arrow tensor
+(memory-mapped when read) per photo or augmented view. A file is written under another name and then renamed. So
+processes can share a folder, and none reads a partial file of a dead process. (The files are not `.npy`: NumPy parses
+the header as Python, which in CPython 3.11 fails in several threads, "AST constructor recursion depth mismatch".)
 
-`Quota` limits the disk space of all folders together. The processes keep one count of bytes, in a file, under its lock.
-If there is no room, the least recently used folder is deleted, unless a process has locked it because it uses it. The
-kernel releases the lock when the process dies.
+`Quota` limits the disk space of all folders together. A file holds the number of bytes taken, and a process locks this
+file to change the number. If there is no room, the least recently used folders are deleted. A process protects the
+folder that it uses by a lock, which the kernel releases when the process dies.
 """
 
 import contextlib
@@ -30,10 +30,10 @@ COUNT = "bytes"  # the file that holds the number of bytes taken
 
 
 class FeatureCache:
-    """The cache of the frozen trunk with a `fingerprint`, in the scratch folder `folder` (None: the default one).
+    """The cache of the trunk with the `fingerprint`, in the scratch folder `folder` (None: the default folder).
 
-    All trunks of the machine may take `limit` bytes; further features are not cached.
-    Raises JobFailed if nothing can be written. If the disk fills up later, the run goes on, more slowly.
+    All trunks of the machine together may take `limit` bytes. Features that find no room are not cached.
+    Raises JobFailed if nothing can be written. If the disk fills up later, the run continues, but more slowly.
     """
 
     def __init__(self, folder: str | None, fingerprint: str, limit: int) -> None:
@@ -46,7 +46,7 @@ class FeatureCache:
             self._quota = Quota(trunks, name, limit)
 
     def is_full(self) -> bool:
-        """Whether something found no room."""
+        """Whether some activations found no room."""
         return self._full
 
     def holds(self, key: str) -> bool:
@@ -74,7 +74,7 @@ class FeatureCache:
             except OSError:
                 self._quota.give_back(size)
                 raise
-        except OSError:  # a full disk; on some file systems even the count cannot be written
+        except OSError:  # the disk is full; on some file systems, not even the count can be written
             self._full = True
 
     def _write(self, key: str, tensor: pa.Tensor) -> None:
@@ -95,7 +95,7 @@ class FeatureCache:
 
 
 class Quota:
-    """At most `limit` bytes for all folders in `place`; makes the folder `used`, kept while this object lives."""
+    """Limits all folders in `place` to `limit` bytes in total. Makes the folder `used`; this object protects it."""
 
     def __init__(self, place: Path, used: str, limit: int) -> None:
         self._place, self._limit = place, limit
@@ -105,12 +105,12 @@ class Quota:
             lock = os.open(place / used, os.O_RDONLY)
             weakref.finalize(self, os.close, lock)
             fcntl.flock(lock, fcntl.LOCK_SH)
-            # Recount: a process may have died after it counted a file and before it wrote it; users may delete files.
+            # Count again: a process may have died between counting and writing a file, or users may have deleted some.
             taken.bytes = sum(map(_size, self._folders()))
             self._make_room(taken, 0)
 
     def take(self, size: int) -> bool:
-        """Takes `size` bytes if there is room, and returns whether there was."""
+        """Adds `size` bytes to the bytes taken if there is room. Returns whether there was room."""
         with self._taken() as taken:
             self._make_room(taken, size)
             if taken.bytes + size > self._limit:
@@ -119,7 +119,7 @@ class Quota:
             return True
 
     def give_back(self, size: int) -> None:
-        """Returns `size` bytes that were taken."""
+        """Subtracts `size` bytes from the bytes taken."""
         with self._taken() as taken:
             taken.bytes -= size
 
@@ -143,14 +143,14 @@ class Quota:
             before = os.read(file, 32)
             taken = _Taken(int(before) if before.strip().isdigit() else 0)
             yield taken
-            os.pwrite(file, b"%-32d" % max(0, taken.bytes), 0)  # a fixed length: one write replaces it all
+            os.pwrite(file, b"%-32d" % max(0, taken.bytes), 0)  # the length is fixed, so one write replaces all digits
         finally:
             os.close(file)
 
 
 @dataclass
 class _Taken:
-    bytes: int  # taken in all folders; `Quota` changes it under the lock
+    bytes: int  # bytes taken in all folders; `Quota` changes the number under the lock
 
 
 def _unused(folder: Path) -> bool:

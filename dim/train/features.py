@@ -1,8 +1,9 @@
-"""The frozen features of a run's photos: from the feature cache, or computed once and put there.
+"""Reads the features of a run's photos from the feature cache, or computes them once and puts them there.
 
-Photos are decoded as in an extraction, by Ray Data's tasks on any node, ahead of the network. Each worker makes its own
-data set. The driver cannot make one and divide it by `ray.train.get_dataset_shard`, as only the worker knows which
-photos its machine has not cached.
+Features are the activations of the frozen layers, or the pixels if nothing is frozen. Ray Data tasks on any node decode
+the photos, as in an extraction, before the network needs them. Each worker makes its own Ray data set. The driver
+cannot make a common data set and divide it by `ray.train.get_dataset_shard`, as only the worker knows which photos its
+machine has not cached.
 """
 
 import contextlib
@@ -22,15 +23,15 @@ from dim.train.feature_cache import FeatureCache
 from dim.train.step import TrainedNetwork
 from dim.train.training_set import Job, TrainingPhotos
 
-MEMORY = 0.5  # the share of the object store that decoded photos may fill, over all workers of a run
+MEMORY = 0.5  # share of the object store that the decoded photos of all workers of a run may fill together
 
 
 def features_of(job: Job, trained: TrainedNetwork, workers: int) -> "Features":
-    """The features of the photos of `job`, for one of its `workers`; with the cache on this machine's scratch disk."""
+    """Makes the `Features` of `job` for one of the `workers`. The cache is on the scratch disk of this machine."""
     config, spec = job.config, job.source.spec
     weights = (job.inputs.network["weights"], config.seed if job.source.weights == "random" else None)
     below = (spec.backbone, spec.preprocessing, spec.image_size, spec.resize)
-    # Only a trunk that is cut at l2 contains the pooling.
+    # The trunk contains the pooling only if the layer l2 is the trunk's last layer.
     pooling = (spec.layer, spec.pooling, spec.region_dimension) if trained.cut == "l2" else None
     fingerprint = repr((weights, below, pooling, trained.cut, job.precision, identity.SRGB))
     cache = FeatureCache(config.scratch, fingerprint, int(config.scratch_gigabytes * 1e9))
@@ -40,15 +41,15 @@ def features_of(job: Job, trained: TrainedNetwork, workers: int) -> "Features":
 
 
 class Features:
-    """Reads the features of photos: their activations at the cut, or their pixels if nothing is frozen.
+    """Reads the features of photos: activations at the cut (the last frozen layer), or pixels if nothing is frozen.
 
     Args:
-        forward: The frozen trunk, pixels (N, H, W, 3) → activations (N, …); None if nothing is frozen.
-        batch_size: Photos in a batch of the trunk.
-        threads: How many threads read the cache.
+        forward: The trunk: pixels (N, H, W, 3) → activations at the cut (N, …). None if nothing is frozen.
+        batch_size: Number of photos per batch of the trunk.
+        threads: Number of threads that read the cache.
 
     Attributes:
-        unreadable: Row → why the photo could not be read. It is not tried again.
+        unreadable: Row → the reason why the photo could not be read. Such a photo is not read again.
     """
 
     def __init__(
@@ -65,17 +66,17 @@ class Features:
         self._forward, self._batch_size = forward, batch_size
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="photos")
         self.unreadable: dict[int, str] = {}
-        self.read_count = self.computed_count = 0  # all features that were read; those that the cache did not have
+        self.read_count = self.computed_count = 0  # number of features read; number of features computed
 
     def read(
         self, lists: Sequence[Sequence[int]], views: CachedViews | None = None, epoch: int = 0
     ) -> Iterator[dict[int, np.ndarray]]:
-        """The features of the readable photos of each list of rows; with `views`, of their augmented views in `epoch`.
+        """The features of the readable photos of each list of rows or, with `views`, of the photos' views in `epoch`.
 
-        What the cache lacks is computed first, until the cache is full, and then list by list.
+        Features that the cache lacks are computed first, until the cache is full. All others are computed list by list.
 
         Yields:
-            For each list: row → activations, float16, or uint8 pixels.
+            For each list: row → activations (float16) or pixels (uint8).
         """
         change = views.apply if views else None
         keys = {row: self._photos.keys[row] for rows in lists for row in rows}
@@ -86,19 +87,19 @@ class Features:
         misses = self._compute([[row for row in rows if row not in cached] for rows in lists], keys, change)
         with contextlib.closing(misses):
             for found, computed in zip(hits, misses, strict=True):
-                lost = [row for row, activations in found.items() if activations is None]  # deleted or cut short since
+                lost = [row for row, activations in found.items() if activations is None]  # file deleted or cut short
                 again = next(self._compute([lost], keys, change))
                 whole = {row: activations for row, activations in found.items() if activations is not None}
                 self.read_count += len(whole) + len(computed) + len(again)
                 yield whole | computed | again
 
     def fresh_views(self, lists: Sequence[Sequence[int]], views: FreshViews) -> Iterator[dict[int, np.ndarray]]:
-        """For each list of rows: row → the augmented view of each readable photo, uint8 (H, W, 3)."""
+        """Yields row → augmented view, uint8 (H, W, 3), for the readable photos of each list of rows."""
         names = {row: str(self._photos.image_ids[row]) for rows in lists for row in rows}
         return self._decode(lists, names, views.apply)
 
     def _fill(self, keys: Mapping[int, str], change: Change | None) -> set[int]:
-        """Computes the features that the cache lacks, until it is full; returns the rows that the cache holds then."""
+        """Computes features that the cache lacks, until the cache is full. Returns the rows that are cached then."""
         rows = list(keys)
         cached = set(itertools.compress(rows, self._pool.map(lambda row: self._cache.holds(keys[row]), rows)))
         missing = [row for row in rows if row not in cached and row not in self.unreadable]
@@ -117,7 +118,7 @@ class Features:
     def _read_ahead(
         self, lists: Sequence[Sequence[int]], keys: Mapping[int, str]
     ) -> Iterator[dict[int, np.ndarray | None]]:
-        """The cached features of each list; threads read the next list while the caller works on one."""
+        """Yields the cached features of each list. Threads read the next list while the caller uses this one."""
 
         def get(row: int) -> np.ndarray | None:
             mapped = self._cache.get(keys[row])
@@ -164,7 +165,7 @@ class Features:
 
 
 class Ingest:
-    """Decodes `photos` by Ray Data tasks, each of `step` photos, for one of the run's `workers`."""
+    """Decodes `photos` for one of the run's `workers`. Each Ray Data task decodes `step` photos."""
 
     def __init__(self, photos: TrainingPhotos, step: int, workers: int) -> None:
         self._photos, self._step, self._workers = photos, step, workers
@@ -175,8 +176,8 @@ class Ingest:
         """Decodes `rows` in their order.
 
         Args:
-            names: A cache key or an id for each row.
-            change: Augments pixels, given them and the row's name, in the task that decodes them.
+            names: The cache key or the image id of each row.
+            change: Takes the pixels and the name of a row and returns augmented pixels. The decoding task calls it.
 
         Yields:
             For each row: its pixels, read-only uint8 (H, W, 3), or the reason why the photo is unreadable.

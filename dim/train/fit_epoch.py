@@ -1,4 +1,4 @@
-"""One epoch of gradient descent on mined triplets: every worker takes the same steps, each on its part of a batch."""
+"""Fits the network to mined triplets for one epoch. All workers take each step together, on parts of one batch."""
 
 import math
 from collections.abc import Iterator
@@ -21,11 +21,11 @@ from dim.train.locality import Ownership
 from dim.train.step import Step, TrainedNetwork, local_replicas, packed
 from dim.train.training_set import Job
 
-DIVERGED = "diverged.csv"  # in the run's folder: the triplets of the step whose loss was not a number
+DIVERGED = "diverged.csv"  # file in the run's folder with the triplets of the step whose loss was not a number
 
 
 def from_pixels(config: TrainConfig) -> bool:
-    """Whether each step runs the whole network, on fresh augmented views, instead of the head on frozen features."""
+    """Whether a step runs the whole network on fresh augmented views. Otherwise, it runs the head on features."""
     return _augmented(config) and not config.variants
 
 
@@ -54,10 +54,10 @@ class Fitting:
         self._step = Step(trained, optimizer, margin=job.config.margin, one_shape=one_shape)
 
     def fit(self, triplets: np.ndarray, epoch: int) -> dict[str, Any]:
-        """Takes the steps of `epoch` (from 0) and returns its figures; all workers must call it.
+        """Takes all steps of `epoch` (from 0), and returns the figures of the epoch. All workers must call this method.
 
-        `triplets` (T, 3) are rows of anchor, positive and negative.
-        Raises JobFailed if the loss is not a number, or a photo can no longer be read.
+        `triplets` (T, 3) has the rows of the anchor, the positive and the negative of each triplet.
+        Raises JobFailed if the loss is not a number, or if a photo can no longer be read.
         """
         generator = np.random.default_rng([self._config.seed, epoch])
         labels, size, machines, owners = self._photos.labels, self._config.batch_size, self._machines, self._owners
@@ -83,7 +83,7 @@ class Fitting:
         }
 
     def _inputs(self, own: list[list[ReplicaBatch]], epoch: int) -> Iterator[dict[int, np.ndarray]]:
-        """For each batch: row → input of the step, of the photos in this worker's parts."""
+        """For each batch, yields row → features or pixels, for the photos in this worker's parts of the batch."""
         lists = [np.unique(np.concatenate([part.rows for part in batch])).tolist() for batch in own]
         if not _augmented(self._config):
             return self._features.read(lists)
@@ -106,7 +106,7 @@ class Fitting:
         path = files.join(self._config.out, DIVERGED)
         if self._own.start == 0:  # rank 0 writes for all
             csv_files.write_escaped(path, pa.table(ids.tolist(), ["anchor_id", "positive_id", "negative_id"]))
-        collective.barrier()  # until rank 0 has written: the first worker that fails ends all
+        collective.barrier()  # waits until rank 0 has written, as the first worker that fails ends all workers
         return (
             f"the loss is not a number at step {number + 1} of epoch {epoch + 1}; its {ids.shape[1]} triplets are in "
             f"{path!r}, the first of them {ids[:, 0].tolist()}; lower --learning-rate, or try --precision float32, "

@@ -1,9 +1,9 @@
-"""The records of a training run for people to read: the files in its folder, and its MLflow run.
+"""Writes records of a training run that people read: files in the run's folder, and an MLflow run.
 
-- `history.csv` and `tensorboard/`: the figures of each epoch, which MLflow gets, too, if --mlflow is given.
-- `hardest/epoch-001.parquet` and so on: the hardest triplets of each mining, in the columns of mine.py.
-- `found_before.parquet`, `found_after.parquet`: the rankings of the judged split's queries before and after training,
-  as `dim.train.embed.rankings` returns them.
+- `history.csv` and `tensorboard/`: the figures of each epoch. With --mlflow, MLflow gets the figures, too.
+- `hardest/epoch-001.parquet` and so on: the hardest triplets of each mining, with the columns of mine.py's output.
+- `found_before.parquet`, `found_after.parquet`: the rankings of the queries before and after training, as
+  `dim.train.embed.rankings` returns them. The queries are the photos of split test or, if it is empty, of split val.
 
 `dim.report.training` makes the report from these files. A run resumes from its checkpoints and does not need them.
 """
@@ -32,22 +32,22 @@ from dim.train.config import TrainConfig
 if typing.TYPE_CHECKING:
     from mlflow import MlflowClient
 
-# In the run's folder: the figures of each epoch, the photos that could not be read, the trained model.
+# Names in the run's folder: the table of figures, the list of photos that could not be read, the trained model.
 HISTORY, UNREADABLE, MODEL = "history.csv", "unreadable.csv", "model"
-EXPERIMENT = "dim"
-MLFLOW_RUN = "mlflow.json"  # in the run's folder: the MLflow run that a resumed run goes on with
-KEPT = 100  # hardest triplets of an epoch
-BEFORE, AFTER = "before", "after"
+EXPERIMENT = "dim"  # the name of the MLflow experiment
+MLFLOW_RUN = "mlflow.json"  # file in the run's folder that names the MLflow run, so that a resumed run continues it
+KEPT = 100  # number of hardest triplets that are written per epoch
+BEFORE, AFTER = "before", "after"  # the moments of the rankings: before and after training
 
 
 class EpochHistory:
-    """Writes the figures of the epochs of the run in the folder `run`; only rank 0 has one."""
+    """Writes the figures of each epoch to the folder `run`. Only the worker of rank 0 has an `EpochHistory`."""
 
     def __init__(self, run: str, tracking: "Tracking | None" = None) -> None:
         self._run, self._tracking = run, tracking
 
     def write(self, epochs: list[dict[str, Any]]) -> None:
-        """Writes `epochs`, all with the same keys, to history.csv, and the last one to MLflow and TensorBoard, too."""
+        """Writes all `epochs` (with equal keys) to history.csv, and the last epoch to MLflow and TensorBoard, too."""
         sheet = io.StringIO()
         writer = csv.DictWriter(sheet, fieldnames=list(epochs[-1]))
         writer.writeheader()
@@ -56,19 +56,19 @@ class EpochHistory:
         if self._tracking:
             self._tracking.epoch(epochs[-1])
         files.make_folder(files.join(self._run, "tensorboard"))
-        # A file for each epoch, so that an epoch that is repeated after a crash replaces the first attempt.
+        # Each epoch has its own file. If an epoch is repeated after a crash, the new file replaces the old file.
         name = f"tensorboard/events.out.tfevents.{epochs[-1]['epoch']:010d}"
         files.write_bytes(files.join(self._run, name), _events(epochs[-1]))
 
 
 def numbers(figures: dict[str, Any]) -> dict[str, float]:
-    """The numbers among `figures`, without missing values, which trackers do not take."""
+    """The figures that are numbers. Missing values are left out, because trackers do not accept them."""
     return {name: value for name, value in figures.items() if isinstance(value, int | float)}
 
 
 def _events(figures: dict[str, Any]) -> bytes:
     """The content of an event file with the figures of one epoch."""
-    # SummaryWriter writes to local paths only, in a thread that only `close` waits for.
+    # SummaryWriter can only write to local paths. It writes in a thread, and only `close` waits for this thread.
     with tempfile.TemporaryDirectory() as folder:
         with SummaryWriter(folder) as writer:
             for name, value in numbers(figures).items():
@@ -79,14 +79,14 @@ def _events(figures: dict[str, Any]) -> bytes:
 
 
 def keep_hardest(run: str, epoch: int, triplets: Triplets, image_ids: np.ndarray) -> None:
-    """Writes the hardest of the `triplets` of `epoch` (from 1), which are positions in `image_ids`."""
+    """Writes the hardest triplets of `epoch` (from 1). `triplets` are positions in `image_ids`, hardest first."""
     files.make_folder(files.join(run, "hardest"))
     first = triplets.take(np.arange(min(KEPT, triplets.kept)))
     tables.write(files.join(run, f"hardest/epoch-{epoch:03}.parquet"), first.table(image_ids))
 
 
 def hardest(run: str) -> dict[int, pa.Table]:
-    """The hardest triplets of each epoch that mined, by epoch, ascending."""
+    """The tables that `keep_hardest` wrote: epoch → triplets, in ascending order of the epochs."""
     folder = files.join(run, "hardest")
     epochs = {
         int(number): name for name in files.names(folder) for number in re.findall(r"epoch-(\d+)\.parquet$", name)
@@ -96,7 +96,7 @@ def hardest(run: str) -> dict[int, pa.Table]:
 
 
 def keep_found(run: str, moment: str, rankings: pa.Table) -> None:
-    """Writes the rankings of the queries; `moment` is BEFORE or AFTER the training."""
+    """Writes the `rankings` of the queries. `moment` is BEFORE or AFTER."""
     tables.write(files.join(run, f"found_{moment}.parquet"), rankings)
 
 
@@ -139,7 +139,7 @@ def require_mlflow() -> None:
 
 
 def tracked(uri: str, config: TrainConfig) -> Tracking:
-    """The MLflow run of the training run in `config.out`; created, with the run's settings, if there is none."""
+    """The MLflow run of the training run in `config.out`. If there is none, it is created with the run's settings."""
     note = files.join(config.out, MLFLOW_RUN)
     if files.exists(note) and (known := files.read_json(note)).get("uri") == uri:
         return Tracking(uri, known["run_id"])

@@ -1,4 +1,4 @@
-"""A training run as the driver sees it: it checks the input, starts the workers by Ray Train, and writes the report.
+"""The driver of a training run checks the input, starts the workers by Ray Train, and writes the report.
 
 Each worker runs `dim.train.loop.do_train`.
 """
@@ -38,7 +38,7 @@ from dim.train.training_set import Inputs, Job, TrainingPhotos
 log = logging.getLogger(__name__)
 
 DEMO = Path(dim.__file__).parent / "assets" / "demo" / "manifest.csv"
-# Flags that may differ when a run is resumed: its length, the place of its folder, and the machines that it runs on.
+# Flags that may change when a run is resumed: the number of epochs, the places of files, and the machines.
 FREE = {"root", "epochs", "out", "mlflow", "workers", "gpus_per_worker", "scratch", "scratch_gigabytes"}
 
 
@@ -46,13 +46,13 @@ def train(config: TrainConfig) -> dict[str, Any]:
     """Trains the run in the folder `config.out`, or resumes it.
 
     Returns:
-        The figures of the run, also written to result.json: mAP before and after, the best epoch, the trained model.
+        The figures of the run, such as mAP before and after and the best epoch. They are also in result.json.
 
     Raises:
-        UserError: Flags or input are wrong. Nothing is written before they are checked.
-        JobFailed: A worker cannot go on, or failed too often. The same command resumes.
+        UserError: Flags or input are wrong. Both are checked before anything is written.
+        JobFailed: A worker cannot go on, or workers failed too often. The same command resumes the run.
     """
-    # The workers' working folders differ from this one.
+    # Paths become absolute, because the workers have other working folders than this process.
     config = dataclasses.replace(
         config, out=files.absolute(config.out), scratch=config.scratch and _on_disk(config.scratch)
     )
@@ -68,7 +68,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     check_candidates(config, source.spec.dimension or source.spec.pooled_dimension)
     inputs = training_set.of(manifest, contents, source)
 
-    # Refuse to resume a run of other flags or other photos.
+    # Refuse to resume a run that had other flags, other photos or another network.
     _require_same_flags(config)
     _require_same_inputs(config, inputs)
     scratch.require_own(config.scratch)
@@ -101,7 +101,7 @@ def _on_disk(folder: str) -> str:
 
 
 def _network(config: TrainConfig) -> Source:
-    """The network that the run begins with. Raises UserError if its pooled layer would be frozen."""
+    """The network that the run begins with. Raises UserError if the layer to pool would be frozen."""
     source = config.source(config.model, layer=config.layer)
     tail, layer = BACKBONES[source.spec.backbone].tail, source.spec.layer
     if config.train_layers == "block5" and layer.partition("_")[0] == tail.partition("_")[0]:
@@ -130,7 +130,7 @@ def photos_of(manifest: Manifest, contents: Contents, source: Source, config: Tr
 
 
 def with_pca(source: Source, config: TrainConfig, rows: int) -> Source:
-    """`source` with a PCA layer, which the workers fit on `rows` photos."""
+    """Adds a PCA layer to `source`. The workers will fit this layer on `rows` photos."""
     # The covariance of n descriptors has a rank of at most n − 1.
     pooled = source.spec.pooled_dimension
     dimension = min(config.dimension, pooled, rows - 1)
@@ -163,24 +163,24 @@ def _require_same_inputs(config: TrainConfig, inputs: Inputs) -> None:
 
 
 def _run_workers(config: TrainConfig, gpus: float, job: Job) -> dict[str, Any]:
-    """Runs the workers and returns the run's figures. Raises UserError or JobFailed if they cannot go on."""
+    """Runs the workers, and returns the run's figures. Raises UserError or JobFailed if the workers cannot go on."""
     cpus = failures.rounded_cpus(placement.worker_cpus(placement.cpu_share(config.workers, gpus), gpus))
     placement.require_room("training worker", config.workers, cpus, gpus)
     each = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
     failures.wait_for_room(config.workers, each)
     log.info("starting %d training worker%s", config.workers, "" if config.workers == 1 else "s")
-    from ray.train.tensorflow import TensorflowTrainer  # noqa: PLC0415  (TensorFlow takes seconds)
+    from ray.train.tensorflow import TensorflowTrainer  # noqa: PLC0415  (importing TensorFlow takes seconds)
 
     with tempfile.TemporaryDirectory() as folder:  # Ray Train needs a folder, although no checkpoint goes there
         trainer = TensorflowTrainer(
             train_worker,
             train_loop_config={"job": job},
             scaling_config=ScalingConfig(
-                # Elastic: after a node is lost, as many workers go on as the cluster still has room for.
+                # The number is elastic: if a node is lost, training goes on with as many workers as fit.
                 num_workers=(1, config.workers) if config.workers > 1 else 1,
                 use_gpu=gpus > 0,
                 resources_per_worker=each,
-                # GPUs exchange gradients faster on one node; CPU workers are spread to leave CPUs for decoding on each.
+                # GPUs exchange gradients faster within a node. CPU workers are spread, so each node has CPUs to decode.
                 placement_strategy="PACK" if gpus > 0 else "SPREAD",
             ),
             run_config=RunConfig(
@@ -204,7 +204,7 @@ def _run_workers(config: TrainConfig, gpus: float, job: Job) -> dict[str, Any]:
 def train_worker(arguments: dict[str, Any]) -> dict[str, Any]:
     """Runs a worker's part of the job `arguments["job"]` and returns the figures of the run.
 
-    It must not swallow an error: the other workers wait for this one, and Ray Train ends them only if this one raises.
+    It must not swallow an error: the other workers wait for this worker until Ray Train sees the error and ends them.
     """
     from dim.train import loop  # noqa: PLC0415  (only workers need TensorFlow)
 
@@ -213,5 +213,5 @@ def train_worker(arguments: dict[str, Any]) -> dict[str, Any]:
         with progress.counting_for("train"), cluster.connected(), lease.under(job.claims):
             return loop.run(job)
     except Exception as error:
-        error.add_note(f"on {platform.node()}")  # Ray Train gives only the rank
+        error.add_note(f"on {platform.node()}")  # Ray Train itself names only the rank
         raise

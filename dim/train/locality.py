@@ -1,8 +1,9 @@
-"""Which machine owns which photos: it embeds them and caches their features, in every epoch and every later run.
+"""Divides the photos among machines. A machine embeds the photos that it owns, and caches the photos' features.
 
-Objects are assigned by rendezvous hashing with bounded loads (Thaler and Ravishankar 1998; Mirrokni, Thorup and
-Zadimoghaddam 2018): each machine draws a number for each object from a hash of both names, and the machine with the
-largest draw that has room owns the object. So, when a machine comes or goes, few objects change their owner.
+The owners are the same in every epoch and in every later run on the same machines. Objects are assigned by rendezvous
+hashing with bounded loads (Thaler and Ravishankar 1998; Mirrokni, Thorup and Zadimoghaddam 2018). Each machine draws a
+number for each object from a hash of the machine's name and the object's name. Of the machines with room, the machine
+with the largest number owns the object. If a machine is added or removed, few objects change their owner.
 """
 
 import hashlib
@@ -13,8 +14,8 @@ import numpy as np
 
 from dim.train.training_set import TrainingPhotos
 
-SLACK = 1.05  # a machine may own this times its fair part, so that the largest draw mostly decides
-PARTS = 8  # an object with more photos than 1 / PARTS of a machine's fair part is divided
+SLACK = 1.05  # a machine may own SLACK times its fair part, so that the largest number mostly decides
+PARTS = 8  # an object with more photos than 1 / PARTS of the smallest fair part of a machine is divided
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Ownership:
     owners: np.ndarray  # the machine that owns each row, (n,)
 
     def rows(self, rows: np.ndarray, worker: int) -> np.ndarray:
-        """Those of `rows` that `worker` embeds. The workers of a machine divide its photos among themselves."""
+        """The part of `rows` that `worker` embeds. The workers of a machine divide the machine's photos evenly."""
         mates = np.flatnonzero(self.machines == self.machines[worker])
         own: np.ndarray = rows[self.owners[rows] == self.machines[worker]]
         return own[int(np.flatnonzero(mates == worker)[0]) :: len(mates)]
@@ -34,7 +35,8 @@ class Ownership:
 def ownership(photos: TrainingPhotos, names: Sequence[str]) -> Ownership:
     """Divides `photos` among machines; `names` has the name of each worker's machine.
 
-    Photos with the same label stay together. Each machine owns a part of each split in proportion to its workers.
+    Photos with the same label stay together, unless they are many (see PARTS). A machine's share of each split is about
+    its share of the workers.
     """
     known, machines = np.unique(np.array(names), return_inverse=True)
     shares = np.bincount(machines) / len(machines)
@@ -48,7 +50,7 @@ def ownership(photos: TrainingPhotos, names: Sequence[str]) -> Ownership:
 
 
 def _units(rows: np.ndarray, photos: TrainingPhotos, shares: np.ndarray) -> list[tuple[str, list[int]]]:
-    """The name and the rows of each object or part of an object that stays on one machine, the largest first."""
+    """The name and the rows of each unit, largest first. A unit is a small object or a part of a large object."""
     by_label: dict[str, list[int]] = {}
     for row in rows.tolist():
         label = photos.labels[row]

@@ -1,6 +1,7 @@
-"""The training loop, which all workers of a run execute in step. `do_train` is a whole run in one function.
+"""The training loop. `do_train` is a whole run in one function, and all workers execute it together.
 
-Embedding, mining, fitting, checkpoints and reports wait for all workers, so each worker must take every step.
+In each step (embed, mine, fit, validate, checkpoint, report), the workers wait for each other. So each worker must take
+every step.
 """
 
 import logging
@@ -21,7 +22,7 @@ from dim.train.worker import Clock, Worker, start_worker
 
 log = logging.getLogger(__name__)
 
-# The figures of a mining: columns of history.csv, empty for epochs without one.
+# Columns of history.csv with the figures of an epoch's mining. They are empty for an epoch that does not mine.
 MINING = ("candidates", "active", "kept", "mean_distance_ap", "mean_distance_an")
 
 
@@ -33,16 +34,17 @@ def run(job: Job) -> dict[str, Any]:
 def do_train(worker: Worker) -> dict[str, Any]:
     """Trains the network of `worker`, together with the other workers.
 
-    Always resumes from the newest whole checkpoint in the run's folder; without one, `_begin` measures and fits the
-    network first. A resumed run takes up, in this order:
+    Always resumes from the newest whole checkpoint in the run's folder. If there is none, `_begin` first measures the
+    network and, if necessary, fits its PCA layer. The parts of a resumed run come from these places:
 
-    1. the frozen layers, from the network that the run began with, and the feature cache of each machine;
-    2. from the checkpoint, the trained weights and the optimizer's variables;
-    3. from the checkpoint, the epochs done, their figures, and the triplets of the last mining;
-    4. the random numbers of the next epoch, which depend only on the run's seed and the number of the epoch.
+    1. The frozen layers come from the network that the run began with. Their activations may still be cached.
+    2. The trained weights and the optimizer's variables come from the checkpoint.
+    3. The epochs done, their figures, and the triplets of the last mining come from the checkpoint, too.
+    4. The random numbers of the next epoch are drawn anew. They depend only on the run's seed and the epoch's number.
 
     Returns:
-        The figures of the run, the same from every worker: mAP before and after, the best epoch, warnings.
+        The figures of the run, such as mAP before and after, the best epoch and the warnings. All workers return the
+        same figures.
 
     Raises:
         JobFailed: The run cannot go on, and another try would fail, too.
@@ -59,7 +61,7 @@ def do_train(worker: Worker) -> dict[str, Any]:
 
     for epoch in range(state.epoch, config.epochs):
         clock = Clock()
-        worker.inference.reads()  # resets the counts of the features read
+        worker.inference.reads()  # resets the counts of the features read and computed
 
         mined: dict[str, Any] = dict.fromkeys(MINING)
         clock.laps |= {"embed_seconds": 0.0, "mine_seconds": 0.0}
@@ -83,7 +85,7 @@ def do_train(worker: Worker) -> dict[str, Any]:
         val_map = _map_of(worker, "val")
         clock.lap("validate")
 
-        # Checkpoint, if all workers hold the same weights.
+        # Write the checkpoint. If the workers hold different weights, an error is raised instead.
         worker.require_equal_weights()
         figures = {"epoch": epoch + 1, **fitted, "val_map": val_map, **mined, **worker.inference.reads(), **clock.laps}
         figures["workers"] = worker.workers
@@ -91,7 +93,7 @@ def do_train(worker: Worker) -> dict[str, Any]:
         state.history.append(figures)
         worker.save(state)
 
-        # Report, to the log and to Ray Train, which waits for all workers.
+        # Report the figures to the log, then to Ray Train. Ray Train's report waits for all workers.
         log.info(
             "epoch %d of %d: loss %.4f, %.0f %% of triplets active, val mAP %s, %.0f %% of activations from the cache, "
             "%d computed, %.0f s",
@@ -115,7 +117,7 @@ def _log_workers(worker: Worker, done: int) -> None:
 
 
 def _begin(worker: Worker) -> State:
-    """Measures the network as it came, fits its PCA layer if it has none, and writes the checkpoint of epoch 0."""
+    """Measures the network at the start, fits its PCA layer if necessary, and writes the checkpoint of epoch 0."""
     job, photos, state = worker.job, worker.job.photos, State()
 
     # Embed all photos: this fills the feature cache, and shows which photos cannot be read.
@@ -126,7 +128,7 @@ def _begin(worker: Worker) -> State:
     if worker.rank == 0:
         photos.write_unreadable(job.config.out, reasons)
 
-    # Measure the network off the shelf, and with its PCA layer.
+    # Measure the network off the shelf. If its PCA layer is not fitted yet, fit it and measure the network again.
     if job.fit_pca:
         state.map_before = _judge(worker, history.BEFORE, rows, vectors)
         state.val_before = worker.inference.map("val", rows, vectors)
@@ -146,7 +148,7 @@ def _begin(worker: Worker) -> State:
 
 
 def _finish(worker: Worker, state: State) -> dict[str, Any]:
-    """Takes the best epoch's weights, measures and saves that network, and returns the figures of the run."""
+    """Restores the weights of the best epoch, measures and saves the network, and returns the figures of the run."""
     config, judged_on = worker.job.config, _judged_split(worker)
     best = worker.restore_best(state)
     if best is None:
@@ -181,7 +183,7 @@ def _embed_judged(worker: Worker) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _judge(worker: Worker, moment: str, rows: np.ndarray, vectors: np.ndarray) -> float | None:
-    """The mAP of the judged split. Rank 0 writes the rankings, for the HTML report."""
+    """The mAP on the judged split: test, or val if test is empty. Rank 0 writes the rankings for the HTML report."""
     rankings = worker.inference.rankings(_judged_split(worker), rows, vectors)
     if worker.rank == 0:
         history.keep_found(worker.job.config.out, moment, rankings)

@@ -1,7 +1,7 @@
-"""The network in training, and one step of gradient descent on a batch of triplets, under any tf.distribute strategy.
+"""Trains the network by gradient descent on batches of triplets, under any tf.distribute strategy.
 
-`TrainedNetwork` cuts the network into a frozen trunk, computed once for each photo, and a head, which is trained.
-`Step` runs the head on the distinct images of a batch, divided among the replicas.
+`TrainedNetwork` cuts the network into a frozen trunk, whose outputs can be cached, and a trained head.
+`Step` runs the head on a batch. The replicas (copies of the network, one per device) divide the images between them.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from dim.model.backend import keras
 from dim.model.spec import Spec
 from dim.train.loss import triplet_loss
 
-# The cut for each --train-layers: the name of the last frozen layer, or None if nothing is frozen.
+# The cut for each value of --train-layers: the name of the last frozen layer, or None if nothing is frozen.
 CUTS: dict[str, Callable[[Spec], str | None]] = {
     "pca": lambda _: "l2",
     "block5": lambda spec: BACKBONES[spec.backbone].tail,
@@ -52,11 +52,11 @@ class TrainedNetwork:
         self._pooled = ReplicatedForward(strategy, pooled, tf.float32) if pooled else None
 
     def dimension(self, pooled: bool) -> int:
-        """The length of a descriptor; with `pooled`, before the PCA layer."""
+        """The length of a descriptor. If `pooled`, it is the length without the PCA layer."""
         return int((self.model.get_layer("l2") if pooled else self.model).output.shape[-1])
 
     def describe(self, activations: np.ndarray, pooled: bool) -> np.ndarray:
-        """The descriptors (N, D), float32, of activations at the cut (N, …); with `pooled`, before the PCA layer."""
+        """The descriptors, float32 (N, D), of `activations` at the cut (N, …); if `pooled`, without the PCA layer."""
         if not pooled:
             return self._descriptors(activations)
         return self._pooled(activations) if self._pooled else activations.astype(np.float32)
@@ -82,11 +82,11 @@ class ReplicatedForward:
 
 @dataclass(frozen=True)
 class Packed:
-    """Arrays of several shapes in one: equal shapes lie together, so that one trace of the step serves all shapes."""
+    """Arrays of several shapes in one flat array, grouped by shape. One trace of the step can serve all shapes."""
 
     flat: np.ndarray  # the values of all arrays, one after the other
-    groups: np.ndarray  # for each run of equal shapes, the number of arrays and their height, width, channels, (G, 4)
-    position: np.ndarray  # the place of each array among the packed ones, (N,)
+    groups: np.ndarray  # number of arrays, height, width and channels of each group of equal shape, (G, 4)
+    position: np.ndarray  # the place of each array in the order of packing, (N,)
 
 
 def packed(arrays: list[np.ndarray]) -> Packed:
@@ -103,11 +103,11 @@ def packed(arrays: list[np.ndarray]) -> Packed:
 class Step:
     """A step of gradient descent on the triplet loss of a batch.
 
-    Layers that behave differently in training (batch normalisation) keep their inference behaviour, as is usual in
+    Layers that behave differently in training, such as batch normalisation, run as in inference. This is usual in
     fine-tuning for retrieval.
 
-    `optimizer` is already built for the variables of `trained`. `one_shape` says that all images have the same shape:
-    that doubles the speed, as no loop over shapes is needed.
+    `optimizer` must be built for the variables of `trained`. If `one_shape`, all images must have the same shape. The
+    step is then twice as fast, because it needs no loop over shapes.
     """
 
     def __init__(
@@ -118,20 +118,20 @@ class Step:
         self._embed = _embed_one_shape if one_shape else _embed_each_shape
         flat = tf.TensorSpec((None,), tf.uint8 if self._head.input.dtype == "uint8" else tf.float16)
         replica = (flat, tf.TensorSpec((None, 4), tf.int32), tf.TensorSpec((3, None), tf.int32))
-        # One trace for all inputs: a worker that retraces waits for all-reduces that the other workers do not start.
+        # All inputs share one trace. A worker that retraced would wait for all-reduces that other workers do not start.
         signature = ([replica] * local_replicas(self._strategy), tf.TensorSpec((), tf.float32))
         self._run = tf.function(self._on_all, input_signature=signature)
 
     def __call__(self, images: list[Packed], triplets: list[np.ndarray], size: int) -> tuple[float, int]:
-        """Takes the step; all workers must call it.
+        """Takes the step. All workers must call it.
 
         Args:
             images: The distinct images of each replica of this worker.
-            triplets: The per-replica batches: anchors, positives and negatives as positions in the images, (3, B).
+            triplets: Per replica: anchors, positives and negatives as positions in the replica's images, (3, B).
             size: The number of triplets in the whole batch, over all replicas of all workers.
 
         Returns:
-            The mean loss of the whole batch (NaN if a weight is not finite), and its number of active triplets.
+            The mean loss of the whole batch (NaN if a weight is not finite), and the number of triplets with loss > 0.
         """
         replicas = zip(images, triplets, strict=True)
         parts = [(image.flat, image.groups, image.position[indices]) for image, indices in replicas]
@@ -150,7 +150,7 @@ class Step:
             descriptors = self._embed(self._head, flat, groups)
             anchors, positives, negatives = (tf.gather(descriptors, triplets[side]) for side in range(3))
             losses = triplet_loss(anchors, positives, negatives, self._margin)
-            # The strategy sums the replicas' gradients, so each divides its loss by the size of the whole batch.
+            # The strategy sums the replicas' gradients, so each replica divides by the size of the whole batch.
             loss = tf.reduce_sum(losses) / size
         gradients = tape.gradient(loss, [variable.value for variable in self._variables])
         self._optimizer.apply(gradients, self._variables)
@@ -177,7 +177,7 @@ def _embed_each_shape(head: keras.Model, flat: tf.Tensor, groups: tf.Tensor) -> 
 
 def _unpacked(head: keras.Model, flat: tf.Tensor, group: tf.Tensor) -> tf.Tensor:
     shape = group if len(head.input_shape) == 4 else group[::3]
-    # If the number of channels is unknown, Keras takes a convolution for a grouped one and compiles it: 3 times slower.
+    # If the number of channels is unknown, Keras treats convolutions as grouped and compiles them, 3 times slower.
     return tf.ensure_shape(tf.reshape(flat, shape), head.input_shape)
 
 
@@ -187,5 +187,5 @@ def local_replicas(strategy: tf.distribute.Strategy) -> int:
 
 
 def local_replica(count: int) -> int:
-    """Inside `strategy.run`: the number of the calling replica among the `count` of this worker."""
+    """The index of the calling replica among the `count` replicas of this worker. Call it inside `strategy.run`."""
     return int(tf.get_static_value(tf.distribute.get_replica_context().replica_id_in_sync_group)) % count

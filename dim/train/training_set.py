@@ -1,8 +1,8 @@
-"""The training set of a run: its photos, and the network that it begins with.
+"""The input of a training run: the photos, and the network that the run begins with.
 
-`TrainingPhotos` has the photos as the workers use them. `Inputs` identify the photos and the network, and are kept with
-the checkpoints: once an epoch is done, a run resumes only with the same inputs, as figures of different photos cannot
-be compared. A `Job` is all that a worker gets from the driver.
+`TrainingPhotos` has the photos as the workers use them. `Inputs` identifies the photos and the network, and is stored
+with the checkpoints. After the first epoch, a run resumes only with the same inputs, because figures of different
+photos cannot be compared. A `Job` is all that a worker gets from the driver.
 """
 
 import dataclasses
@@ -31,20 +31,20 @@ from dim.train.history import UNREADABLE, Tracking
 log = logging.getLogger(__name__)
 
 PHOTOS, NETWORK = "photos.parquet", "network.json"  # in the folder of the checkpoints
-PRECISION = "precision"  # its key in NETWORK
+PRECISION = "precision"  # the key of the precision in NETWORK
 
 
 @dataclass(frozen=True)
 class TrainingPhotos:
-    """The photos of a run. A photo is known by its row: its position in these lists and arrays."""
+    """The photos of a run. The row of a photo is the photo's position in these lists and arrays."""
 
     image_ids: np.ndarray
     labels: np.ndarray  # str; None for a photo without a label
     splits: np.ndarray  # train, val or test; None for a photo that the run does not use
     paths: list[str]
     boxes: list[tuple[float, float, float, float] | None]  # the part of each photo to use; None: the whole photo
-    keys: list[str]  # in the feature cache
-    image_size: int  # pixels of each side, or of the longest, by `resize`
+    keys: list[str]  # the key of each photo in the feature cache
+    image_size: int  # pixels per side; of both sides or of the longest side, as `resize` says
     resize: Resize
     limits: Limits = LIMITS
 
@@ -57,11 +57,11 @@ class TrainingPhotos:
         return np.flatnonzero([split is not None for split in self.splits])
 
     def mined(self) -> np.ndarray:
-        """The rows that triplets are mined from, ascending: those of split train with a label."""
+        """The rows of the labelled photos of split train, ascending. Triplets are mined from these photos."""
         return np.flatnonzero([label is not None for label in self.labels] & (self.splits == "train"))
 
     def positions(self, image_ids: np.ndarray) -> np.ndarray:
-        """The rows of `image_ids`, an array of any shape."""
+        """The row of each id in `image_ids`, an array of any shape. The result has the same shape."""
         unique, inverse = np.unique(image_ids, return_inverse=True)
         found = [self._row_of[image_id] for image_id in unique.tolist()]
         return np.array(found, np.int64)[inverse.reshape(image_ids.shape)]
@@ -71,9 +71,9 @@ class TrainingPhotos:
         return {image_id: row for row, image_id in enumerate(self.image_ids.tolist())}
 
     def write_unreadable(self, run: str, reasons: dict[int, str]) -> None:
-        """Writes a list of the photos that cannot be read, and why (`reasons`, by row), to the folder `run`."""
+        """Writes a list of the unreadable photos to the folder `run`. `reasons` maps their rows to the reasons."""
         path = files.join(run, UNREADABLE)
-        files.delete(path)  # an attempt that died before its first step may have left one
+        files.delete(path)  # an attempt that died before the first step may have left this file
         if not reasons:
             return
         rows = sorted(reasons)
@@ -96,14 +96,14 @@ class Inputs:
     network: dict[str, Any]  # the spec, the fingerprint of the weights and, once it is chosen, the precision
 
     def write(self, run: str) -> None:
-        """Writes both beside the checkpoints of the folder `run`."""
+        """Writes the photos and the network into the folder of the checkpoints of `run`."""
         folder = files.join(run, checkpoint.FOLDER)
         files.make_folder(folder)
         tables.write(files.join(folder, PHOTOS), self.photos)
         files.write_json(files.join(folder, NETWORK), self.network)
 
     def changed(self, config: TrainConfig) -> str | None:
-        """How these differ from the inputs of the epochs done in `config.out`, in words; None if they do not."""
+        """Says how the inputs differ from the inputs of the epochs done in `config.out`; None if they are equal."""
         folder = files.join(config.out, checkpoint.FOLDER)
         done = checkpoint.newest_first(folder)
         if not done:
@@ -121,7 +121,7 @@ class Inputs:
 
 
 def kept_precision(run: str) -> str | None:
-    """The precision of the epochs done in the folder `run`, which the next epochs keep; None if no epoch is done."""
+    """The recorded precision of the epochs done in the folder `run`, or None. The next epochs keep this precision."""
     folder = files.join(run, checkpoint.FOLDER)
     if not checkpoint.newest_first(folder) or not files.exists(files.join(folder, NETWORK)):
         return None
@@ -156,7 +156,7 @@ def _changes(before: pa.Table, now: pa.Table) -> list[str]:
 
 @dataclass(frozen=True)
 class Job:
-    """A run, as the driver hands it to each worker."""
+    """All that a worker gets from the driver of a run."""
 
     config: TrainConfig
     photos: TrainingPhotos
@@ -165,5 +165,5 @@ class Job:
     precision: str  # float32 or bfloat16
     fit_pca: bool  # whether the network's PCA layer is still to be fitted
     queue: Queue  # takes the workers' log records to the driver
-    tracking: Tracking | None  # the MLflow run, if each epoch's figures go there, too
-    claims: tuple[Claim, ...]  # the driver's leases on the run's folder; workers write while it holds them
+    tracking: Tracking | None  # the MLflow run that gets the figures of each epoch, if any
+    claims: tuple[Claim, ...]  # the driver's leases on the run's folder; workers write only while the driver holds them

@@ -1,7 +1,7 @@
-"""One worker of a training run: its set-up before the first epoch, and the steps that it takes with the other workers.
+"""A worker of a training run: how it is set up, and which steps it takes together with the other workers.
 
-Ray Train starts each worker as a process. All workers build the same network, and each owns a part of the photos.
-`dim.train.loop` takes them through the epochs.
+Ray Train starts each worker as a process. All workers build the same network, and each embeds a part of the photos.
+`dim.train.loop` calls the steps in the order of the epochs.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ OPTIMIZERS = {"adam": keras.optimizers.Adam, "sgd": keras.optimizers.SGD}
 
 
 class Worker:
-    """Worker `rank` of the `workers` that run `job`, with the network `trained`. `inference` embeds, `fitting` fits."""
+    """Worker `rank` of the `workers` of `job`. The network is `trained`; `inference` embeds, and `fitting` fits."""
 
     def __init__(self, job: Job, strategy: tf.distribute.Strategy, rank: int, workers: int) -> None:
         config, spec = job.config, job.source.spec
@@ -50,26 +50,26 @@ class Worker:
             self._optimizer = OPTIMIZERS[config.optimizer](config.learning_rate)
             self._optimizer.build(self.trained.variables)
         features = features_of(job, self.trained, workers)
-        # Each machine owns photos and caches their features. In the next run, its name is the same.
+        # Each machine owns photos and caches their features. A machine has the same name in later runs.
         owned = ownership(job.photos, objects_from_all(strategy, platform.node()))
         self.inference = Inference(self.trained, features, job, rank, owned)
         self.fitting = Fitting(job, self.trained, self._optimizer, features, rank=rank, ownership=owned)
 
     def resume(self) -> State | None:
-        """Restores weights, optimizer and state from the newest checkpoint that is whole; None if there is none."""
+        """Restores weights and optimizer from the newest whole checkpoint. Returns its state; None if there is none."""
         epoch = self._whole(checkpoint.newest_first(self._checkpoints))
         weights, optimizer = self.trained.variables, self._optimizer
         return None if epoch is None else checkpoint.read(self._checkpoints, epoch, weights, optimizer)
 
     def restore_best(self, state: State) -> int | None:
-        """Restores the weights of the best epoch whose checkpoint is whole, and returns it; None if there is none."""
+        """Restores the weights of the best epoch with a whole checkpoint. Returns the epoch; None if there is none."""
         epoch = self._whole(state.best_first())
         if epoch is not None:
             checkpoint.read(self._checkpoints, epoch, self.trained.variables)
         return epoch
 
     def _whole(self, epochs: list[int]) -> int | None:
-        # Rank 0 decides for all workers, as a storage may show them different files.
+        # Rank 0 decides for all workers, because a storage may show different files to different workers.
         own = checkpoint.whole(self._checkpoints, epochs) if self.rank == 0 else None
         found: int | None = broadcast_from_rank_zero(own)
         return found
@@ -94,9 +94,9 @@ class Worker:
             variable.assign(value)
 
     def mine(self, rows: np.ndarray, vectors: np.ndarray, epoch: int) -> Triplets:
-        """The hardest triplets among `rows`, as positions in `rows`; `vectors` (n, D) are their descriptors.
+        """The hardest triplets of the photos `rows`, as positions in `rows`. `vectors` (n, D) are the descriptors.
 
-        Rank 0 mines by Ray tasks. They may use the CPUs of all workers, which wait meanwhile.
+        Rank 0 mines by Ray tasks. The tasks may use the CPUs of all workers, because the workers wait meanwhile.
         """
         triplets = None
         if self.rank == 0:
@@ -107,7 +107,7 @@ class Worker:
         return found
 
     def require_equal_weights(self) -> None:
-        """Raises RuntimeError on every worker if their weights differ, so that none goes on to write a checkpoint."""
+        """Raises RuntimeError on every worker if the workers' weights differ, so that no checkpoint is written."""
         if self.workers == 1:
             return
         own = hashlib.sha256(b"".join(variable.numpy().tobytes() for variable in self.trained.variables)).hexdigest()
@@ -136,14 +136,14 @@ def _strategy(workers: int) -> tf.distribute.Strategy:
 
 
 class Clock:
-    """Times the steps of an epoch; `laps` has the seconds of each step, by `STEP_seconds`."""
+    """Measures the time of each step of an epoch. `laps` maps a step's name, as `NAME_seconds`, to its seconds."""
 
     def __init__(self) -> None:
         self.laps: dict[str, float] = {}
         self._last = time.monotonic()
 
     def lap(self, name: str) -> None:
-        """Ends the step `name`, which began when the step before ended."""
+        """Ends the step `name`, which began at the end of the step before it."""
         now = time.monotonic()
         self.laps[f"{name}_seconds"] = round(now - self._last, 3)
         self._last = now
