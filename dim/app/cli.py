@@ -83,7 +83,7 @@ def _add_field(parser: Any, field: dataclasses.Field[Any], annotation: Any) -> N
 
 
 def _help_order(field: dataclasses.Field[Any]) -> tuple[int, bool]:
-    """Sort key for `--help`: inputs and outputs first, the machine last; within a group, required flags first."""
+    """Sorts `--help`: inputs and outputs come first, and the machine last. In a group, required flags come first."""
     group = field.metadata.get("group")
     return (group == "machine") - (group == "input and output"), field.default is not dataclasses.MISSING
 

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 QUIET = b"q"
-_BYTES, _LINES = 2**16, 20  # the most that is kept, and the most that is shown
+_BYTES, _LINES = 2**16, 20  # bytes that are kept and lines that are shown, at most
 
 
 def _last(pipe: int) -> bytes:

@@ -1,6 +1,6 @@
-"""How many workers fit on the cluster, and how many CPUs and GPUs each one gets.
+"""How many workers fit on the cluster, and how many CPUs and GPUs each worker gets.
 
-The known nodes are the live ones and those that the autoscaler may still start.
+The known nodes are the live nodes and the nodes that the autoscaler may still start.
 """
 
 import logging
@@ -53,7 +53,7 @@ def capacity(nodes: Counter[Node], cpus: float, gpus: float) -> int:
 
 
 def gpus_per_worker(wanted: float | None) -> float:
-    """The GPUs of each worker: `wanted`. By default, each worker gets one if any known node has a GPU, else none."""
+    """The GPUs of each worker: `wanted`. By default, a worker gets one GPU if any known node has GPUs, else none."""
     return float(any(node.gpus > 0 for node in known_nodes())) if wanted is None else wanted
 
 

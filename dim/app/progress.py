@@ -1,8 +1,8 @@
 """The progress of a job: log records for people, and metrics that Ray exports to Prometheus.
 
-Each stage of a job counts its units of work with `Progress`, which writes log records. These records have the attribute
-`finished`. Records of workers reach the job, too. The job's `Handler` overwrites one line on a terminal. Elsewhere, it
-writes a line every few seconds.
+Each stage of a job counts its units of work with `Progress`, which writes log records. Their attribute `finished` says
+whether the stage is done. Records of workers reach the job, too. The job's `Handler` overwrites one line on a terminal.
+Elsewhere, it writes a line every few seconds.
 
 Every node exports these metrics together with Ray's own. `ray_dim_done_total` counts the units of work that are done,
 mostly photos, including failed units. `ray_dim_errors_total` counts the failed units. `ray_dim_waiting` is the number

@@ -183,7 +183,7 @@ def beside(path: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def writing(uri: str) -> Iterator[None]:
-    """Turns an OSError of the block into a JobFailed that says what to do. The block has to write `uri`."""
+    """Turns an OSError of the block into a JobFailed that says what to do. `uri` is what the block writes."""
     try:
         yield
     except OSError as error:

@@ -1,9 +1,9 @@
-"""A lease ensures that a folder of an object store has only one writer at a time, because stores have no locks.
+"""Leases on folders of an object store: a lease ensures that a folder has only one writer, as stores have no locks.
 
-A writer first puts a lease file of its own into the folder, and then lists the lease files of other writers. If there
-is such a file, the writer deletes its own and tries again. Stores list every completed write, so if two writers come at
-the same time, at least one of them sees the other's file. A writer renews its lease file as long as it lives. If a
-lease file is older than `SECONDS`, by the store's clock, its writer is dead, and the next writer deletes the file.
+A writer first puts a lease file of its own into the folder, and then lists the lease files of other writers. If one of
+them is alive, the writer deletes its own file and tries again. Stores list every completed write, so if two writers
+come at the same time, at least one of them sees the other's file. A writer renews its lease file as long as it lives.
+If a lease file is older than `SECONDS`, by the store's clock, its writer is dead, and the next writer deletes the file.
 
 A writer that doesn't renew its lease in time has lost it for good. From then on, its guard (`storage.guard_writes`)
 refuses each write. The guard uses a clock that also runs while the machine sleeps, so it stops a writer on a machine
@@ -33,11 +33,11 @@ from dim.io import files, storage
 
 log = logging.getLogger(__name__)
 
-SECONDS = 60.0  # from the last renewal until other writers see the lease expire
-RENEW_SECONDS = 15.0  # between renewals; the holder also gives up a lease this long before it expires for others
+SECONDS = 60.0  # from the last renewal until the lease expires for other writers
+RENEW_SECONDS = 15.0  # between renewals; the holder also gives up a lease so long before it expires for others
 GRACE = 30.0  # seconds from the loss of the lease to the end of the process
 TRIES = 3  # attempts to take a lease, as two writers that come at the same time may both give way
-PREFIX = ".lease-"  # of the names of lease files
+PREFIX = ".lease-"  # the names of lease files begin with this
 # Not SIGINT, because a shell's background processes ignore it and Ray Train has a handler of its own for it.
 LOST_SIGNAL = signal.SIGUSR1
 
@@ -65,7 +65,7 @@ def claims() -> tuple[Claim, ...]:
 
 @contextlib.contextmanager
 def under(held_elsewhere: Sequence[Claim]) -> Iterator[None]:
-    """Within the block, this process may write into the folder of each claim only while its lease is held."""
+    """Within the block, this process may write into the folder of a claim only while the claim's lease is held."""
     with contextlib.ExitStack() as stack:
         for claim in held_elsewhere:
             stack.enter_context(storage.guard_writes(claim.folder, claim.require))
@@ -76,7 +76,8 @@ def under(held_elsewhere: Sequence[Claim]) -> Iterator[None]:
 def held(folder: str, holder: str) -> Iterator[None]:
     """Holds the lease on `folder`, in an object store, within the block. `holder` names this writer to others.
 
-    Raises UserError if another writer holds the lease; the message says who. Raises JobFailed if this writer lost it.
+    Raises UserError if another writer has the lease (the message says who), and JobFailed if this writer lost the
+    lease.
     """
     lease = _Lease(folder, holder)
     lease.take()

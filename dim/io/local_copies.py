@@ -73,7 +73,7 @@ def sweep(folder: str, of: str | None = None) -> None:
         for entry in entries:
             half = _HALF_WRITTEN.fullmatch(entry.name)
             if half and of in (None, half["name"]) and entry.is_file(follow_symlinks=False):
-                with contextlib.suppress(OSError):  # another process has just renamed it, or it is another user's
+                with contextlib.suppress(OSError):  # the file was renamed just now, or is another user's
                     young = time.time() - entry.stat(follow_symlinks=False).st_mtime < _YOUNG
                     if not (young and _is_alive(int(half["pid"]))):
                         Path(entry).unlink()

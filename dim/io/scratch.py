@@ -1,7 +1,7 @@
 """Makes scratch folders on local disks: temporary folders that end with the job, and a persistent folder per user.
 
-Other users may be able to write where these folders are made. So dim uses no folder that is a link or another user's.
-Of the temporary folders that killed jobs left, dim deletes only those that belong to this user and have dim's mark.
+Other users may be able to write where these folders are made. So dim uses no folder that is a link or belongs to
+another user. Of the temporary folders of killed jobs, dim deletes only this user's, and only those with dim's mark.
 """
 
 import contextlib

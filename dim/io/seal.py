@@ -1,9 +1,9 @@
 """Seals of output folders: a seal tells whether the files of a folder are complete and unchanged.
 
-A seal lists the files with their sizes, sha256 checksums and rows. It is the entry `files` of the folder's run.json,
-which the job writes at its end. A folder has no seal if its job is not done or wrote no file, or if the folder was made
-before there were seals. A seal holds no absolute path and no time, so a complete copy of a folder is as valid as the
-original.
+A seal lists the files with their sizes, sha256 checksums and numbers of rows. It is the entry `files` of the folder's
+run.json, which the job writes at its end. A folder has no seal if its job is not done or wrote no file, or if the
+folder was made before there were seals. A seal holds no absolute path and no time, so a complete copy of a folder is as
+valid as the original.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ def _facts(uri: str, size: int) -> Facts:
 
 
 def from_record(record: Mapping[str, Any], folder: str) -> Seal | None:
-    """The seal in `record`, the run.json of `folder`, or None. Raises UserError if its entry `files` is not a seal."""
+    """The seal in `record`, the run.json of `folder`; None if it has none. Raises UserError if it is malformed."""
     found = record.get(FILES)
     if found is None:
         return None

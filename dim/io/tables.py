@@ -200,7 +200,7 @@ def as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """`column` as strings: the integer 3, the float 3.0 and the decimal 3.00 all become "3". NaN becomes null.
 
     Raises pyarrow.ArrowException if the type can't be text, if text is not UTF-8, if a number is infinite, or if a
-    number is so large that its type may have rounded it. Two different numbers could then become the same text.
+    number is so large that its type may have rounded it. By rounding, two different numbers could become the same text.
     """
     column = decode_dictionary(column)
     if pat.is_floating(column.type):
