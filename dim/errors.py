@@ -1,4 +1,4 @@
-"""The errors that end a job without a bug in it, and helpers that keep their messages short."""
+"""Errors that end a job although dim has no bug, and helpers that keep error messages short."""
 
 import re
 import reprlib
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class UserError(Exception):
-    """Wrong usage or input (exit status 2). The message is one line: the value, where it stands, and what to do."""
+    """The flags or the input are wrong (exit status 2). The message is one line: the wrong value, and what to do."""
 
 
 class JobFailed(Exception):
@@ -16,7 +16,7 @@ class JobFailed(Exception):
 
 
 class GateNotMet(Exception):
-    """A quality gate was not met (exit status 3). `result` is still printed as the job's last line."""
+    """A quality gate was not met (exit status 3). `result` is still printed as the last line of the job."""
 
     def __init__(self, message: str, result: dict[str, object]) -> None:
         super().__init__(message)
@@ -33,8 +33,8 @@ def quoted(value: Any) -> str:
     return text if len(text) <= 120 else f"{text[:120]}…"
 
 
-_MOST_KINDS = 5
-# Quotations, addresses of objects and numbers: reasons that differ only in these are of one kind.
+_MOST_KINDS = 5  # kinds of reasons that one message lists
+# Quotations, addresses of objects, and numbers. Reasons that differ only in such parts are of the same kind.
 _VARYING = re.compile(r"""b?'[^']*'|b?"[^"]*"|<[^>]*>|\d[\d,.]*""")
 
 

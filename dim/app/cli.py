@@ -1,6 +1,6 @@
-"""The command line of every job: flags and YAML → one typed configuration → one call → one JSON line on stdout.
+"""The command line of every job: flags and a YAML file become a configuration, and the result becomes a line of JSON.
 
-`main` runs a job and exits with its status. `parse` makes the configuration from the arguments.
+A program in jobs/ calls `main`, which runs the job and exits with its status. `parse` makes the typed configuration.
 """
 
 import argparse
@@ -59,7 +59,7 @@ _READERS = {int: _whole_number, float: _number}
 def _add_field(parser: Any, field: dataclasses.Field[Any], annotation: Any) -> None:
     kind, repeated, _, choices = configuration.kind_of(annotation)
     if dataclasses.is_dataclass(kind):
-        return  # a mapping, which only a YAML file can hold
+        return  # the value is a mapping, which only a YAML file can hold
     extra: dict[str, Any] = {"help": field.metadata["help"], "default": argparse.SUPPRESS}
     if field.default is dataclasses.MISSING:
         extra["help"] += "" if field.metadata.get("positional") else " (required)"
@@ -83,13 +83,13 @@ def _add_field(parser: Any, field: dataclasses.Field[Any], annotation: Any) -> N
 
 
 def _help_order(field: dataclasses.Field[Any]) -> tuple[int, bool]:
-    """Sort key for `--help`: inputs and outputs first, the machine last; within a group, required flags first."""
+    """Sorts `--help`: inputs and outputs come first, and the machine last. In a group, required flags come first."""
     group = field.metadata.get("group")
     return (group == "machine") - (group == "input and output"), field.default is not dataclasses.MISSING
 
 
 def parser_of(config: type[C], description: str) -> argparse.ArgumentParser:
-    """The argument parser with a flag for each field of the dataclass `config`."""
+    """The argument parser for the dataclass `config`, with a flag or an argument for each field."""
     parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     hints = get_type_hints(config)
     groups: dict[str, Any] = {}
@@ -106,7 +106,7 @@ def parser_of(config: type[C], description: str) -> argparse.ArgumentParser:
 def parse(config: type[C], description: str, arguments: Sequence[str]) -> tuple[C, bool]:
     """Makes the configuration from the command line `arguments` and the YAML file that `--config` names.
 
-    Returns the configuration, and whether `--verbose` was given. Raises UserError for a wrong flag.
+    Returns the configuration, and whether `--verbose` was given. Raises UserError if a flag is wrong.
     """
     known, unknown = parser_of(config, description).parse_known_args(arguments)
     fields = {field.name: field for field in dataclasses.fields(config)}  # type: ignore[arg-type]
@@ -132,7 +132,7 @@ def parse(config: type[C], description: str, arguments: Sequence[str]) -> tuple[
 
 
 def _written_name(field: dataclasses.Field[Any], annotation: Any) -> str:
-    """The name of this field as a user writes it, for error messages."""
+    """What a user writes to set this field, for error messages."""
     if field.metadata.get("positional"):
         return field.name.upper()
     if dataclasses.is_dataclass(configuration.kind_of(annotation).type):
@@ -141,7 +141,7 @@ def _written_name(field: dataclasses.Field[Any], annotation: Any) -> str:
 
 
 def _announcement(values: Any, description: str) -> str:
-    """The first line of a job's description, and the settings that differ from their defaults."""
+    """The log line that announces a job: the first line of `description`, and the settings that are not defaults."""
     settings = []
     for field in sorted(dataclasses.fields(values), key=_help_order):
         value = getattr(values, field.name)
@@ -156,8 +156,8 @@ def _announcement(values: Any, description: str) -> str:
 def main(run: Callable[[C], dict[str, Any]], config: type[C], description: str | None) -> NoReturn:
     """Runs a job and exits with a status: 0 done, 1 failed, 2 wrong usage or input, 3 gate not met, 130 interrupted.
 
-    The last line on stdout is one JSON object: the result of `run`, and `seconds`. `config` is the dataclass that `run`
-    takes. `description` is the text of `--help`; its first line announces the job.
+    The last line on stdout is a JSON object with the result of `run`, and the `seconds` that the job took. `config` is
+    the dataclass that `run` takes. `description` is the text of `--help`; its first line also announces the job.
     """
     started = time.monotonic()
     result: dict[str, Any] | None = None
@@ -167,12 +167,12 @@ def main(run: Callable[[C], dict[str, Any]], config: type[C], description: str |
         values, verbose = parse(config, description or "", sys.argv[1:])
         environment.require_usable()
         environment.set_keras_backend()
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` ends a job as Ctrl-C does
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # for `ray job stop`, which then acts as Ctrl-C
         with terminal.of_job(verbose):
             log.info("%s", _announcement(values, description or ""))
             try:
                 result = run(environment.with_lasting_output(values))
-            except SystemExit as ended:  # Ray Train raises it on Ctrl-C
+            except SystemExit as ended:  # Ray Train raises SystemExit on Ctrl-C
                 raise KeyboardInterrupt from ended
     except UserError as error:
         logs.say(logging.ERROR, f"error: {error}")
@@ -186,7 +186,7 @@ def main(run: Callable[[C], dict[str, Any]], config: type[C], description: str |
     except KeyboardInterrupt:
         logs.say(logging.WARNING, "interrupted; run the same command again to resume")
         status = INTERRUPTED
-    except OSError as error:  # of a disk or an object store
+    except OSError as error:  # a disk or an object store failed
         if verbose:
             logs.say(logging.DEBUG, str(error), bug=error)
         reason = " ".join(str(error).split())

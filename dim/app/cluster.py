@@ -1,7 +1,7 @@
-"""The Ray cluster of a job: the one at RAY_ADDRESS, or else a local one that ends with the job.
+"""The Ray cluster of a job: the cluster at RAY_ADDRESS or, if that is not set, a local Ray that ends with the job.
 
-`connected` joins or starts the cluster. The other functions tell which nodes it has or may start, and whether all of
-them can read the job's files.
+`connected` joins or starts the cluster. Other functions tell which nodes the cluster has or may start, and whether all
+nodes can read the job's files.
 """
 
 import contextlib
@@ -26,37 +26,38 @@ from dim.app import environment
 from dim.errors import JobFailed, UserError
 from dim.io import processes, scratch
 
-# The head node declares the nodes that the autoscaler may start: one resource for each kind of node, with its CPUs and
-# GPUs in the name and the maximum number as the amount. Ray 2.60 tells none of this, on Kubernetes or after `ray up`.
+# The head node declares which nodes the autoscaler may start, because Ray 2.60 doesn't tell them on Kubernetes or after
+# `ray up`. Each kind of node is a resource. Its name has the CPUs and GPUs of a node, and its amount is the maximum
+# number of such nodes.
 _KIND = re.compile(r"autoscaled_(\d+)CPU(?:_(\d+)GPU)?")
 _KIND_PREFIX = "autoscaled"
-_NODE_GROUP = "ray.io/node-group"  # the label of nodes in a group that may grow
+_NODE_GROUP = "ray.io/node-group"  # label of each node whose group may grow
 
 log = logging.getLogger(__name__)
 
 
 class _JobConfig(JobConfig):  # type: ignore[misc]
-    """Keeps Ray from putting the driver's working directory first on the import path of its workers.
+    """Keeps Ray from putting the driver's working directory first on the import path of the workers.
 
-    Workers find a submitted job's code, which is in its working directory, by their own PYTHONPATH.
+    The code of a submitted job is in its working directory, where workers find it by their own PYTHONPATH.
     """
 
     def _runtime_env_has_working_dir(self) -> bool:
-        return True  # Ray 2.60 has no public setting for it
+        return True  # Ray 2.60 has no public setting for this
 
 
 @contextlib.contextmanager
 def connected() -> Iterator[None]:
     """Connects to Ray within the block. Uses an existing connection if there is one, and leaves it open.
 
-    Raises UserError if there is no Ray at RAY_ADDRESS, and JobFailed if Ray did not start. A worker's UserError or
-    JobFailed is passed on.
+    Raises UserError if there is no Ray at RAY_ADDRESS, and JobFailed if Ray did not start. If a worker raised a
+    UserError or JobFailed, raises the same error.
     """
     with contextlib.nullcontext() if ray.is_initialized() else _started():
         try:
             yield
         except RayTaskError as error:
-            if isinstance(error.cause, UserError | JobFailed):  # Ray Data adds lines to their messages
+            if isinstance(error.cause, UserError | JobFailed):  # Ray Data adds lines to the message
                 raise type(error.cause)(str(error.cause).partition("\n")[0]) from None
             raise
 
@@ -101,7 +102,7 @@ def _not_started(address: str, error: Exception) -> UserError | JobFailed:
 def _own_folder() -> Iterator[str]:
     """Yields a folder for a local Ray's logs and sockets. Within the block, TMPDIR is another temporary folder.
 
-    Both are deleted with all that Ray's processes left in them.
+    At the end, both folders are deleted with everything that Ray's processes left there.
     """
     with (
         # Not in TMPDIR: the paths of sockets must be short.
@@ -130,7 +131,7 @@ def _address() -> str:
 
 
 def _require_answer(address: str) -> None:
-    """Raises UserError if nothing listens at `address`. Ray would wait for 15 minutes and ignore Ctrl-C."""
+    """Raises UserError if nothing listens at `address`. Ray itself would wait for 15 minutes and ignore Ctrl-C."""
     host, _, port = address.rpartition("//")[2].rpartition(":")
     if not port.isdigit():
         return
@@ -151,7 +152,7 @@ def nodes() -> list[dict[str, float]]:
 
 
 def autoscaled_nodes() -> list[tuple[dict[str, float], int]]:
-    """The kinds of node that the autoscaler may start: the "CPU" and "GPU" of a node, and the maximum number of nodes.
+    """The kinds of node that the autoscaler may start: the "CPU" and "GPU" of a node, and how many there may be.
 
     Raises UserError if the head node declares a kind that dim can't read.
     """
@@ -171,15 +172,16 @@ def autoscaled_nodes() -> list[tuple[dict[str, float], int]]:
 
 
 def on_this_node() -> NodeAffinitySchedulingStrategy:
-    """The scheduling strategy that puts a task or an actor on the caller's node, so that it depends on no other one."""
+    """The scheduling strategy that puts a task or actor on the caller's node, so that no other node is needed."""
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def require_shared(paths: Iterable[str], written: bool = False) -> None:
-    """Raises UserError if a path is on one machine's disk, and the cluster has several machines or may start some.
+    """Raises UserError if one of `paths` is on one machine's disk, but the cluster has or may start other machines.
 
-    A URI is always accepted; with `file:///…` the user states that all machines mount it. A path that is not `written`
-    may also lie in dim itself or in a submitted job's working directory, which Ray copies to each machine.
+    A URI is always accepted: with `file:///…`, the user states that all machines mount the path. If the job only reads
+    the paths (not `written`), they may also be in dim itself or in a submitted job's working directory, because Ray
+    copies both to each machine.
     """
     alive = [node for node in ray.nodes() if node["Alive"]]
     if len(alive) < 2 and not any(map(_others_may_come, alive)):
@@ -196,7 +198,7 @@ def require_shared(paths: Iterable[str], written: bool = False) -> None:
 
 
 def _others_may_come(node: dict[str, Any]) -> bool:
-    """Whether more nodes may join `node`: if it declares kinds of node, is in a node group, or has no CPUs."""
+    """Whether more nodes may come: `node` declares kinds of node, or is in a group that may grow, or has no CPUs."""
     resources = node["Resources"]
     declares = any(name.startswith(_KIND_PREFIX) for name in resources)
     return declares or _NODE_GROUP in node["Labels"] or not resources.get("CPU")
@@ -210,6 +212,6 @@ def _copied_folders() -> tuple[str, ...]:
 
 
 def earlier_attempts() -> int:
-    """The number of earlier attempts at the calling task: more than 0 if its worker or node died during one."""
+    """How often the calling task was tried before. More than 0 means that its worker or node died during an attempt."""
     # Ray 2.60 has no public name for this number.
     return int(ray._private.worker.global_worker.core_worker.get_current_task_attempt_number())

@@ -1,7 +1,6 @@
-"""How a job is configured: one frozen dataclass per job, whose fields are its flags and the keys of its YAML file.
+"""How a job is configured: each job has a frozen dataclass, with a field for each flag and key of the YAML file.
 
-This module has the declaration of such a field (`option`), checks of values, and the reader of YAML files. `cli` makes
-the flags from the same fields.
+`option` declares such a field. Other functions check values and read YAML files. `cli` makes the flags from the fields.
 """
 
 import contextlib
@@ -17,20 +16,20 @@ from typing import Any
 
 from dim.errors import UserError, quoted
 
-MOST_SEED = 2**31 - 1  # FAISS takes seeds of 32 bits
+MOST_SEED = 2**31 - 1  # the largest seed, as FAISS takes signed integers of 32 bits
 
 
 def option(default: Any = dataclasses.MISSING, help: str = "", **extra: Any) -> Any:
-    """A field of a configuration, with its line in `--help`. Without a `default`, the flag is required.
+    """Declares a field of a configuration, and `help`, its line in `--help`. Without a `default`, the flag is required.
 
-    `extra` may have `positional=True`, for an argument without a flag; `group="…"`, its heading in `--help`; and
-    `metavar="…"`, the placeholder of its value.
+    `extra` may have `positional=True`, which makes an argument without a flag; `group="…"`, the heading above the flag
+    in `--help`; and `metavar="…"`, the word that stands for the value there.
     """
     return field(default=default, metadata={"help": help, **extra})
 
 
 def flag_name(name: str) -> str:
-    """`image_size` → `--image-size`."""
+    """The flag of the field `name`: `--image-size` for `image_size`."""
     return "--" + name.replace("_", "-")
 
 
@@ -41,14 +40,14 @@ def nearest(name: str, known: list[str]) -> str:
 
 
 def one_of(name: str, value: str, known: list[str], where: str = "") -> str:
-    """Returns `value`. Raises UserError, with a hint and `where` the value was found, unless it is one of `known`."""
+    """Returns `value` if it is in `known`. Else raises UserError with a hint and `where`, the place of the value."""
     if value not in known:
         raise UserError(f"unknown {name} {quoted(value)}{where and f' in {where}'}; {nearest(value, known)}")
     return value
 
 
 def require_at_least(config: Any, least: Mapping[str, float]) -> None:
-    """Raises UserError if a field of `config` that is not None is below its value in `least`, or NaN."""
+    """Raises UserError if a field of `config` is NaN or less than its value in `least`. A field may be None."""
     for name, bound in least.items():
         value = getattr(config, name)
         if value is not None and not value >= bound:
@@ -58,8 +57,8 @@ def require_at_least(config: Any, least: Mapping[str, float]) -> None:
 def require_text(name: str, value: Any) -> None:
     """Raises UserError if `value` is an empty string or not valid Unicode.
 
-    An unset shell variable gives an empty string, which as a path would be the working directory. Half a surrogate pair
-    stands for a byte that is not UTF-8, and can be neither written nor shown.
+    An unset shell variable gives an empty string, and an empty path would mean the working directory. If a byte is not
+    UTF-8, Python turns it into half a surrogate pair, which can be neither written nor shown.
     """
     if value == "":
         raise UserError(f"{name} is empty; give it a value, or leave it out")
@@ -70,7 +69,7 @@ def require_text(name: str, value: Any) -> None:
 
 
 class Kind(typing.NamedTuple):
-    """The meaning of a field's annotation. `type` is that of one value; `choices` are those of a Literal."""
+    """The meaning of a field's annotation. `type` is the type of one value; `choices` are the values of a Literal."""
 
     type: Any
     repeated: bool
@@ -79,7 +78,7 @@ class Kind(typing.NamedTuple):
 
 
 def kind_of(annotation: Any) -> Kind:
-    """The kind of a field. `annotation` is a type, a Literal, or a tuple of either; each may have `| None`."""
+    """The kind of a field whose type is `annotation`: a type, a Literal, or a tuple of either; `| None` may follow."""
     optional = repeated = False
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         annotation = next(a for a in typing.get_args(annotation) if a is not type(None))
@@ -97,10 +96,10 @@ _MAX_WHOLE_NUMBER = 2**63
 
 
 def read_yaml(path: str, config: type[Any]) -> dict[str, Any]:
-    """The fields of `config` that the YAML file at `path` sets. A key is a flag or a field: `image-size`, `image_size`.
+    """Reads the fields of `config` that the YAML file at `path` sets. A key is written `image-size` or `image_size`.
 
     Raises UserError if the file cannot be read, is too large, is not a mapping, holds a whole number of more than 63
-    bits, or has an unknown key or a value of another type.
+    bits, has an unknown key, or has a value of the wrong type.
     """
     from dim.io import files  # noqa: PLC0415  (Arrow and YAML are slow to import, and --help needs neither)
 
@@ -120,7 +119,8 @@ def _parsed(content: bytes) -> Any:
     import yaml  # noqa: PLC0415
 
     def whole_number(loader: Any, node: Any) -> int:
-        # Longer numbers can't be printed, are slow to parse (quadratic), and collide as keys of a dictionary.
+        # Very long numbers can't be printed, take quadratic time to parse, and may share one hash as keys of a
+        # dictionary.
         if len(node.value) > 100 or abs(value := loader.construct_yaml_int(node)) >= _MAX_WHOLE_NUMBER:
             raise yaml.constructor.ConstructorError(
                 problem="a whole number must have at most 63 bits", problem_mark=node.start_mark
@@ -135,7 +135,7 @@ def _parsed(content: bytes) -> Any:
 
 
 def _values_of(document: dict[Any, Any], config: type[Any], where: str) -> dict[str, Any]:
-    """The fields of the dataclass `config` that the mapping `document` sets. Messages say `where` it was found."""
+    """The fields of the dataclass `config` that the mapping `document` sets. Messages say `where` the mapping is."""
     known = typing.get_type_hints(config)
     values = {}
     for key, value in document.items():
@@ -147,7 +147,7 @@ def _values_of(document: dict[Any, Any], config: type[Any], where: str) -> dict[
 
 
 def _nested(name: str, value: Any, config: Any) -> Any:
-    """Makes the dataclass `config` of the mapping `value`. Raises UserError, naming `name`, if a key is missing."""
+    """Makes an object of the dataclass `config` from the mapping `value`. Raises UserError if a key is missing."""
     if not isinstance(value, dict):
         raise UserError(f"{name} must hold mappings, not {quoted(value)}")
     values = _values_of(value, config, name)
@@ -163,7 +163,7 @@ _TYPE_WORDS = {int: "a whole number", float: "a number", bool: "true or false", 
 
 
 def _typed(name: str, value: Any, kind: Kind) -> Any:
-    """Converts a YAML `value` to this `kind` of field. Raises UserError, naming `name`, if it is of another type."""
+    """Converts a YAML `value` to the `kind` of its field. Raises UserError, with `name`, if the type is wrong."""
     if value is None and kind.optional:
         return None
     if kind.repeated:
@@ -181,7 +181,7 @@ def _typed(name: str, value: Any, kind: Kind) -> Any:
 
 
 def _converted(value: Any, kind: type) -> Any:
-    # YAML reads an unquoted 7 as a number though it may be an id, and 1e-5 as text.
+    # YAML reads an unquoted 7 as a number, although it may be an id. It reads 1e-5 as text.
     if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
         with contextlib.suppress(ValueError, OverflowError):
             return float(value)

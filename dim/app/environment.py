@@ -1,4 +1,4 @@
-"""Checks of the environment before a job begins: in a wrong one, Ray and Keras would fail late and obscurely.
+"""Checks the environment before a job begins: with wrong settings, Ray and Keras would fail late and obscurely.
 
 `require_ray` finds a Python that has Ray. `require_usable` checks folders and variables. The functions at the end are
 about jobs that were submitted to a cluster (`ray job submit`).
@@ -25,19 +25,20 @@ log = logging.getLogger(__name__)
 
 _SOCKET = "dim-job-12345678/session_2026-01-31_12-00-00_123456_1234567/sockets/plasma_store"  # below RAY_TMPDIR
 _SOCKET_BYTES = 107  # the longest path that a socket can have
-_RAY_BYTES = 2**24  # for Ray's first logs; with less room, Ray reports a timeout after half a minute
+_RAY_BYTES = 2**24  # room for Ray's first logs; with less, Ray reports a timeout after half a minute
 _ADDRESS = re.compile(r"auto|local|(ray://)?(\[[0-9A-Fa-f:.]+\]|[^\s:/]+):[0-9]{1,5}")
 _TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE")
 
 _AS_A_FILE = "job"  # the -X option in the first line of jobs/*.py
-_WORKERS = "--python_worker_command="  # the raylet's argument that says how to start its workers
+_WORKERS = "--python_worker_command="  # argument of Ray's process on a node (the raylet) that says how to start workers
 
 
 def require_ray() -> None:
-    """Restarts the job under the cluster's Python if it was submitted as a file and this Python has no Ray.
+    """Restarts the job under the cluster's Python if the job was submitted as a file and this Python has no Ray.
 
     A job submitted as a file (`ray job submit --working-dir . -- jobs/train.py`) runs under the first `python3` on the
-    cluster's PATH, and another Python may have Ray. Raises UserError if none is known, or if the user chose this one.
+    cluster's PATH. Another Python of the cluster may have Ray. Raises UserError if this Python has no Ray and the job
+    was not submitted as a file, or if no Python with Ray is known.
     """
     if importlib.util.find_spec("ray") is not None:
         return
@@ -50,12 +51,12 @@ def require_ray() -> None:
 
 
 def _of_the_cluster() -> str | None:
-    """The Python of Ray's workers, from the raylet that started this process; None if no raylet did."""
+    """The Python of Ray's workers, from the raylet that started this process. None if no raylet started it."""
     process = os.getpid()
     while process > 1:
         try:
             arguments = Path(f"/proc/{process}/cmdline").read_text(errors="replace").split("\0")
-            # The program's name, in parentheses, may itself contain spaces and parentheses.
+            # The program's name is in parentheses, and may itself contain spaces and parentheses.
             process = int(Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()[1])
         except OSError:
             return None
@@ -156,7 +157,7 @@ def _require_ray_folder() -> None:
 
 
 def _require_token() -> None:
-    # Ray makes a token if there is none.
+    # If there is no token, Ray writes one below the home folder.
     home = Path(os.path.expanduser("~"))
     if any(name in os.environ for name in _TOKENS) or (home / ".ray" / "auth_token").exists():
         return
@@ -169,7 +170,7 @@ def _require_token() -> None:
 
 
 def _fault(folder: str) -> str | None:
-    """Why `folder` can't be written to, in words that follow its name; None if it can."""
+    """Why `folder` can't be written, as words to follow its name: "is not a folder". None if it can be written."""
     try:
         if not Path(folder).is_dir():
             return "is not a folder" if os.path.lexists(folder) else "does not exist"
@@ -194,11 +195,11 @@ def submission_id() -> str | None:
 
 
 def with_lasting_output(config: C) -> C:
-    """Returns a `config` whose `out` outlives the job.
+    """Returns `config`. If the output would not outlive the job, changes `out` or raises UserError.
 
-    Ray deletes the working directory of a submitted job after a while, so a relative `out` raises UserError. Only the
-    demo (a job without `manifest` and `out`) may have one: it writes to `dim-runs` in the home folder instead. As other
-    nodes don't have that folder, the demo then starts its own Ray on this machine instead of using the cluster's.
+    Ray deletes the working directory of a submitted job after a while, so a relative `out` raises UserError. The demo
+    (a job without `manifest` and `out`) is an exception: it writes to `dim-runs` in the home folder instead. Other
+    nodes don't have that folder, so the demo then starts its own Ray on this machine instead of using the cluster.
     """
     out = getattr(config, "out", None)
     if out is None or submission_id() is None or "://" in out or out.startswith(("/", "~")):

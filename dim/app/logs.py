@@ -1,4 +1,4 @@
-"""The format of log records: text for people, or one JSON object a line if the environment has DIM_LOG=json."""
+"""The format of log records: text for people or, if the environment has DIM_LOG=json, one JSON object per line."""
 
 import datetime
 import json
@@ -17,7 +17,7 @@ from dim.io import uris
 # The attributes that a record may have besides its message.
 DETAILS = ("node", "worker", "shard", "stage", "epoch", "done", "total", "errors")
 
-_MESSAGE_CHARACTERS = 2000  # a message may quote a value that is as long as its file
+_MESSAGE_CHARACTERS = 2000  # limit of a message, which may quote a value as long as a whole file
 
 
 class _Formatter(logging.Formatter):
@@ -28,8 +28,8 @@ class _Formatter(logging.Formatter):
 class JsonFormatter(_Formatter):
     """Formats a record as one line of JSON.
 
-    The keys are time, level, job, submission (Ray's id of a submitted job), node, message, and the `DETAILS` and
-    exception of the record, if it has any.
+    The keys are time, level, job, submission (Ray's id of a submitted job), node and message. If the record has an
+    exception or some of the `DETAILS`, they are keys, too.
     """
 
     def __init__(self, job: str) -> None:
@@ -56,7 +56,7 @@ class PlainFormatter(_Formatter):
 
 
 def plain(text: str) -> str:
-    """`text` on one line, with characters that control a terminal escaped and the credentials of URIs removed."""
+    """Puts `text` on one line, escapes characters that control a terminal, and removes the credentials of URIs."""
     # Control characters, line separators, and characters that set the direction of text.
     marks = "[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]"
     return re.sub(marks, lambda found: found[0].encode("unicode_escape").decode(), uris.redacted(text))
@@ -69,7 +69,7 @@ def message(text: str) -> str:
 
 
 def plain_lines(text: str) -> str:
-    """The lines of `text`, such as a traceback, each made `plain`."""
+    """Applies `plain` to each line of `text`, such as a traceback."""
     return "\n".join(map(plain, text.splitlines()))
 
 
@@ -86,7 +86,7 @@ def job() -> str:
 def say(level: int, text: str, bug: Exception | None = None) -> None:
     """Writes `text`, the last line of a job, to stderr in the format of DIM_LOG.
 
-    If a `bug` ended the job, a JSON line also has its traceback; in text, the traceback replaces `text`.
+    If a `bug` ended the job, a JSON line also has its traceback. In the text format, the traceback replaces `text`.
     """
     said = message(text)
     if wants_json():

@@ -2,7 +2,7 @@
 
 FAISS, Arrow and TensorFlow may write to file descriptor 2 and then abort the whole process. So this file runs as a
 second process, `python native_stderr.py PIPE JOB`. It reads the file descriptor PIPE until stdin tells how the job
-ended: QUIET if there is nothing to show, end of file if the job failed or died.
+ended: QUIET means that there is nothing to show, and end of file means that the job failed or died.
 """
 
 import os
@@ -11,18 +11,18 @@ import sys
 from pathlib import Path
 
 QUIET = b"q"
-_BYTES, _LINES = 2**16, 20
+_BYTES, _LINES = 2**16, 20  # bytes that are kept and lines that are shown, at most
 
 
 def _last(pipe: int) -> bytes:
-    """The last bytes that were written to `pipe` before stdin became readable."""
+    """Reads `pipe` until stdin becomes readable. Returns the last bytes that were written to the pipe."""
     kept, watched = b"", [0, pipe]
     while True:
         ready = select.select(watched, [], [])[0]
         if pipe in ready:
-            read = os.read(pipe, _BYTES)  # as much as a pipe holds
+            read = os.read(pipe, _BYTES)  # a pipe holds no more
             kept = (kept + read)[-_BYTES:]
-            if not read:  # no process can write to it any more
+            if not read:  # no process can write to the pipe any more
                 watched.remove(pipe)
         if 0 in ready:
             return kept
@@ -30,7 +30,7 @@ def _last(pipe: int) -> bytes:
 
 def _show(kept: bytes) -> None:
     sys.path.insert(0, str(Path(__file__).parents[2]))
-    import logging  # noqa: PLC0415  (most jobs end well)
+    import logging  # noqa: PLC0415  (most jobs end well and need no import)
 
     from dim.app import logs  # noqa: PLC0415
 

@@ -1,7 +1,8 @@
-"""The output folder of a job: one writer at a time, run.json while and after it runs, and result.json at its end.
+"""The output folder of a job, which has one writer at a time, and its files run.json and result.json.
 
-A job writes within `opened`, which locks the folder and records how the job ends. Readers check with `verified_seal` or
-`finished_record` that the job which writes the folder is done.
+A job writes within `opened`, which locks the folder. run.json says how the job was started and how it ended. When the
+job is done, result.json holds its result. Readers use `verified_seal` or `finished_record` to check that the folder is
+finished.
 """
 
 import contextlib
@@ -24,14 +25,14 @@ from dim.io.seal import Seal
 
 FORMAT_VERSION = 1
 RECORD, RESULT, LOCK = seal.RECORD, "result.json", ".lock"
-# The status in run.json. A killed job leaves "running", too, but no lock and no live lease.
+# The status in run.json. A killed job also leaves "running", but neither a lock nor a lease that is still renewed.
 RUNNING, DONE, STOPPED, FAILED = "running", "done", "stopped", "failed"
-REPLACED = "replaces"  # in run.json of a running job: the last run's files, to be deleted unless written again
+REPLACED = "replaces"  # entry of a running job: files of the run before, to be deleted unless written again
 _PACKAGES = ("ray", "tensorflow", "keras", "numpy", "pillow", "pyarrow", "scikit-learn", "faiss-cpu")
 
 
 class Output:
-    """An output folder that this process writes. `opened` makes it."""
+    """An output folder that this process writes. `opened` creates the object."""
 
     def __init__(self, folder: str, record: dict[str, Any]) -> None:
         self.folder = folder
@@ -47,15 +48,15 @@ class Output:
         files.write_json(files.join(self.folder, RECORD), self._record)
 
     def path(self, name: str) -> str:
-        """Where to write the file `name`, which `finish` will seal."""
+        """The URI at which to write the file `name`. `finish` will seal the file."""
         self._names.add(name)
         return files.join(self.folder, name)
 
     def finish(self, result: dict[str, Any], known: Mapping[str, dict[str, Any]] | None = None) -> dict[str, Any]:
-        """Seals the files of the job, deletes those of the run before, and marks the job as done.
+        """Seals this run's files, deletes files that only the run before wrote, and marks the job as done.
 
-        `result` goes into run.json and result.json, and is returned. `known` has facts for the seal, by name, of files
-        that need not be read again.
+        Writes `result` into run.json and result.json, and returns it. `known` has, by name, the facts of files for the
+        seal; these files are not read again.
         """
         sealed = seal.create(self.folder, self._names, known or {})
         replaced = {*self._record[REPLACED]} - sealed.keys()
@@ -64,17 +65,17 @@ class Output:
         done = {key: value for key, value in self._record.items() if key != REPLACED}
         done |= {"status": DONE, "finished": _now(), "counts": result} | ({seal.FILES: sealed} if sealed else {})
         files.write_json(files.join(self.folder, RECORD), done)
-        self._record = done  # not earlier: `record_error` must still record an error of the lines above
+        self._record = done  # not earlier: if a line above fails, `record_error` must record the error
         return result
 
     def record_error(self, error: BaseException) -> None:
-        """Records in run.json that `error` ended the job before `finish`, if anything can still be written.
+        """Records in run.json that `error` ended the job before `finish`, unless the folder can no longer be written.
 
-        After a UserError, if possible, a new folder is removed and an existing one gets its old record back instead.
+        After a UserError, if possible, removes a new folder, or gives an existing folder its old record back instead.
         """
         if self._record["status"] == DONE:
             return
-        with contextlib.suppress(Exception):  # a full disk or a lost lease may be the very error that ended the job
+        with contextlib.suppress(Exception):  # a full disk or a lost lease may have ended the job
             if isinstance(error, UserError) and self._restore():
                 return
             known = isinstance(error, UserError | JobFailed)
@@ -86,7 +87,7 @@ class Output:
             self._write_record()
 
     def _restore(self) -> bool:
-        """Makes the folder what it was before this run. Returns whether it could."""
+        """Restores the state before this run, if possible. Returns whether it was possible."""
         if not self._before:
             files.delete(files.join(self.folder, RECORD))
             if files.is_local(self.folder):
@@ -108,7 +109,7 @@ class Output:
         sealed = sealed or {}
         try:
             seal.require_complete(self.folder, sealed, self._before["job"])
-            for name in self._names & sealed.keys():  # this run may have written these
+            for name in self._names & sealed.keys():  # this run may have overwritten these files
                 seal.require_content(files.join(self.folder, name), sealed[name], self._before["job"])
         except UserError:
             return False
@@ -119,9 +120,9 @@ class Output:
 def opened(
     folder: str, job: str, config: Any, inputs: Mapping[str, str | None], embedding: dict[str, Any] | None = None
 ) -> Iterator[Output]:
-    """Opens `folder` for writing by the program `job`, and creates it if necessary. Check all input before this call.
+    """Opens `folder` for the program `job` to write, and creates it if necessary. Check all input before this call.
 
-    A UserError within the block, from a worker for example, leaves an existing folder as it was and removes a new one.
+    If a UserError ends the block, an existing folder gets its old record back and a new folder is removed, if possible.
     Any other error is recorded in run.json.
 
     Args:
@@ -132,8 +133,8 @@ def opened(
         embedding: The identity of the descriptors that the job writes or reads.
 
     Raises:
-        UserError: The folder can't be written, another process writes it, it belongs to another job, or it or an input
-            is on one machine's disk while the job runs on a cluster of several.
+        UserError: The folder can't be written, belongs to another job, or is being written by another process. Or the
+        folder or an input is on one machine's disk, but the job's cluster has or may start other machines.
     """
     _require_shared(folder, inputs)
     before = record_of(folder)
@@ -187,7 +188,7 @@ def _locked(folder: str) -> Iterator[None]:
 
 def _lock_file(uri: str) -> TextIO:
     try:
-        # O_NOFOLLOW: through a link, another file would be overwritten.
+        # O_NOFOLLOW refuses a link, which could lead to another file.
         descriptor = os.open(files.locate(uri)[1], os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         return open(descriptor, "a+", encoding="utf-8")
     except OSError as error:
@@ -212,7 +213,7 @@ def _versions() -> dict[str, str]:
 
 
 def record_of(folder: str) -> dict[str, Any] | None:
-    """The run.json of `folder`, or None. Raises UserError if it is not a job's record or has an unknown format."""
+    """The run.json of `folder`; None if it has none. Raises UserError if it is no job's or has an unknown format."""
     uri = files.join(folder, RECORD)
     if not files.exists(uri):
         return None
@@ -228,14 +229,14 @@ def record_of(folder: str) -> dict[str, Any] | None:
 
 
 def finished_record(folder: str) -> dict[str, Any] | None:
-    """As `record_of`. Raises UserError also if the job that writes `folder` is not done."""
+    """Does what `record_of` does. Also raises UserError if the job that writes `folder` is not done."""
     if (record := record_of(folder)) and record.get("status", DONE) != DONE:
         raise UserError(f"{folder!r} was never finished; run {record['job']}.py again")
     return record
 
 
 def verified_seal(folder: str) -> Seal | None:
-    """The seal of `folder`, or None.
+    """The seal of `folder`; None if it has no seal.
 
     Raises UserError if the job that writes the folder is not done, or if a sealed file is missing or has another size.
     """

@@ -1,6 +1,6 @@
-"""How many workers fit on the cluster, and how many CPUs and GPUs each one gets.
+"""How many workers fit on the cluster, and how many CPUs and GPUs each worker gets.
 
-The known nodes are the live ones and those that the autoscaler may still start.
+The known nodes are the live nodes and the nodes that the autoscaler may still start.
 """
 
 import logging
@@ -23,7 +23,7 @@ class Node(NamedTuple):
     def slots(self, cpus: float, gpus: float) -> int:
         """The number of workers with `cpus` and `gpus` each that fit on the node."""
         wanted = [(self.cpus, cpus), (self.gpus, gpus)]
-        # The tolerance is for shares such as 7/3 CPUs, of which three must fit on 7.
+        # The tolerance is for shares such as 7/3 CPUs: three workers with this share must fit on 7 CPUs.
         return min(math.floor(has / takes + 1e-6) for has, takes in wanted if takes > 0)
 
     def __str__(self) -> str:
@@ -36,13 +36,13 @@ def _in_words(cpus: float, gpus: float) -> str:
 
 
 def live_nodes() -> Counter[Node]:
-    """The live nodes, except those without CPUs, which do no work."""
+    """How many live nodes there are of each size. Nodes without CPUs do no work and are left out."""
     found = (Node(node.get("CPU", 0), node.get("GPU", 0)) for node in cluster.nodes())
     return Counter(node for node in found if node.cpus > 0)
 
 
 def known_nodes() -> Counter[Node]:
-    """The nodes that are live or may start. Of each size, the live or the possible ones count, whichever are more."""
+    """How many nodes of each size are live or may start: the larger of the two numbers."""
     possible = Counter({Node(kind["CPU"], kind["GPU"]): count for kind, count in cluster.autoscaled_nodes()})
     return live_nodes() | possible
 
@@ -53,15 +53,15 @@ def capacity(nodes: Counter[Node], cpus: float, gpus: float) -> int:
 
 
 def gpus_per_worker(wanted: float | None) -> float:
-    """The GPUs of each worker: `wanted`, or by default one if any known node has a GPU, else none."""
+    """The GPUs of each worker: `wanted`. By default, a worker gets one GPU if any known node has GPUs, else none."""
     return float(any(node.gpus > 0 for node in known_nodes())) if wanted is None else wanted
 
 
 def cpu_share(workers: int, gpus: float) -> float:
-    """The most CPUs that each of `workers` can have so that all of them, with `gpus` each, fit on the known nodes.
+    """The most CPUs per worker with which `workers`, each with `gpus`, still fit on the known nodes.
 
-    These CPUs are for the worker and for the tasks that decode its photos. If the GPUs don't suffice for all workers,
-    only the workers that get GPUs count. If no node is known, the share is one CPU.
+    The share is for the worker and for the tasks that decode its photos. If the GPUs suffice only for some workers,
+    only these workers count. If no known node has enough GPUs, or no node is known, the share is one CPU.
     """
     nodes = known_nodes()
     if gpus > 0:
@@ -72,10 +72,10 @@ def cpu_share(workers: int, gpus: float) -> float:
 
 
 def worker_cpus(share: float, gpus: float) -> float:
-    """The CPUs that a worker itself reserves of its `share`. The rest is for the tasks that decode its photos.
+    """The CPUs of its `share` that a worker reserves for itself. The tasks that decode its photos use the other CPUs.
 
-    A worker with GPUs needs one CPU to feed them, and leaves the others to decoding. Without a GPU, the network takes
-    all CPUs but one. Of a share below two CPUs, the worker reserves a quarter.
+    A worker with GPUs needs one CPU to feed them, and leaves the other CPUs to the tasks. Without a GPU, the network
+    takes all CPUs but one. If the share is below two CPUs, the worker reserves a quarter of it.
     """
     if share < 2:
         return max(1, math.floor(share / 4 * 1e4)) / 1e4  # Ray counts in ten-thousandths
@@ -83,14 +83,14 @@ def worker_cpus(share: float, gpus: float) -> float:
 
 
 def threads(cpus: float) -> int:
-    """The threads of a worker that reserves `cpus`: one more, since the decoding tasks leave a CPU partly idle."""
+    """The threads of a worker that reserves `cpus`: one thread more, as the decoding tasks leave a CPU partly idle."""
     return int(cpus) + 1
 
 
 def task_count(units: int, worth: int) -> int:
-    """The number of tasks for `units` of work: one for each live CPU, but at most one a unit.
+    """The number of tasks for `units` of work: one task per live CPU, but at most one per unit.
 
-    If the cluster may grow, there is one for each known CPU, as far as each task then gets at least `worth` units.
+    If the cluster may grow, there may be one task per known CPU, but each task then has at least `worth` units.
     """
     both = live_nodes(), known_nodes()
     live, known = (int(sum(node.cpus * count for node, count in nodes.items())) for nodes in both)
@@ -98,9 +98,9 @@ def task_count(units: int, worth: int) -> int:
 
 
 def require_room(what: str, workers: int, cpus: float, gpus: float) -> None:
-    """Logs how many of `workers`, each with `cpus` and `gpus`, have to wait for nodes. `what` is the word for a worker.
+    """Logs how many of `workers`, with `cpus` and `gpus` each, must wait for nodes. `what` is the word for a worker.
 
-    Raises UserError if nodes are known, but none has the CPUs and GPUs for one worker.
+    Raises UserError if nodes are known, but no node has the CPUs and GPUs for one worker.
     """
     alive, nodes = live_nodes(), known_nodes()
     if nodes and not capacity(nodes, cpus, gpus):

@@ -1,12 +1,13 @@
 """The progress of a job: log records for people, and metrics that Ray exports to Prometheus.
 
-Each stage of a job counts its units of work with `Progress`, which writes log records with the attribute `finished`.
-The records of workers reach the job, too. Its `Handler` overwrites one line on a terminal; elsewhere it writes a line
-every few seconds.
+Each stage of a job counts its units of work with `Progress`, which writes log records. Their attribute `finished` says
+whether the stage is done. Records of workers reach the job, too. The job's `Handler` overwrites one line on a terminal.
+Elsewhere, it writes a line every few seconds.
 
-Every node exports the metrics, as it does Ray's own. `ray_dim_done_total` and `ray_dim_errors_total` count units of
-work, mostly photos; `ray_dim_waiting` is the number of units left. Besides Ray's tags of node and process, they have
-the tags `program`, such as "train" (`job` is a tag of Prometheus itself), `JobId` as in Ray's dashboard, and `stage`.
+Every node exports these metrics together with Ray's own. `ray_dim_done_total` counts the units of work that are done,
+mostly photos, including failed units. `ray_dim_errors_total` counts the failed units. `ray_dim_waiting` is the number
+of units left. Ray gives each metric tags for node and process. dim adds the tags `program`, such as "train"; `JobId`,
+as in Ray's dashboard; and `stage`. (Prometheus itself has a tag `job`, so dim's tag is not called that.)
 """
 
 import contextlib
@@ -20,7 +21,7 @@ from typing import Any, Literal, TextIO, TypeVar
 
 from dim.app import logs
 
-# A closed list, because each value of a tag is a time series of its own.
+# The list is fixed, because each value of a tag makes a time series of its own.
 Stage = Literal[
     "checking", "computing the frozen layers", "embedding", "evaluating", "exporting", "extracting",
     "finding neighbours", "fitting", "indexing", "mining", "reading photos for the page", "summing",
@@ -30,14 +31,14 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_RECORDS = 0.2
-SECONDS_BETWEEN_LINES = 5.0  # of a log that is not a terminal
-_ERASED = "\r\x1b[K"
+SECONDS_BETWEEN_LINES = 5.0  # of progress in a log that is not a terminal
+_ERASED = "\r\x1b[K"  # clears the current line of a terminal
 
 
 class Progress:
     """Counts the units of a stage: "embedding: 320 of 1,687 images, 1 error, 13.1 images/s, 1 min 44 s left".
 
-    With `errors`, a unit may end in an error, and the number of errors is always shown. An `epoch` counts from 1.
+    With `errors`, units may fail, and the line always has their number. `epoch` is the number of an epoch, from 1.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class Progress:
             which, epoch = ("", {}) if self._epoch is None else (f" epoch {self._epoch}", {"epoch": self._epoch})
             extra = {"finished": finished, **counts, **epoch}
             log.info("%s%s: %s", self._stage, which, ", ".join(self._parts(now)), extra=extra)
-        # The rate is measured from the first units on: the start-up before them tells nothing about the time left.
+        # The rate is measured after the first units: the slow start-up before them says nothing about the time left.
         self._first = self._first or (now, self._done)
 
     def _parts(self, now: float) -> list[str]:
@@ -86,7 +87,7 @@ class Progress:
 def with_progress(
     parts: Iterable[T], size: Callable[[T], int], stage: Stage, total: int, unit: str = "images"
 ) -> Iterator[T]:
-    """Yields `parts`, and counts the `size` of each, in units, as done once the caller asks for the next part."""
+    """Yields `parts`. Counts the `size` of a part, in units, as done once the caller asks for the next part."""
     progress = Progress(stage, total, unit)
     for part in parts:
         yield part
@@ -104,7 +105,7 @@ def duration(seconds: float) -> str:
 
 
 class Handler(logging.StreamHandler):  # type: ignore[type-arg]
-    """Writes log records to `stream`. On a terminal, each line of progress overwrites the one before."""
+    """Writes log records to `stream`. On a terminal, each line of progress overwrites the last line of progress."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
@@ -113,7 +114,7 @@ class Handler(logging.StreamHandler):  # type: ignore[type-arg]
         self._written = 0.0
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Writes `record`, unless it is progress and comes too soon after the last line."""
+        """Writes `record`. Outside a terminal, leaves out progress that comes too soon after the last line."""
         finished = getattr(record, "finished", None)
         if self._live:
             self._overwrite(self.format(record), finished)
@@ -147,8 +148,8 @@ _program: str | None = None
 
 @contextlib.contextmanager
 def counting_for(program: str) -> Iterator[None]:
-    """Within the block, this process's metrics have the tag `program`. Workers need it: they run no file of jobs/."""
-    global _program  # noqa: PLW0603  (metrics belong to the whole process, too)
+    """Gives this process's metrics the tag `program` within the block. Workers need this: they run no file of jobs/."""
+    global _program  # noqa: PLW0603  (the metrics, too, belong to the whole process)
     before, _program = _program, program
     try:
         yield

@@ -1,4 +1,4 @@
-"""Keeps stdout and stderr of a running job free of everything but the job's own log lines."""
+"""Controls the terminal of a running job: stderr shows the job's log, and stdout stays free for the result."""
 
 import contextlib
 import io
@@ -18,10 +18,10 @@ log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def of_job(verbose: bool) -> Iterator[None]:
-    """Within the block, only the job's log records reach stderr, and nothing reaches stdout.
+    """Within the block, log records go to stderr. What Python code prints goes to stderr, too, and never to stdout.
 
-    The C++ code of Ray and TensorFlow writes to file descriptor 2 directly, and no setting stops it. These lines are
-    shown only if the job is `verbose`, fails or dies. If the log is JSON, each printed line becomes a log record.
+    The C++ code of Ray and TensorFlow writes to file descriptor 2 directly, and no setting stops it. Such lines are
+    shown only if the job is `verbose`, fails or dies. If the log is JSON, each line that is shown becomes a log record.
     """
     with contextlib.ExitStack() as stack:
         own = stack.enter_context(open(os.dup(2), "w", encoding="utf-8", errors="replace", buffering=1))
@@ -46,15 +46,15 @@ def of_job(verbose: bool) -> Iterator[None]:
 
 
 class _Lines(io.TextIOBase):
-    """A text stream whose lines become log records, for code that prints and doesn't log."""
+    """A text stream whose lines become log records, for code that prints instead of logging."""
 
     def __init__(self) -> None:
-        self._local = threading.local()  # of each thread, `begun`: its unfinished line; `logging`: it is logging a line
+        self._local = threading.local()  # per thread: `begun`, its unfinished line; `logging`, whether it logs a line
 
     def write(self, text: str) -> int:
-        """Logs each complete line, and keeps the rest for the next call."""
+        """Logs each complete line, and keeps an incomplete last line for the next call."""
         *lines, self._local.begun = (getattr(self._local, "begun", "") + text).split("\n")
-        if getattr(self._local, "logging", False):  # the log's handler prints an error of its own
+        if getattr(self._local, "logging", False):  # an error of the log's handler must not come back
             return len(text)
         self._local.logging = True
         try:
@@ -70,7 +70,7 @@ def _kept(own: IO[str]) -> Iterator[None]:
     """Within the block, a second process keeps what native code writes. If the job fails, `own` gets the last lines."""
     read, write = os.pipe()
     command = [sys.executable, "-I", "-S", native_stderr.__file__, str(read), sys.argv[0]]
-    keeper = subprocess.Popen(  # in a new session, which Ctrl-C and the end of a process group don't reach
+    keeper = subprocess.Popen(  # a session of its own: neither Ctrl-C nor the end of a process group reaches it
         command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=own, pass_fds=[read], start_new_session=True
     )
     os.close(read)
@@ -89,7 +89,7 @@ def _kept(own: IO[str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _redirected(descriptor: int) -> Iterator[None]:
-    """Within the block, file descriptor 2 is a copy of `descriptor`. Closes `descriptor`."""
+    """Makes file descriptor 2 a copy of `descriptor` within the block, and closes `descriptor`."""
     before = os.dup(2)
     os.dup2(descriptor, 2)
     os.close(descriptor)
@@ -114,4 +114,4 @@ def _logged() -> Iterator[None]:
     thread.start()
     with _redirected(write):
         yield
-    thread.join(1)  # not longer: a child may keep its end of the pipe open
+    thread.join(1)  # seconds; a child process may hold its end of the pipe open for ever

@@ -1,8 +1,8 @@
-"""CSV and TSV files as spreadsheets and other programs save them, and CSV files that a spreadsheet opens safely.
+"""Reads CSV and TSV files of any program, and writes CSV files that are safe to open in a spreadsheet.
 
-Labels and file names may begin with =, + or the like, and a spreadsheet runs such a cell as a formula. `write_escaped`
-puts an apostrophe before such a cell, as OWASP advises against CSV injection, so that it shows as text. `unescaped`
-removes the apostrophe. Manifests get no apostrophes, because other programs open the files that their cells name.
+A label or a file name may begin with =, + or the like, and a spreadsheet runs a cell with such a text as a formula. So
+`write_escaped` puts an apostrophe before the text, as OWASP advises; the spreadsheet then shows it as text. `unescaped`
+removes the apostrophe. Manifests are written without apostrophes, because other programs open the files named there.
 """
 
 import codecs
@@ -25,7 +25,7 @@ _NOT_TEXT = {
     b"\x1f\x8b": "it is compressed; unpack it first, with gunzip",
     b"PAR1": "it is Parquet; let its name end in .parquet",
 }
-# Byte order marks. UTF-32 comes first, because its mark starts with that of UTF-16.
+# Byte order marks and their encodings. UTF-32 comes first, because its mark begins with the mark of UTF-16.
 _MARKS = dict.fromkeys((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE), "utf-32")
 _MARKS |= dict.fromkeys((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE), "utf-16")
 
@@ -34,12 +34,12 @@ _MARKS |= dict.fromkeys((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE), "utf-16")
 def read(uri: str) -> pa.Table:
     """Reads the table at `uri` with every column as text and empty cells as null.
 
-    The encoding is UTF-8 unless a byte order mark says otherwise. The delimiter of a .tsv file is the tab; otherwise it
-    is the first of comma, tab and semicolon that is in the header. Raises ValueError if the file is not such text, and
-    OSError or pyarrow.ArrowException if it is missing or damaged.
+    The encoding is UTF-8 unless a byte order mark says otherwise. The delimiter of a .tsv file is the tab. The
+    delimiter of any other file is the first of comma, tab and semicolon that occurs in the header. Raises ValueError if
+    the file is not text or a quotation mark is not closed, and OSError or pyarrow.ArrowException if it can't be read.
     """
     with files.opened(uri) as file:
-        # Arrow owns this buffer. An Arrow thread that outlives the interpreter could not free a buffer of Python's.
+        # The buffer must be Arrow's: an Arrow thread may outlive the interpreter, and could not free a Python buffer.
         content = _as_utf8(file.read_buffer())
     header = bytes(content[: 2**20]).partition(b"\n")[0]
     if b"\0" in header:
@@ -66,7 +66,7 @@ def write(uri: str, table: pa.Table) -> None:
 
 
 def _require_closed(content: pa.Buffer, delimiter: str) -> None:
-    """Raises ValueError if a quotation mark is not closed: Arrow would read all rows after it as one cell."""
+    """Raises ValueError if a quotation mark is not closed: Arrow would read all text after the mark as one cell."""
     last_line = 0
     with io.TextIOWrapper(pa.BufferReader(content), "utf-8", newline="") as text:
         rows = csv.reader(text, delimiter=delimiter, strict=True)
@@ -108,7 +108,7 @@ _NUMBER = re.compile(r" *[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
 def write_escaped(uri: str, table: pa.Table) -> None:
-    """Writes `table` to `uri` as CSV with its text columns escaped."""
+    """Writes `table` to `uri` as CSV. Each cell of a text column is `escaped`."""
     for index, name in enumerate(table.column_names):
         if pat.is_string(table[name].type) or pat.is_large_string(table[name].type):
             cells = [escaped(cell) for cell in table[name].to_pylist()]
@@ -117,16 +117,16 @@ def write_escaped(uri: str, table: pa.Table) -> None:
 
 
 def escaped(text: str | None) -> str | None:
-    """`text`, with an apostrophe before it if a spreadsheet would run it, or if `unescaped` would shorten it."""
+    """Puts an apostrophe before `text` if a spreadsheet would run the text, or if `unescaped` would shorten it."""
     return f"'{text}" if text and _is_formula(text) else text
 
 
 def unescaped(text: str | None) -> str | None:
-    """Reverses `escaped`."""
+    """Removes the apostrophe that `escaped` put before `text`."""
     return text[1:] if text and text[0] == "'" and _is_formula(text) else text
 
 
 def _is_formula(text: str) -> bool:
-    """Whether a spreadsheet would run `text` without the apostrophes before it."""
+    """Whether a spreadsheet would run `text` as a formula if the apostrophes at its beginning were removed."""
     bare = text.lstrip("'")
     return _FORMULA.match(bare) is not None and not _NUMBER.fullmatch(bare)

@@ -1,8 +1,8 @@
-"""Files on any storage: local paths, `file:///…`, `s3://…`, `gs://…`.
+"""Reads, writes, lists and deletes files on any storage: local paths, `file:///…`, `s3://…`, `gs://…`.
 
-A local file is written beside its final name and then renamed, so that a reader never sees half a file. An object store
-shows an object only once it is complete. Requests that fail in a store are retried, and each write first calls the
-guards of its folder (both in `dim.io.storage`).
+A local file is written under a temporary name in the same folder and then renamed, so a reader never sees half a file.
+An object store shows an object only once it is complete. `dim.io.storage` repeats the requests that fail in a store. It
+also has the guards of folders, which are called before each write.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from dim.io import object_listings, storage, strict_json
 from dim.io.storage import for_each, parallel_map, retried
 from dim.io.uris import FILE, canonical, encoded, parts
 
-_PATHS_PER_CALL = 100  # local paths whose file information one call asks for
+_PATHS_PER_CALL = 100  # local paths in one call for types, sizes and times
 
 locate = storage.locate
 
@@ -33,7 +33,7 @@ def is_local(uri: str) -> bool:
 
 
 def absolute(uri: str) -> str:
-    """`uri`, with a local path made absolute and a file:// URI percent-encoded. Raises UserError as `uris.parts`."""
+    """Makes a local path absolute, and percent-encodes a file:// URI. Raises UserError as `uris.parts` does."""
     if uri.startswith(FILE):
         return canonical(uri)
     scheme, path = parts(uri)
@@ -41,7 +41,7 @@ def absolute(uri: str) -> str:
 
 
 def join(folder: str, name: str) -> str:
-    """The plain (not percent-encoded) `name` inside `folder`. An absolute path or a URI stays as it is."""
+    """The URI of `name` (not percent-encoded) inside `folder`. Returns an absolute path or a URI unchanged."""
     if "://" in name or name.startswith("/") or not folder:
         return name
     if folder.startswith(FILE):
@@ -57,7 +57,7 @@ def parent(uri: str) -> str:
 
 
 def name(uri: str) -> str:
-    """The last part of `uri`, decoded: the name of a file or folder."""
+    """The name of the file or folder at `uri`, decoded."""
     return parts(uri)[1].rpartition("/")[2]
 
 
@@ -83,10 +83,10 @@ def info(uri: str) -> pafs.FileInfo:
 
 
 def infos(uris: Sequence[str]) -> list[pafs.FileInfo]:
-    """As `info`, for each of `uris`, with many requests in parallel."""
+    """Does what `info` does for each of `uris`, with many requests in parallel."""
     local = [uri for uri in uris if is_local(uri)]
-    # Network disks need calls in parallel. Each call takes many paths, as a fast disk answers sooner than a thread
-    # starts.
+    # A network disk is slow, so calls run in parallel. A fast disk answers sooner than a thread starts, so each call
+    # takes many paths.
     chunks = [local[start : start + _PATHS_PER_CALL] for start in range(0, len(local), _PATHS_PER_CALL)]
     found = dict(zip(local, chain.from_iterable(parallel_map(_local_infos, chunks)), strict=True))
     if len(local) < len(uris):
@@ -97,7 +97,7 @@ def infos(uris: Sequence[str]) -> list[pafs.FileInfo]:
 def _local_infos(uris: Sequence[str]) -> list[pafs.FileInfo]:
     try:
         return list(pafs.LocalFileSystem().get_file_info([parts(uri)[1] for uri in uris]))
-    except OSError:  # the error doesn't say which path it is about
+    except OSError:  # the error doesn't say which path caused it
         return list(map(info, uris))
 
 
@@ -110,7 +110,7 @@ def decoded_path(info: pafs.FileInfo) -> str:
 
 
 def require_at_most(uri: str, most: int, what: str) -> None:
-    """Raises UserError if the file at `uri`, which holds `what` ("a pickle"), has more than `most` bytes."""
+    """Raises UserError if the file at `uri` has more than `most` bytes. `what` ("a pickle") is its content."""
     size = info(uri).size or 0
     if size > most:
         raise UserError(f"{uri!r} has {size:,} bytes; the limit for {what} is {most:,}")
@@ -138,7 +138,7 @@ def opened(uri: str) -> pa.NativeFile:
     filesystem, path = locate(uri)
     if isinstance(filesystem, pafs.LocalFileSystem) and Path(path).exists() and not Path(path).is_file():
         raise OSError(f"{path!r} is not a regular file")  # opening a FIFO would wait for a writer
-    # Not a stream: Arrow reads streams in pieces of 256 kB, and each piece of an object is a request.
+    # Not `open_input_stream`: it would read an object in pieces of 256 kB, each with a request of its own.
     return filesystem.open_input_file(path)
 
 
@@ -150,7 +150,7 @@ def read_bytes(uri: str) -> bytes:
 
 
 def write_bytes(uri: str, content: bytes) -> None:
-    """Writes `content` to `uri`, whole or not at all. Raises JobFailed if that fails, as on a full disk."""
+    """Writes all of `content` to `uri`, or nothing. Raises JobFailed if the write fails, as on a full disk."""
     with writing(uri):
         _write(uri, content)
 
@@ -163,7 +163,7 @@ def _write(uri: str, content: bytes) -> None:
         with filesystem.open_output_stream(path) as stream:
             stream.write(content)
         return
-    with beside(path) as new, new.open("xb") as file:  # "x" refuses a link that another user has put there
+    with beside(path) as new, new.open("xb") as file:  # "x" fails on a link, which another user may have put there
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
@@ -171,7 +171,7 @@ def _write(uri: str, content: bytes) -> None:
 
 @contextlib.contextmanager
 def beside(path: str) -> Iterator[Path]:
-    """Yields the path of a file to write beside the local `path`, and renames it to `path` if the block succeeds."""
+    """Yields a temporary path beside the local `path`. If the block succeeds, renames the file there to `path`."""
     new = Path(f"{path}.{os.getpid()}.tmp")
     try:
         new.unlink(missing_ok=True)
@@ -183,7 +183,7 @@ def beside(path: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def writing(uri: str) -> Iterator[None]:
-    """Turns an OSError in the block, which writes `uri`, into a JobFailed that says what to do."""
+    """Turns an OSError of the block into a JobFailed that says what to do. `uri` is what the block writes."""
     try:
         yield
     except OSError as error:
@@ -192,7 +192,7 @@ def writing(uri: str) -> Iterator[None]:
 
 
 def reason(error: Exception) -> str:
-    """The cause of `error` in one line, without the path and what Arrow and Google's library add around it."""
+    """The cause of `error` in one line, without the path and the text that Arrow and Google's library add."""
     text = " ".join(str(error).split()).rpartition("Detail: ")[2]
     text = text.partition(" error_info=")[0].rpartition("with a last message of ")[2]
     return re.sub(r"^\[errno \d+\] ", "", text, flags=re.IGNORECASE) or type(error).__name__
@@ -218,7 +218,7 @@ def delete(uri: str) -> None:
 
 
 def delete_all(uris: Iterable[str]) -> None:
-    """Deletes those of the files at `uris` that exist, many in parallel."""
+    """Deletes the files at `uris`, many in parallel. Ignores files that don't exist."""
     for_each(delete, uris)
 
 
@@ -230,7 +230,7 @@ def delete_folder(uri: str) -> None:
 
 
 def copy_folder(source: str, target: str) -> None:
-    """Creates the folder `target` and copies the files directly in the folder `source` into it."""
+    """Creates the folder `target`, and copies all files of the folder `source`, but no subfolders, into it."""
     make_folder(target)
     for_each(lambda name: write_bytes(join(target, name), read_bytes(join(source, name))), names(source))
 

@@ -1,17 +1,18 @@
-"""A lease on a folder of an object store. It gives the folder one writer at a time, as stores have no locks.
+"""Leases on folders of an object store: a lease ensures that a folder has only one writer, as stores have no locks.
 
-A writer puts its own lease file into the folder, and then lists the folder for lease files of others. Stores list every
-completed write, so of two writers that come at the same time at least one sees the other. A writer renews its file
-while it lives. A file that was not renewed for `SECONDS`, by the store's clock, belongs to a dead writer, and the next
-writer deletes it.
+A writer first puts a lease file of its own into the folder, and then lists the lease files of other writers. If one of
+them is alive, the writer deletes its own file and tries again. Stores list every completed write, so if two writers
+come at the same time, at least one of them sees the other's file. A writer renews its lease file as long as it lives.
+If a lease file is older than `SECONDS`, by the store's clock, its writer is dead, and the next writer deletes the file.
 
-A writer that doesn't renew its lease in time has lost it for good. From then on its guards (`dim.io.storage`) refuse
-each write. They use a clock that also runs while the machine sleeps, so they stop a writer that has just woken. A
-process that writes for the holder checks before each write that the lease file still exists (`Claim`). The main thread
-of a writer that has lost its lease gets a signal; if it doesn't stop, the process ends after `GRACE` seconds.
+A writer that doesn't renew its lease in time has lost it for good. From then on, its guard (`storage.guard_writes`)
+refuses each write. The guard uses a clock that also runs while the machine sleeps, so it stops a writer on a machine
+that has just woken. Other processes may write for the holder of a lease; each checks before a write that the lease file
+still exists (`Claim`). When a lease is lost, the main thread of its holder gets a signal. If the thread doesn't stop
+then, the process ends after `GRACE` seconds.
 
-Two gaps remain, which only the store could close. A request that was under way when the writer lost its lease may still
-be carried out. And a virtual machine that is paused together with its clocks doesn't notice the pause.
+Two gaps remain, which only the store could close. The store may still carry out a request that was under way when the
+writer lost its lease. And a virtual machine that is paused together with its clocks doesn't notice the pause.
 """
 
 import contextlib
@@ -32,18 +33,18 @@ from dim.io import files, storage
 
 log = logging.getLogger(__name__)
 
-SECONDS = 60.0
-RENEW_SECONDS = 15.0  # between renewals; the holder gives a lease up this long before others see it expire
+SECONDS = 60.0  # from the last renewal until the lease expires for other writers
+RENEW_SECONDS = 15.0  # between renewals; the holder also gives up a lease so long before it expires for others
 GRACE = 30.0  # seconds from the loss of the lease to the end of the process
-TRIES = 3  # to take a lease: two writers that come at the same time may both give way
-PREFIX = ".lease-"
-# Not SIGINT: a shell's background processes ignore it, and Ray Train has its own handler for it.
+TRIES = 3  # attempts to take a lease, as two writers that come at the same time may both give way
+PREFIX = ".lease-"  # the names of lease files begin with this
+# Not SIGINT, because a shell's background processes ignore it and Ray Train has a handler of its own for it.
 LOST_SIGNAL = signal.SIGUSR1
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What another process needs to check a lease on `folder`: `own` is the URI of the holder's lease file."""
+    """Tells another process which lease to check. `own` is the URI of the lease file in `folder`."""
 
     folder: str
     own: str
@@ -58,13 +59,13 @@ _claims: list[Claim] = []
 
 
 def claims() -> tuple[Claim, ...]:
-    """The leases that this process holds, to be given to processes that write for it (see `under`)."""
+    """The claims of this process. Other processes that write for this process pass them to `under`."""
     return tuple(_claims)
 
 
 @contextlib.contextmanager
 def under(held_elsewhere: Sequence[Claim]) -> Iterator[None]:
-    """Within the block, this process may write into the folders of these leases only while they are held."""
+    """Within the block, this process may write into the folder of a claim only while the claim's lease is held."""
     with contextlib.ExitStack() as stack:
         for claim in held_elsewhere:
             stack.enter_context(storage.guard_writes(claim.folder, claim.require))
@@ -73,9 +74,10 @@ def under(held_elsewhere: Sequence[Claim]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def held(folder: str, holder: str) -> Iterator[None]:
-    """Holds the lease on `folder`, in an object store, within the block. `holder` describes this writer to others.
+    """Holds the lease on `folder`, in an object store, within the block. `holder` names this writer to others.
 
-    Raises UserError, with the other's `holder`, if another writer holds the lease, and JobFailed if the lease was lost.
+    Raises UserError if another writer has the lease (the message says who), and JobFailed if this writer lost the
+    lease.
     """
     lease = _Lease(folder, holder)
     lease.take()
@@ -113,7 +115,7 @@ def _lost(folder: str) -> str:
 
 
 def _now() -> float:
-    return time.clock_gettime(time.CLOCK_BOOTTIME)  # this clock runs while the machine sleeps
+    return time.clock_gettime(time.CLOCK_BOOTTIME)  # this clock also runs while the machine sleeps
 
 
 class _Lease:
@@ -121,8 +123,8 @@ class _Lease:
         self._content = {"holder": holder}
         self.claim = Claim(folder, files.join(folder, f"{PREFIX}{uuid.uuid4().hex}"))
         self._ended = threading.Event()  # set when the block of `renewed` ends
-        self._deleted = False  # whether another writer, which took this one for dead, has deleted the lease file
-        self._until = 0.0  # until this time of `_now`, no other writer can take this one for dead
+        self._deleted = False  # whether the lease file is gone: another writer took this one for dead
+        self._until = 0.0  # time, by `_now`, until which no other writer can take this one for dead
 
     @property
     def lost(self) -> bool:
@@ -135,7 +137,7 @@ class _Lease:
             raise JobFailed(_lost(self.claim.folder))
 
     def take(self) -> None:
-        """Writes the lease file. Raises UserError if another writer lives."""
+        """Writes the lease file. Raises UserError if another writer holds the lease."""
         for _ in range(TRIES):
             begun = _now()
             files.write_json(self.claim.own, self._content)
@@ -149,7 +151,7 @@ class _Lease:
         raise UserError(f"{self.claim.folder!r} is being written by {holder}; wait for it or stop it")
 
     def _living_others(self) -> list[str]:
-        """The lease files of other writers. Deletes those of dead ones."""
+        """Returns the lease files of other writers that live, and deletes those of dead writers."""
         filesystem, path = files.locate(self.claim.folder)
         found = filesystem.get_file_info(pafs.FileSelector(path))
         written = {info.base_name: info.mtime_ns for info in found if info.base_name.startswith(PREFIX)}
@@ -166,7 +168,7 @@ class _Lease:
 
     @contextlib.contextmanager
     def renewed(self) -> Iterator[None]:
-        """Renews the lease within the block. If the lease is lost, ends the block, or else the process."""
+        """Renews the lease within the block. If the lease is lost, interrupts the block, or else ends the process."""
         thread = threading.Thread(target=self._keep, name="lease", daemon=True)
         thread.start()
         _claims.append(self.claim)
@@ -179,7 +181,7 @@ class _Lease:
 
     def _keep(self) -> None:
         while not self.lost and not self._ended.wait(RENEW_SECONDS):
-            with contextlib.suppress(OSError, JobFailed):  # the store may answer the next time
+            with contextlib.suppress(OSError, JobFailed):  # the store may answer next time
                 self._renew()
         if self._ended.is_set():
             return
@@ -195,7 +197,7 @@ class _Lease:
             return
         begun = _now()
         files.write_json(self.claim.own, self._content)
-        if not self.lost:  # else another writer may have seen the old file as expired before this renewal
+        if not self.lost:  # else another writer may have seen the old file expire before this renewal
             self._until = begun + SECONDS - RENEW_SECONDS
 
 

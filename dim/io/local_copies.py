@@ -1,7 +1,7 @@
-"""Files on any storage as paths on this machine's disks, for libraries that open only paths.
+"""Gives local paths for files on any storage, because some libraries open only local paths.
 
-`path_to_read` and `path_to_write` copy a file from or to an object store; they use a local file in place. `sweep`
-deletes the half-written local files that killed writers leave.
+`path_to_read` and `path_to_write` give the path of a local file itself. For a file in an object store, they make a
+local copy. `sweep` deletes the half-written local files that killed writers left.
 """
 
 import contextlib
@@ -17,12 +17,12 @@ import pyarrow.fs as pafs
 from dim.io import files, storage
 from dim.io.storage import retried
 
-_PIECE_BYTES = 2**26  # one request to an object store reads so much; Arrow's default of 1 MB takes many requests
+_PIECE_BYTES = 2**26  # bytes per request to an object store; Arrow's default of 1 MB takes many requests
 
 
 @contextlib.contextmanager
 def path_to_read(uri: str) -> Iterator[str]:
-    """Yields a local path that has the content of the file at `uri`."""
+    """Yields the path of a local file with the content of the file at `uri`."""
     filesystem, path = files.locate(uri)
     if isinstance(filesystem, pafs.LocalFileSystem):
         yield path
@@ -58,11 +58,11 @@ def _upload(source: str, uri: str) -> None:
 
 
 _HALF_WRITTEN = re.compile(r"(?P<name>.+)\.(?P<pid>[0-9]{1,9})\.tmp", re.DOTALL)
-_YOUNG = 3600.0  # seconds; if a file is older, a living process with the writer's id is taken for another process
+_YOUNG = 3600.0  # seconds; the writer of an older file is taken for dead, even if a process has its id
 
 
 def sweep(folder: str, of: str | None = None) -> None:
-    """Deletes dead writers' files `NAME.PID.tmp` from `folder` if it is local. If `of` is given, NAME must equal it.
+    """Deletes dead writers' files `NAME.PID.tmp` from a local `folder`: all, or only those whose NAME is `of`.
 
     A file stays if it changed within the last hour and a process of this machine has the id PID. Links stay, too.
     """
@@ -73,7 +73,7 @@ def sweep(folder: str, of: str | None = None) -> None:
         for entry in entries:
             half = _HALF_WRITTEN.fullmatch(entry.name)
             if half and of in (None, half["name"]) and entry.is_file(follow_symlinks=False):
-                with contextlib.suppress(OSError):  # another process has renamed it just now, or owns it
+                with contextlib.suppress(OSError):  # the file was renamed just now, or is another user's
                     young = time.time() - entry.stat(follow_symlinks=False).st_mtime < _YOUNG
                     if not (young and _is_alive(int(half["pid"]))):
                         Path(entry).unlink()

@@ -1,10 +1,10 @@
-"""Sizes and times of many objects of a store, taken from listings: one request lists a thousand objects.
+"""Gets the sizes and modification times of many objects of a store, with listings if they save time.
 
-A listing is not always worth its time: a folder may hold a hundred million objects besides the wanted ones, and Arrow
-returns a listing only as a whole. So a second process, with limited memory, lists folders. Meanwhile this process asks
-for the objects one by one, starting from the last, and stops the second process once it knows all of them. Thus
-listings never take longer than single requests, however large a folder is. If a folder can't be listed, single requests
-do the whole work.
+A single request asks for one object; a request of a listing returns a thousand objects. But a folder may hold a hundred
+million objects besides the wanted objects, and Arrow returns a listing only once it is complete. So a second process,
+with limited memory, lists folders. Meanwhile this process asks for the objects one by one, in reverse order, and stops
+the second process once it knows all objects. So the job never waits longer than for single requests alone, however
+large a folder is. If a folder can't be listed, single requests get all of its objects.
 """
 
 import contextlib
@@ -26,14 +26,14 @@ from dim.io import processes, storage
 
 log = logging.getLogger(__name__)
 
-FEWEST = 10_000  # objects; for fewer no second process starts, as single requests take a second at most
+FEWEST = 10_000  # objects; for fewer, single requests take at most a second, so no second process starts
 PAGE = 1000  # objects that one request lists
-_BUCKET = 2  # the slashes in the URI of a bucket
-MEMORY = 4 * 2**30  # bytes for the second process: about ten million objects
+_BUCKET = 2  # slashes in the URI of a bucket, such as s3://bucket
+MEMORY = 4 * 2**30  # bytes that the second process may use: enough for about ten million objects
 
 
 def infos(uris: Sequence[str], ask: Callable[[str], pafs.FileInfo]) -> dict[str, pafs.FileInfo]:
-    """Type, size and modification time of the objects at `uris`. `ask` gets them for one URI in a single request."""
+    """Returns type, size and modification time of the objects at `uris`. `ask` makes a single request, for one URI."""
     with _arriving(uris) as known:
         # Listings begin with the first object, so single requests begin with the last.
         left = (uri for uri in reversed(dict.fromkeys(uris)) if uri not in known)
@@ -44,7 +44,7 @@ def infos(uris: Sequence[str], ask: Callable[[str], pafs.FileInfo]) -> dict[str,
 
 @contextlib.contextmanager
 def _arriving(uris: Sequence[str]) -> Iterator[dict[str, pafs.FileInfo]]:
-    """Yields a dictionary that fills, while the block runs, with the files at `uris` that listings find."""
+    """Yields a dictionary by URI. While the block runs, each file at `uris` that a listing finds is added to it."""
     known: dict[str, pafs.FileInfo] = {}
     folders: list[str] = []
     if len(uris) >= FEWEST:
@@ -63,12 +63,12 @@ def _arriving(uris: Sequence[str]) -> Iterator[dict[str, pafs.FileInfo]]:
         finally:
             process.kill()
             thread.join()
-            with contextlib.suppress(BrokenPipeError):  # a part of the request may be unwritten
+            with contextlib.suppress(BrokenPipeError):  # `close` writes the rest of the request, which nobody reads
                 process.stdin.close()
 
 
 def worth_listing(uris: Iterable[str]) -> list[str]:
-    """The deepest folders with at least PAGE of `uris`. A URI counts only for the deepest folder in the result."""
+    """The folders worth a listing. Each has at least PAGE of `uris` besides those in deeper folders of the result."""
     counts = Counter(uri.rpartition("/")[0] for uri in uris)
     worth = []
     for depth in range(max((folder.count("/") for folder in counts), default=0), _BUCKET - 1, -1):
@@ -91,7 +91,7 @@ def _receive(request: Any, to: IO[bytes], back: IO[bytes], known: dict[str, pafs
 
 
 def _serve() -> None:
-    """The second process: reads one request from stdin and prints a line for each folder that it has listed."""
+    """Runs the second process: reads one request from stdin, and prints a line for each folder once it is listed."""
     request = json.loads(sys.stdin.buffer.readline())
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -101,12 +101,12 @@ def _serve() -> None:
 
 
 def _listed(folder: str, wanted: set[str]) -> list[tuple[str, int, int]]:
-    """URI, size and modification time (ns) of the `wanted` files below `folder`, as single requests give them.
+    """Lists the `wanted` files below `folder`: URI, size and modification time (ns), as single requests give them.
 
-    Empty objects are left out: such an object may stand for a folder, and only a single request can tell.
+    Leaves out empty objects: an empty object may stand for a folder, and only a single request shows whether it does.
     """
     filesystem, path = storage.locate(folder)
-    step = 10**9 if isinstance(filesystem, pafs.S3FileSystem) else 1  # S3 gives milliseconds only in listings
+    step = 10**9 if isinstance(filesystem, pafs.S3FileSystem) else 1  # S3 gives milliseconds in listings only
     try:
         found = storage.retried(filesystem.get_file_info)(pafs.FileSelector(path, recursive=True))
     except OSError:
@@ -116,7 +116,7 @@ def _listed(folder: str, wanted: set[str]) -> list[tuple[str, int, int]]:
 
 
 def _end_with_parent() -> None:
-    os.read(sys.stdin.fileno(), 1)  # `sys.stdin` can't be closed at exit while a thread reads from it
+    os.read(sys.stdin.fileno(), 1)  # not from `sys.stdin`, which Python can't close at exit while a thread reads it
     os._exit(1)
 
 

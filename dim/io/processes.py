@@ -1,6 +1,6 @@
-"""Runs a module of dim in its own process, which imports nothing from the current folder.
+"""Runs a module of dim in a second process, which imports nothing from the current folder.
 
-The current folder may hold a file that has the name of a Python module and comes from anyone.
+A stranger may have put a file with the name of a Python module into the current folder.
 """
 
 import os
@@ -15,7 +15,7 @@ _CODE = Path(dim.__file__).resolve().parents[1]
 
 
 def command(module: str, *arguments: str) -> list[str]:
-    """The command that runs `module`. Its environment must be `child_environment()`."""
+    """The command that runs `module`. Run it with the environment `child_environment()`."""
     return [sys.executable, "-P", "-m", module, *arguments]
 
 
@@ -27,19 +27,19 @@ def start(module: str, stderr: int | IO[bytes]) -> "subprocess.Popen[bytes]":
         stdout=subprocess.PIPE,
         stderr=stderr,
         env=child_environment(),
-        process_group=0,  # Ctrl-C reaches only the job, which then ends this process
+        process_group=0,  # Ctrl-C reaches only the job, which then ends the new process
     )
 
 
 def child_environment() -> dict[str, str]:
-    """This process's environment with `import_path()`, for a child whose memory may be limited."""
-    return os.environ | import_path() | {"OPENBLAS_NUM_THREADS": "1"}  # each OpenBLAS thread reserves memory
+    """The environment for a child process that may have little memory: this process's, and `import_path()`."""
+    return os.environ | import_path() | {"OPENBLAS_NUM_THREADS": "1"}  # each thread reserves memory
 
 
 def import_path() -> dict[str, str]:
-    """The variables that let another Python import what this one can, except from the current folder.
+    """The environment variables that let another Python import what this Python can, except from the current folder.
 
-    The current folder is kept only if it holds dim itself, as for a submitted job.
+    The current folder remains importable only if it holds dim itself, as in a submitted job.
     """
     here = Path.cwd()
     entries = [entry for entry in sys.path if entry and (Path(entry).resolve() != here or here == _CODE)]

@@ -1,7 +1,7 @@
-"""Scratch folders on local disks: temporary ones that end with the job, and a persistent one for each user.
+"""Makes scratch folders on local disks: temporary folders that end with the job, and a persistent folder per user.
 
-Both may lie where every user can write. So dim neither uses nor deletes a folder that belongs to another user, is a
-link, or was not created by dim.
+Other users may be able to write where these folders are made. So dim uses no folder that is a link or belongs to
+another user. Of the temporary folders of killed jobs, dim deletes only this user's, and only those with dim's mark.
 """
 
 import contextlib
@@ -17,8 +17,8 @@ from pathlib import Path
 from dim.errors import UserError
 
 _PREFIX = "dim-job-"
-_MARK = ".dim-scratch"  # a file in each folder that dim may delete
-_MIN_AGE = 60.0  # seconds: the owner of a younger folder may not have locked it yet
+_MARK = ".dim-scratch"  # file that marks a temporary folder, which dim may delete
+_MIN_AGE = 60.0  # seconds; the job that made a younger folder may not have locked it yet
 
 
 def default_place() -> Path:
@@ -27,9 +27,9 @@ def default_place() -> Path:
 
 
 def persistent_folder(folder: str | None = None) -> Path:
-    """This user's own folder in `folder` or `default_place()`, for files that later jobs on this machine reuse.
+    """Returns this user's own folder in `folder` or `default_place()`. Later jobs on this machine reuse its files.
 
-    Creates the folder if necessary. Raises UserError if that fails, or if another user could write there.
+    Creates the folder if necessary. Raises UserError if that fails, or if `require_own` refuses the folder.
     """
     path = _user_folder(folder)
     try:
@@ -71,7 +71,7 @@ def _user_folder(folder: str | None) -> Path:
 
 @contextlib.contextmanager
 def temporary_folder(parent: str) -> Iterator[str]:
-    """Creates a folder in `parent`, and deletes it when the block ends. Deletes those of killed jobs first."""
+    """Creates a folder in `parent`, and deletes it when the block ends. First deletes the folders of killed jobs."""
     _sweep(parent)
     path = tempfile.mkdtemp(prefix=_PREFIX, dir=parent)
     lock = os.open(path, os.O_RDONLY)
@@ -86,7 +86,7 @@ def temporary_folder(parent: str) -> Iterator[str]:
 
 def _sweep(parent: str) -> None:
     for left in Path(parent).glob(f"{_PREFIX}*"):
-        with contextlib.suppress(OSError):  # the folder is in use, a link, without the mark, or gone
+        with contextlib.suppress(OSError):  # the folder is in use, is a link, has no mark, or is gone
             lock = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

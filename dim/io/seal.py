@@ -1,8 +1,9 @@
-"""Seals of output folders, which say whether their files are complete and unchanged, and the sha256 they rest on.
+"""Seals of output folders: a seal tells whether the files of a folder are complete and unchanged.
 
-A seal lists the files of a folder with their sizes, checksums and rows. It is the entry `files` of the folder's
-run.json, written when the job is done. Only folders that were made before there were seals have none. A seal holds no
-absolute path and no time, so a complete copy of a folder is as valid as the original.
+A seal lists the files with their sizes, sha256 checksums and numbers of rows. It is the entry `files` of the folder's
+run.json, which the job writes at its end. A folder has no seal if its job is not done or wrote no file, or if the
+folder was made before there were seals. A seal holds no absolute path and no time, so a complete copy of a folder is as
+valid as the original.
 """
 
 import contextlib
@@ -14,16 +15,16 @@ from dim.errors import UserError, quoted
 from dim.io import files, tables
 from dim.io.storage import parallel_map
 
-RECORD, FILES = "run.json", "files"  # the file, and its entry, that hold the seal
-MOST_HASHED = 2**26  # bytes: a larger file gets a checksum only from the job that writes it
-_FILES_AT_ONCE = 4
+RECORD, FILES = "run.json", "files"  # the file that holds the seal, and the entry in that file
+MOST_HASHED = 2**26  # bytes; a larger file has a checksum only if the job that wrote it gave one
+_FILES_AT_ONCE = 4  # files that are read in parallel
 
-Facts: TypeAlias = dict[str, Any]  # "bytes" and, if they are known, "sha256" and "rows" of a file
-Seal: TypeAlias = dict[str, Facts]  # by the file's name within the folder
+Facts: TypeAlias = dict[str, Any]  # of one file: "bytes" and, if they are known, "sha256" and "rows"
+Seal: TypeAlias = dict[str, Facts]  # facts of each file, by its name within the folder
 
 
 def create(folder: str, names: Iterable[str], known: Mapping[str, Facts]) -> Seal:
-    """Seals the files of `folder` that exist and are in `names` or `known`. The files in `known` are not read."""
+    """Makes a seal of the files in `names` and `known` that exist in `folder`, without reading the `known` files."""
     asked = sorted({*names, *known})
     uris = [files.join(folder, name) for name in asked]
     sizes = {name: info.size for name, info in zip(asked, files.infos(uris), strict=True) if info.is_file}
@@ -43,7 +44,7 @@ def _facts(uri: str, size: int) -> Facts:
 
 
 def from_record(record: Mapping[str, Any], folder: str) -> Seal | None:
-    """The seal in `record`, the run.json of `folder`, or None. Raises UserError if its entry `files` is not a seal."""
+    """The seal in `record`, the run.json of `folder`; None if it has none. Raises UserError if it is malformed."""
     found = record.get(FILES)
     if found is None:
         return None
@@ -53,7 +54,7 @@ def from_record(record: Mapping[str, Any], folder: str) -> Seal | None:
 
 
 def listed_names(found: Any, folder: str) -> list[str]:
-    """The names in `found`, a list of files in the run.json of `folder`. Raises UserError if one leads out of it."""
+    """The names of files in `found`, an entry of run.json. Raises UserError unless all lie in `folder`."""
     if isinstance(found, list | dict) and all(isinstance(name, str) and _is_inside(name) for name in found):
         return list(found)
     raise _invalid(folder, found)
@@ -69,7 +70,7 @@ def _invalid(folder: str, found: Any) -> UserError:
 
 
 def require_complete(folder: str, sealed: Seal, job: str) -> None:
-    """Raises UserError unless each `sealed` file of `folder`, the output of `job`, exists and has its size."""
+    """Raises UserError if a `sealed` file is missing or has another size. `job` is the program that wrote `folder`."""
     found = files.infos([files.join(folder, name) for name in sealed])
     for (name, facts), info in zip(sealed.items(), found, strict=True):
         uri = files.join(folder, name)
@@ -80,13 +81,13 @@ def require_complete(folder: str, sealed: Seal, job: str) -> None:
 
 
 def require_content(uri: str, facts: Facts, job: str) -> None:
-    """Raises UserError unless the file at `uri` has the checksum in `facts`, if there is one."""
+    """Raises UserError if `facts` has a checksum, and the file at `uri` has a different one."""
     if facts.get("sha256") is not None and facts["sha256"] != sha256_of_file(uri):
         raise mismatch(uri, job)
 
 
 def mismatch(uri: str, job: str) -> UserError:
-    """The error for a file that differs from the seal of its folder, the output of `job`."""
+    """The error for a file that differs from the seal of its folder, which the program `job` wrote."""
     return UserError(f"{uri!r} is not the file that its {RECORD} describes; {_again(job)}")
 
 
@@ -106,7 +107,7 @@ def sha256_of_file(uri: str) -> str:
 
 @contextlib.contextmanager
 def unchanged(*uris: str | None) -> Iterator[None]:
-    """Raises UserError at the end of the block if one of the files at `uris` has changed since its beginning."""
+    """Raises UserError at the end of the block if a file at `uris` changed during the block."""
     given = [uri for uri in uris if uri]
     before = [_sha256_or_none(uri) for uri in given]
     yield
@@ -116,7 +117,7 @@ def unchanged(*uris: str | None) -> Iterator[None]:
 
 
 def changed(uri: str) -> UserError:
-    """The error for an input file that changed between two reads of one job."""
+    """The error for the input file at `uri`, which changed while the job ran."""
     return UserError(f"{uri!r} changed while this job ran; run the same command again")
 
 

@@ -1,4 +1,4 @@
-"""Which storage a path or URI names, and how to ask it: retries, many requests in parallel, and guards on writes.
+"""Opens the storage of a path or URI, repeats failed requests, runs requests in parallel, and guards writes.
 
 `dim.io.files` is built on this module. Credentials, region and endpoint come from the environment or the machine's
 role, as for any AWS or Google tool (AWS_ACCESS_KEY_ID, AWS_PROFILE, AWS_ENDPOINT_URL, GOOGLE_APPLICATION_CREDENTIALS
@@ -24,25 +24,25 @@ import pyarrow.fs as pafs
 from dim.errors import UserError
 from dim.io import uris
 
-# The store's SDK repeats a failed request at once, unless it takes the error for permanent. `retried` then repeats the
-# request after a wait, which doubles each time: 15 s in all.
+# If an error may be transient, the client library of S3 soon repeats the request, up to RETRIES times. Then `retried`
+# calls again, up to TRIES times in all. The waits begin at FIRST_WAIT seconds and double: 15 s in all.
 RETRIES, TRIES, FIRST_WAIT = 3, 5, 1.0
-CONNECT_SECONDS, SILENT_SECONDS = 5.0, 10.0  # time limits to connect, and for a connection that sends no byte
-GOOGLE_SECONDS = 10.0  # how long Google's library retries before `retried` does
-REQUESTS_AT_ONCE = 64  # small requests of one process: a store answers thousands a second, each after 20 to 100 ms
+CONNECT_SECONDS, SILENT_SECONDS = 5.0, 10.0  # time limits: to connect, and without a byte from the store
+GOOGLE_SECONDS = 10.0  # seconds for which Google's library repeats a request, before `retried` does
+REQUESTS_AT_ONCE = 64  # per process; a store takes 20 to 100 ms for a small request, but answers thousands per second
 
 P = ParamSpec("P")
 T = TypeVar("T")
 Item = TypeVar("Item")
 
 _LOCAL = pafs.LocalFileSystem()
-# Arrow's errors about stores have no error number, only these words in the message.
+# Words in the message of an error that may be transient. Arrow's errors about stores have no error number.
 _TRANSIENT = re.compile("NETWORK_CONNECTION|INTERNAL|SLOW_DOWN|THROTTL|UNAVAILABLE|DEADLINE_EXCEEDED|HTTP status 5")
 _NO_TOKEN = re.compile(r"OAuth2 access token.*The underlying error message was: (.*?) error_info", re.DOTALL)
 
 
 def locate(uri: str) -> tuple[pafs.FileSystem, str]:
-    """The filesystem of `uri` and the path within it. A path without a scheme is local and is made absolute.
+    """The filesystem of `uri`, and the path in that filesystem. A path without a scheme is local and is made absolute.
 
     Raises UserError if `uris.parts` refuses `uri`, or if the storage can't be reached.
     """
@@ -60,17 +60,17 @@ def _opened(uri: str) -> pafs.FileSystem:
 
 
 def _s3(bucket: str) -> pafs.S3FileSystem:
-    # Arrow gives the filesystem as many connections as there are I/O threads when it is created.
+    # A new filesystem gets as many connections as Arrow then has I/O threads.
     pa.set_io_thread_count(max(pa.io_thread_count(), REQUESTS_AT_ONCE))
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     return pafs.S3FileSystem(
         endpoint_override=endpoint,
         region=None if endpoint else pafs.resolve_s3_region(bucket),
-        # The SDK's newer strategy has a quota of retries and gives up early.
+        # AWS's newer strategy has a quota of retries and gives up early.
         retry_strategy=pafs.AwsDefaultS3RetryStrategy(max_attempts=RETRIES),
         connect_timeout=CONNECT_SECONDS,
         request_timeout=SILENT_SECONDS,
-        allow_delayed_open=True,  # a small object is one request
+        allow_delayed_open=True,  # writing a small object then takes one request
     )
 
 
@@ -84,21 +84,21 @@ def _google(bucket: str) -> pafs.GcsFileSystem:
                 f"no credentials for 'gs://{bucket}' ({missing[1]}); set GOOGLE_APPLICATION_CREDENTIALS to a file that "
                 "holds some, or run this where the machine has a role"
             ) from error
-        # Other errors don't matter yet: the account may only lack the right to ask for this one name.
+        # Other errors are ignored: the account may lack only the right to ask for this name.
     return filesystem
 
 
 class _Thread(threading.local):
-    abandoned = threading.Event()  # set once nobody wants this thread's result any more, as after Ctrl-C
+    abandoned = threading.Event()  # set once the caller takes no more results, as after Ctrl-C
 
 
 _thread = _Thread()
 
 
 def retried(call: Callable[P, T]) -> Callable[P, T]:
-    """Decorates `call`, which must be idempotent, to be repeated after a store's error that may be transient.
+    """Decorates an idempotent `call` so that it is repeated after a store's error that may be transient.
 
-    A thread of `parallel_futures` doesn't retry once the caller has stopped taking results.
+    A thread of `parallel_futures` repeats no call once the caller takes no more results.
     """
 
     @functools.wraps(call)
@@ -107,7 +107,7 @@ def retried(call: Callable[P, T]) -> Callable[P, T]:
             try:
                 return call(*arguments, **named)
             except OSError as error:
-                wait = FIRST_WAIT * 2**trial * random.uniform(0.5, 1.5)  # so that workers don't retry all together
+                wait = FIRST_WAIT * 2**trial * random.uniform(0.5, 1.5)  # random, to spread the workers' retries
                 if not _TRANSIENT.search(str(error)) or _thread.abandoned.wait(wait):
                     raise
         return call(*arguments, **named)
@@ -116,10 +116,10 @@ def retried(call: Callable[P, T]) -> Callable[P, T]:
 
 
 def parallel_map(call: Callable[[Item], T], items: Iterable[Item], most: int = REQUESTS_AT_ONCE) -> Iterator[T]:
-    """Yields `call(item)` for each of `items`, in their order, from `most` threads.
+    """Yields `call(item)` for each of `items`, in the order of `items`. Up to `most` threads make the calls.
 
-    The threads run at most `most` items ahead of the caller. At the first item whose call failed, no more calls begin,
-    and the error is raised once the running ones have ended.
+    The calls are at most `most` items ahead of the caller. When the caller gets to an item whose call failed, no more
+    calls begin. The error is raised once the running calls have ended.
     """
     with contextlib.closing(parallel_futures(call, items, most)) as results:
         for result in results:
@@ -134,9 +134,9 @@ def for_each(call: Callable[[Item], object], items: Iterable[Item], most: int = 
 def parallel_futures(
     call: Callable[[Item], T], items: Iterable[Item], most: int = REQUESTS_AT_ONCE
 ) -> Generator[Future[T], None, None]:
-    """As `parallel_map`, but yields each result as a future, which raises the error of its call.
+    """Does what `parallel_map` does, but yields futures. The `result()` of a future raises the error of its call.
 
-    A caller that stops early keeps the futures that it has. Their calls go on, but are not retried.
+    A caller that stops early may still use the futures that it has. Their calls go on, but are not retried.
     """
     left, abandoned = iter(items), threading.Event()
     with ThreadPoolExecutor(most, initializer=functools.partial(setattr, _thread, "abandoned", abandoned)) as threads:
@@ -157,7 +157,7 @@ _guards: list[tuple[str, Callable[[], None]]] = []
 
 @contextlib.contextmanager
 def guard_writes(folder: str, require: Callable[[], None]) -> Iterator[None]:
-    """Within the block, each write of this process into `folder` first calls `require`, which raises to forbid it."""
+    """Within the block, calls `require` before this process writes into `folder`. `require` raises to forbid it."""
     guard = (f"{folder.rstrip('/')}/", require)
     _guards.append(guard)
     try:

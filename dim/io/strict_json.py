@@ -1,4 +1,4 @@
-"""JSON as RFC 8259 defines it: without the NaN and Infinity that Python writes, and only with valid Unicode."""
+"""Writes JSON without the NaN and Infinity that Python's json writes, and reads JSON only if it is valid Unicode."""
 
 import json
 from typing import Any
@@ -13,7 +13,7 @@ def loads(content: bytes | str) -> Any:
     """Parses the JSON document in `content`.
 
     Raises:
-        ValueError, RecursionError: `content` is not JSON, or escapes half a surrogate pair, which is not Unicode.
+        ValueError, RecursionError: `content` is not JSON, or escapes half a surrogate pair, which is no character.
     """
     document = json.loads(content)
     json.dumps(document, ensure_ascii=False).encode()

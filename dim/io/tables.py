@@ -1,8 +1,8 @@
-"""Tables as Parquet or CSV files, on any storage.
+"""Reads and writes tables as Parquet or CSV files, on any storage.
 
-`read` reads a table from any program, and reports a fault of the file in one line that says what to do. `as_text` turns
-a column of any type into strings, for ids, paths and labels. With `require_each_once` a job checks that it neither
-lost nor repeated a row.
+`read` reads a table that any program wrote. If the file is faulty, the error message is one line that says what to do.
+`as_text` turns a column of any type into strings, for ids, paths and labels. With `require_each_once` a job checks that
+it neither lost nor repeated a row.
 """
 
 from collections import Counter
@@ -27,10 +27,10 @@ _OTHER_FORMATS = {
     (".jsonl", ".ndjson", ".json"): "JSON; make a table of it, as pandas.read_json(FILE, lines=True).to_csv(…) does",
     (".arrow", ".feather"): "Arrow's; make it Parquet, as pandas.read_feather(FILE).to_parquet(…) does",
 }
-# The most bytes and rows of a table that one byte of a Parquet file may become. Real tables stay far below these
-# limits; a decompression bomb does not.
+# The most bytes and rows that a table may have per byte of its Parquet file. Real tables stay far below these limits. A
+# decompression bomb, which is a small file that would fill the memory when it is read, exceeds them.
 _MOST_BYTES_PER_BYTE, _MOST_ROWS_PER_BYTE = 1000, 20
-_BATCH_BYTES, _BATCH_ROWS = 2**28, 1024  # the most that `_read_in_batches` decodes at once
+_BATCH_BYTES, _BATCH_ROWS = 2**28, 1024  # limits of what `_read_in_batches` decodes at once
 
 
 def is_table(uri: str) -> bool:
@@ -41,7 +41,7 @@ def is_table(uri: str) -> bool:
 def read(uri: str) -> pa.Table:
     """Reads the Parquet, CSV or TSV file at `uri`. In CSV and TSV, every column is text and an empty cell is null.
 
-    Raises UserError if the file is missing, has another suffix, has two columns of one name, or can't be read.
+    Raises UserError if the file is missing, has another suffix, has two columns of the same name, or can't be read.
     """
     if not is_table(uri):
         other = next((hint for endings, hint in _OTHER_FORMATS.items() if uri.lower().endswith(endings)), None)
@@ -76,13 +76,13 @@ def write(uri: str, table: pa.Table) -> None:
 
 @retried
 def row_count(uri: str) -> int:
-    """The number of rows that the Parquet file at `uri` says it has."""
+    """The number of rows, according to the footer of the Parquet file at `uri`."""
     with files.opened(uri) as file:
         return int(pq.read_metadata(file).num_rows)
 
 
 def require_columns(table: pa.Table, names: Iterable[str], uri: str) -> None:
-    """Raises UserError unless the table that was read from `uri` has all columns in `names`."""
+    """Raises UserError if `table`, which was read from `uri`, lacks one of the columns `names`."""
     for name in names:
         if name not in table.column_names:
             has = ", ".join(map(repr, table.column_names))
@@ -90,7 +90,7 @@ def require_columns(table: pa.Table, names: Iterable[str], uri: str) -> None:
 
 
 def embedded_photos_hint(table: pa.Table) -> str:
-    """What to do if `table` holds the photos themselves, as Hugging Face's data sets do; else ""."""
+    """What to do about photos inside the table's cells, as in data sets of Hugging Face; "" if `table` has none."""
     for field in table.schema:
         if pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0:
             return (
@@ -101,7 +101,7 @@ def embedded_photos_hint(table: pa.Table) -> str:
 
 
 def require_each_once(asked: Iterable[str], given: Iterable[str], where: str) -> None:
-    """Raises RuntimeError unless the ids `given`, found in the file or folder `where`, are those `asked`, each once."""
+    """Raises RuntimeError unless `given`, found at `where`, has each id in `asked` exactly once, and no other id."""
     wanted, counts = set(asked), Counter(given)
     wrong = {
         "lost": wanted - counts.keys(),
@@ -115,9 +115,9 @@ def require_each_once(asked: Iterable[str], given: Iterable[str], where: str) ->
 
 @retried
 def read_parquet(uri: str, columns: list[str] | None = None, content: bytes | None = None) -> pa.Table:
-    """Reads `columns`, by default all, of the Parquet file at `uri`, whose bytes may be given as `content`.
+    """Reads `columns`, by default all, of the Parquet file at `uri`. `content` may give the bytes of the file.
 
-    Raises OSError or pyarrow.ArrowException if the file is missing or damaged, or expands more than a real table does.
+    Raises OSError or pyarrow.ArrowException if the file is missing or damaged, or expands to more than a real table.
     """
     with files.opened(uri) if content is None else pa.BufferReader(content) as file:
         metadata, size = pq.read_metadata(file), file.size()
@@ -126,9 +126,9 @@ def read_parquet(uri: str, columns: list[str] | None = None, content: bytes | No
         fixed = sum(leaf.length for leaf in leaves if leaf.physical_type == "FIXED_LEN_BYTE_ARRAY")
         _require_plausible(rows, max(claimed, rows * fixed), size)
         text = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
-        # One long text in a dictionary can stand for millions of cells. pyarrow's limits don't cover that: they are for
-        # the footer. So text columns are read as dictionaries first, a row group at a time, and their whole size is
-        # computed before any text is repeated.
+        # One long text in a dictionary can stand for millions of cells. pyarrow's own limits don't prevent this, as
+        # they apply only to the footer. So each row group is first read with its text as dictionaries. The dictionaries
+        # tell how large the whole text is before any text is repeated.
         as_dictionaries = pq.ParquetFile(file, metadata=metadata, read_dictionary=text, page_checksum_verification=True)
         plain = pq.ParquetFile(file, metadata=metadata, page_checksum_verification=True)
         groups, expanded = [], 0
@@ -148,15 +148,15 @@ def read_parquet(uri: str, columns: list[str] | None = None, content: bytes | No
             wanted = pa.schema([schema.field(name) for name in names], schema.metadata)
             return pa.concat_tables([group.cast(wanted) for group in groups])
         except (pa.ArrowNotImplementedError, KeyError, IndexError):
-            # Arrow can't cast to string_view. A KeyError means two columns of one name, which `read` refuses; an
-            # IndexError means that the file has no rows.
+            # ArrowNotImplementedError means the type string_view, to which Arrow can't cast. A KeyError means two
+            # columns of the same name, which `read` refuses. An IndexError means that the file has no row groups.
             return plain.read(columns)
 
 
 def _read_in_batches(file: pq.ParquetFile, columns: list[str] | None, size: int) -> pa.Table:
     """Reads `columns` of `file` in batches that fit in memory even if each row repeats the longest text."""
     metadata = file.metadata
-    # A text is at most as long as the data of its row group, and DELTA_BYTE_ARRAY can repeat it in each row.
+    # A text is at most as long as the data of its row group. The encoding DELTA_BYTE_ARRAY can repeat it in each row.
     longest = max((metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups)), default=0)
     rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES // max(1, longest)))
     batches, expanded = [], 0
@@ -169,8 +169,8 @@ def _read_in_batches(file: pq.ParquetFile, columns: list[str] | None, size: int)
 
 
 def _claimed_size(metadata: pq.FileMetaData) -> tuple[int, int]:
-    """The rows (the larger number, if the file and its row groups disagree) and the bytes that the metadata claims."""
-    # `column` of a row group is not called: if the metadata is damaged, it ends the process.
+    """How many rows and bytes the metadata claims. If the file and its row groups disagree, the larger one counts."""
+    # Don't call `metadata.row_group(n).column(m)`: if the metadata is damaged, that call ends the process.
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     rows = max(metadata.num_rows, sum(group.num_rows for group in groups))
     return rows, sum(group.total_byte_size for group in groups)
@@ -182,7 +182,7 @@ def _require_plausible(rows: int, expanded: int, size: int) -> None:
 
 
 def _text_bytes(values: pa.Array) -> int:
-    """The bytes that the text in dictionaries, at any depth of `values`, takes once each cell has its own copy."""
+    """How many bytes of text `values` has in dictionaries, at any depth, if the text is repeated for each cell."""
     if pa.types.is_dictionary(values.type):
         return pc.sum(pc.binary_length(values.dictionary).cast(pa.int64()).take(values.indices)).as_py() or 0
     if pa.types.is_struct(values.type):
@@ -192,15 +192,15 @@ def _text_bytes(values: pa.Array) -> int:
     return _text_bytes(values.flatten()) if hasattr(values, "flatten") and pa.types.is_nested(values.type) else 0
 
 
-# Below this, a float type holds every whole number exactly.
+# For each float type, the limit below which it holds every whole number exactly.
 _EXACT_BELOW = {pa.float16(): 2**11, pa.float32(): 2**24, pa.float64(): 2**53}
 
 
 def as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """`column` as strings: the integer 3, the float 3.0 and the decimal 3.00 all become "3". NaN becomes null.
 
-    Raises pyarrow.ArrowException if the type can't be text, if text is not UTF-8, or if a number is infinite or too
-    large for its type to hold exactly: two different numbers could then become one text.
+    Raises pyarrow.ArrowException if the type can't be text, if text is not UTF-8, if a number is infinite, or if a
+    number is so large that its type may have rounded it. By rounding, two different numbers could become the same text.
     """
     column = decode_dictionary(column)
     if pat.is_floating(column.type):
@@ -224,7 +224,7 @@ def _floats_as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def decode_dictionary(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """`column` with its values in place of dictionary codes, which pandas writes for categories."""
+    """`column` with values in place of the dictionary codes that pandas writes for categories."""
     return column.cast(column.type.value_type) if pat.is_dictionary(column.type) else column
 
 

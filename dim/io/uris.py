@@ -1,10 +1,10 @@
-"""What a path or URI names: a local path, or a bucket and a key in a store.
+"""Splits a path or URI into what it names: a local path, or a bucket and a key in a store.
 
 A name is a local path, `file:///…`, `s3://BUCKET/KEY` or `gs://BUCKET/KEY`. A file:// URI is percent-encoded, as
-`Path.as_uri()` encodes it; local paths and keys are literal. Anyone may have written the names in a manifest. They may
-choose a bucket, but not the host that serves it. So dim doesn't use Arrow's parser of URIs, which accepts schemes that
-send this machine's credentials to a host in the URI. URIs with credentials in them are refused, and `redacted` removes
-credentials from text for logs.
+`Path.as_uri()` encodes it; local paths and keys are literal. A stranger may have written the names in a manifest. A
+name may choose a bucket, but not the host that serves the bucket. So dim doesn't use Arrow's parser of URIs: some
+schemes that it accepts send this machine's credentials to a host in the URI. A URI with credentials in it is refused,
+and `redacted` removes credentials from text for logs.
 """
 
 import functools
@@ -20,10 +20,10 @@ STORES = ("s3", "gs")
 MEMBER = ".tar#"  # `TAR#MEMBER` names a file in a tar archive
 USE = "use a local path, file:///…, s3://… or gs://…"
 
-_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # without : and @, so that no host, port or user fits
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # without : and @, so that no port, user or password matches
 _WINDOWS = re.compile(r"(file:///)?[A-Za-z]:[\\/]|\\\\")  # a drive or a share
 _MISSPELT = re.compile(r"\s*(file|s3|gs):(?!//)", re.IGNORECASE)
-# `parts` accepts each name that matches this, so that one call can check a whole column of a table.
+# `parts` accepts each name that matches this pattern. So one call can check a whole column of a table.
 SOUND = (
     r"^[^:\\\x00]*$"
     rf"|^(s3|gs)://{_BUCKET.pattern}/([^:\\\x00?&;@/]+/)*[^:\\\x00?&;@/]*$"
@@ -35,10 +35,10 @@ _PARAMETERS = re.compile(r"\?(access_key|secret_key|endpoint_override|region|sch
 def parts(uri: str) -> tuple[str, str]:
     """Splits `uri` into ("", absolute path), ("file", absolute decoded path), or ("s3" or "gs", "BUCKET/KEY").
 
-    Raises UserError if `uri` is malformed, names another storage, or has credentials in it.
+    Raises UserError if `uri` is malformed, names a storage that dim doesn't know, or has credentials in it.
     """
     scheme, separator, rest = uri.partition("://")
-    if separator and not uri.startswith(f"{FILE}/"):  # a file's name may look like a parameter
+    if separator and not uri.startswith(f"{FILE}/"):  # a local file's name may look like a parameter
         require_no_secret(uri)
     _require_text(uri, uri)
     _require_spelling(uri)
@@ -92,13 +92,13 @@ def is_plain(name: str) -> bool:
 
 
 def encoded(name: str) -> str:
-    """`name`, a path or a part of one, percent-encoded for a file:// URI."""
+    """Percent-encodes `name`, a path or a part of a path, for a file:// URI."""
     return _around_member_mark(name, lambda part: quote(part, errors="surrogatepass"))
 
 
-@functools.lru_cache(maxsize=64)  # `files.join` asks about the same folder for each file in it
+@functools.lru_cache(maxsize=64)  # `files.join` repeats the call for each file in a folder
 def canonical(uri: str) -> str:
-    """The file:// `uri` as `Path.as_uri()` would write it, but keeps the # before a tar's member. Raises as `parts`."""
+    """Encodes the file:// `uri` as `Path.as_uri()` does, but keeps the # before a tar's member. Raises as `parts`."""
     parts(uri)
     return FILE + _around_member_mark(uri.removeprefix(FILE), lambda part: quote(unquote(part)))
 
@@ -109,7 +109,7 @@ def _around_member_mark(name: str, change: Callable[[str], str]) -> str:
 
 
 def require_no_secret(uri: str) -> None:
-    """Raises UserError if `uri` has a password or secret key in it. The message leaves that out."""
+    """Raises UserError if `uri` has a password or secret key in it. The message leaves out the secret."""
     if uri != redacted(uri):
         raise UserError(
             f"{redacted(uri)!r} has credentials in it, which would end up in logs; give them by the environment "
@@ -118,9 +118,9 @@ def require_no_secret(uri: str) -> None:
 
 
 def redacted(text: str) -> str:
-    """`text` with … in place of the credentials of the URIs in it."""
-    # Text before an @ is never part of a bucket's name. In other URIs, a number before a slash is a port.
+    """`text` with … in place of each credential in a URI."""
+    # Text before an @ is never part of a bucket's name. In other URIs, a number between : and / is a port.
     text = re.sub(r"\b((?:s3|gs)://)(?=[^\s/]*[:@])[^\s…]*@", r"\1…@", text)
     text = re.sub(r"(\w://)[^\s/@'\"]*:(?!\d+/)[^\s@'\"]*@", r"\1…@", text)
-    secrets = "key|secret|token|sig|credential|password"  # words in the name of a parameter
+    secrets = "key|secret|token|sig|credential|password"  # words in the names of parameters that hold credentials
     return re.sub(rf"([?&;][^\s?&;=]*(?:{secrets})[^\s?&;=]*=)[^\s&;'\"…]+", r"\1…", text, flags=re.IGNORECASE)
