@@ -1,8 +1,8 @@
 """Importers of benchmarks as distributed: a benchmark's folder → its photos, labels, splits and grades.
 
-An importer is a function from the folder to a `Benchmark`. The importers of Oxford and Paris are in
-`dim.data.oxford_paris`. To add one, write the function and enter it in `dim.data.import_job.IMPORTERS` and
-`dim.data.config.LAYOUTS`.
+An importer is a function that takes the folder and returns a `Benchmark`. The importers of Oxford and Paris are in
+`dim.data.oxford_paris`. To add an importer, write the function, enter it in `dim.data.import_job.IMPORTERS`, and add
+the benchmark's name to `dim.data.config.LAYOUTS`.
 """
 
 import re
@@ -17,7 +17,7 @@ from dim.io import files, tables
 
 @dataclass(frozen=True)
 class BenchmarkPhoto:
-    """A row of the manifest. `path` is relative to the benchmark's folder."""
+    """A row of the manifest that import.py writes. `path` is relative to the benchmark's folder."""
 
     image_id: str
     path: str
@@ -29,10 +29,10 @@ class BenchmarkPhoto:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What an importer returns: a row for each photo that the benchmark names, even if its file is missing.
+    """The result of an importer. `photos` has rows for all photos that the benchmark names, even if files are missing.
 
-    `grades` is the ground truth as (query_id, image_id, grade), and empty if labels are the ground truth. `published`
-    is the published number of photos, without cropped queries, or None if the benchmark's lists name all photos.
+    `grades` is the ground truth as (query_id, image_id, grade). It is empty if labels are the ground truth. `published`
+    is the number of photo files that were published, or None if lists in the benchmark name all photos.
     """
 
     photos: list[BenchmarkPhoto]
@@ -47,12 +47,12 @@ _CUB_TRAINING_CLASSES = 100
 def cub(source: str) -> Benchmark:
     """Imports Caltech-UCSD Birds 200-2011 (Wah et al., 2011).
 
-        images.txt               image_id path      the path is in images/
+        images.txt               image_id path      the path is below images/
         image_class_labels.txt   image_id class_id
         classes.txt              class_id name
 
-    Retrieval trains on the first 100 classes and tests on the others; the benchmark's own train_test_split.txt is for
-    classification. Raises UserError if a list is missing or malformed, or an image has no known class.
+    The first 100 classes are the split train, and the others are test. (train_test_split.txt is not for retrieval.)
+    Raises UserError if a list is missing or malformed, or if an image has no known class.
     """
     class_of = {image: number for _, (image, number) in words_of_lines(source, "image_class_labels.txt", columns=2)}
     name_of = {number: name for _, (number, name) in words_of_lines(source, "classes.txt", columns=2)}
@@ -69,11 +69,11 @@ def cub(source: str) -> Benchmark:
 
 
 def sop(source: str) -> Benchmark:
-    """Imports Stanford Online Products (Song et al., CVPR 2016): photos, and two lists with different classes.
+    """Imports Stanford Online Products (Song et al., CVPR 2016).
 
-        Ebay_train.txt, Ebay_test.txt   image_id class_id super_class_id path      below a header of these words
+        Ebay_train.txt, Ebay_test.txt   image_id class_id super_class_id path      the first line names the columns
 
-    Raises UserError if a list is missing or malformed.
+    The two lists have different classes. Raises UserError if a list is missing or malformed.
     """
     rows = []
     for split in ("train", "test"):
@@ -85,8 +85,8 @@ def sop(source: str) -> Benchmark:
 def ukbench(source: str) -> Benchmark:
     """Imports UKBench (Nistér and Stewénius, CVPR 2006): 10,200 photos ukbenchNNNNN.jpg, in any sub-folder.
 
-    Each group of four consecutive numbers shows one object, and each photo is a query. An object with fewer files gets
-    four rows all the same, so that the others count as missing. Raises UserError if there is no such photo.
+    Four photos with consecutive numbers show one object, and each photo is a query. An object with fewer files still
+    gets four rows, so that its other photos count as missing. Raises UserError if no file has such a name.
     """
     found = photos_by_stem(source, file_names(source), r"ukbench\d{5}")
     objects = sorted({int(name.removeprefix("ukbench")) // 4 for name in found})
@@ -98,8 +98,8 @@ def ukbench(source: str) -> Benchmark:
 def holidays(source: str) -> Benchmark:
     """Imports INRIA Holidays (Jégou et al., ECCV 2008): 1,491 photos NNNNMM.jpg of 500 groups NNNN, in any sub-folder.
 
-    NNNN00 is the query of its group. A group without it gets a row for it all the same, so that it counts as missing.
-    Raises UserError if there is no such photo.
+    Photo NNNN00 is the query of group NNNN. If its file is missing, the query still gets a row, so that it counts as
+    missing. Raises UserError if no file has such a name.
     """
     found = photos_by_stem(source, file_names(source), r"\d{6}")
     role_of = dict.fromkeys(found, "database") | {f"{name[:4]}00": None for name in found}
@@ -119,8 +119,9 @@ def gldv2(source: str) -> Benchmark:
         index.csv                    id                 761,757 photos, index/a/b/c/abc….jpg
         retrieval_solution_v2.1.csv  id, images, Usage  117,577 queries, test/a/b/c/abc….jpg
 
-    `images` are the matching ids, separated by spaces. Papers report the queries of Usage Public and Private
-    separately, so they become the splits val and test. Ignored queries (116,448, which show no landmark) are left out.
+    `images` are the matching ids, separated by spaces. Papers report results for Usage Public and for Usage Private
+    separately. So queries with Usage Public become the split val, and queries with Usage Private the split test. The
+    116,448 queries with Usage Ignored show no landmark and are left out.
     Raises UserError if a table is missing or malformed, or names an unknown photo.
     """
     ids = [image for (image,) in _rows(source, "index.csv", "id")]
@@ -155,7 +156,7 @@ def _gldv2_path(folder: str, image: str) -> str:
 
 
 def file_names(source: str) -> list[str]:
-    """Returns the paths of the files below `source`. Raises UserError if there is no such folder."""
+    """Returns the paths of the files below `source`, relative to it. Raises UserError if there is no such folder."""
     if not files.is_folder(source):
         raise UserError(f"no folder {source!r}; {_SOURCE}")
     return photos.file_names(source)
@@ -164,7 +165,7 @@ def file_names(source: str) -> list[str]:
 def photos_by_stem(source: str, names: list[str], pattern: str = ".+") -> dict[str, str]:
     """Maps stem (file name without suffix) → path, for the JPEGs in `names` whose stem matches `pattern`.
 
-    Raises UserError if there is none, or two photos share a stem.
+    Raises UserError if no JPEG matches, or if two that match have the same stem.
     """
     found: dict[str, str] = {}
     for path in names:
@@ -180,9 +181,10 @@ def photos_by_stem(source: str, names: list[str], pattern: str = ".+") -> dict[s
 
 
 def words_of_lines(source: str, name: str, columns: int, header: bool = False) -> Iterator[tuple[str, list[str]]]:
-    """Yields (place, words) for each line of a text file that is not empty. Messages name the place.
+    """Yields (place, words) for each line of the text file `name` that is not blank.
 
-    Raises UserError if the file is missing or is not UTF-8 text, or if a line does not have `columns` words.
+    The place is the file and the line number, for messages. If `header` is true, the first line is skipped. Raises
+    UserError if the file is missing or is not UTF-8 text, or if a line does not have `columns` words.
     """
     uri = files.join(source, name)
     try:

@@ -1,4 +1,4 @@
-"""The flags of split.py and import.py, and the decode limit that every job with photos has."""
+"""The flags of split.py and import.py, and the flag --max-megapixels of every job that decodes photos."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,7 +13,7 @@ Resize = Literal["squash", "long-side"]
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeOptions:
-    """The decode limit. Raises UserError if it is out of range."""
+    """The flag --max-megapixels. Raises UserError if its value is out of range."""
 
     max_megapixels: float = option(
         MEGAPIXELS, help="decode no photo that is larger than this; a larger one is an error", group="machine"
@@ -48,7 +48,7 @@ class SplitConfig(DecodeOptions):
     seed: int = option(0, "seed of the random choice of labels or photos")
 
 
-# The benchmarks that import.py reads. Their functions, which --help must not import, are `import_job.IMPORTERS`.
+# The names of all benchmarks. `import_job.IMPORTERS` has their importers, but importing those would slow down --help.
 LAYOUTS = ("oxford5k", "paris6k", "roxford5k", "rparis6k", "holidays", "ukbench", "gldv2", "sop", "cub")
 
 

@@ -1,8 +1,9 @@
-"""The structure of AVIF, JPEG and JPEG 2000 files, as far as Pillow does not report it.
+"""Reads what Pillow does not report from the structure of AVIF, JPEG and JPEG 2000 files.
 
-AVIF (ISO/IEC 14496-12 and 23008-12): `avif_crop` reads the clean aperture, which Pillow ignores; `avif_for_pillow`
-works around headers that Pillow refuses. JPEG: `completed_jpeg` tells a missing end marker from missing pixels. JPEG
-2000: `jpeg2000_grid` counts pixels and tiles, which decide how much memory decoding takes.
+AVIF files (ISO/IEC 14496-12 and 23008-12) consist of nested boxes. Each box has a type of four letters and a content.
+`avif_crop` reads the clean aperture, the part of a picture to show, which Pillow ignores. `avif_for_pillow` repairs
+headers that Pillow refuses. `completed_jpeg` finds out whether a JPEG lacks only its end marker, or pixels as well.
+`jpeg2000_grid` counts pixels and tiles, which decide how much memory decoding takes.
 """
 
 import io
@@ -20,11 +21,11 @@ from PIL import Image
 Crop = tuple[int, int, int, int]
 
 AVIF_BRANDS = {b"avif", b"avis"}
-_ACCEPTED_FIRST = AVIF_BRANDS | {b"mif1", b"msf1"}  # by Pillow
+_ACCEPTED_FIRST = AVIF_BRANDS | {b"mif1", b"msf1"}  # Pillow opens a file only if its first brand is one of these
 
 
 def brands(content: bytes) -> set[bytes]:
-    """The brands in the file type box, which say how the file can be read; empty without that box."""
+    """Returns the brands (names of formats that the file follows) in the file type box; empty without that box."""
     if content[4:8] != b"ftyp":
         return set()
     size = min(int.from_bytes(content[:4]), len(content))
@@ -32,10 +33,11 @@ def brands(content: bytes) -> set[bytes]:
 
 
 def avif_for_pillow(content: bytes) -> bytes:
-    """Returns the AVIF file in a form that Pillow and libavif accept; unchanged if its structure is broken.
+    """Returns the AVIF file in a form that Pillow and libavif accept. If its boxes are broken, only the brand changes.
 
-    Some writers name no AVIF brand, or put the brand of a profile first; the first brand becomes "avif". Other writers
-    omit the size (ispe) of the alpha image; the picture's size replaces its bit depth (pixi), which no decoder needs.
+    Some writers name no AVIF brand, or name the brand of a profile first. Then "avif" replaces the first brand. Other
+    writers omit the size of the alpha image (the property ispe). Then the picture's size replaces the bit depth of the
+    alpha image (pixi), which no decoder needs.
     """
     if content[8:12] not in _ACCEPTED_FIRST or not brands(content) & AVIF_BRANDS:
         content = content[:8] + b"avif" + content[12:]
@@ -46,7 +48,7 @@ def avif_for_pillow(content: bytes) -> bytes:
 
 
 def _with_sizes(content: bytes) -> bytes:
-    """Returns `content` with a size for each item that has a bit depth but no size."""
+    """Returns `content`. In it, each item (image) with a bit depth but no size gets the first size in the file."""
     properties = _box(_box(content, b"meta")[4:], b"iprp")
     kinds = [kind for kind, _ in _boxes(_box(properties, b"ipco"))]
     ipma = _box(properties, b"ipma")
@@ -61,9 +63,9 @@ def _with_sizes(content: bytes) -> bytes:
 
 
 def avif_crop(content: bytes) -> Crop | None:
-    """The clean aperture (left, top, right, bottom) of the primary picture, in decoded pixels.
+    """Returns the clean aperture (left, top, right, bottom) of the primary picture, in decoded pixels.
 
-    None if the file declares no aperture, or one without a pixel.
+    Returns None if the file declares no aperture, or if the aperture is broken or holds no pixel.
     """
     try:
         return _clean_aperture(_primary_properties(content))
@@ -72,7 +74,7 @@ def avif_crop(content: bytes) -> Crop | None:
 
 
 def _boxes(content: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Yields the type and the content of each box."""
+    """Yields (type, content) for each box that is directly in `content`."""
     place = 0
     while place + 8 <= len(content):
         size, kind = int.from_bytes(content[place : place + 4]), content[place + 4 : place + 8]
@@ -87,12 +89,12 @@ def _boxes(content: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _box(content: bytes, wanted: bytes) -> bytes:
-    """The content of the first box of the type `wanted`. Raises StopIteration if there is none."""
+    """Returns the content of the first box of the type `wanted`. Raises StopIteration if there is none."""
     return next(found for kind, found in _boxes(content) if kind == wanted)
 
 
 def _primary_properties(content: bytes) -> dict[bytes, bytes]:
-    """The properties of the primary item, by their box type."""
+    """Returns the properties of the primary item (the picture to show), as box type → content."""
     meta = _box(content, b"meta")[4:]
     primary = _box(meta, b"pitm")
     item = int.from_bytes(primary[4 : 8 if primary[0] else 6])
@@ -103,7 +105,7 @@ def _primary_properties(content: bytes) -> dict[bytes, bytes]:
 
 
 def _associations(ipma: bytes) -> dict[int, list[tuple[int, int, int]]]:
-    """Maps each item to its properties, as (number from 1, start, end); `ipma[start:end]` holds the number."""
+    """Maps each item to its properties (number, start, end): `ipma[start:end]` holds the number, which starts at 1."""
     wide, long = 2 if ipma[3] & 1 else 1, 4 if ipma[0] else 2
     found, place = {}, 8
     for _ in range(int.from_bytes(ipma[4:8])):
@@ -117,7 +119,7 @@ def _associations(ipma: bytes) -> dict[int, list[tuple[int, int, int]]]:
 
 
 def _clean_aperture(properties: dict[bytes, bytes]) -> Crop | None:
-    """The aperture of a picture. The box clap holds its width, height and the offset of its centre as fractions."""
+    """Returns the aperture of a picture. The box clap has the aperture's size and the offset of its centre."""
     if b"clap" not in properties or b"ispe" not in properties:
         return None
     full = [int.from_bytes(properties[b"ispe"][start : start + 4]) for start in (4, 8)]
@@ -130,16 +132,16 @@ def _clean_aperture(properties: dict[bytes, bytes]) -> Crop | None:
 
 
 _END = b"\xff\xd9"
-# Two pieces of entropy-coded data that decode to different pixels. Neither contains a marker.
+# Two pieces of compressed data that decode to different pixels. They contain no marker except the end marker.
 _TAILS = (b"\x55\x2c\xe1\x07" * 64 + _END, b"\xb3\x9a\x0f\x48" * 64 + _END)
-_MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")  # except restart markers (D0 to D7) and stuffed bytes
+_MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")  # any marker except restart markers (D0 to D7); FF 00 is no marker
 
 
 def completed_jpeg(content: bytes) -> bytes | None:
-    """Adds the end marker that the JPEG `content` lacks; None if rows or refining scans are missing as well.
+    """Adds the missing end marker to the JPEG `content`. Returns None if rows or refining scans are missing, too.
 
-    A decoder ignores data behind the last block, but decodes it in place of a missing block. So the picture is complete
-    if it looks the same with two different tails.
+    A decoder ignores data that follows the last block of pixels. If a block is missing, however, it decodes such data
+    instead. So the picture is complete if it looks the same with two different tails.
     """
     content = content.rstrip(b"\xff")
     if not _has_all_scans(content):
@@ -149,7 +151,7 @@ def completed_jpeg(content: bytes) -> bytes | None:
 
 
 def _has_all_scans(content: bytes) -> bool:
-    """Whether the scans cover each bit of each coefficient of each component (ITU T.81, B.2.3)."""
+    """Returns whether the scans together hold all bits of all coefficients of all components (ITU T.81, B.2.3)."""
     components: bytes = b""
     missing: dict[tuple[int, int], int] = {}  # (component, coefficient) → bits not seen yet
     place = 2
@@ -169,12 +171,12 @@ def _has_all_scans(content: bytes) -> bool:
     return bool(missing) and not any(missing.values())
 
 
-_CODESTREAM = b"\xff\x4f\xff\x51"  # its first bytes: the markers SOC and SIZ
+_CODESTREAM = b"\xff\x4f\xff\x51"  # the first bytes of the compressed data of JPEG 2000
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The number of `pixels` and `tiles` of a JPEG 2000 codestream, and of `bands` of each pixel."""
+    """The numbers of `pixels` and `tiles` in a JPEG 2000 codestream (its compressed data), and of `bands` per pixel."""
 
     pixels: int
     tiles: int
@@ -182,9 +184,9 @@ class Grid:
 
 
 def jpeg2000_grid(file: IO[bytes]) -> Grid:
-    """Reads the grid of a JPEG 2000 file, which is a codestream or holds one in a box. Keeps the file's position.
+    """Returns the grid of a JPEG 2000 file, and leaves the file at the position where it was.
 
-    Raises struct.error or ValueError if there is no codestream.
+    The file is a codestream or has a box that holds a codestream. Raises struct.error or ValueError if it has neither.
     """
     place = file.tell()
     try:
@@ -199,7 +201,7 @@ def jpeg2000_grid(file: IO[bytes]) -> Grid:
 
 
 def _codestream(file: IO[bytes]) -> int:
-    """The position of the first codestream in the file: at its start, or in a box (jp2c)."""
+    """Returns the position of the first codestream: the start of the file, or the content of a box jp2c."""
     place = 0
     while True:
         file.seek(place)

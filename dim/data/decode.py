@@ -1,8 +1,8 @@
 """Decoding: the bytes of a photo in any usual format → upright, resized sRGB pixels for the network.
 
-`decode` does it all. `prepared` stops after the header, so that its caller knows how much memory decoding will take.
-Every fault of a photo raises `DecodeError` with the reason. `dim.data.isolated` does the same in a separate process,
-which protects the job from photos that crash or hang a decoder.
+`decode` does all steps. `prepared` stops after the header, so that the caller knows how much memory decoding will take.
+If a photo has a fault, `DecodeError` gives the reason. `dim.data.isolated` decodes in a separate process, which
+protects the job from photos that crash or hang a decoder.
 """
 
 import contextlib
@@ -25,11 +25,11 @@ from dim.data.limits import LIMITS, DecodeError, Limits, allowance, check_size
 
 __all__ = ["Box", "DecodeError", "Decoded", "Undecoded", "check_header", "decode", "output_size", "prepared"]
 
-Box = tuple[float, float, float, float]
+Box = tuple[float, float, float, float]  # (x1, y1, x2, y2) in pixels
 
-MIN_SIDE = 32  # VGG16 halves its input five times
-# A JPEG decoded at a fraction of its size is at least this many times larger than the output. With 3, the descriptor of
-# one photo in 200 moved by more than 0.002 in cosine; with 4, none moved by 0.0002.
+MIN_SIDE = 32  # pixels; VGG16 halves the sides of a photo five times
+# A JPEG is decoded at a fraction of its size only if the result is at least this many times as wide and as high as the
+# output. With 3, one descriptor in 200 moved by more than 0.002 in cosine. With 4, each moved by less than 0.0002.
 SCALED_MARGIN = 4
 
 # EXIF's orientation tag → the operation that turns the stored picture upright. The last four swap width and height.
@@ -47,9 +47,9 @@ _SIDEWAYS = (5, 6, 7, 8)
 
 @dataclass(frozen=True)
 class Decoded:
-    """A photo's `pixels`: uint8 RGB of shape (H, W, 3), cropped and resized.
+    """A decoded photo. `pixels` are uint8 RGB of shape (H, W, 3), cropped and resized.
 
-    `width` and `height` are those of the whole upright photo. `several`: the file holds further frames or pages.
+    `width` and `height` are those of the whole upright photo. `several` is true if the file has more frames or pages.
     """
 
     pixels: np.ndarray
@@ -61,25 +61,25 @@ class Decoded:
 def decode(
     content: bytes, size: int, resize: Resize, box: Box | None = None, *, scaled: bool = False, limits: Limits = LIMITS
 ) -> Decoded:
-    """Decodes a photo, applies its colour profile and orientation, crops it to `box`, and resizes it by BILINEAR.
+    """Decodes a photo, applies its colour profile and orientation, crops it to `box`, and resizes it (BILINEAR).
 
-    Transparent parts become white, 16-bit grey is divided by 257, and of several frames or pages the first is decoded.
-    `output_size` explains `size` and `resize`. `box` is (x1, y1, x2, y2) in pixels of the upright photo; it is rounded
-    and clipped to the photo. `scaled` decodes a JPEG without a box at a half, a quarter or an eighth of its size, if
-    that is still `SCALED_MARGIN` times the output. This is faster and changes pixels slightly.
+    Transparent parts become white, and 16-bit grey is divided by 257. If there are several frames or pages, the first
+    is decoded. `output_size` explains `size` and `resize`. `box` is (x1, y1, x2, y2) in pixels of the upright photo; it
+    is rounded and clipped to the photo. If `scaled` is true and there is no box, a JPEG is decoded at a half, a quarter
+    or an eighth of its size, but not below `SCALED_MARGIN` times the output. This is faster; pixels differ slightly.
 
     Raises:
-        DecodeError: The file is of an unknown format, broken or truncated, the photo is over the limits, or the box is
-            outside of it.
+        DecodeError: The file has an unknown format, or is broken or truncated; the photo is over the limits; or the box
+            is outside the photo.
     """
     return prepared(content, size, resize, box, scaled=scaled, limits=limits).decode()
 
 
 @dataclass(frozen=True)
 class Undecoded:
-    """A photo whose header has been read, with the arguments of its `decode`.
+    """A photo whose header has been read, and the arguments for decoding it.
 
-    `memory` is an upper bound of the bytes that decoding takes.
+    `memory` is an upper bound of the bytes of memory that decoding takes.
     """
 
     photo: OpenedPhoto
@@ -90,7 +90,7 @@ class Undecoded:
     memory: int
 
     def decode(self) -> Decoded:
-        """Decodes the photo as the function `decode` does. Can be called once."""
+        """Decodes the photo as the function `decode` does. May be called only once."""
         with _guarded():
             photo = self.photo
             full = photo.size
@@ -114,7 +114,7 @@ class Undecoded:
 def prepared(
     content: bytes, size: int, resize: Resize, box: Box | None = None, *, scaled: bool = False, limits: Limits = LIMITS
 ) -> Undecoded:
-    """Reads the header, the first step of `decode`, with the same arguments. Raises DecodeError as `decode` does."""
+    """Does the first step of `decode`: reads the header. Takes the same arguments, and raises the same error."""
     check_size(len(content), limits)
     with _guarded():
         photo = _opened(io.BytesIO(content), limits)
@@ -124,16 +124,17 @@ def prepared(
 
 
 def check_header(file: IO[bytes], limits: Limits = LIMITS) -> None:
-    """Raises DecodeError unless the seekable `file` has the header of a photo within `limits`. Decodes no pixel."""
+    """Raises DecodeError if `file` (seekable) has no sound header or is over `limits`. Decodes no pixel."""
     with _guarded():
         _opened(file, limits)
 
 
 def output_size(region: tuple[int, int], photo: tuple[int, int], size: int, resize: Resize) -> tuple[int, int]:
-    """Returns the (width, height) to which `region`, a part of `photo`, is resized; all sizes are (width, height).
+    """Returns the (width, height) to which `region`, a part of `photo`, is resized. Both are (width, height), too.
 
-    squash: both sides become `size`, so all photos fit in one batch. long-side: `region` is scaled by the factor that
-    brings the long side of the whole `photo` to `size`, and never upsampled. No side gets shorter than 32 pixels.
+    If `resize` is squash, both sides become `size`, so that all photos fit in one batch. If it is long-side, `region`
+    is scaled by the factor that makes the long side of the whole `photo` equal to `size`, but it is never enlarged.
+    In both cases, no side becomes shorter than 32 pixels.
     """
     if resize == "squash":
         width, height = size, size
@@ -144,7 +145,7 @@ def output_size(region: tuple[int, int], photo: tuple[int, int], size: int, resi
 
 
 def _opened(file: IO[bytes], limits: Limits) -> OpenedPhoto:
-    """Opens the photo in `file` by its header. Raises DecodeError if it cannot be decoded within `limits`."""
+    """Reads the header of the photo in `file`. Raises DecodeError if the photo cannot be decoded within `limits`."""
     length = file.seek(0, io.SEEK_END)
     file.seek(0)
     photo = formats.open_photo(file, limits)
@@ -172,9 +173,9 @@ def _cropped(photo: Image.Image, box: Box) -> Image.Image:
 
 
 class _Silence:
-    """Ignores warnings while any thread is inside.
+    """A context manager that ignores warnings while any thread is in its block.
 
-    `warnings.catch_warnings` alone is not thread-safe: overlapping threads restore each other's filters.
+    `warnings.catch_warnings` alone is not thread-safe: if two blocks overlap, each restores the other's filters.
     """
 
     def __init__(self) -> None:
@@ -200,7 +201,7 @@ _silence = _Silence()
 
 @contextlib.contextmanager
 def _guarded() -> Iterator[None]:
-    """Turns every exception into DecodeError. On a broken file, Pillow raises almost any type, and warns."""
+    """Turns every exception into DecodeError. If a file is broken, Pillow raises almost any type, and warns."""
     try:
         with _silence:
             yield

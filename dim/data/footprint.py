@@ -1,11 +1,11 @@
-"""Estimates from a photo's header how much memory decoding it takes, and makes large photos take turns.
+"""Estimates how much memory decoding a photo takes, from the photo's header, and makes large photos take turns.
 
-The estimates (`of_image`, `of_samples`) rest on the largest measured values, in bytes a pixel, not counting the file
-(Pillow 13.0, libwebp 1.6.0, libavif 1.4.2, OpenJPEG 2.5.4):
+The estimates (`of_image`, `of_samples`) are based on this table. It has the largest measured values in bytes per pixel,
+without the file itself (Pillow 13.0, libwebp 1.6.0, libavif 1.4.2, OpenJPEG 2.5.4):
 
     format                         RGB    with alpha    others
     JPEG, one scan                  4.2                 grey 5.2, CMYK 8.2
-    JPEG, several (progressive)    10.1                 CMYK 12.1
+    JPEG, several scans            10.1                 CMYK 12.1
     PNG, also interlaced            4.1        17.5     palette 5.1, 16-bit grey 13.1
     GIF                                        14.0     palette 5.1
     TIFF                           11.4        16.6     CMYK 17.2, 16-bit grey 11.2, 16-bit colours 25 to 29
@@ -14,11 +14,11 @@ The estimates (`of_image`, `of_samples`) rest on the largest measured values, in
     AVIF, also of 12 bits          13.9        24.0     grey 6.8
     JPEG 2000                      19.6        25.5     grey 6.2, 16-bit grey 14.1
 
-Turning a photo upright takes up to 4 more, and so does converting its colours to sRGB, unless loading it already took
-as much. Tests compare the estimates with measurements.
+Turning a photo upright takes up to 4 bytes per pixel more, and so does converting its colours to sRGB. Loading comes
+first; if it takes as much, the maximum stays the same. Tests compare the estimates with measurements.
 
-`turn` makes photos wait for each other if they would not fit in memory together. A turn is a lock on a file, so it
-counts for all processes of all jobs on a machine, and the kernel releases it when a process dies.
+`turn` makes photos wait for each other if they would not fit in memory together. A turn is a lock on a file. So
+all jobs of a user on a machine share the turns, and the kernel gives a turn back when its process dies.
 """
 
 import contextlib
@@ -34,20 +34,21 @@ from dim.data import containers
 from dim.data.limits import ALPHA, BESIDE, FILE
 from dim.io import scratch
 
-# Bytes a pixel while the image is loaded: the image itself, and what the library of a format takes beside it.
+# Bytes per pixel while an image is loaded: `_LOADED` for the image, and `_LOADING` for the library of its format.
 _LOADED = 4
 _LOADING = {"WEBP": 16, "AVIF": 16, "PPM": 4}
-_SAMPLE = 6  # JPEG 2000, for each band
-_TILE, _TILE_BAND = 9500, 1200  # bytes of JPEG 2000 for each tile of any size, and for each band of a tile
-_KEPT = {"WEBP": 12, "AVIF": 12}  # what the library keeps after loading
-# Bytes a pixel while the image is converted to upright RGB, by mode; a profile and premultiplied alpha add to these.
+_SAMPLE = 6  # bytes per pixel and band for the library of JPEG 2000
+_TILE, _TILE_BAND = 9500, 1200  # bytes for the library of JPEG 2000, per tile of any size, and per band of a tile
+_KEPT = {"WEBP": 12, "AVIF": 12}  # bytes per pixel that the library keeps after loading
+# Bytes per pixel while an image is converted to upright RGB, by mode. `_OTHERS` is for other modes. A colour profile
+# takes `_PROFILE` bytes more, and premultiplied alpha takes `_MULTIPLIED` bytes more.
 _CONVERTED = {"RGB": 12, "L": 10, "P": 10, "1": 10, "I;16": 14, "I;16B": 14, "I": 16}
 _OTHERS, _PROFILE, _MULTIPLIED = 16, 4, 16
-OUTPUT = 16  # bytes a pixel of the resized output
+OUTPUT = 16  # bytes per pixel of the resized output
 
 
 def of_image(image: Image.Image, length: int) -> int:
-    """An upper bound of the bytes that decoding takes. `image` is opened, but not loaded, from `length` bytes."""
+    """Returns an upper bound of the bytes to decode `image`, which is not loaded yet. Its file has `length` bytes."""
     width, height = image.size
     area = width * height
     converted = ALPHA if image.has_transparency_data else _CONVERTED.get(image.mode, _OTHERS)
@@ -59,10 +60,10 @@ def of_image(image: Image.Image, length: int) -> int:
 
 
 def of_samples(area: int, chunk: int, samples: int, size: int, *, alpha: bool, multiplied: bool, length: int) -> int:
-    """An upper bound of the bytes that decoding a TIFF takes, from a file of `length` bytes.
+    """Returns an upper bound of the bytes of memory that decoding a TIFF takes, if the file has `length` bytes.
 
-    It has `area` pixels, `chunk` of them in a strip or tile, and `samples` samples of `size` bytes a pixel. With
-    `alpha` it has extra samples, and with `multiplied` the colours are premultiplied.
+    The photo has `area` pixels, and each strip or tile has `chunk` pixels. A pixel has `samples` samples of `size`
+    bytes. `alpha` says whether there are extra samples, and `multiplied` whether the colours are premultiplied.
     """
     reading = samples * size * (2 * area + chunk)
     converted = (ALPHA if alpha else _OTHERS) + _PROFILE + (_MULTIPLIED if multiplied else 0)
@@ -71,25 +72,26 @@ def of_samples(area: int, chunk: int, samples: int, size: int, *, alpha: bool, m
 
 
 def _library(image: Image.Image, area: int) -> int:
-    """The bytes that the format's library takes beside the image while it loads."""
+    """Returns the bytes that the library of the image's format takes for itself while it loads the image."""
     if image.format == "JPEG2000":
-        # OpenJPEG goes by the codestream, not by the boxes around it. (Only an opened image has `fp`.)
+        # OpenJPEG reads sizes from the codestream, not from the boxes around it. (Only an opened image has `fp`.)
         grid = containers.jpeg2000_grid(getattr(image, "fp"))  # noqa: B009
         return _SAMPLE * grid.bands * max(area, grid.pixels) + (_TILE + _TILE_BAND * grid.bands) * grid.tiles
     return _LOADING.get(str(image.format), 0) * area
 
 
-SMALL = 2**28  # bytes; a photo that needs no more does not wait
-SECONDS = 0.02  # between two tries to get a turn
-_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # a container's, cgroup 2 and 1
+SMALL = 2**28  # bytes; a photo that needs at most this much memory does not wait
+SECONDS = 0.02  # seconds between two tries to get a turn
+# The files that hold the memory limit of a container: of cgroup 2, and of cgroup 1.
+_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 @contextlib.contextmanager
 def turn(needed: int, most: int) -> Iterator[None]:
     """Waits for a turn to decode a photo that needs `needed` bytes, and holds the turn within the block.
 
-    Photos of up to SMALL bytes do not wait. The others are decoded at most one per core at a time, and only as many as
-    fit in half of the memory if each takes `most` bytes, but at least one.
+    A photo that needs at most SMALL bytes does not wait. For the others, there are as many turns as fit in half of the
+    machine's memory if each photo takes `most` bytes: at least one turn, and at most one per core.
     """
     if needed <= SMALL:
         yield
@@ -102,7 +104,7 @@ def turn(needed: int, most: int) -> Iterator[None]:
 
 
 def memory() -> int:
-    """The bytes of memory of this machine, or of the container that the process runs in."""
+    """Returns the bytes of memory of this machine, or the limit of its container if that is lower."""
     found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for path in map(Path, _LIMITS):
         with contextlib.suppress(OSError, ValueError):  # there is no such file, or it says "max"
@@ -111,7 +113,7 @@ def memory() -> int:
 
 
 def _taken(turns: int) -> int:
-    """Waits until one of `turns` files can be locked; returns its descriptor. Closing it gives the turn back."""
+    """Waits until it can lock one of `turns` files. Returns the file's descriptor, and closing that ends the turn."""
     folder = scratch.persistent_folder() / "turns"
     folder.mkdir(parents=True, exist_ok=True)
     while True:

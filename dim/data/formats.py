@@ -1,7 +1,7 @@
-"""File formats: which decoder opens a photo, and the reason given for a file that none opens.
+"""File formats: chooses the decoder that opens a photo, or says why no decoder can open it.
 
-tifffile opens TIFF (`dim.data.tiff`), Pillow opens the other formats (`PillowPhoto`). `open_photo` chooses by the first
-bytes of the file and ignores its name.
+tifffile opens TIFF (`dim.data.tiff`), and Pillow opens the other formats (`PillowPhoto`). `open_photo` chooses by the
+first bytes of a file and ignores the file's name.
 """
 
 import io
@@ -14,13 +14,13 @@ from dim.data import containers, footprint, tiff
 from dim.data.colour import LARGEST
 from dim.data.limits import DecodeError, Limits, check_pixels, check_size
 
-# Pillow's other formats do not hold photos, and some plugins start external programs.
+# The formats that Pillow may open. Its other formats do not hold photos, and some of their plugins start programs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "AVIF", "JPEG2000", "PPM")
-_HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"}
-# The first bytes of camera raw files that are not TIFF; and of Canon's, which are TIFF with a JPEG as first page.
+_HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"}  # brands
+# The first bytes of camera raw files that `open_tiff` would not notice. Only the last, of Canon's files, is TIFF.
 _RAW = (b"FUJIFILMCCD-RAW", b"IIU\0", b"IIRO", b"IIRS", b"MMOR", b"FOVb", b"\0MRM", b"II*\0\x10\0\0\0CR")
-_START = 4096
-_PNG_GREY_ALPHA = 4
+_START = 4096  # bytes; enough to recognise a format
+_PNG_GREY_ALPHA = 4  # a colour type
 
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # photos are decoded in parallel already, and each thread takes memory
 
@@ -42,20 +42,20 @@ class OpenedPhoto(Protocol):
 
     @property
     def profile(self) -> bytes | None:
-        """The ICC profile of the colours."""
+        """The ICC profile of the colours, or None."""
 
     @property
     def several(self) -> bool:
-        """Whether the file holds further frames or pages. Only the first is decoded."""
+        """Whether the file holds more than one frame or page. Only the first is decoded."""
 
     def memory(self, length: int) -> int:
-        """An upper bound of the bytes that decoding to upright RGB takes, for a file of `length` bytes."""
+        """Returns an upper bound of the bytes of memory for decoding to upright RGB; the file has `length` bytes."""
 
     def draft(self, size: tuple[int, int]) -> None:
-        """Lets `load` return a half, a quarter or an eighth of the photo, still at least `size`, if that is faster."""
+        """Lets `load` return the photo at 1/2, 1/4 or 1/8 of its size, but not below `size`, if the format allows."""
 
     def load(self) -> tuple[Image.Image, Image.Image | None]:
-        """Decodes the pixels: the colours (mode L, RGB, CMYK or LAB), and the alpha channel (L) or None."""
+        """Decodes the pixels. Returns the colours (mode L, RGB, CMYK or LAB) and the alpha channel (mode L) or None."""
 
 
 def open_photo(file: IO[bytes], limits: Limits) -> OpenedPhoto:
@@ -79,7 +79,7 @@ def open_photo(file: IO[bytes], limits: Limits) -> OpenedPhoto:
             raise DecodeError(_not_decoded("TIFF", error)) from error
     if brands and not brands & containers.AVIF_BRANDS and (brands & _HEIC or b"hvc1" in start):
         raise DecodeError("an HEIC photo, which dim can't decode; convert it to JPEG")
-    # `check_pixels` below applies dim's limit; Pillow's own would refuse the photo in `Image.open`, before that.
+    # Pillow's own limit would already refuse a photo in `Image.open`. `check_pixels` below applies dim's limit.
     Image.MAX_IMAGE_PIXELS = None
     PngImagePlugin.MAX_TEXT_CHUNK = LARGEST  # Pillow's limit of 1 MB refuses some large profiles
     crop = None
@@ -97,7 +97,7 @@ def open_photo(file: IO[bytes], limits: Limits) -> OpenedPhoto:
 
 
 def _reason(file: IO[bytes], start: bytes) -> str:
-    """Why Pillow cannot open the file. Pillow discards the reason of its plugin, so the plugin is called again."""
+    """Returns why Pillow cannot open the file. Pillow drops the error of its plugin, so this calls the plugin again."""
     file.seek(0)
     prefix = file.read(16)
     for name in _FORMATS:
@@ -116,7 +116,7 @@ def _not_decoded(name: str, error: Exception) -> str:
 
 
 class PillowPhoto:
-    """A photo that Pillow has opened as `image`. `start` is how `file` begins, and `crop` the aperture of an AVIF."""
+    """A photo that Pillow has opened as `image`. `start` has the first bytes, and `crop` the aperture of an AVIF."""
 
     def __init__(self, file: IO[bytes], image: Image.Image, start: bytes, crop: containers.Crop | None) -> None:
         self._file = file
@@ -138,7 +138,7 @@ class PillowPhoto:
 
     @property
     def several(self) -> bool:
-        """Whether the file holds further frames. Thumbnails of the first do not count."""
+        """Whether the file holds more than one frame. Thumbnails do not count."""
         try:
             if self.image.format == "MPO":
                 entries = self.image.mpinfo[0xB002]  # type: ignore[attr-defined]
@@ -170,7 +170,7 @@ class PillowPhoto:
         return colours.crop(self._crop), alpha and alpha.crop(self._crop)
 
     def _loaded(self) -> Image.Image:
-        """The image with its pixels decoded. A JPEG whose end marker alone is missing is completed first."""
+        """Returns the image with its pixels decoded. Adds the end marker if that is all that a JPEG lacks."""
         try:
             self.image.load()
             return self.image
@@ -189,16 +189,16 @@ class PillowPhoto:
 
 
 def _fit_key(image: Image.Image, depth: int) -> None:
-    """Scales PNG's transparent colour (tRNS), of `depth` bits, as Pillow has scaled the pixels."""
+    """Scales the transparent colour of a PNG (tRNS) from `depth` bits to 8 bits, as Pillow has scaled the pixels."""
     key = image.info.get("transparency")
     if image.mode == "L" and depth < 8 and isinstance(key, int):
         image.info["transparency"] = key * 255 // (2**depth - 1)
     elif image.mode == "RGB" and depth == 16 and isinstance(key, tuple):
-        image.info["transparency"] = tuple(value >> 8 for value in key)  # Pillow takes the high bytes
+        image.info["transparency"] = tuple(value >> 8 for value in key)  # Pillow keeps the high bytes
 
 
 def _colours(image: Image.Image) -> Image.Image:
-    """`image` without its alpha, in the mode L, RGB, CMYK or LAB."""
+    """Returns `image` without alpha, in the mode L, RGB, CMYK or LAB."""
     if image.mode == "F":
         raise DecodeError("floating-point pixels, whose range is not known")
     if image.mode.startswith("I"):

@@ -1,7 +1,7 @@
 """Ground truth: a table of `query_id, image_id, grade`, for benchmarks whose labels do not say which images match.
 
-Grades are good and ok (Oxford5k, Paris6k, GLDv2) or easy and hard (ROxford5k, RParis6k), and junk. A junk image counts
-neither as a hit nor as a miss.
+The grades are good, ok and junk (Oxford5k, Paris6k, GLDv2) or easy, hard and junk (ROxford5k, RParis6k). A junk image
+counts neither as a hit nor as a miss.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ COLUMNS = ("query_id", "image_id", "grade")
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """The ground truth in the file `uri`: `images[query_id][grade]` is the list of image ids with that grade."""
+    """The ground truth in the file `uri`. `images[query_id][grade]` lists the ids of the images with that grade."""
 
     uri: str
     images: dict[str, dict[str, list[str]]]
@@ -34,7 +34,7 @@ def read(uri: str, manifest: Manifest) -> GroundTruth:
 
     Raises:
         UserError: The file is missing, has no row, or lacks a column; a cell is empty; a grade is unknown; an id is not
-            in the manifest; a query grades an image twice; or the import that writes the file has not finished.
+            in the manifest; a query grades one image twice; or the import that writes the file has not finished.
     """
     manifests.require_imported(uri)
     table = tables.read(uri)

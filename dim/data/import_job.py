@@ -37,13 +37,13 @@ _PROBLEMS = pa.schema([("path", pa.string()), ("problem", pa.string())])
 
 
 def import_benchmark(config: ImportConfig) -> dict[str, Any]:
-    """Imports a benchmark: the job import.py.
+    """Runs the job import.py, which imports a benchmark.
 
-    Writes manifest.parquet, ground_truth.parquet (unless labels are the ground truth) and problems.csv. Missing and
-    corrupt photos keep their rows, so that they count in every ranked list and mean; problems.csv names each.
+    Writes manifest.parquet, ground_truth.parquet (unless labels are the ground truth) and problems.csv, which lists
+    missing and corrupt photos. These photos keep their rows in the manifest, so that evaluation counts them.
 
-    Returns the job's last line. Raises UserError, and writes nothing, if the folder does not have the layout or holds
-    none of the photos.
+    Returns what the job prints as its last line. Raises UserError if the folder does not have the benchmark's layout or
+    holds none of its photos. Then nothing is written.
     """
     benchmark = IMPORTERS[one_of("layout", config.layout, list(IMPORTERS))](config.source)
     rows = manifest.checked(files.join(config.out, MANIFEST), _manifest(benchmark, config))
@@ -61,7 +61,7 @@ def import_benchmark(config: ImportConfig) -> dict[str, Any]:
             columns = zip(*benchmark.grades, strict=True)
             tables.write(output.path(GROUND_TRUTH), pa.table(dict(zip(COLUMNS, columns, strict=True))))
         else:
-            files.delete(output.path(GROUND_TRUTH))  # left by an earlier import into the same folder
+            files.delete(output.path(GROUND_TRUTH))  # an earlier import into the same folder may have left it
         return output.finish(_result(benchmark, config.layout, reasons))
 
 
@@ -79,7 +79,7 @@ def _manifest(benchmark: Benchmark, config: ImportConfig) -> pa.Table:
 
 
 def _problems(benchmark: Benchmark, config: ImportConfig) -> pa.Table:
-    """A table of the path and the problem of each photo that is missing or has an unsound header."""
+    """Returns the path and the problem of each photo that is missing or has a broken header."""
     uris = list(dict.fromkeys(files.join(config.source, photo.path) for photo in benchmark.photos))
     reasons = photos.unreadable(uris, partial(photos.opens, limits=config.limits), REQUESTS_AT_ONCE)
     if len(reasons) == len(uris):

@@ -1,10 +1,11 @@
 """Decoding that cannot hang or kill the job, or exhaust its memory.
 
-`decode_here` ends its process if a photo hangs, so it is for processes that Ray, say, restarts. `decode` and
-`check_header` use worker processes with a timeout and a memory limit, and report a photo that kills them.
+`decode_here` ends the process that calls it if a photo hangs. So it is for processes that are restarted, for example by
+Ray. `decode` and `check_header` use worker processes with a timeout and a memory limit. If a photo kills its worker,
+they raise DecodeError.
 
-A malicious photo may take over the process that decodes it. So a worker answers with JSON and raw pixels only, which
-cannot run code here.
+A malicious photo may take over the worker that decodes it. So workers answer only with JSON and raw pixels, which
+cannot run code in the job.
 """
 
 import atexit
@@ -31,15 +32,15 @@ from dim.data.footprint import turn
 from dim.data.limits import LIMITS, DecodeError, Limits
 from dim.io import processes
 
-TRIES = 3
-SECONDS = 60.0  # timeout for one photo; the largest that is allowed takes a tenth of it
-BESIDE = 2**29  # bytes of a worker's address space beside its photo; Python, NumPy and Pillow need a fifth of it
+TRIES = 3  # a photo that kills this many workers counts as undecodable
+SECONDS = 60.0  # timeout for one photo; the largest photo that the default limits allow takes a tenth of this time
+BESIDE = 2**29  # bytes that a worker may take in addition to its photo; Python, NumPy and Pillow need a fifth
 
 
 def decode_here(content: bytes, *arguments: Any, limits: Limits = LIMITS, seconds: float = 0, **named: Any) -> Decoded:
     """Decodes as `dim.data.decode.decode` does, after waiting for this photo's `dim.data.footprint.turn`.
 
-    Ends this process if decoding takes longer than `seconds` (0: SECONDS). Waiting for the turn does not count.
+    Ends this process if decoding takes longer than `seconds` (0: SECONDS). The wait for the turn does not count.
     """
     with _timeout(seconds or SECONDS):
         photo = prepared(content, *arguments, limits=limits, **named)
@@ -49,7 +50,7 @@ def decode_here(content: bytes, *arguments: Any, limits: Limits = LIMITS, second
 
 @contextlib.contextmanager
 def _timeout(seconds: float) -> Iterator[None]:
-    """Ends the process, with a traceback on stderr, if the block takes longer than `seconds`, even in native code."""
+    """Ends the process if the block takes longer than `seconds`, even in native code. Writes a traceback to stderr."""
     faulthandler.dump_traceback_later(seconds, exit=True, file=2)
     try:
         yield
@@ -60,9 +61,9 @@ def _timeout(seconds: float) -> Iterator[None]:
 def decode(
     content: bytes, size: int, resize: Resize, box: Box | None = None, *, scaled: bool = False, limits: Limits = LIMITS
 ) -> Decoded:
-    """Decodes as `dim.data.decode.decode` does, in a worker process, which is kept for the next photo. Thread-safe.
+    """Decodes as `dim.data.decode.decode` does, but in a worker process, which is kept for the next photo.
 
-    Raises DecodeError also if TRIES workers died on the photo, or one took longer than SECONDS.
+    Is thread-safe. Raises DecodeError also if TRIES workers died on the photo, or if a worker took longer than SECONDS.
     """
     about, pixels = _answer(content, limits, size=size, resize=resize, box=box, scaled=scaled)
     found = np.frombuffer(pixels, np.uint8).reshape(about["shape"])
@@ -70,16 +71,16 @@ def decode(
 
 
 def check_header(content: bytes, limits: Limits = LIMITS) -> None:
-    """Checks a file that begins with `content` as `dim.data.decode.check_header` does, in a worker process."""
+    """Does in a worker what `dim.data.decode.check_header` does. `content` is the file or the beginning of it."""
     _answer(content, limits)
 
 
 def _answer(content: bytes, limits: Limits, **call: Any) -> tuple[dict[str, Any], bytes]:
-    """Lets a worker `decode` with the arguments `call`, or `check_header` without any; returns JSON and pixels."""
+    """Lets a worker `decode` with arguments `call`, or `check_header` if `call` is empty. Returns JSON and pixels."""
     question = {"call": call, "limits": dataclasses.asdict(limits), "seconds": SECONDS, "length": len(content)}
     with _cores:
         for attempt in range(TRIES):
-            process = _kept() if attempt == 0 else _Process()  # a kept worker may have died since
+            process = _kept() if attempt == 0 else _Process()  # a kept worker may be dead already
             answer = process.ask(json.dumps(question).encode() + b"\n", content)
             if answer is not None:
                 _idle.append(process)
@@ -107,14 +108,14 @@ class _Process:
         self._to, self._back = self._process.stdin, self._process.stdout
 
     def ask(self, *question: bytes) -> tuple[dict[str, Any], bytes] | None:
-        """Sends the parts of a question; returns the answer, JSON and pixels, or None if the worker dies."""
+        """Sends the parts of a question. Returns the answer (JSON and pixels), or None if the worker dies."""
         try:
             for part in question:
                 self._to.write(part)
             self._to.flush()
             about = json.loads(self._back.readline())
             pixels = self._back.read(about["length"])
-        except (BrokenPipeError, ValueError):  # no line, or half of one
+        except (BrokenPipeError, ValueError):  # the worker died before the whole line was written
             return None
         return (about, pixels) if len(pixels) == about["length"] else None
 
@@ -128,7 +129,7 @@ class _Process:
             return status, self._stderr.read().decode(errors="replace")
 
 
-_cores = threading.BoundedSemaphore(os.cpu_count() or 1)  # more workers at a time would not be faster
+_cores = threading.BoundedSemaphore(os.cpu_count() or 1)  # one worker per core; more would not be faster
 _idle: list[_Process] = []
 
 
@@ -147,7 +148,7 @@ def end() -> None:
 
 
 def _serve() -> None:
-    """The worker's loop: answers the questions on stdin until it closes."""
+    """Runs the worker's loop: answers questions from stdin until stdin is closed."""
     while line := sys.stdin.buffer.readline():
         question = json.loads(line)
         content = sys.stdin.buffer.read(question["length"])

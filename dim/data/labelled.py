@@ -1,7 +1,7 @@
-"""The labelled photos that split.py divides: read from a tree of folders (`from_folder`) or a table (`from_table`).
+"""Reads the labelled photos for split.py, from a tree of folders (`from_folder`) or from a table (`from_table`).
 
 In a tree, a photo's label is the folder that holds it, and top folders named train, val and test are the splits.
-`warn_about_labels` reports labels that are probably mistakes, such as two that look alike.
+`warn_about_labels` reports labels that are probably mistakes, such as two labels that look alike.
 """
 
 import itertools
@@ -24,16 +24,17 @@ from dim.io import files, tables
 log = logging.getLogger(__name__)
 
 _SPLITS = {"train": "train", "val": "val", "validation": "val", "valid": "val", "test": "test"}
-# Text that programs write for a missing value.
+# What programs write in place of a missing value, in lower case.
 _MISSING = {"nan", "none", "null", "na", "n/a", "nat", "<na>", "nil", "#n/a"}
-_MOST = 5  # examples in a warning
+_MOST = 5  # examples that a warning gives at most
 
 
 def from_folder(config: SplitConfig) -> tuple[pa.Table, pa.Table, int]:
-    """Returns the labelled photos below `config.images`, the other files as `rejected`, and the number of hidden ones.
+    """Returns the labelled photos below `config.images`, the skipped files, and the number of hidden files and folders.
 
-    The photos have the columns image_id, path and label, and split if the top folders are the splits. Raises UserError
-    if no photo has a label, the folder holds tables, or a flag asks for a split although the top folders are splits.
+    The labelled photos have the columns image_id, path and label, and the column split if the top folders are splits.
+    `rejected` describes the table of skipped files. Raises UserError if no photo has a label, if the folder holds
+    tables, or if the top folders are splits and a flag asks for other splits.
     """
     folder, found = config.images, list_folder(config.images)
     labels, splits = labels_and_splits(found.files, folder)
@@ -57,7 +58,7 @@ def from_folder(config: SplitConfig) -> tuple[pa.Table, pa.Table, int]:
 
 
 def _require_no_tables(folder: str, names: Sequence[str]) -> None:
-    """Raises UserError if there are only tables, and files such as _SUCCESS that programs write beside tables."""
+    """Raises UserError if all files are tables, apart from files such as _SUCCESS that programs write beside them."""
     parts = [name for name in names if tables.is_table(name)]
     if parts and all(name.rpartition("/")[2].startswith("_") for name in {*names} - {*parts}):
         raise UserError(f"{folder!r} holds tables ({parts[0]!r}), not photos; {tables.ONE_TABLE}")
@@ -73,11 +74,11 @@ def _require_no_shares(config: SplitConfig) -> None:
 
 
 def labels_and_splits(names: Sequence[str], where: str) -> tuple[list[str | None], list[str] | None]:
-    """Returns the labels and the splits of photos from `names`, their paths relative to the folder `where`.
+    """Returns the labels and the splits of photos. `names` are the photos' paths relative to the folder `where`.
 
-    A label is None for a photo that is not in the folder of a label. If all top folders are named train, val
-    (validation, valid) or test, in any case, they are the splits and not part of the labels; otherwise the splits are
-    None. Raises UserError if folders named like different splits would become parts of labels.
+    The label of a photo is None if no label's folder holds it. If all top folders are named train, val (validation,
+    valid) or test, in upper or lower case, they are the splits and not part of the labels. Otherwise the splits are
+    None. Raises UserError if folders that are named like different splits would become parts of labels.
     """
     folders = [name.split("/")[:-1] for name in names]
     tops = {folder[0] for folder in folders if folder}
@@ -97,7 +98,7 @@ def _label(folder: list[str]) -> str | None:
 
 
 def _require_no_splits(folders: Sequence[list[str]], where: str) -> None:
-    """Raises UserError if `folders`, which become labels, have folders such as train and test side by side."""
+    """Raises UserError if folders such as train and test are side by side in `folders`, which become labels."""
     within: dict[tuple[str, ...], set[str]] = defaultdict(set)
     for parts in {tuple(folder) for folder in folders}:
         for depth, part in enumerate(parts):
@@ -121,7 +122,7 @@ def _require_no_splits(folders: Sequence[list[str]], where: str) -> None:
 
 
 def from_table(config: SplitConfig) -> pa.Table:
-    """Returns the rows of the table `config.images`, with full paths, an image_id each and no column `split`.
+    """Returns the table `config.images` with full paths, with the column image_id, and without the column split.
 
     Raises UserError if the table is missing, is not a valid manifest, or has a column that the output cannot hold.
     """
@@ -143,9 +144,9 @@ def from_table(config: SplitConfig) -> pa.Table:
 
 
 def unique_ids(paths: Sequence[str]) -> list[str]:
-    """Makes an id of each path: the path without suffix, or the whole path if that is taken, or the path and a number.
+    """Returns an id for each path. The ids do not depend on the order of the paths.
 
-    The ids do not depend on the order of the paths.
+    An id is the path without suffix. If that is taken, it is the whole path. If both are taken, a number is added.
     """
     ids: dict[int, str] = {}
     taken: set[str] = set()
@@ -160,7 +161,7 @@ def unique_ids(paths: Sequence[str]) -> list[str]:
 
 
 def rejected(paths: Any, labels: Any, reasons: Iterable[str]) -> pa.Table:
-    """Makes a table of files that were not used: path, label and reason."""
+    """Makes a table of the files that were not used, with the columns path, label and reason."""
     columns = {"path": paths, "label": labels, "reason": list(reasons)}
     return pa.table(columns, schema=pa.schema([(name, pa.string()) for name in columns]))
 
@@ -171,7 +172,7 @@ def with_paths(table: pa.Table, paths: list[str]) -> pa.Table:
 
 
 def warn_about_labels(labels: Sequence[str]) -> None:
-    """Warns about labels that look alike ('a' and 'a '), lie within another label ('a' and 'a/b') or look missing."""
+    """Warns about labels that look alike ('a' and 'a '), are nested ('a' and 'a/b'), or look missing ('nan')."""
     counts = Counter(labels)
     groups: dict[str, list[str]] = defaultdict(list)
     for label in sorted(counts):
@@ -193,7 +194,7 @@ def _warn(what: str, groups: list[list[str]], counts: Counter[str]) -> None:
 
 
 def _as_seen(label: str) -> str:
-    """`label` as a reader sees it: without case, outer spaces and invisible letters, normalized, 3 for 3.0."""
+    """Returns a text that is the same for labels that look alike, such as 'Cat' and 'cat ', or '3' and '3.0'."""
     visible = "".join(letter for letter in label if unicodedata.category(letter) != "Cf")
     text = " ".join(unicodedata.normalize("NFKC", visible).casefold().split())
     return re.sub(r"^(\d+)\.0+$", r"\1", text)

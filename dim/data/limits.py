@@ -1,15 +1,15 @@
-"""The limits on a photo's pixels and bytes (--max-megapixels), and `DecodeError`, raised for any unusable photo."""
+"""The limits on a photo's pixels (--max-megapixels) and bytes, and the exception for photos that can't be decoded."""
 
 import math
 from dataclasses import dataclass
 
 from dim.errors import UserError
 
-# Bytes that decoding may take: per pixel (enough for alpha, if the format's library takes nothing beside it), per byte
-# of the file (which is copied), and per photo.
+# Bytes of memory that decoding may take: per pixel, per byte of the file (which is copied), and per photo. The first is
+# enough for a photo with alpha if the library of its format takes no extra memory.
 ALPHA, FILE, BESIDE = 18, 2, 2**24
 MEGAPIXELS = 178.0  # the default of --max-megapixels
-MOST_MEGAPIXELS = 100_000  # a square of 316,000 pixels a side; no photo is larger, and sizes in bytes soon overflow
+MOST_MEGAPIXELS = 100_000  # 316,000 × 316,000 pixels; no photo is larger, and sizes in bytes would soon overflow
 
 
 class DecodeError(Exception):
@@ -18,7 +18,7 @@ class DecodeError(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """The largest photo that is accepted: its `pixels` when decoded, and the `bytes` of its file."""
+    """The largest photo that is accepted. It has at most `pixels`, and its file has at most `bytes`."""
 
     pixels: int = round(1e6 * MEGAPIXELS)
     bytes: int = 256 * 2**20
@@ -29,7 +29,7 @@ class Limits:
         return ALPHA * self.pixels + FILE * self.bytes + BESIDE
 
     def megapixels_for(self, memory: int) -> int:
-        """The --max-megapixels that would allow `memory` bytes."""
+        """Returns the --max-megapixels with which decoding may take `memory` bytes."""
         return math.ceil((memory - FILE * self.bytes - BESIDE) / ALPHA / 1e6)
 
 
@@ -37,7 +37,7 @@ LIMITS = Limits()
 
 
 def of_megapixels(most: float) -> Limits:
-    """The limits for --max-megapixels `most`. Raises UserError if the flag is out of range."""
+    """Returns the limits for --max-megapixels `most`. Raises UserError if the flag is out of range."""
     if most <= 0:
         raise UserError(f"--max-megapixels must be above 0, not {most}")
     if most > MOST_MEGAPIXELS:
@@ -61,7 +61,7 @@ def check_pixels(width: int, height: int, limits: Limits = LIMITS) -> None:
 
 
 def allowance(megapixels: int) -> str:
-    """The advice of a message about a photo that needs a limit of `megapixels`."""
+    """Returns advice for a message: what to do about a photo that needs a limit of `megapixels`."""
     if megapixels > MOST_MEGAPIXELS:
         return "no photo is that large: the file is broken or malicious"
     return f"--max-megapixels {megapixels} allows it"

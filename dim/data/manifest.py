@@ -1,12 +1,12 @@
-"""The manifest: a table of photos in Parquet or CSV, with one row an image.
+"""The manifest: a table of photos in Parquet or CSV, with one row per image.
 
-Required columns: `image_id` (string, unique) and `path` (local, file://, s3:// or gs://, as `dim.io.uris` reads them;
-relative to the manifest's folder). Optional columns: `label` (may be null), `split` (train, val, test or null), `role`
-(query, database, or null for both) and `x1, y1, x2, y2` (a query's box in pixels of the upright image). Other columns
-are kept.
+Two columns are required. `image_id` is a unique string. `path` is a local path or a URI (file://, s3:// or gs://; see
+`dim.io.uris`). A relative path starts at the manifest's folder. The optional columns are `label` (may be null), `split`
+(train, val, test or null), `role` (query, database, or null for both) and `x1, y1, x2, y2` (a query's box in pixels of
+the upright image). Other columns are kept.
 
-A text column may hold numbers; `dim.io.tables.as_text` converts them. Text that is empty, blank or NaN becomes null.
-All other text is kept: "NA", "None" and "nan" are labels.
+A text column may hold numbers; `dim.io.tables.as_text` converts them. Empty text, blank text and the number NaN become
+null. All other text is kept: "NA", "None" and "nan" are labels.
 """
 
 from collections.abc import Iterable, Iterator
@@ -25,15 +25,15 @@ SPLITS = ("train", "val", "test")
 ROLES = ("query", "database")
 BOX = ("x1", "y1", "x2", "y2")
 _TEXTS = ("image_id", "path", "label", "split", "role")
-# `path` is checked first: split.py makes missing ids from the paths, so a missing path is the cause.
+# `path` is checked first: split.py makes missing ids from paths, so an id may be missing because its path is missing.
 _REQUIRED = ("path", "image_id")
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A validated manifest, with the columns `label` and `split` always present.
+    """A manifest that has been checked. Its `table` always has the columns `label` and `split`.
 
-    `uri` is its file: messages name it, and relative paths start at its folder.
+    `uri` is the manifest's file. Messages name it, and relative paths start at its folder.
     """
 
     uri: str
@@ -60,14 +60,14 @@ class Manifest:
 
     @cached_property
     def boxes(self) -> list[tuple[float, float, float, float] | None]:
-        """The N boxes (x1, y1, x2, y2) in pixels; None for a row without one."""
+        """The N boxes (x1, y1, x2, y2) in pixels; None for a row without a box."""
         if not all(name in self.table.column_names for name in BOX):
             return [None] * len(self)
         columns = zip(*(self.table[name].to_pylist() for name in BOX), strict=True)
         return [None if None in box else box for box in columns]
 
     def select(self, split: str | None = None, role: str | None = None) -> "Manifest":
-        """Selects the rows of `split` (None: all) that may act as `role` (None: any). Raises UserError if none do."""
+        """Selects the rows of `split` (None: all) that may have `role` (None: any). Raises UserError if no row does."""
         table = self.table
         if split is not None:
             table = table.filter(pc.equal(table["split"], split))
@@ -100,9 +100,9 @@ def read(uri: str) -> Manifest:
 
 
 def require_imported(uri: str) -> None:
-    """Raises UserError if an import that never finished wrote the table at `uri`: the tables beside it may be older.
+    """Raises UserError if the import that writes the table at `uri` has not finished: other tables there may be older.
 
-    No seal is checked, because a user may edit the table after the import.
+    Whether the table has changed since the import is not checked, because a user may edit the table.
     """
     folder = files.parent(uri)
     record = output.record_of(folder) if files.exists(uri) else None
@@ -111,7 +111,7 @@ def require_imported(uri: str) -> None:
 
 
 def checked(uri: str, table: pa.Table) -> Manifest:
-    """Checks `table` as the manifest at `uri`. Raises UserError as `read` does, but accepts any path."""
+    """Returns `table` as the checked manifest at `uri`. Raises UserError as `read` does, but not for unknown places."""
     tables.require_columns(table, _REQUIRED, uri)
     for name in ("label", "split"):
         if name not in table.column_names:
@@ -141,7 +141,7 @@ def with_text_columns(uri: str, table: pa.Table, names: Iterable[str]) -> pa.Tab
 
 
 def text_column(uri: str, table: pa.Table, name: str) -> pa.ChunkedArray:
-    """Returns the column `name` of the table at `uri` as strings. Raises UserError if it cannot be converted."""
+    """Returns the column `name` of the table at `uri` as strings. Raises UserError if a value cannot be converted."""
     try:
         return tables.as_text(table[name])
     except pa.ArrowException as error:
@@ -152,7 +152,7 @@ def text_column(uri: str, table: pa.Table, name: str) -> pa.ChunkedArray:
 
 
 def _undecodable_rows(column: pa.ChunkedArray) -> str:
-    """Names the first row whose bytes are not UTF-8, for a message; "" if there is none."""
+    """Returns a part of a message, which names the first row whose bytes are not UTF-8; "" if there is none."""
     values = column.to_pylist()
     wrong = [isinstance(value, bytes) and value.decode(errors="ignore").encode() != value for value in values]
     rows = np.flatnonzero(wrong)
@@ -160,7 +160,7 @@ def _undecodable_rows(column: pa.ChunkedArray) -> str:
 
 
 def _selectable(column: pa.ChunkedArray) -> bool:
-    """Whether Arrow can filter this type of column. It cannot filter a string_view, for example."""
+    """Returns whether Arrow can filter this type of column. It cannot filter a string_view, for example."""
     try:
         column.slice(0, 0).filter(pa.array([], pa.bool_()))
     except pa.ArrowNotImplementedError:
@@ -181,7 +181,7 @@ def _require_ids(uri: str, table: pa.Table) -> None:
 
 
 def _require_places(found: Manifest) -> None:
-    """Raises UserError if a path names no place that dim can read; asks no storage."""
+    """Raises UserError if a path names no place that dim can read. Does not access storage."""
     paths, refused = found.table["path"], []
     rows = _rows(pc.invert(pc.match_substring_regex(paths, uris.SOUND)))
     for row, path in zip(rows, paths.take(pa.array(rows, pa.int64())).to_pylist(), strict=True):
@@ -211,7 +211,7 @@ def _with_boxes(uri: str, table: pa.Table) -> pa.Table:
             values = tables.decode_dictionary(table[name]).cast(pa.float64())
         except pa.ArrowException as error:
             raise UserError(f"{uri!r}: column {name} must be numbers: {files.reason(error)}") from error
-        values = pc.if_else(pc.is_nan(values), pa.scalar(None, pa.float64()), values)  # pandas' missing value
+        values = pc.if_else(pc.is_nan(values), pa.scalar(None, pa.float64()), values)  # in pandas, NaN is missing
         table = table.set_column(table.column_names.index(name), name, values)
     empty = pc.or_kleene(pc.less_equal(table["x2"], table["x1"]), pc.less_equal(table["y2"], table["y1"]))
     missing = [table[name].is_null() for name in BOX]
@@ -227,6 +227,6 @@ def _with_boxes(uri: str, table: pa.Table) -> pa.Table:
 
 
 def _rows(mask: pa.ChunkedArray) -> list[int]:
-    """The numbers of the rows for which `mask` is true."""
+    """Returns the numbers of the rows, from 0, for which `mask` is true."""
     rows: list[int] = np.flatnonzero(pc.fill_null(mask, False).to_numpy()).tolist()
     return rows

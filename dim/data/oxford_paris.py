@@ -1,15 +1,15 @@
 """Importers of Oxford5k, Paris6k, ROxford5k and RParis6k, and an unpickler that runs no code.
 
-Oxford5k and Paris6k (Philbin et al., CVPR 2007 and 2008) are photos and text files:
+Oxford5k and Paris6k (Philbin et al., CVPR 2007 and 2008) consist of photos and text files:
 
     *.jpg                        in any sub-folder
-    QUERY_query.txt              oxc1_all_souls_000013 136.5 34.1 648.5 955.7      photo and box (Paris6k without oxc1_)
-    QUERY_good.txt, _ok, _junk   one photo's name a line
+    QUERY_query.txt              oxc1_all_souls_000013 136.5 34.1 648.5 955.7      photo and box (Paris6k: no oxc1_)
+    QUERY_good.txt, _ok, _junk   one photo's name per line
 
-Each of the 55 queries is a row of its own (all_souls_1): a box in a photo that is also in the database. Paris6k has
-6,412 files. 20 of them are not photos, so papers count 6,392.
+Each of the 55 queries, such as all_souls_1, is a row of its own. A query is a box in a photo, and the photo is also in
+the database. Paris6k has 6,412 files. 20 of the files are not photos, so papers count 6,392.
 
-ROxford5k and RParis6k (Radenović et al., CVPR 2018) are the photos of Oxford5k and Paris6k, and one pickle:
+ROxford5k and RParis6k (Radenović et al., CVPR 2018) consist of the same photos and one pickle:
 
     *.jpg               in any sub-folder
     gnd_roxford5k.pkl   imlist: names of the database; qimlist: names of the queries;
@@ -17,8 +17,8 @@ ROxford5k and RParis6k (Radenović et al., CVPR 2018) are the photos of Oxford5k
 
 The 70 queries are cropped to their boxes and are not in the database.
 
-A pickle is a program. Its dangerous instructions fetch a class or a function by name. `unpickle` refuses them, so that
-nothing can be called. (Python itself refuses references to external objects.)
+A pickle is a program. Instructions that fetch a class or a function by name are dangerous. `unpickle` refuses them, so
+that the program can call nothing. (Python itself refuses references to external objects.)
 """
 
 import io
@@ -85,12 +85,12 @@ paris6k = partial(import_original, published=6412)
 
 
 _REVISITED_GRADES = ("easy", "hard", "junk")
-# The real benchmarks have some 50,000 grades, but a small pickle can refer to one list a million times.
+# The real benchmarks have some 50,000 grades. Without a limit, a small pickle could refer to one list too often.
 _MAX_GRADES = 1_000_000
 
 
 def import_revisited(source: str, pickle: str) -> Benchmark:
-    """Imports ROxford5k or RParis6k. Raises UserError if the pickle is missing, unsafe or not as described above."""
+    """Imports ROxford5k or RParis6k. Raises UserError if the pickle is missing, unsafe or malformed."""
     found = photos_by_stem(source, file_names(source))
     uri = files.join(source, pickle)
     try:
@@ -112,7 +112,7 @@ def import_revisited(source: str, pickle: str) -> Benchmark:
 
 
 def _checked(document: Any) -> tuple[list[str], list[str], list[tuple[Any, dict[str, list[int]]]]]:
-    """Returns imlist, qimlist, and for each query its box and the positions of each grade.
+    """Returns imlist, qimlist, and, for each query, its box and a map from grade to positions in imlist.
 
     Raises LookupError, TypeError, ValueError or OverflowError if the document is malformed.
     """
@@ -134,7 +134,7 @@ def _checked(document: Any) -> tuple[list[str], list[str], list[tuple[Any, dict[
 
 
 def _name(value: Any) -> str:
-    """Returns `value` if it can name a file. Converting any object to text would expand what a pickle nests."""
+    """Returns `value` if it can name a file. Raises TypeError if not: `str` of nested lists could fill the memory."""
     if not isinstance(value, str) or len(value.encode()) > 255:
         raise TypeError(f"not a photo's name: {quoted(value)}")
     return value
@@ -144,8 +144,8 @@ roxford5k = partial(import_revisited, pickle="gnd_roxford5k.pkl")
 rparis6k = partial(import_revisited, pickle="gnd_rparis6k.pkl")
 
 
-_MAX_BYTES = 16 * 2**20
-# Larger integers may all have one hash, and a dict of n such keys takes n² steps. Positions and pixels are smaller.
+_MAX_BYTES = 16 * 2**20  # the most bytes of a pickle
+# Larger integers may all have the same hash. A dict with n such keys takes n² steps. Positions and pixels are smaller.
 _MAX_INTEGER = 2**53
 
 
@@ -155,10 +155,10 @@ class _BuiltInTypesOnly(pickle.Unpickler):
 
 
 def unpickle(uri: str) -> Any:
-    """Loads the pickle at `uri`: dicts, lists, sets, text, bytes, numbers, booleans and None.
+    """Loads the pickle at `uri`. It may hold dicts, lists, sets, text, bytes, numbers, booleans and None.
 
-    Raises UserError if the file is missing, too large or corrupt, holds a tuple or an integer of more than 53 bits, or
-    asks for any other type, which the message names.
+    Raises UserError if the file is missing, too large or corrupt, if it holds a tuple or an integer of more than 53
+    bits, or if it asks for any other type. The message names that type.
     """
     files.require_at_most(uri, _MAX_BYTES, "a pickle")
     content = read_bytes(uri)
@@ -174,13 +174,13 @@ def _check_instructions(content: bytes) -> None:
     """Refuses instructions that would exhaust memory, stack or time, before any object is made."""
     for instruction, argument, _ in pickletools.genops(content):
         if "GLOBAL" in instruction.name or instruction.name == "INST":
-            return  # the unpickler stops here, and names the class
-        # A tuple that is the key of a dict is hashed. That overflows the C stack if tuples are nested deeply, and takes
-        # 2ⁿ steps if each of n tuples holds the one before twice.
+            return  # the unpickler stops at this instruction, and its message names the class
+        # A tuple that is the key of a dict is hashed. If tuples are nested deeply, hashing overflows the C stack. If
+        # each of n tuples holds the previous tuple twice, hashing takes 2ⁿ steps.
         if instruction.name.startswith("TUPLE"):
             raise pickle.UnpicklingError("it has a tuple; write a list")
         if isinstance(argument, int) and abs(argument) >= _MAX_INTEGER:
             raise pickle.UnpicklingError(f"an integer has more than {_MAX_INTEGER.bit_length() - 1} bits")
-        # The unpickler allocates its memo up to the largest index.
+        # The unpickler makes its memo, an array, as long as the largest index.
         if instruction.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > len(content):
             raise pickle.UnpicklingError(f"its memo index {argument} is larger than the file")

@@ -1,8 +1,8 @@
 """Photos on disks and in object stores: find them, name them in a manifest, read them, and check that they decode.
 
 `list_folder` finds the files below a folder and says what it skips. `manifest_paths` makes the paths of a manifest.
-`read` and `prefetch` get the bytes of a file. `unreadable` checks many photos in parallel: by `decodes`, all pixels, or
-by `opens`, the header.
+`read` and `prefetch` get the bytes of a file. `unreadable` checks many photos in parallel, either all pixels (with
+`decodes`) or only the header (with `opens`).
 """
 
 import errno
@@ -30,17 +30,17 @@ MISSING = "no such file"
 READ_AT_ONCE = 16  # photos that one task or process reads at a time
 READ_AHEAD = 2**23  # bytes; larger files are read only when the caller asks for them
 _HEADER = 2**16  # bytes; enough for the header of most photos
-_MOST_PATHS = 100  # to one folder; links in each of n folders can make 2**n paths
+_MOST_PATHS = 100  # the most paths by which one folder is entered; n folders with links can make 2**n paths
 
 _Inode = tuple[int, int]  # device and inode of a folder
 
 
 @dataclass
 class Listing:
-    """The `files` below a folder at any depth, by their paths relative to it.
+    """What is below a folder, at any depth. `files` has the paths of the files, relative to the folder.
 
-    `skipped` maps the path of everything else to the reason. `hidden` counts the files and folders whose name begins
-    with a dot; such folders are not entered.
+    `skipped` maps the path of each skipped file or folder to the reason. `hidden` counts the files and folders whose
+    name begins with a dot. Such folders are not entered.
     """
 
     files: list[str] = field(default_factory=list)
@@ -50,7 +50,7 @@ class Listing:
 
 @retried
 def list_folder(folder: str) -> Listing:
-    """Lists what is below `folder`, sorted. Raises UserError if the folder itself cannot be read."""
+    """Returns the sorted `Listing` of `folder`. Raises UserError if the folder itself cannot be read."""
     filesystem, path = files.locate(folder)
     found = _on_disk(path) if isinstance(filesystem, pafs.LocalFileSystem) else _in_store(filesystem, path)
     found.files.sort()
@@ -82,7 +82,7 @@ def _in_store(filesystem: pafs.FileSystem, top: str) -> Listing:
 
 
 def _on_disk(top: str) -> Listing:
-    """Follows links, except those to a folder above, and enters no folder more than `_MOST_PATHS` times."""
+    """Lists `top`. Follows links, except to folders above, and enters no folder more than `_MOST_PATHS` times."""
     found = Listing()
     entered: Counter[_Inode] = Counter()
     left: deque[tuple[str, frozenset[_Inode]]] = deque([(top, frozenset())])
@@ -122,7 +122,7 @@ def _on_disk(top: str) -> Listing:
 
 
 def _unfit(entry: os.DirEntry[str]) -> str | None:
-    """Why `entry` can be neither taken as a file nor entered as a folder; None if it can."""
+    """Returns why `entry` cannot be used as a file or a folder, or None if it can."""
     try:
         entry.name.encode()
         if entry.is_dir() or entry.is_file():
@@ -137,7 +137,7 @@ def _unfit(entry: os.DirEntry[str]) -> str | None:
 def manifest_paths(uris: Sequence[str], folder: str) -> list[str]:
     """Returns the paths that a manifest in `folder` holds for the photos at `uris`.
 
-    A photo below `folder` gets a relative path, any other its full path or URI. A URI that names no place is kept.
+    A photo below `folder` gets a relative path, and any other a full path or URI, even if the URI names no place.
     """
     scheme, top = parts(folder)
     within = f"{top.rstrip('/')}/"
@@ -156,7 +156,7 @@ def manifest_paths(uris: Sequence[str], folder: str) -> list[str]:
 
 @retried
 def read(uri: str) -> bytes:
-    """Reads the photo's file. Raises DecodeError, before reading, if it is over the limit; OSError if storage fails."""
+    """Reads a photo's file. Raises DecodeError at once if the file is too large, and OSError if storage fails."""
     with files.opened(uri) as file:
         check_size(file.size())
         return bytes(file.read())
@@ -164,19 +164,19 @@ def read(uri: str) -> bytes:
 
 @dataclass(frozen=True)
 class Prefetched:
-    """The photo at `uri`, whose file is prefetched if it is small."""
+    """The photo at `uri`. Its file is read in advance if the file is small."""
 
     uri: str
     _content: Future[bytes | None]
 
     def read(self) -> bytes:
-        """Returns the file's bytes, or raises, as the function `read` does."""
+        """Returns the file's bytes. Raises what the function `read` raises."""
         return self._content.result() or read(self.uri)
 
 
 def prefetch(uris: Sequence[str]) -> Iterator[Prefetched]:
-    """Yields the photos at `uris` in order, and reads the next ones while the caller works on one."""
-    # `futures` comes first so that `zip` exhausts it. Stopped early, it would not retry the last photos.
+    """Yields the photos at `uris` in order. Reads the next photos while the caller works on a photo."""
+    # `futures` comes first, so that `zip` takes all of it. If `zip` stopped early, the last reads would not be retried.
     futures = parallel_futures(_read_small, uris, READ_AT_ONCE)
     return (Prefetched(uri, future) for future, uri in zip(futures, uris, strict=True))
 
@@ -188,9 +188,9 @@ def _read_small(uri: str) -> bytes | None:
 
 
 def unreadable(uris: Sequence[str], check: Callable[[str], None], most: int | None = None) -> dict[int, str]:
-    """Checks photos in parallel; returns position → reason for each on which `check` raises DecodeError or OSError.
+    """Calls `check` for photos in parallel. Returns position → reason for each call that raises DecodeError or OSError.
 
-    `most` photos are checked at a time. By default, each core can decode one while others are being read.
+    At most `most` photos are checked at a time. By default, each core can decode a photo while others are being read.
     """
 
     def reason(uri: str) -> str | None:
@@ -212,18 +212,18 @@ def unreadable(uris: Sequence[str], check: Callable[[str], None], most: int | No
 
 
 def decodes(uri: str, limits: Limits = LIMITS) -> bool:
-    """Decodes the whole photo in a separate process; returns whether the file holds several frames or pages.
+    """Decodes the photo in a separate process. Returns whether the file holds more than one frame or page.
 
-    Raises DecodeError or OSError if the first frame cannot be decoded.
+    Raises DecodeError if the first frame cannot be decoded, and OSError if the file cannot be read.
     """
     return isolated.decode(read(uri), 32, "squash", limits=limits).several
 
 
 @retried
 def opens(uri: str, limits: Limits = LIMITS) -> None:
-    """Checks the photo's header in a separate process. Raises DecodeError or OSError if it is unsound.
+    """Checks the photo's header in a separate process. Reads the whole file only if its beginning is not enough.
 
-    Reads only the beginning of the file if that holds the header.
+    Raises DecodeError if the header is broken or the photo is over the limits, and OSError if the file can't be read.
     """
     with files.opened(uri) as file:
         check_size(file.size(), limits)

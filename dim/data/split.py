@@ -1,9 +1,9 @@
 """The job split.py: labelled photos → a manifest with the splits train, val and test.
 
-If the top folders of a tree are splits, they are kept. Otherwise there are two ways. By label: whole labels go to val
-and test, so that these measure retrieval of objects that were never trained on. Per label: some photos of each label go
-there. The order of sha256(seed, name) decides which, so the split is the same for any order of the input, on any
-machine.
+If the top folders of a tree are splits, these splits are kept. Otherwise there are two ways to split. By label, all
+photos of some labels go to val or test, so that val and test measure retrieval of objects that training never saw. Per
+label, some photos of each label go to val and test. The order of sha256(seed, name) decides which labels or photos go
+there. So the split is the same on any machine and for any order of the input.
 """
 
 import hashlib
@@ -24,15 +24,15 @@ log = logging.getLogger(__name__)
 
 
 def split(config: SplitConfig) -> dict[str, Any]:
-    """Splits labelled photos: the job split.py.
+    """Runs the job split.py, which splits labelled photos.
 
     Writes the manifest `config.out`, and beside it `<stem>.unreadable.csv` with the path, label and reason of each file
-    that was not used. Returns the job's last line.
+    that was not used. Returns what the job prints as its last line.
 
     Raises:
         UserError: Flags are out of range or contradict each other; the folder or table is missing; a CSV output cannot
-            hold a column; no photo can be read; a label to ignore is unknown; or there are too few labels. Nothing is
-            written.
+            hold a column; no photo can be read; a label to ignore is unknown; or there are too few labels. Then
+            nothing is written.
     """
     _check(config)
     if files.is_folder(config.images):
@@ -93,7 +93,7 @@ def _shares(config: SplitConfig) -> tuple[float, float]:
 
 
 def _with_label(table: pa.Table, config: SplitConfig) -> pa.Table:
-    """Selects the rows that have a label, except the labels to ignore."""
+    """Selects the rows that have a label, except rows whose label is to be ignored."""
     labels = table["label"].to_pylist()
     for ignored in config.ignore_label:
         if ignored not in labels:
@@ -105,7 +105,7 @@ def _with_label(table: pa.Table, config: SplitConfig) -> pa.Table:
 
 
 def _decodable(table: pa.Table, config: SplitConfig) -> tuple[pa.Table, pa.Table, int]:
-    """Returns the rows whose photo decodes, the others as `rejected`, and the number with several frames or pages."""
+    """Returns the rows whose photo decodes, a table of the others, and the number of photos with several frames."""
     several: list[str] = []
 
     def check(uri: str) -> None:
@@ -128,7 +128,7 @@ def _decodable(table: pa.Table, config: SplitConfig) -> tuple[pa.Table, pa.Table
 
 
 def _location_error(uri: str) -> str | None:
-    """Why `uri` names no place, such as an unknown storage. Only its row is rejected, not the whole table."""
+    """Returns why `uri` names no place, or None if it does. Such a row is rejected, but the others are used."""
     try:
         files.locate(uri)
     except UserError as error:
@@ -142,7 +142,7 @@ def _hint(uri: str, reason: str) -> str:
 
 
 def _large_enough(table: pa.Table, config: SplitConfig) -> pa.Table:
-    """Selects the rows of the labels that have enough photos."""
+    """Selects the rows whose label has enough photos."""
     needed = (config.val_per_label or 0) + (config.test_per_label or 0) + 1
     least = max(2 if config.min_per_label is None else config.min_per_label, needed)
     labels = table["label"].to_pylist()
@@ -159,9 +159,9 @@ def _splits(labels: list[str], image_ids: list[str], config: SplitConfig) -> lis
 
 
 def by_label(labels: Sequence[str], val: float, test: float, seed: int) -> list[str]:
-    """Assigns the shares `val` and `test` of the labels, rounded, but at least one label unless the share is 0.
+    """Assigns the share `val` of the labels to val, `test` to test and the rest to train. Returns each photo's split.
 
-    Returns the split of each photo. Raises UserError if no label is left to train.
+    A share above 0 is rounded to whole labels, at least one. Raises UserError if no label is left to train.
     """
     names = set(labels)
     n_val, n_test = (max(1, round(share * len(names))) if share else 0 for share in (val, test))
@@ -175,7 +175,7 @@ def by_label(labels: Sequence[str], val: float, test: float, seed: int) -> list[
 
 
 def per_label(labels: Sequence[str], image_ids: Sequence[str], val: int, test: int, seed: int) -> list[str]:
-    """Assigns `test` photos of each label to test, `val` to val and the rest to train; returns each photo's split."""
+    """Assigns `val` photos of each label to val, `test` to test and the rest to train. Returns each photo's split."""
     members: dict[str, list[str]] = {}
     for label, image_id in zip(labels, image_ids, strict=True):
         members.setdefault(label, []).append(image_id)
@@ -186,14 +186,14 @@ def per_label(labels: Sequence[str], image_ids: Sequence[str], val: int, test: i
 
 
 def _split_of(names: Iterable[str], val: int, test: int, seed: int) -> dict[str, str]:
-    """Maps `test` of the names to test, the next `val` to val and the rest to train, in the order of their hashes."""
+    """Sorts the names by hash. Maps the first `test` names to test, the next `val` to val and the rest to train."""
     ordered = sorted(names, key=lambda name: hashlib.sha256(f"{seed}\n{name}".encode()).digest())
     to_test, to_val = ordered[:test], ordered[test : test + val]
     return dict.fromkeys(ordered, "train") | dict.fromkeys(to_test, "test") | dict.fromkeys(to_val, "val")
 
 
 def _write(out: str, kept: pa.Table, unreadable: pa.Table, skipped: pa.Table) -> None:
-    """Writes the manifest of the rows `kept` and the list of the others, and logs their numbers."""
+    """Writes the manifest of `kept`, and the list of `unreadable` and `skipped` files. Logs how many files it lists."""
     folder = files.parent(out)
     result = manifest.checked(out, _named(kept, folder))
     files.make_folder(folder)

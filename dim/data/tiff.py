@@ -1,8 +1,8 @@
-"""TIFF: tifffile reads the samples, and this module turns them into colours by the file's tags.
+"""TIFF: tifffile reads the samples (a pixel's numbers), and this module turns them into colours by the file's tags.
 
-Pillow supports some ninety combinations of tags. It refuses the others, and misreads a few: 12 bits as 16, separate
-planes of 16 bits as planes of 8, white as black. tifffile reads the samples of every combination, with imagecodecs for
-compressed data. What remains is to decide which sample is which colour.
+Pillow supports some ninety combinations of tags. It refuses most others and misreads a few: it takes 12 bits for 16,
+separate planes of 16 bits for planes of 8, and white for black. tifffile reads the samples of almost all combinations,
+and imagecodecs decompresses them. This module decides which sample is which colour.
 """
 
 import logging
@@ -19,24 +19,25 @@ from dim.data.limits import DecodeError, Limits, check_pixels
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 RAW = "a camera raw file; export it as JPEG"
 
+# Values of the tag for the photometric interpretation, which says what the samples mean.
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR, _CIE_LAB, _ICC_LAB = 0, 1, 2, 3, 5, 6, 8, 9
 _RAW_COLOURS = (32803, 34892)  # colour filter array, linear raw
-_MODES = {_RGB: "RGB", _PALETTE: "P", _CMYK: "CMYK", _YCBCR: "YCbCr"}
+_MODES = {_RGB: "RGB", _PALETTE: "P", _CMYK: "CMYK", _YCBCR: "YCbCr"}  # photometric interpretation → Pillow's mode
 _MODES |= {_WHITE_IS_ZERO: "L", _BLACK_IS_ZERO: "L", _CIE_LAB: "LAB", _ICC_LAB: "LAB"}
-_JPEG_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
-_OLD_JPEG, _JPEG = 6, (7, 34892)
-_ORIENTATION, _COLOUR_MAP, _INKS, _PROFILE, _DNG = 274, 320, 332, 34675, 50706
-_REDUCED, _MASK = 1, 4  # bits of the subfile type: a thumbnail or the mask of another picture in the file
-# libtiff applies part of an orientation when it decodes. `_by_libtiff` undoes that, as the caller applies all of it.
+_JPEG_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"  # markers in a JPEG: start of a scan, end of the image
+_OLD_JPEG, _JPEG = 6, (7, 34892)  # values of the tag for the compression
+_ORIENTATION, _COLOUR_MAP, _INKS, _PROFILE, _DNG = 274, 320, 332, 34675, 50706  # numbers of tags
+_REDUCED, _MASK = 1, 4  # bits of the subfile type: the page is a thumbnail, or a mask, of another page
+# When libtiff decodes, it applies a part of the orientation. `_by_libtiff` undoes this, and the caller applies it all.
 _FLIPPED_BY_LIBTIFF = {
     **dict.fromkeys((2, 6), Image.Transpose.FLIP_LEFT_RIGHT),
     **dict.fromkeys((3, 7), Image.Transpose.ROTATE_180),
     **dict.fromkeys((4, 8), Image.Transpose.FLIP_TOP_BOTTOM),
 }
-_UNUSED, _ASSOCIATED, _UNASSOCIATED = 0, 1, 2  # extra samples: no alpha, premultiplied alpha, straight alpha
-_PREMULTIPLIED = {"L": "La", "RGB": "RGBa"}  # Pillow's modes
+_UNUSED, _ASSOCIATED, _UNASSOCIATED = 0, 1, 2  # kinds of extra samples: no alpha, premultiplied alpha, straight alpha
+_PREMULTIPLIED = {"L": "La", "RGB": "RGBa"}  # Pillow's mode → the same with premultiplied alpha
 _MOST_SAMPLES = 8  # per pixel
-# Tags that must be one number. tifffile returns a tuple if a file gives several.
+# Tags that must be one number. tifffile returns a tuple if a file gives several numbers.
 _NUMBERS = (
     *("imagewidth", "imagelength", "imagedepth", "samplesperpixel", "bitspersample", "planarconfig", "photometric"),
     *("compression", "subfiletype", "rowsperstrip", "tilewidth", "tilelength"),
@@ -95,10 +96,10 @@ class Tiff:
 
 
 def open_tiff(file: IO[bytes], limits: Limits) -> Tiff:
-    """Opens the first page of a TIFF. Raises DecodeError if it cannot be decoded or is over the limits."""
-    import tifffile  # noqa: PLC0415  (takes a quarter of a second, which only a TIFF should cost)
+    """Opens the first page of a TIFF. Raises DecodeError if the page cannot be decoded or is over the limits."""
+    import tifffile  # noqa: PLC0415  (the import takes a quarter of a second, so it waits for the first TIFF)
 
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)  # exceptions report what is wrong with a file
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)  # exceptions already say what is wrong with a file
     pages = tifffile.TiffFile(file).pages
     try:
         page: Any = pages.first
@@ -118,7 +119,7 @@ def open_tiff(file: IO[bytes], limits: Limits) -> Tiff:
 
 
 def _check_layout(page: Any) -> None:
-    """Raises DecodeError if the samples cannot be turned into colours, or take more memory than the pixels suggest."""
+    """Raises DecodeError if samples have an unknown meaning, are missing, or are too many per pixel."""
     if page.photometric not in _MODES:
         raise DecodeError(f"a TIFF of the unknown photometric interpretation {page.photometric}")
     if page.photometric == _CMYK and page.tags.valueof(_INKS, 1) != 1:
@@ -135,7 +136,7 @@ def _check_layout(page: Any) -> None:
 
 
 def _require_ends(page: Any, file: IO[bytes]) -> None:
-    """Raises DecodeError if a JPEG strip or tile has no end marker: the decoder would fill the rest with grey."""
+    """Raises DecodeError if a strip or tile in JPEG lacks its end marker: the decoder would fill the rest with grey."""
     for offset, size in zip(page.dataoffsets, page.databytecounts, strict=True):
         file.seek(offset)
         data = file.read(size)
@@ -144,7 +145,7 @@ def _require_ends(page: Any, file: IO[bytes]) -> None:
 
 
 def _several(pages: Any) -> bool:
-    """Whether there is a second page that is neither a thumbnail nor a mask of the first."""
+    """Returns whether there is a second page that is neither a thumbnail nor a mask of the first."""
     try:
         return bool(pages.is_multipage) and not pages[1].subfiletype & (_REDUCED | _MASK)
     except Exception:  # only the second page is broken, not the photo
@@ -152,14 +153,14 @@ def _several(pages: Any) -> bool:
 
 
 def _samples(page: Any) -> np.ndarray:
-    """The samples of the page, shape (H, W, S), in the file's bit depth."""
+    """Returns the page's samples in the file's bit depth, as an array of shape (H, W, samples per pixel)."""
     found: np.ndarray = page.asarray(squeeze=False, maxworkers=1)  # (planes, 1, H, W, samples of a plane)
     planes, _, height, width, _ = found.shape
     return found[0, 0] if planes == 1 else np.moveaxis(found[..., 0], 0, -1).reshape(height, width, planes)
 
 
 def _eight_bits(samples: np.ndarray, top: int) -> np.ndarray:
-    """Scales `samples` from the range 0 to `top`, of at most 64 bits, to uint8, rounded."""
+    """Scales `samples` to uint8 and rounds them. They range from 0 to `top`, which has at most 64 bits."""
     if top == 255:
         return np.ascontiguousarray(samples)
     shift = max(0, top.bit_length() - 16)
@@ -171,8 +172,8 @@ def _eight_bits(samples: np.ndarray, top: int) -> np.ndarray:
 
 
 def _coloured(samples: np.ndarray, page: Any, top: int) -> np.ndarray:
-    """The colours as uint8, shape (H, W, colours), with black at 0 and Lab's neutral a and b at 128."""
-    if page.photometric == _CIE_LAB:  # a and b are signed
+    """Returns the colours as uint8, shape (H, W, colours). In grey, black is 0. In Lab, a neutral a or b is 128."""
+    if page.photometric == _CIE_LAB:  # it stores a and b as signed numbers
         samples = samples ^ np.array([0, (top + 1) // 2, (top + 1) // 2], samples.dtype)
     if page.photometric in (_CIE_LAB, _ICC_LAB) and top > 255:
         shift = page.bitspersample - 8
@@ -184,7 +185,7 @@ def _coloured(samples: np.ndarray, page: Any, top: int) -> np.ndarray:
 
 def _image(colours: np.ndarray, mode: str) -> Image.Image:
     height, width, _ = colours.shape
-    if mode == "LAB":  # Pillow's raw mode LAB has signed a and b, as CIE Lab
+    if mode == "LAB":  # Pillow reads a and b as signed numbers
         colours = colours ^ np.array([0, 128, 128], np.uint8)
     image = Image.frombytes(mode, (width, height), colours.tobytes())
     return image.convert("RGB") if mode == "YCbCr" else image
@@ -192,7 +193,7 @@ def _image(colours: np.ndarray, mode: str) -> Image.Image:
 
 def _by_palette(numbers: np.ndarray, colour_map: Any) -> Image.Image:
     colours = np.array(colour_map, np.uint32).reshape(3, -1).T
-    if colours.max() > 255:  # a colour map has 16 bits, of which some writers fill only 8
+    if colours.max() > 255:  # a colour map has 16 bits per value, but some writers use only 8
         colours = (colours + 128) // 257
     return Image.fromarray(colours.astype(np.uint8)[np.minimum(numbers, len(colours) - 1)])
 
@@ -200,14 +201,14 @@ def _by_palette(numbers: np.ndarray, colour_map: Any) -> Image.Image:
 def _divided(image: Image.Image, alpha: Image.Image) -> Image.Image:
     """Divides the premultiplied colours of `image` by `alpha`."""
     if image.mode not in _PREMULTIPLIED:
-        return image  # ink is never premultiplied
+        return image  # in other modes, colours count as not premultiplied
     both = np.dstack([np.asarray(image), np.asarray(alpha)]).tobytes()
     multiplied = Image.frombytes(_PREMULTIPLIED[image.mode], image.size, both)
     return multiplied.convert(f"{image.mode}A").convert(image.mode)
 
 
 def _by_libtiff(file: IO[bytes], orientation: int) -> Image.Image:
-    """Decodes what tifffile does not: YCbCr with subsampled chroma, and JPEG from before TIFF 6.0's supplement."""
+    """Decodes what tifffile cannot: YCbCr with subsampled chroma, and old JPEG (before TIFF 6.0's supplement)."""
     import imagecodecs  # noqa: PLC0415
 
     file.seek(0)
