@@ -34,7 +34,7 @@ from dim.io import processes
 
 TRIES = 3  # a photo that kills this many workers counts as undecodable
 SECONDS = 60.0  # timeout for one photo; the largest photo that the default limits allow takes a tenth of this time
-BESIDE = 2**29  # bytes that a worker may take in addition to its photo; Python, NumPy and Pillow need a fifth
+BESIDE = 2**29  # bytes that a worker may take in addition to its photo; Python, NumPy and Pillow take a fifth of them
 
 
 def decode_here(content: bytes, *arguments: Any, limits: Limits = LIMITS, seconds: float = 0, **named: Any) -> Decoded:
@@ -80,7 +80,7 @@ def _answer(content: bytes, limits: Limits, **call: Any) -> tuple[dict[str, Any]
     question = {"call": call, "limits": dataclasses.asdict(limits), "seconds": SECONDS, "length": len(content)}
     with _cores:
         for attempt in range(TRIES):
-            process = _kept() if attempt == 0 else _Process()  # a kept worker may be dead already
+            process = _kept() if attempt == 0 else _Process()  # a kept worker may have died since
             answer = process.ask(json.dumps(question).encode() + b"\n", content)
             if answer is not None:
                 _idle.append(process)

@@ -16,11 +16,11 @@ from dim.model import devices as precisions
 # Default images per forward pass: GPU_BATCH on a GPU. On a CPU, larger passes are no faster, so a pass has at most
 # CPU_BATCH images with CPU_PIXELS pixels in all. `embedder.Forward` runs smaller passes if memory runs short.
 CPU_BATCH, CPU_PIXELS, GPU_BATCH = 32, 8 * 224**2, 256
-# The number of loads that justify the start of an actor. A load is `images_at_once` photos. A CPU actor needs ten
-# seconds to start, and about as long for its loads: each of its CPUs embeds 7 photos of 224 pixels per second. A GPU
-# actor is assumed to embed 800 photos per second. Its start takes minutes if its node has to start first.
+# An actor is started only if it has this many loads of work. A load is `images_at_once` photos. A CPU actor starts in
+# about ten seconds, the time in which it embeds its loads (7 photos of 224 pixels per second and CPU). A GPU actor is
+# assumed to embed 800 photos per second. Its start takes minutes if its node has to start first.
 CPU_LOADS, GPU_LOADS = 4, 64
-USED = 0.9  # share of the cluster's CPUs; of the actor sizes that use at least this share, the largest is chosen
+USED = 0.9  # the share of the cluster's CPUs that the chosen size of actors should use (see `_most`)
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,11 @@ def resources(
 ) -> Resources:
     """Sizes the network actors for the cluster, including the nodes that its autoscaler may still start.
 
-    If `workers` is None, each GPU gets as many actors as fit, by default one. Without GPUs, each node usually gets one
-    actor, or several if it has several times the CPUs of others. Actors that would take longer to start than to work
-    are left out. If `workers` is given, only actors without any work are left out. The work is `images` photos with
-    sides of `image_size` pixels. Raises UserError if no node that is live or may start has room for an actor.
+    If `workers` is None, each GPU gets one actor, or several if `gpus_per_worker` is a share of a GPU. Without GPUs,
+    each node usually gets one actor, or several if it has several times the CPUs of others. Actors that would take
+    longer to start than to work are left out. If `workers` is given, only actors without any work are left out. The
+    work is `images` photos with sides of `image_size` pixels. Raises UserError if no node that is live or may start has
+    room for an actor.
     """
     gpus = placement.gpus_per_worker(gpus_per_worker)
     count = workers or _most(gpus)
@@ -80,9 +81,9 @@ def _most(gpus: float) -> int:
     def used(size: float) -> float:
         return min(USED * total, size * placement.capacity(nodes, size, 0))
 
-    # All actors have the size of one of the nodes. The largest size with which they use the share USED of all CPUs is
-    # chosen, else the size with which they use most CPUs. A node with several times that size gets several actors. If
-    # actors had the size of a small head node, each large node would get hundreds of them.
+    # All actors have the size of one of the nodes; a larger node gets several of them. Some sizes fill at least the
+    # share USED of all CPUs: the largest of these is chosen. If no size does, the size that fills most CPUs is chosen.
+    # (Actors of the size of a small head node would fill all CPUs, but each large node would get hundreds of them.)
     sizes = sorted({node.cpus for node in nodes}, reverse=True)
     return max(1, placement.capacity(nodes, max(sizes, key=used, default=1.0), 0))
 
@@ -90,9 +91,9 @@ def _most(gpus: float) -> int:
 def resolve_precision(wanted: str, gpus_per_worker: float | None) -> str:
     """Returns `wanted` or, if that is "auto", the fastest precision that suits all nodes that can run a worker.
 
-    Only "auto" needs Ray. Precision is part of the embedding identity. It must depend neither on which node is asked
-    nor on which nodes are live. If more nodes that can run a worker may start, "auto" is therefore float32 for CPUs and
-    bfloat16 for GPUs, although GPUs from before 2020 compute bfloat16 more slowly.
+    Only "auto" needs Ray. If the cluster may still start nodes that can run a worker, "auto" doesn't ask the nodes: it
+    is float32 for CPUs and bfloat16 for GPUs, although GPUs from before 2020 compute bfloat16 more slowly. Otherwise
+    the precision, which is part of the embedding identity, would depend on the nodes that happen to be live.
     """
     if wanted != "auto":
         return wanted

@@ -63,7 +63,7 @@ def several_frames(shard: pa.Table) -> int:
 
 
 def write_shard(folder: str, name: str, table: pa.Table) -> None:
-    """Writes the shard `table`, which has the metadata of `marked`, and then its statistics, which finish the shard."""
+    """Writes a shard, then its statistics. A shard with statistics counts as finished. `marked` has made `table`."""
     sink = pa.BufferOutputStream()
     # Compressed descriptors would take 10% fewer bytes, but 1.5 times as long to read. Arrow by default stores a
     # dictionary of a column's values. With it, reading float16 descriptors would take three times as long.
@@ -137,8 +137,8 @@ def read_shards(
 ) -> Iterator[tuple[Shard, pa.Table]]:
     """Yields each shard of a finished store, or each shard in `of`, with its rows. Reads several shards ahead.
 
-    With `hashed`, each file's checksum is compared, too. Raises UserError in the cases in which `shards.belonging`,
-    `read_shard` and `Shard.require` do, and if only some shards have an embedding in their metadata.
+    With `hashed`, each file's checksum is compared, too. Raises UserError if the store is unfinished, if a shard is
+    missing, damaged or of another store or embedding, or if only some shards have an embedding in their metadata.
     """
     embedding = of_folder(folder)
     shards = belonging(folder) if of is None else of

@@ -1,12 +1,12 @@
 """One evaluation of a night, and whether it meets its gates.
 
 The *baseline* is the last accepted night. The mAP that it recorded can't be compared with tonight's: photos were added
-since, and among more photos each query is harder to answer. So tonight the baseline's network extracts the new photos,
-too, and both networks are measured on tonight's photos, labels and ground truth. If both nights have the same network,
-only photos, labels or ground truth can have changed mAP. In this case, min-map is the only gate that applies.
+since, and among more photos each query is harder to answer. So the baseline's network, of which a copy is kept, is run
+on the new and changed photos, too, and both networks are measured on tonight's photos, labels and ground truth. If both
+nights have the same network, only photos, labels or ground truth can have changed mAP. In this case, min-map is the
+only gate that applies.
 
-Tonight's network extracts new and changed photos. If the baseline has another network, that network extracts them, too.
-The first night of a network extracts all photos. An evaluation measures each network at most once per night.
+An evaluation measures each network at most once per night.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ class NightlyResult:
     collection: Collection
     key: str  # a sha256 of everything that the result depends on
     baseline: str | None = None  # the date of the last accepted night, None if there is none
-    baseline_collection: Collection | None = None  # of the baseline's network, if it isn't tonight's
+    baseline_collection: Collection | None = None  # made by the baseline's network, if it isn't tonight's
     comparison: Comparison | None = None  # with the baseline's network; None if that network wasn't measured
     baseline_error: str | None = None  # why the baseline's network couldn't be measured
     note: str | None = None  # what a reader must know to interpret the figures
@@ -79,8 +79,8 @@ def measure_evaluation(
     """Measures tonight's network and the baseline's, and writes both evaluations to the folder of the night `date`.
 
     `asked` is the evaluation. `collection` holds tonight's descriptors of the evaluation's photos.
-    `extracted` maps a baseline collection's folder and a manifest to what the network in that folder extracted tonight
-    from the manifest. This function adds to it.
+    `extracted` caches what baselines' networks have extracted tonight. A key is the folder of the baseline's collection
+    and a manifest. This function adds to it.
     """
     row = past.baseline(asked.name, date)
     other, error = None, None
@@ -196,8 +196,8 @@ def unmet_gates(asked: Sequence[Measurement], results: Mapping[str, NightlyResul
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     """Adjusts the p-values of several tests so that a false alarm by any of them is as rare as with one test.
 
-    The smallest of m p-values is multiplied by m, the second smallest by m − 1, and so on. Each result is raised to the
-    result before it, if that is larger (Holm, A Simple Sequentially Rejective Multiple Test Procedure, 1979).
+    The smallest of m p-values is multiplied by m, the second smallest by m − 1, and so on. A result that is smaller
+    than the one before is replaced by the latter (Holm, A Simple Sequentially Rejective Multiple Test Procedure, 1979).
     """
     adjusted: dict[str, float] = {}
     least = 0.0

@@ -1,7 +1,7 @@
-"""Fits a PCA-whitening, or a whitening learned from matching images, to sums over rows.
+"""Fits a PCA-whitening, or a whitening learned from matching images.
 
-A row is the vector of a photo or of a region. The fits need only the rows' count, mean and scatter (`Moments`). These
-moments are computed for one block of rows at a time, and then merged. So the rows never have to be in one place.
+A row is the vector of a photo or of a region. The fits need only the count, mean and scatter of the rows (`Moments`).
+These moments are computed for one block of rows at a time, and then merged. So the rows never have to be in one place.
 """
 
 from dataclasses import dataclass
@@ -88,7 +88,7 @@ def fit_learned(
 
     S is the covariance of the differences of matching pairs, and LLᵀ = S. The queries x are mapped to L⁻¹x, and V are
     the eigenvectors of the covariance of all L⁻¹x. (The method goes back to Mikolajczyk and Matas, ICCV 2007.) It needs
-    many more pairs than dimensions. With few pairs, directions in which the pairs differ little by chance dominate.
+    many more pairs than dimensions. With few pairs, some directions vary little only by chance, and these dominate.
     So S is first replaced by (1 − ρ)·S + ρ·(tr S/K)·I. Raises UserError as `fit_pca` does.
 
     Args:
@@ -136,7 +136,7 @@ def _mean_variance(covariance: np.ndarray, what: str) -> float:
 
 
 def _decompose(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns eigenvalues, largest first, and eigenvectors as rows. Each row's entry of largest size is positive."""
+    """Returns eigenvalues, largest first, and eigenvectors as rows, whose entries of largest magnitude are positive."""
     _mean_variance(covariance, "the descriptors")
     eigenvalues, columns = np.linalg.eigh(covariance)
     vectors = columns.T[::-1]
@@ -145,7 +145,7 @@ def _decompose(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _cholesky(covariance: np.ndarray) -> np.ndarray:
-    """Returns the Cholesky factor. To a singular matrix (few pairs, no shrinkage), it first adds a small diagonal."""
+    """Returns the Cholesky factor. If the matrix is singular (few pairs, no shrinkage), a small diagonal is added."""
     diagonal = 0.0
     while True:
         try:
