@@ -22,8 +22,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from ports import free_ports
 
-from dim.app import output
-from dim.extract import shards, store
+from dim.app import output_folder
+from dim.extract import finished_shards, store
 from dim.extract.identity import Embedding
 from dim.io import tables
 
@@ -218,7 +218,7 @@ def write_descriptors(tmp_path):
         vectors = np.asarray(vectors, dtype=np.float32)
         if not raw:
             vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-        with output.opened(folder, "extract", _Config(), inputs or {}, embedding(**changes).as_json()) as out:
+        with output_folder.opened(folder, "extract", _Config(), inputs or {}, embedding(**changes).as_json()) as out:
             for start in range(0, len(ids), 3):
                 part = ids[start : start + 3]
                 rows = [
@@ -232,7 +232,7 @@ def write_descriptors(tmp_path):
                 table = pa.Table.from_pylist(rows, schema=store.schema(vectors.shape[1]))
                 name = store.shard_name([(image_id, "") for image_id in part])
                 store.write_shard(folder, name, store.marked(table, embedding(**changes)))
-            out.finish({}, shards.sealed(folder, store.shards(folder)) if sealed else None)
+            out.finish({}, finished_shards.sealed(folder, store.shards(folder)) if sealed else None)
         return folder
 
     return write

@@ -19,7 +19,7 @@ import ray
 from PIL import Image
 from ray.cluster_utils import Cluster
 
-from dim.app import cluster, placement
+from dim.app import cluster, worker_placement
 from dim.extract import pipeline
 from dim.extract.config import ExtractConfig
 from dim.extract.job import extract
@@ -58,7 +58,7 @@ def taken():
     many = 10**6
     return {
         "trainers": {
-            f"{workers} × {gpus}": placement.worker_cpus(placement.cpu_share(workers, gpus), gpus)
+            f"{workers} × {gpus}": worker_placement.worker_cpus(worker_placement.cpu_share(workers, gpus), gpus)
             for workers, gpus in ((1, 1), (2, 1), (2, 0.5), (1, 0), (2, 0))
         },
         "actors": {photos: resources(None, None, None, 224, photos).workers for photos in (1, many)},

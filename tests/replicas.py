@@ -27,7 +27,7 @@ def fitted(strategy, rank, workers, folder):
     from dim.model.spec import Spec
     from dim.train import checkpoint
     from dim.train.embed import Inference
-    from dim.train.fit_epoch import Fitting
+    from dim.train.gradient_descent import Fitting
     from dim.train.locality import Ownership
     from dim.train.step import TrainedNetwork
     from dim.train.worker import OPTIMIZERS

@@ -17,7 +17,7 @@ from dim.evaluate.config import EvaluateConfig
 from dim.evaluate.job import evaluate
 from dim.export.config import ExportConfig
 from dim.export.job import LAYOUTS, export
-from dim.extract import shards, store
+from dim.extract import finished_shards, store
 from dim.extract.identity import of_folder
 from dim.io import files
 from dim.mine.config import MineConfig
@@ -176,7 +176,7 @@ def test_the_seal_lists_the_shards_as_their_statistics_do(store_of):
     for path in parts(folder):
         facts = files.read_json(str(path.with_suffix(".json")))
         assert sealed[path.name].items() <= facts.items() and set(sealed[path.name]) == {"rows", "bytes", "sha256"}
-    assert [shard.name for shard in shards.belonging(folder)] == [path.stem for path in parts(folder)]
+    assert [shard.name for shard in finished_shards.belonging(folder)] == [path.stem for path in parts(folder)]
     assert of_folder(folder).pooling == "gem"
 
 

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dim.app import logs, output
+from dim.app import logs, output_folder
 from dim.app.config import read_yaml
 from dim.data import ground_truth, manifest, photos
 from dim.data.decode import DecodeError, decode
@@ -179,7 +179,7 @@ HALVES = {
 @pytest.mark.parametrize("kind", HALVES)
 def test_half_a_surrogate_pair(tmp_path, kind):
     (tmp_path / "run.json").write_bytes(HALVES[kind])
-    refused(output.record_of, str(tmp_path), match="run.json' is not JSON: .*surrogates not allowed")
+    refused(output_folder.record_of, str(tmp_path), match="run.json' is not JSON: .*surrogates not allowed")
     refused(files.read_json, str(tmp_path / "run.json"), match="run.json' is not JSON")
 
 

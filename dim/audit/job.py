@@ -3,7 +3,7 @@
 import logging
 from typing import Any
 
-from dim.app import output
+from dim.app import output_folder
 from dim.audit.config import AuditConfig
 from dim.audit.suspects import DUPLICATE, KINDS, AuditedPhotos, suspects, table
 from dim.data import manifest as manifests
@@ -34,7 +34,7 @@ def audit(config: AuditConfig) -> dict[str, Any]:
     photos = AuditedPhotos(vectors, chosen.image_ids[rows], chosen.labels[rows], chosen.table["split"].to_numpy()[rows])
     check(vectors, photos.labels, photos.ids, Mining(), repr(config.manifest))
     inputs = {name: getattr(config, name) for name in ("manifest", "descriptors", "whitening")}
-    with output.opened(config.out, "audit", config, inputs, embedding.as_json()) as out:
+    with output_folder.opened(config.out, "audit", config, inputs, embedding.as_json()) as out:
         found, pairs = suspects(photos, config.least_score, config.duplicates)
         listed = table(photos, found)
         tables.write(out.path("suspects.parquet"), listed)

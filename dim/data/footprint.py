@@ -30,7 +30,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from dim.data import containers
+from dim.data import file_structure
 from dim.data.limits import ALPHA, BESIDE, FILE
 from dim.io import scratch
 
@@ -75,7 +75,7 @@ def _library(image: Image.Image, area: int) -> int:
     """Returns the bytes that the library of the image's format takes for itself while it loads the image."""
     if image.format == "JPEG2000":
         # OpenJPEG reads sizes from the codestream, not from the boxes around it. (Only an opened image has `fp`.)
-        grid = containers.jpeg2000_grid(getattr(image, "fp"))  # noqa: B009
+        grid = file_structure.jpeg2000_grid(getattr(image, "fp"))  # noqa: B009
         return _SAMPLE * grid.bands * max(area, grid.pixels) + (_TILE + _TILE_BAND * grid.bands) * grid.tiles
     return _LOADING.get(str(image.format), 0) * area
 

@@ -10,7 +10,7 @@ from typing import IO, Protocol
 import numpy as np
 from PIL import AvifImagePlugin, ExifTags, Image, PngImagePlugin
 
-from dim.data import containers, footprint, tiff
+from dim.data import file_structure, footprint, tiff
 from dim.data.colour import LARGEST
 from dim.data.limits import DecodeError, Limits, check_pixels, check_size
 
@@ -67,7 +67,7 @@ def open_photo(file: IO[bytes], limits: Limits) -> OpenedPhoto:
     file.seek(0)
     if not start:
         raise DecodeError("the file is empty")
-    brands = containers.brands(start)
+    brands = file_structure.brands(start)
     if start.startswith(_RAW) or b"crx " in brands:
         raise DecodeError(tiff.RAW)
     if start.startswith(tiff.MAGIC):
@@ -77,16 +77,16 @@ def open_photo(file: IO[bytes], limits: Limits) -> OpenedPhoto:
             raise
         except Exception as error:
             raise DecodeError(_not_decoded("TIFF", error)) from error
-    if brands and not brands & containers.AVIF_BRANDS and (brands & _HEIC or b"hvc1" in start):
+    if brands and not brands & file_structure.AVIF_BRANDS and (brands & _HEIC or b"hvc1" in start):
         raise DecodeError("an HEIC photo, which dim can't decode; convert it to JPEG")
     # Pillow's own limit would already refuse a photo in `Image.open`. `check_pixels` below applies dim's limit.
     Image.MAX_IMAGE_PIXELS = None
     PngImagePlugin.MAX_TEXT_CHUNK = LARGEST  # Pillow's limit of 1 MB refuses some large profiles
     crop = None
-    if brands & containers.AVIF_BRANDS or (brands and b"av01" in start):
+    if brands & file_structure.AVIF_BRANDS or (brands and b"av01" in start):
         content = file.read(limits.bytes + 1)
         check_size(len(content), limits)
-        file, crop = io.BytesIO(containers.avif_for_pillow(content)), containers.avif_crop(content)
+        file, crop = io.BytesIO(file_structure.avif_for_pillow(content)), file_structure.avif_crop(content)
     try:
         image = Image.open(file, formats=_FORMATS)
     except Exception as error:  # a broken file raises almost any type
@@ -118,7 +118,7 @@ def _not_decoded(name: str, error: Exception) -> str:
 class PillowPhoto:
     """A photo that Pillow has opened as `image`. `start` has the first bytes, and `crop` the aperture of an AVIF."""
 
-    def __init__(self, file: IO[bytes], image: Image.Image, start: bytes, crop: containers.Crop | None) -> None:
+    def __init__(self, file: IO[bytes], image: Image.Image, start: bytes, crop: file_structure.Crop | None) -> None:
         self._file = file
         self.image = image
         self._start = start
@@ -178,7 +178,7 @@ class PillowPhoto:
             if self.image.format not in ("JPEG", "MPO"):  # MPO is a file of several JPEGs
                 raise
             self._file.seek(0)
-            whole = containers.completed_jpeg(self._file.read())
+            whole = file_structure.completed_jpeg(self._file.read())
             if whole is None:
                 raise
         image = Image.open(io.BytesIO(whole), formats=("JPEG",))

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from dim.app.config import one_of
-from dim.app.output import opened
+from dim.app.output_folder import opened
 from dim.data import benchmarks, manifest, oxford_paris, photos
 from dim.data.benchmarks import Benchmark
 from dim.data.config import ImportConfig

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dim.app import output
+from dim.app import output_folder
 from dim.errors import UserError, quoted
 from dim.io import files, tables, uris
 
@@ -105,9 +105,9 @@ def require_imported(uri: str) -> None:
     Whether the table has changed since the import is not checked, because a user may edit the table.
     """
     folder = files.parent(uri)
-    record = output.record_of(folder) if files.exists(uri) else None
+    record = output_folder.record_of(folder) if files.exists(uri) else None
     if record is not None and record["job"] == "import":
-        output.finished_record(folder)
+        output_folder.finished_record(folder)
 
 
 def checked(uri: str, table: pa.Table) -> Manifest:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dim.app import output
+from dim.app import output_folder
 from dim.errors import UserError, quoted
 from dim.evaluate import significance
 from dim.evaluate.protocols import RetrievalTask
@@ -161,9 +161,9 @@ def require_unchanged(metrics: str) -> None:
     Raises UserError if the evaluation is unfinished, or either file has changed since. Copies elsewhere aren't checked.
     """
     folder = files.parent(metrics)
-    record = output.record_of(folder)
+    record = output_folder.record_of(folder)
     if record is not None and record["job"] == "evaluate" and files.name(metrics) == METRICS:
-        output.finished_record(folder)
+        output_folder.finished_record(folder)
         sealed = seal.from_record(record, folder) or {}
         for name in (METRICS, PER_QUERY):
             uri = files.join(folder, name)

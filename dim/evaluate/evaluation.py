@@ -1,9 +1,9 @@
-"""How one set of descriptors does on a retrieval task: every query's result, and the figures made of them.
+"""Evaluates one set of descriptors on a retrieval task: a result per query, and the figures of all queries.
 
 `exact_search` sets up the search of the queries in the database, `judge` scores each query's list under the protocol,
 and `summary` and `per_query` turn the results into metrics.json and per_query.parquet. The functions at the end treat
-a search as a classifier that gives a query the label of a nearest photo. They compute the accuracy, the classification
-report and the confused labels.
+a search as a classifier, which gives a query the label of the nearest photo. They compute the accuracy, the
+classification report and the confused labels.
 
 A *row* of the database is a row of the database's manifest. The score matrix has one *column* per searched photo: first
 the database rows whose photo could be decoded, then the distractors.
@@ -180,7 +180,7 @@ def per_query(results: list[QueryResult]) -> pa.Table:
 
 
 def top_k_accuracy(labels: Sequence[str], nearest: Sequence[Sequence[str | None]]) -> float:
-    """The share of queries whose label is that of at least one nearest photo. dim's predecessor called it mAP."""
+    """The share of queries with a photo of the same label among their k `nearest`. dim's predecessor called it mAP."""
     return sum(label in found for label, found in zip(labels, nearest, strict=True)) / len(labels)
 
 
@@ -188,9 +188,9 @@ def classification_reports(labels: Sequence[str], nearest: Sequence[Sequence[str
     """Two classification reports of scikit-learn: precision, recall and F1 of each label.
 
     `labels` has the label of each query, and `nearest` has a list of labels per query, those of the nearest photos. The
-    report `top_1` takes the label of the nearest photo as the prediction. The report `top_k` does so only if none of
-    the nearest photos has the query's label. Otherwise it counts the prediction as right, so its figures are too high.
-    dim's predecessor reported `top_k`.
+    report `top_1` takes the label of the nearest photo as the prediction. The report `top_k` counts a prediction as
+    right if any of the nearest photos has the query's label, so its figures are too high. Else it takes the label of
+    the nearest photo, too. dim's predecessor reported `top_k`.
     """
     first = [next(iter(found), None) or NO_LABEL for found in nearest]
     any_of = [label if label in found else top for label, found, top in zip(labels, nearest, first, strict=True)]
@@ -212,7 +212,7 @@ class Confusion:
 
 
 def confusions(results: Sequence[QueryResult]) -> list[Confusion]:
-    """All confused pairs of labels, the most frequent first, ties by label. Junk is never the nearest photo."""
+    """All confused pairs of labels, the most frequent first, ties by label. Junk photos are skipped."""
     pairs: dict[tuple[str, str], list[QueryResult]] = {}
     counts: Counter[str] = Counter()
     for query in results:

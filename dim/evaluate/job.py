@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from dim.app import output
-from dim.app.output import Output
+from dim.app import output_folder
+from dim.app.output_folder import Output
 from dim.errors import GateNotMet
 from dim.evaluate import comparison, descriptor_sets, evaluation, protocols
 from dim.evaluate.comparison import Baseline, Comparison
@@ -22,8 +22,8 @@ from dim.io import files, seal, tables
 from dim.report import evaluation as evaluation_report
 from dim.report import parts
 from dim.report.evaluation import Measured
-from dim.search import methods
-from dim.search.methods import AppliedMethod
+from dim.search import expansion_methods
+from dim.search.expansion_methods import AppliedMethod
 
 log = logging.getLogger(__name__)
 
@@ -49,14 +49,14 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
 def measure(config: EvaluateConfig, baseline: Baseline | None = None) -> tuple[dict[str, Any], Comparison | None]:
     """Evaluates without a gate. Returns the contents of metrics.json and the comparison with `baseline`, if any."""
-    methods.check(config.expansion, config.neighbours)
+    expansion_methods.check(config.expansion, config.neighbours)
     # If --model is given, the extraction reads the manifests again. Both readings must give the same rows.
     with seal.unchanged(config.manifest, config.ground_truth, config.distractors):
         task = read_task(config)
         sets = descriptor_sets.read(config, task)
     inputs = {"manifest": config.manifest, "ground_truth": config.ground_truth, "whitening": config.whitening}
     inputs |= {f"descriptors_{number}": found.folder for number, found in enumerate(sets, start=1)}
-    with output.opened(config.out, "evaluate", config, inputs, sets[0].embedding.as_json()) as out:
+    with output_folder.opened(config.out, "evaluate", config, inputs, sets[0].embedding.as_json()) as out:
         measured = [_measure_set(config, task, found) for found in sets]
         metrics, against = _write(config, task, measured, baseline, out)
         out.finish(metrics)
@@ -65,7 +65,7 @@ def measure(config: EvaluateConfig, baseline: Baseline | None = None) -> tuple[d
 
 def _measure_set(config: EvaluateConfig, task: RetrievalTask, source: DescriptorSet) -> Measured:
     search = evaluation.exact_search(task, source.queries, source.database)
-    search, steps = methods.apply(search, config.expansion, config.neighbours)
+    search, steps = expansion_methods.apply(search, config.expansion, config.neighbours)
     results = list(evaluation.judge(task, source.queries, source.database, search))
     evaluation.require_rows(task, source.queries, source.database, results)
     metrics = _metrics(config, task, source, results, steps)

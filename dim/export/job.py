@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dim.app import output
-from dim.app.output import Output
+from dim.app import output_folder
+from dim.app.output_folder import Output
 from dim.app.progress import with_progress
 from dim.errors import UserError
 from dim.export.config import ExportConfig, ExportFormat
@@ -47,7 +47,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
 
 def _network(config: ExportConfig) -> dict[str, Any]:
     content, dimension = NETWORKS[config.format](config.source(str(config.model)))
-    with output.opened(config.out, "export", config, {"model": config.model}) as out:
+    with output_folder.opened(config.out, "export", config, {"model": config.model}) as out:
         files.write_bytes(out.path(f"model.{config.format}"), content)
         return out.finish({"dimension": dimension, "files": 1})
 
@@ -81,7 +81,7 @@ def _descriptors(config: ExportConfig, folder: str) -> dict[str, Any]:
     rows = descriptor_folder.read(folder, hashed=True)
     if config.format == "npy" and any("\n" in image_id for image_id in rows.ids.to_pylist()):
         raise UserError(f"an image_id of {folder!r} has a line break; use --format autofaiss")
-    with output.opened(config.out, "export", config, {"descriptors": folder}, rows.embedding.as_json()) as out:
+    with output_folder.opened(config.out, "export", config, {"descriptors": folder}, rows.embedding.as_json()) as out:
         written = LAYOUTS[config.format](rows, out)
         return out.finish({"rows": len(rows), "errors": len(rows.errors), "files": written})
 

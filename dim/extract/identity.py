@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import pyarrow.fs as pafs
 
-from dim.app import output
+from dim.app import output_folder
 from dim.data.manifest import Manifest
 from dim.errors import UserError, quoted
 from dim.io import files
@@ -98,17 +98,17 @@ def of_folder(folder: str) -> Embedding:
 
     Raises UserError if there is no run.json, it holds no embedding, or the job that writes the folder has not finished.
     """
-    record = output.finished_record(folder)
+    record = output_folder.finished_record(folder)
     if record is None:
         raise UserError(
-            f"{folder!r} is not an output folder of dim: it has no {output.RECORD}; make it with extract.py"
+            f"{folder!r} is not an output folder of dim: it has no {output_folder.RECORD}; make it with extract.py"
         )
     return of_record(record, folder)
 
 
 def of_record(record: dict[str, Any], folder: str) -> Embedding:
     """The embedding in `record`, the run.json of `folder`."""
-    return from_json(record.get("embedding"), repr(files.join(folder, output.RECORD)))
+    return from_json(record.get("embedding"), repr(files.join(folder, output_folder.RECORD)))
 
 
 def inputs_of(folder: str) -> dict[str, str | None]:
@@ -116,9 +116,9 @@ def inputs_of(folder: str) -> dict[str, str | None]:
 
     The folder's run.json lists them. Raises UserError if it does not.
     """
-    inputs = (output.record_of(folder) or {}).get("inputs")
+    inputs = (output_folder.record_of(folder) or {}).get("inputs")
     if not isinstance(inputs, dict) or not all(isinstance(uri, str | None) for uri in inputs.values()):
-        where = files.join(folder, output.RECORD)
+        where = files.join(folder, output_folder.RECORD)
         raise UserError(f"{where!r}: its inputs are {quoted(inputs)}, not names of files; make this folder again")
     return inputs
 
@@ -139,7 +139,7 @@ def require_equal(one: Embedding, where_one: str, other: Embedding, where_other:
 
 def _renewal(where: str) -> str:
     """How to renew the output `where`, which was made before dim applied colour profiles (identity version 1)."""
-    record = output.record_of(where) if files.is_folder(where) else None
+    record = output_folder.record_of(where) if files.is_folder(where) else None
     job = record["job"] if record else "whiten" if where.endswith(".npz") else "extract"
     steps = {
         "extract": "run the same extract.py with another --out",

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dim.app import cluster, output
+from dim.app import cluster, output_folder
 from dim.app.progress import Progress
 from dim.data import manifest as manifests
 from dim.data.manifest import Manifest
 from dim.errors import UserError, count_reasons
-from dim.extract import identity, resume, shards, store
+from dim.extract import finished_shards, identity, resume, store
 from dim.extract.config import ExtractConfig
 from dim.extract.embedder import Recipe
 from dim.extract.identity import Embedding
@@ -50,12 +50,12 @@ def extract(config: ExtractConfig) -> dict[str, Any]:
         embedding = embedding_of(recipe)
         _require_same(config, embedding)
         inputs = {"manifest": config.manifest, "model": config.model, "whitening": config.whitening}
-        with output.opened(config.out, "extract", config, inputs, embedding.as_json()) as out:
+        with output_folder.opened(config.out, "extract", config, inputs, embedding.as_json()) as out:
             left = resume.pending(config.out, embedding, selected.image_ids, contents.contents, config.retry_failed)
             log.info("%d photos, %d to do", len(selected), len(left))
             seconds = _run(config, _planned(selected, contents.contents, left, config.shard_rows), recipe, embedding)
             result = _result(config.out, selected, len(left), seconds)
-            return out.finish(result, shards.sealed(config.out, store.shards(config.out)))
+            return out.finish(result, finished_shards.sealed(config.out, store.shards(config.out)))
 
 
 def recipe_of(config: ExtractConfig, source: Source) -> Recipe:
@@ -68,7 +68,7 @@ def recipe_of(config: ExtractConfig, source: Source) -> Recipe:
 
 def _kept_precision(config: ExtractConfig) -> str | None:
     """The precision of the descriptors in `config.out`, if there are any and --precision is "auto"; else None."""
-    record = output.record_of(config.out) if config.precision == "auto" and config.out else None
+    record = output_folder.record_of(config.out) if config.precision == "auto" and config.out else None
     if record is None or record["job"] != "extract":
         return None
     return identity.of_record(record, config.out).precision
@@ -100,7 +100,7 @@ def embedding_of(recipe: Recipe) -> Embedding:
 
 
 def _require_same(config: ExtractConfig, embedding: Embedding) -> None:
-    record = output.record_of(config.out)
+    record = output_folder.record_of(config.out)
     if record is None or record["job"] != "extract":
         return  # output.opened refuses the folder of another job
     identity.require_equal(identity.of_record(record, config.out), config.out, embedding, config.model)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dim.app import cluster, placement
+from dim.app import cluster, worker_placement
 from dim.model import devices as precisions
 
 # Default images per forward pass: GPU_BATCH on a GPU. On a CPU, larger passes are no faster, so a pass has at most
@@ -35,7 +35,7 @@ class Resources:
     @property
     def threads(self) -> int:
         """The number of threads of an actor."""
-        return placement.threads(self.cpus)
+        return worker_placement.threads(self.cpus)
 
     @property
     def streams(self) -> int:
@@ -59,33 +59,33 @@ def resources(
     work is `images` photos with sides of `image_size` pixels. Raises UserError if no node that is live or may start has
     room for an actor.
     """
-    gpus = placement.gpus_per_worker(gpus_per_worker)
+    gpus = worker_placement.gpus_per_worker(gpus_per_worker)
     count = workers or _most(gpus)
-    cpus = placement.worker_cpus(placement.cpu_share(count, gpus), gpus)
+    cpus = worker_placement.worker_cpus(worker_placement.cpu_share(count, gpus), gpus)
     batch = GPU_BATCH if gpus > 0 else max(1, min(CPU_BATCH, CPU_PIXELS // image_size**2))
     machine = Resources(count, cpus, gpus, batch_size or batch)
     loads = 1 if workers else GPU_LOADS if gpus > 0 else CPU_LOADS
     busy = -(-images // (loads * machine.images_at_once))
     machine = dataclasses.replace(machine, workers=max(1, min(count, busy)))
-    placement.require_room("network actor", machine.workers, cpus, gpus)
+    worker_placement.require_room("network actor", machine.workers, cpus, gpus)
     return machine
 
 
 def _most(gpus: float) -> int:
     """The largest number of actors: those that fit on all nodes that are live or may start."""
-    nodes = placement.known_nodes()
+    nodes = worker_placement.known_nodes()
     if gpus > 0:
-        return max(1, placement.capacity(nodes, 0, gpus))
+        return max(1, worker_placement.capacity(nodes, 0, gpus))
     total = sum(node.cpus * count for node, count in nodes.items())
 
     def used(size: float) -> float:
-        return min(USED * total, size * placement.capacity(nodes, size, 0))
+        return min(USED * total, size * worker_placement.capacity(nodes, size, 0))
 
     # All actors have the size of one of the nodes; a larger node gets several of them. Some sizes fill at least the
     # share USED of all CPUs: the largest of these is chosen. If no size does, the size that fills most CPUs is chosen.
     # (Actors of the size of a small head node would fill all CPUs, but each large node would get hundreds of them.)
     sizes = sorted({node.cpus for node in nodes}, reverse=True)
-    return max(1, placement.capacity(nodes, max(sizes, key=used, default=1.0), 0))
+    return max(1, worker_placement.capacity(nodes, max(sizes, key=used, default=1.0), 0))
 
 
 def resolve_precision(wanted: str, gpus_per_worker: float | None) -> str:
@@ -97,7 +97,7 @@ def resolve_precision(wanted: str, gpus_per_worker: float | None) -> str:
     """
     if wanted != "auto":
         return wanted
-    gpus = placement.gpus_per_worker(gpus_per_worker)
+    gpus = worker_placement.gpus_per_worker(gpus_per_worker)
     if cluster.is_local():
         return precisions.best_precision(gpus > 0)
     able = [node for node in ray.nodes() if node["Alive"] and _runs(node["Resources"], gpus)]

@@ -19,8 +19,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dim.errors import UserError
+from dim.extract.finished_shards import Shard, belonging
 from dim.extract.identity import Embedding, from_json, of_folder, require_equal
-from dim.extract.shards import Shard, belonging
 from dim.io import files, seal, strict_json, tables
 from dim.io.storage import parallel_map
 

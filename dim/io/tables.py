@@ -117,7 +117,8 @@ def require_each_once(asked: Iterable[str], given: Iterable[str], where: str) ->
 def read_parquet(uri: str, columns: list[str] | None = None, content: bytes | None = None) -> pa.Table:
     """Reads `columns`, by default all, of the Parquet file at `uri`. `content` may give the bytes of the file.
 
-    Raises OSError or pyarrow.ArrowException if the file is missing or damaged, or expands to more than a real table.
+    Raises OSError or pyarrow.ArrowException if the file is missing or damaged, or claims more bytes or rows than a
+    real table of its size can have.
     """
     with files.opened(uri) if content is None else pa.BufferReader(content) as file:
         metadata, size = pq.read_metadata(file), file.size()
@@ -182,7 +183,7 @@ def _require_plausible(rows: int, expanded: int, size: int) -> None:
 
 
 def _text_bytes(values: pa.Array) -> int:
-    """How many bytes of text `values` has in dictionaries, at any depth, if the text is repeated for each cell."""
+    """The bytes of text that `values` would have if each cell had its own copy of the text in its dictionary."""
     if pa.types.is_dictionary(values.type):
         return pc.sum(pc.binary_length(values.dictionary).cast(pa.int64()).take(values.indices)).as_py() or 0
     if pa.types.is_struct(values.type):

@@ -4,7 +4,7 @@ import logging
 from typing import Any
 
 from dim.app.cluster import connected
-from dim.app.output import opened
+from dim.app.output_folder import opened
 from dim.data import manifest
 from dim.extract import descriptors
 from dim.io import tables

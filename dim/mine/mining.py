@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from dim.app import placement
+from dim.app import worker_placement
 from dim.app.progress import Progress
 from dim.mine import hardest
 from dim.mine.config import Mining
@@ -79,7 +79,7 @@ def mine(
         pool = dataclasses.replace(pool, index=_built(pool, settings, beside))
     strategy = _strategy(settings)
     units = strategy.units(pool)
-    tasks = placement.task_count(units, units if beside else strategy.worth)
+    tasks = worker_placement.task_count(units, units if beside else strategy.worth)
     ends = np.linspace(0, units, tasks + 1).astype(int).tolist()
     task, shared = ray.remote(num_cpus=_BESIDE if beside else 1, scheduling_strategy="SPREAD")(_work), ray.put(pool)
     parts = [task.remote(shared, settings, start, stop) for start, stop in itertools.pairwise(ends)]
@@ -105,7 +105,7 @@ def _strategy(settings: Mining) -> Strategy:
 
 def _built(pool: Pool, settings: Mining, beside: bool) -> Any:
     """A reference to the index that proposes negatives. A task builds it with a thread per CPU of the largest node."""
-    cpus = max((int(node.cpus) for node in placement.live_nodes() or placement.known_nodes()), default=1)
+    cpus = max((int(node.cpus) for node in worker_placement.live_nodes() or worker_placement.known_nodes()), default=1)
     task = ray.remote(num_cpus=_BESIDE if beside else cpus, num_returns=2)(_build)
     reference, size = task.remote(ray.put(pool), settings, cpus)
     ray.get(size)  # raises the task's error here; tasks that need the index start later and can't take its CPUs

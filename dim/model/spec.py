@@ -16,7 +16,7 @@ from dim.app import config
 from dim.data.config import Resize
 from dim.errors import UserError, quoted
 from dim.io import files, local_copies, seal
-from dim.model import hdf5
+from dim.model import hdf5_check
 from dim.model.backbones import BACKBONES
 
 FORMAT_VERSION = 1
@@ -219,7 +219,7 @@ def _require_readable(uri: str) -> None:
                 pass
         else:
             with local_copies.path_to_read(uri) as path:
-                hdf5.require_whole(path)
+                hdf5_check.require_whole(path)
     except Exception as error:  # opening a damaged or hostile file can raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"cannot read the weights {uri!r}: {reason}; get them again") from error

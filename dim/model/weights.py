@@ -19,7 +19,7 @@ import numpy as np
 
 from dim.errors import UserError
 from dim.io import files, seal
-from dim.model import hdf5
+from dim.model import hdf5_check
 from dim.model.backend import keras
 
 DOWNLOAD_SECONDS = 30.0  # a download fails if its connection sends nothing for so long
@@ -77,7 +77,7 @@ def _load_h5(model: keras.Model, uri: str, content: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         local = Path(folder, "w.weights.h5" if uri.endswith(".weights.h5") else "w.h5")
         local.write_bytes(content)
-        hdf5.require_whole(str(local))
+        hdf5_check.require_whole(str(local))
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)  # Keras just warns if a layer gets no weights
             model.load_weights(str(local))

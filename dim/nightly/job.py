@@ -8,12 +8,12 @@ import datetime
 import logging
 from typing import Any
 
-from dim.app import cluster, output
+from dim.app import cluster, output_folder
 from dim.errors import GateNotMet, JobFailed, UserError
 from dim.extract import identity
 from dim.io import files, local_copies, seal
 from dim.model import spec
-from dim.nightly import history, measurement, state
+from dim.nightly import history, kept_collections, measurement
 from dim.nightly.config import NightlyConfig
 from dim.nightly.history import ACCEPTED, REFUSED, NightlyHistory, NightRow
 from dim.nightly.measurement import NIGHT, digest
@@ -36,7 +36,7 @@ def nightly(config: NightlyConfig) -> dict[str, Any]:
     model = _model(config.model)
     inputs = {"model": model} | {f"manifest of {known.name}": known.manifest for known in config.evaluations}
     made_of = _made_of(config, model)
-    with output.opened(config.out, "nightly", config, inputs) as out:
+    with output_folder.opened(config.out, "nightly", config, inputs) as out:
         past = NightlyHistory(config.out)
         # The seal doesn't cover the nights' files: each night adds some, and a person may correct the history.
         record = files.join(config.out, f"nights/{date}/{NIGHT}")
@@ -78,7 +78,7 @@ def _date(wanted: str | None) -> str:
 
 def _model(name: str) -> str:
     """The model `name`, or the model of the training run in the folder `name`."""
-    record = output.record_of(name)
+    record = output_folder.record_of(name)
     if record is None or record["job"] != "train":
         return name
     trained = files.join(name, "model")
@@ -123,11 +123,11 @@ def _warn_of_changes(night: dict[str, Any], made_of: dict[str, str]) -> None:
 def _run(config: NightlyConfig, date: str, model: str, past: NightlyHistory) -> dict[str, Any]:
     """Runs a new night. Returns the contents of night.json, but for `made_of`."""
     manifests = dict.fromkeys(known.manifest for known in config.evaluations)
-    collections = {manifest: state.refresh(config, model, manifest) for manifest in manifests}
+    collections = {manifest: kept_collections.refresh(config, model, manifest) for manifest in manifests}
     first, *others = collections.values()
     for other in others:  # a training run may have replaced its model after the first extraction
         identity.require_equal(first.embedding, model, other.embedding, f"{model}, as it is now")
-    extracted: dict[tuple[str, str], state.Collection] = {}
+    extracted: dict[tuple[str, str], kept_collections.Collection] = {}
     results = {
         asked.name: measurement.measure_evaluation(
             config, date, asked, collections[asked.manifest], past, extracted=extracted
@@ -168,4 +168,6 @@ def _record(config: NightlyConfig, night: dict[str, Any], past: NightlyHistory, 
     latest = datetime.date.max.isoformat()
     baselines = (past.baseline(name, latest) for name in {str(row["evaluation"]) for row in past.rows})
     needed += [str(row["collection"]) for row in baselines if row]
-    state.delete_others(config.out, {state.current_folder(config.out, folder) for folder in needed})
+    kept_collections.delete_others(
+        config.out, {kept_collections.current_folder(config.out, folder) for folder in needed}
+    )

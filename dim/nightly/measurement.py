@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dim.app import output
+from dim.app import output_folder
 from dim.errors import UserError
 from dim.evaluate import comparison
 from dim.evaluate.comparison import METRICS, PER_QUERY, Comparison
@@ -25,10 +25,10 @@ from dim.evaluate.config import EvaluateConfig
 from dim.evaluate.job import measure
 from dim.evaluate.significance import MeanDifference, smallest_p
 from dim.io import files, local_copies, seal, tables
-from dim.nightly import state
+from dim.nightly import kept_collections
 from dim.nightly.config import Measurement, NightlyConfig
 from dim.nightly.history import NightlyHistory, number
-from dim.nightly.state import Collection
+from dim.nightly.kept_collections import Collection
 
 log = logging.getLogger(__name__)
 
@@ -85,16 +85,16 @@ def measure_evaluation(
     row = past.baseline(asked.name, date)
     other, error = None, None
     if row and row["embedding"] != collection.embedding.id:
-        stored = state.current_folder(config.out, str(row["collection"]))
+        stored = kept_collections.current_folder(config.out, str(row["collection"]))
         try:
-            network = state.load_network(stored, config)
+            network = kept_collections.load_network(stored, config)
         except UserError as reason:
             error = str(reason)
         else:
             log.info("%s: the network of %s measures tonight's photos, too", asked.name, row["date"])
             if (stored, asked.manifest) not in extracted:
                 network = replace(network, manifest=asked.manifest)
-                extracted[stored, asked.manifest] = state.extract(config.out, network)
+                extracted[stored, asked.manifest] = kept_collections.extract(config.out, network)
             other = extracted[stored, asked.manifest]
     folder, key = files.join(config.out, f"nights/{date}/{asked.name}"), _key(asked, collection, other)
     baseline_folder = files.join(folder, BASELINE)
@@ -179,7 +179,7 @@ def _evaluate(
 def _compare(before: str, one: str, after: str, other: str) -> Comparison:
     """Compares the evaluations in the folders `one` and `other`. `before` and `after` are their names in the result."""
     for folder in {one, other}:
-        output.verified_seal(folder)
+        output_folder.verified_seal(folder)
     per_query = [tables.read(files.join(folder, PER_QUERY)) for folder in (one, other)]
     return comparison.compare(before, per_query[0], after, per_query[1])
 

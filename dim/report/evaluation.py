@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dim.app.output import Output
+from dim.app.output_folder import Output
 from dim.data import manifest
 from dim.evaluate import evaluation
 from dim.evaluate.comparison import Comparison

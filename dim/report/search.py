@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dim.app.output import Output
+from dim.app.output_folder import Output
 from dim.data import manifest
 from dim.errors import UserError
 from dim.evaluate.protocols import Verdict

@@ -6,7 +6,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import pyarrow as pa
 
-from dim.app.output import Output
+from dim.app.output_folder import Output
 from dim.evaluate.protocols import Verdict
 from dim.io import tables
 from dim.report import charts, parts

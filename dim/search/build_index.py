@@ -14,7 +14,7 @@ import faiss
 import numpy as np
 import pyarrow as pa
 
-from dim.app import output
+from dim.app import output_folder
 from dim.app.config import MOST_SEED, require_at_least
 from dim.app.progress import with_progress
 from dim.errors import UserError
@@ -47,7 +47,7 @@ def build(config: IndexConfig) -> dict[str, Any]:
     log.info("%s of %d rows of %d values: %s, to be %s", config.factory, len(rows), dimension, size, place)
     trained_on = 0 if index.is_trained else _train_on_sample(index, rows, config)
     inputs = {"descriptors": config.descriptors, "whitening": config.whitening}
-    with output.opened(config.out, "index", config, inputs, rows.embedding.as_json()) as out:
+    with output_folder.opened(config.out, "index", config, inputs, rows.embedding.as_json()) as out:
         with local_copies.path_to_write(out.path(FILE)) as path:
             _write(index, rows, path, config.factory)
             facts = facts_of(path)

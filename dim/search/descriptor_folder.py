@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 
 from dim.errors import UserError
 from dim.extract import identity, store
+from dim.extract.finished_shards import Shard
 from dim.extract.identity import Embedding
-from dim.extract.shards import Shard
 from dim.model import whitening
 from dim.model.whitening import Whitening
 from dim.search.database import prefetched

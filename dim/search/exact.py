@@ -3,12 +3,12 @@
 `scores` computes the scores of all rows for each query. `nearest` finds only the best rows, at the speed of a float32
 matrix product. The scores of both functions have two properties:
 
-**A score doesn't depend on how the rows are split into blocks.** A sum of floats depends on the order of its terms,
-and in a matrix product the order depends on the shapes of the matrices. In float32, the block size could therefore
-change the order of rows with nearly equal scores. Here no sum is rounded. The components of all vectors are rounded to
-multiples of 2⁻²⁶, so each product of two components is a multiple of 2⁻⁵². Vectors are L2-normalised, so each partial
-sum lies between −2 and 2. In this range, float64 represents every multiple of 2⁻⁵². The rounding changes a component by
-at most 2⁻²⁷. This is less than the error of the float32 arithmetic that computed the component.
+**A score doesn't depend on how the rows are split into blocks.** A sum of floats depends on the order of its terms, and
+in a matrix product that order depends on the shapes of the matrices. In float32, the block size could therefore change
+which of two rows with nearly equal scores comes first. Here no sum is rounded. The components of all vectors are
+rounded to multiples of 2⁻²⁶, so each product of two components is a multiple of 2⁻⁵². Vectors are L2-normalised, so
+each partial sum lies between −2 and 2. In this range, float64 represents every multiple of 2⁻⁵². The rounding changes a
+component by at most 2⁻²⁷. This is less than the error of the float32 arithmetic that computed the component.
 
 **`nearest` agrees with `scores` to the bit.** `nearest` first excludes rows by their float32 products, with a margin
 for rounding errors, and then computes the exact scores of the remaining rows.
@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 from threadpoolctl import threadpool_limits
 
 GRID = 2.0**26  # grid points per unit: components are rounded to multiples of 1 / GRID
-CELLS = 2**25  # most scores of `scores` in memory at once, 8 bytes per score
+CELLS = 2**25  # the limit of scores that `scores` holds in memory, 8 bytes per score
 QUERIES = 1024  # queries searched in one pass over the database
 COLUMNS = 4096  # database rows per block; the float32 products of a block and 1024 queries take 16 MiB
 THREADS = 16  # most threads of a search
@@ -44,8 +44,8 @@ class Part:
 def scores(queries: np.ndarray, database: Iterable[np.ndarray], size: int, cells: int = CELLS) -> Iterator[np.ndarray]:
     """Yields one array per query: the exact scores (inner products) of all database rows, float64 (N,).
 
-    `queries` (Q, D) are L2-normalised. `database` yields all N = `size` rows in blocks (n, D) of any sizes. It is
-    iterated once per `cells` // N queries, so at most `cells` scores are in memory, or N if that is more.
+    `queries` (Q, D) are L2-normalised. `database` yields all N = `size` rows in blocks (n, D) of any sizes. To
+    hold at most `cells` scores in memory, it is iterated once for each `cells` // N queries, or each single query.
     """
     step = max(1, cells // max(1, size))
     for start in range(0, len(queries), step):
@@ -146,8 +146,9 @@ class _BestRows:
         self.rows = np.full((len(queries), count), -1, np.int64)
         self.scores = np.full((len(queries), count), -np.inf)
         # A float32 inner product of D terms, summed in any order, errs by at most D·u·‖x‖‖y‖ to first order, u = 2⁻²⁴
-        # (Higham, Accuracy and Stability of Numerical Algorithms, eq. 3.5). `on_grid` moves a row by at most √D·2⁻²⁷.
-        # The norm of a row is at most 1.01. The last term covers the rounding of the thresholds to float32.
+        # (Higham, Accuracy and Stability of Numerical Algorithms, eq. 3.5). The norm of
+        # a row is at most 1.01, and 1.05 is above 1.01². `on_grid` moves a query and a row by at most √D·2⁻²⁷ each, and
+        # the second term allows twice that. The last term covers the rounding of the thresholds to float32.
         dimension = queries.shape[1]
         self._tolerance = 1.05 * dimension * 2.0**-24 + dimension**0.5 * 2.0**-25 + 2.0**-22
 

@@ -12,14 +12,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dim.app import output
-from dim.app.output import Output
+from dim.app import output_folder
+from dim.app.output_folder import Output
 from dim.data import manifest
 from dim.errors import UserError
 from dim.extract import identity
 from dim.io import files, tables
 from dim.report import search as search_report
-from dim.search import methods, queries, read_index
+from dim.search import expansion_methods, queries, read_index
 from dim.search.config import SearchConfig
 from dim.search.database import Exact, Retrieval
 from dim.search.queries import Queries
@@ -37,7 +37,7 @@ def search(config: SearchConfig) -> dict[str, Any]:
     """
     if config.top < 1:
         raise UserError(f"--top must be at least 1, not {config.top}")
-    methods.check(config.expansion, config.neighbours)
+    expansion_methods.check(config.expansion, config.neighbours)
     target = read_index.read(config.index, config.whitening, config.parameters)
     if queries.are_descriptors(config.queries):
         asked = queries.read_descriptors(config.queries, config.whitening, target.embedding, config.index)
@@ -63,7 +63,7 @@ def search(config: SearchConfig) -> dict[str, Any]:
 
 def _open_output(config: SearchConfig, target: SearchTarget) -> AbstractContextManager[Output]:
     inputs = {name: getattr(config, name) for name in ("index", "queries", "model", "whitening")}
-    return output.opened(config.out, "search", config, inputs, target.embedding.as_json())
+    return output_folder.opened(config.out, "search", config, inputs, target.embedding.as_json())
 
 
 def _answer(config: SearchConfig, asked: Queries, target: SearchTarget, out: Output) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def _answer(config: SearchConfig, asked: Queries, target: SearchTarget, out: Out
         log.warning("--top %d exceeds the database; each list has all %d photos", config.top, top)
     log.info("searching %d photos for %d queries", len(target.ids), len(asked.ids))
     unchanged = Retrieval(asked.vectors, target.database)
-    retrieval, steps = methods.apply(unchanged, config.expansion, config.neighbours)
+    retrieval, steps = expansion_methods.apply(unchanged, config.expansion, config.neighbours)
     rows, scores = zip(*retrieval.best(top), strict=True)
     ranked = _ranked_table(asked, target, list(rows), list(scores))
     tables.write(out.path("ranked.parquet"), ranked)

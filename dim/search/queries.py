@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from dim.app import output
+from dim.app import output_folder
 from dim.data import manifest, photos
 from dim.data.manifest import BOX
 from dim.errors import UserError
@@ -40,7 +40,7 @@ def are_descriptors(path: str) -> bool:
     """Whether `path` is a folder of descriptors. Raises UserError if `path` doesn't exist."""
     if not files.exists(path):
         raise UserError(f"--queries {path!r}: there is no such file or folder")
-    record = output.record_of(path) if files.is_folder(path) else None
+    record = output_folder.record_of(path) if files.is_folder(path) else None
     return record is not None and record["job"] == "extract"
 
 

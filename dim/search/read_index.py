@@ -17,7 +17,7 @@ import faiss
 import numpy as np
 import pyarrow as pa
 
-from dim.app import output
+from dim.app import output_folder
 from dim.data import manifest
 from dim.errors import UserError
 from dim.extract import identity
@@ -52,7 +52,7 @@ def read(folder: str, whitening: str | None, parameters: str | None) -> SearchTa
         UserError: The folder has neither an index nor descriptors, the index is unfinished or damaged, `parameters`
             can't be set, or the whitening doesn't fit the descriptors.
     """
-    record = output.record_of(folder)
+    record = output_folder.record_of(folder)
     if record is None or record["job"] not in ("index", "extract"):
         raise UserError(f"--index {folder!r} holds neither an index nor descriptors; make it with index.py")
     if record["job"] == "extract":
@@ -98,7 +98,7 @@ def read_file(path: str, tie_order: np.ndarray, parameters: str | None, record: 
     if (index.ntotal, index.d) != (len(tie_order), record.get("dimension")):
         raise UserError(
             f"{path!r} has {index.ntotal} rows of {index.d} values, its {IDS_FILE} {len(tie_order)} and its "
-            f"{output.RECORD} {record.get('dimension')!r}; {again}"
+            f"{output_folder.RECORD} {record.get('dimension')!r}; {again}"
         )
     if objection := faiss_transforms.objection(index):  # earlier versions of dim could build such an index
         raise UserError(f"{path!r}: {objection}; {again}")

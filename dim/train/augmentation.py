@@ -14,7 +14,7 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random rotation by up to `rotation` degrees, and a random crop that removes a share up to `crop` of each side."""
+    """Random rotation by up to `rotation` degrees, and a random crop by up to the share `crop` of width and height."""
 
     rotation: float
     crop: float
@@ -33,7 +33,7 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class CachedViews:
-    """Gives each photo `count` augmented views. They are the same in every epoch, so their features can be cached."""
+    """Gives each photo `count` augmented views, of which each epoch uses one. So the views' features can be cached."""
 
     augmentation: Augmentation
     count: int

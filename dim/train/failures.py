@@ -23,7 +23,7 @@ from ray.train.v2._internal.execution.controller.state import ReschedulingState,
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.queue import Queue
 
-from dim.app import cluster, placement
+from dim.app import cluster, worker_placement
 from dim.errors import JobFailed, UserError
 from dim.io import files
 
@@ -106,7 +106,9 @@ def _asked_for(workers: int, each: dict[str, float]) -> int:
 
     If another job uses them, Ray Train retries without logging anything, and never with fewer workers.
     """
-    return max(1, min(workers, placement.capacity(placement.live_nodes(), each["CPU"], each.get("GPU", 0.0))))
+    return max(
+        1, min(workers, worker_placement.capacity(worker_placement.live_nodes(), each["CPU"], each.get("GPU", 0.0)))
+    )
 
 
 def _has_room(workers: int, each: dict[str, float], seconds: float) -> bool:

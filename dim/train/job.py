@@ -17,7 +17,7 @@ from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 
 import dim
-from dim.app import cluster, output, placement, progress
+from dim.app import cluster, output_folder, progress, worker_placement
 from dim.data import manifest as manifests
 from dim.data.manifest import Manifest
 from dim.errors import UserError
@@ -77,12 +77,12 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
     with cluster.connected():
         cluster.require_shared(photos.paths)
-        gpus = placement.gpus_per_worker(config.gpus_per_worker)
+        gpus = worker_placement.gpus_per_worker(config.gpus_per_worker)
         kept = training_set.kept_precision(config.out) if config.precision == "auto" else None
         precision = kept or resolve_precision(config.precision, gpus)
         inputs = dataclasses.replace(inputs, network=inputs.network | {training_set.PRECISION: precision})
         named = {"manifest": manifest.uri, "model": config.model}
-        with output.opened(config.out, "train", config, named) as out, failures.log_queue() as queue:
+        with output_folder.opened(config.out, "train", config, named) as out, failures.log_queue() as queue:
             tracking = history.tracked(config.mlflow, config) if config.mlflow else None
             job = Job(config, photos, source, inputs, precision, fit_pca, queue, tracking, lease.claims())
             summary = _run_workers(config, gpus, job)
@@ -142,7 +142,7 @@ def with_pca(source: Source, config: TrainConfig, rows: int) -> Source:
 
 
 def _require_same_flags(config: TrainConfig) -> None:
-    record = output.record_of(config.out)
+    record = output_folder.record_of(config.out)
     if record is None or record["job"] != "train":
         return  # output.opened refuses the folder of another job
     before = record.get("configuration", {})
@@ -164,8 +164,8 @@ def _require_same_inputs(config: TrainConfig, inputs: Inputs) -> None:
 
 def _run_workers(config: TrainConfig, gpus: float, job: Job) -> dict[str, Any]:
     """Runs the workers, and returns the run's figures. Raises UserError or JobFailed if the workers cannot go on."""
-    cpus = failures.rounded_cpus(placement.worker_cpus(placement.cpu_share(config.workers, gpus), gpus))
-    placement.require_room("training worker", config.workers, cpus, gpus)
+    cpus = failures.rounded_cpus(worker_placement.worker_cpus(worker_placement.cpu_share(config.workers, gpus), gpus))
+    worker_placement.require_room("training worker", config.workers, cpus, gpus)
     each = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
     failures.wait_for_room(config.workers, each)
     log.info("starting %d training worker%s", config.workers, "" if config.workers == 1 else "s")

@@ -15,7 +15,7 @@ import ray.train
 import tensorflow as tf
 from ray.train.collective import broadcast_from_rank_zero
 
-from dim.app import placement
+from dim.app import worker_placement
 from dim.extract.embedder import set_up_tensorflow
 from dim.io import files
 from dim.mine.mining import mine
@@ -26,7 +26,7 @@ from dim.train import checkpoint, failures, history
 from dim.train.checkpoint import State
 from dim.train.embed import Inference, objects_from_all
 from dim.train.features import features_of
-from dim.train.fit_epoch import Fitting, from_pixels
+from dim.train.gradient_descent import Fitting, from_pixels
 from dim.train.history import EpochHistory
 from dim.train.locality import ownership
 from dim.train.step import TrainedNetwork
@@ -121,7 +121,7 @@ def start_worker(job: Job) -> Worker:
     rank, workers = context.get_world_rank(), context.get_world_size()
     # Rank 0 logs the progress of the run; the others would repeat it.
     failures.log_to(job.queue, logging.INFO if rank == 0 else logging.WARNING, rank)
-    set_up_tensorflow(placement.threads(ray.get_runtime_context().get_assigned_resources().get("CPU", 0)))
+    set_up_tensorflow(worker_placement.threads(ray.get_runtime_context().get_assigned_resources().get("CPU", 0)))
     keras.utils.set_random_seed(job.config.seed)
     return Worker(job, _strategy(workers), rank, workers)
 

@@ -27,14 +27,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from dim.app import placement
+from dim.app import worker_placement
 from dim.app.progress import with_progress
 from dim.data.manifest import Manifest
 from dim.errors import UserError
 from dim.extract import descriptors, pipeline, store
 from dim.extract.embedder import Forward, Recipe, set_up_tensorflow
+from dim.extract.finished_shards import Shard, belonging
 from dim.extract.resources import Resources
-from dim.extract.shards import Shard, belonging
 from dim.whiten import fit
 from dim.whiten.fit import Moments
 
@@ -94,7 +94,7 @@ def _by_shards(
     shards = belonging(folder)
     remote = ray.remote(task).options(num_returns=returns)
     shared = [ray.put(value) for value in (manifest.table["image_id"].combine_chunks(), *arguments)]
-    tasks = min(TASKS, placement.task_count(len(shards), SHARDS_PER_NEW_CPU))
+    tasks = min(TASKS, worker_placement.task_count(len(shards), SHARDS_PER_NEW_CPU))
     return [remote.remote(folder, shards[start::tasks], *shared) for start in range(tasks)]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 
-from dim.app import cluster, output
+from dim.app import cluster, output_folder
 from dim.data import manifest as manifests
 from dim.data.manifest import Manifest
 from dim.errors import UserError
@@ -58,11 +58,11 @@ def _into_file(config: WhitenConfig, folder: str, chosen: Manifest) -> dict[str,
 def _into_model(config: WhitenConfig, model: str, chosen: Manifest) -> dict[str, Any]:
     source = config.source(model)
     _require_unwhitened(config, source.spec)
-    if files.exists(files.join(config.out, SPEC_FILE)) and output.record_of(config.out) is None:
+    if files.exists(files.join(config.out, SPEC_FILE)) and output_folder.record_of(config.out) is None:
         raise UserError(f"--out {config.out!r} holds a model that whiten.py did not make; choose another")
     identity.fingerprint_photos(chosen)  # raises UserError if no photo of the manifest exists
     inputs = {"manifest": config.manifest, "model": model}
-    with cluster.connected(), output.opened(config.out, "whiten", config, inputs) as out:
+    with cluster.connected(), output_folder.opened(config.out, "whiten", config, inputs) as out:
         if config.regions:
             whitening = _of_regions(config, source, chosen)
         else:

@@ -75,7 +75,7 @@ def test_stores_shared_folders_and_what_the_job_brings_along_are_taken(made_up, 
 
 
 def test_an_output_of_a_submitted_job_is_refused_before_anything_is_written(made_up, monkeypatch, tmp_path):
-    from dim.app import output
+    from dim.app import output_folder
     from dim.nightly.config import Measurement
 
     made_up(*SEVERAL)
@@ -84,14 +84,17 @@ def test_an_output_of_a_submitted_job_is_refused_before_anything_is_written(made
     config = Measurement(name="any", manifest="any")
     with (
         pytest.raises(UserError, match="on the disk of one machine"),
-        output.opened(str(tmp_path / "x"), "x", config, {}),
+        output_folder.opened(str(tmp_path / "x"), "x", config, {}),
     ):
         pass
     manifest = tmp_path / "photos.csv"
     manifest.write_text("")
     inputs = {"manifest": str(manifest), "model": "vgg16-gem"}
     monkeypatch.setattr(files, "make_folder", lambda _: pytest.fail("written"))
-    with pytest.raises(UserError, match=r"photos\.csv' is on the disk"), output.opened("s3://b/x", "x", config, inputs):
+    with (
+        pytest.raises(UserError, match=r"photos\.csv' is on the disk"),
+        output_folder.opened("s3://b/x", "x", config, inputs),
+    ):
         pass
 
 

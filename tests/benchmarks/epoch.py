@@ -39,7 +39,7 @@ from dim.train.config import TrainConfig
 from dim.train.embed import Inference
 from dim.train.feature_cache import FeatureCache
 from dim.train.features import Features, Ingest
-from dim.train.fit_epoch import Fitting
+from dim.train.gradient_descent import Fitting
 from dim.train.job import DEMO, photos_of, with_pca
 from dim.train.locality import ownership
 from dim.train.step import TrainedNetwork

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dim.app import output
+from dim.app import output_folder
 from dim.errors import UserError
 from dim.export.config import ExportConfig
 from dim.export.job import export
@@ -140,7 +140,7 @@ def test_an_export_that_dies_over_a_larger_one_leaves_nothing_of_it(
         export(ExportConfig(descriptors=few, out=str(out), format=kind))
     assert not list(out.rglob("*00*"))
     with pytest.raises(UserError, match="was never finished"):
-        output.verified_seal(str(out))
+        output_folder.verified_seal(str(out))
 
 
 def dying_at(part, write):
@@ -153,9 +153,9 @@ def dying_at(part, write):
 
 
 def test_an_export_in_another_format_takes_the_place_of_the_one_before(exported):
-    sealed = [output.verified_seal(str(exported(kind))) for kind in ("autofaiss", "npy")]
+    sealed = [output_folder.verified_seal(str(exported(kind))) for kind in ("autofaiss", "npy")]
     out = exported("npy")
-    assert sorted(output.verified_seal(str(out))) == ["descriptors.npy", "names.txt"]
+    assert sorted(output_folder.verified_seal(str(out))) == ["descriptors.npy", "names.txt"]
     assert not list((out / "embeddings").iterdir()) and all(sealed)
 
 

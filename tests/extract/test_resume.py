@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dim.extract import shards, store
+from dim.extract import finished_shards, store
 from dim.extract.identity import Embedding
 from dim.extract.resume import pending
 from dim.io import files
@@ -130,7 +130,7 @@ def test_shards_in_a_store_are_looked_at_several_at_a_time(s3):
         assert pending(folder, EMBEDDING, np.array(ids), contents, retry_failed=False).tolist() == []
 
     assert most(left) >= 8
-    assert most(lambda: shards.sealed(folder, store.shards(folder))) >= 8
+    assert most(lambda: finished_shards.sealed(folder, store.shards(folder))) >= 8
     assert most(lambda: list(store.read_shards(folder, ["image_id", "descriptor"]))) >= 8
     assert most(lambda: list(descriptor_folder.read(folder))) >= 4
     assert most(lambda: files.copy_folder(folder, f"{folder}/copy")) >= 8

@@ -15,7 +15,7 @@ import pyarrow.fs as pafs
 import pytest
 
 import dim.train
-from dim.app import output
+from dim.app import output_folder
 from dim.errors import JobFailed, UserError
 from dim.io import files, lease, local_copies
 from dim.train import job as task
@@ -93,7 +93,7 @@ def test_a_store_that_no_longer_answers_stops_the_writer(bucket, quick, monkeypa
 
 def test_an_output_on_a_store_has_one_writer(bucket):
     def opened():
-        return output.opened("s3://bucket/out", "extract", Config(), {})
+        return output_folder.opened("s3://bucket/out", "extract", Config(), {})
 
     with opened() as out:
         with pytest.raises(UserError, match=rf"'s3://bucket/out' is being written by .*, process {os.getpid()}, since"):
@@ -171,7 +171,7 @@ IN_NATIVE_CODE = """
 WRITER = """
 import contextlib, ctypes, threading, time
 from dataclasses import dataclass
-from dim.app import cli, output
+from dim.app import cli, output_folder
 from dim.io import files, lease
 from dim.app.config import option
 
@@ -182,7 +182,7 @@ class Config:
     out: str = option(help="where to")
 
 def run(config):
-    with output.opened(config.out, "extract", config, {}) as out:
+    with output_folder.opened(config.out, "extract", config, {}) as out:
         files.write_bytes(out.path("photos"), b"of the first")
         BODY
         return out.finish({"by": "the first"})
@@ -218,7 +218,7 @@ def test_a_writer_that_slept_while_another_took_over_writes_nothing_more(s3, mon
             writer.send_signal(signal.SIGSTOP)
         time.sleep(5)
         for folder, writer in started.items():
-            with output.opened(folder, "extract", Config(), {}) as out:
+            with output_folder.opened(folder, "extract", Config(), {}) as out:
                 files.write_bytes(out.path("photos"), b"of the second")
                 before = contents(folder)
                 writer.send_signal(signal.SIGCONT)

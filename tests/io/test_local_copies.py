@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from dim.app import output
+from dim.app import output_folder
 from dim.io import local_copies
 
 
@@ -76,6 +76,6 @@ def test_beside_a_single_file_only_its_own_goes(tmp_path, dead):
 @pytest.mark.parametrize("job", ["extract", "index", "evaluate", "import", "nightly", "export"])
 def test_each_job_sweeps_its_folder(tmp_path, dead, job):
     (tmp_path / f"knn.index.{dead}.tmp").write_text("half")
-    with output.opened(str(tmp_path), job, Config(), {}) as out:
+    with output_folder.opened(str(tmp_path), job, Config(), {}) as out:
         assert not (tmp_path / f"knn.index.{dead}.tmp").exists()
         out.finish({})

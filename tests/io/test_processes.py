@@ -11,7 +11,7 @@ from PIL import Image
 
 from dim.data import isolated
 from dim.io import processes
-from dim.model import hdf5
+from dim.model import hdf5_check
 
 TRAPS = ("h5py", "numpy", "json", "logging", "random", "PIL/__init__", "ray", "dim", "sitecustomize", "tensorflow")
 
@@ -32,7 +32,7 @@ def test_processes_of_dims_own_import_nothing_from_there(trapped, tmp_path):
     with h5py.File(tmp_path / "w.h5", "w") as file:
         file["a"] = [1, 2]
     Image.new("RGB", (9, 9)).save(tmp_path / "photo.png")
-    hdf5.require_whole(str(tmp_path / "w.h5"))
+    hdf5_check.require_whole(str(tmp_path / "w.h5"))
     assert isolated.decode((tmp_path / "photo.png").read_bytes(), 32, "squash").pixels.shape == (32, 32, 3)
     assert not trapped.exists()
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dim.app.placement import Node
+from dim.app.worker_placement import Node
 from dim.errors import UserError
 from dim.extract import store
 from dim.extract.identity import Embedding

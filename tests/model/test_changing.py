@@ -63,7 +63,7 @@ def test_model_json_that_is_replaced_while_the_weights_are_read(model, monkeypat
 
 
 def test_a_whitening_that_is_replaced_after_it_was_hashed_is_not_applied(tmp_path, monkeypatch):
-    monkeypatch.setattr("dim.app.placement.gpus_per_worker", lambda _: 0)
+    monkeypatch.setattr("dim.app.worker_placement.gpus_per_worker", lambda _: 0)
     ones, path = np.ones(512, np.float32), str(tmp_path / "w.npz")
 
     def fitted(scale):

@@ -11,7 +11,7 @@ import pytest
 
 from dim.errors import UserError
 from dim.io import seal
-from dim.model import hdf5, spec, weights
+from dim.model import hdf5_check, spec, weights
 
 KERNEL = np.arange(12, dtype=np.float32).reshape(3, 4)
 
@@ -204,7 +204,7 @@ def test_h5_that_is_broken(tmp_path, name):
     ("place", "value", "how"), [(857, 255, r"killed the process \(SIGSEGV\)"), (2072, 0, "took longer than 5 s")]
 )
 def test_h5_of_which_one_byte_makes_hdf5_crash_or_hang(tmp_path, place, value, how, monkeypatch):
-    monkeypatch.setattr(hdf5, "SECONDS", 5.0)
+    monkeypatch.setattr(hdf5_check, "SECONDS", 5.0)
     path = tmp_path / "w.h5"
     legacy(path)
     content = bytearray(path.read_bytes())

@@ -9,7 +9,7 @@ from dim.errors import GateNotMet, UserError
 from dim.evaluate.comparison import Comparison
 from dim.evaluate.significance import MeanDifference
 from dim.io import files, tables
-from dim.nightly import measurement, state
+from dim.nightly import kept_collections, measurement
 from dim.nightly.config import Measurement
 from dim.nightly.measurement import NightlyResult
 
@@ -153,16 +153,16 @@ def test_a_model_that_a_killed_night_half_kept_is_kept_anew(night, photos, embed
 def test_a_model_that_changes_while_it_is_kept_makes_no_night(night, embedded, tmp_path, monkeypatch, write_model):
     model = tmp_path / "model"
     write_model(model, "gem", 1)
-    keep = state.keep_network
+    keep = kept_collections.keep_network
 
     def late(*asked):
         write_model(model, "gem", 2)
         keep(*asked)
 
-    monkeypatch.setattr(state, "keep_network", late)
+    monkeypatch.setattr(kept_collections, "keep_network", late)
     with pytest.raises(UserError, match="were made by different embeddings: weights"):
         night("2020-01-01", model=str(model), weights=None)
-    monkeypatch.setattr(state, "keep_network", keep)
+    monkeypatch.setattr(kept_collections, "keep_network", keep)
     write_model(model, "gem", 1)
     assert night("2020-01-01", model=str(model), weights=None)["accepted"]
 

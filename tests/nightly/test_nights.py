@@ -8,7 +8,7 @@ import pytest
 
 from dim.errors import GateNotMet, JobFailed, UserError
 from dim.io import files, tables
-from dim.nightly import measurement, state
+from dim.nightly import kept_collections, measurement
 from dim.nightly.config import Measurement
 from dim.nightly.history import NightlyHistory, NightRow
 
@@ -223,13 +223,13 @@ def test_a_model_that_changes_between_two_collections(night, photos, embedded, t
         Measurement(name=name, manifest=manifest, split="test")
         for name, manifest in (("shelf", photos.manifest), ("more", str(other)))
     )
-    refresh = state.refresh
+    refresh = kept_collections.refresh
 
     def changing(config, model, manifest):  # what a training run writes meanwhile
         return refresh(config, WORSE if manifest == str(other) else model, manifest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(state, "refresh", changing)
+        patch.setattr(kept_collections, "refresh", changing)
         with pytest.raises(UserError, match=r"'vgg16-gem' and 'vgg16-gem, as it is now' were made by different"):
             night("2020-01-01", evaluations=measured)
     assert not (tmp_path / "nightly" / "nights" / "2020-01-01" / "night.json").exists()

@@ -18,8 +18,8 @@ from dim.search import queries
 from dim.search.build_index import build
 from dim.search.config import IndexConfig, SearchConfig
 from dim.search.database import Retrieval, from_array
+from dim.search.expansion_methods import METHODS, apply
 from dim.search.job import search
-from dim.search.methods import METHODS, apply
 
 RANDOM = np.random.default_rng(0)
 IDS = [f"p{number:02d}" for number in RANDOM.permutation(60)]

@@ -10,7 +10,7 @@ from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator impor
 from ray.train import ScalingConfig
 from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
 
-from dim.app.placement import Node
+from dim.app.worker_placement import Node
 from dim.train import failures
 
 

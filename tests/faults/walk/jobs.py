@@ -14,7 +14,7 @@ import pyarrow as pa
 import ray
 from PIL import Image
 
-from dim.app import cluster, output
+from dim.app import cluster, output_folder
 from dim.audit.config import AuditConfig
 from dim.audit.job import audit
 from dim.data import ground_truth, manifest
@@ -186,11 +186,11 @@ def read(job, root, out):
 
 def _sealed(_, out):
     """The files of a folder, all of which belong to it. (No job reads what these jobs leave.)"""
-    if output.record_of(out) is None:
+    if output_folder.record_of(out) is None:
         raise UserError(f"{out!r} is no output of a job")
-    sealed = output.verified_seal(out)
+    sealed = output_folder.verified_seal(out)
     found = {str(path.relative_to(out)) for path in Path(out).rglob("*") if path.is_file() and path.suffix != ".tmp"}
-    assert sealed and found - {".lock", output.RECORD, output.RESULT} == sealed.keys(), (found, sealed)
+    assert sealed and found - {".lock", output_folder.RECORD, output_folder.RESULT} == sealed.keys(), (found, sealed)
     return {name: _sha256(f"{out}/{name}") for name in sorted(sealed) if not name.endswith(".html")}
 
 
@@ -241,9 +241,9 @@ def _nights(_, out):
     rows = tables.read(f"{out}/history.csv").to_pylist()
     for row in rows:
         night = f"{out}/nights/{row['date']}"
-        output.verified_seal(f"{night}/shelf")
+        output_folder.verified_seal(f"{night}/shelf")
         assert files.read_json(f"{night}/shelf/metrics.json")["map"] == float(row["map"])
-    output.finished_record(out)
+    output_folder.finished_record(out)
     return [(row["date"], row["status"], row["map"]) for row in rows]
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from dim.app import output
+from dim.app import output_folder
 from dim.errors import UserError
 from dim.io import files, seal
 from dim.io.seal import Facts, Seal
@@ -77,7 +77,7 @@ def belonging(folder: str) -> list[Shard]:
     Raises UserError if the shards or their sizes differ from those in run.json, or if the job that writes the folder
     has not finished.
     """
-    listed = output.verified_seal(folder)
+    listed = output_folder.verified_seal(folder)
     present = [name for name in files.names(folder) if name.startswith(_PREFIX)]
     shards = [name.removesuffix(_SHARD) for name in present if name.endswith(_SHARD)]
     if listed is None:
@@ -88,7 +88,7 @@ def belonging(folder: str) -> list[Shard]:
         if strange := sorted({*shards} - facts.keys()):
             uri = files.join(folder, f"{strange[0]}{_SHARD}")
             raise UserError(
-                f"{uri!r} is not one of the shards that {output.RECORD} lists; "
+                f"{uri!r} is not one of the shards that {output_folder.RECORD} lists; "
                 "remove it, or run the same extract.py again"
             )
     infos = files.infos([files.join(folder, f"{name}{_SHARD}") for name in facts])
@@ -102,12 +102,12 @@ def _of_statistics(folder: str, shards: list[str], statistics: list[str]) -> dic
         missing = _STATISTICS if alone[0] in shards else _SHARD
         raise UserError(f"no file {files.join(folder, alone[0] + missing)!r}; run the same extract.py again")
     facts = _all_statistics(folder, shards)
-    counts = (output.record_of(folder) or {}).get("counts")
+    counts = (output_folder.record_of(folder) or {}).get("counts")
     images = counts.get("images") if isinstance(counts, dict) else None
     rows = sum(known.get("rows", 0) for known in facts.values())
     if images not in (None, rows):
         raise UserError(
-            f"{folder!r} has {rows} rows in its shards, and {images} images in its {output.RECORD}; run the same "
-            "extract.py again"
+            f"{folder!r} has {rows} rows in its shards, and {images} images in its {output_folder.RECORD}; run the "
+            "same extract.py again"
         )
     return facts

@@ -7,7 +7,7 @@ from dim.errors import JobFailed
 from dim.train.batches import ReplicaBatch
 from dim.train.feature_cache import FeatureCache
 from dim.train.features import Features
-from dim.train.fit_epoch import Fitting
+from dim.train.gradient_descent import Fitting
 from dim.train.training_set import TrainingPhotos
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from dim.app import output
+from dim.app import output_folder
 from dim.errors import JobFailed, UserError
 from dim.io import seal, tables
 
@@ -24,7 +24,7 @@ class Config:
 
 
 def open_as(job, folder, **extra):
-    return output.opened(str(folder), job, Config(), {"manifest": "m.csv"}, **extra)
+    return output_folder.opened(str(folder), job, Config(), {"manifest": "m.csv"}, **extra)
 
 
 def read(path):
@@ -42,7 +42,7 @@ def test_the_life_of_a_folder(tmp_path):
         assert out.path("a") == f"{folder}/a"
         assert not (folder / "result.json").exists()
         assert out.finish({"images": 7}) == {"images": 7}
-    record = output.record_of(str(folder))
+    record = output_folder.record_of(str(folder))
     assert record is not None and record["status"] == "done" and record["finished"]
     assert record["counts"] == read(folder / "result.json") == {"images": 7}
 
@@ -75,8 +75,8 @@ def test_a_dead_writers_lock_is_taken_over(tmp_path):
     program = f"""
 import os, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-import test_output
-with test_output.open_as("extract", {str(tmp_path / "out")!r}):
+import test_output_folder
+with test_output_folder.open_as("extract", {str(tmp_path / "out")!r}):
     print("writing", flush=True)
     sys.stdin.read()
 """
@@ -118,9 +118,9 @@ def test_how_a_job_ended_stands_in_the_folder(tmp_path, error, status, reason, a
     assert (record["status"], record["reason"]) == (status, reason)
     assert record["finished"] >= record["started"]
     with pytest.raises(UserError, match=r"was never finished; run audit\.py again"):
-        output.verified_seal(str(out))
+        output_folder.verified_seal(str(out))
     sealed(out, a_csv="1")
-    assert "reason" not in read(out / "run.json") and output.verified_seal(str(out))
+    assert "reason" not in read(out / "run.json") and output_folder.verified_seal(str(out))
 
 
 def test_a_job_whose_result_cannot_be_written_has_failed(tmp_path):
@@ -142,8 +142,8 @@ def test_a_job_that_was_killed_leaves_its_record_and_no_lock(tmp_path):
     program = f"""
 import os, signal, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-import test_output
-with test_output.open_as("audit", {str(tmp_path / "out")!r}):
+import test_output_folder
+with test_output_folder.open_as("audit", {str(tmp_path / "out")!r}):
     os.kill(os.getpid(), signal.SIGKILL)
 """
     subprocess.run([sys.executable, "-c", program], check=False)
@@ -170,7 +170,7 @@ def test_a_mistake_that_shows_late_leaves_an_output_as_it_was(tmp_path):
         again.path("a.csv")
         raise UserError("it takes no rows")
     assert {path: path.read_bytes() for path in out.iterdir() if path.name != ".lock"} == before
-    assert output.verified_seal(str(out))
+    assert output_folder.verified_seal(str(out))
 
 
 def test_a_mistake_over_what_is_not_sealed_leaves_it_as_it_was(tmp_path):
@@ -195,7 +195,7 @@ def test_a_mistake_that_shows_once_something_was_written_is_recorded(tmp_path, c
         raise UserError("late")
     assert read(out / "run.json").items() >= {"status": "failed", "reason": "late"}.items()
     with pytest.raises(UserError, match="was never finished"):
-        output.verified_seal(str(out))
+        output_folder.verified_seal(str(out))
 
 
 def test_a_mistake_deletes_nothing_but_its_own(tmp_path):
@@ -222,7 +222,7 @@ def test_a_mistake_deletes_nothing_but_its_own(tmp_path):
 def test_a_record_that_is_none(tmp_path, content, message):
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(UserError, match=message):
-        output.record_of(str(tmp_path))
+        output_folder.record_of(str(tmp_path))
     with pytest.raises(UserError, match=message):
         open_as("extract", tmp_path).__enter__()
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
@@ -233,7 +233,7 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     for out in ("file", "file/out"):
         with pytest.raises(UserError, match=f"cannot make the folder '.*{out}'"):
             open_as("extract", tmp_path / out).__enter__()
-    assert output.record_of(str(tmp_path / "none")) is None
+    assert output_folder.record_of(str(tmp_path / "none")) is None
 
 
 def test_a_lock_that_is_a_link_or_no_file(tmp_path):
@@ -260,7 +260,7 @@ def test_what_a_job_wrote_is_sealed(tmp_path):
     sealed(out, a_csv="1", b_csv="22")
     tables.write(str(out / "c.parquet"), pa.table({"x": [1, 2, 3]}))
     (out / "notes").write_text("a person's")
-    found = output.verified_seal(str(out))
+    found = output_folder.verified_seal(str(out))
     assert found == read(out / "run.json")["files"] and found is not None
     assert {name: facts["bytes"] for name, facts in found.items()} == {"a.csv": 1, "b.csv": 2}
     assert found["a.csv"]["sha256"] == hashlib.sha256(b"1").hexdigest()
@@ -268,14 +268,18 @@ def test_what_a_job_wrote_is_sealed(tmp_path):
         again.path("c.parquet")
         again.path("never written")
         again.finish({})
-    assert output.verified_seal(str(out)) == {"c.parquet": seal.create(str(out), ["c.parquet"], {})["c.parquet"]}
+    assert output_folder.verified_seal(str(out)) == {"c.parquet": seal.create(str(out), ["c.parquet"], {})["c.parquet"]}
     assert read(out / "run.json")["files"]["c.parquet"]["rows"] == 3
 
 
 def test_a_folder_that_was_copied_is_whole(tmp_path):
     sealed(tmp_path / "out", a_csv="1", b_csv="22")
     shutil.copytree(tmp_path / "out", tmp_path / "copy", copy_function=shutil.copyfile)
-    assert output.verified_seal(str(tmp_path / "copy")) == output.verified_seal(str(tmp_path / "out")) is not None
+    assert (
+        output_folder.verified_seal(str(tmp_path / "copy"))
+        == output_folder.verified_seal(str(tmp_path / "out"))
+        is not None
+    )
 
 
 def test_a_folder_that_lost_a_file_or_has_another_is_not_whole(tmp_path):
@@ -285,14 +289,14 @@ def test_a_folder_that_lost_a_file_or_has_another_is_not_whole(tmp_path):
     with pytest.raises(
         UserError, match=r"b\.csv' is not the file that its run\.json describes; make it again with audit"
     ):
-        output.verified_seal(str(out))
+        output_folder.verified_seal(str(out))
     (out / "b.csv").unlink()
     with pytest.raises(
         UserError, match=r"no file '.*b\.csv'; make it again with audit\.py, or copy the folder as a whole"
     ):
-        output.verified_seal(str(out))
+        output_folder.verified_seal(str(out))
     with open_as("audit", out), pytest.raises(UserError, match=r"was never finished; run audit\.py again"):
-        output.verified_seal(str(out))
+        output_folder.verified_seal(str(out))
 
 
 def test_a_file_of_the_run_before_goes_once_the_next_is_whole(tmp_path):

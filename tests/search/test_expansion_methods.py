@@ -10,7 +10,7 @@ from dim.errors import UserError
 from dim.search import exact, reranking
 from dim.search.database import Exact, Retrieval, from_array
 from dim.search.exact import QUERIES, Part
-from dim.search.methods import METHODS, apply, check
+from dim.search.expansion_methods import METHODS, apply, check
 
 
 def unit(vectors):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
-from dim.app import output
+from dim.app import output_folder
 from dim.errors import UserError
 from dim.extract import identity, store
 from dim.extract import job as extraction
@@ -100,7 +100,7 @@ def _index(collection: Collection, factory: str) -> None:
 
 def _is_whole(index: str) -> bool:
     try:
-        return bool(output.verified_seal(index)) or files.exists(files.join(index, output.RESULT))
+        return bool(output_folder.verified_seal(index)) or files.exists(files.join(index, output_folder.RESULT))
     except UserError:  # damaged or unfinished: build it again
         return False
 

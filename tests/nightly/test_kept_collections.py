@@ -8,7 +8,7 @@ import pytest
 from dim.errors import GateNotMet, JobFailed
 from dim.extract import pipeline, store
 from dim.io import files
-from dim.nightly import job, state
+from dim.nightly import job, kept_collections
 from dim.nightly.config import Measurement
 
 GOOD, FAIR, WORSE = "vgg16-gem", "vgg16-spoc", "vgg16-mac"
@@ -131,8 +131,8 @@ def test_photos_that_only_one_network_has_are_said_to_be_a_difference(night, pho
 def test_two_evaluations_of_one_manifest_ask_for_its_photos_once_a_network(night, photos, embedded, monkeypatch):
     pair = tuple(Measurement(name=name, manifest=photos.manifest, significance=0.0) for name in ("all", "again"))
     night("2020-01-01", model=GOOD, evaluations=pair)
-    extract, asked = state.extract, []
-    monkeypatch.setattr(state, "extract", lambda *given: asked.append(given) or extract(*given))
+    extract, asked = kept_collections.extract, []
+    monkeypatch.setattr(kept_collections, "extract", lambda *given: asked.append(given) or extract(*given))
     figures = night("2020-01-02", model=FAIR, evaluations=pair)["evaluations"]
     assert len(asked) == 2
     assert figures["all"]["baseline_collection"] == figures["again"]["baseline_collection"]

@@ -8,8 +8,8 @@ import ray
 from hypothesis import given
 from hypothesis import strategies as some
 
-from dim.app import placement
-from dim.app.placement import Node
+from dim.app import worker_placement
+from dim.app.worker_placement import Node
 from dim.errors import UserError
 from dim.extract import resources
 
@@ -53,7 +53,7 @@ def made_up(monkeypatch):
 )
 def test_a_worker_has_the_share_for_which_there_is_room(made_up, nodes, workers, gpus, expected):
     made_up(*nodes)
-    assert placement.cpu_share(workers, gpus) == expected
+    assert worker_placement.cpu_share(workers, gpus) == expected
 
 
 @pytest.mark.parametrize(
@@ -71,8 +71,8 @@ def test_a_worker_has_the_share_for_which_there_is_room(made_up, nodes, workers,
     ],
 )
 def test_a_worker_leaves_cpus_for_decoding(share, gpus, expected):
-    assert placement.worker_cpus(share, gpus) == expected
-    assert placement.threads(expected) == int(expected) + 1
+    assert worker_placement.worker_cpus(share, gpus) == expected
+    assert worker_placement.threads(expected) == int(expected) + 1
 
 
 def placed(nodes, workers, cpus, gpus):
@@ -94,10 +94,10 @@ clusters = some.dictionaries(sizes, some.integers(1, 3), min_size=1, max_size=3)
 @given(clusters, some.integers(1, 6), some.sampled_from([0, 0.5, 1]))
 def test_a_share_is_the_largest_with_which_all_that_can_find_room(nodes, workers, gpus):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(placement, "known_nodes", lambda: nodes)
-        share = placement.cpu_share(workers, gpus)
+        patch.setattr(worker_placement, "known_nodes", lambda: nodes)
+        share = worker_placement.cpu_share(workers, gpus)
     most = placed(nodes, workers, 0, gpus)
-    assert placement.capacity(nodes, share, gpus) >= placed(nodes, workers, share, gpus)
+    assert worker_placement.capacity(nodes, share, gpus) >= placed(nodes, workers, share, gpus)
     if most == 0:
         return
     assert placed(nodes, workers, share, gpus) == most
@@ -106,23 +106,23 @@ def test_a_share_is_the_largest_with_which_all_that_can_find_room(nodes, workers
 
 @given(clusters, some.integers(1, 8), some.sampled_from([0.25, 1, 2.5]), some.sampled_from([0, 0.5, 1]))
 def test_room_is_what_is_found_one_after_another(nodes, workers, cpus, gpus):
-    assert min(workers, placement.capacity(nodes, cpus, gpus)) == placed(nodes, workers, cpus, gpus)
+    assert min(workers, worker_placement.capacity(nodes, cpus, gpus)) == placed(nodes, workers, cpus, gpus)
 
 
 def test_gpus_that_may_come_count(made_up):
     made_up(HEAD)
-    assert (placement.gpus_per_worker(None), placement.gpus_per_worker(0.5)) == (1, 0.5)
+    assert (worker_placement.gpus_per_worker(None), worker_placement.gpus_per_worker(0.5)) == (1, 0.5)
     made_up({"CPU": 4})
-    assert placement.gpus_per_worker(None) == 0
+    assert worker_placement.gpus_per_worker(None) == 0
     made_up({"CPU": 4, "autoscaled_16CPU": 2})
-    assert placement.gpus_per_worker(None) == 0
+    assert worker_placement.gpus_per_worker(None) == 0
 
 
 @pytest.mark.parametrize("name", ["autoscaled_gpus", "autoscaled_8CPU_GPU", "autoscaled_1GPU"])
 def test_nodes_that_may_come_are_said_in_known_words(made_up, name):
     made_up({"CPU": 0, name: 8})
     with pytest.raises(UserError, match=f"the head node has the resource '{name}', .* as in autoscaled_8CPU_1GPU"):
-        placement.known_nodes()
+        worker_placement.known_nodes()
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_nodes_that_may_come_are_said_in_known_words(made_up, name):
 def test_what_has_to_wait_is_said(made_up, caplog, nodes, workers, said):
     made_up(*nodes)
     with caplog.at_level(logging.INFO, "dim"):
-        placement.require_room("trainer", workers, 7, 1)
+        worker_placement.require_room("trainer", workers, 7, 1)
     assert caplog.messages == ([said] if said else [])
 
 
@@ -154,7 +154,7 @@ def test_what_can_never_be_is_refused(made_up, nodes):
     made_up(*nodes)
     said = r"^--gpus-per-worker 2: no node that this cluster has or may start has so many .* \(1 GPU and 8 CPUs.*\)"
     with pytest.raises(UserError, match=said):
-        placement.require_room("trainer", 1, 7, 2)
+        worker_placement.require_room("trainer", 1, 7, 2)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_what_can_never_be_is_refused(made_up, nodes):
 )
 def test_tasks_follow_the_work_and_the_cpus(made_up, nodes, units, expected):
     made_up(*nodes)
-    assert placement.task_count(units, worth=10) == expected
+    assert worker_placement.task_count(units, worth=10) == expected
 
 
 @pytest.fixture
@@ -218,5 +218,5 @@ def test_auto_precision_depends_on_no_single_node(made_up, old, nodes, asked, ex
 
 def test_a_node_that_lives_counts_once(made_up):
     made_up(HEAD, GPU_NODE, {"CPU": 4})
-    assert placement.known_nodes() == {Node(8, 1): 8, Node(16, 0): 10, Node(4, 0): 1}
-    assert placement.live_nodes() == {Node(8, 1): 1, Node(4, 0): 1}
+    assert worker_placement.known_nodes() == {Node(8, 1): 8, Node(16, 0): 10, Node(4, 0): 1}
+    assert worker_placement.live_nodes() == {Node(8, 1): 1, Node(4, 0): 1}

@@ -1,4 +1,7 @@
-"""Fits the network to mined triplets for one epoch. All workers take each step together, on parts of one batch."""
+"""Fits the network to mined triplets: the gradient descent of one epoch, which `train.loop` calls.
+
+All workers take each step together, on parts of one batch.
+"""
 
 import math
 from collections.abc import Iterator
