@@ -147,7 +147,7 @@ def shortest_list(task: RetrievalTask, queries: Descriptors, database: Evaluated
 
 
 def informative_metrics(task: RetrievalTask, n_listed: int) -> dict[str, Metric]:
-    """The protocol's metrics without those that cover the whole list of `n_listed` photos."""
+    """The metrics of the protocol that a descriptor can change, with `n_listed` photos in each list (`covers_list`)."""
     return {name: metric for name, metric in task.protocol.metrics.items() if not covers_list(name, n_listed)}
 
 
@@ -188,9 +188,9 @@ def classification_reports(labels: Sequence[str], nearest: Sequence[Sequence[str
     """Two classification reports of scikit-learn: precision, recall and F1 of each label.
 
     `labels` has the label of each query, and `nearest` has a list of labels per query, those of the nearest photos. The
-    report `top_1` takes the label of the nearest photo as the prediction. The report `top_k` counts a prediction as
-    right if any of the nearest photos has the query's label, so its figures are too high. Else it takes the label of
-    the nearest photo, too. dim's predecessor reported `top_k`.
+    report `top_1` takes the label of the nearest photo as the prediction. The report `top_k` takes the
+    query's own label if any of the nearest photos has it, and otherwise also the label of the nearest photo. Its
+    figures are therefore too high. dim's predecessor reported `top_k`.
     """
     first = [next(iter(found), None) or NO_LABEL for found in nearest]
     any_of = [label if label in found else top for label, found, top in zip(labels, nearest, first, strict=True)]

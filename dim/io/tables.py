@@ -183,7 +183,7 @@ def _require_plausible(rows: int, expanded: int, size: int) -> None:
 
 
 def _text_bytes(values: pa.Array) -> int:
-    """The bytes of text that `values` would have if each cell had its own copy of the text in its dictionary."""
+    """The bytes of text in `values` after decoding its dictionaries, when each cell has its own copy of its text."""
     if pa.types.is_dictionary(values.type):
         return pc.sum(pc.binary_length(values.dictionary).cast(pa.int64()).take(values.indices)).as_py() or 0
     if pa.types.is_struct(values.type):

@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 from threadpoolctl import threadpool_limits
 
 GRID = 2.0**26  # grid points per unit: components are rounded to multiples of 1 / GRID
-CELLS = 2**25  # the limit of scores that `scores` holds in memory, 8 bytes per score
+CELLS = 2**25  # the function `scores` holds at most this many scores in memory, 8 bytes each
 QUERIES = 1024  # queries searched in one pass over the database
 COLUMNS = 4096  # database rows per block; the float32 products of a block and 1024 queries take 16 MiB
 THREADS = 16  # most threads of a search
@@ -44,8 +44,8 @@ class Part:
 def scores(queries: np.ndarray, database: Iterable[np.ndarray], size: int, cells: int = CELLS) -> Iterator[np.ndarray]:
     """Yields one array per query: the exact scores (inner products) of all database rows, float64 (N,).
 
-    `queries` (Q, D) are L2-normalised. `database` yields all N = `size` rows in blocks (n, D) of any sizes. To
-    hold at most `cells` scores in memory, it is iterated once for each `cells` // N queries, or each single query.
+    `queries` (Q, D) are L2-normalised. `database` yields all N = `size` rows in blocks (n, D) of any sizes. Each
+    pass over `database` serves `cells` // N queries, or one query if N is larger than `cells`. This limits the memory.
     """
     step = max(1, cells // max(1, size))
     for start in range(0, len(queries), step):
@@ -147,8 +147,8 @@ class _BestRows:
         self.scores = np.full((len(queries), count), -np.inf)
         # A float32 inner product of D terms, summed in any order, errs by at most D·u·‖x‖‖y‖ to first order, u = 2⁻²⁴
         # (Higham, Accuracy and Stability of Numerical Algorithms, eq. 3.5). The norm of
-        # a row is at most 1.01, and 1.05 is above 1.01². `on_grid` moves a query and a row by at most √D·2⁻²⁷ each, and
-        # the second term allows twice that. The last term covers the rounding of the thresholds to float32.
+        # a row is at most 1.01, and 1.05 is above 1.01². `on_grid` moves a query and a row by at most √D·2⁻²⁷ each, so
+        # √D·2⁻²⁵ is twice their sum. The last term covers the rounding of the thresholds to float32.
         dimension = queries.shape[1]
         self._tolerance = 1.05 * dimension * 2.0**-24 + dimension**0.5 * 2.0**-25 + 2.0**-22
 
