@@ -77,8 +77,8 @@ class HereNow:
 @pytest.mark.parametrize(("beside", "asked"), [(False, [4, 1]), (True, [0.01, 0.01])])
 def test_no_task_may_go_to_a_node_without_cpus(photos, monkeypatch, beside, asked):
     monkeypatch.setattr(mining, "ray", here := HereNow())
-    monkeypatch.setattr(mining.placement, "live_nodes", lambda: Counter({Node(4.0, 0.0): 1, Node(2.0, 0.0): 1}))
-    monkeypatch.setattr(mining.placement.cluster, "autoscaled_nodes", list)
+    monkeypatch.setattr(mining.worker_placement, "live_nodes", lambda: Counter({Node(4.0, 0.0): 1, Node(2.0, 0.0): 1}))
+    monkeypatch.setattr(mining.worker_placement.cluster, "autoscaled_nodes", list)
     _, *data = photos
     assert mine(*data, Mining(candidates="Flat"), beside=beside).kept
     assert here.asked == asked

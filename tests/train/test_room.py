@@ -74,7 +74,9 @@ def test_what_another_job_uses_is_waited_for_as_ray_train_would_try_it(monkeypat
         return workers <= next(free)
 
     monkeypatch.setattr(failures, "_has_room", found)
-    monkeypatch.setattr(failures.placement, "live_nodes", lambda: Counter({Node(8.0, 0.0): 2, Node(0.0, 4.0): 1}))
+    monkeypatch.setattr(
+        failures.worker_placement, "live_nodes", lambda: Counter({Node(8.0, 0.0): 2, Node(0.0, 4.0): 1})
+    )
     assert wait(3, {"CPU": 7.0}) == ["waiting for room for 2 training workers; fewer --workers need less"]
     assert asked == [3, 2, 2, 2]
 
@@ -93,16 +95,18 @@ def tried(workers, each, nodes):
 
 
 def test_ray_train_tries_as_many_workers_as_the_nodes_hold_whoever_uses_them(monkeypatch):
-    monkeypatch.setattr(failures.placement, "live_nodes", lambda: Counter({Node(8.0, 1.0): 2}))
+    monkeypatch.setattr(failures.worker_placement, "live_nodes", lambda: Counter({Node(8.0, 1.0): 2}))
     each = {"CPU": 3.0, "GPU": 1.0}
     assert failures._asked_for(5, each) == tried(5, each, [{"CPU": 8.0, "GPU": 1.0}] * 2) == 2
 
 
 @pytest.mark.parametrize("cpus", [1.0, 2.0, 3.0])
 def test_ray_train_tries_all_workers_however_small_their_share(monkeypatch, cpus):
-    monkeypatch.setattr(failures.placement, "known_nodes", lambda: Counter({Node(cpus, 0.0): 2}))
+    monkeypatch.setattr(failures.worker_placement, "known_nodes", lambda: Counter({Node(cpus, 0.0): 2}))
     for workers in range(2, 13):
         each = {
-            "CPU": failures.rounded_cpus(failures.placement.worker_cpus(failures.placement.cpu_share(workers, 0), 0))
+            "CPU": failures.rounded_cpus(
+                failures.worker_placement.worker_cpus(failures.worker_placement.cpu_share(workers, 0), 0)
+            )
         }
         assert tried(workers, each, [{"CPU": cpus}] * 2) == workers
