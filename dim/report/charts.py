@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from dim.report.page import Html, element
 
 WIDTH, HEIGHT = 360, 230
-LEFT, RIGHT, TOP, FLOOR = 48, 12, 8, HEIGHT - 40
+LEFT, RIGHT, TOP, FLOOR = 60, 12, 8, HEIGHT - 40
 _DASHES = ("none", "7 4", "2 3", "9 3 2 3")  # stroke-dasharray of successive lines, which also differ in colour
 
 
