@@ -28,8 +28,9 @@ import pytest
 from dim.app import logs, output_folder
 from dim.app.config import read_yaml
 from dim.data import ground_truth, manifest, photos
-from dim.data.decode import DecodeError, decode
+from dim.data.decode import decode
 from dim.data.import_job import IMPORTERS
+from dim.data.limits import DecodeError
 from dim.errors import UserError
 from dim.extract import identity
 from dim.extract.config import ExtractConfig

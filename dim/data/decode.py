@@ -23,8 +23,6 @@ from dim.data.config import Resize
 from dim.data.formats import OpenedPhoto
 from dim.data.limits import LIMITS, DecodeError, Limits, allowance, check_size
 
-__all__ = ["Box", "DecodeError", "Decoded", "Undecoded", "check_header", "decode", "output_size", "prepared"]
-
 Box = tuple[float, float, float, float]  # (x1, y1, x2, y2) in pixels
 
 MIN_SIDE = 32  # pixels; VGG16 halves the sides of a photo five times

@@ -18,6 +18,7 @@ from dim.evaluate.config import EvaluateConfig
 from dim.evaluate.descriptor_sets import DescriptorSet
 from dim.evaluate.evaluation import QueryResult
 from dim.evaluate.protocols import NOT_LISTED, PROTOCOLS, RetrievalTask, read_task
+from dim.extract import identity
 from dim.io import files, seal, tables
 from dim.report import evaluation as evaluation_report
 from dim.report import parts
@@ -150,7 +151,7 @@ def _log_lines(metrics: dict[str, Any]) -> list[str]:
         *(f"{level}: {_in_words(metrics[level])}" for level in protocol.levels),
         f"{metrics['n_queries']} queries in {metrics['n_database']} photos; not readable: "
         f"{metrics['unreadable_queries']} queries, {metrics['unreadable_database']} of the database",
-        f"{embedding['backbone']}-{embedding['pooling']}@{embedding['layer']}, {embedding['image_size']} px "
+        f"{identity.network_name(embedding)}, {embedding['image_size']} px "
         f"{embedding['resize']}, scales {scales}, preprocessing {embedding['preprocessing']}, {embedding['precision']}",
         "; ".join(whitenings) or "not whitened",
         *(["after the search: " + "; ".join(steps)] if steps else []),

@@ -93,6 +93,11 @@ def _typed(field: Field[Any], value: Any) -> Any:
     return tuple(value) if field.name == "scales" else value
 
 
+def network_name(embedding: dict[str, Any]) -> str:
+    """The name of the network in an `Embedding.as_json`, such as vgg16-gem@block5_pool."""
+    return f"{embedding['backbone']}-{embedding['pooling']}@{embedding['layer']}"
+
+
 def of_folder(folder: str) -> Embedding:
     """The embedding of the descriptors or the index in `folder`, from its run.json.
 

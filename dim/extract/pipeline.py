@@ -20,8 +20,8 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 from dim.app import cluster
 from dim.data import isolated, photos
 from dim.data.config import Resize
-from dim.data.decode import Decoded, DecodeError
-from dim.data.limits import Limits
+from dim.data.decode import Decoded
+from dim.data.limits import DecodeError, Limits
 from dim.errors import JobFailed
 from dim.extract import store
 from dim.extract.embedder import Embedder, Recipe, set_up_tensorflow

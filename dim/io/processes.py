@@ -19,7 +19,7 @@ def command(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-P", "-m", module, *arguments]
 
 
-def start(module: str, stderr: int | IO[bytes]) -> "subprocess.Popen[bytes]":
+def start(module: str, stderr: int | IO[bytes] | None) -> "subprocess.Popen[bytes]":
     """Starts `module`, which reads requests from stdin and answers on stdout. The caller has to end the process."""
     return subprocess.Popen(
         command(module),

@@ -6,7 +6,6 @@ the last accepted network can extract photos that were added later, so that it i
 same photos. A copy of VGG16 has 60 MB.
 """
 
-import hashlib
 import logging
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
@@ -18,7 +17,7 @@ from dim.extract import identity, store
 from dim.extract import job as extraction
 from dim.extract.config import ExtractConfig, Extraction
 from dim.extract.identity import Embedding
-from dim.io import files, local_copies
+from dim.io import files, local_copies, seal
 from dim.model import spec
 from dim.nightly.config import NightlyConfig
 from dim.search import build_index
@@ -69,18 +68,14 @@ def extract(out: str, network: ExtractConfig) -> Collection:
     The index of the collection isn't updated. Ray must be running.
     """
     embedding = extraction.embedding_of(extraction.recipe_of(network, network.source(network.model)))
-    of_manifest = f"{PurePosixPath(network.manifest).stem}-{_sha256(files.absolute(network.manifest))[:8]}"
+    of_manifest = f"{PurePosixPath(network.manifest).stem}-{seal.sha256(files.absolute(network.manifest).encode())[:8]}"
     folder = files.join(out, f"{ROOT}/{of_manifest}/{embedding.id[:16]}")
     descriptors = files.join(folder, DESCRIPTORS)
     local_copies.sweep(folder)
     counts = extraction.extract(replace(network, out=descriptors))
     identity.require_equal(embedding, network.model, identity.of_folder(descriptors), f"{network.model}, as it is now")
     keep_network(folder, network, embedding)
-    return Collection(folder, embedding, _sha256("\n".join(store.shards(descriptors))), counts)
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+    return Collection(folder, embedding, seal.sha256("\n".join(store.shards(descriptors)).encode()), counts)
 
 
 def current_folder(out: str, recorded: str) -> str:

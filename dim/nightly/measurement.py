@@ -10,7 +10,6 @@ An evaluation measures each network at most once per night.
 """
 
 import dataclasses
-import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -141,7 +140,7 @@ def _note(asked: Measurement, result: NightlyResult, row: dict[str, Any]) -> str
 
 def digest(value: Any) -> str:
     """A sha256 of a JSON value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+    return seal.sha256(json.dumps(value, sort_keys=True).encode())
 
 
 def _key(asked: Measurement, collection: Collection, other: Collection | None) -> str:

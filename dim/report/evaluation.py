@@ -20,6 +20,7 @@ from dim.evaluate.config import EvaluateConfig
 from dim.evaluate.descriptor_sets import DescriptorSet
 from dim.evaluate.evaluation import QueryResult
 from dim.evaluate.protocols import PROTOCOLS, RetrievalTask
+from dim.extract import identity
 from dim.report import charts, gallery, parts
 from dim.report.charts import Axis, Bars, Line
 from dim.report.gallery import Gallery, figures, settings
@@ -99,7 +100,7 @@ def _page(
 
 
 def _summary(config: EvaluateConfig, measured: Measured) -> list[str]:
-    network = gallery.network(measured.metrics["embedding"])
+    network = identity.network_name(measured.metrics["embedding"])
     source, photos = user_text(measured.source.name), user_text(config.manifest)
     return [source, f" ({network}) on ", photos, f", protocol {config.protocol}"]
 

@@ -13,6 +13,7 @@ from dim.evaluate.config import EvaluateConfig
 from dim.evaluate.descriptor_sets import DescriptorSet
 from dim.evaluate.evaluation import Hit, QueryResult
 from dim.evaluate.protocols import PROTOCOLS, RetrievalTask
+from dim.extract import identity
 from dim.report import parts, photo_map
 from dim.report.page import Html, Page, PagePhoto, PagePhotos
 from dim.report.parts import Card
@@ -109,11 +110,6 @@ def figures(metrics: dict[str, Any]) -> dict[str, tuple[str, str]]:
     return shown | {"Queries": (f"{metrics['n_queries']:,}", f"in {metrics['n_database']:,} photos")}
 
 
-def network(embedding: dict[str, Any]) -> str:
-    """The network of an embedding in metrics.json, such as vgg16-gem@block5_pool."""
-    return f"{embedding['backbone']}-{embedding['pooling']}@{embedding['layer']}"
-
-
 def settings(config: EvaluateConfig, metrics: dict[str, Any]) -> dict[str, str]:
     """The settings of metrics.json for `parts.facts`."""
     embedding = metrics["embedding"]
@@ -128,7 +124,7 @@ def settings(config: EvaluateConfig, metrics: dict[str, Any]) -> dict[str, str]:
         "Database from": (metrics["database_split"] or "all rows") + distractors,
         "Query's own photo": "in its list" if metrics["query_in_database"] else "not in its list",
         "Not readable": f"{metrics['unreadable_queries']} queries, {metrics['unreadable_database']} of the database",
-        "Network": network(embedding),
+        "Network": identity.network_name(embedding),
         "Photos": f"{embedding['image_size']} px {embedding['resize']}, {embedding['preprocessing']}",
         "Scales": ", ".join(f"{scale:g}" for scale in embedding["scales"]),
         "Whitening": "; ".join(whitenings) or "none",

@@ -23,7 +23,8 @@ from PIL import Image
 import dim
 from dim.app.progress import Progress
 from dim.data import isolated, photos
-from dim.data.decode import Box, DecodeError
+from dim.data.decode import Box
+from dim.data.limits import DecodeError
 from dim.errors import UserError
 from dim.io import files, uris
 

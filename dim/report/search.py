@@ -89,7 +89,7 @@ def _settings(config: SearchConfig, asked: Queries, found: SearchTarget) -> dict
         or "none",
         "Searched": f"{config.index}, {len(found.ids):,} photos",
         "Search": "exact" if isinstance(found.database, Exact) else f"approximate, {config.parameters or 'as built'}",
-        "Network": f"{embedding.backbone}-{embedding.pooling}@{embedding.layer}, {embedding.image_size} px",
+        "Network": f"{identity.network_name(embedding.as_json())}, {embedding.image_size} px",
         "After the search": ", ".join(config.expansion) or "nothing",
     }
 

@@ -12,7 +12,8 @@ PROGRAM = """
     import json, os, sys
     from pathlib import Path
     from PIL import Image
-    from dim.data.decode import DecodeError, decode, prepared
+    from dim.data.decode import decode, prepared
+    from dim.data.limits import DecodeError
 
     Image.init()  # or the libraries would count
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from dim.data.decode import DecodeError, check_header, decode, output_size
-from dim.data.limits import Limits
+from dim.data.decode import check_header, decode, output_size
+from dim.data.limits import DecodeError, Limits
 
 RANDOM = np.random.default_rng(0)
 COLOURS = RANDOM.integers(0, 256, (40, 60, 3), dtype=np.uint8)  # 60 wide, 40 high

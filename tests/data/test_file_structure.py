@@ -11,8 +11,8 @@ import pyvips
 import tiffs
 from PIL import Image, UnidentifiedImageError
 
-from dim.data.decode import DecodeError, check_header, decode
-from dim.data.limits import Limits, of_megapixels
+from dim.data.decode import check_header, decode
+from dim.data.limits import DecodeError, Limits, of_megapixels
 from dim.errors import UserError
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)

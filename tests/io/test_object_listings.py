@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import subprocess
 import time
 from collections import Counter
 
@@ -109,12 +108,7 @@ def test_a_listing_that_fails_is_done_without(s3, few, monkeypatch, said):
 
 
 def test_the_process_that_lists_ends_well_when_it_is_done():
-    with subprocess.Popen(
-        processes.command(object_listings.__name__),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=processes.child_environment(),
-    ) as process:
+    with processes.start(object_listings.__name__, None) as process:
         process.stdin.write(json.dumps({"folders": [], "uris": []}).encode() + b"\n")
         process.stdin.flush()
         assert (process.wait(), process.stdout.read()) == (0, b"")
@@ -123,12 +117,7 @@ def test_the_process_that_lists_ends_well_when_it_is_done():
 def test_the_process_that_lists_ends_with_its_parent(s3, few):
     bucket = s3.bucket("orphan")
     s3.faults(latency=5)
-    with subprocess.Popen(
-        processes.command(object_listings.__name__),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=processes.child_environment(),
-    ) as process:
+    with processes.start(object_listings.__name__, None) as process:
         process.stdin.write(json.dumps({"folders": [f"{bucket}/a"], "uris": [f"{bucket}/a/b"]}).encode() + b"\n")
         process.stdin.flush()
         time.sleep(0.5)

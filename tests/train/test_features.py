@@ -7,7 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from dim.data.decode import DecodeError, decode
+from dim.data.decode import decode
+from dim.data.limits import DecodeError
 from dim.train.augmentation import Augmentation, CachedViews, FreshViews
 from dim.train.feature_cache import FeatureCache
 from dim.train.features import Features
