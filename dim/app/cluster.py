@@ -1,7 +1,7 @@
 """The Ray cluster of a job: the cluster at RAY_ADDRESS or, if that is not set, a local Ray that ends with the job.
 
-`connected` joins or starts the cluster. Other functions tell which nodes the cluster has or may start, and whether all
-nodes can read the job's files.
+`connected` joins or starts the cluster, and `joined` only joins one. Other functions tell which nodes the cluster has
+or may start, and whether all nodes can read the job's files.
 """
 
 import contextlib
@@ -60,6 +60,16 @@ def connected() -> Iterator[None]:
             if isinstance(error.cause, UserError | JobFailed):  # Ray Data adds lines to the message
                 raise type(error.cause)(str(error.cause).partition("\n")[0]) from None
             raise
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[None]:
+    """Connects to the cluster at RAY_ADDRESS within the block, as `connected` does. If it is not set, does nothing.
+
+    This is for jobs that a single machine does faster in its own process (`dim.app.tasks`) than by a Ray of its own.
+    """
+    with contextlib.nullcontext() if is_local() else connected():
+        yield
 
 
 @contextlib.contextmanager

@@ -26,10 +26,10 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 from PIL import Image
 
+from dim.app import memory
 from dim.data import file_structure
 from dim.data.limits import ALPHA, BESIDE, FILE
 from dim.io import scratch
@@ -82,8 +82,6 @@ def _library(image: Image.Image, area: int) -> int:
 
 SMALL = 2**28  # bytes; a photo that needs at most this much memory does not wait
 SECONDS = 0.02  # seconds between two tries to get a turn
-# The files that hold the memory limit of a container: of cgroup 2, and of cgroup 1.
-_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 @contextlib.contextmanager
@@ -96,20 +94,11 @@ def turn(needed: int, most: int) -> Iterator[None]:
     if needed <= SMALL:
         yield
         return
-    lock = _taken(max(1, min(memory() // 2 // most, os.cpu_count() or 1)))
+    lock = _taken(max(1, min(memory.machine() // 2 // most, os.cpu_count() or 1)))
     try:
         yield
     finally:
         os.close(lock)
-
-
-def memory() -> int:
-    """Returns the bytes of memory of this machine, or the limit of its container if that is lower."""
-    found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for path in map(Path, _LIMITS):
-        with contextlib.suppress(OSError, ValueError):  # there is no such file, or it says "max"
-            found = min(found, int(path.read_text()))
-    return found
 
 
 def _taken(turns: int) -> int:

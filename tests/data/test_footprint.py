@@ -15,6 +15,7 @@ import pytest
 import tifffile
 from PIL import Image, ImageCms
 
+from dim.app import memory
 from dim.data import footprint
 from dim.data.decode import check_header, decode, prepared
 from dim.data.footprint import SMALL, turn
@@ -216,16 +217,16 @@ def at_once(needed, most, count=6):
 
 
 @pytest.mark.usefixtures("own_turns")
-@pytest.mark.parametrize(("memory", "cores", "expected"), [(64, 8, 4), (64, 2, 2), (4, 8, 1)])
-def test_as_many_as_half_the_memory_and_the_cores_allow(monkeypatch, memory, cores, expected):
-    monkeypatch.setattr(footprint, "memory", lambda: memory * SMALL)
+@pytest.mark.parametrize(("size", "cores", "expected"), [(64, 8, 4), (64, 2, 2), (4, 8, 1)])
+def test_as_many_as_half_the_memory_and_the_cores_allow(monkeypatch, size, cores, expected):
+    monkeypatch.setattr(memory, "machine", lambda: size * SMALL)
     monkeypatch.setattr(footprint.os, "cpu_count", lambda: cores)
     assert at_once(SMALL + 1, 8 * SMALL) <= expected
 
 
 @pytest.mark.usefixtures("own_turns")
 def test_small_photos_wait_for_nobody(monkeypatch):
-    monkeypatch.setattr(footprint, "memory", lambda: 1)
+    monkeypatch.setattr(memory, "machine", lambda: 1)
     with turn(SMALL + 1, 8 * SMALL):
         for _ in range(3):
             with turn(SMALL, 8 * SMALL):
@@ -234,11 +235,12 @@ def test_small_photos_wait_for_nobody(monkeypatch):
 
 @pytest.mark.usefixtures("own_turns")
 def test_other_processes_count_until_they_die(monkeypatch):
-    monkeypatch.setattr(footprint, "memory", lambda: 1)
+    monkeypatch.setattr(memory, "machine", lambda: 1)
     program = f"""if True:
         import time
+        from dim.app import memory
         from dim.data import footprint
-        footprint.memory = lambda: 1
+        memory.machine = lambda: 1
         with footprint.turn({SMALL + 1}, 1):
             print("mine", flush=True)
             time.sleep(600)
@@ -255,9 +257,9 @@ def test_other_processes_count_until_they_die(monkeypatch):
 
 @pytest.mark.parametrize("text", ["1048576\n", "max\n"])
 def test_a_container_has_less_memory_than_its_machine(tmp_path, monkeypatch, text):
-    monkeypatch.setattr(footprint, "_LIMITS", (str(tmp_path / "none"),))
-    machine = footprint.memory()
+    monkeypatch.setattr(memory, "_LIMITS", (str(tmp_path / "none"),))
+    machine = memory.machine()
     assert machine > 2**28
     (tmp_path / "limit").write_text(text)
-    monkeypatch.setattr(footprint, "_LIMITS", (str(tmp_path / "none"), str(tmp_path / "limit")))
-    assert footprint.memory() == (machine if text == "max\n" else 2**20)
+    monkeypatch.setattr(memory, "_LIMITS", (str(tmp_path / "none"), str(tmp_path / "limit")))
+    assert memory.machine() == (machine if text == "max\n" else 2**20)

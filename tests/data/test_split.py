@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from dim.data import footprint, isolated, manifest
+from dim.app import memory
+from dim.data import isolated, manifest
 from dim.data.config import SplitConfig
 from dim.data.decode import prepared
 from dim.data.labelled import unique_ids
@@ -551,7 +552,7 @@ def test_large_photos_are_not_decoded_all_at_one_time(tmp_path):
             peak = max(peak, memory_of_session(job.pid))
             time.sleep(0.02)
         assert json.loads(job.stdout.read())["images"] == 6
-    at_once = max(1, min(footprint.memory() // 2 // LIMITS.memory, os.cpu_count()))
+    at_once = max(1, min(memory.machine() // 2 // LIMITS.memory, os.cpu_count()))
     beside = 2**28 + os.cpu_count() * 2**26  # the job itself, and the processes that decode, without a photo
     assert 2**28 < peak < at_once * prepared(content, 32, "squash").memory + beside
 

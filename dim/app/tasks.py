@@ -1,0 +1,112 @@
+"""Divides work among Ray tasks or, if the job has not connected to Ray, among threads of this process.
+
+`spread` calls a function for each unit of work. Results arrive as they are completed, so a caller merges them in a way
+that does not depend on their order. A unit should be some seconds of work: long enough to pay for a task, short enough
+that the last tasks end at about the same time. Ray repeats the units of a worker or node that dies.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from itertools import islice
+from typing import Any, TypeVar
+
+import ray
+from threadpoolctl import threadpool_limits
+
+from dim.app import worker_placement
+from dim.app.progress import Progress, Stage
+
+Unit = TypeVar("Unit")
+T = TypeVar("T")
+
+# CPUs that a task reserves if it runs beside workers that wait for it. If tasks reserved 0 CPUs, Ray would also place
+# them on a head node without CPUs, which must not do such work.
+_BESIDE = 0.01
+_AHEAD = 2  # tasks that are submitted for each CPU, so that no CPU waits for the driver
+MOST_THREADS = 16  # of this process; more of them would wait for memory, not for each other
+
+
+def spread(
+    work: Callable[..., T],
+    units: Sequence[Unit],
+    shared: Sequence[Any] = (),
+    *,
+    workers: int | None = None,
+    stage: Stage | None = None,
+    size: Callable[[Unit], int] = lambda _: 1,
+    unit: str = "parts",
+    beside: bool = False,
+) -> Iterator[tuple[int, T]]:
+    """Calls work(unit, *shared) for each of `units`, each call on one CPU.
+
+    Args:
+        work: A function at the top level of a module. Its result is sent to the driver, so it should be small, or be
+            the name of a file that the call has written.
+        units: The units, in the order in which they are started.
+        shared: Arguments that all calls share. Each node gets one copy of them; arrays are read-only.
+        workers: The most calls that run at a time. By default, there is one for each CPU.
+        stage: The stage of progress that the units count for, if any; `size` is a unit's share of it, in `unit`.
+        beside: Whether the caller's workers reserve most CPUs but wait for the result. Calls then reserve hardly any.
+
+    Yields:
+        The position of each unit and the result of its call, as they are completed.
+    """
+    run = _by_tasks if ray.is_initialized() else _by_threads
+    progress = Progress(stage, sum(map(size, units)), unit) if stage else None
+    for position, result in run(work, units, shared, workers, beside):
+        yield position, result
+        if progress:
+            progress.add(size(units[position]))
+
+
+def slots(workers: int | None = None) -> int:
+    """The number of calls of `spread` that run at a time: `workers`, or one for each CPU that there is or may be."""
+    if not ray.is_initialized():
+        return workers or min(os.cpu_count() or 1, MOST_THREADS)
+    nodes = worker_placement.known_nodes()
+    return workers or max(1, sum(int(node.cpus) * count for node, count in nodes.items()))
+
+
+def _by_tasks(
+    work: Callable[..., T], units: Sequence[Unit], shared: Sequence[Any], workers: int | None, beside: bool
+) -> Iterator[tuple[int, T]]:
+    remote = ray.remote(num_cpus=_BESIDE if beside else 1, scheduling_strategy="SPREAD")(work)
+    arguments = [ray.put(value) for value in shared]
+    window = workers or _AHEAD * slots()
+    left = iter(enumerate(units))
+    running: dict[Any, int] = {}
+    try:
+        while True:
+            for position, unit in islice(left, window - len(running)):
+                running[remote.remote(unit, *arguments)] = position
+            if not running:
+                return
+            done, _ = ray.wait(list(running))
+            for reference in done:
+                yield running.pop(reference), ray.get(reference)
+    finally:
+        for reference in running:
+            ray.cancel(reference)
+
+
+def _by_threads(
+    work: Callable[..., T], units: Sequence[Unit], shared: Sequence[Any], workers: int | None, _: bool
+) -> Iterator[tuple[int, T]]:
+    count = max(1, min(slots(workers), len(units)))
+    left: Iterator[tuple[int, Unit]] = iter(enumerate(units))
+    running: dict[Future[T], int] = {}
+    # Independent threads are faster than the threads of one matrix product, which wait for each other.
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(count) as threads:
+        try:
+            while True:
+                for position, unit in islice(left, count - len(running)):
+                    running[threads.submit(work, unit, *shared)] = position
+                if not running:
+                    return
+                done, _pending = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield running.pop(future), future.result()
+        finally:
+            for future in running:
+                future.cancel()
