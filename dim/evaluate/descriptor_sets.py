@@ -124,7 +124,7 @@ def _read_set(
     more = None
     if distractors and beside:
         identity.require_equal(stored, folder, identity.of_folder(beside), beside)
-        more = _read_distractors(beside, distractors, config.whitening)
+        more = descriptor_folder.read(beside, config.whitening, distractors)  # they stay on disk
         identity.require_equal(embedding, folder, more.embedding, beside)  # unequal if the whitening file changed
     database = EvaluatedDatabase(own.rows, own.vectors, more)
     return DescriptorSet(name, folder, embedding, queries, database, whitenings_of(folder, whitening))
@@ -137,16 +137,6 @@ def _read_rows(folder: str, manifest: Manifest, whitening: Whitening | None) -> 
     """
     found = descriptors.read(folder, manifest)
     return Descriptors(found.embedding, found.rows, checked_and_whitened(found.vectors, whitening, folder))
-
-
-def _read_distractors(folder: str, manifest: Manifest, whitening: str | None) -> DescriptorFolder:
-    """Opens the descriptors of all rows of `manifest`; they stay on disk. Raises UserError if `folder` lacks a row."""
-    found = descriptor_folder.read(folder, whitening, manifest.image_ids)
-    if missing := {*manifest.image_ids} - {*found.ids.to_pylist()} - found.errors.keys():
-        raise UserError(
-            f"{folder!r} lacks {len(missing)} of the distractors of {manifest.uri!r}, such as {min(missing)!r}"
-        )
-    return found
 
 
 def whitenings_of(folder: str, applied: Whitening | None) -> list[dict[str, Any]]:

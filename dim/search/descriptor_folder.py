@@ -3,7 +3,7 @@
 `read` reads only the ids and errors into memory. The vectors of a part are read, and whitened, when the part is loaded.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -11,10 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dim.data.manifest import Manifest
 from dim.errors import UserError
-from dim.extract import identity, store
+from dim.extract import descriptors, identity, store
 from dim.extract.finished_shards import Shard
 from dim.extract.identity import Embedding
+from dim.io import files
 from dim.model import whitening
 from dim.model.whitening import Whitening
 from dim.search.database import prefetched
@@ -27,8 +29,9 @@ LONGEST = 1.01  # largest norm of a descriptor; the norm is 1 before the descrip
 class DescriptorFolder:
     """The photos that have a descriptor in `folder`, in the order of the shards.
 
-    `ids` are strings (N,), and each of the `parts` loads the descriptors of one shard. `errors` maps the id of each
-    photo that could not be decoded to the reason. `embedding` includes the whitening that is applied.
+    `ids` are strings (N,), and each of the `parts` loads the descriptors of one shard, in any process of the cluster.
+    `errors` maps the id of each photo that could not be decoded to the reason. `embedding` includes the whitening that
+    is applied. `rows`, int64 (N,), are the positions of the photos in the manifest that was given to `read`, if any.
     """
 
     folder: str
@@ -36,6 +39,7 @@ class DescriptorFolder:
     errors: dict[str, str]
     embedding: Embedding
     parts: list[Part]
+    rows: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -46,16 +50,16 @@ class DescriptorFolder:
 
 
 def read(
-    folder: str, whitening_file: str | None = None, only: Collection[str] | None = None, *, hashed: bool = False
+    folder: str, whitening_file: str | None = None, chosen: Manifest | None = None, *, hashed: bool = False
 ) -> DescriptorFolder:
-    """Reads a folder that extract.py made: all images, or only the images whose ids are in `only`.
+    """Reads a folder that extract.py made: all images, or only the images of the manifest `chosen`.
 
     The whitening is applied unless the descriptors are whitened already. If `hashed` is true, the checksum of each
     shard is verified when the vectors of the shard are loaded.
 
     Raises:
-        UserError: The folder has no descriptors, no image could be decoded, an image is in the folder twice, or the
-            whitening doesn't fit the descriptors.
+        UserError: The folder has no descriptors, no image could be decoded, an image is in the folder twice, an image
+            of `chosen` is not in the folder, or the whitening doesn't fit the descriptors.
     """
     embedding = identity.of_folder(folder)
     whitening = None
@@ -64,28 +68,42 @@ def read(
     ids: list[pa.ChunkedArray] = []
     errors: dict[str, str] = {}
     parts: list[Part] = []
+    wanted = None if chosen is None else chosen.table["image_id"].combine_chunks()
     start = dimension = 0
     for shard, table in store.read_shards(folder, ["image_id", "status", "error"]):
-        asked = pc.is_in(table["image_id"], pa.array(only, pa.string())) if only is not None else pa.scalar(True)
+        asked = pa.scalar(True) if wanted is None else pc.is_in(table["image_id"], wanted)
         kept = pc.and_(pc.equal(table["status"], store.OK), asked)
         broken = table.filter(pc.and_(pc.not_equal(table["status"], store.OK), asked))
         errors |= zip(broken["image_id"].to_pylist(), broken["error"].to_pylist(), strict=True)
         if size := pc.sum(kept).as_py():
             dimension = dimension or store.dimension(folder, shard.name)
-            load = partial(_load, shard, hashed, dimension, kept if size < len(kept) else None, whitening)
+            anywhere = replace(shard, folder=files.absolute(shard.folder))  # a task may run in another working folder
+            load = partial(_load, anywhere, hashed, dimension, kept if size < len(kept) else None, whitening)
             parts.append(Part(start, size, load))
             ids.append(table["image_id"].filter(kept))
             start += size
-    if not parts and not errors:
+    if not parts and not errors and not chosen:
         raise UserError(f"{folder!r} holds no descriptors; make them with extract.py")
-    if not parts:
-        photo, reason = next(iter(errors.items()))
-        raise UserError(f"none of the {len(errors)} photos of {folder!r} could be decoded, such as {photo!r}: {reason}")
-    found = pa.chunked_array(chunk for part in ids for chunk in part.chunks)
+    found = pa.chunked_array((chunk for part in ids for chunk in part.chunks), pa.string())
     failed = pa.array(list(errors), pa.string())
     if pc.count_distinct(found).as_py() < len(found) or pc.any(pc.is_in(found, failed)).as_py():
         raise UserError(f"{folder!r} has an image more than once; run the same extract.py again")
-    return DescriptorFolder(folder, found, errors, embedding, parts)
+    rows = None if chosen is None else _positions(found, failed, chosen, folder)
+    if not parts:
+        photo, reason = next(iter(errors.items()))
+        raise UserError(f"none of the {len(errors)} photos of {folder!r} could be decoded, such as {photo!r}: {reason}")
+    return DescriptorFolder(folder, found, errors, embedding, parts, rows)
+
+
+def _positions(found: pa.ChunkedArray, failed: pa.Array, chosen: Manifest, folder: str) -> np.ndarray:
+    """The positions of the ids `found` in `chosen`. Raises UserError if an id of `chosen` is in neither list."""
+    ids = chosen.table["image_id"].combine_chunks()
+    rows: np.ndarray = pc.index_in(found, ids).to_numpy().astype(np.int64)
+    present = np.zeros(len(chosen), dtype=bool)
+    present[rows] = True
+    present[pc.index_in(failed, ids).to_numpy()] = True
+    descriptors.require_present(present, folder, chosen)
+    return rows
 
 
 def _load(

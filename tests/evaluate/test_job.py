@@ -404,7 +404,7 @@ def test_wrong_input_is_one_clear_line_and_nothing_is_written(
     refused("lacks 1 of the 30 images", descriptors=(less,))
     distractors = write_manifest("d.csv", image_id=["x", "y"])
     beside = write_descriptors(["x"], VECTORS[:1], name="beside")
-    refused("lacks 1 of the distractors", distractors=distractors, distractor_descriptors=(beside,))
+    refused(r"lacks 1 of the \d+ images asked for", distractors=distractors, distractor_descriptors=(beside,))
     both = write_manifest("both.csv", image_id=["x", IDS[0]])
     refused("both have the image_id", distractors=both, distractor_descriptors=(beside,))
     distractors = write_manifest("one.csv", image_id=["x"])
