@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from dim.errors import UserError
 from dim.extract.finished_shards import Shard, belonging
+from dim.extract.halves import to_float32
 from dim.extract.identity import Embedding, from_json, of_folder, require_equal
 from dim.io import files, seal, strict_json, tables
 from dim.io.storage import parallel_map
@@ -202,4 +203,5 @@ def vectors(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
     if isinstance(array, pa.ChunkedArray):
         array = array.chunk(0)
     values: np.ndarray = array.flatten().to_numpy(zero_copy_only=False)
-    return values.reshape(len(array), array.type.list_size).astype(np.float32, copy=False)
+    found = to_float32(values) if values.dtype == np.float16 else values.astype(np.float32, copy=False)
+    return found.reshape(len(array), array.type.list_size)

@@ -12,7 +12,6 @@ import mmap
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -50,12 +49,14 @@ class Database(Protocol):
 class Exact:
     """A `Database` that is searched exactly. Its rows are in consecutive `parts`.
 
-    `vectors` (N, D) is the array of all rows, or None if the rows are neither in memory nor mapped from one file.
+    `vectors` (N, D) is the array of all rows, or None if the rows are neither in memory nor mapped from one file. At
+    most `workers` parts are searched at a time, by default one for each CPU.
     """
 
     parts: Sequence[Part]
     tie_order: np.ndarray
     vectors: np.ndarray | None = None
+    workers: int | None = None
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """Yields the rows part by part, while threads load the next parts."""
@@ -63,7 +64,7 @@ class Exact:
 
     def nearest(self, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         """See `Database`."""
-        return exact.nearest(queries, self.parts, self.tie_order, count)
+        return exact.nearest(queries, self.parts, self.tie_order, count, self.workers)
 
     def scores(self, queries: np.ndarray) -> Iterator[np.ndarray]:
         """See `Database`."""
@@ -95,17 +96,27 @@ def from_array(vectors: np.ndarray, tie_order: np.ndarray) -> Exact:
 def parts_of(vectors: np.ndarray) -> list[Part]:
     """Splits the rows of `vectors` (N, D) into parts of `PART_ROWS` rows."""
     starts = range(0, len(vectors), PART_ROWS)
-    return [Part(start, min(PART_ROWS, len(vectors) - start), partial(_load, vectors, start)) for start in starts]
+    return [Part(start, min(PART_ROWS, len(vectors) - start), _ArrayRows(vectors, start)) for start in starts]
 
 
-def _load(vectors: np.ndarray, start: int) -> np.ndarray:
-    part = vectors[start : start + PART_ROWS]
-    mapped: Any = vectors.base
-    if not isinstance(mapped, mmap.mmap):
-        return np.asarray(part, np.float32)
-    loaded = np.array(part, np.float32)
-    mapped.madvise(mmap.MADV_DONTNEED)  # otherwise the pages read so far stay in the memory of this process
-    return loaded
+@dataclass(frozen=True)
+class _ArrayRows:
+    """Loads `PART_ROWS` rows of `vectors` (N, D), from row `start` on. Only these rows are sent to another process."""
+
+    vectors: np.ndarray
+    start: int
+
+    def __call__(self) -> np.ndarray:
+        part = self.vectors[self.start : self.start + PART_ROWS]
+        mapped: Any = self.vectors.base
+        if not isinstance(mapped, mmap.mmap):
+            return np.asarray(part, np.float32)
+        loaded = np.array(part, np.float32)
+        mapped.madvise(mmap.MADV_DONTNEED)  # otherwise the pages read so far stay in the memory of this process
+        return loaded
+
+    def __reduce__(self) -> tuple[type, tuple[np.ndarray, int]]:
+        return _ArrayRows, (np.array(self.vectors[self.start : self.start + PART_ROWS]), 0)
 
 
 def prefetched(parts: Iterable[Part]) -> Iterator[np.ndarray]:

@@ -1,7 +1,7 @@
 """Exact search: finds the best database rows for each query. Rows with equal scores are ordered by image id.
 
 `scores` computes the scores of all rows for each query. `nearest` finds only the best rows, at the speed of a float32
-matrix product. The scores of both functions have two properties:
+matrix product, on all CPUs of the cluster. The scores of both functions have two properties:
 
 **A score doesn't depend on how the rows are split into blocks.** A sum of floats depends on the order of its terms, and
 in a matrix product that order depends on the shapes of the matrices. In float32, the block size could therefore change
@@ -10,31 +10,39 @@ rounded to multiples of 2⁻²⁶, so each product of two components is a multip
 each partial sum lies between −2 and 2. In this range, float64 represents every multiple of 2⁻⁵². The rounding changes a
 component by at most 2⁻²⁷. This is less than the error of the float32 arithmetic that computed the component.
 
-**`nearest` agrees with `scores` to the bit.** `nearest` first excludes rows by their float32 products, with a margin
-for rounding errors, and then computes the exact scores of the remaining rows.
+**`nearest` agrees with `scores` to the bit.** `nearest` first excludes rows by the float32 products of the rounded
+vectors, with a margin for rounding errors, and then computes the exact scores of the remaining rows.
 """
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from threadpoolctl import threadpool_limits
+
+from dim.app import tasks
+from dim.io.storage import parallel_map
+from dim.search.best_rows import BestRows
 
 GRID = 2.0**26  # grid points per unit: components are rounded to multiples of 1 / GRID
 CELLS = 2**25  # the function `scores` holds at most this many scores in memory, 8 bytes each
-QUERIES = 1024  # queries searched in one pass over the database
-COLUMNS = 4096  # database rows per block; the float32 products of a block and 1024 queries take 16 MiB
-THREADS = 16  # most threads of a search
-_PAIRS = 2048  # (query, row) pairs whose exact scores are computed at a time
+QUERIES = 1024  # queries of a block of products
+COLUMNS = 4096  # database rows of a block of products; the products of a block take 16 MiB
+# A unit of work searches at most so many rows for at most so many queries, some seconds of work for a CPU. A small
+# database is split into about `_UNITS` units, but into none that is smaller than a block or a part.
+_UNIT_ROWS, _UNIT_QUERIES, _UNITS = 65_536, 8192, 64
+_UNIT_CELLS = 2**24  # most entries of the lists of a unit, 16 bytes each
+_PAIRS = 256  # (query, row) pairs whose exact scores are computed at a time
+_LOADED = 8  # most parts that are loaded at a time for a block
 
 
 @dataclass(frozen=True)
 class Part:
-    """The `size` rows of a database from row `start` on. `load` returns them as L2-normalised float32 (size, D)."""
+    """The `size` rows of a database from row `start` on. `load` returns them as L2-normalised float32 (size, D).
+
+    Parts are sent to other processes, so `load` must work there.
+    """
 
     start: int
     size: int
@@ -59,26 +67,33 @@ def scores(queries: np.ndarray, database: Iterable[np.ndarray], size: int, cells
 
 
 def nearest(
-    queries: np.ndarray, parts: Sequence[Part], tie_order: np.ndarray, count: int
+    queries: np.ndarray, parts: Sequence[Part], tie_order: np.ndarray, count: int, workers: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Finds the best rows of each query, in the order (−score, image id).
 
+    The work is divided by `tasks.spread`. The result doesn't depend on the parts, nor on who does the work.
+
     Args:
         queries: L2-normalised vectors, (Q, D).
-        parts: The database. Each part is loaded once per `QUERIES` queries, by one of several threads.
+        parts: The database, in the order of the rows. Each part is loaded once per `_UNIT_QUERIES` queries.
         tie_order: The tie-break order of the database rows, from `tie_order_of`, (N,).
         count: The number of rows to find for each query.
+        workers: The most units that are searched at a time. By default, one for each CPU.
 
     Returns:
         The rows, int64 (Q, count), and their exact scores, float64 (Q, count). If the database has fewer than `count`
         rows, the remaining entries are −1 in the rows and −inf in the scores.
     """
-    found = [(np.zeros((0, count), np.int64), np.zeros((0, count)))]
-    for first in range(0, len(queries), QUERIES):
-        block = _best_of_all(queries[first : first + QUERIES], parts, tie_order, count)
-        found.append((block.rows, block.scores))
-    rows, scores = map(np.concatenate, zip(*found, strict=True))
-    return rows, scores
+    step = max(1, min(_UNIT_QUERIES, _UNIT_CELLS // max(1, count)))
+    chunks = [slice(start, start + step) for start in range(0, len(queries), step)]
+    groups = list(_grouped(parts, min(_UNIT_ROWS, max(COLUMNS, len(tie_order) // _UNITS))))
+    units = [(chunk, group) for chunk in chunks for group in groups]
+    best = BestRows(len(queries), count, tie_order)
+    bounds = np.full(len(queries), -np.inf)
+    shared = [on_grid(queries, np.float32), bounds, tie_order, count]
+    for position, found in tasks.spread(_best_of_unit, units, shared, workers=workers):
+        best.merge(units[position][0].start, *found)
+    return best.rows, best.scores
 
 
 def tie_order_of(ids: np.ndarray | pa.Array) -> np.ndarray:
@@ -115,87 +130,87 @@ def best(scores: np.ndarray, count: int, tie_order: np.ndarray) -> np.ndarray:
     return listed[np.lexsort((tie_order[listed], -scores[listed]))][:count]
 
 
-def on_grid(vectors: np.ndarray) -> np.ndarray:
-    """`vectors` as float64, with each component rounded to a multiple of 2⁻²⁶."""
-    scaled: np.ndarray = np.multiply(vectors, GRID, dtype=np.float64)
+def on_grid(vectors: np.ndarray, kind: type[np.floating] = np.float64) -> np.ndarray:
+    """`vectors` as floats of the `kind`, with each component rounded to a multiple of 2⁻²⁶.
+
+    For float32 vectors, float32 has the same values as float64: a float32 times 2²⁶ is exact, and an integer already if
+    it is at least 2²³.
+    """
+    scaled: np.ndarray = np.multiply(vectors, kind(GRID), dtype=kind)
     np.rint(scaled, out=scaled)
-    scaled /= GRID
+    scaled /= kind(GRID)
     return scaled
 
 
-def _best_of_all(queries: np.ndarray, parts: Sequence[Part], tie_order: np.ndarray, count: int) -> "_BestRows":
-    shared = iter(parts)  # all threads take their parts from this iterator
-    threads = max(1, min(os.cpu_count() or 1, len(parts), THREADS))
-    # Independent threads are faster than the threads of one matrix product, which wait for each other.
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
-        found = pool.map(lambda _: _BestRows(queries, tie_order, count).add_parts(shared), range(threads))
-        merged = next(found)
-        for other in found:
-            merged.merge(other)
-    return merged
+def _grouped(parts: Iterable[Part], rows: int) -> Iterator[list[Part]]:
+    """Yields consecutive parts that have `rows` rows or more together; the last group may have fewer."""
+    group: list[Part] = []
+    for part in parts:
+        group.append(part)
+        if sum(part.size for part in group) >= rows:
+            yield group
+            group = []
+    if group:
+        yield group
 
 
-class _BestRows:
-    """The best `count` rows of each query among those added so far, with their exact scores."""
+def _best_of_unit(
+    unit: tuple[slice, list[Part]], queries: np.ndarray, bounds: np.ndarray, tie_order: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the best rows in some parts, for the queries of a slice, and their scores. `queries` are on the grid.
 
-    def __init__(self, queries: np.ndarray, tie_order: np.ndarray, count: int) -> None:
-        self._queries = queries.astype(np.float32)
-        self._exact = on_grid(queries)
-        self._tie_order = tie_order
-        self._products = np.empty((len(queries), COLUMNS), np.float32)
-        self.rows = np.full((len(queries), count), -1, np.int64)
-        self.scores = np.full((len(queries), count), -np.inf)
-        # A float32 inner product of D terms, summed in any order, errs by at most D·u·‖x‖‖y‖ to first order, u = 2⁻²⁴
-        # (Higham, Accuracy and Stability of Numerical Algorithms, eq. 3.5). The norm of
-        # a row is at most 1.01, and 1.05 is above 1.01². `on_grid` moves a query and a row by at most √D·2⁻²⁷ each, so
-        # √D·2⁻²⁵ is twice their sum. The last term covers the rounding of the thresholds to float32.
-        dimension = queries.shape[1]
-        self._tolerance = 1.05 * dimension * 2.0**-24 + dimension**0.5 * 2.0**-25 + 2.0**-22
+    `bounds` (Q,) has scores that `count` rows are known to reach. Rows with lower scores may be left out. If the array
+    is writable, the units of this process share it, and each unit raises the bounds.
+    """
+    chunk, parts = unit
+    queries, bounds = queries[chunk], bounds[chunk]
+    best = BestRows(len(queries), count, tie_order)
+    products = np.empty((QUERIES, COLUMNS), np.float32)
+    for group in _grouped(parts, COLUMNS):
+        loaded = list(parallel_map(lambda part: part.load(), group, _LOADED)) if len(group) > 1 else [group[0].load()]
+        vectors = np.concatenate(loaded) if len(loaded) > 1 else loaded[0]
+        for start in range(0, len(vectors), COLUMNS):
+            rows = on_grid(vectors[start : start + COLUMNS], np.float32)
+            for first in range(0, len(queries), QUERIES):
+                some = slice(first, first + QUERIES)
+                least = np.maximum(best.scores[some, -1], bounds[some])
+                found, columns, scores = _screened(queries[some], rows, least, count, products)
+                best.insert(found + first, columns + group[0].start + start, scores)
+        if bounds.flags.writeable:
+            np.maximum(bounds, best.scores[:, -1], out=bounds)
+    return best.rows, best.scores
 
-    def add_parts(self, parts: Iterable[Part]) -> "_BestRows":
-        """Adds the rows of `parts`, block by block."""
-        for part in parts:
-            rows = part.load()
-            for start in range(0, len(rows), COLUMNS):
-                self._add_block(rows[start : start + COLUMNS], part.start + start)
-        return self
 
-    def merge(self, other: "_BestRows") -> None:
-        """Adds the rows that `other` has for the same queries."""
-        queries, columns = np.nonzero(other.rows >= 0)
-        self._insert(queries, other.rows[queries, columns], other.scores[queries, columns])
+def _screened(
+    queries: np.ndarray, rows: np.ndarray, least: np.ndarray, count: int, buffer: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Finds the rows that may be among a query's best. Returns numbers of queries and rows, and their exact scores.
 
-    def _add_block(self, block: np.ndarray, start: int) -> None:
-        products = np.matmul(self._queries, block.T, out=self._products[:, : len(block)])
-        queries, columns = np.divmod(np.flatnonzero(products >= self._thresholds(products)[:, None]), len(block))
-        scores = np.empty(len(queries))
-        for first in range(0, len(queries), _PAIRS):
-            pairs = slice(first, first + _PAIRS)
-            candidates = on_grid(block[columns[pairs]])
-            scores[pairs] = np.einsum("ij,ij->i", self._exact[queries[pairs]], candidates)
-        self._insert(queries, columns + start, scores)
+    `queries` (Q, D) and `rows` (n, D) are on the grid. Rows with a score of less than `least` (Q,) are not needed.
+    """
+    products = np.matmul(queries, rows.T, out=buffer[: len(queries), : len(rows)])
+    # A float32 inner product of D terms, summed in any order, errs by at most D·u·‖x‖‖y‖ to first order, u = 2⁻²⁴
+    # (Higham, Accuracy and Stability of Numerical Algorithms, eq. 3.5). The norm of a row is at most 1.01, and 1.05 is
+    # above 1.01². The second term covers the rounding of the thresholds to float32.
+    tolerance = 1.05 * rows.shape[1] * 2.0**-24 + 2.0**-22
+    thresholds = least - tolerance
+    unknown = np.isinf(least)
+    if unknown.any() and count <= len(rows):
+        thresholds[unknown] = _reached(products[unknown], count) - 2 * tolerance
+    found = np.flatnonzero(products >= thresholds.astype(np.float32)[:, None])
+    numbers, columns = np.divmod(found, len(rows))
+    scores = np.empty(len(found))
+    for first in range(0, len(found), _PAIRS):
+        some = slice(first, first + _PAIRS)
+        scores[some] = np.vecdot(queries[numbers[some]], rows[columns[some]], dtype=np.float64)
+    return numbers, columns, scores
 
-    def _thresholds(self, products: np.ndarray) -> np.ndarray:
-        """The threshold of each query, float32 (Q,). A row with a product below it can't be among the query's best."""
-        count = self.rows.shape[1]
-        thresholds = self.scores[:, -1] - self._tolerance
-        short = np.isinf(thresholds)  # queries with fewer than `count` rows so far: this block sets their threshold
-        if short.any() and count <= products.shape[1]:
-            own = np.partition(products[short], -count, axis=1)[:, -count]
-            thresholds[short] = own.astype(np.float64) - 2 * self._tolerance
-        rounded: np.ndarray = thresholds.astype(np.float32)
-        return rounded
 
-    def _insert(self, queries: np.ndarray, rows: np.ndarray, scores: np.ndarray) -> None:
-        """Inserts the row `rows[p]` with the score `scores[p]` into the list of the query `queries[p]`, for each p."""
-        touched, queries = np.unique(queries, return_inverse=True)
-        held = self.rows[touched] >= 0
-        queries = np.concatenate([np.nonzero(held)[0], queries])
-        rows = np.concatenate([self.rows[touched][held], rows])
-        scores = np.concatenate([self.scores[touched][held], scores])
-        order = np.lexsort((self._tie_order[rows], -scores, queries))
-        queries, rows, scores = queries[order], rows[order], scores[order]
-        ranks = np.arange(len(rows)) - np.searchsorted(queries, queries)
-        kept = ranks < self.rows.shape[1]
-        at = touched[queries[kept]], ranks[kept]
-        self.rows[at], self.scores[at] = rows[kept], scores[kept]
+def _reached(products: np.ndarray, count: int) -> np.ndarray:
+    """A product that at least `count` of a query's `products` (Q, n) reach, near the largest such, float64 (Q,)."""
+    # The maxima of groups suffice, and a partition of few maxima is much faster than one of all products.
+    width = max(8 * count, 256)
+    if groups := products.shape[1] // width:
+        products = products[:, : groups * width].reshape(len(products), groups, width).max(axis=1)
+    found: np.ndarray = np.partition(products, -count, axis=1)[:, -count].astype(np.float64)
+    return found

@@ -3,7 +3,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dim.app import tasks
 from dim.search import exact
+from dim.search.database import Exact, from_array
 from dim.search.exact import Part
 from dim.search.exact import nearest as found_by
 
@@ -37,6 +39,18 @@ def rows_of(kind, random, count, dimension):
     return unit(random.standard_normal((count, dimension)))
 
 
+def assert_same(found, expected):
+    for one, other in zip(found, expected, strict=True):
+        assert np.array_equal(one, other)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Makes blocks and units so small that a few rows and queries fill several of each."""
+    for name, value in {"QUERIES": 8, "COLUMNS": 16, "_UNIT_ROWS": 33, "_UNIT_QUERIES": 20, "_PAIRS": 7}.items():
+        monkeypatch.setattr(exact, name, value)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     kind=st.sampled_from(["ties", "near ties", "any"]),
@@ -49,21 +63,58 @@ def test_nearest_equals_the_best_of_all_scores_for_any_parts(kind, seed, dimensi
     random = np.random.default_rng(seed)
     queries, vectors = rows_of(kind, random, 9, dimension), rows_of(kind, random, 90, dimension)
     place = random.permutation(90)
-    rows, scores = found_by(queries, cut(vectors, sizes), place, count)
-    expected_rows, expected_scores = by_scores(queries, vectors, place, count)
-    assert np.array_equal(rows, expected_rows)
-    assert np.array_equal(scores, expected_scores)
+    assert_same(found_by(queries, cut(vectors, sizes), place, count), by_scores(queries, vectors, place, count))
 
 
-def test_many_queries_and_columns_go_in_parts(monkeypatch):
-    monkeypatch.setattr(exact, "QUERIES", 8)
-    monkeypatch.setattr(exact, "COLUMNS", 16)
+@pytest.mark.parametrize("workers", [1, 2, 3, 7])
+@pytest.mark.parametrize("parts", [1, 2, 3, 7])
+def test_any_number_of_parts_and_workers_gives_the_same(small_blocks, monkeypatch, parts, workers):
+    monkeypatch.setattr(tasks.ray, "is_initialized", lambda: False)
     random = np.random.default_rng(0)
-    queries, vectors = rows_of("ties", random, 30, 12), rows_of("ties", random, 100, 12)
-    place = random.permutation(100)
-    found = found_by(queries, cut(vectors, [37]), place, 10)
-    for one, other in zip(found, by_scores(queries, vectors, place, 10), strict=True):
-        assert np.array_equal(one, other)
+    queries, vectors = rows_of("ties", random, 50, 12), rows_of("ties", random, 210, 12)
+    place = random.permutation(210)
+    expected = by_scores(queries, vectors, place, 10)
+    split = cut(vectors, [-(-210 // parts)])
+    assert len(split) == parts
+    assert_same(found_by(queries, split, place, 10, workers), expected)
+    assert_same(Exact(split, place, workers=workers).nearest(queries, 10), expected)
+
+
+@pytest.mark.parametrize("count", [1, 5, 40])
+def test_thresholds_of_a_block_from_the_maxima_of_groups(count, monkeypatch):
+    monkeypatch.setattr(tasks.ray, "is_initialized", lambda: False)
+    random = np.random.default_rng(1)
+    queries, vectors = rows_of("any", random, 6, 32), rows_of("any", random, 5000, 32)
+    reached = exact._reached(queries @ vectors.T, count)
+    for query, least in zip(queries, reached, strict=True):
+        assert np.sort(query @ vectors.T)[-count] >= least - 1e-6
+    assert_same(found_by(queries, cut(vectors, [5000]), np.arange(5000), count),
+                by_scores(queries, vectors, np.arange(5000), count))  # fmt: skip
+
+
+def test_few_rows_are_scored_exactly(monkeypatch):
+    """A screening that lets most rows pass would be right, but slow."""
+    monkeypatch.setattr(tasks.ray, "is_initialized", lambda: False)
+    scored = []
+
+    class Counting(exact.BestRows):
+        def insert(self, queries, rows, scores):
+            scored.append(len(rows))
+            super().insert(queries, rows, scores)
+
+    monkeypatch.setattr(exact, "BestRows", Counting)
+    random = np.random.default_rng(2)
+    queries, vectors = rows_of("any", random, 20, 64), rows_of("any", random, 20_000, 64)
+    found_by(queries, cut(vectors, [4096]), np.arange(20_000), 10, 1)
+    assert sum(scored) < 20 * 10 * 8
+
+
+def test_tasks_give_what_threads_give(ray_session):
+    random = np.random.default_rng(3)
+    vectors = rows_of("any", random, 9000, 16)
+    database = from_array(vectors, random.permutation(9000))
+    assert len(database.parts) == 2
+    assert_same(database.nearest(vectors[:30], 7), by_scores(vectors[:30], vectors, database.tie_order, 7))
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
@@ -71,9 +122,7 @@ def test_descriptors_of_photos(shared, dtype):
     with np.load(shared("oracle/offtheshelf_descriptors.npz")) as arrays:
         vectors = unit(arrays["gem_block5_conv3"].astype(dtype).astype(np.float32))
     place = np.random.default_rng(0).permutation(len(vectors))
-    found = found_by(vectors, cut(vectors, [100, 7]), place, 20)
-    for one, other in zip(found, by_scores(vectors, vectors, place, 20), strict=True):
-        assert np.array_equal(one, other)
+    assert_same(found_by(vectors, cut(vectors, [100, 7]), place, 20), by_scores(vectors, vectors, place, 20))
 
 
 def test_no_query():
