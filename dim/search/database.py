@@ -8,7 +8,9 @@
 A row is identified by its number in the database. Image ids only decide the order of equal scores (see `tie_order`).
 """
 
+import logging
 import mmap
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,12 +19,17 @@ from typing import Any, Protocol
 import numpy as np
 
 from dim.app.progress import Progress
+from dim.errors import UserError
 from dim.io.storage import parallel_map
 from dim.search import exact
-from dim.search.exact import QUERIES, Part
+from dim.search.exact import Part
+
+log = logging.getLogger(__name__)
 
 PART_ROWS = 8192  # rows per part of an array
 _PREFETCHED = 4  # most parts that threads load ahead
+# `neighbour_blocks` searches for this many rows at a time, or for fewer if their lists have more entries than these.
+_WINDOW_ROWS, _WINDOW_ENTRIES = 2**15, 2**24
 
 
 class Database(Protocol):
@@ -125,14 +132,28 @@ def prefetched(parts: Iterable[Part]) -> Iterator[np.ndarray]:
 
 
 def temporary_file_of(blocks: Iterable[np.ndarray], size: int) -> np.ndarray:
-    """Copies `blocks` (n, D) to an array float32 (size, D) in a temporary file. The file lasts as long as the array."""
+    """Copies `blocks` (n, D) to an array float32 (size, D) in a temporary file. The file lasts as long as the array.
+
+    Raises UserError if the disk of temporary files has no room for it.
+    """
     with tempfile.TemporaryFile() as file:
         dimension = 0
         for block in blocks:
-            dimension = block.shape[1]
+            if not dimension:
+                dimension = block.shape[1]
+                _require_room(4 * size * dimension)
             file.write(np.ascontiguousarray(block, np.float32).data)
         file.flush()
         return np.memmap(file, np.float32, "r", shape=(size, dimension))
+
+
+def _require_room(wanted: int) -> None:
+    folder = tempfile.gettempdir()
+    free = shutil.disk_usage(folder).free
+    if wanted > free:
+        has = f"but {folder!r} has {free:,} bytes left; set TMPDIR to a folder on a larger disk"
+        raise UserError(f"--expansion needs a temporary file of {wanted:,} bytes, {has}")
+    log.info("copying the vectors of all rows to a temporary file of %d MB", wanted // 10**6)
 
 
 def neighbours(database: Database, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -145,11 +166,15 @@ def neighbours(database: Database, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def neighbour_blocks(database: Database, k: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Yields three arrays per block of n rows: vectors (n, D), nearest other rows (n, k), and their scores (n, k)."""
+    """Yields three arrays per block of n rows: vectors (n, D), nearest other rows (n, k), and their scores (n, k).
+
+    A block has `_WINDOW_ROWS` rows or fewer, so the memory doesn't depend on the size of the database.
+    """
     size = len(database.tie_order)
     progress = Progress("finding neighbours", size)
-    for start in range(0, size, QUERIES):
-        own = np.arange(start, min(start + QUERIES, size))
+    step = max(1, min(_WINDOW_ROWS, _WINDOW_ENTRIES // (k + 1)))
+    for start in range(0, size, step):
+        own = np.arange(start, min(start + step, size))
         vectors = database.take(own)
         yield vectors, *_without_own(own, *database.nearest(vectors, k + 1))
         progress.add(len(own))

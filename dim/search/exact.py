@@ -89,10 +89,12 @@ def nearest(
     groups = list(_grouped(parts, min(_UNIT_ROWS, max(COLUMNS, len(tie_order) // _UNITS))))
     units = [(chunk, group) for chunk in chunks for group in groups]
     best = BestRows(len(queries), count, tie_order)
-    bounds = np.full(len(queries), -np.inf)
+    bounds = np.full(len(queries), -np.inf)  # units that run in this process see how they rise; tasks have a copy
     shared = [on_grid(queries, np.float32), bounds, tie_order, count]
     for position, found in tasks.spread(_best_of_unit, units, shared, workers=workers):
-        best.merge(units[position][0].start, *found)
+        chunk = units[position][0]
+        best.merge(chunk.start, *found)
+        bounds[chunk] = best.scores[chunk, -1]
     return best.rows, best.scores
 
 
@@ -159,8 +161,7 @@ def _best_of_unit(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the best rows in some parts, for the queries of a slice, and their scores. `queries` are on the grid.
 
-    `bounds` (Q,) has scores that `count` rows are known to reach. Rows with lower scores may be left out. If the array
-    is writable, the units of this process share it, and each unit raises the bounds.
+    `bounds` (Q,) has scores that `count` rows are known to reach. Rows with lower scores may be left out.
     """
     chunk, parts = unit
     queries, bounds = queries[chunk], bounds[chunk]
@@ -176,8 +177,6 @@ def _best_of_unit(
                 least = np.maximum(best.scores[some, -1], bounds[some])
                 found, columns, scores = _screened(queries[some], rows, least, count, products)
                 best.insert(found + first, columns + group[0].start + start, scores)
-        if bounds.flags.writeable:
-            np.maximum(bounds, best.scores[:, -1], out=bounds)
     return best.rows, best.scores
 
 

@@ -15,7 +15,7 @@ from dim.search import exact
 from dim.search.database import Database, Retrieval, from_array, neighbour_blocks, neighbours, temporary_file_of
 
 EXPANSION_ALPHA = 3.0  # α in `alpha_qe` and `dba`
-_BLOCK = 256  # vectors that `_moved` changes at a time, with the vectors of all their neighbours in memory
+_VALUES = 2**25  # most values, of 4 bytes, of the neighbours' vectors that `_moved` holds in memory
 AVERAGED = 6  # k₂ in `k_reciprocal`: encodings per average, the row's own included
 LAMBDA = 0.3  # λ in `k_reciprocal`
 _PAIRS = 4096  # pairs of rows whose cosines are computed at a time
@@ -55,7 +55,7 @@ def dba(search: Retrieval, k: int) -> Retrieval:
     database = search.database.with_random_access()
     augmented = (
         _moved(vectors, rows, np.maximum(scores, 0) ** EXPANSION_ALPHA, database)
-        for vectors, rows, scores in neighbour_blocks(database, k)
+        for vectors, rows, scores in neighbour_blocks(search.database, k)
     )
     vectors = temporary_file_of(augmented, len(database.tie_order))
     return replace(search, database=from_array(vectors, database.tie_order))
@@ -67,8 +67,9 @@ def _moved(vectors: np.ndarray, rows: np.ndarray, weights: np.ndarray, database:
     `rows` and `weights` are (n, k). In `rows`, −1 stands for no row; the weight must then be 0.
     """
     moved = vectors.astype(np.float64)
-    for start in range(0, len(vectors), _BLOCK):
-        part = slice(start, start + _BLOCK)
+    step = max(1, _VALUES // max(1, rows.shape[1] * vectors.shape[1]))
+    for start in range(0, len(vectors), step):
+        part = slice(start, start + step)
         near = database.take(np.maximum(rows[part], 0).ravel()).reshape(*rows[part].shape, -1)
         for number in range(rows.shape[1]):  # adds in a fixed order, so equal vectors stay equal to the bit
             moved[part] += weights[part, number, None] * near[:, number]
@@ -89,7 +90,7 @@ def k_reciprocal(search: Retrieval, k: int) -> Retrieval:
     also a row of the database, the row is a neighbour of the query, unless the query's list omits that row.
     """
     database = search.database.with_random_access()
-    rows, scores = neighbours(database, k)
+    rows, scores = neighbours(search.database, k)
     half = _reciprocal(rows[:, : round(k / 2)])
     encoded = _encoded(_expanded(_reciprocal(rows), half), database)
     averages = _with_own(rows[:, : AVERAGED - 1])
@@ -164,17 +165,17 @@ def diffusion(search: Retrieval, k: int) -> Retrieval:
     Conjugate gradients stop after 20 steps, or when the norm of the residual is 1e-6 of the norm of y. A row that the
     diffusion doesn't reach has its similarity minus 2 as score, so such rows come last, ordered by similarity.
     """
-    database = search.database.with_random_access()
-    system = _diffusion_system(*neighbours(database, k))
+    tie_order = search.database.tie_order
+    system = _diffusion_system(*neighbours(search.database, k))
 
     def rescore(row: np.ndarray) -> np.ndarray:
         source = np.zeros(len(row))
-        near = exact.best(row, SOURCES, database.tie_order)
+        near = exact.best(row, SOURCES, tie_order)
         source[near] = np.maximum(row[near], 0) ** GAMMA
         reached, _ = cg(system, source, rtol=TOLERANCE, maxiter=STEPS)
         return np.where(reached != 0, reached, row - 2)
 
-    return replace(search, database=database, rescore=rescore)
+    return replace(search, rescore=rescore)
 
 
 def _diffusion_system(rows: np.ndarray, scores: np.ndarray) -> sparse.csr_array:

@@ -2,14 +2,15 @@
 
 import math
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from dim.errors import UserError
-from dim.search import exact, reranking
+from dim.search import database, exact, reranking
 from dim.search.database import Exact, Retrieval, from_array
-from dim.search.exact import QUERIES, Part
+from dim.search.exact import Part
 from dim.search.expansion_methods import METHODS, apply, check
 
 
@@ -219,9 +220,11 @@ def test_diffusion_run_to_its_end_solves_the_system(monkeypatch):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_blocks_from_disk_give_what_memory_gives_in_more_queries_than_one_pass_takes(name):
+def test_blocks_from_disk_give_what_memory_gives_in_more_queries_than_one_pass_takes(name, monkeypatch):
+    monkeypatch.setattr(database, "_WINDOW_ROWS", 500)
+    monkeypatch.setattr(reranking, "_VALUES", 100 * 10 * 16)
     random = np.random.default_rng(4)
-    vectors = unit(random.standard_normal((QUERIES + 100, 16)))
+    vectors = unit(random.standard_normal((1100, 16)))
     queries = unit(random.standard_normal((5, 16)))
     spans = [(0, 1), (1, 400), (400, len(vectors))]
     parts = [Part(start, end - start, partial(vectors.__getitem__, slice(start, end))) for start, end in spans]
@@ -241,6 +244,39 @@ def test_equal_and_few_rows(name):
     assert scores[0, :30].min() > scores[0, 30:].max()
     _, scores = searched(name, vectors[:1], vectors[-1:], 4)
     assert scores.shape == (1, 1)
+
+
+@pytest.mark.parametrize("k", [1, 7, 40])
+@pytest.mark.parametrize("blocks", [1, 2, 3, 7])
+def test_neighbours_come_in_blocks_and_are_the_same(monkeypatch, blocks, k):
+    _, vectors = clustered(7)
+    monkeypatch.setattr(database, "_WINDOW_ROWS", -(-60 // blocks))
+    found = list(database.neighbour_blocks(from_array(vectors, np.arange(60)), k))
+    assert len(found) == blocks
+    moved, rows, scores = map(np.concatenate, zip(*found, strict=True))
+    assert np.array_equal(moved, vectors)
+    for row, (others, cosines) in enumerate(zip(rows, scores, strict=True)):
+        expected = listed(vectors[row], vectors, k, without=row)
+        assert others.tolist() == [other for other, _ in expected]
+        np.testing.assert_allclose(cosines, [cosine for _, cosine in expected], atol=1e-6)
+
+
+def test_long_lists_come_in_smaller_blocks(monkeypatch):
+    monkeypatch.setattr(database, "_WINDOW_ENTRIES", 60)
+    _, vectors = clustered(7)
+    blocks = [len(rows) for _, rows, _ in database.neighbour_blocks(from_array(vectors, np.arange(60)), 5)]
+    assert blocks == [10] * 6
+
+
+def test_a_step_that_finds_no_room_on_the_disk_is_refused(monkeypatch):
+    monkeypatch.setattr(database.shutil, "disk_usage", lambda _: SimpleNamespace(free=60 * 8 * 4 - 1))
+    queries, vectors = clustered(8)
+    parts = [Part(0, 60, lambda: vectors)]
+    with pytest.raises(
+        UserError, match=r"--expansion needs a temporary file of 1,920 bytes, but .* has 1,919 bytes left"
+    ):
+        searched("dba", queries, Exact(parts, np.arange(60)), 3)
+    searched("diffusion", queries, Exact(parts, np.arange(60)), 3)  # needs no vectors of single rows
 
 
 def test_methods_follow_each_other():
