@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from dim.data.manifest import Manifest
 from dim.errors import UserError
-from dim.extract import descriptors, identity, store
+from dim.extract import descriptors, identity, plain_pages, store
 from dim.extract.finished_shards import Shard
 from dim.extract.identity import Embedding
 from dim.io import files
@@ -109,11 +109,18 @@ def _positions(found: pa.ChunkedArray, failed: pa.Array, chosen: Manifest, folde
 def _load(
     shard: Shard, hashed: bool, dimension: int, kept: pa.ChunkedArray | None, whitening: Whitening | None
 ) -> np.ndarray:
-    content = shard.read() if hashed else None
-    table = store.read_shard(shard.folder, shard.name, ["descriptor"], None, dimension, content=content)
-    shard.require(table.num_rows, content)
-    column = table["descriptor"]
-    return checked_and_whitened(store.vectors(column.filter(kept) if kept else column), whitening, shard.folder)
+    content = shard.read()
+    vectors = plain_pages.read(content, dimension)
+    if vectors is None:
+        column = store.read_shard(shard.folder, shard.name, ["descriptor"], None, dimension, content=content)[
+            "descriptor"
+        ]
+        shard.require(len(column), content if hashed else None)
+        vectors = store.vectors(column.filter(kept) if kept else column)
+    else:
+        shard.require(len(vectors), content if hashed else None)
+        vectors = vectors[kept.to_numpy()] if kept else vectors
+    return checked_and_whitened(vectors, whitening, shard.folder)
 
 
 def load_whitening(file: str, embedding: Embedding, folder: str) -> tuple[Embedding, Whitening]:

@@ -31,7 +31,7 @@ QUERIES = 1024  # queries of a block of products
 COLUMNS = 4096  # database rows of a block of products; the products of a block take 16 MiB
 # A unit of work searches at most so many rows for at most so many queries, some seconds of work for a CPU. A small
 # database is split into about `_UNITS` units, but into none that is smaller than a block or a part.
-_UNIT_ROWS, _UNIT_QUERIES, _UNITS = 65_536, 8192, 64
+_UNIT_ROWS, UNIT_QUERIES, _UNITS = 65_536, 8192, 64
 _UNIT_CELLS = 2**24  # most entries of the lists of a unit, 16 bytes each
 _PAIRS = 256  # (query, row) pairs whose exact scores are computed at a time
 _LOADED = 8  # most parts that are loaded at a time for a block
@@ -75,7 +75,7 @@ def nearest(
 
     Args:
         queries: L2-normalised vectors, (Q, D).
-        parts: The database, in the order of the rows. Each part is loaded once per `_UNIT_QUERIES` queries.
+        parts: The database, in the order of the rows. Each part is loaded once per `UNIT_QUERIES` queries.
         tie_order: The tie-break order of the database rows, from `tie_order_of`, (N,).
         count: The number of rows to find for each query.
         workers: The most units that are searched at a time. By default, one for each CPU.
@@ -84,14 +84,14 @@ def nearest(
         The rows, int64 (Q, count), and their exact scores, float64 (Q, count). If the database has fewer than `count`
         rows, the remaining entries are −1 in the rows and −inf in the scores.
     """
-    step = max(1, min(_UNIT_QUERIES, _UNIT_CELLS // max(1, count)))
+    step = max(1, min(UNIT_QUERIES, _UNIT_CELLS // max(1, count)))
     chunks = [slice(start, start + step) for start in range(0, len(queries), step)]
     groups = list(_grouped(parts, min(_UNIT_ROWS, max(COLUMNS, len(tie_order) // _UNITS))))
     units = [(chunk, group) for chunk in chunks for group in groups]
     best = BestRows(len(queries), count, tie_order)
     bounds = np.full(len(queries), -np.inf)  # units that run in this process see how they rise; tasks have a copy
     shared = [on_grid(queries, np.float32), bounds, tie_order, count]
-    for position, found in tasks.spread(_best_of_unit, units, shared, workers=workers):
+    for position, found in tasks.spread(best_of_unit, units, shared, workers=workers):
         chunk = units[position][0]
         best.merge(chunk.start, *found)
         bounds[chunk] = best.scores[chunk, -1]
@@ -156,7 +156,7 @@ def _grouped(parts: Iterable[Part], rows: int) -> Iterator[list[Part]]:
         yield group
 
 
-def _best_of_unit(
+def best_of_unit(
     unit: tuple[slice, list[Part]], queries: np.ndarray, bounds: np.ndarray, tie_order: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the best rows in some parts, for the queries of a slice, and their scores. `queries` are on the grid.
