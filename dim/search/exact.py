@@ -81,9 +81,9 @@ def nearest(
     return rows, scores
 
 
-def tie_order_of(ids: np.ndarray | pa.Array) -> np.ndarray:
+def tie_order_of(ids: np.ndarray | pa.Array | pa.ChunkedArray) -> np.ndarray:
     """The tie-break order, int64 (N,): the position of each row when all rows are sorted by their image ids."""
-    order = pc.array_sort_indices(pa.array(ids, pa.string())).to_numpy()
+    order = pc.sort_indices(pa.array(ids, pa.string()) if isinstance(ids, np.ndarray) else ids).to_numpy()
     positions = np.empty(len(ids), np.int64)
     positions[order] = np.arange(len(ids))
     return positions

@@ -9,6 +9,7 @@ grid need no margin for rounding errors, whose candidates would take longer to c
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -54,6 +55,15 @@ class _Block:
         return (self.last - self.first) * sum(part.size for part in self.parts)
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    """The pairs of query q are from starts[q] to before starts[q + 1]. Their rows have `scores` and `ties`, (P,)."""
+
+    starts: np.ndarray
+    scores: np.ndarray
+    ties: np.ndarray  # places in the tie-break order
+
+
 def ranks(
     queries: np.ndarray, parts: Sequence[Part], tie_order: np.ndarray, pairs: Pairs, own: np.ndarray | None = None
 ) -> np.ndarray:
@@ -76,8 +86,9 @@ def ranks(
     counted[order] = _counted(queries, parts, tie_order, Pairs(both[order], rows[order]))
     place_of_own = np.full(len(queries), len(tie_order))
     place_of_own[leaving] = counted[len(pairs) :]
-    found: np.ndarray = counted[: len(pairs)]
-    return found - (place_of_own[pairs.queries] < found)
+    counts = counted[: len(pairs)]
+    found: np.ndarray = counts - (place_of_own[pairs.queries] < counts)
+    return found
 
 
 def _counted(queries: np.ndarray, parts: Sequence[Part], tie_order: np.ndarray, pairs: Pairs) -> np.ndarray:
@@ -86,17 +97,18 @@ def _counted(queries: np.ndarray, parts: Sequence[Part], tie_order: np.ndarray, 
     scores = np.empty(len(pairs))
     order = np.argsort(pairs.rows, kind="stable")
     bounds = np.searchsorted(pairs.rows[order], [run[0].start for run in runs] + [len(tie_order)])
-    places = [order[first:last] for first, last in zip(bounds, bounds[1:], strict=False)]
+    places = [order[first:last] for first, last in pairwise(bounds)]
     asked = [
         _Asked(run, Pairs(pairs.queries[place], pairs.rows[place])) for run, place in zip(runs, places, strict=True)
     ]
     for unit, found in spread(_scores, asked, [queries]):
         scores[places[unit]] = found
     starts = np.searchsorted(pairs.queries, np.arange(len(queries) + 1))
+    wanted = _Wanted(starts, scores, tie_order[pairs.rows])
     blocks = list(_blocks(runs, len(queries)))
     counts = np.zeros(len(pairs), np.int64)
-    shared = [queries, starts, scores, tie_order[pairs.rows], tie_order]
-    for unit, found in spread(_before, blocks, shared, stage="evaluating", size=len, unit="scores"):
+    counted = spread(_before, blocks, [queries, wanted, tie_order], stage="evaluating", size=len, unit="scores")
+    for unit, found in counted:
         counts[starts[blocks[unit].first] : starts[blocks[unit].last]] += found
     return counts
 
@@ -126,7 +138,9 @@ def _scores(unit: _Asked, queries: np.ndarray) -> np.ndarray:
     pairs, found = unit.pairs, np.empty(len(unit.pairs))
     for part in unit.parts:
         first, last = np.searchsorted(pairs.rows, [part.start, part.start + part.size])
-        vectors = part.load() if first < last else None
+        if first == last:
+            continue
+        vectors = part.load()
         for start in range(first, last, _PAIRS):
             chosen = slice(start, min(start + _PAIRS, last))
             left, right = queries[pairs.queries[chosen]], vectors[pairs.rows[chosen] - part.start]
@@ -134,14 +148,9 @@ def _scores(unit: _Asked, queries: np.ndarray) -> np.ndarray:
     return found
 
 
-def _before(
-    unit: _Block, queries: np.ndarray, starts: np.ndarray, scores: np.ndarray, ties: np.ndarray, tie_order: np.ndarray
-) -> np.ndarray:
-    """How many rows of the unit's parts come before the row of each pair of the unit's queries, int64.
-
-    The pairs of query q are from starts[q] to before starts[q + 1]. Their rows have `scores` and `ties`, (P,), their
-    places in `tie_order` (N,).
-    """
+def _before(unit: _Block, queries: np.ndarray, wanted: _Wanted, tie_order: np.ndarray) -> np.ndarray:
+    """How many rows of the unit's parts come before the row of each pair of the unit's queries, int64."""
+    starts = wanted.starts
     offset = starts[unit.first]
     counts = np.zeros(starts[unit.last] - offset, np.int64)
     for part in unit.parts:
@@ -153,5 +162,6 @@ def _before(
                 last = min(first + _QUERIES, unit.last)
                 for query, row in enumerate(on_grid(queries[first:last]) @ block, start=first):
                     own = slice(starts[query], starts[query + 1])
-                    counts[own.start - offset : own.stop - offset] += exact.before(row, order, scores[own], ties[own])
+                    found = exact.before(row, order, wanted.scores[own], wanted.ties[own])
+                    counts[own.start - offset : own.stop - offset] += found
     return counts

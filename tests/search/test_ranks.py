@@ -1,6 +1,7 @@
 """Ranks counted part by part against the ranks in whole lists of scores."""
 
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -29,10 +30,7 @@ def loaded(part):
 def cut(vectors, count):
     """The rows in `count` parts, which other processes can load, too."""
     bounds = np.linspace(0, len(vectors), count + 1).astype(int).tolist()
-    return [
-        Part(first, last - first, partial(loaded, vectors[first:last]))
-        for first, last in zip(bounds, bounds[1:], strict=False)
-    ]
+    return [Part(first, last - first, partial(loaded, vectors[first:last])) for first, last in pairwise(bounds)]
 
 
 def some(kind):
