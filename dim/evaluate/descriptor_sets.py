@@ -1,8 +1,9 @@
 """The one or two sets of descriptors that an evaluation measures: read from folders, or extracted first.
 
-The descriptors of the database stay on disk and are loaded part by part. Those of the queries are copied to a temporary
-file. A `DescriptorSet` also lists the whitenings that were applied to the descriptors, and the photos that each was
-learned on: a whitening learned on the evaluated photos makes the figures too high.
+The descriptors of the database stay on disk and are loaded part by part. Those of the queries are in memory or, if
+there are many queries, in a temporary file. A `DescriptorSet` also lists the whitenings that were applied to the
+descriptors, and the photos that each was learned on: a whitening learned on the evaluated photos makes the figures too
+high.
 """
 
 import contextlib
@@ -32,6 +33,8 @@ from dim.search import descriptor_folder
 from dim.search.database import temporary_file_of
 from dim.search.descriptor_folder import DescriptorFolder, load_whitening
 from dim.search.exact import Part
+
+QUERIES_IN_MEMORY = 2**16  # more queries are kept in a temporary file
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,9 @@ def _read_set(
     if distractors and beside:
         identity.require_equal(stored, folder, identity.of_folder(beside), beside)
         more = _whitened(descriptor_folder.read(beside, None, distractors), whitening)
-    queries = Descriptors(embedding, rows_of(asked), temporary_file_of(asked, len(asked)))
+    few = len(asked) <= QUERIES_IN_MEMORY
+    vectors = np.concatenate(list(asked)) if few else temporary_file_of(asked, len(asked))
+    queries = Descriptors(embedding, rows_of(asked), vectors)
     applied = whitenings_of(folder, whitening)
     return DescriptorSet(name, folder, embedding, queries, EvaluatedDatabase(own, more), applied)
 

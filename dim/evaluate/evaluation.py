@@ -15,7 +15,7 @@ import pyarrow as pa
 from sklearn.metrics import classification_report
 
 from dim.evaluate.metrics import GROUP, Metric
-from dim.evaluate.protocols import Protocol, Verdict, means
+from dim.evaluate.protocols import Verdict, means
 from dim.evaluate.task import RetrievalTask
 from dim.extract.descriptors import Descriptors
 from dim.io.tables import require_each_once
@@ -64,9 +64,9 @@ def require_queries(task: RetrievalTask, queries: Descriptors, results: list[Que
     require_each_once(asked.to_pylist(), given, repr(task.queries.uri))
 
 
-def informative_metrics(protocol: Protocol, n_listed: int) -> dict[str, Metric]:
-    """The metrics of `protocol` that a descriptor can change, with `n_listed` photos in each list (`covers_list`)."""
-    return {name: metric for name, metric in protocol.metrics.items() if not covers_list(name, n_listed)}
+def informative_metrics(task: RetrievalTask, n_listed: int) -> dict[str, Metric]:
+    """The metrics of the protocol that a descriptor can change, with `n_listed` photos in each list (`covers_list`)."""
+    return {name: metric for name, metric in task.protocol.metrics.items() if not covers_list(name, n_listed)}
 
 
 def covers_list(metric: str, n_listed: int) -> bool:
@@ -79,7 +79,7 @@ def covers_list(metric: str, n_listed: int) -> bool:
 
 def summary(task: RetrievalTask, results: list[QueryResult], n_listed: int) -> dict[str, Any]:
     """The figures of metrics.json, overall and at each level of the protocol: means over queries with a positive."""
-    names = informative_metrics(task.protocol, n_listed)
+    names = informative_metrics(task, n_listed)
     levels = {name: _means(names, [query.levels[name] for query in results]) for name in task.protocol.levels}
     return _means(names, [query.values for query in results]) | levels
 

@@ -45,7 +45,7 @@ def judge(
     ranks take `share` bytes at most, or have one query.
     """
     column_of = _columns(task, database)
-    chosen = informative_metrics(task.protocol, shortest_list(task, queries, database))
+    chosen = informative_metrics(task, shortest_list(task, queries, database))
     for chunk in _chunks(task, queries, share):
         graded = task.graded(queries.rows[chunk])
         own = None if search.own is None else search.own[chunk]

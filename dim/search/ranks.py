@@ -160,8 +160,14 @@ def _before(unit: _Block, queries: np.ndarray, wanted: _Wanted, tie_order: np.nd
             order = tie_order[part.start + start :][: block.shape[1]]
             for first in range(unit.first, unit.last, _QUERIES):
                 last = min(first + _QUERIES, unit.last)
-                for query, row in enumerate(on_grid(queries[first:last]) @ block, start=first):
+                for query, row in enumerate(products(queries[first:last], block), start=first):
                     own = slice(starts[query], starts[query + 1])
                     found = exact.before(row, order, wanted.scores[own], wanted.ties[own])
                     counts[own.start - offset : own.stop - offset] += found
     return counts
+
+
+def products(queries: np.ndarray, block: np.ndarray) -> np.ndarray:
+    """The exact scores of `queries` (q, D) for the columns of `block` (D, n), which are on the grid: float64 (q, n)."""
+    scores: np.ndarray = on_grid(queries) @ block
+    return scores
