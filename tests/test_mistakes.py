@@ -385,6 +385,8 @@ OF_ONE = {
         "--expansion aqe --neighbours 99999999999999999999": "--neighbours must be from 1 to 100000, not 9+",
     },
     "evaluate": {
+        "--memory 8apples": "--memory '8apples' is not a size, such as 512MB or 8GB",
+        "--memory 1MB": "--memory '1MB' is too small; give at least 256MiB",
         "--baseline killed-evaluation/metrics.json": r"'killed-evaluation' was never finished; run evaluate\.py again",
         "--descriptors a --descriptors b --descriptors c": "give --descriptors DIR or --model X once, or twice",
         "--manifest singles.csv": "has a positive in the database; nothing to measure",

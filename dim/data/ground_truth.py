@@ -6,6 +6,9 @@ counts neither as a hit nor as a miss.
 
 from dataclasses import dataclass
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from dim.app.config import nearest
 from dim.data import manifest as manifests
 from dim.data.manifest import Manifest
@@ -41,10 +44,13 @@ def read(uri: str, manifest: Manifest) -> GroundTruth:
     tables.require_columns(table, COLUMNS, uri)
     if table.num_rows == 0:
         raise UserError(f"{uri!r} has no row")
-    known = set(manifest.image_ids)
+    columns = [manifests.text_column(uri, table, name) for name in COLUMNS]
+    named = pa.chunked_array(columns[0].chunks + columns[1].chunks, pa.string()).unique()
+    ids = manifest.table["image_id"]
+    known = set(ids.filter(pc.is_in(ids, named)).to_pylist())  # of the manifest's ids, those that the table names
     seen: set[tuple[str, str]] = set()
     images: dict[str, dict[str, list[str]]] = {}
-    rows = zip(*(manifests.text_column(uri, table, name).to_pylist() for name in COLUMNS), strict=True)
+    rows = zip(*(column.to_pylist() for column in columns), strict=True)
     for number, (query, image, grade) in enumerate(rows, start=1):
         if grade not in GRADES:
             raise UserError(f"{uri!r}: row {number} has the grade {quoted(grade)}; {nearest(str(grade), list(GRADES))}")

@@ -15,8 +15,8 @@ import pyarrow.compute as pc
 from dim.app import output_folder
 from dim.errors import UserError, quoted
 from dim.evaluate import significance
-from dim.evaluate.protocols import RetrievalTask
 from dim.evaluate.significance import MeanDifference
+from dim.evaluate.task import RetrievalTask
 from dim.io import files, seal, tables
 
 COLUMNS = ["query_id", "label", "ap"]
@@ -97,8 +97,9 @@ class Baseline:
         """Raises UserError if `task` measures none of the baseline's queries."""
         if self.per_query is None:
             return
-        measured = set(self.per_query.filter(self.per_query["ap"].is_valid())["query_id"].to_pylist())
-        if not any(name in measured and task.has_positive(row) for row, name in enumerate(task.queries.image_ids)):
+        measured = self.per_query.filter(self.per_query["ap"].is_valid())["query_id"].cast(pa.string())
+        common = pc.is_in(task.queries.table["image_id"], measured.combine_chunks()).to_numpy()
+        if not (common & task.has_positive).any():
             raise UserError(
                 f"{self.uri!r} and {task.queries.uri!r} have no query in common; name a baseline of the same queries"
             )

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from dim.app import memory
 from dim.app.config import option
+from dim.app.memory import MemoryOptions
 from dim.errors import UserError
 from dim.extract.config import Extraction, Split
 from dim.search.config import AfterSearch
@@ -27,7 +29,7 @@ class ProtocolOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(AfterSearch, ProtocolOptions, Extraction):
+class EvaluateConfig(AfterSearch, ProtocolOptions, Extraction, MemoryOptions):
     """The flags of `jobs/evaluate.py`. Raises UserError if a value is out of range."""
 
     manifest: str = option(help="Parquet or CSV of the photos", metavar="FILE", group="input and output")
@@ -61,6 +63,8 @@ class EvaluateConfig(AfterSearch, ProtocolOptions, Extraction):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.memory is not None:
+            memory.parsed(self.memory)
         if not 0 <= self.max_drop < 1:
             raise UserError(f"--max-drop must be at least 0 and below 1, not {self.max_drop}")
         if self.max_drop and self.baseline is None:

@@ -1,23 +1,27 @@
 """The one or two sets of descriptors that an evaluation measures: read from folders, or extracted first.
 
-A `DescriptorSet` holds the descriptors of the queries and of the database in memory. The descriptors of distractors
-stay on disk and are loaded part by part. The set also lists the whitenings that were applied to the descriptors, and
-the photos that each was learned on: a whitening learned on the evaluated photos makes the figures too high.
+The descriptors of the database stay on disk and are loaded part by part. Those of the queries are in memory or, if
+there are many queries, in a temporary file. A `DescriptorSet` also lists the whitenings that were applied to the
+descriptors, and the photos that each was learned on: a whitening learned on the evaluated photos makes the figures too
+high.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from dim.data import manifest
 from dim.data.manifest import Manifest
 from dim.errors import UserError
 from dim.evaluate.config import EvaluateConfig
-from dim.evaluate.protocols import RetrievalTask
-from dim.extract import descriptors, identity
+from dim.evaluate.task import RetrievalTask
+from dim.extract import identity
 from dim.extract.config import ExtractConfig, Split
 from dim.extract.descriptors import Descriptors
 from dim.extract.identity import Embedding
@@ -26,32 +30,46 @@ from dim.model import spec, whitening
 from dim.model.spec import Spec
 from dim.model.whitening import Whitening
 from dim.search import descriptor_folder
-from dim.search.database import parts_of
-from dim.search.descriptor_folder import DescriptorFolder, checked_and_whitened, load_whitening
+from dim.search.database import temporary_file_of
+from dim.search.descriptor_folder import DescriptorFolder, load_whitening
 from dim.search.exact import Part
+
+QUERIES_IN_MEMORY = 2**16  # more queries are kept in a temporary file
 
 
 @dataclass(frozen=True)
 class EvaluatedDatabase:
-    """The descriptors that are searched: first those of the manifest's photos, then distractors, which stay on disk."""
+    """The descriptors that are searched: first those of the manifest's photos, then distractors. All stay on disk."""
 
-    rows: np.ndarray  # int (n,): the manifest's rows that the first n columns belong to
-    vectors: np.ndarray  # float32 (n, D): the descriptors of `rows`
+    own: DescriptorFolder
     distractors: DescriptorFolder | None = None
 
     def __len__(self) -> int:
-        return len(self.rows) + (len(self.distractors) if self.distractors else 0)
+        return len(self.own) + (len(self.distractors) if self.distractors else 0)
+
+    @property
+    def rows(self) -> np.ndarray:
+        """The manifest's row of each of the first columns, int64 (n,)."""
+        return rows_of(self.own)
 
     @property
     def parts(self) -> list[Part]:
         """The descriptors of all columns, split into the parts that a search loads one by one."""
         more = self.distractors.parts if self.distractors else []
-        return parts_of(self.vectors) + [replace(part, start=part.start + len(self.rows)) for part in more]
+        return self.own.parts + [replace(part, start=part.start + len(self.own)) for part in more]
 
-    def ids(self, manifest: Manifest) -> np.ndarray:
-        """The image_id of each column, given the database's manifest."""
-        own = manifest.image_ids[self.rows]
-        return np.concatenate([own, self.distractors.ids.to_numpy()]) if self.distractors else own
+    @property
+    def ids(self) -> pa.ChunkedArray:
+        """The image_id of each column."""
+        more = self.distractors.ids.chunks if self.distractors else []
+        return pa.chunked_array(self.own.ids.chunks + more, pa.string())
+
+
+def rows_of(folder: DescriptorFolder) -> np.ndarray:
+    """The manifest's row of each descriptor of `folder`, which was read for a manifest."""
+    if folder.rows is None:
+        raise ValueError(f"{folder.folder!r} was read without a manifest")
+    return folder.rows
 
 
 @dataclass(frozen=True)
@@ -61,9 +79,14 @@ class DescriptorSet:
     name: str  # the folder or the model that the user named
     folder: str
     embedding: Embedding  # includes the whitening that the evaluation applies
-    queries: Descriptors
+    queries: Descriptors  # in the order of the folder
     database: EvaluatedDatabase
     whitenings: list[dict[str, Any]]  # the result of `whitenings_of`
+
+    @property
+    def distractor_folder(self) -> str | None:
+        """The folder of the distractors' descriptors, if there are distractors."""
+        return self.database.distractors.folder if self.database.distractors else None
 
 
 def read(config: EvaluateConfig, task: RetrievalTask) -> list[DescriptorSet]:
@@ -85,8 +108,10 @@ def _distractors(config: EvaluateConfig, task: RetrievalTask) -> Manifest | None
     distractors = manifest.read(config.distractors)
     if config.root:
         identity.require_under(config.root, distractors)
-    if both := {*distractors.image_ids} & {*task.database.image_ids, *task.queries.image_ids}:
-        raise UserError(f"{config.distractors!r} and {config.manifest!r} both have the image_id {min(both)!r}")
+    ids = distractors.table["image_id"]
+    for known in (task.database.table["image_id"], task.queries.table["image_id"]):
+        if both := ids.filter(pc.is_in(ids, known.combine_chunks())).to_pylist():
+            raise UserError(f"{config.distractors!r} and {config.manifest!r} both have the image_id {min(both)!r}")
     return distractors
 
 
@@ -118,25 +143,29 @@ def _read_set(
     whitening = None
     if config.whitening:
         embedding, whitening = load_whitening(config.whitening, stored, folder)
-    queries = _read_rows(folder, task.queries, whitening)
-    task.require_positive(queries.rows)
-    own = _read_rows(folder, task.database, whitening)
+    asked = _whitened(descriptor_folder.read(folder, None, task.queries, hashed=True), whitening)
+    task.require_positive(rows_of(asked))
+    own = _whitened(descriptor_folder.read(folder, None, task.database, hashed=True), whitening)
     more = None
     if distractors and beside:
         identity.require_equal(stored, folder, identity.of_folder(beside), beside)
-        more = descriptor_folder.read(beside, config.whitening, distractors)  # they stay on disk
-        identity.require_equal(embedding, folder, more.embedding, beside)  # unequal if the whitening file changed
-    database = EvaluatedDatabase(own.rows, own.vectors, more)
-    return DescriptorSet(name, folder, embedding, queries, database, whitenings_of(folder, whitening))
+        more = _whitened(descriptor_folder.read(beside, None, distractors), whitening)
+    few = len(asked) <= QUERIES_IN_MEMORY
+    vectors = np.concatenate(list(asked)) if few else temporary_file_of(asked, len(asked))
+    queries = Descriptors(embedding, rows_of(asked), vectors)
+    applied = whitenings_of(folder, whitening)
+    return DescriptorSet(name, folder, embedding, queries, EvaluatedDatabase(own, more), applied)
 
 
-def _read_rows(folder: str, manifest: Manifest, whitening: Whitening | None) -> Descriptors:
-    """Reads the descriptors of those rows of `manifest` that could be decoded, and applies `whitening` if given.
+def _whitened(folder: DescriptorFolder, whitening: Whitening | None) -> DescriptorFolder:
+    """`folder` with `whitening`, if there is one, applied to each part that is loaded."""
+    if whitening is None:
+        return folder
+    return replace(folder, parts=[replace(part, load=partial(_load, part.load, whitening)) for part in folder.parts])
 
-    Raises UserError if `folder` lacks a row or a descriptor is not a unit vector.
-    """
-    found = descriptors.read(folder, manifest)
-    return Descriptors(found.embedding, found.rows, checked_and_whitened(found.vectors, whitening, folder))
+
+def _load(load: Callable[[], np.ndarray], whitening: Whitening) -> np.ndarray:
+    return whitening.apply(load())
 
 
 def whitenings_of(folder: str, applied: Whitening | None) -> list[dict[str, Any]]:

@@ -1,16 +1,12 @@
-"""Evaluates one set of descriptors on a retrieval task: a result per query, and the figures of all queries.
+"""The results of an evaluation's queries, and the figures made of them.
 
-`exact_search` sets up the search of the queries in the database, `judge` scores each query's list under the protocol,
-and `summary` and `per_query` turn the results into metrics.json and per_query.parquet. The functions at the end treat
-a search as a classifier, which gives a query the label of the nearest photo. They compute the accuracy, the
-classification report and the confused labels.
-
-A *row* of the database is a row of the database's manifest. The score matrix has one *column* per searched photo: first
-the database rows whose photo could be decoded, then the distractors.
+`summary` and `per_query` turn the results of `dim.evaluate.judging` into metrics.json and per_query.parquet. The
+functions at the end treat a search as a classifier, which gives a query the label of the nearest photo. They compute
+the accuracy, the classification report and the confused labels.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,22 +14,18 @@ import numpy as np
 import pyarrow as pa
 from sklearn.metrics import classification_report
 
-from dim.app.progress import Progress
-from dim.evaluate.descriptor_sets import EvaluatedDatabase
 from dim.evaluate.metrics import GROUP, Metric
-from dim.evaluate.protocols import NOT_LISTED, RetrievalTask, Verdict, apply_metrics, means
+from dim.evaluate.protocols import Verdict, means
+from dim.evaluate.task import RetrievalTask
 from dim.extract.descriptors import Descriptors
 from dim.io.tables import require_each_once
-from dim.search import exact
-from dim.search.database import Exact, Retrieval
 
-TOP = 10  # photos at the top of each query's list that are kept as hits
 NO_LABEL = "(no label)"
 
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One of the first `TOP` photos of a query's list: its database column, label and score, and the verdict on it."""
+    """One of the first photos of a query's list: its database column, label and score, and the verdict on it."""
 
     column: int
     label: str | None
@@ -51,7 +43,7 @@ class QueryResult:
     levels: dict[str, dict[str, float | None]]  # at each level of the protocol, the value of each metric
     n_positives: int  # number of the query's positives, listed or not
     ranks: np.ndarray  # int (P,): ascending 0-based ranks of the listed positives, not counting junk
-    hits: list[Hit]  # the first `TOP` photos of the list, junk included
+    hits: list[Hit]  # the first photos of the list, junk included
 
     @property
     def ap(self) -> float | None:
@@ -64,86 +56,12 @@ class QueryResult:
         return int(self.ranks[0]) + 1 if len(self.ranks) else None
 
 
-def exact_search(task: RetrievalTask, queries: Descriptors, database: EvaluatedDatabase) -> Retrieval:
-    """Sets up the exact search of `queries` in `database`. Lists lack the photos that the protocol excludes."""
-    searched = Exact(database.parts, exact.tie_order_of(database.ids(task.database)))
-    return Retrieval(queries.vectors, searched, own=_excluded_columns(task, queries, database))
-
-
-def judge(
-    task: RetrievalTask, queries: Descriptors, database: EvaluatedDatabase, search: Retrieval
-) -> Iterator[QueryResult]:
-    """Scores each query's list under the task's protocol. Only the scores of a few queries are in memory at a time.
-
-    `search` is the search of `queries` in `database`, re-ranked or not. The results are in the order of `queries`.
-    """
-    column_of = _columns(task, database)
-    labels = np.full(len(database), None, dtype=object)
-    labels[: len(database.rows)] = task.database.labels[database.rows]
-    tie_order = search.database.tie_order
-    chosen = informative_metrics(task, shortest_list(task, queries, database))
-    progress = Progress("evaluating", len(queries.rows), "queries")
-    for query, scores in zip(queries.rows, search.scores(), strict=True):
-        progress.add()
-        relevant = {grade: column_of[rows] for grade, rows in task.relevant(query).items()}
-        positions = _positions(scores, relevant, tie_order)
-        ranks, n_pos = task.protocol.level.ranks(positions)
-        yield QueryResult(
-            query_id=task.queries.image_ids[query],
-            label=task.queries.labels[query],
-            values=apply_metrics(chosen, ranks, n_pos),
-            levels={
-                name: apply_metrics(chosen, *level.ranks(positions)) for name, level in task.protocol.levels.items()
-            },
-            n_positives=n_pos,
-            ranks=ranks,
-            hits=_hits(scores, exact.best(scores, TOP, tie_order), labels, task.protocol.level.verdicts(relevant)),
-        )
-
-
-def _columns(task: RetrievalTask, database: EvaluatedDatabase) -> np.ndarray:
-    """The column of each database row of `task`, NOT_LISTED for a row that could not be decoded."""
-    column_of = np.full(len(task.database), NOT_LISTED)
-    column_of[database.rows] = np.arange(len(database.rows))
-    return column_of
-
-
-def _excluded_columns(task: RetrievalTask, queries: Descriptors, database: EvaluatedDatabase) -> np.ndarray:
-    """The column that the protocol excludes from each query's list, NOT_LISTED if it excludes none."""
-    column_of = _columns(task, database)
-    rows = (task.excluded_row(query) for query in queries.rows)
-    return np.array([NOT_LISTED if row is None else column_of[row] for row in rows], np.int64)
-
-
-def _positions(scores: np.ndarray, columns: dict[str, np.ndarray], tie_order: np.ndarray) -> dict[str, np.ndarray]:
-    """The 0-based positions of each grade's `columns` in a query's list. An entry NOT_LISTED stays NOT_LISTED."""
-    wanted = np.concatenate([np.zeros(0, np.int64), *columns.values()])
-    positions = np.full(len(wanted), NOT_LISTED)
-    positions[wanted != NOT_LISTED] = exact.ranks(scores, wanted[wanted != NOT_LISTED], tie_order)
-    ends = np.cumsum([len(found) for found in columns.values()])
-    return dict(zip(columns, np.split(positions, ends[:-1]), strict=True))
-
-
-def _hits(scores: np.ndarray, columns: np.ndarray, labels: np.ndarray, verdicts: dict[int, Verdict]) -> list[Hit]:
-    return [
-        Hit(column, labels[column], float(scores[column]), verdicts.get(column, "wrong")) for column in columns.tolist()
-    ]
-
-
-def require_rows(
-    task: RetrievalTask, queries: Descriptors, database: EvaluatedDatabase, results: list[QueryResult]
-) -> None:
-    """Raises RuntimeError if any query or database row that could be decoded was not evaluated exactly once."""
-    for rows, decoded, given in (
-        (task.queries, queries.rows, [query.query_id for query in results]),
-        (task.database, database.rows, task.database.image_ids[database.rows]),
-    ):
-        require_each_once(rows.image_ids, [*given, *np.delete(rows.image_ids, decoded)], repr(rows.uri))
-
-
-def shortest_list(task: RetrievalTask, queries: Descriptors, database: EvaluatedDatabase) -> int:
-    """The number of photos in the shortest list, junk included."""
-    return len(database) - bool((_excluded_columns(task, queries, database) != NOT_LISTED).any())
+def require_queries(task: RetrievalTask, queries: Descriptors, results: list[QueryResult]) -> None:
+    """Raises RuntimeError if any query that could be decoded was not evaluated exactly once."""
+    asked = task.queries.table["image_id"]
+    unreadable = np.delete(np.arange(len(asked)), queries.rows)
+    given = [*(query.query_id for query in results), *asked.take(unreadable).to_pylist()]
+    require_each_once(asked.to_pylist(), given, repr(task.queries.uri))
 
 
 def informative_metrics(task: RetrievalTask, n_listed: int) -> dict[str, Metric]:

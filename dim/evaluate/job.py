@@ -9,15 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from dim.app import output_folder
+from dim.app import cluster, output_folder
 from dim.app.output_folder import Output
 from dim.errors import GateNotMet
-from dim.evaluate import comparison, descriptor_sets, evaluation, protocols
+from dim.evaluate import comparison, descriptor_sets, evaluation, judging, protocols
 from dim.evaluate.comparison import Baseline, Comparison
 from dim.evaluate.config import EvaluateConfig
 from dim.evaluate.descriptor_sets import DescriptorSet
 from dim.evaluate.evaluation import QueryResult
-from dim.evaluate.protocols import NOT_LISTED, PROTOCOLS, RetrievalTask, read_task
+from dim.evaluate.protocols import NOT_LISTED, PROTOCOLS
+from dim.evaluate.task import RetrievalTask, read_task
 from dim.extract import identity
 from dim.io import files, seal, tables
 from dim.report import evaluation as evaluation_report
@@ -55,9 +56,13 @@ def measure(config: EvaluateConfig, baseline: Baseline | None = None) -> tuple[d
     with seal.unchanged(config.manifest, config.ground_truth, config.distractors):
         task = read_task(config)
         sets = descriptor_sets.read(config, task)
-    inputs = {"manifest": config.manifest, "ground_truth": config.ground_truth, "whitening": config.whitening}
-    inputs |= {f"descriptors_{number}": found.folder for number, found in enumerate(sets, start=1)}
-    with output_folder.opened(config.out, "evaluate", config, inputs, sets[0].embedding.as_json()) as out:
+    inputs = {name: getattr(config, name) for name in ("manifest", "ground_truth", "whitening", "distractors")}
+    for number, found in enumerate(sets, start=1):
+        inputs |= {f"descriptors_{number}": found.folder, f"distractor_descriptors_{number}": found.distractor_folder}
+    with (
+        cluster.joined(),
+        output_folder.opened(config.out, "evaluate", config, inputs, sets[0].embedding.as_json()) as out,
+    ):
         measured = [_measure_set(config, task, found) for found in sets]
         metrics, against = _write(config, task, measured, baseline, out)
         out.finish(metrics)
@@ -65,10 +70,11 @@ def measure(config: EvaluateConfig, baseline: Baseline | None = None) -> tuple[d
 
 
 def _measure_set(config: EvaluateConfig, task: RetrievalTask, source: DescriptorSet) -> Measured:
-    search = evaluation.exact_search(task, source.queries, source.database)
+    search = judging.exact_search(task, source.queries, source.database)
     search, steps = expansion_methods.apply(search, config.expansion, config.neighbours)
-    results = list(evaluation.judge(task, source.queries, source.database, search))
-    evaluation.require_rows(task, source.queries, source.database, results)
+    judged = list(judging.judge(task, source.queries, source.database, search, config.budget.share // 2))
+    results = [judged[place] for place in np.argsort(source.queries.rows)]
+    evaluation.require_queries(task, source.queries, results)
     metrics = _metrics(config, task, source, results, steps)
     for line in (source.name, *_log_lines(metrics)):
         log.info("%s", line)
@@ -80,7 +86,7 @@ def _metrics(
     steps: list[AppliedMethod],
 ) -> dict[str, Any]:  # fmt: skip
     """The contents of metrics.json: the figures, and the facts needed to compare them with figures of another run."""
-    columns, n_listed = len(source.database), evaluation.shortest_list(task, source.queries, source.database)
+    columns, n_listed = len(source.database), judging.shortest_list(task, source.queries, source.database)
     metrics = {"protocol": config.protocol} | evaluation.summary(task, results, n_listed)
     if task.protocol.top_k and task.protocol.top_k < n_listed:
         metrics["top_k_accuracy"] = evaluation.top_k_accuracy(*_classified(results, task.protocol.top_k))

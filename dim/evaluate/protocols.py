@@ -1,28 +1,19 @@
-"""The field's evaluation protocols, and the retrieval task that they set.
+"""The field's evaluation protocols.
 
 A `Protocol` says which images are positive or junk for a query, whether the query's own photo stays in its list, and
-which metrics are measured. A `RetrievalTask` applies a protocol to manifests: it names the queries, the database, and
-the database rows that are relevant to each query. A task contains no descriptors.
+which metrics are measured. `dim.evaluate.task` applies a protocol to manifests.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
-from dim.data import ground_truth, manifest
-from dim.data.ground_truth import GroundTruth
-from dim.data.manifest import Manifest
-from dim.errors import UserError
 from dim.evaluate import metrics
-from dim.evaluate.config import EvaluateConfig, ProtocolName
+from dim.evaluate.config import ProtocolName
 from dim.evaluate.metrics import Metric
-from dim.extract import identity
 
 NOT_LISTED = -1
 
@@ -124,110 +115,3 @@ def means(names: Iterable[str], queries: list[dict[str, float | None]]) -> dict[
         else:
             nested[key] = value
     return nested
-
-
-@dataclass(frozen=True)
-class RetrievalTask:
-    """A protocol applied to queries and a database. Methods take and return row numbers of these two manifests."""
-
-    protocol: Protocol
-    queries: Manifest
-    database: Manifest
-    truth: GroundTruth | None = None  # None: labels say what is relevant
-
-    @cached_property
-    def row_of(self) -> dict[str, int]:
-        """The database row of each image_id."""
-        return {image_id: row for row, image_id in enumerate(self.database.image_ids)}
-
-    @cached_property
-    def _rows_of_label(self) -> dict[str, np.ndarray]:
-        rows: dict[str, list[int]] = {}
-        for row, label in enumerate(self.database.labels):
-            if label is not None:
-                rows.setdefault(label, []).append(row)
-        return {label: np.array(found) for label, found in rows.items()}
-
-    def excluded_row(self, query: int) -> int | None:
-        """The database row of the query's own image if the protocol excludes it from the list, else None."""
-        return self.row_of.get(self.queries.image_ids[query]) if self.protocol.excludes_query else None
-
-    def relevant(self, query: int) -> dict[str, np.ndarray]:
-        """The database rows of each grade for the query in row `query`, without the excluded row."""
-        if self.truth:
-            images = self.truth.images[self.queries.image_ids[query]]
-            graded = {grade: np.array([self.row_of[image] for image in ids]) for grade, ids in images.items()}
-        else:
-            graded = {"good": self._rows_of_label.get(self.queries.labels[query], np.zeros(0, np.int64))}
-        if (excluded := self.excluded_row(query)) is None:
-            return graded
-        return {grade: rows[rows != excluded] for grade, rows in graded.items()}
-
-    def has_positive(self, query: int) -> bool:
-        """Whether the database has a positive for the query in row `query`."""
-        positive = self.protocol.level.positive
-        return any(len(rows) for grade, rows in self.relevant(query).items() if grade in positive)
-
-    def require_positive(self, queries: Iterable[int]) -> None:
-        """Raises UserError if none of the query rows `queries` has a positive. No metric would have a value."""
-        if not any(map(self.has_positive, queries)):
-            raise UserError(
-                f"{self.queries.uri!r}: no readable query has a positive in the database; nothing to measure"
-            )
-
-    @cached_property
-    def query_in_database(self) -> bool:
-        """Whether the list of any query has the query's own photo, under any image_id. A crop of it counts as well."""
-        photos = Counter(self.database.paths)
-        return any(
-            photos[path] > (1 if self.excluded_row(query) is not None else 0)
-            for query, path in enumerate(self.queries.paths)
-        )
-
-
-def read_task(config: EvaluateConfig) -> RetrievalTask:
-    """Reads the manifest and the ground truth of an evaluation.
-
-    Raises UserError if files and flags contradict each other, no query has a positive, or a photo is outside --root.
-    """
-    protocol = PROTOCOLS[config.protocol]
-    if bool(config.query_split) != bool(config.database_split) or (config.split and config.query_split):
-        raise UserError("give --split alone, or --query-split and --database-split together")
-    if protocol.graded and not config.ground_truth:
-        raise UserError(f"--protocol {config.protocol} needs --ground-truth FILE (query_id, image_id, grade)")
-    if config.ground_truth and not protocol.graded:
-        graded = ", ".join(name for name, known in PROTOCOLS.items() if known.graded)
-        raise UserError(f"--protocol {config.protocol} uses labels; for --ground-truth, choose one of {graded}")
-    photos = manifest.read(config.manifest)
-    truth = ground_truth.read(config.ground_truth, photos) if config.ground_truth else None
-    queries = photos.select(config.query_split or config.split, "query")
-    database = photos.select(config.database_split or config.split, "database")
-    if truth:
-        queries = _graded_queries(queries, truth)
-    if config.root:
-        for rows in (queries, database):
-            identity.require_under(config.root, rows)
-    task = RetrievalTask(protocol, queries, database, truth)
-    if truth:
-        _check_grades(task, config.protocol, truth)
-    task.require_positive(range(len(queries)))
-    return task
-
-
-def _graded_queries(queries: Manifest, truth: GroundTruth) -> Manifest:
-    table = queries.table.filter(pc.is_in(queries.table["image_id"], pa.array(list(truth.images), pa.string())))
-    if table.num_rows == 0:
-        raise UserError(f"{truth.uri!r} grades no image for any of the queries selected from {queries.uri!r}")
-    return replace(queries, table=table)
-
-
-def _check_grades(task: RetrievalTask, name: str, truth: GroundTruth) -> None:
-    allowed = task.protocol.grades
-    if unknown := truth.grades - allowed:
-        raise UserError(
-            f"{truth.uri!r} has the grade {min(unknown)!r}; --protocol {name} knows {', '.join(sorted(allowed))}"
-        )
-    for query in task.queries.image_ids:
-        for image in (image for images in truth.images[query].values() for image in images):
-            if image not in task.row_of:
-                raise UserError(f"{truth.uri!r} grades {image!r} for {query!r}, but it is not in the database searched")

@@ -19,7 +19,8 @@ from dim.evaluate.comparison import Comparison
 from dim.evaluate.config import EvaluateConfig
 from dim.evaluate.descriptor_sets import DescriptorSet
 from dim.evaluate.evaluation import QueryResult
-from dim.evaluate.protocols import PROTOCOLS, RetrievalTask
+from dim.evaluate.protocols import PROTOCOLS
+from dim.evaluate.task import RetrievalTask
 from dim.extract import identity
 from dim.report import charts, gallery, parts
 from dim.report.charts import Axis, Bars, Line

@@ -4,19 +4,22 @@ A `Gallery` draws a query and its hits. `groups` chooses the queries that are sh
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
-import pyarrow.compute as pc
+import numpy as np
 
 from dim.data.manifest import Manifest
 from dim.evaluate.config import EvaluateConfig
-from dim.evaluate.descriptor_sets import DescriptorSet
+from dim.evaluate.descriptor_sets import DescriptorSet, rows_of
 from dim.evaluate.evaluation import Hit, QueryResult
-from dim.evaluate.protocols import PROTOCOLS, RetrievalTask
+from dim.evaluate.protocols import PROTOCOLS
+from dim.evaluate.task import RetrievalTask
 from dim.extract import identity
 from dim.report import parts, photo_map
 from dim.report.page import Html, Page, PagePhoto, PagePhotos
 from dim.report.parts import Card
+from dim.search.database import Exact
 
 
 def by_ap(results: Iterable[QueryResult]) -> list[QueryResult]:
@@ -53,35 +56,35 @@ class Gallery:
 
     def map_page(self) -> Page:
         """The map of the database without its distractors."""
-        manifest, rows = self._task.database, self._source.database.rows
-        chosen = photo_map.sample(len(rows))
-        cards = [
-            Card(manifest.image_ids[row], _photo(manifest, row), manifest.labels[row]) for row in rows[chosen].tolist()
-        ]
-        vectors = self._source.database.vectors[chosen]
-        return photo_map.map_page("evaluate", manifest.uri, cards, len(rows), vectors)
+        manifest, database = self._task.database, self._source.database
+        chosen = np.argsort(database.rows)[photo_map.sample(len(database.rows))]
+        cards = [_card(manifest, row) for row in database.rows[chosen].tolist()]
+        vectors = Exact(database.parts, np.arange(len(database))).take(chosen)
+        return photo_map.map_page("evaluate", manifest.uri, cards, len(database.rows), vectors)
 
     def _query(self, query: QueryResult) -> Card:
-        photo = _photo(self._task.queries, self._row_of[query.query_id])
-        return Card(query.query_id, photo, query.label, "query")
+        return replace(_card(self._task.queries, self._row_of[query.query_id]), note="query")
 
     def _hit(self, hit: Hit) -> Card:
-        own = self._source.database.rows
+        own = self._source.database.own
         if hit.column < len(own):
-            manifest, row = self._task.database, int(own[hit.column])
+            card = _card(self._task.database, int(self._source.database.rows[hit.column]))
         else:
-            manifest, row = self._distractor(hit.column - len(own))
-        return Card(manifest.image_ids[row], _photo(manifest, row), hit.label, f"{hit.score:.3f}", hit.verdict)
+            card = self._distractor(hit.column - len(own))
+        return replace(card, note=f"{hit.score:.3f}", verdict=hit.verdict)
 
-    def _distractor(self, number: int) -> tuple[Manifest, int]:
+    def _distractor(self, number: int) -> Card:
         manifest, stored = self._distractors, self._source.database.distractors
         if manifest is None or stored is None:
             raise ValueError("a hit's column is beyond the database, which has no distractors")
-        return manifest, int(pc.index(manifest.table["image_id"], stored.ids[number]).as_py())
+        return replace(_card(manifest, int(rows_of(stored)[number])), label=None)
 
 
-def _photo(manifest: Manifest, row: int) -> PagePhoto:
-    return PagePhoto(manifest.paths[row], manifest.boxes[row])
+def _card(manifest: Manifest, row: int) -> Card:
+    """The photo in a row of `manifest`. The manifest's other rows stay in Arrow's memory."""
+    one = replace(manifest, table=manifest.table.slice(row, 1))
+    photo = PagePhoto(one.paths[0], one.boxes[0])
+    return Card(one.table["image_id"][0].as_py(), photo, one.table["label"][0].as_py())
 
 
 _MEANINGS = {

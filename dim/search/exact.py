@@ -98,9 +98,9 @@ def nearest(
     return best.rows, best.scores
 
 
-def tie_order_of(ids: np.ndarray | pa.Array) -> np.ndarray:
+def tie_order_of(ids: np.ndarray | pa.Array | pa.ChunkedArray) -> np.ndarray:
     """The tie-break order, int64 (N,): the position of each row when all rows are sorted by their image ids."""
-    order = pc.array_sort_indices(pa.array(ids, pa.string())).to_numpy()
+    order = pc.sort_indices(pa.array(ids, pa.string()) if isinstance(ids, np.ndarray) else ids).to_numpy()
     positions = np.empty(len(ids), np.int64)
     positions[order] = np.arange(len(ids))
     return positions
@@ -112,14 +112,24 @@ def ranks(scores: np.ndarray, rows: np.ndarray, tie_order: np.ndarray) -> np.nda
     `scores` (N,) has the query's score of each database row, or −inf if the row is not in the list. `tie_order` (N,)
     is from `tie_order_of`.
     """
-    if len(rows) == 0:
+    return before(scores, tie_order, scores[rows], tie_order[rows], among=True)
+
+
+def before(
+    scores: np.ndarray, tie_order: np.ndarray, wanted: np.ndarray, ties: np.ndarray, among: bool = False
+) -> np.ndarray:
+    """How many of n rows come before each of R rows in a query's list, int64 (R,).
+
+    The n rows have `scores` and `tie_order`, (n,), and the R rows have the scores `wanted` and the tie-break order
+    `ties`, (R,). `among` says that all R rows are among the n rows; else any of them may be.
+    """
+    if len(wanted) == 0:
         return np.zeros(0, np.int64)
-    wanted = scores[rows]
     rivals = np.sort(scores[scores >= wanted.min()])
     higher: np.ndarray = len(rivals) - np.searchsorted(rivals, wanted, side="right")
     equal = len(rivals) - np.searchsorted(rivals, wanted, side="left") - higher
-    for i in np.flatnonzero(equal > 1):
-        higher[i] += np.count_nonzero(tie_order[scores == wanted[i]] < tie_order[rows[i]])
+    for i in np.flatnonzero(equal > among):
+        higher[i] += np.count_nonzero(tie_order[scores == wanted[i]] < ties[i])
     return higher
 
 

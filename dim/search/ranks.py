@@ -1,0 +1,173 @@
+"""Exact ranks of given rows in the lists of an exact search, without keeping the scores of all rows.
+
+An evaluation asks at which rank each positive of a query is. `ranks` answers that in two passes over the database. The
+first computes the scores of the given rows. The second counts the rows that come before each of them, a part of the
+database and some queries at a time, in tasks of the cluster or in threads. The counts of all parts are added, so the
+ranks don't depend on how the work is divided. All scores are exact (see `dim.search.exact`): float64 products on the
+grid need no margin for rounding errors, whose candidates would take longer to check than the products.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from dim.app.tasks import spread
+from dim.search import exact
+from dim.search.exact import Part, on_grid
+
+ROWS = 2**16  # rows of a unit of work, at least; one part may have more
+CELLS = 2**27  # scores that a unit computes, about; a CPU takes some seconds
+_QUERIES = 512  # queries of a block; the scores of a block, and its rows, take 16 MiB each
+_COLUMNS = 4096  # database rows of a block
+_PAIRS = 2048  # pairs whose scores are computed at a time
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """P pairs of a query and a database row: positions of queries, ascending, and numbers of rows, int64 (P,)."""
+
+    queries: np.ndarray
+    rows: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A unit of the first pass: the database `parts`, and the pairs whose rows are in them."""
+
+    parts: list[Part]
+    pairs: Pairs
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A unit of the second pass: the database `parts`, and the queries from `first` to before `last`."""
+
+    parts: list[Part]
+    first: int
+    last: int
+
+    def __len__(self) -> int:
+        return (self.last - self.first) * sum(part.size for part in self.parts)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """The pairs of query q are from starts[q] to before starts[q + 1]. Their rows have `scores` and `ties`, (P,)."""
+
+    starts: np.ndarray
+    scores: np.ndarray
+    ties: np.ndarray  # places in the tie-break order
+
+
+def ranks(
+    queries: np.ndarray, parts: Sequence[Part], tie_order: np.ndarray, pairs: Pairs, own: np.ndarray | None = None
+) -> np.ndarray:
+    """The 0-based rank of each pair's row in the list of the pair's query, int64 (P,).
+
+    Args:
+        queries: L2-normalised vectors, (Q, D).
+        parts: The database, as consecutive parts that any process can load. Each is loaded for every `CELLS` scores.
+        tie_order: The tie-break order of the database rows, from `exact.tie_order_of`, (N,).
+        pairs: The pairs. None has the row that `own` leaves out.
+        own: The row that is left out of each query's list, (Q,). −1 leaves no row out.
+    """
+    if own is None:
+        return _counted(queries, parts, tie_order, pairs)
+    (leaving,) = np.nonzero(own >= 0)
+    both = np.concatenate([pairs.queries, leaving])
+    order = np.argsort(both, kind="stable")
+    counted = np.empty(len(both), np.int64)
+    rows = np.concatenate([pairs.rows, own[leaving]])
+    counted[order] = _counted(queries, parts, tie_order, Pairs(both[order], rows[order]))
+    place_of_own = np.full(len(queries), len(tie_order))
+    place_of_own[leaving] = counted[len(pairs) :]
+    counts = counted[: len(pairs)]
+    found: np.ndarray = counts - (place_of_own[pairs.queries] < counts)
+    return found
+
+
+def _counted(queries: np.ndarray, parts: Sequence[Part], tie_order: np.ndarray, pairs: Pairs) -> np.ndarray:
+    """The number of rows that come before each pair's row, int64 (P,)."""
+    runs = list(_runs(parts))
+    scores = np.empty(len(pairs))
+    order = np.argsort(pairs.rows, kind="stable")
+    bounds = np.searchsorted(pairs.rows[order], [run[0].start for run in runs] + [len(tie_order)])
+    places = [order[first:last] for first, last in pairwise(bounds)]
+    asked = [
+        _Asked(run, Pairs(pairs.queries[place], pairs.rows[place])) for run, place in zip(runs, places, strict=True)
+    ]
+    for unit, found in spread(_scores, asked, [queries]):
+        scores[places[unit]] = found
+    starts = np.searchsorted(pairs.queries, np.arange(len(queries) + 1))
+    wanted = _Wanted(starts, scores, tie_order[pairs.rows])
+    blocks = list(_blocks(runs, len(queries)))
+    counts = np.zeros(len(pairs), np.int64)
+    counted = spread(_before, blocks, [queries, wanted, tie_order], stage="evaluating", size=len, unit="scores")
+    for unit, found in counted:
+        counts[starts[blocks[unit].first] : starts[blocks[unit].last]] += found
+    return counts
+
+
+def _runs(parts: Sequence[Part]) -> Iterator[list[Part]]:
+    """Yields the parts in runs of at least `ROWS` rows, but for the last."""
+    run: list[Part] = []
+    for part in parts:
+        run.append(part)
+        if sum(part.size for part in run) >= ROWS:
+            yield run
+            run = []
+    if run:
+        yield run
+
+
+def _blocks(runs: Sequence[list[Part]], count: int) -> Iterator[_Block]:
+    """Yields the units of the second pass for `count` queries."""
+    for run in runs:
+        step = max(_QUERIES, CELLS // sum(part.size for part in run))
+        for first in range(0, count, step):
+            yield _Block(run, first, min(first + step, count))
+
+
+def _scores(unit: _Asked, queries: np.ndarray) -> np.ndarray:
+    """The exact scores of the pairs of `unit`, whose rows are ascending, float64 (P,)."""
+    pairs, found = unit.pairs, np.empty(len(unit.pairs))
+    for part in unit.parts:
+        first, last = np.searchsorted(pairs.rows, [part.start, part.start + part.size])
+        if first == last:
+            continue
+        vectors = part.load()
+        for start in range(first, last, _PAIRS):
+            chosen = slice(start, min(start + _PAIRS, last))
+            left, right = queries[pairs.queries[chosen]], vectors[pairs.rows[chosen] - part.start]
+            found[chosen] = np.einsum("ij,ij->i", on_grid(left), on_grid(right))
+    return found
+
+
+def _before(unit: _Block, queries: np.ndarray, wanted: _Wanted, tie_order: np.ndarray) -> np.ndarray:
+    """How many rows of the unit's parts come before the row of each pair of the unit's queries, int64."""
+    starts = wanted.starts
+    offset = starts[unit.first]
+    counts = np.zeros(starts[unit.last] - offset, np.int64)
+    for part in unit.parts:
+        vectors = part.load()
+        for start in range(0, len(vectors), _COLUMNS):
+            block = on_grid(vectors[start : start + _COLUMNS]).T
+            order = tie_order[part.start + start :][: block.shape[1]]
+            for first in range(unit.first, unit.last, _QUERIES):
+                last = min(first + _QUERIES, unit.last)
+                for query, row in enumerate(products(queries[first:last], block), start=first):
+                    own = slice(starts[query], starts[query + 1])
+                    found = exact.before(row, order, wanted.scores[own], wanted.ties[own])
+                    counts[own.start - offset : own.stop - offset] += found
+    return counts
+
+
+def products(queries: np.ndarray, block: np.ndarray) -> np.ndarray:
+    """The exact scores of `queries` (q, D) for the columns of `block` (D, n), which are on the grid: float64 (q, n)."""
+    scores: np.ndarray = on_grid(queries) @ block
+    return scores

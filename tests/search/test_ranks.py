@@ -1,0 +1,81 @@
+"""Ranks counted part by part against the ranks in whole lists of scores."""
+
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from dim.search import exact, ranks
+from dim.search.exact import Part
+from dim.search.ranks import Pairs
+
+ROWS, QUERIES = 97, 11
+
+
+def of_kind(kind, random, count):
+    if kind == "ties":  # few values, so that many scores are equal
+        vectors = random.integers(-1, 2, (count, 6)) + 0.25
+    elif kind == "near ties":  # closer than float32 products tell apart
+        vectors = np.ones(6) + 1e-6 * random.standard_normal((count, 6))
+    else:
+        vectors = random.standard_normal((count, 6))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def loaded(part):
+    return part
+
+
+def cut(vectors, count):
+    """The rows in `count` parts, which other processes can load, too."""
+    bounds = np.linspace(0, len(vectors), count + 1).astype(int).tolist()
+    return [Part(first, last - first, partial(loaded, vectors[first:last])) for first, last in pairwise(bounds)]
+
+
+def some(kind):
+    random = np.random.default_rng(3)
+    queries, vectors = of_kind(kind, random, QUERIES), of_kind(kind, random, ROWS)
+    own = random.integers(-1, ROWS, QUERIES)
+    wanted = [np.setdiff1d(random.choice(ROWS, size), own[n]) for n, size in enumerate(random.permutation(QUERIES))]
+    pairs = Pairs(np.repeat(np.arange(QUERIES), list(map(len, wanted))), np.concatenate(wanted))
+    return queries, vectors, random.permutation(ROWS), pairs, own
+
+
+def naive(queries, vectors, tie_order, pairs, own):
+    found = []
+    for query, scores in enumerate(exact.scores(queries, [vectors], len(vectors))):
+        if own is not None and own[query] >= 0:
+            scores[own[query]] = -np.inf
+        order = np.lexsort((tie_order, -scores)).tolist()
+        found += [order.index(row) for row in pairs.rows[pairs.queries == query]]
+    return found
+
+
+@pytest.mark.parametrize("kind", ["ties", "near ties", "any"])
+@pytest.mark.parametrize("parts", [1, 2, 3, 7])
+def test_ranks_equal_the_naive_lists_for_any_parts(monkeypatch, kind, parts):
+    queries, vectors, tie_order, pairs, own = some(kind)
+    monkeypatch.setattr(ranks, "ROWS", 30)
+    monkeypatch.setattr(ranks, "CELLS", 30 * 4)
+    monkeypatch.setattr(ranks, "_QUERIES", 4)
+    monkeypatch.setattr(ranks, "_COLUMNS", 8)
+    monkeypatch.setattr(ranks, "_PAIRS", 3)
+    for left_out in (None, own):
+        found = ranks.ranks(queries, cut(vectors, parts), tie_order, pairs, left_out)
+        assert found.tolist() == naive(queries, vectors, tie_order, pairs, left_out)
+
+
+@pytest.mark.parametrize("queries", [0, 3])
+def test_no_pairs(queries):
+    none = np.zeros(0, np.int64)
+    vectors = np.eye(4, dtype=np.float32)
+    found = ranks.ranks(vectors[:queries], cut(vectors, 2), np.arange(4), Pairs(none, none), np.full(queries, -1))
+    assert found.shape == (0,)
+
+
+def test_ray_tasks_count_the_same(ray_session, monkeypatch):
+    queries, vectors, tie_order, pairs, own = some("ties")
+    monkeypatch.setattr(ranks, "ROWS", 30)
+    found = ranks.ranks(queries, cut(vectors, 7), tie_order, pairs, own)
+    assert found.tolist() == naive(queries, vectors, tie_order, pairs, own)
