@@ -38,7 +38,7 @@ def audit(config: AuditConfig) -> dict[str, Any]:
     descriptors.
     """
     chosen = manifests.read(config.manifest).select(config.split)
-    rows = descriptor_folder.read(config.descriptors, config.whitening, chosen)
+    rows = descriptor_folder.read(config.descriptors, config.whitening, chosen, hashed=True)
     inputs = {name: getattr(config, name) for name in ("manifest", "descriptors", "whitening")}
     with cluster.joined():
         audited = _audited(config, chosen, rows)
