@@ -408,6 +408,11 @@ OF_ONE = {
         "--manifest singles.csv": "none of its 12 labels has two images",
         "--least-score 0": "--least-score must be above 0 and at most 1, not 0.0",
         "--duplicates 2": "--duplicates must be above 0 and at most 1, not 2.0",
+        "--candidates Nonsense": "--candidates 'Nonsense' is not an FAISS index for 8 values",
+        "--candidate-parameters nprobe=2": "--candidate-parameters are for an index; give --candidates FACTORY, too",
+        "--candidates Flat --candidate-parameters depth=2": "--candidate-parameters 'depth=2' can't be set on this",
+        "--memory 1GB,2GB": "--memory '1GB,2GB' is not a size, such as 512MB or 8GB",
+        "--workers 0": "--workers must be at least 1, not 0",
         "--whitening other-whitening.npz": "different embeddings: layer 'block5_pool' ≠ 'block5_conv3'; pooling 'mac'",
     },
     "nightly": {

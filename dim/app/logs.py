@@ -15,7 +15,7 @@ from dim.app import environment
 from dim.io import uris
 
 # The attributes that a record may have besides its message.
-DETAILS = ("node", "worker", "shard", "stage", "epoch", "done", "total", "errors")
+DETAILS = ("node", "worker", "shard", "stage", "epoch", "done", "total", "unit", "errors", "rate", "seconds_left")
 
 _MESSAGE_CHARACTERS = 2000  # limit of a message, which may quote a value as long as a whole file
 

@@ -1,8 +1,8 @@
 """The output folder of a job, which has one writer at a time, and its files run.json and result.json.
 
-A job writes within `opened`, which locks the folder. run.json says how the job was started and how it ended. When the
-job is done, result.json holds its result. Readers use `verified_seal` or `finished_record` to check that the folder is
-finished.
+A job writes within `opened`, which locks the folder. run.json says how the job was started and how it ended. While the
+job runs, `progress_file` tells how far it is. When the job is done, result.json holds its result. Readers use
+`verified_seal` or `finished_record` to check that the folder is finished.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import dim
-from dim.app import logs
+from dim.app import logs, progress_file
 from dim.errors import JobFailed, UserError
 from dim.io import files, lease, local_copies, seal
 from dim.io.seal import Seal
@@ -155,7 +155,8 @@ def opened(
         }
         out = Output(folder, record)
         try:
-            yield out
+            with progress_file.kept(folder, job):
+                yield out
         except (Exception, KeyboardInterrupt, SystemExit) as error:  # Ray Train turns Ctrl-C into SystemExit
             out.record_error(error)
             raise

@@ -67,20 +67,28 @@ class Progress:
             self._last_record = now
             counts = {"stage": self._stage, "done": self._done, "total": self._total, "errors": self._errors or 0}
             which, epoch = ("", {}) if self._epoch is None else (f" epoch {self._epoch}", {"epoch": self._epoch})
-            extra = {"finished": finished, **counts, **epoch}
-            log.info("%s%s: %s", self._stage, which, ", ".join(self._parts(now)), extra=extra)
+            speed = self._speed(now)
+            extra = {"finished": finished, **counts, "unit": self._unit, **epoch, **speed}
+            log.info("%s%s: %s", self._stage, which, ", ".join(self._parts(now, **speed)), extra=extra)
         # The rate is measured after the first units: the slow start-up before them says nothing about the time left.
         self._first = self._first or (now, self._done)
 
-    def _parts(self, now: float) -> list[str]:
+    def _speed(self, now: float) -> dict[str, float]:
+        """The `rate` in units a second and the `seconds_left`; nothing if they are not known yet."""
+        since, before = (self._started, 0) if self._done >= self._total else self._first or (now, self._done)
+        if now <= since or self._done <= before:
+            return {}
+        rate = (self._done - before) / (now - since)
+        left = max(0, self._total - self._done) / rate
+        return {"rate": round(rate, 3), "seconds_left": round(left, 1)}
+
+    def _parts(self, now: float, rate: float | None = None, seconds_left: float = 0) -> list[str]:
         parts = [f"{self._done:,} of {self._total:,} {self._unit}"]
         if self._errors is not None:
             parts.append(f"{self._errors:,} error{'' if self._errors == 1 else 's'}")
-        since, before = (self._started, 0) if self._done >= self._total else self._first or (now, self._done)
-        if now > since and self._done > before:
-            rate = (self._done - before) / (now - since)
-            left = max(0, self._total - self._done) / rate
-            parts += [f"{rate:,.1f} {self._unit}/s", f"{duration(left)} left" if left else duration(now - since)]
+        if rate is not None:
+            left = f"{duration(seconds_left)} left" if self._done < self._total else duration(now - self._started)
+            parts += [f"{rate:,.1f} {self._unit}/s", left]
         return parts
 
 

@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 
-from dim.app.config import flag_name, option
+from dim.app.config import flag_name, option, require_at_least
+from dim.app.memory import MemoryOptions
 from dim.errors import UserError
 from dim.extract.config import Split
 
 
 @dataclass(frozen=True, kw_only=True)
-class AuditConfig:
+class AuditConfig(MemoryOptions):
     """The flags of `jobs/audit.py`. Raises UserError if a value is out of range."""
 
     manifest: str = option(help="Parquet or CSV of the photos, with labels", metavar="FILE", group="input and output")
@@ -24,8 +25,26 @@ class AuditConfig:
         group="list",
     )  # fmt: skip
     duplicates: float = option(0.95, help="list pairs of photos with at least this cosine", group="list")
+    candidates: str | None = option(
+        None,
+        help="FAISS index that proposes each photo's 10 nearest neighbours, such as PCA128,HNSW32_SQ8, for more than "
+        "about 100,000 photos; then a photo may only belong to the label of one of them, and only they are compared "
+        "for duplicates (default: compare all photos and labels)",
+        metavar="FACTORY",
+        group="list",
+    )
+    candidate_parameters: str | None = option(
+        None,
+        help="search parameters of the index of --candidates, such as efSearch=64 or nprobe=32",
+        metavar="TEXT",
+        group="list",
+    )
+    workers: int | None = option(None, help="tasks that run at a time (default: one per CPU)", group="machine")
 
     def __post_init__(self) -> None:
         for name in ("least_score", "duplicates"):
             if not 0 < getattr(self, name) <= 1:
                 raise UserError(f"{flag_name(name)} must be above 0 and at most 1, not {getattr(self, name)}")
+        require_at_least(self, {"workers": 1})
+        if self.candidate_parameters and not self.candidates:
+            raise UserError("--candidate-parameters are for an index; give --candidates FACTORY, too")

@@ -1,15 +1,17 @@
 """Pairs that are all but the same, against a loop over all pairs, for bursts of every size."""
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dim.audit import suspects as module
+from dim.audit import duplicates as module
+from dim.audit import neighbours
+from dim.audit import photos as audited
 from dim.audit.config import AuditConfig
 from dim.audit.job import audit
-from dim.audit.suspects import duplicates
-from dim.search import database as databases
-from dim.search.database import from_array
+from dim.audit.suspects import Suspect
+from dim.search.database import parts_of
 
 LEAST = 0.95
 
@@ -36,9 +38,13 @@ def naive(vectors, sides):
     return pairs
 
 
-def found(vectors, sides):
-    database = from_array(vectors, np.arange(len(vectors)))
-    return duplicates(database, sides, *databases.neighbours(database, min(10, len(vectors) - 1)), LEAST)
+def found(vectors, sides, factory=None, **machine):
+    ids = pa.chunked_array([pa.array([f"{row:04d}" for row in range(len(vectors))])])
+    labels = pa.array([f"{side}" for side in sides])
+    photos = audited.of(parts_of(vectors), ids, labels, pa.nulls(len(ids), pa.string()), **machine)
+    near = neighbours.by_index(photos, factory, None) if factory else neighbours.exact(photos)
+    pairs, total = module.listed(photos, module.near_pairs(photos, near, LEAST))
+    return [Suspect(int(one), "duplicate", score, int(other), pairs) for one, other, score, pairs in pairs], total
 
 
 def group(sides, one, other):
@@ -65,6 +71,32 @@ def test_bursts_equal_a_naive_loop(monkeypatch, size, most):
     for one in listed:
         assert one.score == pytest.approx(expected[one.row, one.other], abs=1e-6)
         assert one.pairs == groups.count(group(sides, one.row, one.other))
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+@pytest.mark.parametrize("share", [2**30, 1])
+def test_an_index_proposes_pairs_whose_cosines_are_exact(size, share):
+    vectors, sides = bursts(size, np.random.default_rng(size))
+    for factory in ("Flat", "SQ8", "HNSW8"):
+        (exactly, total), (proposed, count) = found(vectors, sides), found(vectors, sides, factory, share=share)
+        assert (proposed, count) == (exactly, total)
+
+
+def test_a_pair_that_an_index_finds_from_both_sides_or_from_one_is_counted_once():
+    vectors, sides = bursts(3, np.random.default_rng(0))
+    ids = pa.chunked_array([pa.array([f"{row:04d}" for row in range(len(vectors))])])
+    photos = audited.of(
+        parts_of(vectors), ids, pa.array([f"{side}" for side in sides]), pa.nulls(len(ids), pa.string())
+    )
+    near = neighbours.exact(photos)
+    expected = naive(vectors, sides)
+    for drop in ("none", "lower", "upper"):
+        rows = near.rows.copy()
+        own = np.arange(len(rows))[:, None]
+        rows[{"none": rows < 0, "lower": rows < own, "upper": rows > own}[drop]] = -1
+        scores = np.where(rows < 0, -np.inf, near.scores)
+        pairs = module.near_pairs(photos, neighbours.Neighbours(rows, scores, proposed=True), LEAST)
+        assert module.listed(photos, pairs)[1] == len(expected)
 
 
 def test_of_one_burst_the_nearest_are_listed_and_another_is_not_crowded_out(monkeypatch):

@@ -1,11 +1,14 @@
 """The audit of a set in which what is wrong is known: the list, its files, and its page."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from dim.audit import photos, suspects
 from dim.audit.config import AuditConfig
 from dim.audit.job import audit
 from dim.audit.suspects import SCHEMA
@@ -90,6 +93,49 @@ def test_a_set_without_faults_has_an_empty_list(write_manifest, write_descriptor
     result = audit(AuditConfig(manifest=manifest, descriptors=folder, out=str(tmp_path / "out")))
     assert (result["label"], result["duplicate"], result["far"]) == (0, 0, 0)
     assert pq.read_table(tmp_path / "out" / "suspects.parquet").num_rows == 0
+
+
+@pytest.mark.parametrize("changes", [{"workers": 1}, {"workers": 3, "memory": "256MiB"}, {"candidates": "Flat"}])
+def test_workers_memory_and_an_exhaustive_index_make_no_difference(place, tmp_path, changes, monkeypatch):
+    result = audit(place)
+    monkeypatch.setattr(photos, "UNIT_ROWS", 5)
+    again = dataclasses.replace(place, out=str(tmp_path / "again"), **changes)
+    assert audit(again) == result
+    first, second = (pq.read_table(tmp_path / name / "suspects.parquet") for name in ("out", "again"))
+    assert second.equals(first)
+
+
+def test_of_many_suspects_the_first_are_listed_and_all_are_counted(place, tmp_path, caplog, monkeypatch):
+    everything = audit(dataclasses.replace(place, least_score=0.001))
+    listed = pq.read_table(tmp_path / "out" / "suspects.parquet").to_pylist()
+    monkeypatch.setattr(suspects, "LISTED", 1)
+    assert audit(dataclasses.replace(place, least_score=0.001)) == everything
+    fewer = pq.read_table(tmp_path / "out" / "suspects.parquet").to_pylist()
+    assert fewer == [row for row in listed if row["kind"] == "duplicate" or row["rank"] == 1] != listed
+    assert f"there are {everything['label']} photos of a likely wrong label; the 1 with the highest" in caplog.text
+
+
+def test_of_a_large_set_an_index_finds_nearly_the_suspects_of_the_exact_way(
+    write_manifest, write_descriptors, tmp_path
+):
+    generator = np.random.default_rng(0)
+    codes = np.arange(900) % 90
+    vectors = generator.standard_normal((90, 32))[codes] + 0.8 * generator.standard_normal((900, 32))
+    wrong = generator.choice(900, 45, replace=False)
+    vectors[wrong[:5]] = vectors[(wrong[:5] + 1) % 900]  # duplicates of the photos after them
+    codes[wrong] = generator.integers(0, 90, 45)
+    ids = [f"{row:03d}" for row in range(900)]
+    manifest = write_manifest(image_id=ids, label=[f"{code}" for code in codes])
+    folder = write_descriptors(ids, vectors)
+    found = []
+    for factory in (None, "HNSW32", "IVF8,SQ8"):
+        out = str(tmp_path / f"{factory}")
+        audit(AuditConfig(manifest=manifest, descriptors=folder, out=out, candidates=factory))
+        rows = pq.read_table(f"{out}/suspects.parquet").to_pylist()
+        found.append({(row["kind"], row["image_id"]) for row in rows})
+    assert len(found[0]) > 40
+    for proposed in found[1:]:
+        assert len(found[0] & proposed) >= 0.95 * len(found[0]) and len(proposed - found[0]) <= 2
 
 
 def test_settings_out_of_range_are_refused():

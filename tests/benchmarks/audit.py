@@ -17,13 +17,16 @@ import os
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
+from dim.audit import neighbours, photos
 from dim.audit.config import AuditConfig
-from dim.audit.suspects import LABEL, AuditedPhotos, suspects
+from dim.audit.suspects import LABEL, Suspect, suspects
 from dim.data import manifest as manifests
 from dim.extract import descriptors
 from dim.extract.config import ExtractConfig
 from dim.extract.job import extract
+from dim.search.database import parts_of
 from dim.whiten import fit
 from dim.whiten.fit import fit_pca
 
@@ -50,15 +53,24 @@ def moved(labels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     return wrong
 
 
-def figures(photos: AuditedPhotos, labels: np.ndarray) -> dict[str, float]:
-    """What is found among `photos`, whose labels should be `labels`."""
-    wrong = photos.labels != labels
-    found = [one for one in suspects(photos, 1e-9, DUPLICATES)[0] if one.kind == LABEL]
+def suspected(
+    vectors: np.ndarray, ids: np.ndarray, labels: np.ndarray, least: float, factory: str | None
+) -> list[Suspect]:
+    """The photos of a likely wrong label, with a score of `least` or more."""
+    names = pa.chunked_array([pa.array(ids, pa.string())])
+    audited = photos.of(parts_of(vectors), names, pa.array(labels, pa.string()), pa.nulls(len(ids), pa.string()))
+    near = neighbours.by_index(audited, factory, None) if factory else neighbours.exact(audited)
+    return [one for one in suspects(audited, near, least, DUPLICATES)[0] if one.kind == LABEL]
+
+
+def figures(found: list[Suspect], given: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """How good the list `found` is for photos with the labels `given`, which should be `labels`."""
+    wrong = given != labels
     hits = wrong[[one.row for one in found]]
     measured = {"average_precision": float((np.cumsum(hits) / np.arange(1, len(hits) + 1) * hits).sum() / wrong.sum())}
     for name, least in LEAST.items():
         listed = [one.row for one in found if one.score >= least]
-        touched = np.isin(photos.labels[listed], photos.labels[wrong])
+        touched = np.isin(given[listed], given[wrong])
         measured |= {
             f"listed_{name}": len(listed),
             f"precision_{name}": float(wrong[listed].mean()),
@@ -72,6 +84,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", default=os.environ.get("DIM_BENCH"), required="DIM_BENCH" not in os.environ)
     parser.add_argument("--descriptors", help="a folder that extract.py made of them")
+    parser.add_argument("--candidates", help="an index that proposes neighbours, as of audit.py")
     parser.add_argument("--out", default="runs/audit-benchmark")
     arguments = parser.parse_args()
     manifest = str(Path(arguments.photos) / "manifest.csv")
@@ -81,17 +94,16 @@ def main() -> None:
     rows = manifests.read(manifest)
     embedded = descriptors.read(folder, rows)
     labels, ids = rows.labels[embedded.rows], rows.image_ids[embedded.rows]
-    splits = np.full(len(ids), None, dtype=object)
     whitening = fit_pca(fit.moments_of(embedded.vectors), None, {"manifest": manifest, "rows": len(ids)}, power=0.25)
     results = {}
     for name, vectors in (("plain", embedded.vectors), ("whitened", whitening.apply(embedded.vectors))):
-        clean, _ = suspects(AuditedPhotos(vectors, ids, labels, splits), LEAST["default"], DUPLICATES)
-        results[f"{name} as they are"] = {"listed_default": sum(one.kind == LABEL for one in clean)}
+        clean = suspected(vectors, ids, labels, LEAST["default"], arguments.candidates)
+        results[f"{name} as they are"] = {"listed_default": len(clean)}
         for way in (exchanged, moved):
-            each = [
-                figures(AuditedPhotos(vectors, ids, way(labels, np.random.default_rng(seed)), splits), labels)
-                for seed in SEEDS
-            ]
+            each = []
+            for seed in SEEDS:
+                given = way(labels, np.random.default_rng(seed))
+                each.append(figures(suspected(vectors, ids, given, 1e-9, arguments.candidates), given, labels))
             results[f"{name} {way.__name__}"] = {
                 figure: round(float(np.mean([one[figure] for one in each])), 4) for figure in each[0]
             }

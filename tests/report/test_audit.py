@@ -1,29 +1,34 @@
 """The page of an audit in a browser: its strips, its table, and names that are text whatever they hold."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
+from dim.audit import photos
 from dim.audit.config import AuditConfig
-from dim.audit.suspects import DUPLICATE, FAR, LABEL, AuditedPhotos, Suspect
+from dim.audit.suspects import DUPLICATE, FAR, LABEL, Suspect
 from dim.report import audit
 from dim.report.page import PagePhoto
+from dim.search.database import parts_of
 
 EVIL = '<script>alert(1)</script> "quoted" مرحبا 😀'
 
 
 @pytest.fixture
 def written(tmp_path):
-    vectors = np.eye(6, dtype=np.float32)
-    names = np.array([EVIL, *"bcdef"], dtype=object)
-    labels = np.array([EVIL, EVIL, "two", "two", "three", "three"], dtype=object)
+    parts = parts_of(np.eye(6, dtype=np.float32))
+    names = pa.chunked_array([[EVIL, *"bcdef"]])
+    labels = pa.array([EVIL, EVIL, "two", "two", "three", "three"])
     where = []
     for number, colour in enumerate(("red", "green", "blue", "black", "white", "orange")):
         Image.new("RGB", (60, 40), colour).save(tmp_path / f"{number}.jpg")
         where.append(PagePhoto(str(tmp_path / f"{number}.jpg")))
     found = [Suspect(0, LABEL, 0.5, 2), Suspect(1, DUPLICATE, 0.99, 4), Suspect(3, FAR, 0.1, 2)]
     config = AuditConfig(manifest="photos.csv", descriptors="descriptors", out="out")
-    audit.write(str(tmp_path / "report.html"), config, AuditedPhotos(vectors, names, labels, labels), where, found)
+    audit.write(
+        str(tmp_path / "report.html"), config, photos.of(parts, names, labels, labels), where.__getitem__, found
+    )
     return tmp_path / "report.html"
 
 
