@@ -46,31 +46,6 @@ def test_unreadable(folder):
     assert photos.unreadable([], photos.decodes) == {}
 
 
-def test_photos_are_read_ahead_with_two_requests_each(s3):
-    bucket = s3.bucket("read-ahead")
-    uris = [f"{bucket}/{number}.jpg" for number in range(40)]
-    written = [uri.encode() * 100 for uri in uris]
-    written[7] = b"x" * (photos.READ_AHEAD + 1)
-    written[9] = b""
-    assert not any(storage.parallel_map(lambda pair: files.write_bytes(*pair), zip(uris, written, strict=True)))
-    s3.faults(latency=0.05)
-    assert [photo.read() for photo in photos.prefetch(uris)] == written
-    counts = s3.faults()
-    assert counts["most"] >= 12
-    assert counts["GET"] == 39 and counts["HEAD"] == 42  # what is large, and what is empty, is opened again
-
-
-def test_a_photo_that_cannot_be_read_says_so_in_its_turn(folder):
-    uris = [f"{folder}/{name}" for name in ("a/1.png", "none.png", "a", "b/2.png")]
-    one, none, no_file, two = photos.prefetch(uris)
-    with pytest.raises(FileNotFoundError):
-        none.read()
-    with pytest.raises(OSError, match="is not a regular file"):
-        no_file.read()
-    assert one.read() == two.read() == photos.read(uris[0])
-    assert list(photos.prefetch([])) == []
-
-
 @pytest.mark.parametrize("check", [photos.opens, photos.decodes])
 def test_photos_of_a_store_are_checked_many_at_a_time(s3, folder, check):
     bucket = s3.bucket(f"checked-{check.__name__}")
