@@ -1,8 +1,8 @@
 """Photos on disks and in object stores: find them, name them in a manifest, read them, and check that they decode.
 
 `list_folder` finds the files below a folder and says what it skips. `manifest_paths` makes the paths of a manifest.
-`read` gets the bytes of a file, or of a file in a tar. `unreadable` checks many photos in parallel, either all pixels
-(with `decodes`) or only the header (with `opens`).
+`read` gets the bytes of a file, or of a file in a tar. `unreadable` checks many photos in parallel, and `opens` checks
+the header of one.
 """
 
 import errno
@@ -22,13 +22,12 @@ from dim.data import isolated
 from dim.data.limits import LIMITS, DecodeError, Limits, check_size
 from dim.errors import UserError, count_reasons
 from dim.io import files, tars
-from dim.io.storage import parallel_map, retried
+from dim.io.storage import REQUESTS_AT_ONCE, parallel_map, retried
 from dim.io.uris import is_plain, parts, tar_and_member
 
 log = logging.getLogger(__name__)
 
 MISSING = "no such file"
-READ_AT_ONCE = 32  # photos that one task or process reads at a time
 _HEADER = 2**16  # bytes; enough for the header of most photos
 _MOST_PATHS = 100  # the most paths by which one folder is entered; n folders with links can make 2**n paths
 
@@ -175,36 +174,31 @@ def _opened(uri: str, limits: Limits) -> pa.NativeFile:
     return file
 
 
-def unreadable(uris: Sequence[str], check: Callable[[str], None], most: int | None = None) -> dict[int, str]:
+def reason(error: DecodeError | OSError) -> str:
+    """Returns in one line why a photo could not be read or decoded."""
+    return MISSING if isinstance(error, FileNotFoundError) else " ".join(str(error).split())
+
+
+def unreadable(uris: Sequence[str], check: Callable[[str], None], most: int = REQUESTS_AT_ONCE) -> dict[int, str]:
     """Calls `check` for photos in parallel. Returns position → reason for each call that raises DecodeError or OSError.
 
-    At most `most` photos are checked at a time. By default, each core can decode a photo while others are being read.
+    At most `most` photos are checked at a time.
     """
 
-    def reason(uri: str) -> str | None:
+    def checked(uri: str) -> str | None:
         try:
             check(uri)
-        except FileNotFoundError:
-            return MISSING
         except (DecodeError, OSError) as error:
-            return " ".join(str(error).split())
+            return reason(error)
         return None
 
     failed: dict[int, str] = {}
     progress = Progress("checking", len(uris), errors=True)
-    for row, why in enumerate(parallel_map(reason, uris, most or READ_AT_ONCE + (os.cpu_count() or 1))):
+    for row, why in enumerate(parallel_map(checked, uris, most)):
         progress.add(1, errors=why is not None)
         if why is not None:
             failed[row] = why
     return failed
-
-
-def decodes(uri: str, limits: Limits = LIMITS) -> bool:
-    """Decodes the photo in a separate process. Returns whether the file holds more than one frame or page.
-
-    Raises DecodeError if the first frame cannot be decoded, and OSError if the file cannot be read.
-    """
-    return isolated.decode(read(uri), 32, "squash", limits=limits).several
 
 
 @retried

@@ -5,12 +5,17 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from dim.data.limits import check_size
-from dim.data.photos import READ_AT_ONCE, read
+from dim.data.photos import read
 from dim.io import files, tars
 from dim.io.storage import parallel_futures, retried
 from dim.io.uris import tar_and_member
 
+READ_AT_ONCE = 32  # photos that one task reads at a time
 READ_AHEAD = 2**22  # bytes; larger files are read only when the caller asks for them
 
 
@@ -43,6 +48,22 @@ def prefetch(uris: Sequence[str]) -> Iterator[Prefetched]:
         yield Prefetched(position, partial(_result, future, uri))
     for tar, wanted in in_tars.items():
         yield from _pass_over(tar, wanted)
+
+
+def between_tars(paths: pa.ChunkedArray, most: int) -> Iterator[tuple[int, int]]:
+    """Yields ranges (first, last + 1) of at most `most` of `paths`. Each ends where a tar ends, if that is possible."""
+    tars = pc.struct_field(pc.extract_regex(paths, "(?s)^(?P<tar>.*[.]tar)#"), "tar")  # null: not in a tar
+    same = pc.fill_null(pc.equal(tars.slice(1), tars.slice(0, max(0, len(tars) - 1))), False)
+    numbers = np.arange(len(tars))
+    numbers[1:][same.to_numpy()] = 0
+    first = np.maximum.accumulate(numbers)  # of each path, the first path in the same tar
+    begin = 0
+    while begin < len(tars):
+        end = min(begin + most, len(tars))
+        if end < len(tars) and first[end] > begin:
+            end = int(first[end])
+        yield begin, end
+        begin = end
 
 
 def _result(future: Future[bytes | None], uri: str) -> bytes:

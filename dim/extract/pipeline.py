@@ -7,14 +7,13 @@ Each input row gives one output row. A photo that cannot be decoded becomes an e
 """
 
 import logging
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
@@ -23,7 +22,7 @@ from dim.data import isolated
 from dim.data.config import Resize
 from dim.data.decode import Decoded
 from dim.data.limits import DecodeError, Limits
-from dim.data.prefetch import Prefetched, prefetch
+from dim.data.prefetch import Prefetched, between_tars, prefetch
 from dim.errors import JobFailed
 from dim.extract import store
 from dim.extract.embedder import Embedder, Recipe, set_up_tensorflow
@@ -122,27 +121,12 @@ def decoded(
     most = step if ordered else min(max(step, rows.num_rows // (TASKS_PER_CPU * tasks.slots())), MOST_ROWS)
     how = {"step": step, "size": size, "resize": resize, "scaled": scaled, "limits": limits, "change": change}
     # `from_arrow` would run a task on a whole CPU per block. A node with a single CPU has none left beside a trainer.
-    dataset = ray.data.from_blocks(list(_blocks(rows, most)))
+    blocks = [rows.slice(begin, end - begin) for begin, end in between_tars(rows["path"], most)]
+    dataset = ray.data.from_blocks(blocks)
     dataset.context.execution_options.preserve_order = ordered
     # A task hands on what it yields once it has more than these bytes. By default, they would be 128 MiB.
     dataset.context.target_max_block_size = step * 3 * size**2
     return dataset.map_batches(_decode, fn_kwargs=how, batch_size=None, batch_format="pyarrow", num_cpus=DECODER_CPUS)
-
-
-def _blocks(rows: pa.Table, most: int) -> Iterator[pa.Table]:
-    """Cuts `rows` into blocks of at most `most` rows. Cuts between tars, not within one, if that is possible."""
-    tars = pc.struct_field(pc.extract_regex(rows["path"], "(?s)^(?P<tar>.*[.]tar)#"), "tar")  # null: not in a tar
-    same = pc.fill_null(pc.equal(tars.slice(1), tars.slice(0, max(0, len(tars) - 1))), False)
-    numbers = np.arange(len(tars))
-    numbers[1:][same.to_numpy()] = 0
-    first = np.maximum.accumulate(numbers)  # of each row, the first row of its tar
-    begin = 0
-    while begin < len(tars):
-        end = min(begin + most, len(tars))
-        if end < len(tars) and first[end] > begin:
-            end = int(first[end])
-        yield rows.slice(begin, end - begin)
-        begin = end
 
 
 def _decode(

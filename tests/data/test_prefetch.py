@@ -4,11 +4,14 @@ import io
 import tarfile
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dim.data import photos
 from dim.data.limits import LIMITS, DecodeError
-from dim.data.prefetch import READ_AHEAD, prefetch
+from dim.data.prefetch import READ_AHEAD, between_tars, prefetch
 from dim.io import files, storage, tars
 
 
@@ -32,6 +35,29 @@ def outcomes(uris):
             found[photo.position] = f"{type(error).__name__}: {error}"
     assert sorted(found) == list(range(len(uris)))
     return found
+
+
+@given(
+    runs=st.lists(st.tuples(st.sampled_from(["a.jpg", "x.tar#{}", "x.tar#y.tar#{}", "z.tar#{}"]), st.integers(1, 9))),
+    most=st.integers(1, 12),
+    cut=st.integers(0, 30),
+)
+def test_ranges_end_between_tars_where_they_can(runs, most, cut):
+    paths = [path.format(number) for path, count in runs for number in range(count)]
+    chunks = [pa.array(part, pa.string()) for part in (paths[:cut], paths[cut:])]
+    blocks = [range(*ends) for ends in between_tars(pa.chunked_array(chunks), most)]
+    assert [row for block in blocks for row in block] == list(range(len(paths)))
+    tars = [path.rpartition("#")[0] for path in paths]
+    row = 0
+    for block in blocks:
+        assert 1 <= len(block) <= most
+        row += len(block)
+        within = row < len(paths) and tars[row] == tars[row - 1] != ""  # the block ends within a tar
+        if within:
+            assert len(block) == most and set(tars[row - most : row]) == {tars[row]}
+        elif row < len(paths) and len(block) < most:  # the next tar would not fit
+            rest = next((place for place in range(row, len(paths)) if tars[place] != tars[row]), len(paths)) - row
+            assert tars[row] and len(block) + rest > most
 
 
 def test_photos_are_read_ahead_with_two_requests_each(s3):
@@ -133,10 +159,8 @@ def test_a_file_in_a_tar_that_is_too_large(tmp_path, monkeypatch):
             check(f"{path}#b")
 
 
-def test_checks_of_files_in_tars(tmp_path, demo):
+def test_headers_of_files_in_tars_are_checked(tmp_path, demo):
     photo = Path(sorted(demo.rglob("*.jpg"))[0]).read_bytes()
     path = packed(tmp_path / "a.tar", {"good": photo, "bad": b"x" * 100})
-    uris = [f"{path}#{name}" for name in ("good", "bad", "none")]
-    for check in (photos.opens, photos.decodes):
-        reasons = photos.unreadable(uris, check)
-        assert reasons.keys() == {1, 2} and reasons[2] == photos.MISSING
+    reasons = photos.unreadable([f"{path}#{name}" for name in ("good", "bad", "none")], photos.opens)
+    assert reasons.keys() == {1, 2} and reasons[2] == photos.MISSING

@@ -7,8 +7,6 @@ from unittest.mock import MagicMock
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from dim.data.limits import LIMITS
 from dim.errors import JobFailed, UserError
@@ -153,29 +151,6 @@ def test_a_decoding_task_reads_many_photos_at_a_time(s3, demo, monkeypatch):
     assert found["image_id"].to_pylist() == [*names, "none.jpg"]
     assert found["status"].to_pylist() == ["ok"] * len(names) + ["error"]
     assert counts["most"] >= 16 and counts["requests"] <= 2 * len(names) + 2
-
-
-@given(
-    runs=st.lists(st.tuples(st.sampled_from(["a.jpg", "x.tar#{}", "x.tar#y.tar#{}", "z.tar#{}"]), st.integers(1, 9))),
-    most=st.integers(1, 12),
-    cut=st.integers(0, 30),
-)
-def test_blocks_end_between_tars_where_they_can(runs, most, cut):
-    paths = [path.format(number) for path, count in runs for number in range(count)]
-    table = pa.table({"path": pa.array(paths, pa.string())})
-    blocks = list(pipeline._blocks(pa.concat_tables([table.slice(0, cut), table.slice(cut)]), most))
-    assert [path for block in blocks for path in block["path"].to_pylist()] == paths
-    tars = [path.rpartition("#")[0] for path in paths]
-    row = 0
-    for block in blocks:
-        assert 1 <= len(block) <= most
-        row += len(block)
-        within = row < len(paths) and tars[row] == tars[row - 1] != ""  # the block ends within a tar
-        if within:
-            assert len(block) == most and set(tars[row - most : row]) == {tars[row]}
-        elif row < len(paths) and len(block) < most:  # the next tar would not fit
-            rest = next((place for place in range(row, len(paths)) if tars[place] != tars[row]), len(paths)) - row
-            assert tars[row] and len(block) + rest > most
 
 
 def test_a_network_that_has_died_over_and_over_is_given_up(monkeypatch):
