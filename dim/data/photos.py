@@ -1,34 +1,33 @@
 """Photos on disks and in object stores: find them, name them in a manifest, read them, and check that they decode.
 
 `list_folder` finds the files below a folder and says what it skips. `manifest_paths` makes the paths of a manifest.
-`read` and `prefetch` get the bytes of a file. `unreadable` checks many photos in parallel, either all pixels (with
-`decodes`) or only the header (with `opens`).
+`read` gets the bytes of a file, or of a file in a tar. `unreadable` checks many photos in parallel, and `opens` checks
+the header of one.
 """
 
 import errno
 import logging
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 
 from dim.app.progress import Progress
 from dim.data import isolated
 from dim.data.limits import LIMITS, DecodeError, Limits, check_size
 from dim.errors import UserError, count_reasons
-from dim.io import files
-from dim.io.storage import parallel_futures, parallel_map, retried
-from dim.io.uris import is_plain, parts
+from dim.io import files, tars
+from dim.io.storage import REQUESTS_AT_ONCE, parallel_map, retried
+from dim.io.uris import is_plain, parts, tar_and_member
 
 log = logging.getLogger(__name__)
 
 MISSING = "no such file"
-READ_AT_ONCE = 16  # photos that one task or process reads at a time
-READ_AHEAD = 2**23  # bytes; larger files are read only when the caller asks for them
 _HEADER = 2**16  # bytes; enough for the header of most photos
 _MOST_PATHS = 100  # the most paths by which one folder is entered; n folders with links can make 2**n paths
 
@@ -157,66 +156,49 @@ def manifest_paths(uris: Sequence[str], folder: str) -> list[str]:
 @retried
 def read(uri: str) -> bytes:
     """Reads a photo's file. Raises DecodeError at once if the file is too large, and OSError if storage fails."""
-    with files.opened(uri) as file:
-        check_size(file.size())
+    with _opened(uri, LIMITS) as file:
         return bytes(file.read())
 
 
-@dataclass(frozen=True)
-class Prefetched:
-    """The photo at `uri`. Its file is read in advance if the file is small."""
-
-    uri: str
-    _content: Future[bytes | None]
-
-    def read(self) -> bytes:
-        """Returns the file's bytes. Raises what the function `read` raises."""
-        return self._content.result() or read(self.uri)
-
-
-def prefetch(uris: Sequence[str]) -> Iterator[Prefetched]:
-    """Yields the photos at `uris` in order. Reads the next photos while the caller works on a photo."""
-    # `futures` comes first, so that `zip` takes all of it. If `zip` stopped early, the last reads would not be retried.
-    futures = parallel_futures(_read_small, uris, READ_AT_ONCE)
-    return (Prefetched(uri, future) for future, uri in zip(futures, uris, strict=True))
+def _opened(uri: str, limits: Limits) -> pa.NativeFile:
+    """Opens a photo's file, or a file in a tar. Raises DecodeError if it is over the limit."""
+    tar, member = tar_and_member(uri)
+    if member is not None:
+        return pa.BufferReader(tars.read(tar, member, partial(check_size, limits=limits)))
+    file = files.opened(uri)
+    try:
+        check_size(file.size(), limits)
+    except DecodeError:
+        file.close()
+        raise
+    return file
 
 
-@retried
-def _read_small(uri: str) -> bytes | None:
-    with files.opened(uri) as file:
-        return bytes(file.read()) if file.size() <= READ_AHEAD else None
+def reason(error: DecodeError | OSError) -> str:
+    """Returns in one line why a photo could not be read or decoded."""
+    return MISSING if isinstance(error, FileNotFoundError) else " ".join(str(error).split())
 
 
-def unreadable(uris: Sequence[str], check: Callable[[str], None], most: int | None = None) -> dict[int, str]:
+def unreadable(uris: Sequence[str], check: Callable[[str], None], most: int = REQUESTS_AT_ONCE) -> dict[int, str]:
     """Calls `check` for photos in parallel. Returns position → reason for each call that raises DecodeError or OSError.
 
-    At most `most` photos are checked at a time. By default, each core can decode a photo while others are being read.
+    At most `most` photos are checked at a time.
     """
 
-    def reason(uri: str) -> str | None:
+    def checked(uri: str) -> str | None:
         try:
             check(uri)
-        except FileNotFoundError:
-            return MISSING
         except (DecodeError, OSError) as error:
-            return " ".join(str(error).split())
+            return reason(error)
         return None
 
     failed: dict[int, str] = {}
     progress = Progress("checking", len(uris), errors=True)
-    for row, why in enumerate(parallel_map(reason, uris, most or READ_AT_ONCE + (os.cpu_count() or 1))):
+    for row, why in enumerate(parallel_map(checked, uris, most)):
         progress.add(1, errors=why is not None)
         if why is not None:
             failed[row] = why
     return failed
-
-
-def decodes(uri: str, limits: Limits = LIMITS) -> bool:
-    """Decodes the photo in a separate process. Returns whether the file holds more than one frame or page.
-
-    Raises DecodeError if the first frame cannot be decoded, and OSError if the file cannot be read.
-    """
-    return isolated.decode(read(uri), 32, "squash", limits=limits).several
 
 
 @retried
@@ -225,8 +207,7 @@ def opens(uri: str, limits: Limits = LIMITS) -> None:
 
     Raises DecodeError if the header is broken or the photo is over the limits, and OSError if the file can't be read.
     """
-    with files.opened(uri) as file:
-        check_size(file.size(), limits)
+    with _opened(uri, limits) as file:
         start = bytes(file.read(_HEADER))
         try:
             isolated.check_header(start, limits)

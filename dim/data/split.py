@@ -4,23 +4,32 @@ If the top folders of a tree are splits, these splits are kept. Otherwise there 
 photos of some labels go to val or test, so that val and test measure retrieval of objects that training never saw. Per
 label, some photos of each label go to val and test. The order of sha256(seed, name) decides which labels or photos go
 there. So the split is the same on any machine and for any order of the input.
+
+Before that, each photo is decoded once: in the tasks of a cluster, or in processes of this machine.
 """
 
 import hashlib
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
 
-from dim.data import labelled, manifest, photos
+from dim.app import cluster, tasks
+from dim.app.progress import Progress
+from dim.data import isolated, labelled, manifest, photos
 from dim.data.config import SplitConfig
+from dim.data.limits import DecodeError, Limits
+from dim.data.prefetch import between_tars, prefetch
 from dim.errors import UserError, count_reasons
 from dim.io import csv_files, files, local_copies, tables
 
 log = logging.getLogger(__name__)
+
+# A task checks at least _FEWEST and at most _MOST photos. In between, there are _UNITS tasks.
+_FEWEST, _MOST, _UNITS = 4, 1024, 64
 
 
 def split(config: SplitConfig) -> dict[str, Any]:
@@ -106,25 +115,52 @@ def _with_label(table: pa.Table, config: SplitConfig) -> pa.Table:
 
 def _decodable(table: pa.Table, config: SplitConfig) -> tuple[pa.Table, pa.Table, int]:
     """Returns the rows whose photo decodes, a table of the others, and the number of photos with several frames."""
-    several: list[str] = []
-
-    def check(uri: str) -> None:
-        if photos.decodes(uri, config.limits):
-            several.append(uri)
-
     uris = table["path"].to_pylist()
     reasons = {row: why for row, uri in enumerate(uris) if (why := _location_error(uri))}
     others = [row for row in range(len(uris)) if row not in reasons]
-    failed = photos.unreadable([uris[row] for row in others], check)
-    reasons |= {others[place]: why + _hint(uris[others[place]], why) for place, why in failed.items()}
-    rows = sorted(reasons)
-    if len(rows) == len(table):
+    several = 0
+    with cluster.joined():
+        if not cluster.is_local():
+            cluster.require_shared(uris[row] for row in others)
+        progress = Progress("checking", len(others), errors=True)
+        for rows, (failed, found) in _checked(uris, others, config.limits):
+            reasons |= {rows[place]: why + _hint(uris[rows[place]], why) for place, why in failed.items()}
+            several += found
+            progress.add(len(rows), errors=len(failed))
+    lost_rows = sorted(reasons)
+    if len(lost_rows) == len(table):
         raise UserError(
             f"none of the {len(table)} photos of {config.images!r} can be read; the first: {reasons[0]} ({uris[0]!r})"
         )
-    lost = table.take(pa.array(rows, pa.int64()))
-    unreadable = labelled.rejected(lost["path"], lost["label"], [reasons[row] for row in rows])
-    return table.filter(pa.array([row not in reasons for row in range(len(table))])), unreadable, len(several)
+    lost = table.take(pa.array(lost_rows, pa.int64()))
+    unreadable = labelled.rejected(lost["path"], lost["label"], [reasons[row] for row in lost_rows])
+    return table.filter(pa.array([row not in reasons for row in range(len(table))])), unreadable, several
+
+
+def _checked(
+    uris: Sequence[str], rows: Sequence[int], limits: Limits
+) -> Iterator[tuple[Sequence[int], tuple[dict[int, str], int]]]:
+    """Checks the photos `rows` of `uris`. Yields the rows of each unit of work, and what `_undecodable` returns."""
+    most = min(max(_FEWEST, len(rows) // _UNITS), _MOST)
+    paths = pa.chunked_array([[uris[row] for row in rows]], pa.string())
+    parts = [rows[begin:end] for begin, end in between_tars(paths, most)]
+    units = [[uris[row] for row in part] for part in parts]
+    for position, found in tasks.spread(_undecodable, units, (limits,)):
+        yield parts[position], found
+
+
+def _undecodable(uris: Sequence[str], limits: Limits) -> tuple[dict[int, str], int]:
+    """Decodes photos in separate processes, which a photo may kill. Returns position → reason for those that fail.
+
+    Also returns how many of the others hold several frames or pages.
+    """
+    failed, several = {}, 0
+    for photo in prefetch(uris):
+        try:
+            several += isolated.decode(photo.read(), 32, "squash", limits=limits).several
+        except (DecodeError, OSError) as error:
+            failed[photo.position] = photos.reason(error)
+    return failed, several
 
 
 def _location_error(uri: str) -> str | None:

@@ -18,6 +18,7 @@ from dim.app import output_folder
 from dim.data.manifest import Manifest
 from dim.errors import UserError, quoted
 from dim.io import files
+from dim.io.uris import tar_and_member
 
 VERSION = 2
 SRGB, IGNORED = "srgb", "ignored"
@@ -184,7 +185,7 @@ def fingerprint_photos(manifest: Manifest) -> Contents:
 
 
 def require_under(root: str, manifest: Manifest) -> None:
-    """Raises UserError unless each photo is in the folder `root` or below it. Links and `..` are resolved first."""
+    """Raises UserError unless each photo, or its tar, is in `root` or below it. Links and `..` are resolved first."""
     top = f"{_resolved(root).rstrip('/')}/"
     for image_id, uri in zip(manifest.image_ids, manifest.paths, strict=True):
         if not _resolved(uri).startswith(top):
@@ -192,6 +193,7 @@ def require_under(root: str, manifest: Manifest) -> None:
 
 
 def _resolved(uri: str) -> str:
+    uri, _ = tar_and_member(uri)
     if files.is_local(uri):
         return os.path.realpath(files.locate(uri)[1])
     return posixpath.normpath(uri.replace("://", ":/")).replace(":/", "://", 1)  # object stores have no links

@@ -17,11 +17,12 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
-from dim.app import cluster
-from dim.data import isolated, photos
+from dim.app import cluster, tasks
+from dim.data import isolated
 from dim.data.config import Resize
 from dim.data.decode import Decoded
 from dim.data.limits import DecodeError, Limits
+from dim.data.prefetch import Prefetched, between_tars, prefetch
 from dim.errors import JobFailed
 from dim.extract import store
 from dim.extract.embedder import Embedder, Recipe, set_up_tensorflow
@@ -34,6 +35,10 @@ from dim.model.spec import Spec
 DECODER_CPUS = 0.5
 UNGUARDED_TRIES = 2  # after dying so many times, a decoding task decodes in guarded worker processes
 NETWORK_TRIES = 5  # the most starts of an actor, and the most attempts to embed the same photos
+# The most rows that a decoding task gets. A task costs the driver some milliseconds, and a tar in an object store is
+# read once if its rows stay together; the usual tar has 10,000 photos. A task that dies repeats all of its rows.
+MOST_ROWS = 10_000
+TASKS_PER_CPU = 8  # decoding tasks for each CPU, if there are enough rows, so that all CPUs end at about the same time
 # A window is the photos that an actor takes at a time. If photos differ in shape, a large window has more photos of
 # each shape, which share passes. If the actor has a GPU, a large window keeps the GPU busy for longer.
 # A large window has at most WINDOW_BATCHES times `images_at_once` photos, and WINDOW_BYTES bytes of decoded photos.
@@ -97,12 +102,14 @@ def decoded(
     limits: Limits,
     scaled: bool = False,
     change: Change | None = None,
+    ordered: bool = False,
 ) -> Dataset:
-    """Decodes the photos `rows` (image_id, path, box, content, shard) in Ray tasks of `step` photos each.
+    """Decodes the photos `rows` (image_id, path, box, content, shard) in Ray tasks.
 
     `size` is the side ("squash") or longest side ("long-side") of a decoded photo, in pixels. With `scaled`, large
     JPEGs are decoded at a fraction of their size. `change` augments each decoded photo in the same task. Returns a lazy
-    data set with the columns DECODED, one block per task.
+    data set with the columns DECODED, in blocks of about `step` photos. A task decodes thousands of rows, but holds few
+    blocks at a time. With `ordered`, the rows come in the order of `rows`, and a task decodes `step` rows.
     """
     context = DataContext.get_current()
     context.enable_progress_bars = False
@@ -110,26 +117,40 @@ def decoded(
     context.raise_original_map_exception = True
     if not cluster.verbose():
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    blocks = [rows.slice(start, step) for start in range(0, rows.num_rows, step)]
-    how = {"size": size, "resize": resize, "scaled": scaled, "limits": limits, "change": change}
+    # Ordered results of many rows would wait in memory for those of the task before them.
+    most = step if ordered else min(max(step, rows.num_rows // (TASKS_PER_CPU * tasks.slots())), MOST_ROWS)
+    how = {"step": step, "size": size, "resize": resize, "scaled": scaled, "limits": limits, "change": change}
     # `from_arrow` would run a task on a whole CPU per block. A node with a single CPU has none left beside a trainer.
-    return ray.data.from_blocks(blocks).map_batches(
-        _decode, fn_kwargs=how, batch_size=None, batch_format="pyarrow", num_cpus=DECODER_CPUS
-    )
+    blocks = [rows.slice(begin, end - begin) for begin, end in between_tars(rows["path"], most)]
+    dataset = ray.data.from_blocks(blocks)
+    dataset.context.execution_options.preserve_order = ordered
+    # A task hands on what it yields once it has more than these bytes. By default, they would be 128 MiB.
+    dataset.context.target_max_block_size = step * 3 * size**2
+    return dataset.map_batches(_decode, fn_kwargs=how, batch_size=None, batch_format="pyarrow", num_cpus=DECODER_CPUS)
 
 
 def _decode(
-    table: pa.Table, *, size: int, resize: Resize, scaled: bool, limits: Limits, change: Change | None
-) -> pa.Table:
+    table: pa.Table, *, step: int, size: int, resize: Resize, scaled: bool, limits: Limits, change: Change | None
+) -> Generator[pa.Table, None, None]:
     # If workers die again and again, one of these photos kills them.
     function = isolated.decode if cluster.earlier_attempts() >= UNGUARDED_TRIES else isolated.decode_here
     decode = partial(function, size=size, resize=resize, scaled=scaled, limits=limits)
-    rows = zip(table.to_pylist(), photos.prefetch(table["path"].to_pylist()), strict=True)
-    return pa.Table.from_pylist([_decode_row(row, photo, decode, change) for row, photo in rows], schema=DECODED)
+    rows, found = table.to_pylist(), {}
+    for photo in prefetch(table["path"].to_pylist()):
+        found[photo.position] = _decode_row(rows[photo.position], photo, decode, change)
+        if len(found) == step:
+            yield _as_table(found)
+            found = {}
+    if found:
+        yield _as_table(found)
+
+
+def _as_table(found: dict[int, dict[str, Any]]) -> pa.Table:
+    return pa.Table.from_pylist([found[position] for position in sorted(found)], schema=DECODED)
 
 
 def _decode_row(
-    row: dict[str, Any], photo: photos.Prefetched, decode: Callable[..., Decoded], change: Change | None
+    row: dict[str, Any], photo: Prefetched, decode: Callable[..., Decoded], change: Change | None
 ) -> dict[str, Any]:
     outcome = {name: row[name] for name in ("image_id", "content", "shard")}
     try:

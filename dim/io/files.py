@@ -20,7 +20,7 @@ import pyarrow.fs as pafs
 from dim.errors import JobFailed, UserError
 from dim.io import object_listings, storage, strict_json
 from dim.io.storage import for_each, parallel_map, retried
-from dim.io.uris import FILE, canonical, encoded, parts
+from dim.io.uris import FILE, canonical, encoded, parts, tar_and_member
 
 _PATHS_PER_CALL = 100  # local paths in one call for types, sizes and times
 
@@ -83,15 +83,17 @@ def info(uri: str) -> pafs.FileInfo:
 
 
 def infos(uris: Sequence[str]) -> list[pafs.FileInfo]:
-    """Does what `info` does for each of `uris`, with many requests in parallel."""
-    local = [uri for uri in uris if is_local(uri)]
+    """Does what `info` does for each of `uris`, with many requests in parallel. A tar's member has the tar's info."""
+    asked = [tar_and_member(uri)[0] for uri in uris]
+    distinct = dict.fromkeys(asked)
+    local = [uri for uri in distinct if is_local(uri)]
     # A network disk is slow, so calls run in parallel. A fast disk answers sooner than a thread starts, so each call
     # takes many paths.
     chunks = [local[start : start + _PATHS_PER_CALL] for start in range(0, len(local), _PATHS_PER_CALL)]
     found = dict(zip(local, chain.from_iterable(parallel_map(_local_infos, chunks)), strict=True))
-    if len(local) < len(uris):
-        found |= object_listings.infos([uri for uri in uris if not is_local(uri)], info)
-    return [found[uri] for uri in uris]
+    if len(local) < len(distinct):
+        found |= object_listings.infos([uri for uri in distinct if uri not in found], info)
+    return [found[uri] for uri in asked]
 
 
 def _local_infos(uris: Sequence[str]) -> list[pafs.FileInfo]:

@@ -1,10 +1,11 @@
 """Splits a path or URI into what it names: a local path, or a bucket and a key in a store.
 
 A name is a local path, `file:///…`, `s3://BUCKET/KEY` or `gs://BUCKET/KEY`. A file:// URI is percent-encoded, as
-`Path.as_uri()` encodes it; local paths and keys are literal. A stranger may have written the names in a manifest. A
-name may choose a bucket, but not the host that serves the bucket. So dim doesn't use Arrow's parser of URIs: some
-schemes that it accepts send this machine's credentials to a host in the URI. A URI with credentials in it is refused,
-and `redacted` removes credentials from text for logs.
+`Path.as_uri()` encodes it; local paths and keys are literal. `TAR#MEMBER` names a file in a tar archive, where TAR is
+any of these names and ends in .tar. It is split at the last `.tar#`. A stranger may have written the names in a
+manifest. A name may choose a bucket, but not the host that serves the bucket. So dim doesn't use Arrow's parser of
+URIs: some schemes that it accepts send this machine's credentials to a host in the URI. A URI with credentials in it is
+refused, and `redacted` removes credentials from text for logs.
 """
 
 import functools
@@ -35,8 +36,14 @@ _PARAMETERS = re.compile(r"\?(access_key|secret_key|endpoint_override|region|sch
 def parts(uri: str) -> tuple[str, str]:
     """Splits `uri` into ("", absolute path), ("file", absolute decoded path), or ("s3" or "gs", "BUCKET/KEY").
 
-    Raises UserError if `uri` is malformed, names a storage that dim doesn't know, or has credentials in it.
+    The path of a tar's member is the path of the tar, a # and the decoded name of the member. Raises UserError if `uri`
+    is malformed, names a storage that dim doesn't know, or has credentials in it.
     """
+    tar, member = tar_and_member(uri)
+    if member is not None:
+        _require_text(member, uri)
+        scheme, path = parts(tar)
+        return scheme, f"{path}#{member}"
     scheme, separator, rest = uri.partition("://")
     if separator and not uri.startswith(f"{FILE}/"):  # a local file's name may look like a parameter
         require_no_secret(uri)
@@ -55,6 +62,14 @@ def parts(uri: str) -> tuple[str, str]:
     if "//" in rest.rstrip("/"):
         raise UserError(f"cannot open {quoted(uri)}: its key has an empty part, //; copy it to a key without one")
     return scheme, rest
+
+
+def tar_and_member(uri: str) -> tuple[str, str | None]:
+    """Splits `TAR#MEMBER` into the URI of the tar and the decoded name of the member. Others have no member (None)."""
+    above, mark, member = uri.rpartition(MEMBER)
+    if not mark:
+        return uri, None
+    return f"{above}{MEMBER[:-1]}", unquote(member, errors="surrogateescape") if uri.startswith(FILE) else member
 
 
 def _require_text(name: str, uri: str) -> None:

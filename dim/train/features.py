@@ -193,8 +193,9 @@ class Ingest:
             "shard": [""] * len(rows),
         }
         table, size, resize = pa.table(columns), photos.image_size, photos.resize
-        dataset = pipeline.decoded(table, self._step, size=size, resize=resize, limits=photos.limits, change=change)
-        dataset.context.execution_options.preserve_order = True
+        dataset = pipeline.decoded(
+            table, self._step, size=size, resize=resize, limits=photos.limits, change=change, ordered=True
+        )
         dataset.context.override_object_store_memory_limit_fraction = MEMORY / self._workers
         for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
             images = iter(pipeline.images(table))

@@ -32,6 +32,7 @@ sys.path.insert(0, str(REPOSITORY))
 
 from dim.data import photos  # noqa: E402
 from dim.data.photos import list_folder  # noqa: E402
+from dim.data.prefetch import prefetch  # noqa: E402
 from dim.extract import store  # noqa: E402
 from dim.io import files, object_listings, storage  # noqa: E402
 from dim.train.job import DEMO  # noqa: E402
@@ -86,7 +87,7 @@ def requests(count: int, latency: float) -> dict[str, dict[str, float]]:
         "a tenth asked one by one": measured(latency, lambda: map(files.info, tenth)),
         "asked at once": measured(latency, lambda: files.infos(uris)),
         "a tenth read one by one": measured(latency, lambda: map(photos.read, tenth)),
-        "read ahead": measured(latency, lambda: (photo.read() for photo in photos.prefetch(uris))),
+        "read ahead": measured(latency, lambda: (photo.read() for photo in prefetch(uris))),
     }
     object_listings.FEWEST = count
     return found | {"asked and listed": measured(latency, lambda: files.infos(uris))}

@@ -4,6 +4,7 @@ import os
 import random
 import subprocess
 import sys
+import tarfile
 import time
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -16,15 +17,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from dim.app import memory
+from dim.app import memory, tasks
 from dim.data import isolated, manifest
+from dim.data import split as splitting
 from dim.data.config import SplitConfig
 from dim.data.decode import prepared
 from dim.data.labelled import unique_ids
 from dim.data.limits import LIMITS
 from dim.data.split import by_label, per_label, split
 from dim.errors import UserError
-from dim.io import tables
+from dim.io import files, tables
 
 LABELS = st.lists(st.sampled_from("abcdefghij"), min_size=1, max_size=60)
 
@@ -533,6 +535,43 @@ def test_photos_that_hang_or_kill_are_listed(shelf, tmp_path, monkeypatch):
     assert reasons["A/0.png"] == "decoding killed the process (SIGSEGV, 3 of 3 attempts)"
     assert reasons["B/1.png"] == "decoding took longer than 2 s"
     assert reasons["C/2.png"].startswith("decoding takes more than ")
+
+
+def test_tasks_and_units_of_any_size_find_the_same(ray_session, shelf, tmp_path, monkeypatch):
+    (shelf / "B" / "1.png").write_bytes(b"")
+    found = []
+    for connected, most in [(True, 4), (True, 7), (False, 1), (False, 2), (False, 100)]:
+        with monkeypatch.context() as patch:
+            patch.setattr(splitting, "_FEWEST", most)
+            patch.setattr(tasks, "_by_threads" if connected else "_by_tasks", None)  # which must not be called
+            patch.setattr(tasks.ray, "is_initialized", lambda connected=connected: connected)
+            result, rows = ran(shelf, tmp_path / "m.csv")
+        found.append((result, rows.table, (tmp_path / "m.unreadable.csv").read_text()))
+    assert found[0][0]["unreadable"] == 2
+    assert all(other == found[0] for other in found)
+
+
+def test_photos_of_a_store_are_read_many_at_a_time(shelf, s3, tmp_path):
+    bucket = s3.bucket("split-many")
+    for path in shelf.rglob("*.png"):
+        files.write_bytes(f"{bucket}/{path.relative_to(shelf)}", path.read_bytes())
+    s3.faults(latency=0.1)
+    assert ran(bucket, tmp_path / "m.csv")[0]["images"] == 31
+    assert s3.faults()["most"] >= 4
+
+
+def test_photos_in_tars(shelf, tmp_path):
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        tar.add(shelf, "./shelf")
+    names = [f"x.tar#./shelf/{label}/{number}.png" for label in "AB" for number in range(3)]
+    bad = ["x.tar#./shelf/A/broken.jpg", "x.tar#A/0.png", "y.tar#0.png"]
+    table = pa.table({"path": names + bad, "label": [*"AAABBB", *"AAA"]})
+    tables.write(str(tmp_path / "photos.csv"), table)
+    result, rows = ran(tmp_path / "photos.csv", tmp_path / "m.csv", test_labels=0.5, val_labels=0)
+    assert rows.table["path"].to_pylist() == names and result["unreadable"] == 3
+    unreadable = tables.read(str(tmp_path / "m.unreadable.csv")).to_pylist()
+    assert [row["path"] for row in unreadable] == bad
+    assert [row["reason"] for row in unreadable][1:] == ["no such file"] * 2
 
 
 def test_large_photos_are_not_decoded_all_at_one_time(tmp_path):

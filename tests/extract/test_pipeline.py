@@ -124,10 +124,10 @@ def test_photos_are_found_in_any_part_of_a_table(start, stop):
     assert all(np.array_equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
-def test_a_decoding_task_reads_several_photos_at_a_time(s3, demo, monkeypatch):
+def test_a_decoding_task_reads_many_photos_at_a_time(s3, demo, monkeypatch):
     monkeypatch.setattr(pipeline.cluster, "earlier_attempts", lambda: 0)
     bucket = s3.bucket("decoding-task")
-    names = [str(path.relative_to(demo)) for path in sorted(demo.rglob("*.jpg"))[:20]]
+    names = [str(path.relative_to(demo)) for path in sorted(demo.rglob("*.jpg"))[:40]]
     for name in names:
         files.write_bytes(f"{bucket}/{name}", (demo / name).read_bytes())
 
@@ -136,16 +136,21 @@ def test_a_decoding_task_reads_several_photos_at_a_time(s3, demo, monkeypatch):
             {"image_id": name, "path": f"{folder}/{name}", "box": [0.0, 0.0, 40.0, 40.0], "content": "", "shard": ""}
             for name in [*names, "none.jpg"]
         ]
-        return pipeline._decode(
-            pa.Table.from_pylist(rows), size=32, resize="squash", scaled=False, limits=LIMITS, change=None
+        blocks = list(
+            pipeline._decode(
+                pa.Table.from_pylist(rows), step=8, size=32, resize="squash", scaled=False, limits=LIMITS, change=None
+            )
         )
+        assert [len(block) for block in blocks] == [8] * 5 + [1]
+        return pa.concat_tables(blocks)
 
     s3.faults(latency=0.1)
     found, expected = decoded(bucket), decoded(demo)
     counts = s3.faults()
     assert found.drop_columns("error") == expected.drop_columns("error")
+    assert found["image_id"].to_pylist() == [*names, "none.jpg"]
     assert found["status"].to_pylist() == ["ok"] * len(names) + ["error"]
-    assert counts["most"] >= 8 and counts["requests"] <= 2 * len(names) + 2
+    assert counts["most"] >= 16 and counts["requests"] <= 2 * len(names) + 2
 
 
 def test_a_network_that_has_died_over_and_over_is_given_up(monkeypatch):
