@@ -21,7 +21,7 @@ from sklearn.metrics import classification_report
 from dim.app.progress import Progress
 from dim.evaluate.descriptor_sets import EvaluatedDatabase
 from dim.evaluate.metrics import GROUP, Metric
-from dim.evaluate.protocols import NOT_LISTED, RetrievalTask, Verdict, apply_metrics, means
+from dim.evaluate.protocols import NOT_LISTED, RetrievalTask, Verdict, apply_metrics, means, nested
 from dim.extract.descriptors import Descriptors
 from dim.io.tables import require_each_once
 from dim.search import exact
@@ -163,7 +163,7 @@ def summary(task: RetrievalTask, results: list[QueryResult], n_listed: int) -> d
     """The figures of metrics.json, overall and at each level of the protocol: means over queries with a positive."""
     names = informative_metrics(task, n_listed)
     levels = {name: _means(names, [query.levels[name] for query in results]) for name in task.protocol.levels}
-    return _means(names, [query.values for query in results]) | levels
+    return _means(names, [query.values for query in results]) | nested(levels)
 
 
 def _means(names: Iterable[str], queries: list[dict[str, float | None]]) -> dict[str, Any]:

@@ -19,8 +19,9 @@ from dim.data import ground_truth, manifest
 from dim.data.ground_truth import GroundTruth
 from dim.data.manifest import Manifest
 from dim.errors import UserError
-from dim.evaluate import metrics
+from dim.evaluate import groups, metrics
 from dim.evaluate.config import EvaluateConfig, ProtocolName
+from dim.evaluate.groups import Grouping, Groups
 from dim.evaluate.metrics import Metric
 from dim.extract import identity
 
@@ -64,10 +65,11 @@ class Protocol:
 
     metrics: dict[str, Metric]
     level: Level = Level(positive=("good", "ok"), junk=("junk",))  # for the top-level figures of metrics.json
-    levels: dict[str, Level] = field(default_factory=dict)  # all levels by name, if there are several
+    levels: dict[str, Level] = field(default_factory=dict)  # all levels by name, which `nested` reads
     graded: bool = False  # whether a ground truth grades images; if not, all images of the query's label are "good"
     excludes_query: bool = True  # the query's own image is removed from its list
     top_k: int | None = None  # depth of the top-k accuracy and classification report
+    groups: Groups | None = None  # groups of positives, whose names are their grades; None: they are "good"
 
     @property
     def grades(self) -> set[str]:
@@ -84,6 +86,7 @@ REVISITED_LEVELS = {
     "medium": Level(positive=("easy", "hard"), junk=("junk",)),
     "hard": Level(positive=("hard",), junk=("junk", "easy")),
 }
+ILIAS_LEVELS = {name: Level(positive, junk) for name, positive, junk in groups.levels(groups.ILIAS)}
 _AP: dict[str, Metric] = {"map": metrics.average_precision}
 
 PROTOCOLS: dict[ProtocolName, Protocol] = {
@@ -105,6 +108,13 @@ PROTOCOLS: dict[ProtocolName, Protocol] = {
         graded=True,
     ),
     "gldv2": Protocol({"map": partial(metrics.finite_average_precision, k=100)}, graded=True),
+    "ilias": Protocol(
+        {"map": partial(metrics.finite_average_precision, k=1000), "oracle": partial(metrics.oracle, k=1000)},
+        level=Level(positive=tuple(groups.grades(groups.ILIAS)), junk=()),
+        excludes_query=False,
+        levels=ILIAS_LEVELS,
+        groups=groups.ILIAS,
+    ),
 }
 
 
@@ -115,15 +125,25 @@ def apply_metrics(chosen: Mapping[str, Metric], ranks: np.ndarray, n_pos: int) -
 
 def means(names: Iterable[str], queries: list[dict[str, float | None]]) -> dict[str, Any]:
     """The mean of each metric over the queries that have a value, nested as in metrics.json: `{"recall": {"1": …}}`."""
-    nested: dict[str, Any] = {}
-    for name in names:
-        value = metrics.mean(query[name] for query in queries)
+    return nested({name: metrics.mean(query[name] for query in queries) for name in names})
+
+
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The `values` of metrics or levels as metrics.json has them: "recall@1" is the key "1" of the object "recall"."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
         key, _, depth = name.partition("@")
         if depth:
-            nested.setdefault(key, {})[depth] = value
+            found.setdefault(key, {})[depth] = value
         else:
-            nested[key] = value
-    return nested
+            found[key] = value
+    return found
+
+
+def value_of(name: str, values: Mapping[str, Any]) -> Any:
+    """The value of the metric or level `name` in metrics.json, or in another dict that `nested` made."""
+    key, _, depth = name.partition("@")
+    return values[key][depth] if depth else values[key]
 
 
 @dataclass(frozen=True)
@@ -148,6 +168,10 @@ class RetrievalTask:
                 rows.setdefault(label, []).append(row)
         return {label: np.array(found) for label, found in rows.items()}
 
+    @cached_property
+    def _grouping(self) -> Grouping | None:
+        return Grouping(self.protocol.groups, self.database) if self.protocol.groups else None
+
     def excluded_row(self, query: int) -> int | None:
         """The database row of the query's own image if the protocol excludes it from the list, else None."""
         return self.row_of.get(self.queries.image_ids[query]) if self.protocol.excludes_query else None
@@ -158,7 +182,8 @@ class RetrievalTask:
             images = self.truth.images[self.queries.image_ids[query]]
             graded = {grade: np.array([self.row_of[image] for image in ids]) for grade, ids in images.items()}
         else:
-            graded = {"good": self._rows_of_label.get(self.queries.labels[query], np.zeros(0, np.int64))}
+            rows = self._rows_of_label.get(self.queries.labels[query], np.zeros(0, np.int64))
+            graded = self._grouping.by_grade(rows) if self._grouping else {"good": rows}
         if (excluded := self.excluded_row(query)) is None:
             return graded
         return {grade: rows[rows != excluded] for grade, rows in graded.items()}

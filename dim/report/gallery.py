@@ -12,7 +12,7 @@ from dim.data.manifest import Manifest
 from dim.evaluate.config import EvaluateConfig
 from dim.evaluate.descriptor_sets import DescriptorSet
 from dim.evaluate.evaluation import Hit, QueryResult
-from dim.evaluate.protocols import PROTOCOLS, RetrievalTask
+from dim.evaluate.protocols import PROTOCOLS, RetrievalTask, value_of
 from dim.extract import identity
 from dim.report import parts, photo_map
 from dim.report.page import Html, Page, PagePhoto, PagePhotos
@@ -87,6 +87,7 @@ def _photo(manifest: Manifest, row: int) -> PagePhoto:
 _MEANINGS = {
     "map": ("mAP", "mean average precision"),
     "map_at_r": ("mAP@R", "AP within the first R, R = positives"),
+    "oracle": ("Oracle", "share of positives in the first 1,000"),
     "ns_score": ("N-S score", "photos of the object among the first 4"),
 }
 _AT = {
@@ -98,10 +99,13 @@ _DEPTHS = ("1", "5", "10")
 
 def figures(metrics: dict[str, Any]) -> dict[str, tuple[str, str]]:
     """The headline figures of metrics.json for `parts.figures`."""
-    levels = PROTOCOLS[metrics["protocol"]].levels
-    found = {f"mAP, {level}": (metrics[level]["map"], _MEANINGS["map"][1]) for level in levels}
-    if not levels:
+    protocol = PROTOCOLS[metrics["protocol"]]
+    found = {}
+    if protocol.level not in protocol.levels.values():  # else one of the levels has the top-level figures
         found = {name: (metrics[key], meaning) for key, (name, meaning) in _MEANINGS.items() if key in metrics}
+    for level in protocol.levels:
+        named = level.replace("@", " ")
+        found[f"mAP, {named}"] = (value_of(level, metrics)["map"], _MEANINGS["map"][1])
     for key, (name, meaning) in _AT.items():
         for depth in _DEPTHS:
             if depth in metrics.get(key, {}):
