@@ -11,7 +11,7 @@ from dim.app.config import one_of
 from dim.app.output_folder import opened
 from dim.data import benchmarks, manifest, oxford_paris, photos
 from dim.data.benchmarks import Benchmark
-from dim.data.config import ImportConfig
+from dim.data.config import EMBEDDINGS, ImportConfig
 from dim.data.ground_truth import COLUMNS
 from dim.errors import UserError, count_reasons
 from dim.io import csv_files, files, tables
@@ -45,7 +45,7 @@ def import_benchmark(config: ImportConfig) -> dict[str, Any]:
     Returns what the job prints as its last line. Raises UserError if the folder does not have the benchmark's layout or
     holds none of its photos. Then nothing is written.
     """
-    benchmark = IMPORTERS[one_of("layout", config.layout, list(IMPORTERS))](config.source)
+    benchmark = IMPORTERS[one_of("layout", config.layout, [*IMPORTERS, EMBEDDINGS])](config.source)
     rows = manifest.checked(files.join(config.out, MANIFEST), _manifest(benchmark, config))
     problems = _problems(benchmark, config)
     reasons = problems["problem"].to_pylist()

@@ -18,7 +18,6 @@ from dim.evaluate.config import EvaluateConfig
 from dim.evaluate.descriptor_sets import DescriptorSet
 from dim.evaluate.evaluation import QueryResult
 from dim.evaluate.protocols import NOT_LISTED, PROTOCOLS, RetrievalTask, read_task
-from dim.extract import identity
 from dim.io import files, seal, tables
 from dim.report import evaluation as evaluation_report
 from dim.report import parts
@@ -95,7 +94,7 @@ def _measure_set(config: EvaluateConfig, task: RetrievalTask, source: Descriptor
     results = list(evaluation.judge(task, source.queries, source.database, search))
     evaluation.require_rows(task, source.queries, source.database, results)
     metrics = _metrics(config, task, source, results, steps)
-    for line in (source.name, *_log_lines(metrics)):
+    for line in (source.name, *_log_lines(source, metrics)):
         log.info("%s", line)
     return Measured(source, results, metrics)
 
@@ -161,10 +160,9 @@ def _write(
     return metrics, against
 
 
-def _log_lines(metrics: dict[str, Any]) -> list[str]:
+def _log_lines(source: DescriptorSet, metrics: dict[str, Any]) -> list[str]:
     """The contents of metrics.json in words."""
-    embedding, protocol = metrics["embedding"], PROTOCOLS[metrics["protocol"]]
-    scales = ", ".join(f"{scale:g}" for scale in embedding["scales"])
+    protocol = PROTOCOLS[metrics["protocol"]]
     steps = [
         f"{step['method']} with {step['neighbours']} neighbours, {step['seconds']:.1f} s"
         for step in metrics["expansion"]
@@ -175,8 +173,7 @@ def _log_lines(metrics: dict[str, Any]) -> list[str]:
         *_figure_lines(metrics),
         f"{metrics['n_queries']} queries in {metrics['n_database']} photos; not readable: "
         f"{metrics['unreadable_queries']} queries, {metrics['unreadable_database']} of the database",
-        f"{identity.network_name(embedding)}, {embedding['image_size']} px "
-        f"{embedding['resize']}, scales {scales}, preprocessing {embedding['preprocessing']}, {embedding['precision']}",
+        ", ".join(f"{name.lower()} {value}" for name, value in source.embedding.facts().items()),
         "; ".join(whitenings) or "not whitened",
         *(["after the search: " + "; ".join(steps)] if steps else []),
         *([f"not measured, as lists have {metrics['n_listed']} photos: {', '.join(omitted)}"] if omitted else []),

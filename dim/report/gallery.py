@@ -13,7 +13,7 @@ from dim.evaluate.config import EvaluateConfig
 from dim.evaluate.descriptor_sets import DescriptorSet
 from dim.evaluate.evaluation import Hit, QueryResult
 from dim.evaluate.protocols import PROTOCOLS, RetrievalTask, value_of
-from dim.extract import identity
+from dim.extract.embedding import Embedding
 from dim.report import parts, photo_map
 from dim.report.page import Html, Page, PagePhoto, PagePhotos
 from dim.report.parts import Card
@@ -114,9 +114,8 @@ def figures(metrics: dict[str, Any]) -> dict[str, tuple[str, str]]:
     return shown | {"Queries": (f"{metrics['n_queries']:,}", f"in {metrics['n_database']:,} photos")}
 
 
-def settings(config: EvaluateConfig, metrics: dict[str, Any]) -> dict[str, str]:
-    """The settings of metrics.json for `parts.facts`."""
-    embedding = metrics["embedding"]
+def settings(config: EvaluateConfig, embedding: Embedding, metrics: dict[str, Any]) -> dict[str, str]:
+    """The settings of metrics.json, which `embedding` is in, for `parts.facts`."""
     steps = [f"{step['method']} with {step['neighbours']} neighbours" for step in metrics["expansion"]]
     whitenings = [f"by {step['by']}, learned on {_learned_on(step['learned_on'])}" for step in metrics["whitening"]]
     distractors = f", {metrics['n_distractors']:,} distractors" if metrics["n_distractors"] else ""
@@ -128,13 +127,10 @@ def settings(config: EvaluateConfig, metrics: dict[str, Any]) -> dict[str, str]:
         "Database from": (metrics["database_split"] or "all rows") + distractors,
         "Query's own photo": "in its list" if metrics["query_in_database"] else "not in its list",
         "Not readable": f"{metrics['unreadable_queries']} queries, {metrics['unreadable_database']} of the database",
-        "Network": identity.network_name(embedding),
-        "Photos": f"{embedding['image_size']} px {embedding['resize']}, {embedding['preprocessing']}",
-        "Scales": ", ".join(f"{scale:g}" for scale in embedding["scales"]),
+        **embedding.facts(),
         "Whitening": "; ".join(whitenings) or "none",
         "After the search": "; ".join(steps) or "nothing",
-        "Precision": embedding["precision"],
-        "Embedding": embedding["id"][:16],
+        "Embedding": embedding.id[:16],
     }
 
 
