@@ -50,7 +50,7 @@ class SplitConfig(DecodeOptions):
 
 
 # The names of all benchmarks. `import_job.IMPORTERS` has their importers, but importing those would slow down --help.
-LAYOUTS = ("oxford5k", "paris6k", "roxford5k", "rparis6k", "holidays", "ukbench", "gldv2", "sop", "cub")
+LAYOUTS = ("oxford5k", "paris6k", "roxford5k", "rparis6k", "holidays", "ukbench", "gldv2", "sop", "cub", "ilias")
 EMBEDDINGS = "embeddings"  # the layout that is no benchmark but descriptors
 _EMBEDDINGS = "descriptors made elsewhere (embeddings)"
 
@@ -69,6 +69,11 @@ class ImportConfig(DecodeOptions):
     out: str = option(
         help="folder for manifest.parquet, ground_truth.parquet and problems.csv, or for the descriptors", metavar="DIR"
     )
+    distractors: str | None = option(
+        None,
+        help="ilias: 100m (all tars in SOURCE/yfcc100m, the default), 5m (mini-ILIAS), none, or a folder of tars",
+        metavar="WHICH",
+    )
     name: str | None = option(
         None, help="the network that made them; only descriptors of one name are compared", group=_EMBEDDINGS
     )
@@ -83,6 +88,8 @@ class ImportConfig(DecodeOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.distractors and self.layout != "ilias":
+            raise UserError(f"--distractors is for import.py ilias, not for {self.layout!r}")
         for name in ("name", "ids", "id_column", "vector_column", "normalise"):
             if getattr(self, name) and self.layout != EMBEDDINGS:
                 raise UserError(f"{flag_name(name)} is for import.py {EMBEDDINGS}, not for {self.layout!r}")
