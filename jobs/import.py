@@ -9,15 +9,23 @@ lists missing and corrupt ones. Then evaluate, for example:
 
     python jobs/evaluate.py --manifest runs/oxford5k/manifest.parquet --model vgg16-gem --protocol oxford \\
         --ground-truth runs/oxford5k/ground_truth.parquet --out runs/oxford5k-gem
+
+Descriptors made elsewhere become a folder like that of extract.py, which all jobs read:
+
+    python jobs/import.py embeddings dinov2.npy --ids dinov2.txt --name dinov2-vitb14 --out runs/dinov2
 """
 
 from typing import Any
 
 from dim.app.cli import main
-from dim.data.config import ImportConfig
+from dim.data.config import EMBEDDINGS, ImportConfig
 
 
 def run(config: ImportConfig) -> dict[str, Any]:
+    if config.layout == EMBEDDINGS:
+        from dim.extract.import_embeddings import import_embeddings
+
+        return import_embeddings(config)
     from dim.data.import_job import import_benchmark
 
     return import_benchmark(config)

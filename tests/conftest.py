@@ -24,7 +24,7 @@ from ports import free_ports
 
 from dim.app import output_folder
 from dim.extract import finished_shards, store
-from dim.extract.identity import Embedding
+from dim.extract.embedding import NetworkEmbedding
 from dim.io import tables
 
 # Object stores for whoever asks for them by the fixtures `s3` and `gs`. Their addresses stand in the environment before
@@ -193,7 +193,7 @@ def embedding(**changes):
         "whitening": None,
         "precision": "float32",
     }
-    return Embedding(**(fields | changes))
+    return NetworkEmbedding(**(fields | changes))
 
 
 @pytest.fixture

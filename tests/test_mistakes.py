@@ -17,8 +17,8 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from dim.extract import identity, store
-from dim.extract.identity import Embedding
+from dim.extract import store
+from dim.extract.embedding import IGNORED, NetworkEmbedding
 from dim.io import files, tables
 from dim.model import spec
 from dim.model.whitening import Whitening
@@ -27,10 +27,12 @@ JOBS = Path(__file__).resolve().parents[1] / "jobs"
 TOLD = re.compile(r"\d\d:\d\d:\d\d ")  # at the head of a line of what the job does and how far it is
 IDS = [f"{label}{number}" for label in "abcd" for number in range(3)]
 SPLITS = ["train"] * 6 + ["test"] * 6
-EMBEDDING = Embedding("vgg16", "block5_conv3", "gem", "random", "caffe", 32, "squash", (1.0,), None, None, "float32")
+EMBEDDING = NetworkEmbedding(
+    "vgg16", "block5_conv3", "gem", "random", "caffe", 32, "squash", (1.0,), None, None, "float32"
+)
 
 # Of dim before it applied colour profiles.
-FIRST = dataclasses.replace(EMBEDDING, profiles=identity.IGNORED)
+FIRST = dataclasses.replace(EMBEDDING, profiles=IGNORED)
 
 
 def write_descriptors(folder, embedding=EMBEDDING, ids=IDS):
@@ -133,9 +135,7 @@ def write_networks(place):
     (place / "later-model").mkdir()
     (place / "later-model" / "model.json").write_text('{"format_version": 99}')
     write_whitening(place / "whitening.npz", EMBEDDING)
-    write_whitening(
-        place / "other-whitening.npz", Embedding("vgg16", "block5_pool", "mac", *list(vars(EMBEDDING).values())[3:])
-    )
+    write_whitening(place / "other-whitening.npz", dataclasses.replace(EMBEDDING, layer="block5_pool", pooling="mac"))
     (place / "half-model").mkdir()
     (place / "half-model" / "model.json").write_text('{"format_version": 1, "backbone": "\\ud800"}')
 

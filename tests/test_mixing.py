@@ -21,7 +21,7 @@ from dim.export.job import LAYOUTS, export
 from dim.extract import identity
 from dim.extract.config import ExtractConfig
 from dim.extract.embedder import Recipe
-from dim.extract.identity import Embedding
+from dim.extract.embedding import IGNORED, NetworkEmbedding
 from dim.extract.job import embedding_of, extract
 from dim.io import files
 from dim.mine.config import MineConfig
@@ -49,7 +49,7 @@ OTHER = {
     "whitening": "2" * 64,
     "precision": "bfloat16",
     "scaled_decode": True,
-    "profiles": identity.IGNORED,
+    "profiles": IGNORED,
 }
 IDS = [f"photo {number}" for number in range(6)]
 VECTORS = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
@@ -112,7 +112,7 @@ JOBS = {
 
 
 @pytest.mark.parametrize("job", JOBS)
-@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Embedding)])
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(NetworkEmbedding)])
 def test_refused(write_manifest, write_descriptors, tmp_path, field, job):
     mixed = Mixed(field, write_manifest, write_descriptors, tmp_path)
     with pytest.raises(UserError, match=f"were made by different embeddings: {field} ") as error:
@@ -121,7 +121,7 @@ def test_refused(write_manifest, write_descriptors, tmp_path, field, job):
     assert not Path(mixed.out).exists()
 
 
-@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Embedding)])
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(NetworkEmbedding)])
 def test_an_extraction_goes_on_with_no_other_embeddings_rows(write_manifest, write_descriptors, tmp_path, field):
     for image_id in IDS:
         Image.new("RGB", (40, 40)).save(tmp_path / f"{image_id}.jpg")
@@ -165,16 +165,16 @@ AMONG_THEIR_OWN = {
 def test_the_first_version_is_used_among_its_own(write_manifest, write_descriptors, tmp_path, job):
     manifest = write_manifest(image_id=IDS, label=["a", "b"] * 3, split=["train"] * 6)
     unit = VECTORS / np.linalg.norm(VECTORS, axis=1, keepdims=True)
-    one = write_descriptors(IDS, unit, name="one", profiles=identity.IGNORED)
+    one = write_descriptors(IDS, unit, name="one", profiles=IGNORED)
     AMONG_THEIR_OWN[job](SimpleNamespace(manifest=manifest, one=one, out=str(tmp_path / "out")))
     made = files.read_json(str(tmp_path / "out" / "run.json"))["embedding"]
     assert "profiles" not in made and "version" not in made
-    assert identity.of_folder(str(tmp_path / "out")).profiles == identity.IGNORED
+    assert identity.of_folder(str(tmp_path / "out")).profiles == IGNORED
 
 
 def test_a_whitening_of_the_first_version_stays_one(write_manifest, write_descriptors, tmp_path):
     manifest = write_manifest(image_id=IDS, label=["a", "b"] * 3, split=["train"] * 6)
-    one = write_descriptors(IDS, VECTORS, name="one", profiles=identity.IGNORED)
+    one = write_descriptors(IDS, VECTORS, name="one", profiles=IGNORED)
     whiten(WhitenConfig(manifest=manifest, descriptors=one, out=str(tmp_path / "w.npz"), dimension=2))
     build(IndexConfig(descriptors=one, whitening=str(tmp_path / "w.npz"), out=str(tmp_path / "index")))
-    assert identity.of_folder(str(tmp_path / "index")).profiles == identity.IGNORED
+    assert identity.of_folder(str(tmp_path / "index")).profiles == IGNORED

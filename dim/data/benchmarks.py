@@ -1,12 +1,12 @@
 """Importers of benchmarks as distributed: a benchmark's folder → its photos, labels, splits and grades.
 
 An importer is a function that takes the folder and returns a `Benchmark`. The importers of Oxford and Paris are in
-`dim.data.oxford_paris`. To add an importer, write the function, enter it in `dim.data.import_job.IMPORTERS`, and add
-the benchmark's name to `dim.data.config.LAYOUTS`.
+`dim.data.oxford_paris`, that of ILIAS in `dim.data.ilias`. To add an importer, write the function, enter it in
+`dim.data.import_job.IMPORTERS`, and add the benchmark's name to `dim.data.config.LAYOUTS`.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from dim.data import photos
@@ -25,6 +25,7 @@ class BenchmarkPhoto:
     split: str | None = None
     role: str | None = None
     box: Box | None = None
+    measures: Mapping[str, float] | None = None  # further columns of the manifest
 
 
 @dataclass(frozen=True)
@@ -33,14 +34,16 @@ class Benchmark:
 
     `grades` is the ground truth as (query_id, image_id, grade). It is empty if labels are the ground truth. `published`
     is the number of photo files that were published, or None if lists in the benchmark name all photos.
+    `problems` maps the path of each missing file that is not a photo to what is wrong.
     """
 
     photos: list[BenchmarkPhoto]
     grades: list[tuple[str, str, str]] = field(default_factory=list)
     published: int | None = None
+    problems: dict[str, str] = field(default_factory=dict)
 
 
-_SOURCE = "SOURCE is the folder of the benchmark as distributed"
+SOURCE = "SOURCE is the folder of the benchmark as distributed"
 _CUB_TRAINING_CLASSES = 100
 
 
@@ -158,7 +161,7 @@ def _gldv2_path(folder: str, image: str) -> str:
 def file_names(source: str) -> list[str]:
     """Returns the paths of the files below `source`, relative to it. Raises UserError if there is no such folder."""
     if not files.is_folder(source):
-        raise UserError(f"no folder {source!r}; {_SOURCE}")
+        raise UserError(f"no folder {source!r}; {SOURCE}")
     return photos.file_names(source)
 
 
@@ -176,7 +179,7 @@ def photos_by_stem(source: str, names: list[str], pattern: str = ".+") -> dict[s
             raise UserError(f"{source!r} has {name!r} twice, as {found[name]!r} and {path!r}; keep one of them")
         found[name] = path
     if not found:
-        raise UserError(f"{source!r} holds no photo {pattern}.jpg; {_SOURCE}")
+        raise UserError(f"{source!r} holds no photo {pattern}.jpg; {SOURCE}")
     return found
 
 
@@ -205,6 +208,6 @@ def read_bytes(uri: str) -> bytes:
     try:
         return files.read_bytes(uri)
     except FileNotFoundError as error:
-        raise UserError(f"no file {uri!r}; {_SOURCE}") from error
+        raise UserError(f"no file {uri!r}; {SOURCE}") from error
     except OSError as error:
         raise UserError(f"cannot read {uri!r}: {files.reason(error)}") from error

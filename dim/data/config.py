@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from dim.app.config import option
+from dim.app.config import flag_name, option
 from dim.data.limits import MEGAPIXELS, Limits, of_megapixels
+from dim.errors import UserError
 
 _BY_LABEL = "by label: whole labels to val and test (the default)"
 _PER_LABEL = "per label: some photos of each label to val and test"
@@ -49,13 +50,46 @@ class SplitConfig(DecodeOptions):
 
 
 # The names of all benchmarks. `import_job.IMPORTERS` has their importers, but importing those would slow down --help.
-LAYOUTS = ("oxford5k", "paris6k", "roxford5k", "rparis6k", "holidays", "ukbench", "gldv2", "sop", "cub")
+LAYOUTS = ("oxford5k", "paris6k", "roxford5k", "rparis6k", "holidays", "ukbench", "gldv2", "sop", "cub", "ilias")
+EMBEDDINGS = "embeddings"  # the layout that is no benchmark but descriptors
+_EMBEDDINGS = "descriptors made elsewhere (embeddings)"
 
 
 @dataclass(frozen=True)
 class ImportConfig(DecodeOptions):
-    """The flags of `jobs/import.py`."""
+    """The flags of `jobs/import.py`. Raises UserError if a flag is not for this layout."""
 
-    layout: str = option(help=f"benchmark: {', '.join(LAYOUTS)}", positional=True)
-    source: str = option(help="folder of the benchmark as distributed", positional=True)
-    out: str = option(help="folder for manifest.parquet, ground_truth.parquet and problems.csv", metavar="DIR")
+    layout: str = option(
+        help=f"benchmark: {', '.join(LAYOUTS)}; or {EMBEDDINGS}: descriptors made elsewhere", positional=True
+    )
+    source: str = option(
+        help="folder of the benchmark as distributed; or the descriptors: an .npy or Parquet file, or a folder of them",
+        positional=True,
+    )
+    out: str = option(
+        help="folder for manifest.parquet, ground_truth.parquet and problems.csv, or for the descriptors", metavar="DIR"
+    )
+    distractors: str | None = option(
+        None,
+        help="ilias: 100m (all tars in SOURCE/yfcc100m, the default), 5m (mini-ILIAS), none, or a folder of tars",
+        metavar="WHICH",
+    )
+    name: str | None = option(
+        None, help="the network that made them; only descriptors of one name are compared", group=_EMBEDDINGS
+    )
+    ids: str | None = option(None, help="text file with one id a line, for .npy", metavar="FILE", group=_EMBEDDINGS)
+    id_column: str | None = option(
+        None, help="column of the ids (default: image_id, id, image_path, … whichever there is)", group=_EMBEDDINGS
+    )
+    vector_column: str | None = option(
+        None, help="column of the vectors (default: the only one with lists of numbers)", group=_EMBEDDINGS
+    )
+    normalise: bool = option(False, help="scale each vector to norm 1", group=_EMBEDDINGS)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.distractors and self.layout != "ilias":
+            raise UserError(f"--distractors is for import.py ilias, not for {self.layout!r}")
+        for name in ("name", "ids", "id_column", "vector_column", "normalise"):
+            if getattr(self, name) and self.layout != EMBEDDINGS:
+                raise UserError(f"{flag_name(name)} is for import.py {EMBEDDINGS}, not for {self.layout!r}")

@@ -6,15 +6,19 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from dim.app.config import one_of
 from dim.app.output_folder import opened
 from dim.data import benchmarks, manifest, oxford_paris, photos
 from dim.data.benchmarks import Benchmark
-from dim.data.config import ImportConfig
+from dim.data.config import EMBEDDINGS, ImportConfig
 from dim.data.ground_truth import COLUMNS
+from dim.data.ilias import distractors, ilias
+from dim.data.manifest import Manifest
+from dim.data.tarred_photos import TarredPhotos
 from dim.errors import UserError, count_reasons
-from dim.io import csv_files, files, tables
+from dim.io import csv_files, files, local_copies, tables
 from dim.io.storage import REQUESTS_AT_ONCE
 
 log = logging.getLogger(__name__)
@@ -30,6 +34,7 @@ IMPORTERS: dict[str, Callable[[str], Benchmark]] = {
     "gldv2": benchmarks.gldv2,
     "sop": benchmarks.sop,
     "cub": benchmarks.cub,
+    "ilias": ilias,
 }
 
 MANIFEST, GROUND_TRUTH, PROBLEMS = "manifest.parquet", "ground_truth.parquet", "problems.csv"
@@ -45,14 +50,14 @@ def import_benchmark(config: ImportConfig) -> dict[str, Any]:
     Returns what the job prints as its last line. Raises UserError if the folder does not have the benchmark's layout or
     holds none of its photos. Then nothing is written.
     """
-    benchmark = IMPORTERS[one_of("layout", config.layout, list(IMPORTERS))](config.source)
+    benchmark = IMPORTERS[one_of("layout", config.layout, [*IMPORTERS, EMBEDDINGS])](config.source)
     rows = manifest.checked(files.join(config.out, MANIFEST), _manifest(benchmark, config))
+    tarred = distractors(config.source, config.distractors) if config.layout == "ilias" else None
     problems = _problems(benchmark, config)
-    reasons = problems["problem"].to_pylist()
     with opened(config.out, "import", config, {"source": config.source}) as output:
-        tables.write(output.path(MANIFEST), rows.table)
-        written = manifest.checked(rows.uri, tables.read(rows.uri))
-        tables.require_each_once([photo.image_id for photo in benchmark.photos], written.image_ids, repr(rows.uri))
+        in_tars, broken = _write_manifest(output.path(MANIFEST), rows, tarred)
+        problems = pa.concat_tables([problems, broken])
+        reasons = problems["problem"].to_pylist()
         csv_files.write_escaped(output.path(PROBLEMS), problems)
         if reasons:
             why = count_reasons(reasons)
@@ -62,7 +67,32 @@ def import_benchmark(config: ImportConfig) -> dict[str, Any]:
             tables.write(output.path(GROUND_TRUTH), pa.table(dict(zip(COLUMNS, columns, strict=True))))
         else:
             files.delete(output.path(GROUND_TRUTH))  # an earlier import into the same folder may have left it
-        return output.finish(_result(benchmark, config.layout, reasons))
+        result = _result(benchmark, config.layout, reasons)
+        return output.finish(result | ({"distractors": in_tars, "tars": len(tarred.tars)} if tarred else {}))
+
+
+def _write_manifest(uri: str, own: Manifest, tarred: TarredPhotos | None) -> tuple[int, pa.Table]:
+    """Writes the rows `own`, then a row group for each tar. Returns the number of rows of all tars, and their problems.
+
+    Raises RuntimeError if the file lacks a row, and UserError if no tar has a photo.
+    """
+    ids, rows, problems = own.table["image_id"], 0, []
+    schema = own.table.schema
+    with local_copies.path_to_write(uri) as path, pq.ParquetWriter(path, schema) as writer:
+        writer.write_table(own.table)
+        for tar, found, problem in tarred.rows(files.parent(files.absolute(uri))) if tarred else ():
+            problems += [(tar, problem)] if problem else []
+            rows += found.num_rows
+            known = {name: found[name] for name in found.column_names}
+            known |= {"split": pa.repeat("test", len(found)), "role": pa.repeat("database", len(found))}
+            empty = {field.name: pa.nulls(len(found), field.type) for field in schema}
+            writer.write_table(pa.table(empty | known, schema=schema))
+        if tarred and not rows:
+            raise UserError(f"none of the {len(tarred.tars)} tars has a photo; {problems[0][0]!r}: {problems[0][1]}")
+    if (written := tables.row_count(uri)) != len(ids) + rows:
+        raise RuntimeError(f"{uri!r} has {written} rows, not {len(ids) + rows}")
+    broken = pa.table([[tar for tar, _ in problems], [problem for _, problem in problems]], schema=_PROBLEMS)
+    return rows, broken
 
 
 def _manifest(benchmark: Benchmark, config: ImportConfig) -> pa.Table:
@@ -71,6 +101,9 @@ def _manifest(benchmark: Benchmark, config: ImportConfig) -> pa.Table:
     columns = {"image_id": [photo.image_id for photo in rows], "path": paths}
     columns |= {name: [getattr(photo, name) for photo in rows] for name in ("label", "split", "role")}
     table = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
+    for name in dict.fromkeys(name for photo in rows for name in photo.measures or ()):
+        numbers = [photo.measures.get(name) if photo.measures else None for photo in rows]
+        table = table.append_column(name, pa.array(numbers, pa.float64()))
     if any(photo.box for photo in rows):
         boxes = zip(*(photo.box or (None,) * 4 for photo in rows), strict=True)
         for name, values in zip(manifest.BOX, boxes, strict=True):
@@ -85,7 +118,8 @@ def _problems(benchmark: Benchmark, config: ImportConfig) -> pa.Table:
     if len(reasons) == len(uris):
         raise UserError(f"none of the {len(uris)} photos of {config.source!r} is there; the first: {uris[0]}")
     paths = photos.manifest_paths([uris[row] for row in reasons], config.out)
-    return pa.table([paths, list(reasons.values())], schema=_PROBLEMS)
+    others = photos.manifest_paths([files.join(config.source, path) for path in benchmark.problems], config.out)
+    return pa.table([paths + others, [*reasons.values(), *benchmark.problems.values()]], schema=_PROBLEMS)
 
 
 def _result(benchmark: Benchmark, layout: str, problems: list[str]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from dim.errors import UserError
 from dim.extract.config import Extraction, Split
 from dim.search.config import AfterSearch
 
-ProtocolName = Literal["labels", "holidays", "ukbench", "oxford", "revisited", "gldv2"]
+ProtocolName = Literal["labels", "holidays", "ukbench", "oxford", "revisited", "gldv2", "ilias"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +39,12 @@ class EvaluateConfig(AfterSearch, ProtocolOptions, Extraction, MemoryOptions):
     )
     model: tuple[str, ...] = option(
         (), help="extract with this model first; a second one is compared", metavar="X", group="input and output"
+    )
+    ranked: str | None = option(
+        None,
+        help="ranked lists to measure instead of descriptors: ranked.parquet of search.py, or query_id, rank, image_id",
+        metavar="FILE",
+        group="input and output",
     )
     report: bool = option(
         True, help="write report.html and map.html, which reads the photos again", group="input and output"

@@ -24,7 +24,7 @@ from dim.evaluate.task import RetrievalTask
 from dim.extract import identity
 from dim.extract.config import ExtractConfig, Split
 from dim.extract.descriptors import Descriptors
-from dim.extract.identity import Embedding
+from dim.extract.embedding import Embedding, NetworkEmbedding
 from dim.io import files, seal
 from dim.model import spec, whitening
 from dim.model.spec import Spec
@@ -179,7 +179,7 @@ def whitenings_of(folder: str, applied: Whitening | None) -> list[dict[str, Any]
     embedding = identity.of_folder(folder)
     inputs = identity.inputs_of(folder)
     steps = []
-    if model := _model(inputs.get("model"), embedding):
+    if isinstance(embedding, NetworkEmbedding) and (model := _model(inputs.get("model"), embedding)):
         if model.region_whitening and embedding.pooling == "rmac":
             steps.append({"by": "regions", **model.region_whitening})
         if model.whitening:
@@ -191,7 +191,7 @@ def whitenings_of(folder: str, applied: Whitening | None) -> list[dict[str, Any]
     return steps
 
 
-def _model(folder: str | None, embedding: Embedding) -> Spec | None:
+def _model(folder: str | None, embedding: NetworkEmbedding) -> Spec | None:
     """The spec of the model in `folder`, None unless it still has the weights of `embedding`."""
     weights = files.join(folder or "", spec.WEIGHTS_FILE)
     if not folder or not files.exists(weights) or seal.sha256_of_file(weights) != embedding.weights:

@@ -15,7 +15,7 @@ import pyarrow as pa
 from sklearn.metrics import classification_report
 
 from dim.evaluate.metrics import GROUP, Metric
-from dim.evaluate.protocols import Verdict, means
+from dim.evaluate.protocols import Verdict, means, nested
 from dim.evaluate.task import RetrievalTask
 from dim.extract.descriptors import Descriptors
 from dim.io.tables import require_each_once
@@ -81,7 +81,7 @@ def summary(task: RetrievalTask, results: list[QueryResult], n_listed: int) -> d
     """The figures of metrics.json, overall and at each level of the protocol: means over queries with a positive."""
     names = informative_metrics(task, n_listed)
     levels = {name: _means(names, [query.levels[name] for query in results]) for name in task.protocol.levels}
-    return _means(names, [query.values for query in results]) | levels
+    return _means(names, [query.values for query in results]) | nested(levels)
 
 
 def _means(names: Iterable[str], queries: list[dict[str, float | None]]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ Start at `evaluate`. The functions at the end, `revisited` and `oxford`, score r
 """
 
 import logging
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,14 +12,13 @@ import numpy as np
 from dim.app import cluster, output_folder
 from dim.app.output_folder import Output
 from dim.errors import GateNotMet
-from dim.evaluate import comparison, descriptor_sets, evaluation, judging, protocols
+from dim.evaluate import comparison, descriptor_sets, evaluation, judging, protocols, ranked_lists
 from dim.evaluate.comparison import Baseline, Comparison
 from dim.evaluate.config import EvaluateConfig
 from dim.evaluate.descriptor_sets import DescriptorSet
 from dim.evaluate.evaluation import QueryResult
 from dim.evaluate.protocols import NOT_LISTED, PROTOCOLS
 from dim.evaluate.task import RetrievalTask, read_task
-from dim.extract import identity
 from dim.io import files, seal, tables
 from dim.report import evaluation as evaluation_report
 from dim.report import parts
@@ -29,7 +28,7 @@ from dim.search.expansion_methods import AppliedMethod
 
 log = logging.getLogger(__name__)
 
-_FIGURES: tuple[str, ...] = ("map", "map_at_r", "ns_score", "top_k_accuracy")  # in the order of the log line
+_FIGURES: tuple[str, ...] = ("map", "map_at_r", "oracle", "ns_score", "top_k_accuracy")  # in the order of the log line
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
@@ -51,6 +50,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
 def measure(config: EvaluateConfig, baseline: Baseline | None = None) -> tuple[dict[str, Any], Comparison | None]:
     """Evaluates without a gate. Returns the contents of metrics.json and the comparison with `baseline`, if any."""
+    if config.ranked:
+        return _measure_lists(config, baseline)
     expansion_methods.check(config.expansion, config.neighbours)
     # If --model is given, the extraction reads the manifests again. Both readings must give the same rows.
     with seal.unchanged(config.manifest, config.ground_truth, config.distractors):
@@ -69,6 +70,29 @@ def measure(config: EvaluateConfig, baseline: Baseline | None = None) -> tuple[d
     return metrics, against
 
 
+def _measure_lists(config: EvaluateConfig, baseline: Baseline | None) -> tuple[dict[str, Any], Comparison | None]:
+    """Does what `measure` does for the ranked lists of --ranked. There are no pages, as hits and scores are unknown."""
+    with seal.unchanged(config.manifest, config.ground_truth, config.ranked):
+        task = read_task(config)
+        lists = ranked_lists.read(config, task)
+        task.require_positive(lists.queries)
+    inputs = {"manifest": config.manifest, "ground_truth": config.ground_truth, "ranked": config.ranked}
+    with output_folder.opened(config.out, "evaluate", config, inputs, lists.embedding) as out:
+        results = list(ranked_lists.judge(task, lists))
+        metrics = ranked_lists.metrics_of(config, task, lists, results)
+        for line in _figure_lines(metrics):
+            log.info("%s", line)
+        per_query = evaluation.per_query(results)
+        tables.write(out.path(comparison.PER_QUERY), per_query)
+        against = baseline.compare(str(config.ranked), per_query, metrics) if baseline else None
+        if against:
+            metrics["against_baseline"] = against.as_json()
+            log.info("%s", against.line())
+        files.write_json(out.path(comparison.METRICS), metrics)
+        out.finish(metrics)
+    return metrics, against
+
+
 def _measure_set(config: EvaluateConfig, task: RetrievalTask, source: DescriptorSet) -> Measured:
     search = judging.exact_search(task, source.queries, source.database)
     search, steps = expansion_methods.apply(search, config.expansion, config.neighbours)
@@ -76,7 +100,7 @@ def _measure_set(config: EvaluateConfig, task: RetrievalTask, source: Descriptor
     results = [judged[place] for place in np.argsort(source.queries.rows)]
     evaluation.require_queries(task, source.queries, results)
     metrics = _metrics(config, task, source, results, steps)
-    for line in (source.name, *_log_lines(metrics)):
+    for line in (source.name, *_log_lines(source, metrics)):
         log.info("%s", line)
     return Measured(source, results, metrics)
 
@@ -142,10 +166,9 @@ def _write(
     return metrics, against
 
 
-def _log_lines(metrics: dict[str, Any]) -> list[str]:
+def _log_lines(source: DescriptorSet, metrics: dict[str, Any]) -> list[str]:
     """The contents of metrics.json in words."""
-    embedding, protocol = metrics["embedding"], PROTOCOLS[metrics["protocol"]]
-    scales = ", ".join(f"{scale:g}" for scale in embedding["scales"])
+    protocol = PROTOCOLS[metrics["protocol"]]
     steps = [
         f"{step['method']} with {step['neighbours']} neighbours, {step['seconds']:.1f} s"
         for step in metrics["expansion"]
@@ -153,17 +176,21 @@ def _log_lines(metrics: dict[str, Any]) -> list[str]:
     omitted = [name for name in protocol.metrics if evaluation.covers_list(name, metrics["n_listed"])]
     whitenings = [f"whitened by {step['by']}, learned on {step['learned_on']}" for step in metrics["whitening"]]
     return [
-        f"{metrics['protocol']}: {_in_words(metrics)}",
-        *(f"{level}: {_in_words(metrics[level])}" for level in protocol.levels),
+        *_figure_lines(metrics),
         f"{metrics['n_queries']} queries in {metrics['n_database']} photos; not readable: "
         f"{metrics['unreadable_queries']} queries, {metrics['unreadable_database']} of the database",
-        f"{identity.network_name(embedding)}, {embedding['image_size']} px "
-        f"{embedding['resize']}, scales {scales}, preprocessing {embedding['preprocessing']}, {embedding['precision']}",
+        ", ".join(f"{name.lower()} {value}" for name, value in source.embedding.facts().items()),
         "; ".join(whitenings) or "not whitened",
         *(["after the search: " + "; ".join(steps)] if steps else []),
         *([f"not measured, as lists have {metrics['n_listed']} photos: {', '.join(omitted)}"] if omitted else []),
         f"query in the database: {'yes' if metrics['query_in_database'] else 'no'}",
     ]
+
+
+def _figure_lines(metrics: dict[str, Any]) -> Iterator[str]:
+    yield f"{metrics['protocol']}: {_in_words(metrics)}"
+    for level in PROTOCOLS[metrics["protocol"]].levels:
+        yield f"{level}: {_in_words(protocols.value_of(level, metrics))}"
 
 
 def _in_words(values: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ import pyarrow as pa
 from dim.app.progress import Progress
 from dim.evaluate.descriptor_sets import EvaluatedDatabase
 from dim.evaluate.evaluation import Hit, QueryResult, informative_metrics
+from dim.evaluate.metrics import Metric
 from dim.evaluate.protocols import NOT_LISTED, apply_metrics
 from dim.evaluate.task import Graded, RetrievalTask
 from dim.extract.descriptors import Descriptors
@@ -56,19 +57,26 @@ def judge(
         asked = task.queries.table.take(queries.rows[chunk])
         ids, labels = (asked[name].to_pylist() for name in ("image_id", "label"))
         hits = _hits(task, database, graded, columns, heads)
-        lists = zip(_by_query(graded, positions, len(heads)), hits, strict=True)
+        lists = zip(by_query(graded, positions, len(heads)), hits, strict=True)
         for query, (found, near) in enumerate(lists):
-            ranked, n_pos = task.protocol.level.ranks(found)
-            levels = {name: level.ranks(found) for name, level in task.protocol.levels.items()}
-            yield QueryResult(
-                query_id=ids[query],
-                label=labels[query],
-                values=apply_metrics(chosen, ranked, n_pos),
-                levels={name: apply_metrics(chosen, *arguments) for name, arguments in levels.items()},
-                n_positives=n_pos,
-                ranks=ranked,
-                hits=near,
-            )
+            yield result_of(task, chosen, ids[query], labels[query], found, near)
+
+
+def result_of(
+    task: RetrievalTask, chosen: dict[str, Metric], query_id: str, label: str | None,
+    positions: dict[str, np.ndarray], hits: list[Hit],
+) -> QueryResult:  # fmt: skip
+    """The result of a query, given the 0-based `positions` in its list of the images of each grade."""
+    ranked, n_pos = task.protocol.level.ranks(positions)
+    return QueryResult(
+        query_id=query_id,
+        label=label,
+        values=apply_metrics(chosen, ranked, n_pos),
+        levels={name: apply_metrics(chosen, *level.ranks(positions)) for name, level in task.protocol.levels.items()},
+        n_positives=n_pos,
+        ranks=ranked,
+        hits=hits,
+    )
 
 
 def _columns(task: RetrievalTask, database: EvaluatedDatabase) -> np.ndarray:
@@ -127,7 +135,7 @@ def _from_scores(search: Retrieval, of: np.ndarray, columns: np.ndarray) -> tupl
     return positions, heads
 
 
-def _by_query(graded: Graded, values: np.ndarray, count: int) -> Iterator[dict[str, np.ndarray]]:
+def by_query(graded: Graded, values: np.ndarray, count: int) -> Iterator[dict[str, np.ndarray]]:
     """Yields the `values` (P,) of the graded photos of each of `count` queries, by grade."""
     bounds = np.searchsorted(graded.queries, np.arange(count + 1)).tolist()
     for first, last in pairwise(bounds):
@@ -143,7 +151,7 @@ def _hits(
     of_database = found < len(database.rows)
     rows = pa.array(database.rows[np.where(of_database, found, 0)], mask=~of_database)
     labels = iter(task.database.table["label"].take(rows).to_pylist())  # a distractor has none
-    for (head, scores), judged in zip(heads, _by_query(graded, columns, len(heads)), strict=True):
+    for (head, scores), judged in zip(heads, by_query(graded, columns, len(heads)), strict=True):
         near = {grade: of_grade[np.isin(of_grade, head)] for grade, of_grade in judged.items()}
         verdicts = task.protocol.level.verdicts(near)
         yield [

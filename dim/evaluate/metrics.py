@@ -53,12 +53,21 @@ def printed_average_precision(ranks: np.ndarray, n_pos: int) -> float | None:
 def finite_average_precision(ranks: np.ndarray, n_pos: int, k: int | None = None) -> float | None:
     """AP@k: the precisions at the positives among the first `k` photos, summed and divided by min(n_pos, k).
 
-    If k is None, the whole list counts. AP@100 is the measure of Google Landmarks v2 (Weyand et al., arXiv:2004.01804).
+    If k is None, the whole list counts. AP@100 is the measure of Google Landmarks v2 (Weyand et al., arXiv:2004.01804),
+    and AP@1000 that of ILIAS (Kordopatis-Zilos et al., arXiv:2502.11748).
     """
     if n_pos == 0:
         return None
     kept = ranks if k is None else ranks[ranks < k]
     return float(((np.arange(len(kept)) + 1) / (kept + 1)).sum() / min(n_pos, k or n_pos))
+
+
+def oracle(ranks: np.ndarray, n_pos: int, k: int) -> float | None:
+    """Oracle@k of ILIAS (Kordopatis-Zilos et al., arXiv:2502.11748): the share of the positives among the first `k`.
+
+    A perfect re-ranking of the first `k` photos can't reach a higher AP.
+    """
+    return float((ranks < k).sum() / n_pos) if n_pos else None
 
 
 def average_precision_at_r(ranks: np.ndarray, n_pos: int) -> float | None:

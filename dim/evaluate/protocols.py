@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dim.evaluate import metrics
+from dim.evaluate import groups, metrics
 from dim.evaluate.config import ProtocolName
+from dim.evaluate.groups import Groups
 from dim.evaluate.metrics import Metric
 
 NOT_LISTED = -1
@@ -55,10 +56,11 @@ class Protocol:
 
     metrics: dict[str, Metric]
     level: Level = Level(positive=("good", "ok"), junk=("junk",))  # for the top-level figures of metrics.json
-    levels: dict[str, Level] = field(default_factory=dict)  # all levels by name, if there are several
+    levels: dict[str, Level] = field(default_factory=dict)  # all levels by name, which `nested` reads
     graded: bool = False  # whether a ground truth grades images; if not, all images of the query's label are "good"
     excludes_query: bool = True  # the query's own image is removed from its list
     top_k: int | None = None  # depth of the top-k accuracy and classification report
+    groups: Groups | None = None  # groups of positives, whose names are their grades; None: they are "good"
 
     @property
     def grades(self) -> set[str]:
@@ -75,6 +77,7 @@ REVISITED_LEVELS = {
     "medium": Level(positive=("easy", "hard"), junk=("junk",)),
     "hard": Level(positive=("hard",), junk=("junk", "easy")),
 }
+ILIAS_LEVELS = {name: Level(positive, junk) for name, positive, junk in groups.levels(groups.ILIAS)}
 _AP: dict[str, Metric] = {"map": metrics.average_precision}
 
 PROTOCOLS: dict[ProtocolName, Protocol] = {
@@ -96,6 +99,13 @@ PROTOCOLS: dict[ProtocolName, Protocol] = {
         graded=True,
     ),
     "gldv2": Protocol({"map": partial(metrics.finite_average_precision, k=100)}, graded=True),
+    "ilias": Protocol(
+        {"map": partial(metrics.finite_average_precision, k=1000), "oracle": partial(metrics.oracle, k=1000)},
+        level=Level(positive=tuple(groups.grades(groups.ILIAS)), junk=()),
+        excludes_query=False,
+        levels=ILIAS_LEVELS,
+        groups=groups.ILIAS,
+    ),
 }
 
 
@@ -106,12 +116,22 @@ def apply_metrics(chosen: Mapping[str, Metric], ranks: np.ndarray, n_pos: int) -
 
 def means(names: Iterable[str], queries: list[dict[str, float | None]]) -> dict[str, Any]:
     """The mean of each metric over the queries that have a value, nested as in metrics.json: `{"recall": {"1": …}}`."""
-    nested: dict[str, Any] = {}
-    for name in names:
-        value = metrics.mean(query[name] for query in queries)
+    return nested({name: metrics.mean(query[name] for query in queries) for name in names})
+
+
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The `values` of metrics or levels as metrics.json has them: "recall@1" is the key "1" of the object "recall"."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
         key, _, depth = name.partition("@")
         if depth:
-            nested.setdefault(key, {})[depth] = value
+            found.setdefault(key, {})[depth] = value
         else:
-            nested[key] = value
-    return nested
+            found[key] = value
+    return found
+
+
+def value_of(name: str, values: Mapping[str, Any]) -> Any:
+    """The value of the metric or level `name` in metrics.json, or in another dict that `nested` made."""
+    key, _, depth = name.partition("@")
+    return values[key][depth] if depth else values[key]

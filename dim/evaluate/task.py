@@ -16,6 +16,7 @@ from dim.data import ground_truth, manifest
 from dim.data.ground_truth import GroundTruth
 from dim.data.manifest import Manifest
 from dim.errors import UserError
+from dim.evaluate import groups
 from dim.evaluate.config import EvaluateConfig
 from dim.evaluate.protocols import NOT_LISTED, PROTOCOLS, Protocol
 from dim.extract import identity
@@ -76,7 +77,13 @@ class RetrievalTask:
         rows = np.argsort(codes, kind="stable")[: np.count_nonzero(codes < len(labels))]
         # The last list, of the queries without a label or with a label that the database lacks, is empty.
         starts = np.searchsorted(codes[rows], np.arange(len(labels) + 1))
-        return _Lists(own, np.append(starts, len(rows)), rows, np.zeros(len(rows), np.int8), ["good"])
+        grades, names = np.zeros(len(rows), np.int8), ["good"]
+        if self.protocol.groups:
+            grades, names = (
+                groups.codes(self.protocol.groups, self.database, rows),
+                list(groups.grades(self.protocol.groups)),
+            )
+        return _Lists(own, np.append(starts, len(rows)), rows, grades, names)
 
     def _lists_of_truth(self, truth: GroundTruth) -> _Lists:
         names = sorted(truth.grades)

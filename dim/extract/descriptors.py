@@ -8,7 +8,7 @@ import pyarrow as pa
 from dim.data.manifest import Manifest
 from dim.errors import UserError
 from dim.extract import identity, store
-from dim.extract.identity import Embedding
+from dim.extract.embedding import Embedding
 
 
 @dataclass(frozen=True)

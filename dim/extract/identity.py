@@ -1,102 +1,31 @@
 """The two parts of a descriptor's identity: the embedding of its store, and the content fingerprint of its row.
 
-`Embedding`, an entry of run.json, identifies the network and all settings that a descriptor depends on. Descriptors may
-be compared only if their embeddings are equal. The content fingerprint (`fingerprint_photos`), a column of the store,
-identifies the photo of a row; a changed photo is embedded again. Neither part depends on labels or splits.
+The `Embedding`, an entry of run.json, identifies the network and all settings that a descriptor depends on. Descriptors
+may be compared only if their embeddings are equal. The content fingerprint (`fingerprint_photos`), a column of the
+store, identifies the photo of a row; a changed photo is embedded again. Neither part depends on labels or splits.
 """
 
 import hashlib
-import json
 import os
 import posixpath
-from dataclasses import Field, asdict, dataclass, fields
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any
 
 import pyarrow.fs as pafs
 
 from dim.app import output_folder
 from dim.data.manifest import Manifest
 from dim.errors import UserError, quoted
+from dim.extract.embedding import IGNORED, Embedding, NetworkEmbedding, from_json
 from dim.io import files
 from dim.io.uris import tar_and_member
 
-VERSION = 2
-SRGB, IGNORED = "srgb", "ignored"
 
-
-@dataclass(frozen=True)
-class Embedding:
-    """The identity of an embedding. `dim.extract.config` says how flags become one.
-
-    `weights` and `whitening` are the sha256 of files; `weights` may also be "random" or "imagenet". `scales_mean` is
-    None for a single scale. `profiles` says what was done with colour profiles: SRGB (applied), or IGNORED, as in
-    version 1 of the identity.
-    """
-
-    backbone: str
-    layer: str
-    pooling: str
-    weights: str
-    preprocessing: str
-    image_size: int
-    resize: str
-    scales: tuple[float, ...]
-    scales_mean: str | None
-    whitening: str | None
-    precision: str
-    scaled_decode: bool = False
-    profiles: str = SRGB
-
-    @property
-    def id(self) -> str:
-        """The sha256 of all fields, in hexadecimal."""
-        return hashlib.sha256(json.dumps(self._fields(), sort_keys=True).encode()).hexdigest()
-
-    def as_json(self) -> dict[str, Any]:
-        """The fields and the id, as run.json holds them."""
-        return {"id": self.id, **self._fields()}
-
-    def _fields(self) -> dict[str, Any]:
-        values = asdict(self)
-        if self.profiles == IGNORED:  # version 1 had neither `profiles` nor `version`, and its ids must not change
-            del values["profiles"]
-            return values
-        return values | {"version": VERSION}
-
-
-def from_json(document: Any, where: str) -> Embedding:
-    """Reads what `Embedding.as_json` wrote.
-
-    Raises UserError, naming `where`, if a field is missing or has a wrong type, or the id or the version is wrong.
-    """
-    try:
-        if not isinstance(document, dict):
-            raise TypeError(f"it is {quoted(document)}")
-        known = document.get("version", 1)
-        if known not in (1, VERSION):
-            raise UserError(f"{where} holds an embedding of version {quoted(known)}; this dim reads 1 and {VERSION}")
-        found = document | ({"profiles": IGNORED} if known == 1 else {})
-        embedding = Embedding(**{field.name: _typed(field, found[field.name]) for field in fields(Embedding)})
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{where} holds no complete embedding ({error}); make this folder again") from error
-    if embedding.id != document.get("id"):
-        raise UserError(f"{where}: the embedding's fields don't match its id; make this folder again")
-    return embedding
-
-
-def _typed(field: Field[Any], value: Any) -> Any:
-    if field.name == "scales":
-        fits = isinstance(value, list) and all(isinstance(scale, int | float) for scale in value)
-    else:
-        fits = isinstance(value, cast(type, field.type))
-    if not fits:
-        raise TypeError(f"{field.name} is {quoted(value)}")  # `quoted` shortens a long or deeply nested value
-    return tuple(value) if field.name == "scales" else value
-
-
-def network_name(embedding: dict[str, Any]) -> str:
-    """The name of the network in an `Embedding.as_json`, such as vgg16-gem@block5_pool."""
-    return f"{embedding['backbone']}-{embedding['pooling']}@{embedding['layer']}"
+def holds_descriptors(record: dict[str, Any] | None) -> bool:
+    """Whether the folder with the run.json `record` holds descriptors: of extract.py, or imported by import.py."""
+    if record is None or record["job"] not in ("extract", "import"):
+        return False
+    return record["job"] == "extract" or record.get("embedding") is not None
 
 
 def of_folder(folder: str) -> Embedding:
@@ -110,6 +39,14 @@ def of_folder(folder: str) -> Embedding:
             f"{folder!r} is not an output folder of dim: it has no {output_folder.RECORD}; make it with extract.py"
         )
     return of_record(record, folder)
+
+
+def network_of(folder: str) -> NetworkEmbedding:
+    """Does what `of_folder` does. Also raises UserError if extract.py did not make the descriptors."""
+    found = of_folder(folder)
+    if not isinstance(found, NetworkEmbedding):
+        raise UserError(f"{folder!r} holds descriptors made elsewhere, by {found.network!r}; name those of extract.py")
+    return found
 
 
 def of_record(record: dict[str, Any], folder: str) -> Embedding:
@@ -133,14 +70,20 @@ def require_equal(one: Embedding, where_one: str, other: Embedding, where_other:
     """Raises UserError unless both embeddings are equal; the message names each field that differs."""
     if one == other:
         return
-    values = zip(asdict(one).items(), asdict(other).values(), strict=True)
-    differing = [f"{name} {first!r} ≠ {second!r}" for (name, first), second in values if first != second]
-    what_to_do = "extract one of them again, or use another output folder"
-    if one.profiles != other.profiles:
-        what_to_do = _renewal(where_one if one.profiles == IGNORED else where_other)
+    values, others = (vars(one), vars(other)) if type(one) is type(other) else (_network(one), _network(other))
+    differing = [f"{name} {value!r} ≠ {others[name]!r}" for name, value in values.items() if value != others[name]]
+    what_to_do = "name descriptors of one network"
+    if isinstance(one, NetworkEmbedding) and isinstance(other, NetworkEmbedding):
+        what_to_do = "extract one of them again, or use another output folder"
+        if one.profiles != other.profiles:
+            what_to_do = _renewal(where_one if one.profiles == IGNORED else where_other)
     raise UserError(
         f"{where_one!r} and {where_other!r} were made by different embeddings: {'; '.join(differing)}; {what_to_do}"
     )
+
+
+def _network(embedding: Embedding) -> dict[str, str]:
+    return {"network": embedding.network}
 
 
 def _renewal(where: str) -> str:

@@ -6,7 +6,6 @@ flags to the embedding identity; `dim.extract.config` lists all steps.
 """
 
 import contextlib
-import dataclasses
 import logging
 from collections import Counter
 from typing import Any
@@ -22,7 +21,7 @@ from dim.errors import UserError, count_reasons
 from dim.extract import finished_shards, identity, resume, store
 from dim.extract.config import ExtractConfig
 from dim.extract.embedder import Recipe
-from dim.extract.identity import Embedding
+from dim.extract.embedding import Embedding, NetworkEmbedding, from_json
 from dim.extract.resources import resolve_precision, resources
 from dim.extract.resume import Writer
 from dim.io.tables import require_each_once
@@ -71,13 +70,14 @@ def _kept_precision(config: ExtractConfig) -> str | None:
     record = output_folder.record_of(config.out) if config.precision == "auto" and config.out else None
     if record is None or record["job"] != "extract":
         return None
-    return identity.of_record(record, config.out).precision
+    kept = identity.of_record(record, config.out)
+    return kept.precision if isinstance(kept, NetworkEmbedding) else None
 
 
-def embedding_of(recipe: Recipe) -> Embedding:
+def embedding_of(recipe: Recipe) -> NetworkEmbedding:
     """The identity of `recipe`'s descriptors. Raises UserError if its whitening was fitted on another embedding."""
     known = recipe.source.spec
-    embedding = Embedding(
+    embedding = NetworkEmbedding(
         backbone=known.backbone,
         layer=known.layer,
         pooling=known.pooling,
@@ -95,8 +95,8 @@ def embedding_of(recipe: Recipe) -> Embedding:
         return embedding
     fitted, file = recipe.whitening.embedding, str(recipe.whitening.uri)
     if fitted is not None:
-        identity.require_equal(identity.from_json(fitted, repr(file)), file, embedding, "this extraction")
-    return dataclasses.replace(embedding, whitening=recipe.whitening.sha256)
+        identity.require_equal(from_json(fitted, repr(file)), file, embedding, "this extraction")
+    return embedding.whitened(recipe.whitening.sha256)
 
 
 def _require_same(config: ExtractConfig, embedding: Embedding) -> None:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from dim.errors import UserError
 from dim.extract import store
-from dim.extract.identity import Embedding
+from dim.extract.embedding import Embedding
 from dim.io import files
 from dim.io.storage import for_each, parallel_map
 

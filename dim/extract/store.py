@@ -6,7 +6,7 @@ content fingerprint).
 
 A shard is named `part-<hash>.parquet`, after a hash of its image ids and content fingerprints. It is finished once its
 statistics `part-<hash>.json` (rows, errors, bytes, sha256) exist. Its Parquet metadata holds the embedding of its
-descriptors (`identity.Embedding`), so that readers can refuse a shard that was copied from another store.
+descriptors (`extract.embedding.Embedding`), so that readers can refuse a shard that was copied from another store.
 """
 
 import json
@@ -19,9 +19,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dim.errors import UserError
+from dim.extract.embedding import Embedding, from_json
 from dim.extract.finished_shards import Shard, belonging
 from dim.extract.halves import to_float32
-from dim.extract.identity import Embedding, from_json, of_folder, require_equal
+from dim.extract.identity import of_folder, require_equal
 from dim.io import files, seal, strict_json, tables
 from dim.io.storage import parallel_map
 

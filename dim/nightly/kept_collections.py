@@ -16,7 +16,7 @@ from dim.errors import UserError
 from dim.extract import identity, store
 from dim.extract import job as extraction
 from dim.extract.config import ExtractConfig, Extraction
-from dim.extract.identity import Embedding
+from dim.extract.embedding import Embedding, NetworkEmbedding
 from dim.io import files, local_copies, seal
 from dim.model import spec
 from dim.nightly.config import NightlyConfig
@@ -100,7 +100,7 @@ def _is_whole(index: str) -> bool:
         return False
 
 
-def keep_network(folder: str, network: ExtractConfig, embedding: Embedding) -> None:
+def keep_network(folder: str, network: ExtractConfig, embedding: NetworkEmbedding) -> None:
     """Copies a network into the collection in `folder`, unless the collection already has one.
 
     Raises UserError if the network no longer makes `embedding`.

@@ -21,7 +21,6 @@ from dim.evaluate.descriptor_sets import DescriptorSet
 from dim.evaluate.evaluation import QueryResult
 from dim.evaluate.protocols import PROTOCOLS
 from dim.evaluate.task import RetrievalTask
-from dim.extract import identity
 from dim.report import charts, gallery, parts
 from dim.report.charts import Axis, Bars, Line
 from dim.report.gallery import Gallery, figures, settings
@@ -82,7 +81,11 @@ def _page(
 ) -> Page:
     first, ranked = measured[0], gallery.by_ap(measured[0].results)
     page = Page("evaluate", "How well photos are found", _summary(config, first))
-    page.section("Headline", parts.figures(figures(first.metrics)), parts.facts(settings(config, first.metrics)))
+    page.section(
+        "Headline",
+        parts.figures(figures(first.metrics)),
+        parts.facts(settings(config, first.source.embedding, first.metrics)),
+    )
     page.section("Curves", _curves(measured))
     for comparison in comparisons:
         title = "Against the baseline" if comparison.before == config.baseline else "Comparison"
@@ -101,7 +104,7 @@ def _page(
 
 
 def _summary(config: EvaluateConfig, measured: Measured) -> list[str]:
-    network = identity.network_name(measured.metrics["embedding"])
+    network = measured.source.embedding.network
     source, photos = user_text(measured.source.name), user_text(config.manifest)
     return [source, f" ({network}) on ", photos, f", protocol {config.protocol}"]
 

@@ -13,9 +13,9 @@ from dim.data.manifest import Manifest
 from dim.evaluate.config import EvaluateConfig
 from dim.evaluate.descriptor_sets import DescriptorSet, rows_of
 from dim.evaluate.evaluation import Hit, QueryResult
-from dim.evaluate.protocols import PROTOCOLS
+from dim.evaluate.protocols import PROTOCOLS, value_of
 from dim.evaluate.task import RetrievalTask
-from dim.extract import identity
+from dim.extract.embedding import Embedding
 from dim.report import parts, photo_map
 from dim.report.page import Html, Page, PagePhoto, PagePhotos
 from dim.report.parts import Card
@@ -90,6 +90,7 @@ def _card(manifest: Manifest, row: int) -> Card:
 _MEANINGS = {
     "map": ("mAP", "mean average precision"),
     "map_at_r": ("mAP@R", "AP within the first R, R = positives"),
+    "oracle": ("Oracle", "share of positives in the first 1,000"),
     "ns_score": ("N-S score", "photos of the object among the first 4"),
 }
 _AT = {
@@ -101,10 +102,13 @@ _DEPTHS = ("1", "5", "10")
 
 def figures(metrics: dict[str, Any]) -> dict[str, tuple[str, str]]:
     """The headline figures of metrics.json for `parts.figures`."""
-    levels = PROTOCOLS[metrics["protocol"]].levels
-    found = {f"mAP, {level}": (metrics[level]["map"], _MEANINGS["map"][1]) for level in levels}
-    if not levels:
+    protocol = PROTOCOLS[metrics["protocol"]]
+    found = {}
+    if protocol.level not in protocol.levels.values():  # else one of the levels has the top-level figures
         found = {name: (metrics[key], meaning) for key, (name, meaning) in _MEANINGS.items() if key in metrics}
+    for level in protocol.levels:
+        named = level.replace("@", " ")
+        found[f"mAP, {named}"] = (value_of(level, metrics)["map"], _MEANINGS["map"][1])
     for key, (name, meaning) in _AT.items():
         for depth in _DEPTHS:
             if depth in metrics.get(key, {}):
@@ -113,9 +117,8 @@ def figures(metrics: dict[str, Any]) -> dict[str, tuple[str, str]]:
     return shown | {"Queries": (f"{metrics['n_queries']:,}", f"in {metrics['n_database']:,} photos")}
 
 
-def settings(config: EvaluateConfig, metrics: dict[str, Any]) -> dict[str, str]:
-    """The settings of metrics.json for `parts.facts`."""
-    embedding = metrics["embedding"]
+def settings(config: EvaluateConfig, embedding: Embedding, metrics: dict[str, Any]) -> dict[str, str]:
+    """The settings of metrics.json, which `embedding` is in, for `parts.facts`."""
     steps = [f"{step['method']} with {step['neighbours']} neighbours" for step in metrics["expansion"]]
     whitenings = [f"by {step['by']}, learned on {_learned_on(step['learned_on'])}" for step in metrics["whitening"]]
     distractors = f", {metrics['n_distractors']:,} distractors" if metrics["n_distractors"] else ""
@@ -127,13 +130,10 @@ def settings(config: EvaluateConfig, metrics: dict[str, Any]) -> dict[str, str]:
         "Database from": (metrics["database_split"] or "all rows") + distractors,
         "Query's own photo": "in its list" if metrics["query_in_database"] else "not in its list",
         "Not readable": f"{metrics['unreadable_queries']} queries, {metrics['unreadable_database']} of the database",
-        "Network": identity.network_name(embedding),
-        "Photos": f"{embedding['image_size']} px {embedding['resize']}, {embedding['preprocessing']}",
-        "Scales": ", ".join(f"{scale:g}" for scale in embedding["scales"]),
+        **embedding.facts(),
         "Whitening": "; ".join(whitenings) or "none",
         "After the search": "; ".join(steps) or "nothing",
-        "Precision": embedding["precision"],
-        "Embedding": embedding["id"][:16],
+        "Embedding": embedding.id[:16],
     }
 
 

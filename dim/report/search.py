@@ -82,14 +82,13 @@ def _bound(count: int, lists: Sequence[object]) -> str:
 
 
 def _settings(config: SearchConfig, asked: Queries, found: SearchTarget) -> dict[str, str]:
-    embedding = found.embedding
     return {
         "Queries": config.queries,
         "Not readable": ", ".join(f"{query}: {reason}" for query, reason in list(asked.errors.items())[:HITS])
         or "none",
         "Searched": f"{config.index}, {len(found.ids):,} photos",
         "Search": "exact" if isinstance(found.database, Exact) else f"approximate, {config.parameters or 'as built'}",
-        "Network": f"{identity.network_name(embedding.as_json())}, {embedding.image_size} px",
+        **found.embedding.facts(),
         "After the search": ", ".join(config.expansion) or "nothing",
     }
 

@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 from dim.data.manifest import Manifest
 from dim.errors import UserError
 from dim.extract import descriptors, identity, plain_pages, store
+from dim.extract.embedding import Embedding, from_json
 from dim.extract.finished_shards import Shard
-from dim.extract.identity import Embedding
 from dim.io import files
 from dim.model import whitening
 from dim.model.whitening import Whitening
@@ -130,8 +130,8 @@ def load_whitening(file: str, embedding: Embedding, folder: str) -> tuple[Embedd
     """
     found = whitening.load(file)
     if found.embedding:
-        identity.require_equal(identity.from_json(found.embedding, repr(file)), file, embedding, folder)
-    return replace(embedding, whitening=found.sha256), found
+        identity.require_equal(from_json(found.embedding, repr(file)), file, embedding, folder)
+    return embedding.whitened(found.sha256), found
 
 
 def checked_and_whitened(vectors: np.ndarray, whitening: Whitening | None, folder: str) -> np.ndarray:

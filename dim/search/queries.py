@@ -14,7 +14,7 @@ from dim.data.manifest import BOX
 from dim.errors import UserError
 from dim.extract import identity
 from dim.extract.config import ExtractConfig, Extraction
-from dim.extract.identity import Embedding
+from dim.extract.embedding import Embedding, NetworkEmbedding
 from dim.io import files, tables
 from dim.search import descriptor_folder, exact
 from dim.search.config import SearchConfig
@@ -41,7 +41,7 @@ def are_descriptors(path: str) -> bool:
     if not files.exists(path):
         raise UserError(f"--queries {path!r}: there is no such file or folder")
     record = output_folder.record_of(path) if files.is_folder(path) else None
-    return record is not None and record["job"] == "extract"
+    return identity.holds_descriptors(record)
 
 
 def list_photos(path: str) -> pa.Table:
@@ -72,6 +72,11 @@ def extract_config(config: SearchConfig, embedding: Embedding) -> ExtractConfig:
 
     if config.model is None:
         raise UserError(f"--queries {config.queries!r} are photos; give --model, the model that made {config.index!r}")
+    if not isinstance(embedding, NetworkEmbedding):
+        raise UserError(
+            f"--queries {config.queries!r} are photos, and {config.index!r} holds descriptors made elsewhere, by "
+            f"{embedding.network!r}; give a folder of its descriptors, which import.py makes"
+        )
     settings = config.extraction_settings()
     for name in _FOLLOWED:
         if settings[name] == getattr(Extraction(), name) and getattr(embedding, name) is not None:

@@ -21,7 +21,7 @@ from dim.app import output_folder
 from dim.data import manifest
 from dim.errors import UserError
 from dim.extract import identity
-from dim.extract.identity import Embedding
+from dim.extract.embedding import Embedding
 from dim.io import files, local_copies, seal, tables
 from dim.io.seal import Facts
 from dim.search import descriptor_folder, exact, faiss_transforms
@@ -53,9 +53,9 @@ def read(folder: str, whitening: str | None, parameters: str | None) -> SearchTa
             can't be set, or the whitening doesn't fit the descriptors.
     """
     record = output_folder.record_of(folder)
-    if record is None or record["job"] not in ("index", "extract"):
+    if record is None or not (record["job"] == "index" or identity.holds_descriptors(record)):
         raise UserError(f"--index {folder!r} holds neither an index nor descriptors; make it with index.py")
-    if record["job"] == "extract":
+    if identity.holds_descriptors(record):
         if parameters:
             raise UserError(f"--parameters {parameters!r} are for an index; {folder!r} is a folder of descriptors")
         rows = descriptor_folder.read(folder, whitening)

@@ -16,7 +16,8 @@ import pyarrow as pa
 import tensorflow as tf
 
 from dim.app.progress import Progress
-from dim.extract import embedder, identity, pipeline, store
+from dim.extract import embedder, pipeline, store
+from dim.extract.embedding import SRGB
 from dim.extract.pipeline import Change
 from dim.train.augmentation import CachedViews, FreshViews
 from dim.train.feature_cache import FeatureCache
@@ -33,7 +34,7 @@ def features_of(job: Job, trained: TrainedNetwork, workers: int) -> "Features":
     below = (spec.backbone, spec.preprocessing, spec.image_size, spec.resize)
     # The trunk contains the pooling only if the layer l2 is the trunk's last layer.
     pooling = (spec.layer, spec.pooling, spec.region_dimension) if trained.cut == "l2" else None
-    fingerprint = repr((weights, below, pooling, trained.cut, job.precision, identity.SRGB))
+    fingerprint = repr((weights, below, pooling, trained.cut, job.precision, SRGB))
     cache = FeatureCache(config.scratch, fingerprint, int(config.scratch_gigabytes * 1e9))
     threads = tf.config.threading.get_intra_op_parallelism_threads()
     ingest = Ingest(job.photos, config.batch_size, workers)

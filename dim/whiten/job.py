@@ -70,7 +70,7 @@ def _into_model(config: WhitenConfig, model: str, chosen: Manifest) -> dict[str,
             settings = config.extraction_settings()
             extract(ExtractConfig(manifest=config.manifest, model=model, out=folder, split=config.split, **settings))
             # The extraction has read the model and the manifest again. Neither may have changed since the checks above.
-            if identity.of_folder(folder).weights != source.fingerprint():
+            if identity.network_of(folder).weights != source.fingerprint():
                 raise seal.changed(source.weights)
             if not manifests.read(config.manifest).select(config.split).table.equals(chosen.table):
                 raise seal.changed(config.manifest)

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from dim.extract import store
-from dim.extract.identity import Embedding
+from dim.extract.embedding import NetworkEmbedding
 from dim.io import files
 from dim.search import read_index
 from dim.search.build_index import build
@@ -35,7 +35,7 @@ INDEXES = {
     "PQ64": None,
     "IVF1024,PQ64": "nprobe=16",
 }
-EMBEDDING = Embedding("none", "none", "none", "generated", "none", 224, "squash", (1.0,), None, None, "float32")
+EMBEDDING = NetworkEmbedding("none", "none", "none", "generated", "none", 224, "squash", (1.0,), None, None, "float32")
 
 
 def generated(rows: int, seed: int = 0) -> np.ndarray:

@@ -31,7 +31,7 @@ def test_the_last_line_is_the_metrics_and_the_terminal_says_how_they_came_about(
     for said in (
         f"labels: map {last['map']:.4f}",
         "12 queries in 12 photos",
-        "vgg16-gem@block5_conv3, 224 px squash, scales 1, preprocessing caffe, float32",
+        "network vgg16-gem@block5_conv3, photos 224 px squash, caffe, scales 1, precision float32",
         "not whitened",
         "query in the database: no",
     ):

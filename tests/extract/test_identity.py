@@ -7,10 +7,10 @@ import pytest
 
 from dim.errors import UserError
 from dim.extract import identity
-from dim.extract.identity import Embedding
+from dim.extract.embedding import IGNORED, SRGB, NetworkEmbedding, from_json
 from dim.io import files
 
-ONE = Embedding("vgg16", "block5_conv3", "gem", "a" * 64, "caffe", 224, "squash", (1.0,), None, None, "float32")
+ONE = NetworkEmbedding("vgg16", "block5_conv3", "gem", "a" * 64, "caffe", 224, "squash", (1.0,), None, None, "float32")
 OTHER = {
     "backbone": "vgg19",
     "layer": "block5_pool",
@@ -24,17 +24,17 @@ OTHER = {
     "whitening": "c" * 64,
     "precision": "bfloat16",
     "scaled_decode": True,
-    "profiles": identity.IGNORED,
+    "profiles": IGNORED,
 }
 
 
 def test_equal_embeddings_are_equal_wherever_they_come_from():
-    found = identity.from_json(json.loads(json.dumps(ONE.as_json())), "run.json")
+    found = from_json(json.loads(json.dumps(ONE.as_json())), "run.json")
     assert found == ONE and found.id == ONE.id
     identity.require_equal(ONE, "a", found, "b")
 
 
-@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Embedding)])
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(NetworkEmbedding)])
 def test_each_field_counts_and_is_named(field):
     other = dataclasses.replace(ONE, **{field: OTHER[field]})
     assert other.id != ONE.id
@@ -64,21 +64,21 @@ FIRST = {
 
 
 def test_the_first_version_stays_readable_with_its_id():
-    found = identity.from_json(FIRST, "run.json")
-    assert found.profiles == identity.IGNORED and found.id == FIRST["id"]
+    found = from_json(FIRST, "run.json")
+    assert found.profiles == IGNORED and found.id == FIRST["id"]
     assert json.loads(json.dumps(found.as_json())) == FIRST
-    assert dataclasses.replace(found, profiles=identity.SRGB).id != found.id
+    assert dataclasses.replace(found, profiles=SRGB).id != found.id
     whitened = dataclasses.replace(found, whitening="2" * 64)
-    assert identity.from_json(json.loads(json.dumps(whitened.as_json())), "run.json") == whitened
+    assert from_json(json.loads(json.dumps(whitened.as_json())), "run.json") == whitened
 
 
 def test_the_second_version_says_so():
     document = json.loads(json.dumps(ONE.as_json()))
     assert document["version"] == 2 and document["profiles"] == "srgb"
     with pytest.raises(UserError, match=r"run\.json holds an embedding of version 3; this dim reads 1 and 2"):
-        identity.from_json(document | {"version": 3}, "run.json")
+        from_json(document | {"version": 3}, "run.json")
     with pytest.raises(UserError, match="the embedding's fields don't match its id"):
-        identity.from_json({name: value for name, value in document.items() if name != "version"}, "run.json")
+        from_json({name: value for name, value in document.items() if name != "version"}, "run.json")
 
 
 @pytest.mark.parametrize(
@@ -94,8 +94,8 @@ def test_where_the_versions_meet_the_message_says_what_to_run(tmp_path, job, adv
     if job != "whiten":
         files.make_folder(old)
         files.write_json(f"{old}/run.json", {"job": job, "embedding": FIRST})
-    first = identity.from_json(FIRST, old)
-    second = dataclasses.replace(first, profiles=identity.SRGB)
+    first = from_json(FIRST, old)
+    second = dataclasses.replace(first, profiles=SRGB)
     for pair in ((first, old, second, "new"), (second, "new", first, old)):
         with pytest.raises(UserError) as error:
             identity.require_equal(*pair)
@@ -104,7 +104,7 @@ def test_where_the_versions_meet_the_message_says_what_to_run(tmp_path, job, adv
 
 def test_all_that_differs_is_named():
     with pytest.raises(UserError) as error:
-        identity.require_equal(ONE, "here", Embedding(**OTHER), "there")
+        identity.require_equal(ONE, "here", NetworkEmbedding(**OTHER), "there")
     assert all(f"{name} " in str(error.value) for name in OTHER)
 
 

@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dim.extract import finished_shards, store
-from dim.extract.identity import Embedding
+from dim.extract.embedding import NetworkEmbedding
 from dim.extract.resume import pending
 from dim.io import files
 from dim.search import descriptor_folder
 
 ROWS = 8
 SCHEMA = store.schema(2)
-EMBEDDING = Embedding("vgg16", "block5_conv3", "gem", "0", "caffe", 224, "squash", (1.0,), None, None, "float32")
+EMBEDDING = NetworkEmbedding("vgg16", "block5_conv3", "gem", "0", "caffe", 224, "squash", (1.0,), None, None, "float32")
 
 
 @pytest.fixture(autouse=True, scope="module")

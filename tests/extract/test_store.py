@@ -8,11 +8,11 @@ import pytest
 from dim.data import manifest as manifests
 from dim.errors import UserError
 from dim.extract import descriptors, store
-from dim.extract.identity import Embedding
+from dim.extract.embedding import NetworkEmbedding
 from dim.io import files
 from dim.search import descriptor_folder
 
-EMBEDDING = Embedding("vgg16", "block5_conv3", "gem", "0", "caffe", 224, "squash", (1.0,), None, None, "float32")
+EMBEDDING = NetworkEmbedding("vgg16", "block5_conv3", "gem", "0", "caffe", 224, "squash", (1.0,), None, None, "float32")
 
 
 def table_of(vectors, kind="float32"):

@@ -6,10 +6,10 @@ import pyarrow as pa
 import pytest
 
 from dim.extract import store
-from dim.extract.identity import Embedding
+from dim.extract.embedding import NetworkEmbedding
 from dim.extract.resume import AHEAD, Writer
 
-EMBEDDING = Embedding("vgg16", "block5_conv3", "gem", "0", "caffe", 224, "squash", (1.0,), None, None, "float32")
+EMBEDDING = NetworkEmbedding("vgg16", "block5_conv3", "gem", "0", "caffe", 224, "squash", (1.0,), None, None, "float32")
 
 
 def rows(*ids):

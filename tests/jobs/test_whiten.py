@@ -11,8 +11,8 @@ import pytest
 
 from dim.data import manifest as manifests
 from dim.errors import UserError
-from dim.extract import identity, store
-from dim.extract.identity import Embedding
+from dim.extract import store
+from dim.extract.embedding import NetworkEmbedding, from_json
 from dim.io import files
 from dim.model import whitening
 from dim.whiten import fit
@@ -22,7 +22,7 @@ from dim.whiten.fit import Moments, fit_learned, fit_pca
 from dim.whiten.job import whiten
 
 JOB = Path(__file__).resolve().parents[2] / "jobs" / "whiten.py"
-EMBEDDING = Embedding(
+EMBEDDING = NetworkEmbedding(
     backbone="vgg16",
     layer="block5_conv3",
     pooling="gem",
@@ -99,7 +99,7 @@ def test_pca_over_shards_is_that_of_all_rows(ray_session, photos):
         "whitening": photos.out,
     }
     assert found.learned_on == {"manifest": photos.manifest, "split": "train", "rows": 57}
-    assert identity.from_json(found.embedding, photos.out) == EMBEDDING
+    assert from_json(found.embedding, photos.out) == EMBEDDING
 
 
 def test_learned_over_shards_is_that_of_all_pairs(ray_session, photos):

@@ -13,14 +13,14 @@ import pytest
 from dim.app.worker_placement import Node
 from dim.errors import UserError
 from dim.extract import store
-from dim.extract.identity import Embedding
+from dim.extract.embedding import NetworkEmbedding
 from dim.io import files, tables
 from dim.mine import mining
 from dim.mine.config import MineConfig, Mining
 from dim.mine.mining import STRATEGIES, mine
 from dim.mine.pool import pool_of
 
-EMBEDDING = Embedding("vgg16", "block5_conv3", "gem", "0", "caffe", 224, "squash", (1.0,), None, None, "float32")
+EMBEDDING = NetworkEmbedding("vgg16", "block5_conv3", "gem", "0", "caffe", 224, "squash", (1.0,), None, None, "float32")
 
 
 @pytest.fixture
