@@ -59,18 +59,21 @@ def judge(
         hits = _hits(task, database, graded, columns, heads)
         lists = zip(by_query(graded, positions, len(heads)), hits, strict=True)
         for query, (found, near) in enumerate(lists):
-            yield result_of(task, chosen, ids[query], labels[query], found, near)
+            yield result_of(task, chosen, (ids[query], labels[query]), found, near)
 
 
 def result_of(
-    task: RetrievalTask, chosen: dict[str, Metric], query_id: str, label: str | None,
-    positions: dict[str, np.ndarray], hits: list[Hit],
-) -> QueryResult:  # fmt: skip
-    """The result of a query, given the 0-based `positions` in its list of the images of each grade."""
+    task: RetrievalTask,
+    chosen: dict[str, Metric],
+    query: tuple[str, str | None],
+    positions: dict[str, np.ndarray],
+    hits: list[Hit],
+) -> QueryResult:
+    """The result of a `query`, its id and label, given the 0-based `positions` in its list of the images of each grade."""
     ranked, n_pos = task.protocol.level.ranks(positions)
     return QueryResult(
-        query_id=query_id,
-        label=label,
+        query_id=query[0],
+        label=query[1],
         values=apply_metrics(chosen, ranked, n_pos),
         levels={name: apply_metrics(chosen, *level.ranks(positions)) for name, level in task.protocol.levels.items()},
         n_positives=n_pos,

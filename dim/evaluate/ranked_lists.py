@@ -120,10 +120,9 @@ def judge(task: RetrievalTask, lists: RankedLists) -> Iterator[QueryResult]:
     graded = task.graded(lists.queries)
     listed = by_query(graded, _positions(task, lists, graded), len(lists.queries))
     asked = task.queries.table.take(lists.queries)
-    for query_id, label, positions in zip(
-        asked["image_id"].to_pylist(), asked["label"].to_pylist(), listed, strict=True
-    ):
-        yield result_of(task, chosen, query_id, label, positions, [])
+    queries = zip(asked["image_id"].to_pylist(), asked["label"].to_pylist(), strict=True)
+    for query, positions in zip(queries, listed, strict=True):
+        yield result_of(task, chosen, query, positions, [])
 
 
 def _positions(task: RetrievalTask, lists: RankedLists, graded: Graded) -> np.ndarray:
