@@ -19,7 +19,7 @@ from typing import Any, TextIO
 
 import dim
 from dim.app import logs
-from dim.errors import JobFailed, UserError
+from dim.errors import InUse, JobFailed, UserError
 from dim.io import files, lease, local_copies, seal
 from dim.io.seal import Seal
 
@@ -140,9 +140,8 @@ def opened(
     before = record_of(folder)
     if before and before["job"] != job:
         raise UserError(f"{folder!r} holds the output of {before['job']}.py; choose another --out for {job}.py")
-    with contextlib.ExitStack() as stack:
-        files.make_folder(folder)
-        stack.enter_context(_locked(folder) if files.is_local(folder) else lease.held(folder, _holder()))
+    files.make_folder(folder)
+    with _held(folder):
         record = {
             "job": job,
             "format_version": FORMAT_VERSION,
@@ -159,6 +158,16 @@ def opened(
         except (Exception, KeyboardInterrupt, SystemExit) as error:  # Ray Train turns Ctrl-C into SystemExit
             out.record_error(error)
             raise
+
+
+def require_free(folder: str) -> None:
+    """Raises InUse if another process writes `folder`."""
+    with _held(folder):
+        pass
+
+
+def _held(folder: str) -> contextlib.AbstractContextManager[None]:
+    return _locked(folder) if files.is_local(folder) else lease.held(folder, _holder())
 
 
 def _require_shared(folder: str, inputs: Mapping[str, str | None]) -> None:
@@ -179,7 +188,7 @@ def _locked(folder: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
-            raise UserError(f"{folder!r} is being written by {file.read().strip()}; wait for it or stop it") from error
+            raise InUse(f"{folder!r} is being written by {file.read().strip()}; wait for it or stop it") from error
         file.truncate(0)
         file.write(_holder())
         file.flush()

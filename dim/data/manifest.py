@@ -11,19 +11,21 @@ null. All other text is kept: "NA", "None" and "nan" are labels.
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property, reduce
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from dim.app import output_folder
+from dim.data import boxes
+from dim.data.boxes import true_rows
 from dim.errors import UserError, quoted
 from dim.io import files, tables, uris
 
 SPLITS = ("train", "val", "test")
 ROLES = ("query", "database")
-BOX = ("x1", "y1", "x2", "y2")
+BOX = boxes.BOX
 _TEXTS = ("image_id", "path", "label", "split", "role")
 # `path` is checked first: split.py makes missing ids from paths, so an id may be missing because its path is missing.
 _REQUIRED = ("path", "image_id")
@@ -63,12 +65,7 @@ class Manifest:
     @cached_property
     def box_lists(self) -> pa.Array:
         """The boxes [x1, y1, x2, y2] in pixels, or null for a row without a box: lists of float64 (N,)."""
-        if not all(name in self.table.column_names for name in BOX):
-            return pa.nulls(len(self), pa.list_(pa.float64()))
-        missing = self.table[BOX[0]].is_null().to_numpy()
-        corners = np.stack([self.table[name].to_numpy() for name in BOX], axis=1)[~missing]
-        starts = np.concatenate([[0], 4 * np.cumsum(~missing)]).astype(np.int32)
-        return pa.ListArray.from_arrays(starts, corners.reshape(-1), mask=pa.array(missing))
+        return boxes.lists(self.table)
 
     def codes(self, column: str) -> np.ndarray:
         """Numbers the values of `column` from 0, in the order in which they first occur: int32 (N,); −1 is null."""
@@ -163,7 +160,7 @@ def checked(uri: str, table: pa.Table) -> Manifest:
             raise UserError(
                 f"{uri!r}: unknown {name} {quoted(min(unknown))}; use {', '.join(allowed)} or leave it empty"
             )
-    return Manifest(uri, _with_boxes(uri, table))
+    return Manifest(uri, boxes.checked(uri, table))
 
 
 def with_text_columns(uri: str, table: pa.Table, names: Iterable[str]) -> pa.Table:
@@ -203,9 +200,9 @@ def _selectable(column: pa.ChunkedArray) -> bool:
 
 def _require_ids(uri: str, table: pa.Table) -> None:
     for name in _REQUIRED:
-        if missing := _rows(table[name].is_null()):
+        if missing := true_rows(table[name].is_null()):
             raise UserError(f"{uri!r}: row {missing[0] + 1} has no {name}")
-        if broken := _rows(pc.match_substring(table[name], "\0")):
+        if broken := true_rows(pc.match_substring(table[name], "\0")):
             raise UserError(f"{uri!r}: row {broken[0] + 1} has a NUL in its {name}{_others(len(broken))}")
     if pc.count_distinct(table["image_id"]).as_py() < len(table):
         counts = table["image_id"].value_counts()
@@ -218,7 +215,7 @@ def _require_ids(uri: str, table: pa.Table) -> None:
 def _require_places(found: Manifest) -> None:
     """Raises UserError if a path names no place that dim can read. Does not access storage."""
     paths, refused = found.table["path"], []
-    rows = _rows(pc.invert(pc.match_substring_regex(paths, uris.SOUND)))
+    rows = true_rows(pc.invert(pc.match_substring_regex(paths, uris.SOUND)))
     for row, path in zip(rows, paths.take(pa.array(rows, pa.int64())).to_pylist(), strict=True):
         try:
             uris.parts(path)
@@ -238,36 +235,3 @@ def _replaced(texts: pa.ChunkedArray, mask: pa.ChunkedArray, change: Callable[[s
 
 def _others(count: int) -> str:
     return f"; {count} such rows" if count > 1 else ""
-
-
-def _with_boxes(uri: str, table: pa.Table) -> pa.Table:
-    """Returns `table` with its box columns as float64. Raises UserError if a box is not four usable numbers."""
-    present = [name for name in BOX if name in table.column_names]
-    if not present:
-        return table
-    if len(present) < len(BOX):
-        raise UserError(f"{uri!r} has {', '.join(present)} but a box needs x1, y1, x2, y2")
-    for name in BOX:
-        try:
-            values = tables.decode_dictionary(table[name]).cast(pa.float64())
-        except pa.ArrowException as error:
-            raise UserError(f"{uri!r}: column {name} must be numbers: {files.reason(error)}") from error
-        values = pc.if_else(pc.is_nan(values), pa.scalar(None, pa.float64()), values)  # in pandas, NaN is missing
-        table = table.set_column(table.column_names.index(name), name, values)
-    empty = pc.or_kleene(pc.less_equal(table["x2"], table["x1"]), pc.less_equal(table["y2"], table["y1"]))
-    missing = [table[name].is_null() for name in BOX]
-    faults = {
-        "an incomplete box": pc.and_not(reduce(pc.or_, missing), reduce(pc.and_, missing)),
-        "a box with an infinite corner": reduce(pc.or_kleene, [pc.is_inf(table[name]) for name in BOX]),
-        "an empty box (x2 ≤ x1 or y2 ≤ y1)": empty,
-    }
-    for fault, mask in faults.items():
-        if rows := _rows(mask):
-            raise UserError(f"{uri!r}: image_id {quoted(table['image_id'][rows[0]].as_py())} has {fault}")
-    return table
-
-
-def _rows(mask: pa.ChunkedArray) -> list[int]:
-    """Returns the numbers of the rows, from 0, for which `mask` is true."""
-    rows: list[int] = np.flatnonzero(pc.fill_null(mask, False).to_numpy()).tolist()
-    return rows

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 
 import pyarrow.fs as pafs
 
-from dim.errors import JobFailed, UserError
+from dim.errors import InUse, JobFailed, UserError
 from dim.io import files, storage
 
 log = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def under(held_elsewhere: Sequence[Claim]) -> Iterator[None]:
 def held(folder: str, holder: str) -> Iterator[None]:
     """Holds the lease on `folder`, in an object store, within the block. `holder` names this writer to others.
 
-    Raises UserError if another writer has the lease (the message says who), and JobFailed if this writer lost the
+    Raises InUse if another writer has the lease (the message says who), and JobFailed if this writer lost the
     lease.
     """
     lease = _Lease(folder, holder)
@@ -137,7 +137,7 @@ class _Lease:
             raise JobFailed(_lost(self.claim.folder))
 
     def take(self) -> None:
-        """Writes the lease file. Raises UserError if another writer holds the lease."""
+        """Writes the lease file. Raises InUse if another writer holds the lease."""
         for _ in range(TRIES):
             begun = _now()
             files.write_json(self.claim.own, self._content)
@@ -148,7 +148,7 @@ class _Lease:
             holder = _holder(others[0])
             files.delete(self.claim.own)
             time.sleep(random.uniform(0.1, 1.0))
-        raise UserError(f"{self.claim.folder!r} is being written by {holder}; wait for it or stop it")
+        raise InUse(f"{self.claim.folder!r} is being written by {holder}; wait for it or stop it")
 
     def _living_others(self) -> list[str]:
         """Returns the lease files of other writers that live, and deletes those of dead writers."""
