@@ -141,7 +141,7 @@ def opened(
     if before and before["job"] != job:
         raise UserError(f"{folder!r} holds the output of {before['job']}.py; choose another --out for {job}.py")
     files.make_folder(folder)
-    with _held(folder):
+    with _locked(folder) if files.is_local(folder) else lease.held(folder, _holder()):
         record = {
             "job": job,
             "format_version": FORMAT_VERSION,
@@ -161,13 +161,12 @@ def opened(
 
 
 def require_free(folder: str) -> None:
-    """Raises InUse if another process writes `folder`."""
-    with _held(folder):
-        pass
-
-
-def _held(folder: str) -> contextlib.AbstractContextManager[None]:
-    return _locked(folder) if files.is_local(folder) else lease.held(folder, _holder())
+    """Raises InUse if another process writes `folder`. Two processes may call this at the same time."""
+    if not files.is_local(folder):
+        lease.require_free(folder)
+        return
+    with _lock_file(files.join(folder, LOCK)) as file:
+        _lock(folder, file, fcntl.LOCK_SH)
 
 
 def _require_shared(folder: str, inputs: Mapping[str, str | None]) -> None:
@@ -184,15 +183,19 @@ def _require_shared(folder: str, inputs: Mapping[str, str | None]) -> None:
 def _locked(folder: str) -> Iterator[None]:
     # If this process dies, the kernel releases the lock.
     with _lock_file(files.join(folder, LOCK)) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise InUse(f"{folder!r} is being written by {file.read().strip()}; wait for it or stop it") from error
+        _lock(folder, file, fcntl.LOCK_EX)
         file.truncate(0)
         file.write(_holder())
         file.flush()
         yield
+
+
+def _lock(folder: str, file: TextIO, kind: int) -> None:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.seek(0)
+        raise InUse(f"{folder!r} is being written by {file.read().strip()}; wait for it or stop it") from error
 
 
 def _lock_file(uri: str) -> TextIO:
