@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from dim.app import output_folder
+from dim.app import folder_lock, output_folder
 from dim.extract import shard_log
 from dim.extract.config import ExtractConfig
 from dim.io import files, lease
@@ -53,7 +53,7 @@ def require_none_running(out: str) -> None:
     """Raises UserError if a driver is at work on a part of the store `out`."""
     for where, record in records(out).items():
         if record.get("status") != output_folder.DONE:
-            output_folder.require_free(where)  # a killed driver also leaves the status "running"
+            folder_lock.require_free(where)  # a killed driver also leaves the status "running"
 
 
 def left(config: ExtractConfig) -> list[str]:
@@ -86,7 +86,7 @@ def writing(config: ExtractConfig) -> Iterator[None]:
 
     Raises UserError if another driver is at work on the whole store.
     """
-    output_folder.require_free(config.out)
+    folder_lock.require_free(config.out)
     own = [claim for claim in lease.claims() if claim.folder == folder(config)]
     with lease.under([replace(claim, folder=config.out) for claim in own]):
         yield
