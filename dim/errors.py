@@ -11,6 +11,10 @@ class UserError(Exception):
     """The flags or the input are wrong (exit status 2). The message is one line: the wrong value, and what to do."""
 
 
+class InUse(UserError):
+    """Another process writes the output folder."""
+
+
 class JobFailed(Exception):
     """The job can't go on, for the reason in the message (exit status 1)."""
 

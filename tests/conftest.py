@@ -25,7 +25,7 @@ from ports import free_ports
 from dim.app import output_folder
 from dim.extract import finished_shards, store
 from dim.extract.embedding import NetworkEmbedding
-from dim.io import tables
+from dim.io import files, tables
 
 # Object stores for whoever asks for them by the fixtures `s3` and `gs`. Their addresses stand in the environment before
 # any Ray starts, so that its workers know them too.
@@ -219,6 +219,7 @@ def write_descriptors(tmp_path):
         if not raw:
             vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
         with output_folder.opened(folder, "extract", _Config(), inputs or {}, embedding(**changes).as_json()) as out:
+            facts = {}
             for start in range(0, len(ids), 3):
                 part = ids[start : start + 3]
                 rows = [
@@ -230,9 +231,11 @@ def write_descriptors(tmp_path):
                     for image_id, vector in zip(part, vectors[start : start + 3], strict=True)
                 ]
                 table = pa.Table.from_pylist(rows, schema=store.schema(vectors.shape[1]))
-                name = store.shard_name([(image_id, "") for image_id in part])
-                store.write_shard(folder, name, store.marked(table, embedding(**changes)))
-            out.finish({}, finished_shards.sealed(folder, store.shards(folder)) if sealed else None)
+                name = store.shard_name(pa.array(part, pa.string()), pa.array([""] * len(part)))
+                facts[name] = store.write_shard(folder, name, store.marked(table, embedding(**changes)))
+                if not sealed:
+                    files.write_json(f"{folder}/{name}.json", facts[name])
+            out.finish({}, finished_shards.sealed(facts) if sealed else None)
         return folder
 
     return write

@@ -8,23 +8,21 @@ job runs, `progress_file` tells how far it is. When the job is done, result.json
 import contextlib
 import dataclasses
 import datetime
-import fcntl
 import importlib.metadata
 import os
 import platform
-import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import dim
-from dim.app import logs, progress_file
+from dim.app import folder_lock, logs, progress_file
 from dim.errors import JobFailed, UserError
-from dim.io import files, lease, local_copies, seal
+from dim.io import files, local_copies, seal
 from dim.io.seal import Seal
 
 FORMAT_VERSION = 1
-RECORD, RESULT, LOCK = seal.RECORD, "result.json", ".lock"
+RECORD, RESULT = seal.RECORD, "result.json"
 # The status in run.json. A killed job also leaves "running", but neither a lock nor a lease that is still renewed.
 RUNNING, DONE, STOPPED, FAILED = "running", "done", "stopped", "failed"
 REPLACED = "replaces"  # entry of a running job: files of the run before, to be deleted unless written again
@@ -91,7 +89,7 @@ class Output:
         if not self._before:
             files.delete(files.join(self.folder, RECORD))
             if files.is_local(self.folder):
-                files.delete(files.join(self.folder, LOCK))
+                files.delete(files.join(self.folder, folder_lock.LOCK))
                 with contextlib.suppress(OSError):  # the folder holds other files
                     Path(files.locate(self.folder)[1]).rmdir()
             return True
@@ -140,9 +138,8 @@ def opened(
     before = record_of(folder)
     if before and before["job"] != job:
         raise UserError(f"{folder!r} holds the output of {before['job']}.py; choose another --out for {job}.py")
-    with contextlib.ExitStack() as stack:
-        files.make_folder(folder)
-        stack.enter_context(_locked(folder) if files.is_local(folder) else lease.held(folder, _holder()))
+    files.make_folder(folder)
+    with folder_lock.held(folder):
         record = {
             "job": job,
             "format_version": FORMAT_VERSION,
@@ -170,35 +167,6 @@ def _require_shared(folder: str, inputs: Mapping[str, str | None]) -> None:
     with cluster.connected():
         cluster.require_shared([folder], written=True)
         cluster.require_shared(uri for uri in inputs.values() if uri and Path(uri).exists())
-
-
-@contextlib.contextmanager
-def _locked(folder: str) -> Iterator[None]:
-    # If this process dies, the kernel releases the lock.
-    with _lock_file(files.join(folder, LOCK)) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise UserError(f"{folder!r} is being written by {file.read().strip()}; wait for it or stop it") from error
-        file.truncate(0)
-        file.write(_holder())
-        file.flush()
-        yield
-
-
-def _lock_file(uri: str) -> TextIO:
-    try:
-        # O_NOFOLLOW refuses a link, which could lead to another file.
-        descriptor = os.open(files.locate(uri)[1], os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-        return open(descriptor, "a+", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write {uri!r} ({files.reason(error)}); choose another folder, or delete it") from error
-
-
-def _holder() -> str:
-    user = os.environ.get("USER", f"user {os.getuid()}")
-    return f"{user}@{socket.gethostname()}, process {os.getpid()}, since {_now()}"
 
 
 def _now() -> str:

@@ -9,24 +9,27 @@ A text column may hold numbers; `dim.io.tables.as_text` converts them. Empty tex
 null. All other text is kept: "NA", "None" and "nan" are labels.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property, reduce
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from dim.app import output_folder
+from dim.data import boxes
+from dim.data.boxes import true_rows
 from dim.errors import UserError, quoted
 from dim.io import files, tables, uris
 
 SPLITS = ("train", "val", "test")
 ROLES = ("query", "database")
-BOX = ("x1", "y1", "x2", "y2")
+BOX = boxes.BOX
 _TEXTS = ("image_id", "path", "label", "split", "role")
 # `path` is checked first: split.py makes missing ids from paths, so an id may be missing because its path is missing.
 _REQUIRED = ("path", "image_id")
+_NEVER_ENCODED = r"^[A-Za-z0-9_.~/-]*$"  # names that are the same in a file:// URI
 
 
 @dataclass(frozen=True)
@@ -42,10 +45,40 @@ class Manifest:
     def __len__(self) -> int:
         return int(self.table.num_rows)
 
+    @property
+    def ids(self) -> pa.ChunkedArray:
+        """The ids: strings (N,)."""
+        return self.table["image_id"]
+
+    @cached_property
+    def uris(self) -> pa.ChunkedArray:
+        """The paths or URIs of the photos, resolved against the manifest's folder: strings (N,)."""
+        folder = files.parent(files.absolute(self.uri))  # a worker may run in another working directory
+        names = self.table["path"]
+        if folder.startswith(uris.FILE):
+            names = _replaced(names, pc.invert(pc.match_substring_regex(names, _NEVER_ENCODED)), uris.encoded)
+        # `files.join` does the same to a single path.
+        whole = pc.or_(pc.match_substring(self.table["path"], "://"), pc.starts_with(self.table["path"], "/"))
+        joined = pc.binary_join_element_wise(files.join(folder, "").removesuffix("/"), names, "/")
+        return pc.if_else(whole, self.table["path"], joined)
+
+    @cached_property
+    def box_lists(self) -> pa.Array:
+        """The boxes [x1, y1, x2, y2] in pixels, or null for a row without a box: lists of float64 (N,)."""
+        return boxes.lists(self.table)
+
+    def codes(self, column: str) -> np.ndarray:
+        """Numbers the values of `column` from 0, in the order in which they first occur: int32 (N,); −1 is null."""
+        encoded = self.table[column].dictionary_encode().unify_dictionaries()
+        parts = [chunk.indices.fill_null(-1).to_numpy() for chunk in encoded.chunks]
+        return np.concatenate([np.zeros(0, np.int32), *parts]).astype(np.int32, copy=False)
+
+    # The following are Python objects, for callers that have few rows.
+
     @cached_property
     def image_ids(self) -> np.ndarray:
         """The ids: an object array of str, shape (N,)."""
-        return np.array(self.table["image_id"].to_pylist(), dtype=object)
+        return np.array(self.ids.to_pylist(), dtype=object)
 
     @cached_property
     def labels(self) -> np.ndarray:
@@ -55,16 +88,13 @@ class Manifest:
     @cached_property
     def paths(self) -> list[str]:
         """The N paths or URIs of the photos, resolved against the manifest's folder."""
-        folder = files.parent(files.absolute(self.uri))  # a worker may run in another working directory
-        return [files.join(folder, path) for path in self.table["path"].to_pylist()]
+        found: list[str] = self.uris.to_pylist()
+        return found
 
     @cached_property
     def boxes(self) -> list[tuple[float, float, float, float] | None]:
         """The N boxes (x1, y1, x2, y2) in pixels; None for a row without a box."""
-        if not all(name in self.table.column_names for name in BOX):
-            return [None] * len(self)
-        columns = zip(*(self.table[name].to_pylist() for name in BOX), strict=True)
-        return [None if None in box else box for box in columns]
+        return [box and tuple(box) for box in self.box_lists.to_pylist()]
 
     def select(self, split: str | None = None, role: str | None = None) -> "Manifest":
         """Selects the rows of `split` (None: all) that may have `role` (None: any). Raises UserError if no row does."""
@@ -130,7 +160,7 @@ def checked(uri: str, table: pa.Table) -> Manifest:
             raise UserError(
                 f"{uri!r}: unknown {name} {quoted(min(unknown))}; use {', '.join(allowed)} or leave it empty"
             )
-    return Manifest(uri, _with_boxes(uri, table))
+    return Manifest(uri, boxes.checked(uri, table))
 
 
 def with_text_columns(uri: str, table: pa.Table, names: Iterable[str]) -> pa.Table:
@@ -170,20 +200,22 @@ def _selectable(column: pa.ChunkedArray) -> bool:
 
 def _require_ids(uri: str, table: pa.Table) -> None:
     for name in _REQUIRED:
-        if missing := _rows(table[name].is_null()):
+        if missing := true_rows(table[name].is_null()):
             raise UserError(f"{uri!r}: row {missing[0] + 1} has no {name}")
-        if broken := _rows(pc.match_substring(table[name], "\0")):
+        if broken := true_rows(pc.match_substring(table[name], "\0")):
             raise UserError(f"{uri!r}: row {broken[0] + 1} has a NUL in its {name}{_others(len(broken))}")
-    counts = table["image_id"].value_counts()
-    repeated = [c["values"].as_py() for c in counts if c["counts"].as_py() > 1] if len(counts) < len(table) else []
-    if repeated:
-        raise UserError(f"{uri!r}: image_id {quoted(repeated[0])} occurs more than once ({len(repeated)} such ids)")
+    if pc.count_distinct(table["image_id"]).as_py() < len(table):
+        counts = table["image_id"].value_counts()
+        repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
+        raise UserError(
+            f"{uri!r}: image_id {quoted(repeated[0].as_py())} occurs more than once ({len(repeated)} such ids)"
+        )
 
 
 def _require_places(found: Manifest) -> None:
     """Raises UserError if a path names no place that dim can read. Does not access storage."""
     paths, refused = found.table["path"], []
-    rows = _rows(pc.invert(pc.match_substring_regex(paths, uris.SOUND)))
+    rows = true_rows(pc.invert(pc.match_substring_regex(paths, uris.SOUND)))
     for row, path in zip(rows, paths.take(pa.array(rows, pa.int64())).to_pylist(), strict=True):
         try:
             uris.parts(path)
@@ -191,42 +223,15 @@ def _require_places(found: Manifest) -> None:
             refused.append((row, str(error)))
     if refused:
         row, why = refused[0]
-        image_id = quoted(uris.redacted(found.image_ids[row]))
+        image_id = quoted(uris.redacted(found.ids[row].as_py()))
         raise UserError(f"{found.uri!r}: row {row + 1} (image_id {image_id}): {why}{_others(len(refused))}")
+
+
+def _replaced(texts: pa.ChunkedArray, mask: pa.ChunkedArray, change: Callable[[str], str]) -> pa.ChunkedArray:
+    """Returns `texts` with change(text) in place of each text for which `mask` is true."""
+    changed = pa.array(map(change, texts.filter(mask).to_pylist()), pa.string())
+    return pc.replace_with_mask(texts, mask.combine_chunks(), changed) if len(changed) else texts
 
 
 def _others(count: int) -> str:
     return f"; {count} such rows" if count > 1 else ""
-
-
-def _with_boxes(uri: str, table: pa.Table) -> pa.Table:
-    """Returns `table` with its box columns as float64. Raises UserError if a box is not four usable numbers."""
-    present = [name for name in BOX if name in table.column_names]
-    if not present:
-        return table
-    if len(present) < len(BOX):
-        raise UserError(f"{uri!r} has {', '.join(present)} but a box needs x1, y1, x2, y2")
-    for name in BOX:
-        try:
-            values = tables.decode_dictionary(table[name]).cast(pa.float64())
-        except pa.ArrowException as error:
-            raise UserError(f"{uri!r}: column {name} must be numbers: {files.reason(error)}") from error
-        values = pc.if_else(pc.is_nan(values), pa.scalar(None, pa.float64()), values)  # in pandas, NaN is missing
-        table = table.set_column(table.column_names.index(name), name, values)
-    empty = pc.or_kleene(pc.less_equal(table["x2"], table["x1"]), pc.less_equal(table["y2"], table["y1"]))
-    missing = [table[name].is_null() for name in BOX]
-    faults = {
-        "an incomplete box": pc.and_not(reduce(pc.or_, missing), reduce(pc.and_, missing)),
-        "a box with an infinite corner": reduce(pc.or_kleene, [pc.is_inf(table[name]) for name in BOX]),
-        "an empty box (x2 ≤ x1 or y2 ≤ y1)": empty,
-    }
-    for fault, mask in faults.items():
-        if rows := _rows(mask):
-            raise UserError(f"{uri!r}: image_id {quoted(table['image_id'][rows[0]].as_py())} has {fault}")
-    return table
-
-
-def _rows(mask: pa.ChunkedArray) -> list[int]:
-    """Returns the numbers of the rows, from 0, for which `mask` is true."""
-    rows: list[int] = np.flatnonzero(pc.fill_null(mask, False).to_numpy()).tolist()
-    return rows

@@ -69,7 +69,7 @@ def result_of(
     positions: dict[str, np.ndarray],
     hits: list[Hit],
 ) -> QueryResult:
-    """The result of a `query`, its id and label, given the 0-based `positions` in its list of the images of each grade."""
+    """The result of a `query`, its id and label, given the 0-based `positions` of the images of each grade."""
     ranked, n_pos = task.protocol.level.ranks(positions)
     return QueryResult(
         query_id=query[0],

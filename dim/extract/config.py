@@ -7,17 +7,20 @@
    in place of the weights and the whitening. Descriptors may be compared if their records are equal.
 """
 
+import re
 import typing
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from dim.app.config import option, require_at_least
 from dim.data.config import DecodeOptions, Resize
-from dim.errors import UserError
+from dim.errors import UserError, quoted
 from dim.model.devices import Precision
 
 if typing.TYPE_CHECKING:
     from dim.model.spec import Source
+
+_PART = re.compile(r"\d{1,6}/\d{1,6}", re.ASCII)
 
 Split = Literal["train", "val", "test"]
 
@@ -91,7 +94,11 @@ class Extraction(NetworkOptions):
         help="images per forward pass (default: on a GPU as many as fit, at most 256; on a CPU 8 of 224 pixels)",
         group="machine",
     )
-    shard_rows: int = option(1024, help="photos per Parquet file", group="machine")
+    shard_rows: int | None = option(
+        None,
+        help="photos per Parquet file (default: a thousandth of the photos, from 1,024 to 65,536)",
+        group="machine",
+    )
 
     def __post_init__(self) -> None:
         require_at_least(self, {"batch_size": 1, "shard_rows": 1, "workers": 1})
@@ -122,3 +129,21 @@ class ExtractConfig(Extraction):
     whitening: str | None = option(None, help="whitening file to apply", metavar="FILE", group="input and output")
     retry_failed: bool = option(False, help="retry the photos that could not be read", group="input and output")
     store: Literal["float32", "float16"] = option("float32", help="type of the descriptors", group="input and output")
+    part: str | None = option(
+        None,
+        help="do the Ith of N parts of the work, such as 1/4; run all N with the same --out, together or in turn: the "
+        "last one finishes the folder",
+        metavar="I/N",
+        group="machine",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.part is not None and not (_PART.fullmatch(self.part) and 1 <= self.share[0] <= self.share[1]):
+            raise UserError(f"--part must be I/N with I from 1 to N, such as 1/4, not {quoted(self.part)}")
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """(I, N) of --part; (1, 1) is the whole."""
+        number, _, count = (self.part or "1/1").partition("/")
+        return int(number), int(count)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from dim.data.manifest import Manifest
 from dim.errors import UserError
@@ -27,25 +28,26 @@ def read(folder: str, manifest: Manifest) -> Descriptors:
     are error rows, or a row of the manifest is missing or repeated.
     """
     embedding = identity.of_folder(folder)
-    position = {image_id: row for row, image_id in enumerate(manifest.image_ids)}
-    times = np.zeros(len(manifest), dtype=np.int64)
-    found: list[np.ndarray] = []
-    parts: list[np.ndarray] = []
-    for _, table in store.read_shards(folder, ["image_id", "descriptor", "status"], hashed=True):
-        rows = np.array([position.get(image_id, -1) for image_id in table["image_id"].to_pylist()], dtype=np.int64)
-        times += np.bincount(rows[rows >= 0], minlength=len(manifest))
-        wanted = (rows >= 0) & (table["status"].to_numpy() == store.OK)
-        if wanted.any():
-            found.append(rows[wanted])
-            parts.append(store.vectors(table["descriptor"].filter(pa.array(wanted))))
-    if len(repeated := manifest.image_ids[times > 1]):
-        raise UserError(f"{folder!r} has {repeated[0]!r} more than once; run the same extract.py again")
+    tables = [table for _, table in store.read_shards(folder, ["image_id", "status"])]
+    keys = pa.concat_tables(tables)
+    places = pc.index_in(keys["image_id"], manifest.ids).fill_null(-1).to_numpy()
+    times = np.bincount(places[places >= 0], minlength=len(manifest))
+    if (times > 1).any():
+        repeated = manifest.ids[int(times.argmax())].as_py()
+        raise UserError(f"{folder!r} has {repeated!r} more than once; run the same extract.py again")
     require_present(times > 0, folder, manifest)
-    if not found:
+    wanted = (places >= 0) & pc.equal(keys["status"], store.OK).to_numpy()
+    if not wanted.any():
         raise UserError(
             f"{folder!r} has no descriptor: each of its {len(manifest)} rows is an error; see its column 'error'"
         )
-    rows = np.concatenate(found)
+    masks = np.split(wanted, np.cumsum([table.num_rows for table in tables])[:-1])
+    shards = store.read_shards(folder, ["descriptor"], hashed=True)
+    parts = [
+        store.vectors(table["descriptor"].filter(pa.array(mask)))
+        for mask, (_, table) in zip(masks, shards, strict=True)
+    ]
+    rows = places[wanted].astype(np.int64)
     order = np.argsort(rows, kind="stable")
     return Descriptors(embedding, rows[order], np.concatenate(parts)[order])
 
@@ -53,8 +55,9 @@ def read(folder: str, manifest: Manifest) -> Descriptors:
 def require_present(present: np.ndarray, folder: str, manifest: Manifest) -> None:
     """Raises UserError unless `present`, bool (N,), is true for each row of the manifest."""
     if not present.all():
-        missing = manifest.image_ids[~present]
+        missing = np.flatnonzero(~present)
+        first = manifest.ids[int(missing[0])].as_py()
         raise UserError(
-            f"{folder!r} lacks {len(missing)} of the {len(manifest)} images asked for, the first {missing[0]!r}; "
+            f"{folder!r} lacks {len(missing)} of the {len(manifest)} images asked for, the first {first!r}; "
             f"run extract.py on {manifest.uri!r} with --out {folder}"
         )

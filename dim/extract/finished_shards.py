@@ -1,9 +1,11 @@
 """The shards that belong to a finished store, and the rows, size and checksum that each must have.
 
 The seal in run.json (`dim.io.seal`) lists them. A store that was made before there were seals has no such list. Then
-the statistics beside the shards, and the number of images in run.json, say which shards and rows there must be.
+the statistics beside the shards, `part-<hash>.json`, and the number of images in run.json, say which shards and rows
+there must be.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,7 +16,9 @@ from dim.io import files, seal
 from dim.io.seal import Facts, Seal
 from dim.io.storage import parallel_map
 
-_PREFIX, _SHARD, _STATISTICS = "part-", ".parquet", ".json"
+SHARD, STATISTICS = ".parquet", ".json"
+RENEW = "delete it, and run the same extract.py again"
+_PREFIX = "part-"
 _FACTS = {"rows": int, "bytes": int, "sha256": str}
 
 
@@ -33,7 +37,7 @@ class Shard:
     @property
     def uri(self) -> str:
         """The shard's file."""
-        return files.join(self.folder, f"{self.name}{_SHARD}")
+        return files.join(self.folder, f"{self.name}{SHARD}")
 
     def read(self) -> bytes:
         """The content of the shard's file. Raises UserError if it cannot be read."""
@@ -50,62 +54,65 @@ class Shard:
             found["sha256"] = seal.sha256(content)
         for fact, value in found.items():
             if self.facts.get(fact) not in (None, value):
-                raise UserError(
-                    f"{self.uri!r} is damaged ({fact} {value}, which must be {self.facts[fact]}); "
-                    "run the same extract.py again"
-                )
+                raise UserError(f"{self.uri!r} is damaged ({fact} {value}, which must be {self.facts[fact]}); {RENEW}")
 
 
-def sealed(folder: str, names: list[str]) -> Seal:
-    """Makes the seal of the shards `names` from their statistics, for run.json."""
-    return {f"{name}{_SHARD}": facts for name, facts in _all_statistics(folder, names).items()}
+def is_shard(name: str) -> bool:
+    """Whether a file of this name is a shard."""
+    return name.startswith(_PREFIX) and name.endswith(SHARD) and "/" not in name
 
 
-def _all_statistics(folder: str, names: list[str]) -> dict[str, Facts]:
-    return dict(zip(names, parallel_map(partial(_statistics, folder), names), strict=True))
+def sealed(facts: Mapping[str, Facts]) -> Seal:
+    """Makes the seal of a store, for run.json, from the facts of each shard."""
+    return {f"{name}{SHARD}": {fact: known[fact] for fact in _FACTS} for name, known in facts.items()}
 
 
-def _statistics(folder: str, name: str) -> Facts:
-    found: Any = files.read_json(files.join(folder, f"{name}{_STATISTICS}"))
+def statistics(folder: str, name: str) -> Facts:
+    """The rows, bytes and sha256 in the statistics of a shard, as far as they are known."""
+    found: Any = files.read_json(files.join(folder, f"{name}{STATISTICS}"))
     known = found if isinstance(found, dict) else {}
     return {fact: known[fact] for fact, kind in _FACTS.items() if isinstance(known.get(fact), kind)}
 
 
 def belonging(folder: str) -> list[Shard]:
-    """Lists the shards of the finished store `folder`, sorted by name.
+    """Lists the shards of the finished store `folder`, sorted by name. Costs a listing of the folder.
 
     Raises UserError if the shards or their sizes differ from those in run.json, or if the job that writes the folder
     has not finished.
     """
-    listed = output_folder.verified_seal(folder)
-    present = [name for name in files.names(folder) if name.startswith(_PREFIX)]
-    shards = [name.removesuffix(_SHARD) for name in present if name.endswith(_SHARD)]
-    if listed is None:
-        facts = _of_statistics(folder, shards, [name for name in present if name.endswith(_STATISTICS)])
+    record = output_folder.finished_record(folder)
+    listed = seal.from_record(record, folder) if record else None
+    sizes = files.sizes(folder)
+    if record is None or listed is None:
+        facts = _of_statistics(folder, sizes, record or {})
     else:
         # run.json may list other files, too, such as those of an index.
-        facts = {name.removesuffix(_SHARD): known for name, known in listed.items() if name.startswith(_PREFIX)}
-        if strange := sorted({*shards} - facts.keys()):
-            uri = files.join(folder, f"{strange[0]}{_SHARD}")
+        shards = {name: known for name, known in listed.items() if is_shard(name)}
+        seal.require_sizes(folder, shards, sizes, record["job"])
+        facts = {name.removesuffix(SHARD): known for name, known in shards.items()}
+        if strange := sorted({name for name in sizes if is_shard(name)} - shards.keys()):
+            uri = files.join(folder, strange[0])
             raise UserError(
                 f"{uri!r} is not one of the shards that {output_folder.RECORD} lists; "
                 "remove it, or run the same extract.py again"
             )
-    infos = files.infos([files.join(folder, f"{name}{_SHARD}") for name in facts])
-    sizes = {name: info.size for name, info in zip(facts, infos, strict=True)}
-    return [Shard(folder, name, facts[name], sizes[name]) for name in sorted(facts)]
+    return [Shard(folder, name, facts[name], sizes[f"{name}{SHARD}"]) for name in sorted(facts)]
 
 
-def _of_statistics(folder: str, shards: list[str], statistics: list[str]) -> dict[str, Facts]:
-    described = [name.removesuffix(_STATISTICS) for name in statistics]
-    if alone := sorted({*shards} ^ {*described}):
-        missing = _STATISTICS if alone[0] in shards else _SHARD
-        raise UserError(f"no file {files.join(folder, alone[0] + missing)!r}; run the same extract.py again")
-    facts = _all_statistics(folder, shards)
-    counts = (output_folder.record_of(folder) or {}).get("counts")
+def _of_statistics(folder: str, sizes: Mapping[str, int], record: Mapping[str, Any]) -> dict[str, Facts]:
+    described = {
+        name.removesuffix(STATISTICS) for name in sizes if name.startswith(_PREFIX) and name.endswith(STATISTICS)
+    }
+    names = sorted(name.removesuffix(SHARD) for name in sizes if is_shard(name))
+    if lost := sorted(described - {*names}):
+        raise UserError(f"no file {files.join(folder, lost[0] + SHARD)!r}; run the same extract.py again")
+    known = [name for name in names if name in described]
+    facts: dict[str, Facts] = {name: {} for name in names}
+    facts |= zip(known, parallel_map(partial(statistics, folder), known), strict=True)
+    counts = record.get("counts")
     images = counts.get("images") if isinstance(counts, dict) else None
-    rows = sum(known.get("rows", 0) for known in facts.values())
-    if images not in (None, rows):
+    rows = sum(facts[name].get("rows", 0) for name in known)
+    if known == names and images not in (None, rows):
         raise UserError(
             f"{folder!r} has {rows} rows in its shards, and {images} images in its {output_folder.RECORD}; run the "
             "same extract.py again"

@@ -5,20 +5,21 @@ may be compared only if their embeddings are equal. The content fingerprint (`fi
 store, identifies the photo of a row; a changed photo is embedded again. Neither part depends on labels or splits.
 """
 
+import functools
 import hashlib
 import os
-import posixpath
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow.fs as pafs
+import numpy as np
+import pyarrow as pa
 
-from dim.app import output_folder
+from dim.app import output_folder, tasks
 from dim.data.manifest import Manifest
 from dim.errors import UserError, quoted
+from dim.extract import photo_files
 from dim.extract.embedding import IGNORED, Embedding, NetworkEmbedding, from_json
 from dim.io import files
-from dim.io.uris import tar_and_member
 
 
 def holds_descriptors(record: dict[str, Any] | None) -> bool:
@@ -100,43 +101,60 @@ def _renewal(where: str) -> str:
 
 @dataclass(frozen=True)
 class Contents:
-    """The content fingerprint of each row of a manifest, and whether the row's file is present."""
+    """The content fingerprint of each row of a manifest, and whether the row's file is present, bool (N,)."""
 
-    contents: list[str]
-    present: list[bool]
+    contents: pa.ChunkedArray
+    present: np.ndarray
 
 
 def fingerprint_photos(manifest: Manifest) -> Contents:
     """Fingerprints each row by the first half of the sha256 of its path, size, modification time and box.
 
-    Raises UserError if none of the photos exists, for example because the manifest is in the wrong folder.
+    The size and the time of a tar's member are those of the tar. The work is divided by `tasks.spread`. Raises
+    UserError if none of the photos exists, for example because the manifest is in the wrong folder.
     """
-    contents, present = [], []
-    rows = zip(files.infos(manifest.paths), manifest.table["path"].to_pylist(), manifest.boxes, strict=True)
-    for info, path, box in rows:
-        present.append(info.type == pafs.FileType.File)
-        # The path is hashed as it is in the manifest, so a folder that moves with its manifest keeps its fingerprints.
-        key = f"{path}\t{info.size}\t{info.mtime_ns}\t{box}"
-        contents.append(hashlib.sha256(key.encode()).hexdigest()[:32])
-    if not any(present):
-        windows = " and use / where Windows uses \\" if "\\" in manifest.paths[0] else ""
+    rows = pa.table({"path": manifest.table["path"], "uri": manifest.uris, "box": manifest.box_lists})
+    units = photo_files.units(manifest.uris)
+    found = dict(tasks.spread(_fingerprints, [photo_files.chosen(rows, unit) for unit in units]))
+    # Results arrive in any order, and units may be in another order than the rows.
+    contents, present = (list(parts) for parts in zip(*(found[number] for number in range(len(units))), strict=True))
+    order = np.argsort(np.concatenate([unit.to_numpy() for unit in units]), kind="stable")
+    found_at = np.concatenate(present)[order]
+    if not found_at.any():
+        first = manifest.uris[0].as_py()
+        windows = " and use / where Windows uses \\" if "\\" in first else ""
         raise UserError(
-            f"none of the {len(present)} photos of {manifest.uri!r} exists, the first at {manifest.paths[0]!r}; "
+            f"none of the {len(manifest)} photos of {manifest.uri!r} exists, the first at {first!r}; "
             f"paths are relative to the manifest's folder{windows}"
         )
-    return Contents(contents, present)
+    return Contents(pa.chunked_array(contents).take(pa.array(order)), found_at)
+
+
+def _fingerprints(rows: pa.Table) -> tuple[pa.Array, np.ndarray]:
+    """The contents and the presence of `rows` (path, uri, box)."""
+    states = photo_files.states(rows["uri"])
+    # The path is hashed as it is in the manifest, so a folder that moves with its manifest keeps its fingerprints.
+    keys = (
+        f"{path}\t{state.size}\t{state.mtime_ns}\t{box and tuple(box)}"
+        for path, box, state in zip(rows["path"].to_pylist(), rows["box"].to_pylist(), states, strict=True)
+    )
+    contents = pa.array([hashlib.sha256(key.encode()).hexdigest()[:32] for key in keys], pa.string())
+    return contents, np.array([state.is_file for state in states], dtype=bool)
 
 
 def require_under(root: str, manifest: Manifest) -> None:
-    """Raises UserError unless each photo, or its tar, is in `root` or below it. Links and `..` are resolved first."""
-    top = f"{_resolved(root).rstrip('/')}/"
-    for image_id, uri in zip(manifest.image_ids, manifest.paths, strict=True):
-        if not _resolved(uri).startswith(top):
-            raise UserError(f"image_id {image_id!r} of {manifest.uri!r} is at {uri!r}, outside --root {root!r}")
+    """Raises UserError unless each photo is in the folder `root` or below it. Links and `..` are resolved first."""
+    top = f"{photo_files.resolved(root).rstrip('/')}/"
+    units = photo_files.units(manifest.uris)
+    outside = tasks.spread(_outside, [photo_files.chosen(manifest.uris, unit) for unit in units], (top,))
+    rows = [units[number][row].as_py() for number, row in outside if row is not None]
+    if rows:
+        image_id, uri = manifest.ids[min(rows)].as_py(), manifest.uris[min(rows)].as_py()
+        raise UserError(f"image_id {image_id!r} of {manifest.uri!r} is at {uri!r}, outside --root {root!r}")
 
 
-def _resolved(uri: str) -> str:
-    uri, _ = tar_and_member(uri)
-    if files.is_local(uri):
-        return os.path.realpath(files.locate(uri)[1])
-    return posixpath.normpath(uri.replace("://", ":/")).replace(":/", "://", 1)  # object stores have no links
+def _outside(uris: pa.ChunkedArray, top: str) -> int | None:
+    """The first of `uris` that does not begin with the folder `top` once it is resolved; None if all do."""
+    real = functools.cache(os.path.realpath)  # a folder holds many photos
+    places = (photo_files.resolved(uri, real) for uri in uris.to_pylist())
+    return next((row for row, place in enumerate(places) if not place.startswith(top)), None)

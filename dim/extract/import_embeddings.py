@@ -22,6 +22,7 @@ from dim.extract import finished_shards, identity, store, vector_files, vector_i
 from dim.extract.embedding import NamedEmbedding
 from dim.extract.vector_files import Piece
 from dim.io import files, seal
+from dim.io.seal import Facts
 
 _TOLERANCE = 0.01  # largest difference of a norm from 1; float16 rounds a norm by less
 
@@ -65,18 +66,18 @@ def import_embeddings(config: ImportConfig) -> dict[str, Any]:
     with cluster.joined():
         _require_sound(units, config.normalise)
         with output_folder.opened(config.out, "import", config, inputs, embedding.as_json()) as out:
-            names = _write(units, files.absolute(config.out), embedding, config.normalise)
+            shards = _write(units, files.absolute(config.out), embedding, config.normalise)
             for uri, known, info in zip(uris, before, files.infos(uris), strict=True):
                 if known != (info.size, info.mtime_ns):
                     raise seal.changed(uri)
             left = (name for name in files.names(config.out) if name.startswith("part-"))
             files.delete_all(
-                files.join(config.out, name) for name in left if name.partition(".")[0] not in names
+                files.join(config.out, name) for name in left if name.partition(".")[0] not in shards
             )  # of a run that was killed, or of an earlier version of the input
             rows = len(found.ids)
             result = {"layout": config.layout, "name": config.name, "dimension": embedding.dimension, "images": rows}
-            result |= {"store": found.pieces[0].dtype, "shards": len(names)}
-            return out.finish(result, finished_shards.sealed(config.out, sorted(names)))
+            result |= {"store": found.pieces[0].dtype, "shards": len(shards)}
+            return out.finish(result, finished_shards.sealed(dict(sorted(shards.items()))))
 
 
 def _require_same(out: str, embedding: NamedEmbedding) -> None:
@@ -126,27 +127,36 @@ def _lengths(block: np.ndarray) -> np.ndarray:
     return lengths
 
 
-def _write(units: list[_Unit], folder: str, embedding: NamedEmbedding, normalise: bool) -> set[str]:
-    """Writes all shards that `folder` lacks. Returns the names of all."""
-    done = frozenset(store.shards(folder))
-    shared = (folder, embedding, normalise, done)
+def _write(units: list[_Unit], folder: str, embedding: NamedEmbedding, normalise: bool) -> dict[str, Facts]:
+    """Writes all shards that `folder` lacks. Returns the facts of all, by name."""
+    present = frozenset(store.shards(folder))
+    shared = (folder, embedding, normalise, present)
     parts = spread(_write_unit, units, shared, stage="importing", size=lambda unit: len(unit.ids), unit="rows")
-    return {name for _, names in parts for name in names}
+    return {name: facts for _, shards in parts for name, facts in shards.items()}
 
 
 def _write_unit(
-    unit: _Unit, folder: str, embedding: NamedEmbedding, normalise: bool, done: frozenset[str]
-) -> list[str]:
-    """Writes each block of `unit` as a shard, unless it is `done`. Returns the names of the shards."""
-    names = []
+    unit: _Unit, folder: str, embedding: NamedEmbedding, normalise: bool, present: frozenset[str]
+) -> dict[str, Facts]:
+    """Writes each block of `unit` as a shard, unless an intact one is `present`. Returns their facts, by name."""
+    shards = {}
     for _, ids, block in unit.blocks():
         name = _name_of(ids, block, normalise)
-        if name not in done:
-            store.write_shard(
-                folder, name, store.marked(_table(ids, _normalised(block) if normalise else block), embedding)
-            )
-        names.append(name)
-    return names
+        facts = _facts(folder, name) if name in present else None
+        if facts is None:
+            vectors = _normalised(block) if normalise else block
+            facts = store.write_shard(folder, name, store.marked(_table(ids, vectors), embedding))
+        shards[name] = facts
+    return shards
+
+
+def _facts(folder: str, name: str) -> Facts | None:
+    """The facts of a shard that a run before has written; None if it is damaged."""
+    content = files.read_bytes(files.join(folder, f"{name}{finished_shards.SHARD}"))
+    try:
+        return store.facts_of(store.read_shard(folder, name, content=content), content)
+    except store.Damaged:
+        return None
 
 
 def _name_of(ids: pa.Array, block: np.ndarray, normalise: bool) -> str:

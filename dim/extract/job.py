@@ -1,60 +1,60 @@
 """The extraction job: the photos of a manifest → descriptors in a store, each selected row exactly once.
 
-`extract` reads the manifest, asks `resume.pending` which rows the finished shards lack, and sends them through the
-pipeline. The same command therefore resumes an interrupted run. `recipe_of` and `embedding_of` are two steps from the
-flags to the embedding identity; `dim.extract.config` lists all steps.
+`extract` checks the input, fingerprints the photos and starts a `dim.extract.run.Run`. `recipe_of` and `embedding_of`
+are two steps from the flags to the embedding identity; `dim.extract.config` lists all steps.
 """
 
 import contextlib
-import logging
-from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-
 from dim.app import cluster, output_folder
-from dim.app.progress import Progress
 from dim.data import manifest as manifests
 from dim.data.manifest import Manifest
-from dim.errors import UserError, count_reasons
-from dim.extract import finished_shards, identity, resume, store
+from dim.errors import UserError
+from dim.extract import identity, parts, photo_files
 from dim.extract.config import ExtractConfig
 from dim.extract.embedder import Recipe
 from dim.extract.embedding import Embedding, NetworkEmbedding, from_json
-from dim.extract.resources import resolve_precision, resources
-from dim.extract.resume import Writer
-from dim.io.tables import require_each_once
+from dim.extract.plan import Plan, default_shard_rows
+from dim.extract.resources import resolve_precision
+from dim.extract.run import Run
 from dim.model import whitening
 from dim.model.spec import Source
-
-log = logging.getLogger(__name__)
 
 
 def extract(config: ExtractConfig) -> dict[str, Any]:
     """Extracts descriptors of the rows that `config.out` lacks.
 
-    Returns the content of result.json: the counts `images`, `ok`, `errors`, `several_frames` and `computed`, and
-    `images_per_second`. Raises UserError, before it writes anything, if an input is unusable or `config.out` has
-    another embedding.
+    Returns the content of result.json: the counts `images`, `ok`, `errors`, `several_frames`, `computed` and `dropped`
+    (rows of photos that changed or left the manifest), and `images_per_second`. A driver that does a part of the work
+    and isn't the last returns the counts of its part, and `parts_left`. Raises UserError, before it writes anything, if
+    an input is unusable or `config.out` has another embedding.
     """
     selected = manifests.read(config.manifest).select(config.split)
     source = config.source(config.model)
-    if config.root:
-        identity.require_under(config.root, selected)
-    contents = identity.fingerprint_photos(selected)
-    with cluster.connected():
-        cluster.require_shared(selected.paths)
+    with contextlib.ExitStack() as stack:
+        # A few photos are looked at before Ray starts, so that mistakes show at once.
+        if len(selected) > photo_files.UNIT:
+            stack.enter_context(_connected(selected))
+        if config.root:
+            identity.require_under(config.root, selected)
+        contents = identity.fingerprint_photos(selected).contents
+        stack.enter_context(_connected(selected))
         recipe = recipe_of(config, source)
         embedding = embedding_of(recipe)
         _require_same(config, embedding)
-        inputs = {"manifest": config.manifest, "model": config.model, "whitening": config.whitening}
-        with output_folder.opened(config.out, "extract", config, inputs, embedding.as_json()) as out:
-            left = resume.pending(config.out, embedding, selected.image_ids, contents.contents, config.retry_failed)
-            log.info("%d photos, %d to do", len(selected), len(left))
-            seconds = _run(config, _planned(selected, contents.contents, left, config.shard_rows), recipe, embedding)
-            result = _result(config.out, selected, len(left), seconds)
-            return out.finish(result, finished_shards.sealed(config.out, store.shards(config.out)))
+        shard_rows = config.shard_rows or default_shard_rows(len(selected))
+        run = Run(config, Plan(selected, contents, shard_rows, config.share), recipe, embedding)
+        return run.whole() if config.part is None else run.part()
+
+
+@contextlib.contextmanager
+def _connected(selected: Manifest) -> Iterator[None]:
+    """Connects to Ray within the block, if the photos of `selected` are where all its nodes can read them."""
+    with cluster.connected():
+        cluster.require_shared(photo_files.one_of_each_folder(selected.uris))
+        yield
 
 
 def recipe_of(config: ExtractConfig, source: Source) -> Recipe:
@@ -67,11 +67,16 @@ def recipe_of(config: ExtractConfig, source: Source) -> Recipe:
 
 def _kept_precision(config: ExtractConfig) -> str | None:
     """The precision of the descriptors in `config.out`, if there are any and --precision is "auto"; else None."""
-    record = output_folder.record_of(config.out) if config.precision == "auto" and config.out else None
-    if record is None or record["job"] != "extract":
-        return None
-    kept = identity.of_record(record, config.out)
-    return kept.precision if isinstance(kept, NetworkEmbedding) else None
+    records = _records(config.out) if config.precision == "auto" and config.out else {}
+    kept = (identity.of_record(record, where) for where, record in records.items())
+    return next((found.precision for found in kept if isinstance(found, NetworkEmbedding)), None)
+
+
+def _records(out: str) -> dict[str, dict[str, Any]]:
+    """The run.json of the store `out` and of its parts, by folder."""
+    record = output_folder.record_of(out)
+    whole = {out: record} if record and record["job"] == "extract" else {}
+    return whole | parts.records(out)
 
 
 def embedding_of(recipe: Recipe) -> NetworkEmbedding:
@@ -100,78 +105,8 @@ def embedding_of(recipe: Recipe) -> NetworkEmbedding:
 
 
 def _require_same(config: ExtractConfig, embedding: Embedding) -> None:
-    record = output_folder.record_of(config.out)
-    if record is None or record["job"] != "extract":
-        return  # output.opened refuses the folder of another job
-    identity.require_equal(identity.of_record(record, config.out), config.out, embedding, config.model)
-    stored = record.get("configuration", {}).get("store")
-    if stored != config.store:
-        raise UserError(f"{config.out!r} stores {stored}, not {config.store}; use another --out")
-
-
-def _run(config: ExtractConfig, rows: pa.Table, recipe: Recipe, embedding: Embedding) -> float:
-    """Extracts `rows` and returns the seconds taken."""
-    if not rows.num_rows:
-        return 0.0
-    from dim.extract import pipeline  # noqa: PLC0415  (a finished extraction needs no Ray Data)
-
-    waiting = Counter(rows["shard"].to_pylist())
-    image_size = recipe.source.spec.image_size
-    machine = resources(config.workers, config.gpus_per_worker, config.batch_size, image_size, rows.num_rows)
-    log.info("starting %d network actor%s", machine.workers, "" if machine.workers == 1 else "s")
-    progress = Progress("extracting", rows.num_rows, errors=True)
-    open_shards: dict[str, list[pa.Table]] = {}
-    # The generator is closed here, even after an error. If it were closed after Ray ended, it would start Ray again.
-    with (
-        Writer(config.out, embedding) as writer,
-        contextlib.closing(pipeline.run(rows, recipe, config.store, machine)) as batches,
-    ):
-        for batch in batches:
-            progress.add(batch.num_rows, batch["status"].to_pylist().count(store.ERROR))
-            for name in batch["shard"].unique().to_pylist():
-                part = batch.filter(pa.compute.equal(batch["shard"], name)).drop_columns("shard")
-                open_shards.setdefault(name, []).append(part)
-                waiting[name] -= part.num_rows
-                if waiting[name] == 0:
-                    writer.write(name, pa.concat_tables(open_shards.pop(name)))
-    return progress.seconds
-
-
-def _planned(selected: Manifest, contents: list[str], left: np.ndarray, shard_rows: int) -> pa.Table:
-    """The input of the pipeline: the rows `left`, each with the name of the shard that it goes to."""
-    keys = [(selected.image_ids[row], contents[row]) for row in left]
-    parts = [keys[start : start + shard_rows] for start in range(0, len(keys), shard_rows)]
-    return pa.table(
-        {
-            "image_id": [image_id for image_id, _ in keys],
-            "path": [selected.paths[row] for row in left],
-            "box": pa.array([selected.boxes[row] for row in left], pa.list_(pa.float64())),
-            "content": [content for _, content in keys],
-            "shard": [name for part in parts for name in [store.shard_name(part)] * len(part)],
-        }
-    )
-
-
-def _result(folder: str, selected: Manifest, computed: int, seconds: float) -> dict[str, Any]:
-    image_ids: list[str] = []
-    errors: list[str] = []
-    several = 0
-    for name in store.shards(folder):
-        table = store.read_shard(folder, name, ["image_id", "status", "error"])
-        image_ids += table["image_id"].to_pylist()
-        several += store.several_frames(table)
-        failed = table.filter(pa.compute.equal(table["status"], store.ERROR))
-        errors += failed["error"].fill_null("unknown reason").to_pylist()
-    require_each_once(selected.image_ids, image_ids, repr(folder))
-    if errors:
-        log.warning("photos that could not be read: %d (%s); each has an error row", len(errors), count_reasons(errors))
-    if several:
-        log.info("photos whose files hold several frames or pages; the first of each is used: %d", several)
-    return {
-        "images": len(selected),
-        "ok": len(selected) - len(errors),
-        "errors": len(errors),
-        "several_frames": several,
-        "computed": computed,
-        "images_per_second": round(computed / seconds, 2) if computed else 0.0,
-    }
+    for where, record in _records(config.out).items():  # output.opened refuses the folder of another job
+        identity.require_equal(identity.of_record(record, where), where, embedding, config.model)
+        stored = record.get("configuration", {}).get("store")
+        if stored != config.store:
+            raise UserError(f"{config.out!r} stores {stored}, not {config.store}; use another --out")

@@ -1,146 +1,213 @@
-"""How shards get into the store, and which rows a resumed run still has to compute.
+"""Which rows a resumed run still has to compute, and which rows of the store no longer count.
 
-`Writer` writes finished shards in a thread, so that the pipeline waits only if several shards are queued. `pending`
-cleans up after an interrupted run and returns the rows that the finished shards lack.
+A shard whose name is in the plan and whose size is in the log holds the rows of the plan: it is not read. Of the other
+shards, tasks read the ids and content fingerprints. A shard that is not in the log, because the run before was killed,
+is read as a whole. `found` only reads; `cleaned` removes what no longer counts.
 """
 
 import logging
-import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
-from itertools import compress
-from types import TracebackType
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dim.errors import UserError
-from dim.extract import store
+from dim.app import tasks
+from dim.extract import finished_shards, store
 from dim.extract.embedding import Embedding
-from dim.io import files
-from dim.io.storage import for_each, parallel_map
+from dim.extract.finished_shards import SHARD, STATISTICS, is_shard
+from dim.extract.plan import Plan
+from dim.extract.shard_log import ShardLog
+from dim.io import files, lease
+from dim.io.seal import Facts
+from dim.io.storage import parallel_map
 
 log = logging.getLogger(__name__)
 
-AHEAD = 4  # shards that are queued or being written
+_SHARDS_A_TASK = 16
+_BYTES_AT_ONCE = 2**28  # of shards that a task reads as a whole
+_KEYS = ["image_id", "content", "status"]
 
 
-class Writer:
-    """A context manager that writes shards to the store `folder` in the background.
+@dataclass(frozen=True)
+class Found:
+    """What a store holds of a plan.
 
-    After a failed write, the next call of `write`, or the end of the block, raises the error. The block ends only once
-    the queued shards are written, even after an error, so that a resumed run need not compute them again.
+    `done`, bool (N,), are the rows that count, `errors` of which are error rows; `dropped` rows belong to no row of the
+    manifest. `kept` are the facts of the shards that stay as they are. `changed` maps each other shard to a mask of its
+    rows that count; None stands for none.
     """
 
-    def __init__(self, folder: str, embedding: Embedding) -> None:
-        self._folder, self._embedding = folder, embedding
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="writer")
-        self._room = threading.BoundedSemaphore(AHEAD)
-        self._failed: BaseException | None = None
-
-    def __enter__(self) -> "Writer":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self._thread.shutdown()
-        if error is None:
-            self._require_success()
-
-    def write(self, name: str, table: pa.Table) -> None:
-        """Queues a shard, once fewer than `AHEAD` shards are queued. Its rows are written in order of their ids."""
-        self._room.acquire()
-        self._require_success()
-        self._thread.submit(self._write, name, table).add_done_callback(self._done)
-
-    def _write(self, name: str, table: pa.Table) -> None:
-        if self._failed is None:
-            store.write_shard(self._folder, name, store.marked(table.sort_by("image_id"), self._embedding))
-            log.info("wrote shard %s of %d rows", name, table.num_rows, extra={"shard": name})
-
-    def _done(self, written: Future[None]) -> None:
-        self._failed = self._failed or written.exception()
-        self._room.release()
-
-    def _require_success(self) -> None:
-        if self._failed is not None:
-            raise self._failed
+    done: np.ndarray
+    errors: int
+    dropped: int
+    kept: dict[str, Facts]
+    changed: dict[str, np.ndarray | None]
 
 
-def pending(
-    folder: str, embedding: Embedding, image_ids: np.ndarray, contents: list[str], retry_failed: bool
-) -> np.ndarray:
-    """Removes from the shards all rows that no longer count, and returns the rows that have to be computed.
+class _Shard(NamedTuple):
+    """A shard to read: its size, the facts in the log, if any, and whether there are statistics of an older dim."""
 
-    A row counts if it is selected, its photo is unchanged, its shard is intact, and no earlier shard holds it. With
+    name: str
+    size: int
+    facts: Facts | None
+    has_statistics: bool
+
+
+class _Read(NamedTuple):
+    """What was read of a shard: its facts, the columns _KEYS, and whether it names its embedding.
+
+    There are no keys if the shard is damaged.
+    """
+
+    facts: Facts
+    keys: pa.Table | None
+    marked: bool
+
+
+_DAMAGED = _Read({}, None, False)
+
+
+def found(folder: str, embedding: Embedding, plan: Plan, known: dict[str, Facts], retry_failed: bool) -> Found:
+    """Finds the rows of `plan` in the store `folder`, whose log says `known`.
+
+    A row counts if its photo is in the manifest and unchanged, its shard is intact, and no other shard holds it. With
     `retry_failed`, error rows don't count. If only some shards have an embedding in their metadata, the others may come
     from another store, so they are treated as damaged. Raises UserError if a shard has another embedding than
-    `embedding`. `contents` are the content fingerprints of `image_ids`. The result holds ascending positions in both.
+    `embedding`.
     """
-    position = {key: row for row, key in enumerate(zip(image_ids, contents, strict=True))}
-    done = np.zeros(len(image_ids), dtype=bool)
-    dropped: list[str] = []
-    kept: dict[str, tuple[str, np.ndarray]] = {}  # new shard → the old shard, and a mask of its rows to keep
-    for name, table in _inspect_all(folder, embedding).items():
-        if name in kept:
-            continue  # an interrupted run wrote this shard in a rewrite, which is now repeated
-        if table is None:
-            log.warning("shard %s is damaged; its rows are computed again", name)
-            dropped.append(name)
+    shards = {shard.name: shard for shard in _listed(folder)}
+    logged = {name: known[name] for name in shards.keys() & known.keys() if known[name]["bytes"] == shards[name].size}
+    kept: dict[str, Facts] = {}
+    done = np.zeros(len(plan.manifest), dtype=bool)
+    for name, rows in plan.own.items():
+        if name in logged and not (retry_failed and logged[name]["errors"]):
+            kept[name] = logged[name]
+            done[rows] = True
+    settled = kept.keys() | (plan.names.keys() - plan.own.keys())  # another driver looks after the latter
+    others = [shard._replace(facts=logged.get(name)) for name, shard in shards.items() if name not in settled]
+    result = Found(done, sum(facts["errors"] for facts in kept.values()), 0, kept, {})
+    return _with_others(result, plan, others, _read_all(folder, embedding, others, logged), retry_failed)
+
+
+def _listed(folder: str) -> list[_Shard]:
+    sizes = files.sizes(folder)
+    names = sorted(name.removesuffix(SHARD) for name in sizes if is_shard(name))
+    return [_Shard(name, sizes[f"{name}{SHARD}"], None, f"{name}{STATISTICS}" in sizes) for name in names]
+
+
+def _with_others(first: Found, plan: Plan, others: list[_Shard], read: list[_Read], retry_failed: bool) -> Found:
+    """Adds to `first` the rows that the shards `others` hold."""
+    changed: dict[str, np.ndarray | None] = {}
+    for shard, (_, keys, _) in zip(others, read, strict=True):
+        if keys is None:
+            log.warning("shard %s is damaged; its rows are computed again", shard.name)
+            changed[shard.name] = None
+    sound = [(shard.name, one.facts, one.keys) for shard, one in zip(others, read, strict=True) if one.keys]
+    if not sound:
+        return Found(first.done, first.errors, 0, first.kept, changed)
+    keys = pa.concat_tables(table for *_, table in sound)
+    rows = _rows_of(keys, plan)
+    ok = pc.equal(keys["status"], store.OK).to_numpy()
+    counts = rows >= 0
+    counts[counts] &= plan.asked[rows[counts]] & ~first.done[rows[counts]]
+    if retry_failed:
+        counts &= ok
+    counts = _first_of_each(rows, counts, ok)
+    done, kept = first.done.copy(), dict(first.kept)
+    done[rows[counts]] = True
+    ends = np.cumsum([table.num_rows for *_, table in sound])
+    for (name, facts, _), own in zip(sound, np.split(counts, ends[:-1]), strict=True):
+        if own.all():
+            kept[name] = facts
             continue
-        if isinstance(table, UserError):
-            raise table
-        keys = list(zip(table["image_id"].to_pylist(), table["content"].to_pylist(), strict=True))
-        rows = np.array([position.get(key, -1) for key in keys], dtype=np.int64)
-        counts = rows >= 0
-        counts[counts] &= ~done[rows[counts]]
-        if retry_failed:
-            counts &= table["status"].to_numpy(zero_copy_only=False) == store.OK
-        done[rows[counts]] = True
-        if counts.all():
-            continue
-        log.info("shard %s: %d of %d rows no longer count", name, int((~counts).sum()), len(counts))
-        if counts.any():
-            kept[store.shard_name(list(compress(keys, counts)))] = name, counts
-        else:
-            dropped.append(name)
-    # Deletion comes first: a rewritten shard may have the name of a damaged one.
-    for_each(partial(store.delete_shard, folder), dropped)
-    for_each(partial(_rewrite, folder), kept.items(), store.AT_ONCE)
-    return np.flatnonzero(~done)
+        log.info("shard %s: %d of %d rows no longer count", name, int((~own).sum()), len(own))
+        changed[name] = own if own.any() else None
+    return Found(done, first.errors + int((counts & ~ok).sum()), int((rows < 0).sum()), kept, changed)
 
 
-def _inspect_all(folder: str, embedding: Embedding) -> dict[str, pa.Table | UserError | None]:
-    """Maps each finished shard to its rows, to the error raised by reading them, or to None if it is damaged."""
-    _delete_unfinished(folder)
-    names = store.shards(folder)
-    found = list(parallel_map(partial(_inspect, folder, embedding), names, store.AT_ONCE))
-    any_mark = any(marked for marked, _ in found)
-    return {name: table if marked or not any_mark else None for name, (marked, table) in zip(names, found, strict=True)}
+def _rows_of(keys: pa.Table, plan: Plan) -> np.ndarray:
+    """The row of the plan's manifest that each of `keys` belongs to, int64; −1 if none has its id and content."""
+    rows = pc.index_in(keys["image_id"], plan.manifest.ids)
+    same = pc.equal(plan.contents.take(rows), keys["content"])
+    return np.asarray(pc.if_else(pc.fill_null(same, False), rows, -1).to_numpy()).astype(np.int64)
 
 
-def _inspect(folder: str, embedding: Embedding, name: str) -> tuple[bool, pa.Table | UserError | None]:
-    """Whether the shard's metadata has an embedding, and its rows (an error: reading failed; None: damaged)."""
-    content = store.whole(folder, name)
-    if not content:
-        return False, None
-    marked = store.EMBEDDING in (pq.read_schema(pa.BufferReader(content)).metadata or {})
+def _first_of_each(rows: np.ndarray, counts: np.ndarray, ok: np.ndarray) -> np.ndarray:
+    """Which of the `rows` that count come first among those of the same row, descriptors before errors: bool."""
+    order = np.flatnonzero(counts)
+    order = order[np.argsort(~ok[order], kind="stable")]
+    _, first = np.unique(rows[order], return_index=True)
+    found = np.zeros(len(rows), dtype=bool)
+    found[order[first]] = True
+    return found
+
+
+def _read_all(folder: str, embedding: Embedding, shards: list[_Shard], logged: dict[str, Facts]) -> list[_Read]:
+    units = [shards[start : start + _SHARDS_A_TASK] for start in range(0, len(shards), _SHARDS_A_TASK)]
+    by_unit = dict(tasks.spread(_read_unit, units, (folder, embedding)))
+    read = [one for number in range(len(units)) for one in by_unit[number]]
+    if any(one.keys and not one.marked for one in read):
+        unread = logged.keys() - {shard.name for shard in shards}
+        if any(one.marked for one in read) or any(_is_marked(folder, name) for name in sorted(unread)[:1]):
+            return [one if one.marked else _DAMAGED for one in read]
+    return read
+
+
+def _is_marked(folder: str, name: str) -> bool:
+    with files.opened(files.join(folder, f"{name}{SHARD}")) as file:
+        return store.EMBEDDING in (pq.read_schema(file).metadata or {})
+
+
+def _read_unit(shards: list[_Shard], folder: str, embedding: Embedding) -> list[_Read]:
+    unknown = max((shard.size for shard in shards if shard.facts is None), default=1)
+    most = max(1, min(store.AT_ONCE, _BYTES_AT_ONCE // max(1, unknown)))
+    return list(parallel_map(partial(_read, folder, embedding), shards, most))
+
+
+def _read(folder: str, embedding: Embedding, shard: _Shard) -> _Read:
     try:
-        return marked, store.read_shard(folder, name, ["image_id", "content", "status"], embedding, content=content)
-    except UserError as error:
-        return marked, error
+        if shard.facts:
+            table, facts = store.read_shard(folder, shard.name, _KEYS, embedding), shard.facts
+        else:
+            content = finished_shards.Shard(folder, shard.name, {}, shard.size).read()
+            table = store.read_shard(folder, shard.name, embedding=embedding, content=content)
+            facts = store.facts_of(table, content)
+    except store.Damaged:
+        return _DAMAGED
+    if shard.has_statistics and not finished_shards.statistics(folder, shard.name).items() <= facts.items():
+        return _DAMAGED
+    return _Read(facts, table.select(_KEYS), store.EMBEDDING in (table.schema.metadata or {}))
 
 
-def _delete_unfinished(folder: str) -> None:
-    # An interrupted run leaves half-written files, and shards without statistics.
-    whole = {f"{name}{ending}" for name in store.shards(folder) for ending in (".parquet", ".json")}
-    left = (name for name in files.names(folder) if name.startswith("part-") and name not in whole)
-    files.delete_all(files.join(folder, name) for name in left)
+def cleaned(folder: str, found: Found) -> ShardLog:
+    """Removes from the store `folder` all rows that don't count, and what an interrupted run left half-written.
+
+    Returns the log of the shards that remain. No other driver may write the folder.
+    """
+    shard_log = ShardLog(folder, found.kept)
+    strange = (name for name in files.names(folder) if name.startswith("part-") and not is_shard(name))
+    files.delete_all(files.join(folder, name) for name in strange)
+    # Deletion comes first: a rewritten shard may have the name of a damaged one.
+    gone = (name for name, own in found.changed.items() if own is None)
+    files.delete_all(files.join(folder, f"{name}{SHARD}") for name in gone)
+    changes = [(name, own) for name, own in found.changed.items() if own is not None]
+    for _, (name, facts) in tasks.spread(_rewritten, changes, (folder, lease.claims())):
+        shard_log.add(name, facts)
+    shard_log.write()
+    return shard_log
 
 
-def _rewrite(folder: str, change: tuple[str, tuple[str, np.ndarray]]) -> None:
-    """Writes a new shard with the rows of an old one that count, and deletes the old one."""
-    new, (old, counts) = change
+def _rewritten(change: tuple[str, np.ndarray], folder: str, claims: tuple[Any, ...]) -> tuple[str, Facts]:
+    """Writes a new shard with the rows of an old one that count, and deletes the old one. Returns name and facts."""
+    old, counts = change
+    table = store.read_shard(folder, old).filter(pa.array(counts))
+    new = store.shard_name(table["image_id"], table["content"])
     # If the process dies between these two steps, both shards hold the rows, and the next run drops one of the two.
-    store.write_shard(folder, new, store.read_shard(folder, old).filter(pa.array(counts)))
-    store.delete_shard(folder, old)
+    with lease.under(claims):
+        facts = store.write_shard(folder, new, table)
+        store.delete_shard(folder, old)
+    return new, facts

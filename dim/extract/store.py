@@ -4,14 +4,15 @@ Columns: `image_id: string`, `descriptor: fixed_size_list<float32>[D]` (float16 
 row), `status` ("ok" or "error"), `error`, `width`, `height` (of the upright photo, in pixels), `content` (the photo's
 content fingerprint).
 
-A shard is named `part-<hash>.parquet`, after a hash of its image ids and content fingerprints. It is finished once its
-statistics `part-<hash>.json` (rows, errors, bytes, sha256) exist. Its Parquet metadata holds the embedding of its
-descriptors (`extract.embedding.Embedding`), so that readers can refuse a shard that was copied from another store.
+A shard is named `part-<hash>.parquet`, after a hash of its image ids and content fingerprints. Its file is written as a
+whole or not at all, so a shard that exists is finished. Its Parquet metadata holds the embedding of its descriptors
+(`extract.embedding.Embedding`), so that readers can refuse a shard that was copied from another store.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import chain
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -19,12 +20,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dim.errors import UserError
+from dim.extract import finished_shards
 from dim.extract.embedding import Embedding, from_json
-from dim.extract.finished_shards import Shard, belonging
+from dim.extract.finished_shards import SHARD, Shard, belonging, is_shard
 from dim.extract.halves import to_float32
 from dim.extract.identity import of_folder, require_equal
 from dim.io import files, seal, strict_json, tables
+from dim.io.seal import Facts
 from dim.io.storage import parallel_map
+
+Column: TypeAlias = pa.Array | pa.ChunkedArray
 
 OK, ERROR = "ok", "error"
 AT_ONCE = 8  # shards that are read or written at the same time; each has some megabytes
@@ -40,10 +45,12 @@ def schema(dimension: int, dtype: str = "float32") -> pa.Schema:
     return pa.schema([*first, ("width", pixels), ("height", pixels), ("content", text)])
 
 
-def shard_name(rows: Sequence[tuple[str, str]]) -> str:
-    """The name of the shard that holds `rows`, the pairs (image_id, content)."""
-    listed = "\n".join(f"{image_id}\t{content}" for image_id, content in rows)
-    return f"part-{seal.sha256(listed.encode())[:16]}"
+def shard_name(image_ids: Column, contents: Column) -> str:
+    """The name of the shard that holds the rows with these ids and content fingerprints, in this order."""
+    rows = pc.binary_join_element_wise(image_ids, contents, "\t")
+    listed = pa.ListArray.from_arrays(pa.array([0, len(rows)], pa.int32()), _one_array(rows))
+    lines = pc.binary_join(listed, "\n")[0]
+    return f"part-{seal.sha256(lines.as_buffer())[:16]}"
 
 
 def marked(table: pa.Table, embedding: Embedding) -> pa.Table:
@@ -60,50 +67,50 @@ def marked(table: pa.Table, embedding: Embedding) -> pa.Table:
 
 def several_frames(shard: pa.Table) -> int:
     """Counts the photos of `shard` whose files hold several frames or pages. The column `image_id` is needed."""
-    listed = set(json.loads((shard.schema.metadata or {}).get(SEVERAL, b"[]")))
-    return sum(image_id in listed for image_id in shard["image_id"].to_pylist())
+    listed = pa.array(json.loads((shard.schema.metadata or {}).get(SEVERAL, b"[]")), pa.string())
+    return int(pc.sum(pc.is_in(shard["image_id"], listed)).as_py() or 0)
 
 
-def write_shard(folder: str, name: str, table: pa.Table) -> None:
-    """Writes a shard, then its statistics. A shard with statistics counts as finished. `marked` has made `table`."""
+def write_shard(folder: str, name: str, table: pa.Table) -> Facts:
+    """Writes a shard, which `marked` has made, and returns its facts."""
     sink = pa.BufferOutputStream()
     # Compressed descriptors would take 10% fewer bytes, but 1.5 times as long to read. Arrow by default stores a
     # dictionary of a column's values. With it, reading float16 descriptors would take three times as long.
     compression = {name: "zstd" for name in table.column_names if name != "descriptor"}
     pq.write_table(table, sink, compression=compression, write_page_checksum=True, use_dictionary=["status", "error"])
     content = sink.getvalue().to_pybytes()
-    files.write_bytes(files.join(folder, f"{name}.parquet"), content)
-    statistics = {
+    files.write_bytes(files.join(folder, f"{name}{SHARD}"), content)
+    return facts_of(table, content)
+
+
+def facts_of(table: pa.Table, content: bytes) -> Facts:
+    """The facts of the shard `table`, whose file has this content: rows, errors, several_frames, bytes and sha256."""
+    return {
         "rows": table.num_rows,
-        "errors": table["status"].to_pylist().count(ERROR),
+        "errors": error_count(table),
+        "several_frames": several_frames(table),
         "bytes": len(content),
         "sha256": seal.sha256(content),
     }
-    files.write_json(files.join(folder, f"{name}.json"), statistics)
+
+
+def error_count(table: pa.Table) -> int:
+    """Counts the error rows of `table`."""
+    return int(pc.sum(pc.equal(table["status"], ERROR)).as_py() or 0)
 
 
 def delete_shard(folder: str, name: str) -> None:
-    """Deletes a shard. Its statistics are deleted first: an interrupted deletion then leaves an unfinished shard."""
-    files.delete(files.join(folder, f"{name}.json"))
-    files.delete(files.join(folder, f"{name}.parquet"))
+    """Deletes a shard if it exists."""
+    files.delete(files.join(folder, f"{name}{SHARD}"))
 
 
 def shards(folder: str) -> list[str]:
-    """The names of the finished shards in `folder`, sorted."""
-    names = [name for name in files.names(folder) if name.startswith("part-")]
-    described = {name.removesuffix(".json") for name in names if name.endswith(".json")}
-    return sorted(described & {name.removesuffix(".parquet") for name in names if name.endswith(".parquet")})
+    """The names of the shards in `folder`, sorted."""
+    return [name.removesuffix(SHARD) for name in files.names(folder) if is_shard(name)]
 
 
-def whole(folder: str, name: str) -> bytes | None:
-    """The content of the shard's file, or None if the statistics are damaged or give another size or checksum."""
-    content = files.read_bytes(files.join(folder, f"{name}.parquet"))
-    try:
-        statistics = files.read_json(files.join(folder, f"{name}.json"))
-        known = statistics["bytes"], statistics["sha256"]
-    except (UserError, KeyError, TypeError):  # the statistics themselves are damaged
-        return None
-    return content if known == (len(content), seal.sha256(content)) else None
+class Damaged(UserError):
+    """The file of a shard is not what was written."""
 
 
 def read_shard(
@@ -126,7 +133,7 @@ def read_shard(
         table = tables.read_parquet(uri, list({*wanted, "status"}), content)
         table.validate(full=True)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{uri!r} is damaged ({files.reason(error)}); run the same extract.py again") from error
+        raise Damaged(f"{uri!r} is damaged ({files.reason(error)}); {finished_shards.RENEW}") from error
     if wrong := next(_misfits(table, [*wanted, "status"], dimension), None):
         raise UserError(f"{uri!r} is not a shard of these descriptors: its column {wrong}; make this folder again")
     if embedding is not None and (mark := (table.schema.metadata or {}).get(EMBEDDING)):
@@ -198,11 +205,14 @@ def dimension(folder: str, name: str) -> int:
     return int(read_shard(folder, name, ["descriptor"])["descriptor"].type.list_size)
 
 
-def vectors(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
+def vectors(column: Column) -> np.ndarray:
     """Converts a descriptor column without nulls into an array, float32 (N, D)."""
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    if isinstance(array, pa.ChunkedArray):
-        array = array.chunk(0)
+    array = _one_array(column)
     values: np.ndarray = array.flatten().to_numpy(zero_copy_only=False)
     found = to_float32(values) if values.dtype == np.float16 else values.astype(np.float32, copy=False)
     return found.reshape(len(array), array.type.list_size)
+
+
+def _one_array(column: Column) -> pa.Array:
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    return array.chunk(0) if isinstance(array, pa.ChunkedArray) else array

@@ -135,6 +135,14 @@ def _names_of_type(folder: str, kind: pafs.FileType) -> list[str]:
     return sorted(decoded_path(info).rpartition("/")[2] for info in found if info.type == kind)
 
 
+@retried
+def sizes(folder: str) -> dict[str, int]:
+    """The bytes of each file directly in `folder`, by name, from a listing; none if the folder does not exist."""
+    filesystem, path = locate(folder)
+    found = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    return {decoded_path(info).rpartition("/")[2]: info.size for info in found if info.is_file}
+
+
 def opened(uri: str) -> pa.NativeFile:
     """Opens the file at `uri` for reading. Raises OSError if it is missing or not a regular file."""
     filesystem, path = locate(uri)

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 
 import pyarrow.fs as pafs
 
-from dim.errors import JobFailed, UserError
+from dim.errors import InUse, JobFailed, UserError
 from dim.io import files, storage
 
 log = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def under(held_elsewhere: Sequence[Claim]) -> Iterator[None]:
 def held(folder: str, holder: str) -> Iterator[None]:
     """Holds the lease on `folder`, in an object store, within the block. `holder` names this writer to others.
 
-    Raises UserError if another writer has the lease (the message says who), and JobFailed if this writer lost the
+    Raises InUse if another writer has the lease (the message says who), and JobFailed if this writer lost the
     lease.
     """
     lease = _Lease(folder, holder)
@@ -137,7 +137,7 @@ class _Lease:
             raise JobFailed(_lost(self.claim.folder))
 
     def take(self) -> None:
-        """Writes the lease file. Raises UserError if another writer holds the lease."""
+        """Writes the lease file. Raises InUse if another writer holds the lease."""
         for _ in range(TRIES):
             begun = _now()
             files.write_json(self.claim.own, self._content)
@@ -148,22 +148,14 @@ class _Lease:
             holder = _holder(others[0])
             files.delete(self.claim.own)
             time.sleep(random.uniform(0.1, 1.0))
-        raise UserError(f"{self.claim.folder!r} is being written by {holder}; wait for it or stop it")
+        raise _in_use(self.claim.folder, holder)
 
     def _living_others(self) -> list[str]:
         """Returns the lease files of other writers that live, and deletes those of dead writers."""
-        filesystem, path = files.locate(self.claim.folder)
-        found = filesystem.get_file_info(pafs.FileSelector(path))
-        written = {info.base_name: info.mtime_ns for info in found if info.base_name.startswith(PREFIX)}
-        now = written.pop(self.claim.own.rpartition("/")[2])
-        alive = []
-        for name, since in written.items():
-            uri = files.join(self.claim.folder, name)
-            if now - since <= SECONDS * 1e9:
-                alive.append(uri)
-            else:
-                log.info("took over %r from a dead writer, %s", self.claim.folder, _holder(uri))
-                files.delete(uri)
+        alive, dead = _leases(self.claim.folder, self.claim.own)
+        for uri in dead:
+            log.info("took over %r from a dead writer, %s", self.claim.folder, _holder(uri))
+            files.delete(uri)
         return alive
 
     @contextlib.contextmanager
@@ -199,6 +191,36 @@ class _Lease:
         files.write_json(self.claim.own, self._content)
         if not self.lost:  # else another writer may have seen the old file expire before this renewal
             self._until = begun + SECONDS - RENEW_SECONDS
+
+
+def _leases(folder: str, own: str) -> tuple[list[str], list[str]]:
+    """The lease files of other writers in `folder`: those of writers that live, and of dead ones.
+
+    `own` is the URI of a file in `folder` that was just written, whose time is the store's clock.
+    """
+    filesystem, path = files.locate(folder)
+    found = filesystem.get_file_info(pafs.FileSelector(path))
+    written = {info.base_name: info.mtime_ns for info in found}
+    now = written.pop(own.rpartition("/")[2])
+    ages = {files.join(folder, name): now - since for name, since in written.items() if name.startswith(PREFIX)}
+    alive = [uri for uri, age in ages.items() if age <= SECONDS * 1e9]
+    return alive, [uri for uri in ages if uri not in alive]
+
+
+def require_free(folder: str) -> None:
+    """Raises InUse if a writer holds the lease on `folder`. Two processes may call this at the same time."""
+    clock = files.join(folder, f".clock-{uuid.uuid4().hex}")
+    files.write_json(clock, {})
+    try:
+        alive, _ = _leases(folder, clock)
+    finally:
+        files.delete(clock)
+    if alive:
+        raise _in_use(folder, _holder(alive[0]))
+
+
+def _in_use(folder: str, holder: str) -> InUse:
+    return InUse(f"{folder!r} is being written by {holder}; wait for it or stop it")
 
 
 def _holder(uri: str) -> str:

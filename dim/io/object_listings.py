@@ -69,7 +69,11 @@ def _arriving(uris: Sequence[str]) -> Iterator[dict[str, pafs.FileInfo]]:
 
 def worth_listing(uris: Iterable[str]) -> list[str]:
     """The folders worth a listing. Each has at least PAGE of `uris` besides those in deeper folders of the result."""
-    counts = Counter(uri.rpartition("/")[0] for uri in uris)
+    return folders_worth_listing(Counter(uri.rpartition("/")[0] for uri in uris))
+
+
+def folders_worth_listing(counts: Counter[str]) -> list[str]:
+    """Does what `worth_listing` does, for a number of URIs directly in each folder. Changes `counts`."""
     worth = []
     for depth in range(max((folder.count("/") for folder in counts), default=0), _BUCKET - 1, -1):
         for folder in [folder for folder in counts if folder.count("/") == depth]:

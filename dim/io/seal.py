@@ -72,11 +72,17 @@ def _invalid(folder: str, found: Any) -> UserError:
 def require_complete(folder: str, sealed: Seal, job: str) -> None:
     """Raises UserError if a `sealed` file is missing or has another size. `job` is the program that wrote `folder`."""
     found = files.infos([files.join(folder, name) for name in sealed])
-    for (name, facts), info in zip(sealed.items(), found, strict=True):
+    sizes = {name: info.size for name, info in zip(sealed, found, strict=True) if info.is_file}
+    require_sizes(folder, sealed, sizes, job)
+
+
+def require_sizes(folder: str, sealed: Seal, sizes: Mapping[str, int], job: str) -> None:
+    """Does what `require_complete` does, given the sizes of all files that exist."""
+    for name, facts in sealed.items():
         uri = files.join(folder, name)
-        if not info.is_file:
+        if name not in sizes:
             raise UserError(f"no file {uri!r}; {_again(job)}")
-        if facts.get("bytes") not in (None, info.size):
+        if facts.get("bytes") not in (None, sizes[name]):
             raise mismatch(uri, job)
 
 

@@ -101,16 +101,24 @@ def embedded_photos_hint(table: pa.Table) -> str:
 
 
 def require_each_once(asked: Iterable[str], given: Iterable[str], where: str) -> None:
-    """Raises RuntimeError unless `given`, found at `where`, has each id in `asked` exactly once, and no other id."""
-    wanted, counts = set(asked), Counter(given)
+    """Raises RuntimeError unless `given`, found at `where`, has each id in `asked` exactly once, and no other id.
+
+    Both may be Arrow columns.
+    """
+    wanted, counts = _strings(asked).unique(), _strings(given).value_counts()
+    found = counts.field("values")
     wrong = {
-        "lost": wanted - counts.keys(),
-        "more than once": {image_id for image_id, count in counts.items() if count > 1},
-        "never asked for": counts.keys() - wanted,
+        "lost": wanted.filter(pc.invert(pc.is_in(wanted, found))),
+        "more than once": found.filter(pc.greater(counts.field("counts"), 1)),
+        "never asked for": found.filter(pc.invert(pc.is_in(found, wanted))),
     }
-    found = [f"{len(ids)} {fault}, such as {min(ids)!r}" for fault, ids in wrong.items() if ids]
-    if found:
-        raise RuntimeError(f"the rows of {where} are not the {len(wanted)} asked for: {'; '.join(found)}")
+    said = [f"{len(ids)} {fault}, such as {pc.min(ids).as_py()!r}" for fault, ids in wrong.items() if len(ids)]
+    if said:
+        raise RuntimeError(f"the rows of {where} are not the {len(wanted)} asked for: {'; '.join(said)}")
+
+
+def _strings(texts: Iterable[str]) -> pa.Array | pa.ChunkedArray:
+    return texts if isinstance(texts, pa.Array | pa.ChunkedArray) else pa.array(texts, pa.string())
 
 
 @retried

@@ -121,7 +121,7 @@ def photos_of(manifest: Manifest, contents: Contents, source: Source, config: Tr
         boxes=manifest.boxes,
         keys=[
             hashlib.sha256(f"{path}\t{photo}".encode()).hexdigest()[:32]
-            for path, photo in zip(manifest.paths, contents.contents, strict=True)
+            for path, photo in zip(manifest.paths, contents.contents.to_pylist(), strict=True)
         ],
         image_size=source.spec.image_size,
         resize=source.spec.resize,

@@ -131,7 +131,7 @@ def kept_precision(run: str) -> str | None:
 
 def of(manifest: Manifest, contents: Contents, source: Source) -> Inputs:
     """The inputs of a run that begins with the network `source`; `contents` identify the photos of `manifest`."""
-    photos = manifest.table.select(["image_id", "label", "split"]).append_column("content", [contents.contents])
+    photos = manifest.table.select(["image_id", "label", "split"]).append_column("content", contents.contents)
     network = {"weights": source.fingerprint(), **dataclasses.asdict(source.spec)}
     return Inputs(photos.filter(pc.is_valid(photos["split"])), network)
 

@@ -130,3 +130,25 @@ def test_csv_and_parquet_hold_the_same(tmp_path_factory, ids, data):
         found = manifests.read(uri)
         assert found.image_ids.tolist() == ids and found.labels.tolist() == labels
         assert found.paths == [files.join(folder, f"{row}.jpg") for row in range(len(ids))]
+
+
+NAMES = ("a.jpg", "x y/b%20.jpg", "/abs/c.jpg", "s3://b/k", "file:///q%20/x", "ü/é.png", "t.tar#m ü.jpg", "~/x")
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ("photos.csv", "/data/m.csv", "/m.csv", "file:///da%20ta/m.csv", "file:///m.csv", "s3://bucket/x/m.csv"),
+)
+def test_all_paths_are_resolved_as_one_is(uri):
+    table = pa.table({"image_id": pa.chunked_array([NAMES[:3], NAMES[3:]]), "path": NAMES})
+    folder = files.parent(files.absolute(uri))
+    assert manifests.checked(uri, table).paths == [files.join(folder, name) for name in NAMES]
+
+
+@given(st.lists(st.lists(st.sampled_from([None, "a", "b", "c"]))))
+def test_codes_number_the_values_in_the_order_in_which_they_occur(chunks):
+    labels = pa.chunked_array(chunks, pa.string())
+    known = {}
+    expected = [-1 if label is None else known.setdefault(label, len(known)) for label in labels.to_pylist()]
+    found = manifests.Manifest("photos.csv", pa.table({"label": labels})).codes("label")
+    assert found.dtype == "int32" and found.tolist() == expected

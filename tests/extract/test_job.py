@@ -9,8 +9,9 @@ import pyarrow as pa
 import pytest
 from PIL import ExifTags, Image
 
+from dim.data import manifest as manifests
 from dim.errors import UserError
-from dim.extract import store
+from dim.extract import descriptors, store
 from dim.io import files
 from dim.model import devices
 
@@ -137,7 +138,7 @@ def test_a_change_costs_its_own_row(ten, run, rows):
     os.utime(ten.folder / "5.png", (1, 1))
     ten.remove("9")
     ten.add("new.png")
-    assert run(ten).items() >= {"images": 10, "ok": 10, "computed": 3}.items()
+    assert run(ten).items() >= {"images": 10, "ok": 10, "computed": 3, "dropped": 3}.items()
     after = rows()
     assert set(after) == set("012345678") | {"new"}
     assert {name for name in before if after.get(name) != before[name]} == {"2", "5", "9"}
@@ -153,16 +154,41 @@ def test_what_is_damaged_is_found_and_made_again(ten, run, rows, tmp_path):
     run(ten, shard_rows=1)
     before, names = rows(), files.names(str(tmp_path / "out"))
     shards = sorted((tmp_path / "out").glob("part-*.parquet"))
-    shards[0].write_bytes(with_a_bit_flipped(shards[0].read_bytes()))
+    log = files.read_json(str(tmp_path / "out" / "shards.json"))
+    # With another size than in the log, or lost: made again.
+    shards[0].write_bytes(b"")
     shards[1].write_bytes(shards[1].read_bytes()[:-9])
     shards[2].unlink()
-    for shard, statistics in zip(shards[3:6], ("", '{"rows": 1', "[]"), strict=True):
-        shard.with_suffix(".json").write_text(statistics)
-    shards[6].with_suffix(".json").unlink()
+    # The log was not written any more: what is sound is entered, the rest is made again.
+    for shard in shards[3:6]:
+        del log[shard.stem]
+    shards[3].write_bytes(with_a_bit_flipped(shards[3].read_bytes()))
+    log[shards[6].stem] = {"rows": 1}
     shards[7].with_suffix(".parquet.7.tmp").write_bytes(b"PAR1")
-    shards[8].with_name("part-0.parquet").write_bytes(shards[8].read_bytes())  # its statistics never came
-    assert run(ten, shard_rows=1)["computed"] == 7
+    files.write_json(str(tmp_path / "out" / "shards.json"), log)
+    assert run(ten, shard_rows=1)["computed"] == 4
     assert rows() == before and files.names(str(tmp_path / "out")) == names
+    # A bit that flips later is seen by those who read it; they say what to do.
+    shards[8].write_bytes(with_a_bit_flipped(shards[8].read_bytes()))
+    with pytest.raises(UserError, match=r"is damaged .*; delete it, and run the same extract\.py again"):
+        descriptors.read(str(tmp_path / "out"), manifests.read(ten.manifest))
+    shards[8].unlink()
+    assert run(ten, shard_rows=1)["computed"] == 1
+    assert rows() == before
+
+
+@pytest.mark.parametrize("log", [None, "", "[]", '{"part-0": 1'])
+def test_a_store_without_a_log_is_read_once(ten, run, rows, tmp_path, log):
+    run(ten.add("bad.jpg", b"no photo"))
+    before, result = rows(), json.loads((tmp_path / "out" / "result.json").read_text())
+    path = tmp_path / "out" / "shards.json"
+    known = path.read_text()
+    if log is None:
+        path.unlink()
+    else:
+        path.write_text(log)
+    assert run(ten) == result | {"computed": 0, "images_per_second": 0.0}
+    assert rows() == before and path.read_text() == known
 
 
 def test_any_cut_gives_the_same_rows(ten, run, rows):
@@ -255,15 +281,21 @@ def test_photos_outside_the_root_are_refused(ten, run, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
-@pytest.mark.parametrize("changed", [lambda rows: rows.slice(1), lambda rows: rows.take([0, *range(len(rows))])])
-def test_a_row_that_the_pipeline_loses_or_doubles_ends_the_job(ten, run, tmp_path, monkeypatch, changed):
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (lambda rows: rows.slice(1), "10 lost, such as '0'"),
+        (lambda rows: rows.take([0, *range(len(rows))]), "1 more than once, such as '0'"),
+    ],
+)
+def test_a_row_that_the_pipeline_loses_or_doubles_ends_the_job(ten, run, monkeypatch, changed, said):
     from dim.extract import pipeline
 
     whole = pipeline.run
     monkeypatch.setattr(pipeline, "run", lambda *arguments: (changed(rows) for rows in whole(*arguments)))
-    with pytest.raises(RuntimeError, match="are not the 10 asked for: 10 lost, such as '0'"):
+    with pytest.raises(RuntimeError, match=f"are not the 10 asked for: {said}"):
         run(ten, batch_size=16, shard_rows=16)
-    assert not (tmp_path / "out" / "result.json").exists()
+    assert not (ten.folder.parent / "out" / "result.json").exists()
 
 
 def test_a_mistake_of_the_network_ends_in_one_line_and_no_trace(ten, run, tmp_path, monkeypatch):
@@ -286,9 +318,11 @@ def test_a_shard_that_hides_what_made_it_is_made_again(ten, run, rows, tmp_path)
     run(ten)
     folder, before = str(tmp_path / "out"), rows()
     (name, *_) = store.shards(folder)
+    before_bytes = files.sizes(folder)[f"{name}.parquet"]
     table = store.read_shard(folder, name)
     values = pa.FixedSizeListArray.from_arrays(-store.vectors(table["descriptor"]).ravel(), 8)
     table = table.set_column(1, table.schema.field(1), values).replace_schema_metadata(None)
-    store.write_shard(folder, name, table)  # of another network, its metadata dropped by some tool
+    facts = store.write_shard(folder, name, table)  # of another network, its metadata dropped by some tool
+    assert facts["bytes"] != before_bytes
     assert run(ten)["computed"] == len(table)
     assert rows() == before

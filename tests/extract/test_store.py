@@ -1,5 +1,7 @@
 """The store: only intact shards count, and readers name what is wrong with the others."""
 
+import hashlib
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -42,26 +44,39 @@ def manifest_of(*ids):
 
 
 def test_a_shards_name_is_its_rows():
-    rows = [("a", "1"), ("b", "2")]
-    assert store.shard_name(rows) == store.shard_name(list(rows)) != store.shard_name(rows[::-1])
-    assert len({store.shard_name(rows), store.shard_name(rows[:1]), store.shard_name([("a", "1"), ("b", "3")])}) == 3
+    def name(*rows):
+        listed = "\n".join(f"{image_id}\t{content}" for image_id, content in rows)
+        expected = f"part-{hashlib.sha256(listed.encode()).hexdigest()[:16]}"
+        for chunks in ([rows], [rows[:1], rows[1:]]):
+            ids, contents = (
+                pa.chunked_array([[row[column] for row in chunk] for chunk in chunks], pa.string()) for column in (0, 1)
+            )
+            assert store.shard_name(ids, contents) == expected
+        return expected
+
+    a, b = ("a", "1"), ("ü", "2")
+    assert len({name(a, b), name(b, a), name(a), name(a, ("ü", "3"))}) == 4
+    assert name() == "part-e3b0c44298fc1c14"
 
 
-def test_statistics_stand_beside_the_shard(folder, tmp_path):
-    statistics = files.read_json(f"{folder}/part-b.json")
-    assert statistics["rows"] == 2 and statistics["errors"] == 1
-    assert statistics["bytes"] == (tmp_path / "part-b.parquet").stat().st_size
+def test_facts_say_what_is_in_the_shard(tmp_path):
+    table = table_of({"3": [0.0, 1.0], "1": None, "2": [1.0, 0.0]})
+    table = store.marked(table.append_column("several", pa.array([True, None, True])), EMBEDDING)
+    facts = store.write_shard(str(tmp_path), "part-a", table)
+    content = (tmp_path / "part-a.parquet").read_bytes()
+    known = {"rows": 3, "errors": 1, "several_frames": 2}
+    assert facts == known | {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    assert store.facts_of(store.read_shard(str(tmp_path), "part-a"), content) == facts
+
+
+def test_only_shards_are_shards(folder, tmp_path):
+    for name in ("part-c.json", "part-d.parquet.7.tmp", "ids.parquet"):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "part-1-of-2").mkdir()
     assert store.shards(folder) == ["part-a", "part-b"]
-    assert store.whole(folder, "part-a")
-
-
-def test_only_what_is_finished_counts(folder, tmp_path):
-    (tmp_path / "part-a.json").unlink()
-    (tmp_path / "part-c.json").write_text("{}")
-    assert store.shards(folder) == ["part-b"]
     store.delete_shard(folder, "part-b")
     store.delete_shard(folder, "part-b")
-    assert store.shards(folder) == []
+    assert store.shards(folder) == ["part-a"]
 
 
 def test_rows_come_in_the_manifests_order_without_errors(folder):
@@ -85,8 +100,8 @@ def test_a_damaged_shard_is_named(folder, tmp_path):
     start = pq.ParquetFile(path).metadata.row_group(0).column(1).data_page_offset
     for damaged in (whole[:-20], whole[: start + 60] + b"\xff" + whole[start + 61 :]):
         path.write_bytes(damaged)
-        assert not store.whole(folder, "part-a")
-        with pytest.raises(UserError, match=r"part-a\.parquet' is damaged .*; run the same extract\.py again") as error:
+        said = r"part-a\.parquet' is damaged .*; delete it, and run the same extract\.py again"
+        with pytest.raises(store.Damaged, match=said) as error:
             descriptors.read(folder, manifest_of("0"))
         assert "\n" not in str(error.value)
 

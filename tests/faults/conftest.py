@@ -1,6 +1,7 @@
 """A job as a process with its own Ray, watched and killed; only processes of its own session are ever touched."""
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -104,8 +105,8 @@ class Job:
     def shards(self):
         """The finished shards: name → (sha256, time of writing)."""
         return {
-            path.stem: (json.loads(path.read_text())["sha256"], path.stat().st_mtime_ns)
-            for path in self.out.glob("part-*.json")
+            path.stem: (hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_mtime_ns)
+            for path in self.out.glob("part-*.parquet")
         }
 
     def epochs(self):

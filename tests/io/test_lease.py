@@ -16,7 +16,7 @@ import pytest
 
 import dim.train
 from dim.app import output_folder
-from dim.errors import JobFailed, UserError
+from dim.errors import InUse, JobFailed, UserError
 from dim.io import files, lease, local_copies
 from dim.train import job as task
 
@@ -57,6 +57,19 @@ def test_a_second_writer_is_refused_and_told_who_the_first_is(bucket):
     assert not leases(bucket)
     with hold():
         pass
+
+
+def test_who_only_asks_disturbs_nobody(bucket):
+    lease.require_free("s3://bucket")
+    with hold("ann"):
+        for _ in range(2):
+            with pytest.raises(InUse, match="'s3://bucket' is being written by ann; wait for it or stop it"):
+                lease.require_free("s3://bucket")
+        (held,) = bucket.iterdir()
+        past = time.time() - lease.SECONDS - 1
+        os.utime(held, (past, past))
+        lease.require_free("s3://bucket")  # its holder is dead
+    assert not [*bucket.iterdir()]
 
 
 def test_a_lease_is_renewed_as_long_as_its_holder_lives(bucket, quick):

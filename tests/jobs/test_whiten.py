@@ -52,7 +52,7 @@ def write_descriptors(folder: Path, ids: list[str], vectors: np.ndarray, shards:
             },
             schema=schema,
         )
-        store.write_shard(str(folder), store.shard_name([(ids[row], "") for row in rows]), table)
+        store.write_shard(str(folder), store.shard_name(table["image_id"], pa.array([""] * len(rows))), table)
     return str(folder)
 
 

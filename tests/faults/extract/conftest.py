@@ -48,7 +48,7 @@ def expected(photos):
     manifest = manifests.read(str(photos))
     embedder = Embedder(Recipe(spec.resolve("vgg16-gem", image_size=64), "float32"), batch_size=1)
     rows = {}
-    contents = identity.fingerprint_photos(manifest).contents
+    contents = identity.fingerprint_photos(manifest).contents.to_pylist()
     for image_id, path, known in zip(manifest.image_ids, manifest.paths, contents, strict=True):
         photo = decode(Path(path).read_bytes(), 64, "squash")
         rows[image_id] = (embedder.embed([photo.pixels])[0], photo.width, photo.height, known)

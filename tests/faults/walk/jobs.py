@@ -29,6 +29,7 @@ from dim.export.config import ExportConfig
 from dim.export.job import LAYOUTS, export
 from dim.extract import descriptors, pipeline, store
 from dim.extract import job as extraction
+from dim.extract import run as running
 from dim.extract.config import ExtractConfig
 from dim.extract.resources import Resources
 from dim.io import files, tables
@@ -87,7 +88,7 @@ def stand_in():
     ray.nodes = lambda: [{"Alive": True, "Resources": {"CPU": 1}, "Labels": {}}]
     # `dim.mine.job` has taken the name by now.
     mine_folder.__globals__["connected"] = contextlib.nullcontext
-    extraction.resources = lambda *_: Resources(1, 1, 0, 32)
+    running.resources = lambda *_: Resources(1, 1, 0, 32)
     pipeline.run = _embedded
 
 
