@@ -6,8 +6,9 @@ r"""Measure how well descriptors find the photos that show the same object.
         --descriptors s3://bucket/descriptors --out s3://bucket/evaluation
 
 With --model, the job extracts the descriptors first. Give --model or --descriptors twice to compare two. The protocols
-labels (a query's positives share its label), holidays and ukbench use the manifest's labels; oxford, revisited and
-gldv2 use --ground-truth. The output is metrics.json, per_query.parquet and, for labels, classification_report.json; a
+labels (a query's positives share its label), holidays, ukbench and ilias use the manifest's labels; oxford, revisited
+and gldv2 use --ground-truth. With --ranked, the job measures the lists of search.py or of another program, and writes
+no pages. The output is metrics.json, per_query.parquet and, for labels, classification_report.json; a
 comparison adds compared.parquet, with the difference for each query. For the browser, report.html shows all this with
 photos, and map.html places similar photos side by side. With --baseline, the job exits with status 3 if mAP falls by
 more than --max-drop.

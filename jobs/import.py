@@ -4,8 +4,8 @@
     python jobs/import.py oxford5k datasets/oxford5k --out runs/oxford5k
     ray job submit --working-dir . -- python jobs/import.py roxford5k s3://bucket/roxford5k --out s3://bucket/imported
 
-dim/data/benchmarks.py and dim/data/oxford_paris.py describe the layouts. The photos stay in their place; problems.csv
-lists missing and corrupt ones. Then evaluate, for example:
+dim/data/benchmarks.py, dim/data/oxford_paris.py and dim/data/ilias.py describe the layouts. The photos stay in their
+place; problems.csv lists missing and corrupt ones. Then evaluate, for example:
 
     python jobs/evaluate.py --manifest runs/oxford5k/manifest.parquet --model vgg16-gem --protocol oxford \\
         --ground-truth runs/oxford5k/ground_truth.parquet --out runs/oxford5k-gem

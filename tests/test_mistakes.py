@@ -125,6 +125,11 @@ def write_outputs(place):
         file["kernel"] = np.zeros(3)
 
 
+def write_vectors(place):
+    np.save(place / "vectors.npy", 2 * np.eye(12, dtype=np.float32))
+    (place / "ids.txt").write_text("\n".join(IDS))
+
+
 def write_networks(place):
     random = np.random.default_rng(0).bytes(4000)
     for name in ("broken.npz", "broken.weights.h5"):
@@ -190,6 +195,7 @@ def place(tmp_path_factory):
     write_photos_and_tables(place)
     write_outputs(place)
     write_networks(place)
+    write_vectors(place)
     write_first_version(place)
     write_configurations(place)
     write_evaluations(place)
@@ -310,6 +316,14 @@ OF_ONE = {
         "oxford6k empty": "unknown layout 'oxford6k'; did you mean '.*oxford5k'",
         "oxford5k none": "none",
         "oxford5k empty": "empty",
+        "ilias empty": r"no file 'empty/image_ids/image_query_ids\.txt'; SOURCE is the folder of the benchmark",
+        "holidays set --distractors 5m": r"--distractors is for import\.py ilias, not for 'holidays'",
+        "holidays set --normalise": r"--normalise is for import\.py embeddings, not for 'holidays'",
+        "embeddings vectors.npy --ids ids.txt": "needs --name NAME: the network that made them",
+        "embeddings vectors.npy --name x": "'vectors.npy' holds .npy files, which have no ids; give --ids FILE",
+        "embeddings vectors.npy --name x --ids ids.txt": r"row 1 \(id 'a0'\) has the norm 2, not 1; give --normalise",
+        "embeddings vectors.npy --name x --ids photos.txt": "'photos.txt' has .* ids, and 'vectors.npy' 12 rows",
+        "embeddings photos --name x": r"'photos' is or holds neither an \.npy nor a \.parquet file",
     },
     "extract": {
         "--manifest azure.csv": r"row 12 \(image_id 'd2'\): .* unknown scheme 'abfs'; use a",
@@ -387,6 +401,8 @@ OF_ONE = {
     "evaluate": {
         "--memory 8apples": "--memory '8apples' is not a size, such as 512MB or 8GB",
         "--memory 1MB": "--memory '1MB' is too small; give at least 256MiB",
+        "--ranked ranked.parquet": r"--ranked 'ranked\.parquet' holds the results of a search; leave out --descriptors",
+        "--protocol ilias": r"photos\.csv' has no column 'scale'; it has",
         "--baseline killed-evaluation/metrics.json": r"'killed-evaluation' was never finished; run evaluate\.py again",
         "--descriptors a --descriptors b --descriptors c": "give --descriptors DIR or --model X once, or twice",
         "--manifest singles.csv": "has a positive in the database; nothing to measure",

@@ -40,6 +40,8 @@ class TarredPhotos:
         waiting: dict[int, tuple[pa.Table, str | None]] = {}  # tars that came before an earlier one
         number = 0
         with cluster.joined():
+            if not cluster.is_local():
+                cluster.require_shared(self.tars)
             for position, found in spread(_rows_of, units, [self.chosen], stage="importing", unit="tars"):
                 waiting[position] = found
                 while number in waiting:

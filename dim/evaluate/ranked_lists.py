@@ -45,7 +45,7 @@ class RankedLists:
 def read(config: EvaluateConfig, task: RetrievalTask) -> RankedLists:
     """Reads the lists in `config.ranked`, Parquet or CSV with the columns query_id, rank (from 1) and image_id.
 
-    Lists of images that are not queries of `task` are left out.
+    Lists of images that are not queries of `task` are left out. So are listed queries that are not in the database.
 
     Raises:
         UserError: A flag is for descriptors; the table lacks a column; no list is of a query; an image is not in the
@@ -58,11 +58,12 @@ def read(config: EvaluateConfig, task: RetrievalTask) -> RankedLists:
     table = tables.read(uri)
     tables.require_columns(table, COLUMNS, uri)
     queries = _codes(uri, table, "query_id", task.queries.table["image_id"])
-    known = queries >= 0
+    known = queries != NOT_LISTED
     if not known.any():
         raise UserError(f"{uri!r} has no list of a query of {task.queries.uri!r}")
     images = _codes(uri, table, "image_id", task.database.table["image_id"])
-    if len(strange := np.flatnonzero(known & (images < 0))):
+    listed_query = _codes(uri, table, "image_id", task.queries.table["image_id"]) != NOT_LISTED
+    if len(strange := np.flatnonzero(known & (images == NOT_LISTED) & ~listed_query)):
         image_id = quoted(table["image_id"][int(strange[0])].as_py())
         raise UserError(
             f"{uri!r}: row {strange[0] + 1} lists image_id {image_id}, which is not in the database of "
@@ -81,7 +82,7 @@ def read(config: EvaluateConfig, task: RetrievalTask) -> RankedLists:
         query = quoted(task.queries.table["image_id"][int(queries[wrong][0])].as_py())
         raise UserError(f"{uri!r}: the ranks of query {query} are not 1, 2, 3 and so on, each once")
     by_image = np.lexsort((images, queries))
-    again = (np.diff(queries[by_image]) == 0) & (np.diff(images[by_image]) == 0)
+    again = (np.diff(queries[by_image]) == 0) & (np.diff(images[by_image]) == 0) & (images[by_image][1:] != NOT_LISTED)
     if again.any():
         row = by_image[int(np.argmax(again))]
         query, image = (
@@ -89,7 +90,10 @@ def read(config: EvaluateConfig, task: RetrievalTask) -> RankedLists:
             for rows, codes in ((task.queries, queries), (task.database, images))
         )
         raise UserError(f"{uri!r} lists {image} twice for query {query}")
-    return RankedLists(listed, images, np.append(starts, len(images)), embedding)
+    # An index of all descriptors finds other queries, too, which are no part of this database.
+    inside = images != NOT_LISTED
+    starts = np.append(0, np.cumsum(np.add.reduceat(inside, starts, dtype=np.int64)))
+    return RankedLists(listed, images[inside], starts, embedding)
 
 
 def _codes(uri: str, table: pa.Table, name: str, ids: pa.ChunkedArray) -> np.ndarray:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dim.app import output_folder
@@ -26,6 +27,7 @@ from dim.model.spec import Source
 from dim.search import descriptor_folder
 from dim.search.descriptor_folder import DescriptorFolder
 
+_LINES = 2**16  # lines of a text file that are made at a time
 _PART = re.compile(r"((img_emb|metadata)_)?[0-9]{6}\.(npy|parquet)")  # the names of the files that `_parts` writes
 
 
@@ -79,7 +81,7 @@ NETWORKS: dict[str, Callable[[Source], tuple[bytes, int]]] = {"keras": _keras, "
 
 def _descriptors(config: ExportConfig, folder: str) -> dict[str, Any]:
     rows = descriptor_folder.read(folder, hashed=True)
-    if config.format == "npy" and any("\n" in image_id for image_id in rows.ids.to_pylist()):
+    if config.format == "npy" and pc.any(pc.match_substring(rows.ids, "\n")).as_py():
         raise UserError(f"an image_id of {folder!r} has a line break; use --format autofaiss")
     with output_folder.opened(config.out, "export", config, {"descriptors": folder}, rows.embedding.as_json()) as out:
         written = LAYOUTS[config.format](rows, out)
@@ -97,7 +99,9 @@ def npy(rows: DescriptorFolder, out: Output) -> int:
             file.write(block.data)
             written += len(block)
     _require_all(rows, written)
-    files.write_bytes(out.path("names.txt"), "".join(f"{name}\n" for name in rows.ids.to_pylist()).encode())
+    with local_copies.path_to_write(out.path("names.txt")) as path, open(path, "wb") as file:
+        for start in range(0, len(rows), _LINES):
+            file.writelines(f"{name}\n".encode() for name in rows.ids.slice(start, _LINES).to_pylist())
     return 2
 
 

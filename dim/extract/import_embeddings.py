@@ -7,7 +7,7 @@ the shards that are missing.
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -57,13 +57,15 @@ def import_embeddings(config: ImportConfig) -> dict[str, Any]:
     embedding = NamedEmbedding(config.name, found.pieces[0].dimension)
     _require_same(config.out, embedding)
     units = [
-        _Unit(piece, found.ids.slice(start, piece.rows))
+        _Unit(replace(piece, uri=files.absolute(piece.uri)), found.ids.slice(start, piece.rows))
         for piece, start in zip(found.pieces, found.starts, strict=True)
     ]
     inputs = {"source": config.source, "ids": config.ids}
     uris = sorted({piece.uri for piece in found.pieces})
     before = [(info.size, info.mtime_ns) for info in files.infos(uris)]
     with cluster.joined():
+        if not cluster.is_local():
+            cluster.require_shared(uris)
         _require_sound(units, config.normalise)
         with output_folder.opened(config.out, "import", config, inputs, embedding.as_json()) as out:
             shards = _write(units, files.absolute(config.out), embedding, config.normalise)

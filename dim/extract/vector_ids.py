@@ -10,6 +10,7 @@ from dim.errors import UserError, quoted
 from dim.io import files
 
 NAMES = ("image_id", "id", "image_path", "path", "key", "filename", "name")  # usual names of a column of ids
+_COMPARED = 2**18  # sorted ids that are compared at a time
 
 
 def schema_of(uri: str) -> tuple[pa.Schema, int]:
@@ -65,10 +66,10 @@ def require_ids(ids: pa.Array, source: str) -> None:
     empty = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(ids), ""), True)
     if (row := pc.index(empty, True).as_py()) >= 0:
         raise UserError(f"{source!r}: row {row + 1} has no id")
-    if pc.count_distinct(ids).as_py() == len(ids):
-        return
-    order = pc.sort_indices(ids)
-    ordered = ids.take(order)
-    place = pc.index(pc.equal(ordered[1:], ordered[:-1]), True).as_py()
-    one, other = sorted((order[place].as_py() + 1, order[place + 1].as_py() + 1))
-    raise UserError(f"{source!r}: rows {one} and {other} have the same id {quoted(ordered[place].as_py())}")
+    order = pc.sort_indices(ids)  # needs less memory than a hash table of all ids
+    for start in range(0, len(ids) - 1, _COMPARED):
+        block = order[start : start + _COMPARED + 1]
+        ordered = ids.take(block)
+        if (place := pc.index(pc.equal(ordered[1:], ordered[:-1]), True).as_py()) >= 0:
+            one, other = sorted((block[place].as_py() + 1, block[place + 1].as_py() + 1))
+            raise UserError(f"{source!r}: rows {one} and {other} have the same id {quoted(ordered[place].as_py())}")

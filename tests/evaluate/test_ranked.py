@@ -112,3 +112,16 @@ def test_what_does_not_go_with_lists_is_refused(lists, measure, tmp_path):
     with pytest.raises(UserError, match="is not the file that its run"):
         measure()
     assert not (tmp_path / "out").exists()
+
+
+def test_queries_in_a_list_that_are_not_in_the_database_do_not_count(write_manifest, tmp_path):
+    """An index of all descriptors finds the queries as well."""
+    manifest = write_manifest(
+        image_id=["q", "r", "a", "b"], label=["1"] * 3 + ["2"], role=["query"] * 2 + ["database"] * 2
+    )
+    rows = {"query_id": ["q"] * 4 + ["r"], "rank": [1, 2, 3, 4, 1], "image_id": ["q", "r", "b", "a", "r"]}
+    tables.write(str(tmp_path / "lists.csv"), pa.table(rows))
+    config = EvaluateConfig(manifest=manifest, ranked=str(tmp_path / "lists.csv"), out=str(tmp_path / "out"))
+    found = evaluate(config)
+    assert (found["map"], found["n_listed"], found["n_database"]) == (0.125, 0, 2)
+    assert tables.read(str(tmp_path / "out" / "per_query.parquet"))["first_rank"].to_pylist() == [2, None]

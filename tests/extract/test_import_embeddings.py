@@ -9,7 +9,7 @@ from dim.data.config import ImportConfig
 from dim.errors import UserError
 from dim.export.config import ExportConfig
 from dim.export.job import export
-from dim.extract import finished_shards, identity, import_embeddings, store, vector_files
+from dim.extract import finished_shards, identity, import_embeddings, store, vector_files, vector_ids
 from dim.extract.embedding import NamedEmbedding
 from dim.io import files
 from dim.search import descriptor_folder
@@ -27,6 +27,7 @@ def small_blocks(monkeypatch):
     """Blocks of seven rows and pieces of two blocks, so that 50 rows are several shards of several units."""
     monkeypatch.setattr(vector_files, "_MOST_ROWS", 7)
     monkeypatch.setattr(vector_files, "_BLOCKS", 2)
+    monkeypatch.setattr(vector_ids, "_COMPARED", 3)
     monkeypatch.setattr("ray.is_initialized", lambda: False)  # the work is done in this process
 
 
