@@ -17,8 +17,9 @@ from dim.app.tasks import spread
 from dim.search import exact
 from dim.search.exact import Part, on_grid
 
-ROWS = 2**16  # rows of a unit of work, at least; one part may have more
-CELLS = 2**27  # scores that a unit computes, about; a CPU takes some seconds
+# A unit of work has about so many rows, or so few that a small database has about `_UNITS` units, but at least one part.
+# It computes about so many scores, for which a CPU takes some seconds.
+ROWS, _UNITS, CELLS = 2**16, 32, 2**27
 _QUERIES = 512  # queries of a block; the scores of a block, and its rows, take 16 MiB each
 _COLUMNS = 4096  # database rows of a block
 _PAIRS = 2048  # pairs whose scores are computed at a time
@@ -93,7 +94,7 @@ def ranks(
 
 def _counted(queries: np.ndarray, parts: Sequence[Part], tie_order: np.ndarray, pairs: Pairs) -> np.ndarray:
     """The number of rows that come before each pair's row, int64 (P,)."""
-    runs = list(_runs(parts))
+    runs = list(_runs(parts, min(ROWS, len(tie_order) // _UNITS)))
     scores = np.empty(len(pairs))
     order = np.argsort(pairs.rows, kind="stable")
     bounds = np.searchsorted(pairs.rows[order], [run[0].start for run in runs] + [len(tie_order)])
@@ -113,12 +114,12 @@ def _counted(queries: np.ndarray, parts: Sequence[Part], tie_order: np.ndarray, 
     return counts
 
 
-def _runs(parts: Sequence[Part]) -> Iterator[list[Part]]:
-    """Yields the parts in runs of at least `ROWS` rows, but for the last."""
+def _runs(parts: Sequence[Part], rows: int) -> Iterator[list[Part]]:
+    """Yields the parts in runs of at least `rows` rows, but for the last."""
     run: list[Part] = []
     for part in parts:
         run.append(part)
-        if sum(part.size for part in run) >= ROWS:
+        if sum(part.size for part in run) >= rows:
             yield run
             run = []
     if run:
