@@ -17,8 +17,8 @@ from dim.app.tasks import spread
 from dim.search import exact
 from dim.search.exact import Part, on_grid
 
-# A unit of work has about so many rows, or so few that a small database has about `_UNITS` units, but at least one part.
-# It computes about so many scores, for which a CPU takes some seconds.
+# A unit of work has about `ROWS` rows, or fewer if the database has no more than `_UNITS` such units, but at least one
+# part. It computes about `CELLS` scores, for which a CPU takes some seconds.
 ROWS, _UNITS, CELLS = 2**16, 32, 2**27
 _QUERIES = 512  # queries of a block; the scores of a block, and its rows, take 16 MiB each
 _COLUMNS = 4096  # database rows of a block
