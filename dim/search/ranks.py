@@ -37,7 +37,7 @@ class Pairs:
 
 
 @dataclass(frozen=True)
-class _Asked:
+class Asked:
     """A unit of the first pass: the database `parts`, and the pairs whose rows are in them."""
 
     parts: list[Part]
@@ -108,9 +108,9 @@ def _counted(
     bounds = np.searchsorted(pairs.rows[order], [run[0].start for run in runs] + [len(tie_order)])
     places = [order[first:last] for first, last in pairwise(bounds)]
     asked = [
-        _Asked(run, Pairs(pairs.queries[place], pairs.rows[place])) for run, place in zip(runs, places, strict=True)
+        Asked(run, Pairs(pairs.queries[place], pairs.rows[place])) for run, place in zip(runs, places, strict=True)
     ]
-    for unit, found in spread(_scores, asked, [queries], workers=workers):
+    for unit, found in spread(score_pairs, asked, [queries], workers=workers):
         scores[places[unit]] = found
     starts = np.searchsorted(pairs.queries, np.arange(len(queries) + 1))
     wanted = Wanted(starts, scores, tie_order[pairs.rows])
@@ -143,7 +143,7 @@ def _blocks(runs: Sequence[list[Part]], count: int) -> Iterator[Block]:
             yield Block(run, first, min(first + step, count))
 
 
-def _scores(unit: _Asked, queries: np.ndarray) -> np.ndarray:
+def score_pairs(unit: Asked, queries: np.ndarray) -> np.ndarray:
     """The exact scores of the pairs of `unit`, whose rows are ascending, float64 (P,)."""
     pairs, found = unit.pairs, np.empty(len(unit.pairs))
     for part in unit.parts:
