@@ -57,7 +57,7 @@ def judge(
         asked = task.queries.table.take(queries.rows[chunk])
         ids, labels = (asked[name].to_pylist() for name in ("image_id", "label"))
         hits = _hits(task, database, graded, columns, heads)
-        lists = zip(by_query(graded, positions, len(heads)), hits, strict=True)
+        lists = zip(graded.by_query(positions, len(heads)), hits, strict=True)
         for query, (found, near) in enumerate(lists):
             yield result_of(task, chosen, (ids[query], labels[query]), found, near)
 
@@ -138,14 +138,6 @@ def _from_scores(search: Retrieval, of: np.ndarray, columns: np.ndarray) -> tupl
     return positions, heads
 
 
-def by_query(graded: Graded, values: np.ndarray, count: int) -> Iterator[dict[str, np.ndarray]]:
-    """Yields the `values` (P,) of the graded photos of each of `count` queries, by grade."""
-    bounds = np.searchsorted(graded.queries, np.arange(count + 1)).tolist()
-    for first, last in pairwise(bounds):
-        grades, found = graded.grades[first:last], values[first:last]
-        yield {name: found[grades == grade] for grade, name in enumerate(graded.names)}
-
-
 def _hits(
     task: RetrievalTask, database: EvaluatedDatabase, graded: Graded, columns: np.ndarray, heads: list[Head]
 ) -> Iterator[list[Hit]]:
@@ -154,7 +146,7 @@ def _hits(
     of_database = found < len(database.rows)
     rows = pa.array(database.rows[np.where(of_database, found, 0)], mask=~of_database)
     labels = iter(task.database.table["label"].take(rows).to_pylist())  # a distractor has none
-    for (head, scores), judged in zip(heads, by_query(graded, columns, len(heads)), strict=True):
+    for (head, scores), judged in zip(heads, graded.by_query(columns, len(heads)), strict=True):
         near = {grade: of_grade[np.isin(of_grade, head)] for grade, of_grade in judged.items()}
         verdicts = task.protocol.level.verdicts(near)
         yield [

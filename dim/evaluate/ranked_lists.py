@@ -18,7 +18,7 @@ from dim.errors import UserError, quoted
 from dim.evaluate import evaluation
 from dim.evaluate.config import EvaluateConfig
 from dim.evaluate.evaluation import QueryResult
-from dim.evaluate.judging import by_query, result_of
+from dim.evaluate.judging import result_of
 from dim.evaluate.protocols import NOT_LISTED
 from dim.evaluate.task import Graded, RetrievalTask
 from dim.io import files, seal, tables
@@ -122,7 +122,7 @@ def judge(task: RetrievalTask, lists: RankedLists) -> Iterator[QueryResult]:
     """Scores each list under the task's protocol. The results name no hits."""
     chosen = evaluation.informative_metrics(task, _longest(task, lists))
     graded = task.graded(lists.queries)
-    listed = by_query(graded, _positions(task, lists, graded), len(lists.queries))
+    listed = graded.by_query(_positions(task, lists, graded), len(lists.queries))
     asked = task.queries.table.take(lists.queries)
     queries = zip(asked["image_id"].to_pylist(), asked["label"].to_pylist(), strict=True)
     for query, positions in zip(queries, listed, strict=True):

@@ -5,8 +5,10 @@ contains no descriptors. Its tables are arrays, with no Python object for each p
 """
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +37,13 @@ class Graded:
     rows: np.ndarray
     grades: np.ndarray
     names: list[str]
+
+    def by_query(self, values: np.ndarray, count: int) -> Iterator[dict[str, np.ndarray]]:
+        """Yields the `values` (P,) of the pairs of each of the `count` queries, by grade."""
+        bounds = np.searchsorted(self.queries, np.arange(count + 1)).tolist()
+        for first, last in pairwise(bounds):
+            grades, found = self.grades[first:last], values[first:last]
+            yield {name: found[grades == grade] for grade, name in enumerate(self.names)}
 
 
 @dataclass(frozen=True)

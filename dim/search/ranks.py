@@ -17,8 +17,9 @@ from dim.app.tasks import spread
 from dim.search import exact
 from dim.search.exact import Part, on_grid
 
-ROWS = 2**16  # rows of a unit of work, at least; one part may have more
-CELLS = 2**27  # scores that a unit computes, about; a CPU takes some seconds
+# A unit of work has about `ROWS` rows, or fewer if the database has no more than `_UNITS` such units, but at least one
+# part. It computes about `CELLS` scores, for which a CPU takes some seconds.
+ROWS, _UNITS, CELLS = 2**16, 32, 2**27
 _QUERIES = 512  # queries of a block; the scores of a block, and its rows, take 16 MiB each
 _COLUMNS = 4096  # database rows of a block
 _PAIRS = 2048  # pairs whose scores are computed at a time
@@ -36,7 +37,7 @@ class Pairs:
 
 
 @dataclass(frozen=True)
-class _Asked:
+class Asked:
     """A unit of the first pass: the database `parts`, and the pairs whose rows are in them."""
 
     parts: list[Part]
@@ -44,7 +45,7 @@ class _Asked:
 
 
 @dataclass(frozen=True)
-class _Block:
+class Block:
     """A unit of the second pass: the database `parts`, and the queries from `first` to before `last`."""
 
     parts: list[Part]
@@ -56,7 +57,7 @@ class _Block:
 
 
 @dataclass(frozen=True)
-class _Wanted:
+class Wanted:
     """The pairs of query q are from starts[q] to before starts[q + 1]. Their rows have `scores` and `ties`, (P,)."""
 
     starts: np.ndarray
@@ -65,7 +66,13 @@ class _Wanted:
 
 
 def ranks(
-    queries: np.ndarray, parts: Sequence[Part], tie_order: np.ndarray, pairs: Pairs, own: np.ndarray | None = None
+    queries: np.ndarray,
+    parts: Sequence[Part],
+    tie_order: np.ndarray,
+    pairs: Pairs,
+    own: np.ndarray | None = None,
+    *,
+    workers: int | None = None,
 ) -> np.ndarray:
     """The 0-based rank of each pair's row in the list of the pair's query, int64 (P,).
 
@@ -75,15 +82,15 @@ def ranks(
         tie_order: The tie-break order of the database rows, from `exact.tie_order_of`, (N,).
         pairs: The pairs. None has the row that `own` leaves out.
         own: The row that is left out of each query's list, (Q,). −1 leaves no row out.
+        workers: The most units of work that are done at a time. By default, one for each CPU.
     """
-    if own is None:
-        return _counted(queries, parts, tie_order, pairs)
+    own = np.full(len(queries), -1) if own is None else own
     (leaving,) = np.nonzero(own >= 0)
     both = np.concatenate([pairs.queries, leaving])
     order = np.argsort(both, kind="stable")
     counted = np.empty(len(both), np.int64)
     rows = np.concatenate([pairs.rows, own[leaving]])
-    counted[order] = _counted(queries, parts, tie_order, Pairs(both[order], rows[order]))
+    counted[order] = _counted(queries, parts, tie_order, Pairs(both[order], rows[order]), workers)
     place_of_own = np.full(len(queries), len(tie_order))
     place_of_own[leaving] = counted[len(pairs) :]
     counts = counted[: len(pairs)]
@@ -91,49 +98,52 @@ def ranks(
     return found
 
 
-def _counted(queries: np.ndarray, parts: Sequence[Part], tie_order: np.ndarray, pairs: Pairs) -> np.ndarray:
+def _counted(
+    queries: np.ndarray, parts: Sequence[Part], tie_order: np.ndarray, pairs: Pairs, workers: int | None
+) -> np.ndarray:
     """The number of rows that come before each pair's row, int64 (P,)."""
-    runs = list(_runs(parts))
+    runs = list(_runs(parts, min(ROWS, len(tie_order) // _UNITS)))
     scores = np.empty(len(pairs))
     order = np.argsort(pairs.rows, kind="stable")
     bounds = np.searchsorted(pairs.rows[order], [run[0].start for run in runs] + [len(tie_order)])
     places = [order[first:last] for first, last in pairwise(bounds)]
     asked = [
-        _Asked(run, Pairs(pairs.queries[place], pairs.rows[place])) for run, place in zip(runs, places, strict=True)
+        Asked(run, Pairs(pairs.queries[place], pairs.rows[place])) for run, place in zip(runs, places, strict=True)
     ]
-    for unit, found in spread(_scores, asked, [queries]):
+    for unit, found in spread(score_pairs, asked, [queries], workers=workers):
         scores[places[unit]] = found
     starts = np.searchsorted(pairs.queries, np.arange(len(queries) + 1))
-    wanted = _Wanted(starts, scores, tie_order[pairs.rows])
+    wanted = Wanted(starts, scores, tie_order[pairs.rows])
     blocks = list(_blocks(runs, len(queries)))
     counts = np.zeros(len(pairs), np.int64)
-    counted = spread(_before, blocks, [queries, wanted, tie_order], stage="evaluating", size=len, unit="scores")
+    shared = [queries, wanted, tie_order]
+    counted = spread(count_before, blocks, shared, workers=workers, stage="evaluating", size=len, unit="scores")
     for unit, found in counted:
         counts[starts[blocks[unit].first] : starts[blocks[unit].last]] += found
     return counts
 
 
-def _runs(parts: Sequence[Part]) -> Iterator[list[Part]]:
-    """Yields the parts in runs of at least `ROWS` rows, but for the last."""
+def _runs(parts: Sequence[Part], rows: int) -> Iterator[list[Part]]:
+    """Yields the parts in runs of at least `rows` rows, but for the last."""
     run: list[Part] = []
     for part in parts:
         run.append(part)
-        if sum(part.size for part in run) >= ROWS:
+        if sum(part.size for part in run) >= rows:
             yield run
             run = []
     if run:
         yield run
 
 
-def _blocks(runs: Sequence[list[Part]], count: int) -> Iterator[_Block]:
+def _blocks(runs: Sequence[list[Part]], count: int) -> Iterator[Block]:
     """Yields the units of the second pass for `count` queries."""
     for run in runs:
         step = max(_QUERIES, CELLS // sum(part.size for part in run))
         for first in range(0, count, step):
-            yield _Block(run, first, min(first + step, count))
+            yield Block(run, first, min(first + step, count))
 
 
-def _scores(unit: _Asked, queries: np.ndarray) -> np.ndarray:
+def score_pairs(unit: Asked, queries: np.ndarray) -> np.ndarray:
     """The exact scores of the pairs of `unit`, whose rows are ascending, float64 (P,)."""
     pairs, found = unit.pairs, np.empty(len(unit.pairs))
     for part in unit.parts:
@@ -148,7 +158,7 @@ def _scores(unit: _Asked, queries: np.ndarray) -> np.ndarray:
     return found
 
 
-def _before(unit: _Block, queries: np.ndarray, wanted: _Wanted, tie_order: np.ndarray) -> np.ndarray:
+def count_before(unit: Block, queries: np.ndarray, wanted: Wanted, tie_order: np.ndarray) -> np.ndarray:
     """How many rows of the unit's parts come before the row of each pair of the unit's queries, int64."""
     starts = wanted.starts
     offset = starts[unit.first]
@@ -160,14 +170,8 @@ def _before(unit: _Block, queries: np.ndarray, wanted: _Wanted, tie_order: np.nd
             order = tie_order[part.start + start :][: block.shape[1]]
             for first in range(unit.first, unit.last, _QUERIES):
                 last = min(first + _QUERIES, unit.last)
-                for query, row in enumerate(products(queries[first:last], block), start=first):
+                for query, row in enumerate(on_grid(queries[first:last]) @ block, start=first):
                     own = slice(starts[query], starts[query + 1])
                     found = exact.before(row, order, wanted.scores[own], wanted.ties[own])
                     counts[own.start - offset : own.stop - offset] += found
     return counts
-
-
-def products(queries: np.ndarray, block: np.ndarray) -> np.ndarray:
-    """The exact scores of `queries` (q, D) for the columns of `block` (D, n), which are on the grid: float64 (q, n)."""
-    scores: np.ndarray = on_grid(queries) @ block
-    return scores

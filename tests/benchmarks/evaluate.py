@@ -6,7 +6,7 @@ Descriptors of 512 values in float16 are stored as extract.py stores them: ten p
 Each number of queries is evaluated by jobs/evaluate.py in a process of its own, whose memory (PSS) is looked at all the
 time. Where the scores fit, the same mAP is computed from the same rows in memory by tests/benchmarks/mean_ap.py, with
 NumPy or, in the Python that DIM_TORCH names, with torchmetrics and pytorch-metric-learning. Prints one JSON line;
-`ratio` is the time of each of them over that of the job.
+`ratio` is the CPU time of each of them over that of the whole job, which also starts Python and reads files.
 """
 
 import argparse
@@ -121,7 +121,8 @@ def main() -> None:
             if queries >= 1000 and queries * arguments.rows <= MOST_SCORES:
                 found["peers"] = peers(folder, labels, queries)
                 found["ratio"] = {
-                    library: round(peer["seconds"] / found["seconds"], 1) for library, peer in found["peers"].items()
+                    library: round(peer["cpu_seconds"] / found["cpu_seconds"], 1)
+                    for library, peer in found["peers"].items()
                 }
     print(json.dumps(result))
 
