@@ -12,6 +12,10 @@ each listed with the highest score first:
     duplicate  two photos are nearly the same; the score is their cosine
     far        the photo is less similar to its label than two random photos to each other; the score is the difference
 
+An exact audit compares all photos with each other and with all labels. For more than about 100,000 photos, let an index
+propose the neighbours (--candidates PCA128,HNSW32_SQ8): ten times the photos then take little more than ten times the
+work. A wrong label is missed if none of the photo's ten proposed neighbours has the right one.
+
 The audit changes nothing: look at the suspects and correct the manifest. A corrected label needs no new descriptors. To
 keep uncorrected suspects out of the triplets, give --max-similarity to train.py and mine.py.
 """

@@ -10,7 +10,7 @@ import dim
 DIM = Path(dim.__file__).parent
 # Lowest first. A job puts the parts of its package and its page together, so it stands above the pages.
 LAYERS = [
-    "errors", "io", "app", "data", "model", "extract", "whiten", "search", "mine", "evaluate", "train", "audit",
+    "errors", "io", "app", "data", "model", "extract", "search", "whiten", "mine", "evaluate", "train", "audit",
     "nightly.config", "nightly.history", "report", "search.job", "evaluate.job", "train.job", "audit.job", "export",
     "nightly",
 ]  # fmt: skip

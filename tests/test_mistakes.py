@@ -349,6 +349,7 @@ OF_ONE = {
         "--out trained": r"holds the output of train\.py",
     },
     "whiten": {
+        "--memory 8XB": "--memory '8XB' is not a size, such as 512MB or 8GB",
         "--dimension 9": "allow a whitening to 1 to 5 dimensions, .*, not to 9",
         "--power 2": "--power must be from 0 to 1, not 2.0",
         "--kind learned --manifest singles.csv": "has two",

@@ -66,7 +66,8 @@ def _nearest_in(
     rows, likeness = _nothing(asking)
     for part in unit:
         own = labels[part.start : part.start + part.size]
-        asked = np.flatnonzero(np.isin(own, asking.labels))
+        place = np.minimum(np.searchsorted(asking.labels, own), len(asking.labels) - 1)
+        asked = np.flatnonzero(asking.labels[place] == own)
         if not len(asked):
             continue
         asked = asked[np.argsort(own[asked], kind="stable")]

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from dim.app import memory
 from dim.app.config import flag_name, option
+from dim.app.memory import MemoryOptions
 from dim.errors import UserError
 from dim.extract.config import Extraction, Split
 
@@ -11,7 +13,7 @@ POWER = 0.25  # the default of --power: the PCA divides each direction by its ei
 
 
 @dataclass(frozen=True, kw_only=True)
-class WhitenConfig(Extraction):
+class WhitenConfig(MemoryOptions, Extraction):
     """The flags of `jobs/whiten.py`. Raises UserError if a value is out of range or if flags don't fit each other.
 
     The flags about the network and the machine, which `Extraction` adds, have an effect only if `model` is given.
@@ -46,6 +48,8 @@ class WhitenConfig(Extraction):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.memory is not None:
+            memory.parsed(self.memory)
         if (self.descriptors is None) == (self.model is None):
             raise UserError("give --descriptors DIR for a whitening file, or --model X for a model with a whitening")
         for name, kind in (("power", "pca"), ("shrinkage", "learned")):

@@ -1,4 +1,4 @@
-"""Computes, in Ray tasks, the sums from which a whitening is fitted.
+"""Computes, in tasks, the sums from which a whitening is fitted.
 
 `sum_moments` and `sum_pairs` divide the shards of a folder of descriptors among tasks, which return sums over the rows.
 `sum_regions` sends the photos of a manifest through the network, as an extraction does. Tasks sum R-MAC's regions block
@@ -13,7 +13,7 @@ differences is
     S = 1/n Σ_l 1/(n_l − 1) Σ_{i≠j in l} (x_i − x_j)(x_i − x_j)ᵀ = 1/n Σ_l 2/(n_l − 1) (n_l Σ_i x_i x_iᵀ − s_l s_lᵀ).
 
 If each label has few images, the sums s_l together need memory of the same order as the descriptors. So the labels are
-split into parts, and one task per part completes the sums s_l.
+divided into slices that fit into memory, and the descriptors are read once for each slice.
 """
 
 import functools
@@ -24,25 +24,22 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import ray
 
-from dim.app import worker_placement
-from dim.app.progress import with_progress
+from dim.app.tasks import spread
 from dim.data.manifest import Manifest
 from dim.errors import UserError
-from dim.extract import descriptors, pipeline, store
+from dim.extract import pipeline, store
 from dim.extract.embedder import Forward, Recipe, set_up_tensorflow
-from dim.extract.finished_shards import Shard, belonging
 from dim.extract.resources import Resources
+from dim.search import descriptor_folder
+from dim.search.descriptor_folder import DescriptorFolder
+from dim.search.exact import Part
 from dim.whiten import fit
 from dim.whiten.fit import Moments
 
-TASKS = 64  # the shards are divided among at most so many tasks; each returns one or two K × K matrices
-SHARDS_PER_NEW_CPU = 16  # the shards (some seconds of work) that a task must have to justify starting a CPU
-LABELS_IN_A_PART = 16384
+UNIT_ROWS = 16384  # least rows of a unit of work, but for the last
 REGIONS_IN_A_BLOCK = 8192
-UNUSED = -1  # stands for the label or the position of a row that is not summed
+UNUSED = -1  # stands for the label of a row that is not summed
 
 log = logging.getLogger(__name__)
 
@@ -50,137 +47,111 @@ log = logging.getLogger(__name__)
 def sum_moments(folder: str, manifest: Manifest) -> Moments:
     """Returns the moments of the descriptors of all rows of the manifest whose photo could be decoded.
 
-    `folder` is an absolute path. Raises UserError if the folder lacks a row of the manifest.
+    Raises UserError if the folder lacks a row of the manifest.
     """
-    decoded = _decoded(folder, manifest)
-    tasks = _by_shards(_moments, folder, manifest, np.where(decoded, 0, UNUSED))
-    parts = with_progress(tasks, lambda _: 1, "summing", len(tasks), "parts")
-    total: Moments = functools.reduce(Moments.merge, map(ray.get, parts))
-    _require_all(total, decoded, folder)
+    rows = _read(folder, manifest)
+    total: Moments = functools.reduce(Moments.merge, _by_units(_moments, rows, np.zeros(len(rows), np.int32)))
     return total
 
 
-def sum_pairs(folder: str, manifest: Manifest) -> tuple[Moments, Moments]:
+def sum_pairs(folder: str, manifest: Manifest, share: int = 2**30) -> tuple[Moments, Moments]:
     """Returns the moments of the queries, and the moments of the differences of matching pairs.
 
     The covariance of the differences is S (see the module's docstring), and their mean is zero. Their `count` is
-    their degrees of freedom: the number of queries minus the number of labels that queries have. Raises UserError if
-    `folder` lacks a row of the manifest, or if no label has two descriptors.
+    their degrees of freedom: the number of queries minus the number of labels that queries have. `share` is the number
+    of bytes that the sums of a slice of labels may take. Raises UserError if `folder` lacks a row of the manifest, or
+    if no label has two descriptors.
     """
-    labelled = _decoded(folder, manifest) & manifest.table["label"].is_valid().to_numpy()
-    _, codes, counts = np.unique(manifest.labels[labelled].astype(str), return_inverse=True, return_counts=True)
+    rows = _read(folder, manifest)
+    labels = manifest.table["label"].take(pa.array(rows.rows)).combine_chunks().dictionary_encode()
+    codes = labels.indices.fill_null(UNUSED).to_numpy()
+    counts = np.bincount(codes[codes != UNUSED])
     if counts.max(initial=0) < 2:
         raise UserError(
             f"no label in {manifest.uri!r} has two images among the {len(manifest)} rows asked for; "
             "learned whitening needs matching pairs, use --kind pca"
         )
-    label_of = np.full(len(manifest), UNUSED)
-    label_of[labelled] = np.where(counts[codes] > 1, codes, UNUSED)
-
-    tasks = _by_shards(_pair_sums, folder, manifest, label_of, counts, returns=2 + _part_count(counts))
-    totals, squares, *parts = zip(*tasks, strict=True)
-    label_squares = [ray.remote(_label_squares).remote(counts, *pieces) for pieces in parts]
-    total = functools.reduce(Moments.merge, map(ray.get, totals))
-    _require_all(total, label_of != UNUSED, folder)
-    covariance = (sum(map(ray.get, squares)) - sum(map(ray.get, label_squares))) / total.count
+    label_of = np.where((codes != UNUSED) & (counts[codes] > 1), codes, UNUSED)
+    found = _by_units(_pair_sums, rows, label_of, counts)
+    total, squares = functools.reduce(lambda one, other: (one[0].merge(other[0]), one[1] + other[1]), found)
     count = total.count - int((counts > 1).sum())
+    covariance = (squares - _label_squares(rows, label_of, counts, share)) / total.count
     return total, Moments(count, np.zeros_like(total.mean), covariance * count)
 
 
-def _by_shards(
-    task: Callable[..., Any], folder: str, manifest: Manifest, *arguments: np.ndarray, returns: int = 1
-) -> list[Any]:
-    """Starts tasks that call task(folder, shards, ids of the manifest, *arguments), each for some of the shards."""
-    shards = belonging(folder)
-    remote = ray.remote(task).options(num_returns=returns)
-    shared = [ray.put(value) for value in (manifest.table["image_id"].combine_chunks(), *arguments)]
-    tasks = min(TASKS, worker_placement.task_count(len(shards), SHARDS_PER_NEW_CPU))
-    return [remote.remote(folder, shards[start::tasks], *shared) for start in range(tasks)]
+def _read(folder: str, manifest: Manifest) -> DescriptorFolder:
+    rows = descriptor_folder.read(folder, None, manifest, hashed=True)
+    log.info("learning from %d descriptors; %d images have none", len(rows), len(rows.errors))
+    return rows
 
 
-def _decoded(folder: str, manifest: Manifest) -> np.ndarray:
-    """Returns which rows of the manifest have a descriptor, bool (N,). Raises UserError if `folder` lacks a row."""
-    present, decoded = np.zeros((2, len(manifest)), dtype=bool)
-    for rows, ok in map(ray.get, _by_shards(_found_rows, folder, manifest)):
-        present[rows] = True
-        decoded[rows] = ok
-    descriptors.require_present(present, folder, manifest)
-    log.info("learning from %d descriptors; %d images have none", decoded.sum(), (~decoded).sum())
-    return decoded
+def _by_units(task: Callable[..., Any], rows: DescriptorFolder, *shared: Any) -> Iterator[Any]:
+    """Yields task(parts, *shared) for the parts of each unit, in order, so that sums are added in the same order."""
+    units: list[list[Part]] = [[]]
+    for part in rows.parts:
+        if sum(one.size for one in units[-1]) >= UNIT_ROWS:
+            units.append([])
+        units[-1].append(part)
+    early, place = {}, 0
+    for position, result in spread(task, units, shared, stage="summing"):
+        early[position] = result
+        while place in early:
+            yield early.pop(place)
+            place += 1
 
 
-def _positions(table: pa.Table, ids: pa.Array) -> np.ndarray:
-    """Returns, for each row of the table, the position of its image_id in `ids`, or UNUSED if `ids` lacks it."""
-    return np.asarray(pc.index_in(table["image_id"], value_set=ids).fill_null(UNUSED).to_numpy())
-
-
-def _found_rows(folder: str, shards: list[Shard], ids: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """Returns, for each row of the shards that is in `ids`, its position there and whether it has a descriptor."""
-    parts = store.read_shards(folder, ["image_id", "status"], shards)
-    table = pa.concat_tables(part for _, part in parts)
-    rows = _positions(table, ids)
-    ok = pc.equal(table["status"], store.OK).to_numpy()
-    return rows[rows != UNUSED], ok[rows != UNUSED]
-
-
-def _blocks(
-    folder: str, shards: list[Shard], ids: pa.Array, label_of: np.ndarray
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields the labels (n,) and float64 descriptors (n, K) of each shard, without the rows whose label is UNUSED."""
-    for _, table in store.read_shards(folder, ["image_id", "descriptor"], shards, hashed=True):
-        rows = _positions(table, ids)
-        labels = np.where(rows == UNUSED, UNUSED, label_of[rows])
+def _blocks(parts: list[Part], label_of: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields the labels (n,) and float64 descriptors (n, K) of each part, without the rows whose label is UNUSED."""
+    for part in parts:
+        labels = label_of[part.start : part.start + part.size]
         used = labels != UNUSED
-        yield labels[used], store.vectors(table["descriptor"].filter(pa.array(used))).astype(np.float64)
+        yield labels[used], part.load()[used].astype(np.float64)
 
 
-def _moments(folder: str, shards: list[Shard], ids: pa.Array, label_of: np.ndarray) -> Moments:
-    blocks = _blocks(folder, shards, ids, label_of)
-    return functools.reduce(Moments.merge, (fit.moments_of(vectors) for _, vectors in blocks))
+def _moments(parts: list[Part], label_of: np.ndarray) -> Moments:
+    return functools.reduce(Moments.merge, (fit.moments_of(vectors) for _, vectors in _blocks(parts, label_of)))
 
 
-def _pair_sums(folder: str, shards: list[Shard], ids: pa.Array, label_of: np.ndarray, counts: np.ndarray) -> list[Any]:
-    """Returns the moments of the shards' rows x, the sum of 2 n_l/(n_l − 1) x xᵀ, and one pair of arrays per part.
-
-    A pair holds the labels of the part that each shard has, and for each label the sum of its rows in this shard.
-    """
-    totals, squares, found = [], [], []
-    for labels, vectors in _blocks(folder, shards, ids, label_of):
+def _pair_sums(parts: list[Part], label_of: np.ndarray, counts: np.ndarray) -> tuple[Moments, np.ndarray]:
+    """Returns the moments of the rows x of the parts, and the sum of 2 n_l/(n_l − 1) x xᵀ."""
+    totals, squares = [], []
+    for labels, vectors in _blocks(parts, label_of):
         totals.append(fit.moments_of(vectors))
         squares.append(_weighted_squares(vectors, 2 * counts[labels] / (counts[labels] - 1)))
-        found.append(_sums_by_label(labels, vectors))
-    labels, sums = map(np.concatenate, zip(*found, strict=True))
-    part_of = labels // LABELS_IN_A_PART
-    parts = [(labels[part_of == part], sums[part_of == part]) for part in range(_part_count(counts))]
-    return [functools.reduce(Moments.merge, totals), sum(squares), *parts]
+    return functools.reduce(Moments.merge, totals), functools.reduce(np.add, squares)
 
 
-def _part_count(counts: np.ndarray) -> int:
-    return -(-len(counts) // LABELS_IN_A_PART)
+def _label_squares(rows: DescriptorFolder, label_of: np.ndarray, counts: np.ndarray, share: int) -> np.ndarray:
+    """Returns Σ 2/(n_l − 1) s_l s_lᵀ over the labels l."""
+    dimension = rows.parts[0].load().shape[1]
+    step = max(1, share // (8 * dimension))
+    total = np.zeros((dimension, dimension))
+    for first in range(0, len(counts), step):
+        several = np.maximum(counts[first : first + step], 2)  # the sum is zero if a label has one image
+        sums = np.zeros((len(several), dimension))
+        inside = (label_of >= first) & (label_of < first + step)
+        for found in _by_units(_sums_by_label, rows, np.where(inside, label_of - first, UNUSED)):
+            for labels, part in found:
+                sums[labels] += part
+        total += _weighted_squares(sums, 2 / (several - 1))
+    return total
 
 
-def _label_squares(counts: np.ndarray, *pieces: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """Returns Σ 2/(n_l − 1) s_l s_lᵀ over the labels l of a part. `pieces` are the part's pairs from `_pair_sums`."""
-    labels, sums = _sums_by_label(*map(np.concatenate, zip(*pieces, strict=True)))
-    return _weighted_squares(sums, 2 / (counts[labels] - 1))
-
-
-def _sums_by_label(labels: np.ndarray, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the distinct labels (m,), and for each of them the sum of its vectors, (m, K)."""
-    order = np.argsort(labels, kind="stable")
-    present, starts = np.unique(labels[order], return_index=True)
-    return present, np.add.reduceat(vectors[order], starts, axis=0)
+def _sums_by_label(parts: list[Part], label_of: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Returns for each part its distinct labels (m,), and for each of them the sum of its vectors, (m, K)."""
+    found = []
+    for labels, vectors in _blocks(parts, label_of):
+        order = np.argsort(labels, kind="stable")
+        present, starts = np.unique(labels[order], return_index=True)
+        if len(present):
+            found.append((present, np.add.reduceat(vectors[order], starts, axis=0)))
+    return found
 
 
 def _weighted_squares(vectors: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Returns Σ_i w_i x_i x_iᵀ (K, K) for the vectors x_i (n, K) and their weights w_i (n,)."""
     total: np.ndarray = (vectors * weights[:, None]).T @ vectors
     return total
-
-
-def _require_all(total: Moments, used: np.ndarray, folder: str) -> None:
-    if total.count != used.sum():
-        raise RuntimeError(f"{folder!r}: {total.count} descriptors were summed, not {used.sum()}")
 
 
 def sum_regions(manifest: Manifest, recipe: Recipe, machine: Resources) -> Moments:

@@ -46,9 +46,10 @@ def _into_file(config: WhitenConfig, folder: str, chosen: Manifest) -> dict[str,
     if files.is_folder(config.out):
         raise UserError(f"--out {config.out!r} is a folder; name a file in it, such as whitening.npz")
     embedding = identity.of_folder(folder).as_json()
-    with cluster.connected():
-        # A task of Ray runs in another working folder than this process, so it needs an absolute path.
-        whitening = _of_descriptors(config, files.absolute(folder), chosen, embedding)
+    with cluster.joined():
+        if not cluster.is_local():
+            cluster.require_shared([folder])
+        whitening = _of_descriptors(config, folder, chosen, embedding)
     files.make_folder(files.parent(config.out))
     local_copies.sweep(files.parent(config.out), files.name(config.out))
     whitening.save(config.out)
@@ -109,7 +110,7 @@ def _of_descriptors(
 ) -> Whitening:
     if config.kind == "pca":
         return _pca(config, sum_moments(folder, chosen), embedding)
-    queries, differences = sum_pairs(folder, chosen)
+    queries, differences = sum_pairs(folder, chosen, config.budget.share)
     return fit_learned(
         queries, differences, config.dimension, _learned_on(config), embedding, shrinkage=config.shrinkage
     )

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from dim.app import tasks
 from dim.audit import photos, suspects
 from dim.audit.config import AuditConfig
 from dim.audit.job import audit
@@ -101,6 +102,17 @@ def test_workers_memory_and_an_exhaustive_index_make_no_difference(place, tmp_pa
     monkeypatch.setattr(photos, "UNIT_ROWS", 5)
     again = dataclasses.replace(place, out=str(tmp_path / "again"), **changes)
     assert audit(again) == result
+    first, second = (pq.read_table(tmp_path / name / "suspects.parquet") for name in ("out", "again"))
+    assert second.equals(first)
+
+
+@pytest.mark.parametrize("factory", [None, "IVF2,SQ8"])
+def test_tasks_of_ray_find_what_threads_find(ray_session, place, tmp_path, factory, monkeypatch):
+    monkeypatch.setattr(photos, "UNIT_ROWS", 20)
+    config = dataclasses.replace(place, candidates=factory)
+    result = audit(config)
+    monkeypatch.setattr(tasks, "_by_tasks", tasks._by_threads)
+    assert audit(dataclasses.replace(config, out=str(tmp_path / "again"))) == result
     first, second = (pq.read_table(tmp_path / name / "suspects.parquet") for name in ("out", "again"))
     assert second.equals(first)
 

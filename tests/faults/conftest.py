@@ -26,6 +26,7 @@ NAMES = {
     "network": r"^ray::MapWorker\(MapBatches\(Network\)\)",
     "network at work": r"^ray::MapWorker\(MapBatches\(Network\)\)\.submit",
     "worker": r"^ray::RayTrainWorker",
+    "task": r"^ray::(?!IDLE|\w*Agent)\w+ *$",  # of `dim.app.tasks.spread`
 }
 
 
@@ -45,9 +46,12 @@ def pytest_collection_modifyitems(config, items):
 
 
 class Job:
-    """A job in a session of its own, on its own Ray or on that at `address`."""
+    """A job in a session of its own, on its own Ray or on that at `address`.
 
-    def __init__(self, name, out, *flags, decode_seconds=0.0, write_seconds=0.0, address=None):
+    With `task_seconds`, its own Ray runs even if the job would work in threads, and each task takes so much longer.
+    """
+
+    def __init__(self, name, out, *flags, decode_seconds=0.0, write_seconds=0.0, task_seconds=None, address=None):
         self.out = Path(str(out).removeprefix("file://"))
         environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {
             "PYTHONPATH": os.pathsep.join(map(str, (HOOKS, REPOSITORY))),
@@ -56,7 +60,8 @@ class Job:
         }
         if address:
             environment |= {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "disabled"}
-        command = [sys.executable, f"jobs/{name}.py", "--out", out, *flags]
+        slowly = () if task_seconds is None else (Path(__file__).with_name("on_ray.py"), task_seconds)
+        command = [sys.executable, *slowly, f"jobs/{name}.py", "--out", out, *flags]
         self.began = time.time()
         self.errors = open(f"{self.out}.stderr", "w+")  # noqa: SIM115
         self.process = subprocess.Popen(
@@ -114,11 +119,11 @@ class Job:
         return sorted(int(path.stem.removeprefix("epoch-")) for path in self.out.glob("checkpoints/epoch-*.json"))
 
     def begins(self):
-        """Waits until the job writes; False where Ray gave up its own start, for which it allows 30 s, as it may when
-        the machine is loaded.
+        """Waits until the job writes, or computes in tasks; False where Ray gave up its own start, for which it allows
+        30 s, as it may when the machine is loaded.
         """
         record = self.out / "run.json"
-        if self.until(lambda: record.exists() and record.stat().st_mtime > self.began):
+        if self.until(lambda: (record.exists() and record.stat().st_mtime > self.began) or self.pids("task")):
             return True
         return "timed out during startup" not in self.said()
 

@@ -9,15 +9,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from dim.app import tasks
 from dim.data import manifest as manifests
 from dim.errors import UserError
 from dim.extract import store
 from dim.extract.embedding import NetworkEmbedding, from_json
 from dim.io import files
 from dim.model import whitening
-from dim.whiten import fit
+from dim.whiten import distributed_sums, fit
 from dim.whiten.config import WhitenConfig
-from dim.whiten.distributed_sums import LABELS_IN_A_PART, sum_moments, sum_pairs
+from dim.whiten.distributed_sums import sum_moments, sum_pairs
 from dim.whiten.fit import Moments, fit_learned, fit_pca
 from dim.whiten.job import whiten
 
@@ -125,6 +126,24 @@ def test_learned_over_shards_is_that_of_all_pairs(ray_session, photos):
 
 
 @pytest.mark.parametrize("kind", ["pca", "learned"])
+def test_slices_of_labels_and_workers_make_no_difference(photos, monkeypatch, kind):
+    monkeypatch.setattr(distributed_sums, "UNIT_ROWS", 5)
+    table = manifests.read(photos.manifest)
+    found = []
+    for cpus, share in ((1, 2**30), (2, 8 * 8 * 4), (7, 1)):
+        monkeypatch.setattr(tasks.os, "cpu_count", lambda cpus=cpus: cpus)
+        moments = (
+            [sum_moments(photos.descriptors, table)] if kind == "pca" else sum_pairs(photos.descriptors, table, share)
+        )
+        found.append(moments)
+    for other in found[1:]:
+        for one, again in zip(found[0], other, strict=True):
+            assert again.count == one.count
+            np.testing.assert_allclose(again.mean, one.mean, rtol=1e-14)
+            np.testing.assert_allclose(again.scatter, one.scatter, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["pca", "learned"])
 def test_one_shard_and_fifty_give_the_same_whitening(ray_session, tmp_path, kind):
     found = []
     for shards in (1, 50):
@@ -135,14 +154,15 @@ def test_one_shard_and_fifty_give_the_same_whitening(ray_session, tmp_path, kind
     np.testing.assert_allclose(found[0].projection, found[1].projection, atol=1e-6)
 
 
-def test_more_labels_than_one_part_holds(ray_session, tmp_path):
-    labels = np.arange(2 * (LABELS_IN_A_PART + 500)) // 2
+def test_more_labels_than_one_slice_holds(ray_session, tmp_path):
+    labels = np.arange(2 * 1500) // 2
     vectors = np.random.default_rng(2).normal(size=(len(labels), 3)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     ids = [str(row) for row in range(len(labels))]
     table = pa.table({"image_id": ids, "path": ids, "label": labels.astype(str)})
     order = np.random.default_rng(3).permutation(len(labels))
     folder = write_descriptors(tmp_path / "descriptors", [ids[row] for row in order], vectors[order], 3, set())
-    queries, found = sum_pairs(folder, manifests.checked("photos.csv", table))
+    queries, found = sum_pairs(folder, manifests.checked("photos.csv", table), share=1000 * 3 * 8)
     differences = vectors[::2].astype(np.float64) - vectors[1::2]
     assert found.count == len(differences)
     np.testing.assert_allclose(found.scatter, differences.T @ differences, rtol=1e-9, atol=1e-6)
