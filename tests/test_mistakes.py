@@ -45,7 +45,8 @@ def write_descriptors(folder, embedding=EMBEDDING, ids=IDS):
         "status": [store.OK] * len(ids),
         **{name: [None] * len(ids) for name in ("error", "width", "height", "content")},
     }
-    store.write_shard(str(folder), "part-0", pa.table(columns, schema=store.schema(8)))
+    facts = store.write_shard(str(folder), "part-0", pa.table(columns, schema=store.schema(8)))
+    files.write_json(str(folder / "part-0.json"), facts)  # as dim wrote it before there were seals
 
 
 def write_whitening(path, embedding):
@@ -340,6 +341,7 @@ OF_ONE = {
         "--gpus-per-worker -1": "--gpus-per-worker must be from 0 to 1, not -1: an actor",
         "--scales 0": "--scales must be above 0 and at most 4, not 0.0",
         "--shard-rows 0": "--shard-rows must be at least 1, not 0",
+        "--part 5/4": "--part must be I/N with I from 1 to N, such as 1/4, not '5/4'",
         "--whitening none.npz": "no whitening file '.*none.npz'; make it with whiten.py",
         "--whitening broken.npz": "broken.npz' is not a whitening file",
         "--whitening other-whitening.npz": "different embeddings: layer 'block5_pool' ≠ 'block5_conv3'; pooling 'mac'",

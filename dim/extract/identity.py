@@ -116,18 +116,20 @@ def fingerprint_photos(manifest: Manifest) -> Contents:
     rows = pa.table({"path": manifest.table["path"], "uri": manifest.uris, "box": manifest.box_lists})
     units = photo_files.units(manifest.uris)
     found = dict(tasks.spread(_fingerprints, [photo_files.chosen(rows, unit) for unit in units]))
-    # Results arrive in any order, and units may be in another order than the rows.
-    contents, present = (list(parts) for parts in zip(*(found[number] for number in range(len(units))), strict=True))
-    order = np.argsort(np.concatenate([unit.to_numpy() for unit in units]), kind="stable")
-    found_at = np.concatenate(present)[order]
-    if not found_at.any():
+    parts, masks = zip(*(found[number] for number in range(len(units))), strict=True)
+    contents, present = pa.chunked_array(parts), np.concatenate(masks)
+    positions = np.concatenate(units)
+    if (np.diff(positions) < 0).any():  # units of a store's objects are in the order of folders
+        order = np.argsort(positions)
+        contents, present = contents.take(pa.array(order)), present[order]
+    if not present.any():
         first = manifest.uris[0].as_py()
         windows = " and use / where Windows uses \\" if "\\" in first else ""
         raise UserError(
             f"none of the {len(manifest)} photos of {manifest.uri!r} exists, the first at {first!r}; "
             f"paths are relative to the manifest's folder{windows}"
         )
-    return Contents(pa.chunked_array(contents).take(pa.array(order)), found_at)
+    return Contents(contents, present)
 
 
 def _fingerprints(rows: pa.Table) -> tuple[pa.Array, np.ndarray]:

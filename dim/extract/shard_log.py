@@ -22,18 +22,21 @@ class ShardLog:
 
     def __init__(self, folder: str, known: dict[str, Facts]) -> None:
         self._folder, self.facts = folder, dict(known)
+        self._changed, self._written = read(folder) != known, 0.0
         self.write()
 
     def add(self, name: str, facts: Facts) -> None:
         """Enters a shard, and writes the log if it was not written for some seconds."""
         self.facts[name] = facts
+        self._changed = True
         if time.monotonic() - self._written > SECONDS:
             self.write()
 
     def write(self) -> None:
-        """Writes the log."""
-        files.write_json(files.join(self._folder, NAME), self.facts)
-        self._written = time.monotonic()
+        """Writes the log if it has changed."""
+        if self._changed:
+            files.write_json(files.join(self._folder, NAME), dict(sorted(self.facts.items())))
+            self._changed, self._written = False, time.monotonic()
 
 
 def read(folder: str) -> dict[str, Facts]:

@@ -6,6 +6,7 @@ import os
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import ExifTags, Image
 
@@ -145,9 +146,12 @@ def test_a_change_costs_its_own_row(ten, run, rows):
     assert after["2"]["descriptor"] == before["7"]["descriptor"]
 
 
-def with_a_bit_flipped(content):
-    middle = len(content) // 2
-    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+def flip_a_bit(path):
+    """In the last byte of the descriptors of the shard at `path`."""
+    content = bytearray(path.read_bytes())
+    column = pq.ParquetFile(path).metadata.row_group(0).column(1)
+    content[column.data_page_offset + column.total_compressed_size - 1] ^= 1
+    path.write_bytes(content)
 
 
 def test_what_is_damaged_is_found_and_made_again(ten, run, rows, tmp_path):
@@ -162,14 +166,14 @@ def test_what_is_damaged_is_found_and_made_again(ten, run, rows, tmp_path):
     # The log was not written any more: what is sound is entered, the rest is made again.
     for shard in shards[3:6]:
         del log[shard.stem]
-    shards[3].write_bytes(with_a_bit_flipped(shards[3].read_bytes()))
+    flip_a_bit(shards[3])
     log[shards[6].stem] = {"rows": 1}
     shards[7].with_suffix(".parquet.7.tmp").write_bytes(b"PAR1")
     files.write_json(str(tmp_path / "out" / "shards.json"), log)
     assert run(ten, shard_rows=1)["computed"] == 4
     assert rows() == before and files.names(str(tmp_path / "out")) == names
     # A bit that flips later is seen by those who read it; they say what to do.
-    shards[8].write_bytes(with_a_bit_flipped(shards[8].read_bytes()))
+    flip_a_bit(shards[8])
     with pytest.raises(UserError, match=r"is damaged .*; delete it, and run the same extract\.py again"):
         descriptors.read(str(tmp_path / "out"), manifests.read(ten.manifest))
     shards[8].unlink()

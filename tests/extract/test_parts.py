@@ -9,12 +9,13 @@ import pyarrow as pa
 import pytest
 
 from dim.app import cluster, output_folder
-from dim.errors import InUse, UserError
+from dim.errors import InUse, JobFailed, UserError
 from dim.extract import parts, pipeline, store
 from dim.extract import run as running
 from dim.extract.config import ExtractConfig
+from dim.extract.job import extract
 from dim.extract.resources import Resources
-from dim.io import files
+from dim.io import files, lease
 
 
 class Died(BaseException):
@@ -182,6 +183,33 @@ def test_parts_of_another_embedding_or_manifest_are_refused(twenty, run, tmp_pat
         run(twenty, part="2/2", image_size=64)
     with pytest.raises(UserError, match="stores float32, not float16"):
         run(twenty, part="2/2", store="float16")
+
+
+def test_parts_in_an_object_store_write_only_under_their_lease(twenty, s3, no_ray):
+    bucket = s3.bucket("parts")
+
+    def extracted(part):
+        network = {"model": "vgg16-gem", "weights": "random", "precision": "float32", "image_size": 32}
+        return extract(ExtractConfig(manifest=twenty.manifest, out=bucket, shard_rows=2, part=part, **network))
+
+    assert extracted("1/2")["parts_left"] == 1
+    (own,) = files.folders(bucket)
+    assert own == "part-1-of-2" and len(store.shards(bucket)) == 5
+
+    def lose(image_id):
+        if image_id == "06":
+            files.delete_all(claim.own for claim in lease.claims())
+
+    no_ray.append(lose)
+    with pytest.raises(
+        JobFailed, match=r"could not renew its lease on 's3://.*' in time, and another may write it now"
+    ):
+        extracted("2/2")
+    assert len(store.shards(bucket)) == 6
+    no_ray.clear()
+    assert extracted("2/2").items() >= {"images": 20, "ok": 18, "errors": 2, "computed": 18}.items()
+    assert output_folder.verified_seal(bucket).keys() == {f"{name}.parquet" for name in store.shards(bucket)}
+    assert not [name for name in files.names(bucket) if name.startswith(".")]
 
 
 @pytest.mark.parametrize("part", ["", "0/2", "3/2", "1", "1/0", "a/b", "1/2/3", "-1/2", "１/２"])

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from dim.app import cluster
-from dim.extract import job as extraction
 from dim.extract import pipeline, store
+from dim.extract import run as running
 from dim.extract.resources import Resources
 from dim.io import seal, tables
 from dim.model import spec
@@ -80,7 +80,7 @@ def embedded(monkeypatch):
             yield table.append_column("shard", pa.array([row["shard"]])).append_column("several", pa.array([False]))
 
     monkeypatch.setattr(pipeline, "run", run)
-    monkeypatch.setattr(extraction, "resources", lambda *_: Resources(1, 1, 0, 32))
+    monkeypatch.setattr(running, "resources", lambda *_: Resources(1, 1, 0, 32))
     monkeypatch.setattr(cluster, "connected", contextlib.nullcontext)
     monkeypatch.setattr(cluster.ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2}, "Labels": {}}])
 
