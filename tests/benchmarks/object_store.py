@@ -8,17 +8,19 @@ line: `rows` and `lost` (not there exactly once, as ok, with the same descriptor
 extraction in both places, `map` of its evaluation in both, `train_map` of both trainings, and what the server did.
 
 With --requests, no job: seconds, requests and the most in flight of what comes before the first of so many photos, and
-of reading them as a decoding task does; one after another, for comparison, a tenth of them. The server answers some 300
-requests a second at most, whatever their latency.
+of reading them as a decoding task does, as objects and as members of a tar; one after another, for comparison, a tenth
+of them. The server answers some 300 requests a second at most, whatever their latency.
 """
 
 import argparse
 import collections
+import io
 import json
 import os
 import socket
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 import urllib.request
@@ -79,15 +81,29 @@ def measured(latency: float, call: Callable[[], Iterable[object]]) -> dict[str, 
     return {"seconds": seconds, "requests": counts["requests"], "in_flight": counts["most"]}
 
 
+def packed(uris: list[str]) -> list[str]:
+    """A tar of the objects at `uris`, and the names of its members."""
+    content, tar = io.BytesIO(), f"{BUCKET}/requests/a.tar"
+    with tarfile.open(fileobj=content, mode="w") as archive:
+        for number in range(len(uris)):
+            member = tarfile.TarInfo(f"{number}.jpg")
+            member.size = 20_000
+            archive.addfile(member, io.BytesIO(bytes(member.size)))
+    files.write_bytes(tar, content.getvalue())
+    return [f"{tar}#{number}.jpg" for number in range(len(uris))]
+
+
 def requests(count: int, latency: float) -> dict[str, dict[str, float]]:
     uris = [f"{BUCKET}/requests/{number % 10}/{number}.jpg" for number in range(count)]
     storage.for_each(lambda uri: files.write_bytes(uri, bytes(20_000)), uris)
     tenth = uris[: count // 10]
+    members = packed(uris)
     found = {
         "a tenth asked one by one": measured(latency, lambda: map(files.info, tenth)),
         "asked at once": measured(latency, lambda: files.infos(uris)),
         "a tenth read one by one": measured(latency, lambda: map(photos.read, tenth)),
         "read ahead": measured(latency, lambda: (photo.read() for photo in prefetch(uris))),
+        "read from a tar": measured(latency, lambda: (photo.read() for photo in prefetch(members))),
     }
     object_listings.FEWEST = count
     return found | {"asked and listed": measured(latency, lambda: files.infos(uris))}

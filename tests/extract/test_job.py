@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import tarfile
 
 import numpy as np
 import pyarrow as pa
@@ -283,6 +284,43 @@ def test_photos_outside_the_root_are_refused(ten, run, tmp_path):
             run(ten, root=str(ten.folder), out="other")
         ten.remove(ten.columns["image_id"][-1])
     assert not (tmp_path / "other").exists()
+
+
+def test_photos_in_tars_have_the_descriptors_that_they_have_as_files(ten, run, rows, tmp_path):
+    run(ten)
+    expected = rows()
+    packed = type(ten)(tmp_path / "packed")
+    packed.folder.mkdir()
+    names = ten.columns["path"]
+    for tar, first, last in [("a.tar", 0, 6), ("b.tar", 6, 9)]:
+        with tarfile.open(packed.folder / tar, "w") as archive:
+            for name in reversed(names[first:last]):
+                archive.add(ten.folder / name, f"photos/{name}")
+    content = (packed.folder / "b.tar").read_bytes()
+    (packed.folder / "b.tar").write_bytes(content[: content.rindex(b"photos/6.png") + 700])
+    for number, name in enumerate(names):
+        if number < 9:
+            packed.add(f"{'ab'[number > 5]}.tar#photos/{name}", False)
+        else:
+            packed.add(name, (ten.folder / name).read_bytes())
+    packed.add("a.tar#none.png", False).add("c.tar#0.png", False)
+    result = run(packed, out="from tars", root=str(packed.folder), shard_rows=3)
+    found = rows("from tars")
+    assert (result["images"], result["errors"]) == (12, 3)
+    for name, row in expected.items():
+        if name != "6":
+            assert found[name] | {"content": ""} == row | {"content": ""}
+    errors = {name: row["error"] for name, row in found.items() if row["error"]}
+    assert errors.pop("6").startswith("cannot read the file: the tar is cut off after 188 of the ")
+    assert errors == {
+        "a.tar#none": "cannot read the file: the tar has no file 'none.png'",
+        "c.tar#0": "cannot read the file: No such file or directory",
+    }
+    assert run(packed, out="from tars", shard_rows=3)["computed"] == 0
+    packed.remove("c.tar#0")
+    outside = packed.add("../photos.tar#a.png", False)
+    with pytest.raises(UserError, match="outside --root"):
+        run(outside, out="from tars", root=str(packed.folder))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """How many network actors run on a cluster, and the parts of the pipeline that are the same for any network."""
 
 import os
+import signal
 import sys
 from unittest.mock import MagicMock
 
@@ -151,6 +152,27 @@ def test_a_decoding_task_reads_many_photos_at_a_time(s3, demo, monkeypatch):
     assert found["image_id"].to_pylist() == [*names, "none.jpg"]
     assert found["status"].to_pylist() == ["ok"] * len(names) + ["error"]
     assert counts["most"] >= 16 and counts["requests"] <= 2 * len(names) + 2
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_a_task_that_dies_costs_no_row_and_doubles_none(ray_session, demo, monkeypatch, ordered):
+    """The task has handed on the first of its rows, and the driver may have taken them, when it dies."""
+    monkeypatch.setattr(pipeline.tasks, "slots", lambda: 1)
+    monkeypatch.setattr(pipeline, "TASKS_PER_CPU", 2)
+    paths = [str(path) for path in sorted(demo.rglob("*.jpg"))[:30]]
+    ids = [str(row) for row in range(len(paths))]
+    boxes = pa.nulls(len(paths), pa.list_(pa.float64()))
+    rows = pa.table({"image_id": ids, "path": paths, "box": boxes, "content": ids, "shard": ids})
+
+    def deadly(pixels, name):
+        if name in ("13", "25") and pipeline.cluster.earlier_attempts() < 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return pixels
+
+    named = {"size": 32, "resize": "squash", "limits": LIMITS, "change": deadly, "ordered": ordered}
+    found = pipeline.decoded(rows, 2, **named).iter_batches(batch_size=None, batch_format="pyarrow")
+    found = [row for block in found for row in block["image_id"].to_pylist()]
+    assert found == ids if ordered else sorted(found) == sorted(ids)
 
 
 def test_a_network_that_has_died_over_and_over_is_given_up(monkeypatch):

@@ -209,6 +209,24 @@ def test_the_mark_of_a_tar_s_member_stays_one():
     assert files.join("s3://bucket", "a.tar#b.jpg") == "s3://bucket/a.tar#b.jpg"
 
 
+def test_a_tar_s_member_is_named_as_it_is_in_the_tar():
+    """Neither `..` nor what a store's keys can't have means anything in the name of a member."""
+    for name in ("b.jpg", "./b.jpg", "a/../b.jpg", "a//b?c=d.jpg", "ü #1%20.jpg", "c.tar", ""):
+        for folder, scheme in (("/mnt", ""), ("file:///mnt", "file"), ("s3://mnt", "s3"), ("gs://mnt/.", "gs")):
+            uri = files.join(folder, f"a#1.tar#{name}")
+            assert uris.tar_and_member(uri) == (files.join(folder, "a#1.tar"), name)
+            assert uris.parts(uri) == (scheme, f"{uris.parts(files.join(folder, 'a#1.tar'))[1]}#{name}")
+            assert uris.parts(files.absolute(uri)) == uris.parts(uri)
+    assert uris.tar_and_member("a.tar#b.tar#c") == ("a.tar#b.tar", "c")
+    for uri in ("a.tar", "a.tar/b#c", "file:///a.tar%23b", "a.tgz#b"):
+        assert uris.tar_and_member(uri) == (uri, None)
+    for uri in ("http://a/b.tar#c", "s3://a:b@c/d.tar#e", "a\0.tar#b", "a.tar#b\0", "a.tar#\udcff"):
+        with pytest.raises(UserError):
+            uris.parts(uri)
+    for path in ("x.tar#../a.jpg", "deep/x.tar#./a.jpg"):
+        assert photos.manifest_paths([f"/mnt/{path}", f"file:///mnt/{path}"], "/mnt") == [path, f"file:///mnt/{path}"]
+
+
 def test_roots():
     assert files.parent("file:///a.csv") == "file:///" and files.join("file:///", "b c") == "file:///b%20c"
     assert files.parent("/a.csv") == "/" and files.join("/", "b c") == "/b c"

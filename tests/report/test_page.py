@@ -4,6 +4,7 @@ import base64
 import html.parser
 import io
 import re
+import tarfile
 
 import numpy as np
 import pytest
@@ -113,6 +114,18 @@ def test_a_box_is_cut_out_before_it_is_made_small(tmp_path):
     image = _image(photos.symbols(MAX_BYTES))
     assert image.size == (40, 32)  # no side under 32
     assert np.asarray(image).min() > 250
+
+
+def test_a_photo_in_a_tar_is_shown(tmp_path, photograph):
+    photo = photograph(0)
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        tar.add(photo.path, "./a.jpg")
+    photos = PagePhotos()
+    photos.symbol(photo)
+    photos.symbol(PagePhoto(f"file://{tmp_path}/x.tar#./a.jpg"))
+    assert not photos.unreadable()
+    one, other = re.findall(r"base64,([^\"]+)", photos.symbols(MAX_BYTES))
+    assert one == other
 
 
 def test_a_photo_that_cannot_be_read_is_a_placeholder_and_is_named(tmp_path, photograph):
