@@ -37,6 +37,7 @@ def spread(
     size: Callable[[Unit], int] = lambda _: 1,
     unit: str = "parts",
     beside: bool = False,
+    gpus: float = 0,
 ) -> Iterator[tuple[int, T]]:
     """Calls work(unit, *shared) for each of `units`, each call on one CPU.
 
@@ -48,16 +49,23 @@ def spread(
         workers: The most calls that run at a time. By default, there is one for each CPU.
         stage: The stage of progress that the units count for, if any; `size` is a unit's share of it, in `unit`.
         beside: Whether the caller's workers reserve most CPUs but wait for the result. Calls then reserve hardly any.
+        gpus: The GPUs of each call, beside its CPU. Threads have none.
 
     Yields:
         The position of each unit and the result of its call, as they are completed.
     """
     run = _by_tasks if ray.is_initialized() else _by_threads
+    reserved = {"num_cpus": _BESIDE if beside else 1, "num_gpus": gpus}
     progress = Progress(stage, sum(map(size, units)), unit) if stage else None
-    for position, result in run(work, units, shared, workers, beside):
+    for position, result in run(work, units, shared, workers, reserved):
         yield position, result
         if progress:
             progress.add(size(units[position]))
+
+
+def gpus_of_a_call(wanted: float | None = None) -> float:
+    """The GPUs to give to each call of `spread`: `wanted`, by default one if any node has GPUs. Threads get none."""
+    return worker_placement.gpus_per_worker(wanted) if ray.is_initialized() else 0.0
 
 
 def slots(workers: int | None = None) -> int:
@@ -69,9 +77,15 @@ def slots(workers: int | None = None) -> int:
 
 
 def _by_tasks(
-    work: Callable[..., T], units: Sequence[Unit], shared: Sequence[Any], workers: int | None, beside: bool
+    work: Callable[..., T],
+    units: Sequence[Unit],
+    shared: Sequence[Any],
+    workers: int | None,
+    reserved: dict[str, float],
 ) -> Iterator[tuple[int, T]]:
-    remote = ray.remote(num_cpus=_BESIDE if beside else 1, scheduling_strategy="SPREAD")(work)
+    # By default, a process that has used a GPU ends with its task. Here it goes on (max_calls=0), because TensorFlow
+    # takes longer to start than a unit.
+    remote = ray.remote(scheduling_strategy="SPREAD", max_calls=0, **reserved)(work)
     arguments = [ray.put(value) for value in shared]
     window = workers or _AHEAD * slots()
     left = iter(enumerate(units))
@@ -91,7 +105,7 @@ def _by_tasks(
 
 
 def _by_threads(
-    work: Callable[..., T], units: Sequence[Unit], shared: Sequence[Any], workers: int | None, _: bool
+    work: Callable[..., T], units: Sequence[Unit], shared: Sequence[Any], workers: int | None, _: object
 ) -> Iterator[tuple[int, T]]:
     count = max(1, min(slots(workers), len(units)))
     left: Iterator[tuple[int, Unit]] = iter(enumerate(units))

@@ -57,13 +57,15 @@ class Exact:
     """A `Database` that is searched exactly. Its rows are in consecutive `parts`.
 
     `vectors` (N, D) is the array of all rows, or None if the rows are neither in memory nor mapped from one file. At
-    most `workers` parts are searched at a time, by default one for each CPU.
+    most `workers` parts are searched at a time, by default one for each CPU, and each by a task with `gpus` GPUs (see
+    `exact.nearest`).
     """
 
     parts: Sequence[Part]
     tie_order: np.ndarray
     vectors: np.ndarray | None = None
     workers: int | None = None
+    gpus: float | None = None
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """Yields the rows part by part, while threads load the next parts."""
@@ -71,7 +73,7 @@ class Exact:
 
     def nearest(self, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         """See `Database`."""
-        return exact.nearest(queries, self.parts, self.tie_order, count, self.workers)
+        return exact.nearest(queries, self.parts, self.tie_order, count, self.workers, gpus=self.gpus)
 
     def scores(self, queries: np.ndarray) -> Iterator[np.ndarray]:
         """See `Database`."""

@@ -10,8 +10,8 @@ rounded to multiples of 2⁻²⁶, so each product of two components is a multip
 each partial sum lies between −2 and 2. In this range, float64 represents every multiple of 2⁻⁵². The rounding changes a
 component by at most 2⁻²⁷. This is less than the error of the float32 arithmetic that computed the component.
 
-**`nearest` agrees with `scores` to the bit.** `nearest` first excludes rows by the float32 products of the rounded
-vectors, with a margin for rounding errors, and then computes the exact scores of the remaining rows.
+**`nearest` agrees with `scores` to the bit.** `nearest` first excludes rows by their float32 products, with a margin
+for rounding errors, and then computes the exact scores of the remaining rows.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 
 from dim.app import tasks
 from dim.io.storage import parallel_map
+from dim.model import gpu_products
 from dim.search.best_rows import BestRows
 
 GRID = 2.0**26  # grid points per unit: components are rounded to multiples of 1 / GRID
@@ -35,6 +36,7 @@ _UNIT_ROWS, UNIT_QUERIES, _UNITS = 65_536, 8192, 64
 _UNIT_CELLS = 2**24  # most entries of the lists of a unit, 16 bytes each
 _PAIRS = 256  # (query, row) pairs whose exact scores are computed at a time
 _LOADED = 8  # most parts that are loaded at a time for a block
+_GPU_PAIRS = 2**34  # pairs of a query and a row from which a search uses GPUs; TensorFlow starts while CPUs do fewer
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,25 @@ class Part:
     start: int
     size: int
     load: Callable[[], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Search:
+    """What all units of a search share.
+
+    Attributes:
+        queries: On the grid, float32 (Q, D).
+        bounds: Scores that `count` rows are known to reach, (Q,). Rows with lower scores may be left out.
+        tie_order: See `nearest`.
+        count: The number of rows to find for each query.
+        multiply: Writes left·rightᵀ of two float32 matrices to the third argument, and returns it.
+    """
+
+    queries: np.ndarray
+    bounds: np.ndarray
+    tie_order: np.ndarray
+    count: int
+    multiply: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
 def scores(queries: np.ndarray, database: Iterable[np.ndarray], size: int, cells: int = CELLS) -> Iterator[np.ndarray]:
@@ -67,7 +88,13 @@ def scores(queries: np.ndarray, database: Iterable[np.ndarray], size: int, cells
 
 
 def nearest(
-    queries: np.ndarray, parts: Sequence[Part], tie_order: np.ndarray, count: int, workers: int | None = None
+    queries: np.ndarray,
+    parts: Sequence[Part],
+    tie_order: np.ndarray,
+    count: int,
+    workers: int | None = None,
+    *,
+    gpus: float | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Finds the best rows of each query, in the order (−score, image id).
 
@@ -79,6 +106,7 @@ def nearest(
         tie_order: The tie-break order of the database rows, from `tie_order_of`, (N,).
         count: The number of rows to find for each query.
         workers: The most units that are searched at a time. By default, one for each CPU.
+        gpus: The GPUs of the task that searches a unit. By default, one if the cluster has GPUs and the work is large.
 
     Returns:
         The rows, int64 (Q, count), and their exact scores, float64 (Q, count). If the database has fewer than `count`
@@ -90,8 +118,11 @@ def nearest(
     units = [(chunk, group) for chunk in chunks for group in groups]
     best = BestRows(len(queries), count, tie_order)
     bounds = np.full(len(queries), -np.inf)  # units that run in this process see how they rise; tasks have a copy
-    shared = [on_grid(queries, np.float32), bounds, tie_order, count]
-    for position, found in tasks.spread(best_of_unit, units, shared, workers=workers):
+    large = len(queries) * len(tie_order) >= _GPU_PAIRS
+    gpus = tasks.gpus_of_a_call(gpus) if large or gpus else 0.0
+    multiply = gpu_products.multiply if gpus else _multiply
+    search = Search(on_grid(queries, np.float32), bounds, tie_order, count, multiply)
+    for position, found in tasks.spread(best_of_unit, units, [search], workers=workers, gpus=gpus):
         chunk = units[position][0]
         best.merge(chunk.start, *found)
         bounds[chunk] = best.scores[chunk, -1]
@@ -166,42 +197,44 @@ def _grouped(parts: Iterable[Part], rows: int) -> Iterator[list[Part]]:
         yield group
 
 
-def best_of_unit(
-    unit: tuple[slice, list[Part]], queries: np.ndarray, bounds: np.ndarray, tie_order: np.ndarray, count: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the best rows in some parts, for the queries of a slice, and their scores. `queries` are on the grid.
+def _multiply(left: np.ndarray, right: np.ndarray, out: np.ndarray) -> np.ndarray:
+    return np.matmul(left, right.T, out=out)
 
-    `bounds` (Q,) has scores that `count` rows are known to reach. Rows with lower scores may be left out.
-    """
+
+def best_of_unit(unit: tuple[slice, list[Part]], search: Search) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the best rows in some parts, for the queries of a slice, and their scores. Both are (n, count)."""
     chunk, parts = unit
-    queries, bounds = queries[chunk], bounds[chunk]
-    best = BestRows(len(queries), count, tie_order)
+    queries, bounds = search.queries[chunk], search.bounds[chunk]
+    best = BestRows(len(queries), search.count, search.tie_order)
     products = np.empty((QUERIES, COLUMNS), np.float32)
     for group in _grouped(parts, COLUMNS):
         loaded = list(parallel_map(lambda part: part.load(), group, _LOADED)) if len(group) > 1 else [group[0].load()]
         vectors = np.concatenate(loaded) if len(loaded) > 1 else loaded[0]
         for start in range(0, len(vectors), COLUMNS):
-            rows = on_grid(vectors[start : start + COLUMNS], np.float32)
+            rows = vectors[start : start + COLUMNS]
             for first in range(0, len(queries), QUERIES):
                 some = slice(first, first + QUERIES)
                 least = np.maximum(best.scores[some, -1], bounds[some])
-                found, columns, scores = _screened(queries[some], rows, least, count, products)
+                block = search.multiply(queries[some], rows, products[: len(least), : len(rows)])
+                found, columns, scores = _screened(queries[some], rows, block, least, search.count)
                 best.insert(found + first, columns + group[0].start + start, scores)
     return best.rows, best.scores
 
 
 def _screened(
-    queries: np.ndarray, rows: np.ndarray, least: np.ndarray, count: int, buffer: np.ndarray
+    queries: np.ndarray, rows: np.ndarray, products: np.ndarray, least: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Finds the rows that may be among a query's best. Returns numbers of queries and rows, and their exact scores.
 
-    `queries` (Q, D) and `rows` (n, D) are on the grid. Rows with a score of less than `least` (Q,) are not needed.
+    `queries` (Q, D) are on the grid, `rows` (n, D) are not, and `products` (Q, n) are theirs. Rows with a score of less
+    than `least` (Q,) are not needed.
     """
-    products = np.matmul(queries, rows.T, out=buffer[: len(queries), : len(rows)])
     # A float32 inner product of D terms, summed in any order, errs by at most D·u·‖x‖‖y‖ to first order, u = 2⁻²⁴
     # (Higham, Accuracy and Stability of Numerical Algorithms, eq. 3.5). The norm of a row is at most 1.01, and 1.05 is
-    # above 1.01². The second term covers the rounding of the thresholds to float32.
-    tolerance = 1.05 * rows.shape[1] * 2.0**-24 + 2.0**-22
+    # above 1.01². `on_grid` moves a row by at most √D·2⁻²⁷, and the second term is twice that. The last term covers the
+    # rounding of the thresholds to float32.
+    dimension = rows.shape[1]
+    tolerance = 1.05 * dimension * 2.0**-24 + dimension**0.5 * 2.0**-26 + 2.0**-22
     thresholds = least - tolerance
     unknown = np.isinf(least)
     if unknown.any() and count <= len(rows):
@@ -211,7 +244,8 @@ def _screened(
     scores = np.empty(len(found))
     for first in range(0, len(found), _PAIRS):
         some = slice(first, first + _PAIRS)
-        scores[some] = np.vecdot(queries[numbers[some]], rows[columns[some]], dtype=np.float64)
+        candidates = on_grid(rows[columns[some]], np.float32)
+        scores[some] = np.vecdot(queries[numbers[some]], candidates, dtype=np.float64)
     return numbers, columns, scores
 
 

@@ -4,12 +4,14 @@ import os
 import signal
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dim.app import tasks
+from dim.app.worker_placement import Node
 from dim.errors import UserError
 
 
@@ -79,3 +81,11 @@ def test_a_caller_that_stops_early_starts_no_more(monkeypatch):
     next(found)
     found.close()
     assert len(started) <= 4
+
+
+def test_threads_have_no_gpus(monkeypatch):
+    monkeypatch.setattr(tasks.ray, "is_initialized", lambda: False)
+    assert tasks.gpus_of_a_call() == tasks.gpus_of_a_call(1.0) == 0
+    monkeypatch.setattr(tasks.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(tasks.worker_placement, "known_nodes", lambda: Counter([Node(8, 2), Node(8, 0)]))
+    assert [tasks.gpus_of_a_call(wanted) for wanted in (None, 0.0, 0.5)] == [1, 0, 0.5]

@@ -2,13 +2,14 @@
 
     python tests/benchmarks/exact.py --rows 1000000
 
-1,000 queries, the best 10 of each. The descriptors are stored as extract.py stores them, in float16, and searched in a
-process of its own, whose memory (PSS) is looked at all the time. The two searches take turns. Prints one JSON line;
-`rate` is the median time of FAISS over that of ours, `agreement` the share of the lists in which both have the same
-rows.
+By default 1,000 queries, the best 10 of each, and a thread per CPU for either. The descriptors are stored as extract.py
+stores them, in float16, and searched in a process of its own, whose memory (PSS) is looked at all the time. The two
+searches take turns. Prints one JSON line; `rate` is the median time of FAISS over that of ours, `agreement` the share
+of the lists in which both have the same rows.
 """
 
 import argparse
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -64,11 +65,12 @@ def written(folder: str, rows: int) -> Any:
     return index
 
 
-def serve(folder: str, queries: np.ndarray, pipe: Connection) -> None:
+def serve(folder: str, queries: np.ndarray, top: int, threads: int, pipe: Connection) -> None:
     """Searches once for each message, and answers with the ids that were found and the seconds."""
     found = read_index.read(folder, None, None)
+    database = dataclasses.replace(found.database, workers=threads)  # type: ignore[type-var]
     while pipe.recv():
-        (rows, _), seconds = timed(found.database.nearest, queries, TOP)
+        (rows, _), seconds = timed(database.nearest, queries, top)
         names = np.array(found.ids.take(pa.array(rows.ravel())).to_pylist())
         pipe.send((np.char.replace(names, "image", "").astype(np.int64).reshape(rows.shape), seconds))
 
@@ -77,14 +79,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--queries", type=int, default=QUERIES)
+    parser.add_argument("--top", type=int, default=TOP)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
     ours, theirs, peak = [], [], 0
+    faiss.omp_set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
         index = written(folder, arguments.rows)
-        queries = next(blocks(QUERIES * PHOTOS_OF_A_LABEL, seed=1))[1][:QUERIES].astype(np.float32)
+        count = arguments.queries
+        queries = next(blocks(count * PHOTOS_OF_A_LABEL, seed=1))[1][:count].astype(np.float32)
         context = multiprocessing.get_context("spawn")
         here, there = context.Pipe()
-        process = context.Process(target=serve, args=(folder, queries, there), daemon=True)
+        process = context.Process(
+            target=serve, args=(folder, queries, arguments.top, arguments.threads, there), daemon=True
+        )
         process.start()
         for _ in range(arguments.pairs):
             with peak_of(process.pid, every=0.1) as seen:
@@ -92,7 +101,7 @@ def main() -> None:
                 rows, seconds = here.recv()
             ours.append(seconds)
             peak = max(peak, seen.bytes)
-            (_, expected), seconds = timed(index.search, queries, TOP)
+            (_, expected), seconds = timed(index.search, queries, arguments.top)
             theirs.append(seconds)
         here.send(False)
         process.join()
@@ -100,7 +109,9 @@ def main() -> None:
     result = {
         "rows": arguments.rows,
         "dimension": DIMENSION,
-        "queries": QUERIES,
+        "queries": count,
+        "top": arguments.top,
+        "threads": arguments.threads,
         "cpus": os.cpu_count(),
         "exact_seconds": [round(value, 2) for value in ours],
         "faiss_seconds": [round(value, 2) for value in theirs],

@@ -72,14 +72,12 @@ def efficiency(work: Callable[[], object], units: int) -> float:
     return round(units * WAIT / SIMULATED / timed(work)[1], 3)
 
 
-def waiting_search(
-    unit: tuple[slice, list[Part]], queries: np.ndarray, _: np.ndarray, __: np.ndarray, count: int
-) -> tuple[np.ndarray, np.ndarray]:
+def waiting_search(unit: tuple[slice, list[Part]], search: exact.Search) -> tuple[np.ndarray, np.ndarray]:
     """Lists as a unit of exact search gives them, after a wait."""
     time.sleep(WAIT)
-    chunk, (part, *_rest) = unit
+    chunk, (part, *_) = unit
     random = np.random.default_rng(part.start)
-    size = len(queries[chunk]), count
+    size = len(search.queries[chunk]), search.count
     return part.start + random.integers(0, part.size, size), np.sort(random.random(size), axis=1)[:, ::-1]
 
 

@@ -117,6 +117,29 @@ def test_tasks_give_what_threads_give(ray_session):
     assert_same(database.nearest(vectors[:30], 7), by_scores(vectors[:30], vectors, database.tie_order, 7))
 
 
+@pytest.mark.parametrize("kind", ["ties", "near ties", "any"])
+def test_a_gpu_gives_what_cpus_give(monkeypatch, kind):
+    """TensorFlow's products, here of a CPU, go through the same screening."""
+    asked = []
+
+    def spread(work, units, shared, *, workers, gpus):
+        asked.append((workers, gpus))
+        return ((number, work(unit, *shared)) for number, unit in enumerate(units))
+
+    monkeypatch.setattr(tasks, "spread", spread)
+    monkeypatch.setattr(tasks, "gpus_of_a_call", lambda wanted: 1.0 if wanted is None else wanted)
+    random = np.random.default_rng(4)
+    queries, vectors = rows_of(kind, random, 20, 64), rows_of(kind, random, 300, 64)
+    parts, place = cut(vectors, [70]), random.permutation(300)
+    expected = by_scores(queries, vectors, place, 9)
+    assert_same(found_by(queries, parts, place, 9), expected)
+    assert_same(found_by(queries, parts, place, 9, gpus=0.5), expected)
+    monkeypatch.setattr(exact, "_GPU_PAIRS", 20 * 300)
+    assert_same(found_by(queries, parts, place, 9), expected)
+    assert_same(found_by(queries, parts, place, 9, gpus=0.0), expected)
+    assert asked == [(None, 0.0), (None, 0.5), (None, 1.0), (None, 0.0)]
+
+
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 def test_descriptors_of_photos(shared, dtype):
     with np.load(shared("oracle/offtheshelf_descriptors.npz")) as arrays:
