@@ -5,7 +5,6 @@ positives of one group and take those of the others out of list and truth.
 """
 
 from collections.abc import Iterator, Mapping
-from functools import cached_property
 from itertools import pairwise, product
 
 import numpy as np
@@ -30,8 +29,8 @@ ILIAS: Groups = {
 
 def grades(groups: Groups) -> dict[str, tuple[int, ...]]:
     """Maps each grade of a positive to the number of its group in each column of `groups`."""
-    numbers = product(*(range(len(edges) - 1) for edges in groups.values()))
-    return {"group " + ",".join(map(str, chosen)): chosen for chosen in numbers}
+    chosen = product(*(range(len(edges) - 1) for edges in groups.values()))
+    return {"group " + ",".join(map(str, numbers)): numbers for numbers in chosen}
 
 
 def levels(groups: Groups) -> Iterator[tuple[str, tuple[str, ...], tuple[str, ...]]]:
@@ -44,37 +43,28 @@ def levels(groups: Groups) -> Iterator[tuple[str, tuple[str, ...], tuple[str, ..
             yield f"{column}@{low:.3g}-{high:.3g}", within, others
 
 
-class Grouping:
-    """The groups of the photos of a database."""
+def numbers(groups: Groups, database: Manifest, rows: np.ndarray) -> np.ndarray:
+    """The position in `grades` of the grade of each of the database rows `rows` (R,), which are positives of queries.
 
-    def __init__(self, groups: Groups, database: Manifest) -> None:
-        self._groups, self._database = groups, database
-
-    def by_grade(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """The database rows `rows`, which have a label, by grade."""
-        numbers = [
-            np.searchsorted(edges, self._columns[name][rows], "right") - 1 for name, edges in self._groups.items()
-        ]
-        found = np.stack(numbers, axis=1)
-        return {grade: rows[(found == chosen).all(axis=1)] for grade, chosen in grades(self._groups).items()}
-
-    @cached_property
-    def _columns(self) -> dict[str, np.ndarray]:
-        return {name: _numbers(self._database, name) for name in self._groups}
+    Raises UserError if the manifest lacks a column of `groups`, or has no number from 0 there for one of the rows.
+    """
+    found = np.zeros(len(rows), np.int64)
+    for name, edges in groups.items():
+        own = np.searchsorted(edges, _values(database, name, rows), "right") - 1
+        found = found * (len(edges) - 1) + own
+    return found
 
 
-def _numbers(database: Manifest, name: str) -> np.ndarray:
-    """The column `name` of `database`, float64 (N,). Raises UserError unless it has a number from 0 for each label."""
+def _values(database: Manifest, name: str, rows: np.ndarray) -> np.ndarray:
     tables.require_columns(database.table, [name], database.uri)
-    column = database.table[name]
+    column = database.table[name].take(pa.array(rows, pa.int64()))
     try:
         values = pc.cast(column, pa.float64())
     except pa.ArrowException as error:
         raise UserError(f"{database.uri!r}: column {name!r} must be numbers: {files.reason(error)}") from error
     known = pc.fill_null(pc.and_(pc.greater_equal(values, 0.0), pc.is_finite(values)), False)
-    wrong = pc.and_(pc.is_valid(database.table["label"]), pc.invert(known))
-    if (row := pc.index(wrong, True).as_py()) >= 0:
-        image_id, value = database.table["image_id"][row].as_py(), column[row].as_py()
+    if (place := pc.index(known, False).as_py()) >= 0:
+        image_id, value = database.table["image_id"][int(rows[place])].as_py(), column[place].as_py()
         raise UserError(
             f"{database.uri!r}: image_id {quoted(image_id)} has the {name} {quoted(value)}; each photo with a label "
             "needs a number from 0"

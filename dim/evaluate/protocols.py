@@ -21,7 +21,7 @@ from dim.data.manifest import Manifest
 from dim.errors import UserError
 from dim.evaluate import groups, metrics
 from dim.evaluate.config import EvaluateConfig, ProtocolName
-from dim.evaluate.groups import Grouping, Groups
+from dim.evaluate.groups import Groups
 from dim.evaluate.metrics import Metric
 from dim.extract import identity
 
@@ -168,9 +168,9 @@ class RetrievalTask:
                 rows.setdefault(label, []).append(row)
         return {label: np.array(found) for label, found in rows.items()}
 
-    @cached_property
-    def _grouping(self) -> Grouping | None:
-        return Grouping(self.protocol.groups, self.database) if self.protocol.groups else None
+    def _by_group(self, of: Groups, rows: np.ndarray) -> dict[str, np.ndarray]:
+        numbers = groups.numbers(of, self.database, rows)
+        return {grade: rows[numbers == number] for number, grade in enumerate(groups.grades(of))}
 
     def excluded_row(self, query: int) -> int | None:
         """The database row of the query's own image if the protocol excludes it from the list, else None."""
@@ -183,7 +183,7 @@ class RetrievalTask:
             graded = {grade: np.array([self.row_of[image] for image in ids]) for grade, ids in images.items()}
         else:
             rows = self._rows_of_label.get(self.queries.labels[query], np.zeros(0, np.int64))
-            graded = self._grouping.by_grade(rows) if self._grouping else {"good": rows}
+            graded = self._by_group(self.protocol.groups, rows) if self.protocol.groups else {"good": rows}
         if (excluded := self.excluded_row(query)) is None:
             return graded
         return {grade: rows[rows != excluded] for grade, rows in graded.items()}
