@@ -126,7 +126,7 @@ def test_the_same_command_again_after_a_kill_writes_only_what_is_missing(importe
 
     def dying(folder, name, table, write=store.write_shard):
         if len(written) >= 3:  # two threads write
-            files.write_bytes(files.join(folder, f"{name}.parquet"), b"half")
+            files.write_bytes(files.join(folder, f"{name}.parquet.1.tmp"), b"half")
             raise KeyboardInterrupt
         write(folder, name, table)
         written.append(name)
@@ -140,6 +140,7 @@ def test_the_same_command_again_after_a_kill_writes_only_what_is_missing(importe
     assert 3 <= len(before) < 8
     imported("a.npy", ids=lines())
     check(tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.tmp"))
     assert {name: (tmp_path / "out" / f"{name}.parquet").stat().st_mtime_ns for name in written} == before
     assert [shard.name for shard in finished_shards.belonging(str(tmp_path / "out"))] == [
         shard.name for shard in finished_shards.belonging(str(tmp_path / "whole"))
