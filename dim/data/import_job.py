@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dim.app.config import one_of
-from dim.app.output_folder import opened
+from dim.app.output_folder import opened, record_of
 from dim.data import benchmarks, manifest, oxford_paris, photos
 from dim.data.benchmarks import Benchmark
 from dim.data.config import EMBEDDINGS, ImportConfig
@@ -54,6 +54,8 @@ def import_benchmark(config: ImportConfig) -> dict[str, Any]:
     rows = manifest.checked(files.join(config.out, MANIFEST), _manifest(benchmark, config))
     tarred = distractors(config.source, config.distractors) if config.layout == "ilias" else None
     problems = _problems(benchmark, config)
+    if (record_of(config.out) or {}).get("embedding"):
+        raise UserError(f"{config.out!r} holds descriptors that import.py imported; choose another --out")
     with opened(config.out, "import", config, {"source": config.source}) as output:
         in_tars, broken = _write_manifest(output.path(MANIFEST), rows, tarred)
         problems = pa.concat_tables([problems, broken])

@@ -29,8 +29,8 @@ ILIAS: Groups = {
 
 def grades(groups: Groups) -> dict[str, tuple[int, ...]]:
     """Maps each grade of a positive to the number of its group in each column of `groups`."""
-    numbers = product(*(range(len(edges) - 1) for edges in groups.values()))
-    return {"group " + ",".join(map(str, chosen)): chosen for chosen in numbers}
+    chosen = product(*(range(len(edges) - 1) for edges in groups.values()))
+    return {"group " + ",".join(map(str, numbers)): numbers for numbers in chosen}
 
 
 def levels(groups: Groups) -> Iterator[tuple[str, tuple[str, ...], tuple[str, ...]]]:
@@ -43,29 +43,28 @@ def levels(groups: Groups) -> Iterator[tuple[str, tuple[str, ...], tuple[str, ..
             yield f"{column}@{low:.3g}-{high:.3g}", within, others
 
 
-def codes(groups: Groups, database: Manifest, rows: np.ndarray) -> np.ndarray:
-    """The grade of each of the database rows `rows` (R,), which have a label, as its position in `grades(groups)`.
+def numbers(groups: Groups, database: Manifest, rows: np.ndarray) -> np.ndarray:
+    """The position in `grades` of the grade of each of the database rows `rows` (R,), which are positives of queries.
 
-    Raises UserError if a column is missing, or has no number from 0 for a photo with a label.
+    Raises UserError if the manifest lacks a column of `groups`, or has no number from 0 there for one of the rows.
     """
     found = np.zeros(len(rows), np.int64)
     for name, edges in groups.items():
-        found = found * (len(edges) - 1) + np.searchsorted(edges, _numbers(database, name)[rows], "right") - 1
+        own = np.searchsorted(edges, _values(database, name, rows), "right") - 1
+        found = found * (len(edges) - 1) + own
     return found
 
 
-def _numbers(database: Manifest, name: str) -> np.ndarray:
-    """The column `name` of `database`, float64 (N,). Raises UserError unless it has a number from 0 for each label."""
+def _values(database: Manifest, name: str, rows: np.ndarray) -> np.ndarray:
     tables.require_columns(database.table, [name], database.uri)
-    column = database.table[name]
+    column = database.table[name].take(pa.array(rows, pa.int64()))
     try:
         values = pc.cast(column, pa.float64())
     except pa.ArrowException as error:
         raise UserError(f"{database.uri!r}: column {name!r} must be numbers: {files.reason(error)}") from error
     known = pc.fill_null(pc.and_(pc.greater_equal(values, 0.0), pc.is_finite(values)), False)
-    wrong = pc.and_(pc.is_valid(database.table["label"]), pc.invert(known))
-    if (row := pc.index(wrong, True).as_py()) >= 0:
-        image_id, value = database.table["image_id"][row].as_py(), column[row].as_py()
+    if (place := pc.index(known, False).as_py()) >= 0:
+        image_id, value = database.table["image_id"][int(rows[place])].as_py(), column[place].as_py()
         raise UserError(
             f"{database.uri!r}: image_id {quoted(image_id)} has the {name} {quoted(value)}; each photo with a label "
             "needs a number from 0"

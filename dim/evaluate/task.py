@@ -88,10 +88,9 @@ class RetrievalTask:
         starts = np.searchsorted(codes[rows], np.arange(len(labels) + 1))
         grades, names = np.zeros(len(rows), np.int8), ["good"]
         if self.protocol.groups:
-            grades, names = (
-                groups.codes(self.protocol.groups, self.database, rows),
-                list(groups.grades(self.protocol.groups)),
-            )
+            asked = np.isin(codes[rows], own)  # labels of no query may lack the columns of the groups
+            grades[asked] = groups.numbers(self.protocol.groups, self.database, rows[asked])
+            names = list(groups.grades(self.protocol.groups))
         return _Lists(own, np.append(starts, len(rows)), rows, grades, names)
 
     def _lists_of_truth(self, truth: GroundTruth) -> _Lists:

@@ -72,10 +72,10 @@ def import_embeddings(config: ImportConfig) -> dict[str, Any]:
             for uri, known, info in zip(uris, before, files.infos(uris), strict=True):
                 if known != (info.size, info.mtime_ns):
                     raise seal.changed(uri)
-            left = (name for name in files.names(config.out) if name.startswith("part-"))
-            files.delete_all(
-                files.join(config.out, name) for name in left if name.partition(".")[0] not in shards
-            )  # of a run that was killed, or of an earlier version of the input
+            whole = {f"{name}{finished_shards.SHARD}" for name in shards}
+            left = (name for name in files.names(config.out) if name.startswith("part-") and name not in whole)
+            # They are of a run that was killed, or of an earlier version of the input.
+            files.delete_all(files.join(config.out, name) for name in left)
             rows = len(found.ids)
             result = {"layout": config.layout, "name": config.name, "dimension": embedding.dimension, "images": rows}
             result |= {"store": found.pieces[0].dtype, "shards": len(shards)}

@@ -124,6 +124,31 @@ def test_the_figures_are_those_of_a_naive_loop(measure, seed):
             assert values == (expected if expected[2] == 0 else pytest.approx(expected, abs=1e-12))
 
 
+def test_descriptors_give_what_their_lists_give_and_a_page(write_descriptors, measure, tmp_path):
+    positives = [(f"o{number}/pos/{view}", 0.05 + 0.2 * view, 20 * view) for number in range(3) for view in range(3)]
+    queries, others = [f"o{number}/query/0" for number in range(3)], [f"0000.tar/{key}" for key in range(9)]
+    database = [image for image, *_ in positives] + others
+    vectors = np.random.default_rng(0).standard_normal((len(queries + database), 4))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    scores = vectors[:3] @ vectors[3:].T
+    lists = {
+        query: [database[column] for column in np.argsort(-row)] for query, row in zip(queries, scores, strict=True)
+    }
+    by_lists = measure(positives, lists)
+    by_descriptors = evaluate(
+        EvaluateConfig(
+            manifest=str(tmp_path / "manifest.parquet"),
+            descriptors=(write_descriptors(queries + database, vectors),),
+            out=str(tmp_path / "with pages"),
+            protocol="ilias",
+        )
+    )
+    for name in ("map", "oracle", "scale", "clutter", "n_queries", "n_database"):
+        assert by_descriptors[name] == by_lists[name]
+    page = (tmp_path / "with pages" / "report.html").read_text()
+    assert all(shown in page for shown in ("Oracle", "mAP, scale 0-0.0688", "mAP, clutter 53-inf"))
+
+
 def test_a_golden_case(measure):
     """By hand: AP = (1/1 + 2/4) / 3; without the positive of the larger scale, 1/3 / 1."""
     positives = [("a/pos/0", 0.5, 3), ("a/pos/1", 0.01, 60), ("a/pos/2", 0.5, 20)]

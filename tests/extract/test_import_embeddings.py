@@ -1,11 +1,14 @@
 """Descriptors made elsewhere: each form of file gives the same store, and what is wrong with a row is told."""
 
+import shutil
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from dim.data.config import ImportConfig
+from dim.data.import_job import import_benchmark
 from dim.errors import UserError
 from dim.export.config import ExportConfig
 from dim.export.job import export
@@ -126,7 +129,7 @@ def test_the_same_command_again_after_a_kill_writes_only_what_is_missing(importe
 
     def dying(folder, name, table, write=store.write_shard):
         if len(written) >= 3:  # two threads write
-            files.write_bytes(files.join(folder, f"{name}.parquet"), b"half")
+            files.write_bytes(files.join(folder, f"{name}.parquet.1.tmp"), b"half")
             raise KeyboardInterrupt
         write(folder, name, table)
         written.append(name)
@@ -140,6 +143,7 @@ def test_the_same_command_again_after_a_kill_writes_only_what_is_missing(importe
     assert 3 <= len(before) < 8
     imported("a.npy", ids=lines())
     check(tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.tmp"))
     assert {name: (tmp_path / "out" / f"{name}.parquet").stat().st_mtime_ns for name in written} == before
     assert [shard.name for shard in finished_shards.belonging(str(tmp_path / "out"))] == [
         shard.name for shard in finished_shards.belonging(str(tmp_path / "whole"))
@@ -290,3 +294,17 @@ def test_they_meet_no_descriptors_of_extract(imported, lines, write_descriptors,
         identity.network_of(str(tmp_path / "out"))
     with pytest.raises(UserError, match=r"holds the output of extract.py"):
         imported("a.npy", out="descriptors", ids=lines())
+
+
+def test_a_benchmark_and_descriptors_are_not_imported_into_one_folder(imported, lines, demo, tmp_path):
+    (tmp_path / "set").mkdir()
+    for number, photo in enumerate(sorted(demo.glob("*/*.jpg"))[:4]):
+        shutil.copy(photo, tmp_path / "set" / f"ukbench{number:05d}.jpg")
+    np.save(tmp_path / "a.npy", UNIT)
+    imported("a.npy", ids=lines())
+    with pytest.raises(UserError, match=r"holds descriptors that import\.py imported; choose another --out"):
+        import_benchmark(ImportConfig("ukbench", str(tmp_path / "set"), str(tmp_path / "out")))
+    import_benchmark(ImportConfig("ukbench", str(tmp_path / "set"), str(tmp_path / "benchmark")))
+    with pytest.raises(UserError, match=r"holds a benchmark that import\.py imported; choose another --out"):
+        imported("a.npy", out="benchmark", ids=lines())
+    check(tmp_path / "out")
