@@ -1,6 +1,8 @@
 """The job and its Ray tasks, from a manifest and descriptors to triplets.parquet."""
 
 import json
+import os
+import signal
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +14,7 @@ from dim.errors import UserError
 from dim.extract import store
 from dim.extract.identity import Embedding
 from dim.io import files, tables
+from dim.mine import blocks, hardest, indexed
 from dim.mine.config import MineConfig, Mining
 from dim.mine.mining import mine
 from dim.mine.pool import BLOCK_ROWS
@@ -66,6 +69,31 @@ def test_tasks_find_what_one_process_finds(ray_session, photos, strategy):
         triplets = mined(data, settings, remote, block_rows)
         assert triplets.table(data[2]).equals(alone.table(data[2]))
         assert triplets.summary() == alone.summary()
+
+
+def dying_once(function, flag):
+    """`function`, but the process of its first call is killed."""
+
+    def dies(*arguments):
+        if not flag.exists():
+            flag.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments)
+
+    return dies
+
+
+@pytest.mark.parametrize(
+    ("module", "name"), [(blocks, "divided"), (hardest, "tile"), (hardest, "crossed"), (indexed, "proposals")]
+)
+def test_a_task_that_is_killed_is_repeated(ray_session, photos, monkeypatch, module, name):
+    folder, *data = photos
+    expected = mined(data, Mining(top=100), Remote(), 8)
+    monkeypatch.setattr(module, name, dying_once(getattr(module, name), folder / "killed"))
+    candidates = "Flat" if module is indexed else None
+    triplets = mined(data, Mining(top=100, candidates=candidates), Remote(), 8)
+    assert (folder / "killed").exists()
+    assert triplets.table(data[2]).equals(expected.table(data[2]))
 
 
 def test_job_writes_the_triplets_of_its_split(ray_session, photos):
