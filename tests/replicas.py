@@ -60,7 +60,7 @@ def fitted(strategy, rank, workers, folder):
             variable.assign(np.ones_like(variable.numpy()))
         checkpoint.read(kept, 1, trained.variables, optimizer)
         losses.append(fitting.fit(triplets, 1)["loss"])
-        rows, vectors = Inference(trained, features, job, rank, owned).embed(np.arange(PHOTOS))
+        ((rows, vectors),) = Inference(trained, features, job, rank, owned).blocks(np.arange(PHOTOS))
         found |= {f"{name}/losses": losses, f"{name}/ended": flat(trained.variables)}
         found |= {f"{name}/rows": rows, f"{name}/vectors": vectors}
     return found | {"replicas": strategy.num_replicas_in_sync}

@@ -364,6 +364,8 @@ OF_ONE = {
         "--seed 99999999999": "--seed must be at most 2147483647, not 99999999999",
         "--margin -1": "--margin must be at least 0, not -1.0",
         "--strategy hard": "--strategy: invalid choice: 'hard'",
+        "--workers 0": "--workers must be at least 1, not 0",
+        "--memory lots": "--memory 'lots' is not a size, such as 512MB or 8GB",
         "--strategy distinct": "lower --negatives-per-anchor or use --strategy hardest",
     },
     "train": {

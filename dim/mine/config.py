@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dim.app.config import MOST_SEED, option, require_at_least
+from dim.app.memory import MemoryOptions, parsed
 from dim.errors import UserError
 
 StrategyName = Literal["hardest", "distinct", "random"]
@@ -57,10 +58,19 @@ class Mining:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MineConfig(Mining):
+class MineConfig(Mining, MemoryOptions):
     """The flags of `jobs/mine.py`."""
 
     manifest: str = option(help="manifest with the labels", metavar="FILE")
     descriptors: str = option(help="folder made by extract.py", metavar="DIR")
     out: str = option(help="folder for triplets.parquet", metavar="DIR")
     split: str = option("train", help="split to mine from")
+    workers: int | None = option(
+        None, help="tasks that run at a time (default: one per CPU)", metavar="N", group="machine"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_at_least(self, {"workers": 1})
+        if self.memory is not None:
+            parsed(self.memory)

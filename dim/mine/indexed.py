@@ -1,24 +1,37 @@
 """The hardest triplets of a large training set (`--candidates`): a FAISS index proposes each anchor's negatives.
 
 Above about 100,000 descriptors, there are too many pairs to compare. Positives are still searched exactly. Exact
-distances rank the proposed negatives, but negatives that the index misses are lost. An HNSW index differs from run to
-run, because FAISS builds it with several threads.
+distances rank the proposed negatives, but negatives that the index misses are lost.
+
+The index is in parts, so that no process holds all of it. One task trains an empty index on a sample. Each part is a
+copy of it with the rows of some blocks. A unit of work is the search of one part for the anchors of one group of
+blocks. Of the proposals of all parts, an anchor gets those with the best scores, as from one index. An HNSW index
+differs from run to run if FAISS builds it with several threads, so each part is built with one.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import faiss
 import numpy as np
 
+from dim.mine import hardest
+from dim.mine.blocks import StoredPool
 from dim.mine.config import Mining
-from dim.mine.hardest import Found, Partners, no_partners, screen_positives
+from dim.mine.partners import Found, no_partners
 from dim.mine.pool import Pool, too_similar
+from dim.mine.ranking import Run, Sizes
+from dim.mine.remote import Remote, fetched
+from dim.mine.triplets import Triplets
 from dim.search import build_index, read_index
 
-# For an anchor, the index proposes PROPOSED rows per negative wanted, and as many more as the largest label in the
-# anchor's block has images, because the nearest rows may be positives. It proposes at most MOST_PROPOSED rows.
-PROPOSED, MOST_PROPOSED = 8, 2048
-_PAIRS = 8192  # pairs of rows whose products are computed at a time
+# For each negative wanted, an anchor gets PROPOSED negatives from the index. The search of a part returns as many rows
+# more as the largest label in the anchor's block has images, because the nearest rows may be positives. It returns at
+# most MOST_PROPOSED rows.
+PROPOSED, MOST_PROPOSED = 10, 2048
+_MOST_PART = 1 << 28  # bytes of a part, so that even a small index is built by several tasks
+
+Proposals = tuple[np.ndarray, np.ndarray, np.ndarray]  # scores, rows and distances of negatives, (anchors, n) each
 
 
 def empty_index(settings: Mining, dimension: int) -> Any:
@@ -29,68 +42,131 @@ def empty_index(settings: Mining, dimension: int) -> Any:
     return made
 
 
-def build(pool: Pool, settings: Mining, threads: int) -> np.ndarray:
-    """Builds the index of all rows of the pool. Returns the serialised index, uint8 (bytes,)."""
-    faiss.omp_set_num_threads(threads)
-    made = empty_index(settings, pool.block(0).shape[1])
+def parts(stored: StoredPool) -> list[range]:
+    """The blocks of each part of the index. A task holds a part and a copy of it while FAISS reads it."""
+    blocks = min(_MOST_PART, stored.share // 3) // (4 * stored.dimension * stored.pool.block_rows)
+    size = max(1, blocks)
+    return [range(i, min(i + size, len(stored.blocks))) for i in range(0, len(stored.blocks), size)]
+
+
+def calls(stored: StoredPool, _: Mining) -> int:
+    """The number of calls of `runs`."""
+    count, groups = len(parts(stored)), len(hardest.groups(stored.pool))
+    return 1 + count + groups * (count + 1)
+
+
+def runs(remote: Remote, stored: StoredPool, settings: Mining) -> Iterator[Run]:
+    """Mines triplets by tasks, as `hardest.runs` does, but with the negatives that the index proposes."""
+    pool, reference, spans = stored.pool, stored.reference, parts(stored)
+    [empty] = remote.call(trained, reference, settings, stored.dimension, stored.of(range(pool.block_count)))
+    indexes = [remote.call(filled, reference, settings, empty, stored.of(span))[0] for span in spans]
+    for group in hardest.groups(pool):
+        proposed = [
+            remote.call(proposals, reference, settings, index, stored.of(span), stored.of(group))[0]
+            for index, span in zip(indexes, spans, strict=True)
+        ]
+        needed = stored.of(_blocks_with_labels_of(pool, group))
+        yield Run(*remote.call(mined, reference, settings, group, needed, *proposed, returns=2))
+
+
+def trained(pool: Pool, settings: Mining, dimension: int, blocks: dict[int, Any]) -> list[np.ndarray]:
+    """Trains an empty index on a sample of the pool. Returns the serialised index, uint8 (bytes,)."""
+    made = empty_index(settings, dimension)
     if not made.is_trained:
         count = min(len(pool), build_index.training_rows(made))
-        drawn = np.random.default_rng(settings.seed).choice(len(pool), count, replace=False)
+        drawn = np.sort(np.random.default_rng(settings.seed).choice(len(pool), count, replace=False))
+        owners = drawn // pool.block_rows
+        sample = np.concatenate(
+            [pool.holding(fetched({i: blocks[i]})).take(drawn[owners == i]) for i in np.unique(owners).tolist()]
+        )
         with read_index.as_user_error(f"--candidates {settings.candidates!r} can't be trained on {count} rows"):
-            build_index.train(made, pool.take(np.sort(drawn)))
-    with read_index.as_user_error(f"--candidates {settings.candidates!r} takes no rows"):
-        for i in range(len(pool.blocks)):
-            made.add(pool.block(i))
-    serialised: np.ndarray = faiss.serialize_index(made)
-    return serialised
+            build_index.train(made, sample.astype(np.float32, copy=False))
+    return [faiss.serialize_index(made)]
 
 
-def units(pool: Pool) -> int:
-    """The number of blocks."""
-    return len(pool.blocks)
-
-
-def work(pool: Pool, settings: Mining, start: int, stop: int) -> Found:
-    """For blocks i from `start` to `stop` − 1, finds positives in the pairs with blocks j ≥ i, and all negatives."""
+def filled(pool: Pool, settings: Mining, empty: np.ndarray, blocks: dict[int, Any]) -> list[np.ndarray]:
+    """Adds the rows of `blocks` to a copy of the trained index `empty`. Returns the serialised index."""
     faiss.omp_set_num_threads(1)  # each CPU runs a task of its own
-    index = faiss.deserialize_index(pool.fetch(pool.index))
-    positives, negatives = no_partners(settings)
-    for i in range(start, stop):
-        for j in range(i, len(pool.blocks)):
-            # Labels ascend, so this is true only if the blocks share a label.
-            if pool.labels[pool.span(j).start] <= pool.labels[pool.span(i)][-1]:
-                screen_positives(pool, i, j, pool.block(i) @ pool.block(j).T, positives)
-        _offer_proposed(pool, settings, index, i, negatives)
-    return positives, negatives
+    made = faiss.deserialize_index(empty)
+    pool = pool.holding(fetched(blocks))
+    with read_index.as_user_error(f"--candidates {settings.candidates!r} takes no rows"):
+        for i in blocks:
+            made.add(pool.block(i))
+    return [faiss.serialize_index(made)]
 
 
-def _offer_proposed(pool: Pool, settings: Mining, index: Any, i: int, negatives: Partners) -> None:
-    labels, first = pool.labels[pool.span(i)], pool.span(i).start
+def proposals(
+    pool: Pool, settings: Mining, serialised: np.ndarray, part: dict[int, Any], anchors: dict[int, Any]
+) -> list[list[Proposals]]:
+    """Searches a part of the index, which holds the blocks `part`, for the anchors of each of the blocks `anchors`.
+
+    Returns the proposed negatives of each block, with their exact distances. A score of −inf is no proposal.
+    """
+    faiss.omp_set_num_threads(1)
+    index = faiss.deserialize_index(serialised)
+    pool = pool.holding(fetched(part | anchors))
+    first = min(part) * pool.block_rows
+    return [[_proposed(pool, settings, index, i, first) for i in anchors]]
+
+
+def _proposed(pool: Pool, settings: Mining, index: Any, i: int, first: int) -> Proposals:
+    labels, start = pool.labels[pool.span(i)], pool.span(i).start
     starts, ends = (np.searchsorted(pool.labels, labels, side) for side in ("left", "right"))
-    mates = int((ends - starts).max())
-    count = min(len(pool), MOST_PROPOSED, PROPOSED * settings.negatives_per_anchor + mates)
+    wanted = min(PROPOSED * settings.negatives_per_anchor, MOST_PROPOSED)
+    count = min(index.ntotal, MOST_PROPOSED, wanted + int((ends - starts).max()))
     read_index.deepen(index, count)
-    _, proposed = index.search(pool.block(i), count)
-    rows, places = np.nonzero((proposed >= 0) & (pool.labels[proposed] != labels[:, None]))
-    partners = proposed[rows, places]
-    if settings.max_similarity is None and not negatives.one_per_label:
-        score = np.full(proposed.shape, -np.inf, np.float32)
-        score[rows, places] = _products(pool, rows + first, partners)
-        # |distance − (2 − 2xᵀy)| ≤ tolerance, so only these rows can be among the nearest.
-        limit = np.partition(score, -min(negatives.count, count), axis=1)[:, -min(negatives.count, count)]
-        near = score[rows, places] >= limit[rows] - np.float32(pool.tolerance)
-        rows, partners = rows[near], partners[near]
-    distances = pool.distances(rows + first, partners)
+    scores, found = index.search(pool.block(i), count)
+    missing = found < 0
+    found += first
+    scores[missing | (pool.labels[found] == labels[:, None])] = -np.inf
+    order = _order(pool, scores, found)[:, :wanted]
+    scores, found = np.take_along_axis(scores, order, 1), np.take_along_axis(found, order, 1)
+    distances = np.full(found.shape, np.inf, np.float32)
+    rows, places = np.nonzero(scores > -np.inf)
+    if len(rows):
+        distances[rows, places] = pool.distances(rows + start, found[rows, places])
+    return scores, found, distances
+
+
+def _order(pool: Pool, scores: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """The order of the rows `found` of each anchor: the best score first, by image id if scores are equal."""
+    order: np.ndarray = np.lexsort((pool.id_ranks[found], -scores))
+    return order
+
+
+def mined(
+    pool: Pool, settings: Mining, group: range, blocks: dict[int, Any], *proposed: list[Proposals]
+) -> tuple[Sizes, Triplets]:
+    """Makes the triplets of the anchors of `group`. `proposed` has the proposals of each part of the index.
+
+    `blocks` are those that share a label with the group. Returns the results of `hardest.crossed`.
+    """
+    pool = pool.holding(fetched(blocks))
+    found = no_partners(settings)
+    for number, i in enumerate(group):
+        _find_positives(pool, i, found)
+        _offer(pool, settings, i, [part[number] for part in proposed], found)
+    return hardest.crossed(pool, settings, group, found)
+
+
+def _blocks_with_labels_of(pool: Pool, group: range) -> range:
+    first, last = pool.labels[pool.span(group[0]).start], pool.labels[pool.span(group[-1]).stop - 1]
+    return pool.blocks_of(*(int(np.searchsorted(pool.labels, *end)) for end in ((first, "left"), (last, "right"))))
+
+
+def _find_positives(pool: Pool, i: int, found: Found) -> None:
+    left = pool.block(i)
+    for j in _blocks_with_labels_of(pool, range(i, i + 1)):
+        found[0].screen(pool, i, j, hardest.mates(pool, i, j, left @ pool.block(j).T))
+
+
+def _offer(pool: Pool, settings: Mining, i: int, proposed: list[Proposals], found: Found) -> None:
+    scores, partners, distances = (np.concatenate(each, axis=1) for each in zip(*proposed, strict=True))
+    order = _order(pool, scores, partners)[:, : PROPOSED * settings.negatives_per_anchor]
+    fit = np.zeros(scores.shape, bool)
+    np.put_along_axis(fit, order, True, axis=1)
+    fit &= scores > -np.inf
     if settings.max_similarity is not None:
-        fit = ~too_similar(distances, settings.max_similarity)
-        rows, partners, distances = rows[fit], partners[fit], distances[fit]
-    negatives.offer(pool, i, rows, partners, distances)
-
-
-def _products(pool: Pool, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """The float32 dot products (P,) of the rows `left` (P,) with the rows `right` (P,)."""
-    found = np.empty(len(left), np.float32)
-    for start in range(0, len(left), _PAIRS):
-        pairs = slice(start, start + _PAIRS)
-        found[pairs] = np.einsum("ij,ij->i", pool.take(left[pairs]), pool.take(right[pairs]))
-    return found
+        fit &= ~too_similar(distances, settings.max_similarity)
+    rows, places = np.nonzero(fit)
+    found[1].offer(pool, i, rows, partners[rows, places], distances[rows, places])

@@ -1,45 +1,55 @@
 """The pool that triplets are mined from: labelled rows in blocks, and exact distances between them.
 
-`check` raises an error if no triplet can be mined. `pool_of` sorts the rows by label and divides them into blocks.
+`check_labels` raises an error if no triplet can be mined. `pool_of` sorts the rows by label; `dim.mine.blocks` then
+brings their descriptors into this order.
 """
 
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from dim.errors import UserError
 from dim.mine.config import Mining
+from dim.search import exact
 
 BLOCK_ROWS = 2048  # rows per block; the matrix product of two blocks has 16 MiB and is computed at full speed
 _CHUNK = 512  # pairs of rows subtracted at a time; the differences fit into the CPU's cache
 
+Column: TypeAlias = "np.ndarray | pa.Array | pa.ChunkedArray"  # ids or labels: strings, or None
+
 
 def check(
-    vectors: np.ndarray, labels: np.ndarray, image_ids: np.ndarray, settings: Mining, where: str = "the training set"
+    vectors: np.ndarray, labels: Column, image_ids: np.ndarray, settings: Mining, where: str = "the training set"
 ) -> None:
-    """Raises UserError, naming `where`, unless triplets can be mined from these arguments of `mine`.
+    """Raises UserError, naming `where`, unless triplets can be mined from these rows.
 
     The labels must give an anchor, a positive and a negative, and the labelled rows must be L2-normalised.
     """
     check_labels(labels, settings, where)
-    unequal = ~(_off_unit(vectors) < 0.01) & _labelled(labels)  # with ">=", NaN would pass
+    unequal = ~is_unit(off_unit(vectors)) & pc.is_valid(strings(labels)).to_numpy(zero_copy_only=False)
     if unequal.any():
         row = np.flatnonzero(unequal)[0]
-        raise UserError(
-            f"{where}: {unequal.sum()} descriptors are not L2-normalised; the norm of image {image_ids[row]!r} is "
-            f"{np.linalg.norm(vectors[row])}; extract them again"
-        )
+        raise not_normalised(where, int(unequal.sum()), str(image_ids[row]), float(np.linalg.norm(vectors[row])))
 
 
-def check_labels(labels: np.ndarray, settings: Mining, where: str) -> None:
+def not_normalised(where: str, count: int, image_id: str, norm: float) -> UserError:
+    """The error for `count` descriptors of another length than 1. `image_id` has the first of them."""
+    return UserError(
+        f"{where}: {count} descriptors are not L2-normalised; the norm of image {image_id!r} is {norm}; extract them "
+        "again"
+    )
+
+
+def check_labels(labels: Column, settings: Mining, where: str) -> None:
     """Raises UserError, naming `where`, unless `labels` (N,) can give an anchor, a positive and a negative."""
-    counts = Counter(label for label in labels if label is not None)
+    counts = pc.value_counts(pc.drop_null(strings(labels))).field("counts").to_numpy()
     if len(counts) < 2:
         raise UserError(f"{where} has {len(counts)} label(s) on {len(labels)} images; at least two labels are needed")
-    if max(counts.values()) < 2:
+    if counts.max() < 2:
         raise UserError(f"{where}: none of its {len(counts)} labels has two images; at least one must have two")
     needed = settings.negatives_per_anchor + 1
     if settings.strategy == "distinct" and len(counts) < needed:
@@ -49,14 +59,21 @@ def check_labels(labels: np.ndarray, settings: Mining, where: str) -> None:
         )
 
 
-def _labelled(labels: np.ndarray) -> np.ndarray:
-    return np.array([label is not None for label in labels], dtype=bool)
+def strings(values: Column) -> pa.Array:
+    """`values`, strings or None, as one Arrow array."""
+    found = pa.array(values, pa.string()) if isinstance(values, np.ndarray) else values
+    return found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
 
 
-def _off_unit(vectors: np.ndarray) -> np.ndarray:
-    # The distance of each row's squared norm from 1.
+def off_unit(vectors: np.ndarray) -> np.ndarray:
+    """The distance of each row's squared norm from 1, float64 (n,)."""
     off: np.ndarray = np.abs(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64) - 1)
     return off
+
+
+def is_unit(off: np.ndarray | float) -> np.ndarray:
+    """Whether rows that are `off_unit` by `off` count as L2-normalised."""
+    return np.asarray(off < 0.01)  # with ">=", NaN would pass
 
 
 @dataclass(frozen=True)
@@ -64,30 +81,41 @@ class Pool:
     """The n labelled rows, sorted by label and then by image id. The strategies identify a row by its position here.
 
     `rows`: positions in the caller's arrays. `labels`: integer codes, ascending. `id_ranks`: the rank of each row's
-    image id; ranks decide ties. `blocks`: arrays of descriptors, float32 (up to `block_rows`, D), or references that
-    `fetch` resolves to such arrays. `tolerance`: the largest possible difference between 2 − 2x·y, with x·y in
-    float32, and `distances`. `index`: a reference to the serialised index that proposes negatives, if there is one.
+    image id; ranks decide ties. `tolerance`: the largest possible difference between 2 − 2x·y, with x·y in float32,
+    and `distances`. `blocks`: the descriptors of the blocks that this process needs, float32 or float16 (up to
+    `block_rows`, D); the others are in Ray's object store.
     """
 
     rows: np.ndarray
     labels: np.ndarray
     id_ranks: np.ndarray
-    blocks: Sequence[Any]
     block_rows: int
-    tolerance: float
-    fetch: Callable[[Any], np.ndarray] = lambda block: block
-    index: Any = None
+    tolerance: float = 0.0
+    blocks: Mapping[int, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def block_count(self) -> int:
+        """The number of blocks."""
+        return -(-len(self) // self.block_rows)
+
     def block(self, i: int) -> np.ndarray:
-        """The descriptors of block i."""
-        return self.fetch(self.blocks[i])
+        """The descriptors of block i, float32."""
+        return self.blocks[i].astype(np.float32, copy=False)
+
+    def holding(self, blocks: Mapping[int, np.ndarray]) -> "Pool":
+        """The same pool, with the descriptors of `blocks`."""
+        return replace(self, blocks=blocks)
 
     def span(self, i: int) -> slice:
         """The rows of block i."""
         return slice(i * self.block_rows, min((i + 1) * self.block_rows, len(self)))
+
+    def blocks_of(self, start: int, stop: int) -> range:
+        """The blocks that hold the rows from `start` to `stop` − 1."""
+        return range(start // self.block_rows, -(-stop // self.block_rows))
 
     def distances(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """‖x − y‖², float32 (P,), of P pairs of rows. The sums are in float64 and do not depend on the other pairs."""
@@ -100,41 +128,37 @@ class Pool:
         return found
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        """The descriptors of `rows` (R,), float32 (R, D)."""
+        """The descriptors of `rows` (R,), (R, D)."""
         blocks, places = np.divmod(rows, self.block_rows)
         first = blocks[0]
         if (blocks == first).all():
-            return self.block(first)[places]
+            return self.blocks[first][places]
         order = np.argsort(blocks, kind="stable")
-        taken = [self.block(i)[places[blocks == i]] for i in np.unique(blocks)]
+        taken = [self.blocks[i][places[blocks == i]] for i in np.unique(blocks).tolist()]
         return np.concatenate(taken)[np.argsort(order)]
 
 
-def pool_of(
-    vectors: np.ndarray,
-    labels: np.ndarray,
-    image_ids: np.ndarray,
-    *,
-    block_rows: int = BLOCK_ROWS,
-    put: Callable[[np.ndarray], Any] = lambda block: block,
-) -> Pool:
-    """Makes the pool of the rows that have a label. The first three arguments are those of `mine`.
+def pool_of(labels: Column, image_ids: Column, block_rows: int = BLOCK_ROWS) -> Pool:
+    """Makes the pool of the rows that have a label, without their descriptors.
 
-    `put` stores each block and returns its entry in `Pool.blocks`.
+    `labels` (N,) and the unique `image_ids` (N,) are strings. A row with the label None takes no part.
     """
-    used = np.flatnonzero(_labelled(labels))
-    codes = np.unique(labels[used], return_inverse=True)[1]
-    ranks = np.argsort(np.argsort(image_ids[used], kind="stable"))
-    order = np.lexsort((ranks, codes))
-    rows = used[order]
-    blocks = [put(vectors[rows[start : start + block_rows]]) for start in range(0, len(rows), block_rows)]
+    encoded = pc.dictionary_encode(strings(labels))
+    # The codes are in the order of the labels. The code −1, for None, is the last one of `in_order`.
+    in_order = np.append(exact.tie_order_of(encoded.dictionary), -1)
+    codes = in_order[pc.fill_null(encoded.indices, -1).to_numpy()]
+    ranks = exact.tie_order_of(strings(image_ids))
+    order = np.lexsort((ranks, codes))[np.count_nonzero(codes < 0) :]
+    return Pool(order, codes[order], ranks[order], block_rows)
+
+
+def tolerance(worst: float, dimension: int) -> float:
+    """The `tolerance` of a pool of rows of `dimension` values. `worst` is the largest `off_unit` of its rows."""
     # The error of a float32 dot product of D terms, summed in any order, is at most D·u·‖x‖‖y‖ to first order, with
     # u = 2⁻²⁴ (Higham, Accuracy and Stability of Numerical Algorithms, eq. 3.5). In ‖x − y‖² = ‖x‖² + ‖y‖² − 2x·y, the
-    # squared norms differ from 1 by at most `worst`. The last term of `tolerance` covers the rounding to float32 of
-    # distances, which are at most 4, and of limits.
-    worst = float(_off_unit(vectors)[used].max())
-    tolerance = 2 * worst + 2.1 * vectors.shape[1] * 2.0**-24 + 2.0**-20
-    return Pool(rows, codes[order], ranks[order], blocks, block_rows, tolerance)
+    # squared norms differ from 1 by at most `worst`. The last term covers the rounding to float32 of distances, which
+    # are at most 4, and of limits.
+    return 2 * worst + 2.1 * dimension * 2.0**-24 + 2.0**-20
 
 
 def too_similar(distances: np.ndarray, most: float) -> np.ndarray:

@@ -1,23 +1,18 @@
-"""Triplets, their ranking (hardest first), and the strategy `random`.
+"""Triplets, their table and their order: hardest first."""
 
-`random` draws a number of candidates for each ordered pair of labels, with replacement, and drops repeated candidates.
-Each pair has its own random words from Philox, a counter-based generator. The pair's draws therefore depend only on the
-seed and the pair, not on the task that draws them.
-"""
-
-from collections.abc import Iterable
+import itertools
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from dim.mine.config import Mining
-from dim.mine.pool import Pool, too_similar
+from dim.mine.pool import Column, strings
 
 _COLUMNS = ("anchors", "positives", "negatives", "distance_ap", "distance_an", "loss")
-_DRAWN = 1 << 17  # random candidates that are in memory at a time
-_WORDS = 4  # 64-bit words that Philox makes per step
+_SUMMED = 1 << 18  # triplets whose distances are summed at a time
 
 
 @dataclass(frozen=True)
@@ -37,6 +32,12 @@ class Triplets:
     candidates: int
     active: int
 
+    @classmethod
+    def none(cls) -> "Triplets":
+        """No triplets, of no candidates."""
+        rows, distances = np.zeros(0, np.int64), np.zeros(0, np.float32)
+        return cls(rows, rows, rows, distances, distances, distances, 0, 0)
+
     @property
     def kept(self) -> int:
         """The number of triplets, T."""
@@ -50,20 +51,31 @@ class Triplets:
         """The same triplets, but with `positions[i]` in place of each position i."""
         return replace(self, **{name: positions[getattr(self, name)] for name in _COLUMNS[:3]})
 
-    def table(self, image_ids: np.ndarray) -> pa.Table:
-        """The columns of triplets.parquet: rank (from 1), the three ids, distance_ap, distance_an, loss."""
-        ids = np.asarray(image_ids, dtype=object)
-        named = {f"{name[:-1]}_id": pa.array(ids[getattr(self, name)], pa.string()) for name in _COLUMNS[:3]}
+    def table(self, image_ids: Column, first_rank: int = 1) -> pa.Table:
+        """The columns of triplets.parquet: rank, the three ids, distance_ap, distance_an, loss."""
+        ids = strings(image_ids)
+        named = {f"{name[:-1]}_id": ids.take(pa.array(getattr(self, name))) for name in _COLUMNS[:3]}
         measured = {name: pa.array(getattr(self, name)) for name in _COLUMNS[3:]}
-        return pa.table({"rank": pa.array(np.arange(1, self.kept + 1)), **named, **measured})
+        return pa.table({"rank": pa.array(np.arange(first_rank, first_rank + self.kept)), **named, **measured})
 
     def summary(self) -> dict[str, Any]:
         """The counts and the mean distances of the triplets. Without triplets, the distances are None."""
-        means = {
-            f"mean_{name}": float(getattr(self, name).mean(dtype=np.float64)) if self.kept else None
-            for name in ("distance_ap", "distance_an")
-        }
-        return {"candidates": self.candidates, "active": self.active, "kept": self.kept, **means}
+        return {"candidates": self.candidates, "active": self.active, "kept": self.kept, **means([self])}
+
+
+def means(parts: Iterable[Triplets]) -> dict[str, float | None]:
+    """`mean_distance_ap` and `mean_distance_an` of all triplets of `parts`, or None without triplets.
+
+    The means are the same for any parts of a multiple of `_SUMMED` triplets each.
+    """
+    names = ("distance_ap", "distance_an")
+    sums: dict[str, list[float]] = {name: [] for name in names}
+    kept = 0
+    for part in parts:
+        kept += part.kept
+        for name, start in itertools.product(names, range(0, part.kept, _SUMMED)):
+            sums[name].append(float(getattr(part, name)[start : start + _SUMMED].sum(dtype=np.float64)))
+    return {f"mean_{name}": math.fsum(sums[name]) / kept if kept else None for name in names}
 
 
 def active(
@@ -78,27 +90,20 @@ def active(
     )
 
 
-def ranked(parts: Iterable[Triplets], id_ranks: np.ndarray, top: int | None) -> Triplets:
-    """The `top` hardest triplets of all parts (None: all), hardest first.
+def joined(parts: Sequence[Triplets]) -> Triplets:
+    """All triplets of `parts`, one part after the other. `candidates` and `active` are the sums."""
+    columns: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _COLUMNS}
+    return Triplets(
+        **columns, **{name: sum(getattr(part, name) for part in parts) for name in ("candidates", "active")}
+    )
+
+
+def hardest(triplets: Triplets, id_ranks: np.ndarray, top: int | None) -> Triplets:
+    """The `top` hardest triplets (None: all), hardest first.
 
     The ids of the anchor, the positive and the negative, in this order, decide ties. `id_ranks` (N,) is the rank of
-    each position's id. If `top` is given, memory holds only one part and the hardest triplets so far.
+    each position's id.
     """
-    held: list[Triplets] = []
-    for part in parts:
-        held.append(part)
-        if top is not None:
-            held = [_hardest(_joined(held), id_ranks, top)]
-    return _hardest(_joined(held), id_ranks, top)
-
-
-def _joined(parts: list[Triplets]) -> Triplets:
-    joined: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _COLUMNS}
-    joined |= {name: sum(getattr(part, name) for part in parts) for name in ("candidates", "active")}
-    return Triplets(**joined)
-
-
-def _hardest(triplets: Triplets, id_ranks: np.ndarray, top: int | None) -> Triplets:
     if top is not None and triplets.kept > top:
         # Sorting is slow, so first drop the triplets whose loss is below the `top`-th largest loss.
         least = np.partition(triplets.loss, -top)[-top]
@@ -106,52 +111,3 @@ def _hardest(triplets: Triplets, id_ranks: np.ndarray, top: int | None) -> Tripl
     indices = (triplets.negatives, triplets.positives, triplets.anchors)
     order = np.lexsort((*(id_ranks[index] for index in indices), -triplets.loss))
     return triplets.take(order[:top])
-
-
-def random_units(pool: Pool) -> int:
-    """The number of ordered pairs of labels. The first label of a pair has at least two images."""
-    _, sizes = _labels(pool)
-    return int((sizes >= 2).sum()) * (len(sizes) - 1)
-
-
-def random_work(pool: Pool, settings: Mining, start: int, stop: int) -> Triplets:
-    """Draws triplets for the label pairs from `start` to `stop` − 1 and returns the hardest."""
-    step = max(1, _DRAWN // settings.candidates_per_pair)
-    parts = (_of_pairs(pool, settings, first, min(first + step, stop)) for first in range(start, stop, step))
-    return ranked(parts, pool.id_ranks, settings.top)
-
-
-def _labels(pool: Pool) -> tuple[np.ndarray, np.ndarray]:
-    # The first row, and the number of rows, of each label.
-    _, starts, sizes = np.unique(pool.labels, return_index=True, return_counts=True)
-    return starts, sizes
-
-
-def _of_pairs(pool: Pool, settings: Mining, start: int, stop: int) -> Triplets:
-    starts, sizes = _labels(pool)
-    own, other = np.divmod(np.arange(start, stop), len(sizes) - 1)
-    own = np.flatnonzero(sizes >= 2)[own]
-    other += other >= own
-    # A draw is a number that stands for a triplet. If the anchor's label has n images and the negative's label has m,
-    # the digits of the number in the mixed radix (n, n − 1, m) are the anchor, the positive and the negative.
-    n, m = sizes[own][:, None], sizes[other][:, None]
-    drawn = np.sort(_words(settings, start, stop) % (n * (n - 1) * m).astype(np.uint64), axis=1).astype(np.int64)
-    anchor, rest = np.divmod(drawn, (n - 1) * m)
-    positive, negative = np.divmod(rest, m)
-    positive += positive >= anchor
-    first, first_other = starts[own][:, None], starts[other][:, None]
-    new = np.diff(drawn, axis=1, prepend=-1) > 0
-    triplets = np.stack([first + anchor, first + positive, first_other + negative])[:, new]
-    distance_an = pool.distances(triplets[0], triplets[2])
-    if settings.max_similarity is not None:
-        fit = ~too_similar(distance_an, settings.max_similarity)
-        triplets, distance_an = triplets[:, fit], distance_an[fit]
-    return active(triplets, pool.distances(triplets[0], triplets[1]), distance_an, settings.margin, drawn.size)
-
-
-def _words(settings: Mining, start: int, stop: int) -> np.ndarray:
-    # Random words, one per candidate: (pairs, candidates_per_pair). Each pair has its own steps of the generator.
-    steps = -(-settings.candidates_per_pair // _WORDS)
-    generator = np.random.Philox(key=settings.seed, counter=start * steps)
-    words = generator.random_raw((stop - start) * steps * _WORDS)
-    return words.reshape(stop - start, -1)[:, : settings.candidates_per_pair]

@@ -1,53 +1,101 @@
 """Embeds photos with the current weights during training, and computes the mAP of the descriptors.
 
-Each worker embeds its own photos, and then all workers get all descriptors. The mAP follows the protocol `labels` of
-`dim.evaluate`, but is computed from descriptors in memory.
+Each worker embeds its own photos of a block of rows. Then rank 0 puts the descriptors of the block into Ray's object
+store, so that no worker holds all descriptors. The mAP follows the protocol `labels` of `dim.evaluate`, but is computed
+from these blocks.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import ray
 import tensorflow as tf
+from ray.train.collective import broadcast_from_rank_zero
 
 from dim.app.progress import Progress
 from dim.evaluate import metrics
 from dim.extract import embedder
+from dim.mine.remote import referring
 from dim.search import exact
+from dim.search.exact import Part
 from dim.train.features import Features
 from dim.train.locality import Ownership
 from dim.train.step import TrainedNetwork
 from dim.train.training_set import Job
 
 LISTED = 10  # number of photos kept per ranking
+BLOCK_BYTES = 2**26  # of the descriptors that each worker gets at a time
 RANKING = pa.schema(
     {"query_id": pa.string(), "ap": pa.float64(), "found": pa.list_(pa.string()), "scores": pa.list_(pa.float64())}
 )
 
 
+@dataclass(frozen=True)
+class Embedded:
+    """The `rows` of the photos that could be read, ascending, and their descriptors, float32 (n, D).
+
+    Rank 0 has the descriptors as `parts` in Ray's object store. The other workers have no parts.
+    """
+
+    rows: np.ndarray
+    parts: Sequence[Part]
+
+    def where(self, chosen: np.ndarray) -> "Embedded":
+        """Only the photos of the mask `chosen` (n,)."""
+        parts, start = [], 0
+        for part in self.parts:
+            mask = chosen[part.start : part.start + part.size]
+            if size := int(np.count_nonzero(mask)):
+                parts.append(Part(start, size, partial(_filtered, part.load, mask)))
+                start += size
+        return Embedded(self.rows[chosen], parts)
+
+
+def _filtered(load: Callable[[], np.ndarray], mask: np.ndarray) -> np.ndarray:
+    vectors: np.ndarray = load()[mask]
+    return vectors
+
+
 class Inference:
-    """Embeds the photos of `job` as worker `rank`. All workers must call each method, and they get the same result."""
+    """Embeds the photos of `job` as worker `rank`. All workers must call each method."""
 
     def __init__(self, trained: TrainedNetwork, features: Features, job: Job, rank: int, ownership: Ownership) -> None:
         self._trained, self._features, self._rank, self._ownership = trained, features, rank, ownership
         self._photos, self._batch_size = job.photos, job.config.batch_size
 
-    def embed(self, rows: np.ndarray, pooled: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        """Embeds the photos `rows`, which are in ascending order. If `pooled`, the PCA layer is left out.
+    def embed(self, rows: np.ndarray, pooled: bool = False) -> Embedded:
+        """Embeds the photos `rows`, which are in ascending order. If `pooled`, the PCA layer is left out."""
+        found, parts, start = [rows[:0]], [], 0
+        for own, vectors in self.blocks(rows, pooled):
+            found.append(own)
+            if self._rank == 0 and len(own):
+                parts.append(Part(start, len(own), referring(ray.put(vectors))))
+                start += len(own)
+        return Embedded(np.concatenate(found), parts)
 
-        Returns:
-            The rows of the photos that could be read, ascending, and the photos' descriptors, float32 (n, D).
+    def blocks(self, rows: np.ndarray, pooled: bool = False) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Embeds the photos `rows`, as `embed` does.
+
+        Yields to all workers the rows of the photos of a block that could be read, ascending, and their descriptors,
+        float32 (n, D). The blocks do not depend on the number of workers.
         """
-        if not len(rows):
-            return rows, np.zeros((0, self._trained.dimension(pooled)), np.float32)
+        step = BLOCK_BYTES // (4 * self._trained.dimension(pooled))
+        progress = Progress("embedding", len(self._ownership.rows(rows, self._rank)), errors=True)
+        for start in range(0, len(rows), step):
+            yield self._block(rows[start : start + step], pooled, progress)
+
+    def _block(self, rows: np.ndarray, pooled: bool, progress: Progress) -> tuple[np.ndarray, np.ndarray]:
         shares = [self._ownership.rows(rows, worker) for worker in range(len(self._ownership.machines))]
         # A gather needs the same number of rows from each worker. −1 stands for padding and for unreadable photos.
         size = max(map(len, shares))
         gathered = np.full(size, -1, np.int64)
         vectors = np.zeros((size, self._trained.dimension(pooled)), np.float32)
-        for place, (row, vector) in enumerate(self._embed_own(shares[self._rank], pooled).items()):
+        for place, (row, vector) in enumerate(self._embed_own(shares[self._rank], pooled, progress).items()):
             gathered[place], vectors[place] = row, vector
         gathered, vectors = from_all(self._trained.strategy, gathered), from_all(self._trained.strategy, vectors)
         order = np.argsort(gathered, kind="stable")[np.count_nonzero(gathered < 0) :]
@@ -55,10 +103,9 @@ class Inference:
             raise RuntimeError("the workers embedded a photo twice, or one that they were not asked for")
         return gathered[order], vectors[order]
 
-    def _embed_own(self, rows: np.ndarray, pooled: bool) -> dict[int, np.ndarray]:
+    def _embed_own(self, rows: np.ndarray, pooled: bool, progress: Progress) -> dict[int, np.ndarray]:
         lists = [rows[start : start + self._batch_size].tolist() for start in range(0, len(rows), self._batch_size)]
         descriptors: dict[int, np.ndarray] = {}
-        progress = Progress("embedding", len(rows), errors=True)
         for asked, activations in zip(lists, self._features.read(lists), strict=True):
             own = list(activations)
             for positions, batch in embedder.batches(list(activations.values()), self._batch_size):
@@ -79,50 +126,64 @@ class Inference:
         read, computed = from_all(self._trained.strategy, own).sum(axis=0).tolist()
         return {"cached_share": round(1 - computed / max(1, read), 4), "computed": computed}
 
-    def map(self, split: str, rows: np.ndarray, vectors: np.ndarray) -> float | None:
-        """The mAP on the photos of `split` among `rows`, with the descriptors `vectors`; None without positives."""
-        return mean_average_precision(*self._of_split(split, rows, vectors))
+    def map(self, split: str, embedded: Embedded) -> float | None:
+        """The mAP on the photos of `split` among `embedded`; None without positives."""
+        own = mean_average_precision(*self._of_split(split, embedded)) if self._rank == 0 else None
+        found: float | None = broadcast_from_rank_zero(own)
+        return found
 
-    def rankings(self, split: str, rows: np.ndarray, vectors: np.ndarray) -> pa.Table:
-        """The table `rankings` for the photos of `split` among `rows`, with the descriptors `vectors`."""
-        return rankings(*self._of_split(split, rows, vectors))
+    def rankings(self, split: str, embedded: Embedded) -> pa.Table | None:
+        """The table `rankings` for the photos of `split` among `embedded`, on rank 0; None on the other workers."""
+        return rankings(*self._of_split(split, embedded)) if self._rank == 0 else None
 
-    def _of_split(self, split: str, rows: np.ndarray, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        chosen = self._photos.splits[rows] == split
-        rows = rows[chosen]
-        return vectors[chosen], self._photos.labels[rows], self._photos.image_ids[rows]
+    def _of_split(self, split: str, embedded: Embedded) -> tuple[Sequence[Part], np.ndarray, np.ndarray]:
+        chosen = embedded.where(self._photos.splits[embedded.rows] == split)
+        return chosen.parts, self._photos.labels[chosen.rows], self._photos.image_ids[chosen.rows]
 
 
-def mean_average_precision(vectors: np.ndarray, labels: np.ndarray, image_ids: np.ndarray) -> float | None:
+def mean_average_precision(parts: Sequence[Part], labels: np.ndarray, image_ids: np.ndarray) -> float | None:
     """The mAP, by the trapezoid rule, if each photo is a query among the others; None if no query has a positive.
 
     Args:
-        vectors: Descriptors, (N, D).
+        parts: Descriptors, (N, D).
         labels: str, or None, which matches no label, (N,). A query's positives are the other photos with its label.
         image_ids: Their order breaks ties between scores, (N,).
     """
-    return metrics.mean(ap for ap, _ in _judge(vectors, labels, image_ids))
+    return metrics.mean(ap for ap, _ in _judge(parts, labels, image_ids))
 
 
-def rankings(vectors: np.ndarray, labels: np.ndarray, image_ids: np.ndarray) -> pa.Table:
+def rankings(parts: Sequence[Part], labels: np.ndarray, image_ids: np.ndarray) -> pa.Table:
     """One row per query: `query_id`, `ap` (null without a positive), the LISTED best ids `found`, their `scores`."""
     rows = []
     place = exact.tie_order_of(image_ids)
-    for query, (ap, scores) in enumerate(_judge(vectors, labels, image_ids)):
+    for query, (ap, scores) in enumerate(_judge(parts, labels, image_ids)):
         best = exact.best(scores, LISTED, place)
         values = (image_ids[query], ap, image_ids[best].tolist(), scores[best].tolist())
         rows.append(dict(zip(RANKING.names, values, strict=True)))
     return pa.Table.from_pylist(rows, RANKING)
 
 
-def _judge(vectors: np.ndarray, labels: np.ndarray, image_ids: np.ndarray) -> Iterator[tuple[float | None, np.ndarray]]:
+def _judge(
+    parts: Sequence[Part], labels: np.ndarray, image_ids: np.ndarray
+) -> Iterator[tuple[float | None, np.ndarray]]:
     """For each query, yields its AP (None without a positive) and its scores, (N,). The query itself scores −inf."""
-    place = exact.tie_order_of(image_ids)
-    for query, scores in enumerate(exact.scores(vectors, [vectors], len(vectors))):
+    place, database = exact.tie_order_of(image_ids), Loaded(parts)
+    scores_of_all = (scores for part in database for scores in exact.scores(part, database, len(labels)))
+    for query, scores in enumerate(scores_of_all):
         positives = np.flatnonzero(labels == labels[query]) if labels[query] is not None else np.zeros(0, np.int64)
         positives = positives[positives != query]
         scores[query] = -np.inf
         yield metrics.average_precision(np.sort(exact.ranks(scores, positives, place)), len(positives)), scores
+
+
+class Loaded:
+    """Yields the vectors of `parts`, one part at a time, as often as they are asked for."""
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self._parts = parts
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (part.load() for part in self._parts)
 
 
 def from_all(strategy: tf.distribute.Strategy, values: np.ndarray) -> np.ndarray:

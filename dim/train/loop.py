@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import ray.train
+from ray.train.collective import broadcast_from_rank_zero
 
 from dim.errors import JobFailed
 from dim.evaluate import metrics
@@ -16,6 +17,7 @@ from dim.io import files
 from dim.model import network
 from dim.train import checkpoint, history
 from dim.train.checkpoint import State
+from dim.train.embed import Embedded
 from dim.train.history import MODEL
 from dim.train.training_set import Job
 from dim.train.worker import Clock, Worker, start_worker
@@ -67,14 +69,14 @@ def do_train(worker: Worker) -> dict[str, Any]:
         clock.laps |= {"embed_seconds": 0.0, "mine_seconds": 0.0}
         if epoch % config.mine_every == 0 or not len(state.triplets):
             # Embed the training photos with the current weights.
-            rows, vectors = worker.inference.embed(photos.mined())
+            embedded = worker.inference.embed(photos.mined())
             clock.lap("embed")
 
             # Mine the triplets that are hardest for the current weights.
-            triplets = worker.mine(rows, vectors, epoch)
+            triplets = worker.mine(embedded, epoch)
             mined = triplets.summary()
             positions = np.stack([triplets.anchors, triplets.positives, triplets.negatives], axis=1)
-            state.triplets = photos.image_ids[rows[positions]]
+            state.triplets = photos.image_ids[embedded.rows[positions]]
             clock.lap("mine")
 
         # Fit the network to the triplets, batch by batch.
@@ -122,21 +124,21 @@ def _begin(worker: Worker) -> State:
 
     # Embed all photos: this fills the feature cache, and shows which photos cannot be read.
     used = photos.used()
-    rows, vectors = worker.inference.embed(used, pooled=True)
-    state.unreadable = len(used) - len(rows)
+    embedded = worker.inference.embed(used, pooled=True)
+    state.unreadable = len(used) - len(embedded.rows)
     reasons = worker.inference.unreadable()
     if worker.rank == 0:
         photos.write_unreadable(job.config.out, reasons)
 
     # Measure the network off the shelf. If its PCA layer is not fitted yet, fit it and measure the network again.
     if job.fit_pca:
-        state.map_before = _judge(worker, history.BEFORE, rows, vectors)
-        state.val_before = worker.inference.map("val", rows, vectors)
+        state.map_before = _judge(worker, history.BEFORE, embedded)
+        state.val_before = worker.inference.map("val", embedded)
         _log_map(worker, "off the shelf", state.map_before)
-        worker.fit_pca(vectors[np.isin(rows, photos.rows("train"))])
+        worker.fit_pca(embedded.where(np.isin(embedded.rows, photos.rows("train"))))
         state.map_fitted, state.val_fitted = _map_of(worker, _judged_split(worker)), _map_of(worker, "val")
     else:
-        state.map_before = _judge(worker, history.BEFORE, *_embed_judged(worker))
+        state.map_before = _judge(worker, history.BEFORE, _embed_judged(worker))
         state.val_before = _map_of(worker, "val")
         state.map_fitted, state.val_fitted = state.map_before, state.val_before
     _log_map(worker, "with the fitted PCA", state.map_fitted)
@@ -154,7 +156,7 @@ def _finish(worker: Worker, state: State) -> dict[str, Any]:
     if best is None:
         folder = files.join(config.out, checkpoint.FOLDER)
         raise JobFailed(f"no checkpoint in {folder!r} is whole any more; run the same command again")
-    map_after = _judge(worker, history.AFTER, *_embed_judged(worker))
+    map_after = _judge(worker, history.AFTER, _embed_judged(worker))
     if worker.rank == 0:
         network.save(worker.trained.model, worker.job.source.spec, files.join(config.out, MODEL))
     judged = judged_on if len(worker.job.photos.rows(judged_on)) else None
@@ -178,20 +180,22 @@ def _judged_split(worker: Worker) -> str:
     return "test" if len(worker.job.photos.rows("test")) else "val"
 
 
-def _embed_judged(worker: Worker) -> tuple[np.ndarray, np.ndarray]:
+def _embed_judged(worker: Worker) -> Embedded:
     return worker.inference.embed(worker.job.photos.rows(_judged_split(worker)))
 
 
-def _judge(worker: Worker, moment: str, rows: np.ndarray, vectors: np.ndarray) -> float | None:
+def _judge(worker: Worker, moment: str, embedded: Embedded) -> float | None:
     """The mAP on the judged split: test, or val if test is empty. Rank 0 writes the rankings for the HTML report."""
-    rankings = worker.inference.rankings(_judged_split(worker), rows, vectors)
-    if worker.rank == 0:
+    rankings, own = worker.inference.rankings(_judged_split(worker), embedded), None
+    if rankings is not None:
         history.keep_found(worker.job.config.out, moment, rankings)
-    return metrics.mean(rankings["ap"].to_pylist())
+        own = metrics.mean(rankings["ap"].to_pylist())
+    found: float | None = broadcast_from_rank_zero(own)
+    return found
 
 
 def _map_of(worker: Worker, split: str) -> float | None:
-    return worker.inference.map(split, *worker.inference.embed(worker.job.photos.rows(split)))
+    return worker.inference.map(split, worker.inference.embed(worker.job.photos.rows(split)))
 
 
 def _log_map(worker: Worker, when: str, found: float | None) -> None:

@@ -4,6 +4,7 @@ Ray Train starts each worker as a process. All workers build the same network, a
 `dim.train.loop` calls the steps in the order of the epochs.
 """
 
+import functools
 import hashlib
 import logging
 import platform
@@ -16,22 +17,24 @@ import tensorflow as tf
 from ray.train.collective import broadcast_from_rank_zero
 
 from dim.app import worker_placement
+from dim.app.memory import budget
 from dim.extract.embedder import set_up_tensorflow
 from dim.io import files
 from dim.mine.mining import mine
+from dim.mine.remote import Remote
 from dim.mine.triplets import Triplets
 from dim.model import network
 from dim.model.backend import keras
 from dim.train import checkpoint, failures, history
 from dim.train.checkpoint import State
-from dim.train.embed import Inference, objects_from_all
+from dim.train.embed import Embedded, Inference, Loaded, objects_from_all
 from dim.train.features import features_of
 from dim.train.gradient_descent import Fitting, from_pixels
 from dim.train.history import EpochHistory
 from dim.train.locality import ownership
 from dim.train.step import TrainedNetwork
 from dim.train.training_set import Job
-from dim.whiten.fit import fit_pca, moments_of
+from dim.whiten.fit import Moments, fit_pca, moments_of
 
 OPTIMIZERS = {"adam": keras.optimizers.Adam, "sgd": keras.optimizers.SGD}
 
@@ -84,24 +87,29 @@ class Worker:
         if state.epoch:
             checkpoint.keep(self._checkpoints, {state.best_first()[0], state.epoch, state.epoch - 1})
 
-    def fit_pca(self, vectors: np.ndarray) -> None:
-        """Sets the PCA layer to the principal components of `vectors` (n, D), pooled descriptors of split train."""
-        spec = self.job.source.spec
-        whitening = fit_pca(moments_of(vectors), spec.dimension, {"split": "train"}, power=self.job.config.power)
-        # All workers take the result of rank 0: machines may differ in the signs and last digits of eigenvectors.
-        kernel_and_bias = broadcast_from_rank_zero(whitening.as_dense())
+    def fit_pca(self, embedded: Embedded) -> None:
+        """Sets the PCA layer to the principal components of `embedded`, pooled descriptors of split train."""
+        own = None
+        if self.rank == 0:
+            none = np.zeros((0, self.trained.dimension(pooled=True)), np.float32)
+            moments = functools.reduce(Moments.merge, map(moments_of, Loaded(embedded.parts)), moments_of(none))
+            dimension, power = self.job.source.spec.dimension, self.job.config.power
+            own = fit_pca(moments, dimension, {"split": "train"}, power=power).as_dense()
+        kernel_and_bias = broadcast_from_rank_zero(own)
         for variable, value in zip(self.trained.model.get_layer("pca").weights, kernel_and_bias, strict=True):
             variable.assign(value)
 
-    def mine(self, rows: np.ndarray, vectors: np.ndarray, epoch: int) -> Triplets:
-        """The hardest triplets of the photos `rows`, as positions in `rows`. `vectors` (n, D) are the descriptors.
+    def mine(self, embedded: Embedded, epoch: int) -> Triplets:
+        """The hardest triplets of the photos of `embedded`, as positions in its rows.
 
         Rank 0 mines by Ray tasks. The tasks may use the CPUs of all workers, because the workers wait meanwhile.
         """
         triplets = None
         if self.rank == 0:
-            labels, image_ids = self.job.photos.labels[rows], self.job.photos.image_ids[rows]
-            triplets = mine(vectors, labels, image_ids, self.job.config, beside=True)
+            config, photos, rows = self.job.config, self.job.photos, embedded.rows
+            labels, image_ids = photos.labels[rows], photos.image_ids[rows]
+            remote, share = Remote(beside=True), budget(None).share
+            triplets = mine(embedded.parts, labels, image_ids, config, remote=remote, share=share).whole()
             history.keep_hardest(self.job.config.out, epoch + 1, triplets, image_ids)
         found: Triplets = broadcast_from_rank_zero(triplets)
         return found

@@ -27,12 +27,15 @@ import pandas as pd
 import ray
 import tensorflow as tf
 
+from dim.app.memory import budget
 from dim.data import manifest as manifests
 from dim.extract import identity
 from dim.extract.embedder import set_up_tensorflow
 from dim.mine.mining import mine
+from dim.mine.remote import Remote, referring
 from dim.model import network, spec
 from dim.model.devices import best_precision
+from dim.search.exact import Part
 from dim.train import batches
 from dim.train.batches import ReplicaBatch
 from dim.train.config import TrainConfig
@@ -82,7 +85,7 @@ class Ours:
     def fill(self, rows: np.ndarray) -> float:
         """Computes what is frozen of `rows` and fits the PCA on them; the seconds."""
         started = time.perf_counter()
-        _, vectors = self.inference.embed(rows, pooled=True)
+        ((_, vectors),) = self.inference.blocks(rows, pooled=True)
         seconds = time.perf_counter() - started
         dimension = self.source.spec.dimension
         fitted = fit_pca(fit.moments_of(vectors), dimension, {"split": "train"}, power=self.config.power)
@@ -109,7 +112,9 @@ class Ours:
 
     def mined(self, vectors: np.ndarray) -> np.ndarray:
         """The hardest triplets (T, 3)."""
-        found = mine(vectors, self.photos.labels, self.photos.image_ids, self.config)
+        parts = [Part(0, len(vectors), referring(ray.put(vectors)))]
+        labels, image_ids, share = self.photos.labels, self.photos.image_ids, budget(None).share
+        found = mine(parts, labels, image_ids, self.config, remote=Remote(), share=share).whole()
         return np.stack([found.anchors, found.positives, found.negatives], axis=1)
 
     def losses(self, triplets: np.ndarray) -> list[float]:
@@ -127,7 +132,7 @@ class Ours:
 def laps(ours: Ours) -> tuple[dict[str, float], np.ndarray]:
     """The seconds of our epoch, and its triplets."""
     clock = [time.perf_counter()]
-    _, vectors = ours.inference.embed(ours.rows)
+    ((_, vectors),) = ours.inference.blocks(ours.rows)
     clock.append(time.perf_counter())
     triplets = ours.mined(vectors)
     clock.append(time.perf_counter())
@@ -156,7 +161,7 @@ def without(ours: Ours, triplets: np.ndarray, epoch: dict[str, float]) -> dict[s
     plain.trace()
     embed = seconds_of(lambda: plain.inference.embed(some)) * share
     found["bfloat16"] = embed + epoch["mine"] + plain.steps_seconds(triplets)
-    _, vectors = ours.inference.embed(ours.rows)
+    ((_, vectors),) = ours.inference.blocks(ours.rows)
     ranking = seconds_of(lambda: ranked_by_row(vectors, ours.photos))
     found["mining by products"] = epoch["embed"] + ranking + epoch["fit"]
     return {name: round(value, 1) for name, value in found.items()}

@@ -1,24 +1,25 @@
 """The job and its Ray tasks, from a manifest and descriptors to triplets.parquet."""
 
 import json
-from collections import Counter
-from functools import partial
-from types import SimpleNamespace
+import os
+import signal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 
-from dim.app.worker_placement import Node
 from dim.errors import UserError
 from dim.extract import store
 from dim.extract.embedding import NetworkEmbedding
 from dim.io import files, tables
-from dim.mine import mining
+from dim.mine import blocks, hardest, indexed
 from dim.mine.config import MineConfig, Mining
-from dim.mine.mining import STRATEGIES, mine
-from dim.mine.pool import pool_of
+from dim.mine.mining import mine
+from dim.mine.pool import BLOCK_ROWS
+from dim.mine.remote import Remote, referring
+from dim.search.exact import Part
 
 EMBEDDING = NetworkEmbedding("vgg16", "block5_conv3", "gem", "0", "caffe", 224, "squash", (1.0,), None, None, "float32")
 
@@ -48,58 +49,51 @@ def photos(tmp_path):
     return tmp_path, vectors, np.array(labels, dtype=object), np.array(ids, dtype=object)
 
 
-class HereNow:
-    """Stands in for Ray, and notes the CPUs that tasks ask for."""
-
-    def __init__(self):
-        self.asked, self._kept = [], []
-
-    def put(self, value):
-        self._kept.append(value)
-        return len(self._kept) - 1
-
-    def get(self, number):
-        return self._kept[number]
-
-    def wait(self, numbers):
-        return numbers[:1], numbers[1:]
-
-    def remote(self, num_cpus, num_returns=1, **_):
-        self.asked.append(num_cpus)
-
-        def run(work, pool, *arguments):
-            found = work(self.get(pool), *arguments)
-            return self.put(found) if num_returns == 1 else map(self.put, found)
-
-        return lambda work: SimpleNamespace(remote=partial(run, work))
-
-
-@pytest.mark.parametrize(("beside", "asked"), [(False, [4, 1]), (True, [0.01, 0.01])])
-def test_no_task_may_go_to_a_node_without_cpus(photos, monkeypatch, beside, asked):
-    monkeypatch.setattr(mining, "ray", here := HereNow())
-    monkeypatch.setattr(mining.worker_placement, "live_nodes", lambda: Counter({Node(4.0, 0.0): 1, Node(2.0, 0.0): 1}))
-    monkeypatch.setattr(mining.worker_placement.cluster, "autoscaled_nodes", list)
-    _, *data = photos
-    assert mine(*data, Mining(candidates="Flat"), beside=beside).kept
-    assert here.asked == asked
-
-
 def config_of(folder, **options):
     paths = {"manifest": "photos.csv", "descriptors": "descriptors", "out": "triplets"}
     return MineConfig(**{name: str(folder / path) for name, path in paths.items()}, **options)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+def mined(data, settings, remote, block_rows=BLOCK_ROWS):
+    vectors, labels, ids = data
+    parts = [Part(0, len(vectors), referring(ray.put(vectors)))]
+    return mine(parts, labels, ids, settings, remote=remote, share=2**20, block_rows=block_rows).whole()
+
+
+@pytest.mark.parametrize("strategy", ["hardest", "distinct", "random"])
 def test_tasks_find_what_one_process_finds(ray_session, photos, strategy):
     _, *data = photos
     settings = Mining(strategy=strategy, negatives_per_anchor=2, top=50)
-    pool = pool_of(*data)
-    part = STRATEGIES[strategy].work(pool, settings, 0, STRATEGIES[strategy].units(pool))
-    alone = STRATEGIES[strategy].finish(pool, settings, [part]).at(pool.rows)
-    for block_rows, beside in ((8, False), (25, True)):
-        triplets = mine(*data, settings, block_rows=block_rows, beside=beside)
+    alone = mined(data, settings, Remote(1), 1000)
+    for block_rows, remote in ((8, Remote()), (25, Remote(3, beside=True))):
+        triplets = mined(data, settings, remote, block_rows)
         assert triplets.table(data[2]).equals(alone.table(data[2]))
         assert triplets.summary() == alone.summary()
+
+
+def dying_once(function, flag):
+    """`function`, but the process of its first call is killed."""
+
+    def dies(*arguments):
+        if not flag.exists():
+            flag.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments)
+
+    return dies
+
+
+@pytest.mark.parametrize(
+    ("module", "name"), [(blocks, "divided"), (hardest, "tile"), (hardest, "crossed"), (indexed, "proposals")]
+)
+def test_a_task_that_is_killed_is_repeated(ray_session, photos, monkeypatch, module, name):
+    folder, *data = photos
+    expected = mined(data, Mining(top=100), Remote(), 8)
+    monkeypatch.setattr(module, name, dying_once(getattr(module, name), folder / "killed"))
+    candidates = "Flat" if module is indexed else None
+    triplets = mined(data, Mining(top=100, candidates=candidates), Remote(), 8)
+    assert (folder / "killed").exists()
+    assert triplets.table(data[2]).equals(expected.table(data[2]))
 
 
 def test_job_writes_the_triplets_of_its_split(ray_session, photos):
@@ -109,7 +103,7 @@ def test_job_writes_the_triplets_of_its_split(ray_session, photos):
     config = config_of(folder, top=100)
     result = mine_folder(config)
     rows = np.setdiff1d(np.arange(40), [3])
-    expected = mine(*(values[rows] for values in data), config)
+    expected = mined([values[rows] for values in data], config, Remote())
     assert pq.read_table(folder / "triplets" / "triplets.parquet").equals(expected.table(data[2][rows]))
     assert result == expected.summary() == json.loads((folder / "triplets" / "result.json").read_text())
     run = json.loads((folder / "triplets" / "run.json").read_text())

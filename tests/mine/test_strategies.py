@@ -1,30 +1,46 @@
-"""Each strategy against a naive triple loop, for several sizes of blocks and numbers of tasks."""
+"""Each strategy against a naive triple loop, for several sizes of blocks and numbers of parts."""
 
 import dataclasses
 import itertools
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from in_process import Here
 
 from dim.errors import UserError
-from dim.mine import indexed
+from dim.mine import mining, remote
 from dim.mine.config import Mining
-from dim.mine.mining import STRATEGIES, Strategy, check_candidates
-from dim.mine.pool import check, pool_of
+from dim.mine.mining import check_candidates, mine
+from dim.mine.pool import check
+from dim.search.exact import Part
+
+STRATEGIES = ("distinct", "hardest", "random")
 
 
-def mined(data, options, block_rows, tasks):
+@pytest.fixture(autouse=True, scope="module")
+def in_this_process():
+    """References are the values themselves, and `distinct` may have fewer labels than negatives."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(remote, "ray", SimpleNamespace(get=lambda value: value))
+        patch.setattr(mining, "check_labels", lambda *_: None)
+        yield
+
+
+def parts_of(vectors, count=1):
+    """`vectors` in `count` parts."""
+    ends = np.linspace(0, len(vectors), count + 1).astype(int).tolist()
+    return [Part(a, b - a, partial(np.copy, vectors[a:b])) for a, b in itertools.pairwise(ends) if a < b]
+
+
+def mined(data, options, block_rows, parts=1, share=2**30):
     """The triplets as `mine` finds them, but in this process."""
-    pool = pool_of(*data, block_rows=block_rows)
-    strategy = STRATEGIES[options.strategy]
-    if options.candidates:
-        pool = dataclasses.replace(pool, index=indexed.build(pool, options, 1))
-        strategy = Strategy(indexed.units, 1, indexed.work, strategy.finish)
-    ends = np.linspace(0, strategy.units(pool), tasks + 1).astype(int)
-    parts = [strategy.work(pool, options, a, b) for a, b in itertools.pairwise(ends) if a < b]
-    return strategy.finish(pool, options, reversed(parts)).at(pool.rows)
+    vectors, labels, ids = data
+    settings = {"remote": Here(), "share": share, "block_rows": block_rows}
+    return mine(parts_of(vectors, parts), labels, ids, options, **settings).whole()
 
 
 def rows_of(triplets, ids):
@@ -93,7 +109,7 @@ def all_equal(dimension=4):
     return vectors, *dataset(6, 40, 7)[1:]
 
 
-@pytest.mark.parametrize(("block_rows", "tasks"), [(1, 3), (7, 1), (7, 5), (32, 2), (1000, 1)])
+@pytest.mark.parametrize(("block_rows", "parts"), [(1, 3), (7, 1), (7, 5), (32, 2), (1000, 1)])
 @pytest.mark.parametrize("name", DATA)
 @pytest.mark.parametrize(
     "options",
@@ -106,10 +122,10 @@ def all_equal(dimension=4):
     ],
     ids=str,
 )
-def test_hardest_equals_a_naive_loop(name, options, block_rows, tasks):
+def test_hardest_equals_a_naive_loop(name, options, block_rows, parts):
     data = DATA[name]
     candidates, ranked, kept = naive(data, options)
-    triplets = mined(data, options, block_rows, tasks)
+    triplets = mined(data, options, block_rows, parts)
     assert (triplets.candidates, triplets.active, triplets.kept) == (len(candidates), len(ranked), len(kept))
     assert rows_of(triplets, data[2]) == kept
 
@@ -129,8 +145,8 @@ def test_with_an_index_that_finds_all_it_is_the_same(name, options):
     expected = rows_of(
         mined(data, dataclasses.replace(options, candidates=None, candidate_parameters=None), 32, 1), data[2]
     )
-    for block_rows, tasks in ((7, 5), (32, 2), (1000, 1)):
-        assert rows_of(mined(data, options, block_rows, tasks), data[2]) == expected
+    for block_rows, parts, share in ((7, 5, 1), (7, 2, 3 * 7 * 4 * 8 * 3), (32, 2, 1), (1000, 1, 2**30)):
+        assert rows_of(mined(data, options, block_rows, parts, share), data[2]) == expected
 
 
 @pytest.mark.parametrize(
@@ -193,15 +209,15 @@ def test_random_draws_are_uniform():
 @given(
     seed=st.integers(0, 1000),
     block_rows=st.integers(1, 50),
-    tasks=st.integers(1, 6),
-    strategy=st.sampled_from(sorted(STRATEGIES)),
+    parts=st.integers(1, 6),
+    strategy=st.sampled_from(STRATEGIES),
     repeats=st.sampled_from([0, 60]),
     top=st.sampled_from([None, 1, 20]),
 )
-def test_same_triplets_for_any_blocks_and_tasks(*, seed, block_rows, tasks, strategy, repeats, top):
+def test_same_triplets_for_any_blocks_and_parts(*, seed, block_rows, parts, strategy, repeats, top):
     data = dataset(seed, 40, 8, dimension=16, repeats=repeats)
     options = Mining(strategy=strategy, negatives_per_anchor=2, candidates_per_pair=6, top=top, margin=0.5)
-    one, other = mined(data, options, 1000, 1), mined(data, options, block_rows, tasks)
+    one, other = mined(data, options, 1000, 1), mined(data, options, block_rows, parts)
     assert rows_of(one, data[2]) == rows_of(other, data[2])
     assert one.summary() == other.summary()
 

@@ -1,4 +1,4 @@
-"""The order of triplets and their table."""
+"""The order of triplets, their table and their means."""
 
 import itertools
 
@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from dim.mine.triplets import active, ranked
+from dim.mine.triplets import active, hardest
 
 IDS = np.array(["b", "a", "c", "d"], dtype=object)
 ID_RANKS = np.array([1, 0, 2, 3])
@@ -28,8 +28,7 @@ def test_loss_is_that_of_the_definition():
 
 @pytest.mark.parametrize("top", [None, 1, 7, 100])
 def test_ties_are_ordered_by_ids(top):
-    triplets = all_tied()
-    table = ranked([triplets.take(np.arange(k, 24, 5)) for k in range(5)], ID_RANKS, top).table(IDS)
+    table = hardest(all_tied().take(np.arange(24)[::-1]), ID_RANKS, top).table(IDS)
     expected = sorted(itertools.permutations("abcd", 3))[:top]
     ids = zip(*(table[name].to_pylist() for name in ("anchor_id", "positive_id", "negative_id")), strict=True)
     assert list(ids) == expected

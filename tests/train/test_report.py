@@ -1,7 +1,9 @@
 """The report of a training run, from what its workers leave."""
 
 import csv
+import itertools
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from PIL import Image
 from dim.evaluate import metrics
 from dim.mine.triplets import active
 from dim.report import training
+from dim.search.exact import Part
 from dim.train import embed, history
 from dim.train.config import TrainConfig
 from dim.train.training_set import TrainingPhotos
@@ -63,10 +66,17 @@ def mined(count):
     return active(rows, near, np.full(count, 0.1, np.float32), 0.1, 200)
 
 
+def parts_of(vectors, count=1):
+    ends = np.linspace(0, len(vectors), count + 1).astype(int).tolist()
+    return [Part(a, b - a, partial(np.copy, vectors[a:b])) for a, b in itertools.pairwise(ends)]
+
+
 def test_rankings_have_the_ap_of_each_query_and_what_heads_its_list():
     vectors = unit(8, 4)
-    found = embed.rankings(vectors, LABELS, IDS)
-    assert metrics.mean(found["ap"].to_pylist()) == embed.mean_average_precision(vectors, LABELS, IDS)
+    found = embed.rankings(parts_of(vectors), LABELS, IDS)
+    for count in (2, 3, 7):
+        assert embed.rankings(parts_of(vectors, count), LABELS, IDS).equals(found)
+    assert metrics.mean(found["ap"].to_pylist()) == embed.mean_average_precision(parts_of(vectors), LABELS, IDS)
     assert found["ap"].null_count == 2  # one without a label, one alone with its own
     for query, row in enumerate(found.to_pylist()):
         others = [other for other in range(8) if other != query]
@@ -89,8 +99,8 @@ def test_the_hardest_triplets_of_each_epoch_are_kept(run):
 def test_the_page_shows_curves_triplets_and_what_changed(run, photos):
     folder = str(run.folder)
     before, after = unit(8, 4, seed=1), unit(8, 4, seed=2)
-    history.keep_found(folder, history.BEFORE, embed.rankings(before, LABELS, IDS))
-    history.keep_found(folder, history.AFTER, embed.rankings(after, LABELS, IDS))
+    history.keep_found(folder, history.BEFORE, embed.rankings(parts_of(before), LABELS, IDS))
+    history.keep_found(folder, history.AFTER, embed.rankings(parts_of(after), LABELS, IDS))
     for epoch in (1, 3):
         history.keep_hardest(folder, epoch, mined(9), IDS)
     training.write(TrainConfig(out=folder), photos, SUMMARY, run)
@@ -104,7 +114,7 @@ def test_the_page_shows_curves_triplets_and_what_changed(run, photos):
     triplets = text[text.index("Hardest triplets</h2>") :]
     assert re.findall(r"<h3>Epoch (\d)</h3>", triplets) == ["1", "3"]
     assert len(re.findall('<li class="first">', triplets)) == 4  # two anchors an epoch
-    pairs = zip(*(embed.rankings(v, LABELS, IDS)["ap"].to_pylist() for v in (before, after)), strict=True)
+    pairs = zip(*(embed.rankings(parts_of(v), LABELS, IDS)["ap"].to_pylist() for v in (before, after)), strict=True)
     expected = sorted(f"{old:.3f} → {new:.3f}" for old, new in pairs if None not in (old, new) and old != new)
     assert sorted(re.findall(r"AP ([\d.]+ → [\d.]+)", text)) == expected
     assert "<b>" not in text.replace("<b>Before", "").replace('<b class="mark">', "")
