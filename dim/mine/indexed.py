@@ -13,7 +13,7 @@ import numpy as np
 from dim.mine.config import Mining
 from dim.mine.hardest import Found, Partners, no_partners, screen_positives
 from dim.mine.pool import Pool, too_similar
-from dim.search import build_index, read_index
+from dim.search import approximate, faiss_files, index_factory
 
 # For an anchor, the index proposes PROPOSED rows per negative wanted, and as many more as the largest label in the
 # anchor's block has images, because the nearest rows may be positives. It proposes at most MOST_PROPOSED rows.
@@ -23,9 +23,9 @@ _PAIRS = 8192  # pairs of rows whose products are computed at a time
 
 def empty_index(settings: Mining, dimension: int) -> Any:
     """Makes an untrained index. Raises UserError if FAISS does not know the index or its search parameters."""
-    made = build_index.empty_index(str(settings.candidates), dimension, settings.seed, flag="--candidates")
+    made = index_factory.empty_index(str(settings.candidates), dimension, settings.seed, flag="--candidates")
     if settings.candidate_parameters:
-        read_index.set_parameters(made, settings.candidate_parameters, "--candidate-parameters")
+        faiss_files.set_parameters(made, settings.candidate_parameters, "--candidate-parameters")
     return made
 
 
@@ -34,11 +34,11 @@ def build(pool: Pool, settings: Mining, threads: int) -> np.ndarray:
     faiss.omp_set_num_threads(threads)
     made = empty_index(settings, pool.block(0).shape[1])
     if not made.is_trained:
-        count = min(len(pool), build_index.training_rows(made))
+        count = min(len(pool), index_factory.training_rows(made))
         drawn = np.random.default_rng(settings.seed).choice(len(pool), count, replace=False)
-        with read_index.as_user_error(f"--candidates {settings.candidates!r} can't be trained on {count} rows"):
-            build_index.train(made, pool.take(np.sort(drawn)))
-    with read_index.as_user_error(f"--candidates {settings.candidates!r} takes no rows"):
+        with faiss_files.as_user_error(f"--candidates {settings.candidates!r} can't be trained on {count} rows"):
+            index_factory.train(made, pool.take(np.sort(drawn)))
+    with faiss_files.as_user_error(f"--candidates {settings.candidates!r} takes no rows"):
         for i in range(len(pool.blocks)):
             made.add(pool.block(i))
     serialised: np.ndarray = faiss.serialize_index(made)
@@ -69,8 +69,7 @@ def _offer_proposed(pool: Pool, settings: Mining, index: Any, i: int, negatives:
     starts, ends = (np.searchsorted(pool.labels, labels, side) for side in ("left", "right"))
     mates = int((ends - starts).max())
     count = min(len(pool), MOST_PROPOSED, PROPOSED * settings.negatives_per_anchor + mates)
-    read_index.deepen(index, count)
-    _, proposed = index.search(pool.block(i), count)
+    _, proposed = index.search(pool.block(i), count, params=approximate.search_parameters(index, count))
     rows, places = np.nonzero((proposed >= 0) & (pool.labels[proposed] != labels[:, None]))
     partners = proposed[rows, places]
     if settings.max_similarity is None and not negatives.one_per_label:
