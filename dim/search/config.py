@@ -51,7 +51,7 @@ class IndexConfig(MemoryOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchConfig(AfterSearch, Extraction):
+class SearchConfig(AfterSearch, Extraction, MemoryOptions):
     """The flags of `jobs/search.py`."""
 
     index: str = option(
@@ -72,6 +72,17 @@ class SearchConfig(AfterSearch, Extraction):
         None, help="whitening file of the index, to apply to the queries", metavar="FILE", group="input and output"
     )
     top: int = option(10, help="rows of a ranked list", group="search")
+    manifest: str | None = option(
+        None, help="search only the photos of this manifest, or those that --label and --in-split choose from it",
+        metavar="FILE", group="search",
+    )  # fmt: skip
+    label: tuple[str, ...] = option(
+        (), help="search only photos with this label in --manifest; may be given more than once", metavar="L",
+        group="search",
+    )  # fmt: skip
+    in_split: str | None = option(
+        None, help="search only photos of this split in --manifest", metavar="S", group="search"
+    )
     parameters: str | None = option(
         None, help="FAISS's search parameters, such as nprobe=16 or efSearch=128", group="search"
     )
