@@ -50,7 +50,7 @@ def build(config: IndexConfig) -> dict[str, Any]:
         shards = [index_parts.held(shard, part.size) for shard, part in zip(rows.shards, rows.parts, strict=True)]
         existing = _Existing(config.out, shards)
         recipe = trained_index.recipe_of(config, rows)
-        trained = existing.trained(recipe) or trained_index.new(config, rows, dimension, key_of(sorted(shards)))
+        trained = existing.trained(recipe, index) or trained_index.new(config, rows, dimension, key_of(sorted(shards)))
         before = existing.parts(trained)
         parts = index_parts.planned(shards, before, _most_rows(index, config), config.parts)
         _log_plan(config, index, rows, parts)
@@ -85,12 +85,12 @@ class _Existing:
         found: Seal = self._document.get(seal.FILES, {})
         return found
 
-    def trained(self, recipe: dict[str, Any]) -> TrainedIndex | None:
-        """Its trained index, if that has this recipe."""
-        if found := trained_index.kept(self._folder, self._document.get(TRAINED), recipe):
+    def trained(self, recipe: dict[str, Any], empty: Any) -> TrainedIndex | None:
+        """Its trained index, if that has this recipe. `empty` is an untrained index of the recipe."""
+        if found := trained_index.kept(self._folder, self._document.get(TRAINED), recipe, empty):
             return found
         notes = files.join(self._folder, NOTES)
-        begun = trained_index.kept(notes, _document(notes).get(TRAINED), recipe)
+        begun = trained_index.kept(notes, _document(notes).get(TRAINED), recipe, empty)
         return begun if begun and begun.shards == self._all else None
 
     def parts(self, trained: TrainedIndex) -> list[IndexPart]:
@@ -163,6 +163,8 @@ def _changes(
     index: Any, trained: TrainedIndex, before: Sequence[IndexPart], parts: Sequence[IndexPart]
 ) -> dict[str, Any]:
     """The entries of the result about what changed, and about how the index differs from one that is built anew."""
+    if not any(part.base for part in parts):  # all parts are new
+        before = []
     held, holds = ({shard for part in some for shard in part.shards} for some in (before, parts))
     kept, added, removed = map(rows_of, (held & holds, holds - held, held - holds))
     differs = None

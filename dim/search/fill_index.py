@@ -76,8 +76,9 @@ class PartWork:
 
 def can_be_merged(empty: Any) -> bool:
     """Whether indexes that are filled copies of `empty` can be merged. Their rows can then be removed as well."""
+    one, other = (faiss.deserialize_index(faiss.serialize_index(empty)) for _ in range(2))
     try:
-        empty.check_compatible_for_merge(faiss.deserialize_index(faiss.serialize_index(empty)))
+        one.check_compatible_for_merge(other)
     except RuntimeError:
         return False
     return True

@@ -55,12 +55,17 @@ def recipe_of(config: IndexConfig, rows: DescriptorFolder) -> dict[str, Any]:
     return {**settings, "embedding": rows.embedding.id}
 
 
-def kept(folder: str, known: Any, recipe: dict[str, Any]) -> TrainedIndex | None:
-    """The trained index in `folder` if it has this recipe and is the file that `known`, from `as_json`, describes."""
-    uri = files.join(folder, TRAINED_FILE)
-    if not isinstance(known, dict) or known["recipe"] != recipe or not known["rows"] or not files.exists(uri):
+def kept(folder: str, known: Any, recipe: dict[str, Any], empty: Any) -> TrainedIndex | None:
+    """The trained index in `folder` if it has this recipe and is what `known`, from `as_json`, describes.
+
+    `empty` is an untrained index of the recipe.
+    """
+    if not isinstance(known, dict) or known["recipe"] != recipe:
         return None
-    content = np.frombuffer(files.read_bytes(uri), np.uint8)
+    uri = files.join(folder, TRAINED_FILE)
+    if known["rows"] and not files.exists(uri):
+        return None
+    content = np.frombuffer(files.read_bytes(uri), np.uint8) if known["rows"] else faiss.serialize_index(empty)
     found = TrainedIndex(content, recipe, known["rows"], known["among"], known["shards"])
     return found if found.sha256 == known["sha256"] else None
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import faiss
 import pyarrow as pa
 import ray
 
@@ -86,14 +87,16 @@ class PartWriter:
 
     def _works(self, parts: Sequence[IndexPart]) -> list[PartWork]:
         """What is to be done for each of `parts`."""
-        mergeable = fill_index.can_be_merged(self.filling.empty_index())
+        empty = self.filling.empty_index()
+        mergeable = fill_index.can_be_merged(empty)
+        in_units = mergeable and not isinstance(empty, faiss.IndexFlat)  # a flat index goes straight to disk
         threads = 1 if ray.is_initialized() else max(1, tasks.slots() // max(1, len(parts)))
         works = []
         for part in parts:
             files.make_folder(files.parent(files.join(self.filling.folder, part.file(FILE))))
             # Rows can be removed only from indexes that can be merged; others are filled again.
             filled = part if mergeable or not part.base or not part.gone.any() else replace(part, base=None)
-            units = self._units(part.added) if mergeable else []
+            units = self._units(part.added) if in_units else []
             loads = [self.loads[shard] for shard in filled.added]
             works.append(
                 PartWork(filled, self._note(part), units, loads, threads, progress=not units and len(parts) == 1)

@@ -1,5 +1,6 @@
 """An index in parts, filled by any number of workers, killed at any step, and brought up to date."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -7,10 +8,12 @@ import faiss
 import numpy as np
 import pytest
 
+from dim.errors import UserError
 from dim.io import tables
-from dim.search import build_index, read_index, write_parts
+from dim.search import build_index, index_factory, read_index, write_parts
 from dim.search.build_index import build
 from dim.search.config import IndexConfig
+from dim.search.index_parts import HeldShard, cut, planned
 
 ROWS, DIMENSION = 120, 16
 RANDOM = np.random.default_rng(0)
@@ -131,3 +134,139 @@ def test_a_build_that_is_killed_goes_on(store, built, monkeypatch, step, changes
         assert not (out / "building").exists()
         assert result["rows"] == len(rows) == len(read_index.read(str(out), None, None).ids)
         shutil.rmtree(out)
+
+
+def damage(folder, rows):
+    """Changes a descriptor in each shard that has some of `rows`, so that the shard can't be loaded."""
+    for path in sorted(Path(folder).glob("part-*.parquet"))[1:]:  # the first one tells the dimension
+        table = tables.read(str(path))
+        if IDS.index(table["image_id"][0].as_py()) in rows:
+            values = np.array(table["descriptor"][0].as_py(), np.float32).tobytes()
+            path.write_bytes(path.read_bytes().replace(values, values[::-1]))
+
+
+def lists_of_one_index(empty, rows, count):
+    """The lists of `empty` with `rows`, by FAISS alone."""
+    unit = [(v / np.linalg.norm(v, axis=1, keepdims=True)).astype(np.float32) for v in (VECTORS[rows], QUERIES)]
+    empty.add(unit[0])
+    scores, found = empty.search(QUERIES, len(rows))
+    lists = []
+    for numbers, own in zip(found, scores, strict=True):
+        one = [(IDS[rows[i]], score) for i, score in zip(numbers, own, strict=True) if i >= 0]
+        lists.append(sorted(one, key=lambda pair: (-pair[1], pair[0]))[:count])
+    return lists
+
+
+@pytest.mark.parametrize("factory", [*MERGED, "Flat", "HNSW16", "IVF4,PQ4x4,RFlat"])
+def test_rows_are_added_and_removed_and_the_rest_is_kept(store, built, factory):
+    removable = factory not in {"HNSW16", "IVF4,PQ4x4,RFlat"}
+    settings = {"factory": factory, "parts": 2}
+    before, now = range(90), [*range(30), *(range(45, ROWS) if removable else range(30, ROWS))]
+    out, _ = built(store(before), **settings)
+    trained = content(out).get("trained.index")
+    folder = store(now)
+    damage(folder, before)  # what is kept is not read again
+    _, result = built(folder, **settings)
+    kept = 75 if removable else 90
+    assert (result["kept"], result["added"], result["removed"]) == (kept, 30, 90 - kept)
+    assert (result["differs"] is None) == (factory in {"Flat", "L2norm,SQfp16"})
+    assert content(out).get("trained.index") == trained
+    found = lists(out, 30)
+    assert sorted(read_index.read(str(out), None, None).ids.to_pylist()) == sorted(IDS[row] for row in now)
+    if removable:
+        empty = index_factory.empty_index(factory, DIMENSION, 0)
+        expected = lists_of_one_index(faiss.read_index(str(out / "trained.index")) if trained else empty, now, 30)
+        for one, other in zip(found, expected, strict=True):
+            assert [i for i, _ in one] == [i for i, _ in other] or factory.startswith("PCA")
+            np.testing.assert_allclose([score for _, score in one], [score for _, score in other], atol=1e-6)
+    files = {path: path.stat().st_mtime_ns for path in out.rglob("knn.index")}
+    _, result = built(folder, **settings)
+    assert (result["kept"], result["added"], result["removed"]) == (len(now), 0, 0)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("knn.index")} == files
+
+
+@pytest.mark.parametrize("factory", ["HNSW16", "IVF4,PQ4x4,RFlat"])
+def test_a_part_that_can_not_lose_rows_is_filled_again(store, built, factory):
+    out, _ = built(store(range(90)), factory=factory, parts=2)
+    _, result = built(store(range(15, 90)), factory=factory, parts=2)
+    assert (result["kept"], result["added"], result["removed"]) == (75, 0, 15)
+    assert {image_id for one in lists(out) for image_id, _ in one} <= {IDS[row] for row in range(15, 90)}
+
+
+@pytest.mark.parametrize("name", ["part-00000/knn.index", "part-00001/ids.parquet", "trained.index", "index.json"])
+@pytest.mark.parametrize("how", ["missing", "damaged"])
+def test_what_is_missing_or_damaged_is_refused_and_made_again(store, built, name, how):
+    folder = store()
+    settings = {"factory": "IVF4,Flat", "parts": 2}
+    out, _ = built(folder, **settings)
+    before = content(out)
+    if how == "missing":
+        (out / name).unlink()
+    else:
+        whole = (out / name).read_bytes()
+        (out / name).write_bytes(whole[:-5] + b"x" + whole[-4:])
+    if name != "trained.index" or how == "missing":  # a search doesn't read it
+        with pytest.raises(UserError, match=name):
+            read_index.read(str(out), None, None)
+    built(folder, **settings)
+    assert content(out) == before
+    read_index.read(str(out), None, None)
+
+
+def test_a_part_of_another_index_is_refused(store, built):
+    one, _ = built(store(), "one", parts=2)
+    two, _ = built(store(), "two", parts=3)
+    shutil.copy(two / "part-00000" / "ids.parquet", one / "part-00000")
+    with pytest.raises(UserError, match=r"ids\.parquet' is not the file that its run.json describes; make it again"):
+        read_index.read(str(one), None, None)
+
+
+def test_an_image_in_two_parts_is_refused(store, built):
+    out, _ = built(store(), parts=2)
+    record = json.loads((out / "run.json").read_text())
+    for name in ("knn.index", "ids.parquet"):
+        shutil.copy(out / "part-00000" / name, out / "part-00001")
+        record["files"][f"part-00001/{name}"] = record["files"][f"part-00000/{name}"]
+    (out / "run.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="has an image in two of its parts; make it again"):
+        read_index.read(str(out), None, None)
+
+
+@pytest.mark.parametrize("changes", [{"factory": "SQ8"}, {"seed": 1}, {"train_rows": 30}, {"parts": 3}])
+def test_other_settings_build_the_index_anew(store, built, changes):
+    out, _ = built(store(), factory="IVF4,Flat", parts=2)
+    settings = {"factory": "IVF4,Flat", "parts": 2} | changes
+    _, result = built(store(), **settings)
+    assert (result["kept"], result["added"]) == (0, ROWS)
+    assert content(out) == content(built(store(), "fresh", **settings)[0])
+    assert not list(out.glob("part-00002")) or "parts" in changes
+
+
+def shards(*sizes, first=0):
+    return [HeldShard(f"s{number}", size) for number, size in enumerate(sizes, first)]
+
+
+def test_shards_are_cut_into_groups_of_about_the_same_size():
+    for count in range(1, 12):
+        groups = cut(some := shards(*RANDOM.integers(1, 30, 40)), count)
+        assert [shard for group in groups for shard in group] == some
+        assert len(groups) == count
+        rows = [sum(shard.rows for shard in group) for group in groups]
+        assert max(rows) - min(rows) <= 60
+
+
+def test_new_shards_go_into_the_last_part_while_it_has_room():
+    old, new = shards(10, 10), shards(10, 10, first=2)
+    one = planned(old, [], 25, None)
+    assert [(part.name, part.rows) for part in one] == [("", 20)]
+    grown = planned([*old, *new], one, 40, None)
+    assert [(part.name, part.rows, part.base) for part in grown] == [("", 40, one[0])]
+    split = planned([*old, *new], one, 25, None)
+    assert [(part.name, part.rows) for part in split] == [("part-00000", 20), ("part-00001", 20)]
+    assert (split[0].base, split[1].base) == (one[0], None)
+    more = planned([*old[1:], *new, *shards(10, first=4)], split, 25, None)
+    assert [(part.name, part.rows) for part in more] == [("part-00000", 10), ("part-00001", 20), ("part-00002", 10)]
+    assert more[0].gone.tolist() == [True] * 10 + [False] * 10
+    left = planned(new, split, 25, None)
+    assert [(part.name, part.base) for part in left] == [("part-00001", split[1])]
+    assert [part.name for part in planned(shards(5, first=9), split, 25, None)] == [""]
