@@ -66,7 +66,11 @@ def build(config: IndexConfig) -> dict[str, Any]:
             files.delete_folder(notes)
             changes = _changes(index, trained, before, parts)
             counts = {"rows": len(rows), "errors": len(rows.errors), "dimension": dimension, "trained_on": trained.rows}
-            return out.finish({"factory": config.factory, **counts, **_size(parts, sealed), **changes}, sealed)
+            result = out.finish({"factory": config.factory, **counts, **_size(parts, sealed), **changes}, sealed)
+            for name in {*files.folders(out.folder)} - {part.name for part in parts}:
+                if name.startswith(index_parts.PREFIX):  # `finish` has emptied the folder of an earlier part
+                    files.delete_folder(files.join(out.folder, name))
+            return result
 
 
 class _Existing:

@@ -13,6 +13,8 @@ import numpy as np
 from dim.extract.finished_shards import Shard
 from dim.io import files, seal
 
+PREFIX = "part-"  # of the folder of a part
+
 
 @dataclass(frozen=True, order=True)
 class HeldShard:
@@ -119,7 +121,7 @@ def _named(groups: list[list[HeldShard]], first: int = 0) -> list[IndexPart]:
 
 
 def _name(number: int) -> str:
-    return f"part-{number:05d}"
+    return f"{PREFIX}{number:05d}"
 
 
 def cut(shards: Sequence[HeldShard], count: int) -> list[list[HeldShard]]:

@@ -93,7 +93,9 @@ class PartWriter:
         threads = 1 if ray.is_initialized() else max(1, tasks.slots() // max(1, len(parts)))
         works = []
         for part in parts:
-            files.make_folder(files.parent(files.join(self.filling.folder, part.file(FILE))))
+            folder = files.parent(files.join(self.filling.folder, part.file(FILE)))
+            files.make_folder(folder)
+            local_copies.sweep(folder)
             # Rows can be removed only from indexes that can be merged; others are filled again.
             filled = part if mergeable or not part.base or not part.gone.any() else replace(part, base=None)
             units = self._units(part.added) if in_units else []

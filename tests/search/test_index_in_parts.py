@@ -95,6 +95,16 @@ def test_merged_units_are_what_faiss_adds_one_after_another(store, built):
     assert faiss.serialize_index(expected).tobytes() == (out / "knn.index").read_bytes()
 
 
+def test_ray_tasks_build_and_search_an_index(ray_session, store, built):
+    for parts in (1, 3):
+        out, result = built(store(), str(parts), factory="IVF8,Flat", parts=parts)
+        assert result["parts"] == parts
+        expected = lists_of_one_index(faiss.read_index(str(out / "trained.index")), range(ROWS), 30)
+        assert lists(out, 30) == expected
+    out, _ = built(store(range(90)), "1", factory="IVF8,Flat", parts=1)
+    assert len(read_index.read(str(out), None, None).ids) == 90
+
+
 def test_graphs_in_parts_find_most_of_what_exact_search_finds(store, built):
     folder = store()
     exact = lists(built(folder, "exact")[0])
@@ -147,6 +157,7 @@ def damage(folder, rows):
 
 def lists_of_one_index(empty, rows, count):
     """The lists of `empty` with `rows`, by FAISS alone."""
+    rows = list(rows)
     unit = [(v / np.linalg.norm(v, axis=1, keepdims=True)).astype(np.float32) for v in (VECTORS[rows], QUERIES)]
     empty.add(unit[0])
     scores, found = empty.search(QUERIES, len(rows))
@@ -239,7 +250,11 @@ def test_other_settings_build_the_index_anew(store, built, changes):
     _, result = built(store(), **settings)
     assert (result["kept"], result["added"]) == (0, ROWS)
     assert content(out) == content(built(store(), "fresh", **settings)[0])
-    assert not list(out.glob("part-00002")) or "parts" in changes
+    if "parts" in changes:
+        _, result = built(store(), **settings, workers=1)
+        assert (result["kept"], result["added"]) == (ROWS, 0)
+        built(store(), factory="IVF4,Flat", parts=1)
+        assert not list(out.glob("part-*"))
 
 
 def shards(*sizes, first=0):
