@@ -383,6 +383,9 @@ OF_ONE = {
     },
     "index": {
         "--factory Flta": "--factory 'Flta'",
+        "--parts 0": "--parts must be at least 1, not 0",
+        "--workers 0": "--workers must be at least 1, not 0",
+        "--memory 1MB": "--memory '1MB' is too small; give at least 256MiB",
         "--factory PCAW4,Flat": "--factory 'PCAW4,Flat': it whitens, .*; use PCA and --whitening FILE",
         "--factory ITQ4,Flat": "--factory 'ITQ4,Flat': its ITQTransform changes the cosines .*; use PCA or OPQ",
         "--factory HNSW4_PQ2x2": "--factory 'HNSW4_PQ2x2': it compares by L2 distance; with HNSW, use SQ8",
@@ -401,6 +404,9 @@ OF_ONE = {
         "--queries photos --model vgg16-mac --weights random": "different embeddings: pooling 'gem' ≠ 'mac'",
         "--queries gone.csv --model vgg16-gem --weights random": "none of the 12 photos of .* exists",
         "--top 0": "--top must be at least 1, not 0",
+        "--label a": "--label and --in-split need --manifest, the table of the labels and splits",
+        "--manifest none.csv": "no file 'none.csv'",
+        "--memory 1MB": "--memory '1MB' is too small; give at least 256MiB",
         "--expansion aqe --neighbours 99999999999999999999": "--neighbours must be from 1 to 100000, not 9+",
     },
     "evaluate": {

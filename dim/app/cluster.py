@@ -64,11 +64,11 @@ def connected() -> Iterator[None]:
 
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
-    """Connects to the cluster at RAY_ADDRESS within the block, as `connected` does. If it is not set, does nothing.
+    """Does what `connected` does if RAY_ADDRESS is set or there is a connection already. Otherwise does nothing.
 
     This is for jobs that a single machine does faster in its own process (`dim.app.tasks`) than by a Ray of its own.
     """
-    with contextlib.nullcontext() if is_local() else connected():
+    with connected() if ray.is_initialized() or not is_local() else contextlib.nullcontext():
         yield
 
 

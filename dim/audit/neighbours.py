@@ -13,7 +13,7 @@ import numpy as np
 
 from dim.app.tasks import spread
 from dim.audit.photos import AuditedPhotos, rows_in, span
-from dim.search import build_index, database, read_index
+from dim.search import approximate, database, faiss_files, index_factory
 from dim.search.exact import Part
 
 NEAREST = 10  # neighbours per photo
@@ -62,9 +62,9 @@ def by_index(photos: AuditedPhotos, factory: str, parameters: str | None) -> Nei
 
 def empty_index(factory: str, parameters: str | None, dimension: int) -> Any:
     """Makes the untrained index. Raises UserError if FAISS does not know the index or its search parameters."""
-    index = build_index.empty_index(factory, dimension, SEED, flag="--candidates")
+    index = index_factory.empty_index(factory, dimension, SEED, flag="--candidates")
     if parameters:
-        read_index.set_parameters(index, parameters, "--candidate-parameters")
+        faiss_files.set_parameters(index, parameters, "--candidate-parameters")
     return index
 
 
@@ -75,15 +75,14 @@ def _count(photos: AuditedPhotos) -> int:
 def _built(photos: AuditedPhotos, factory: str, parameters: str | None) -> Any:
     index = empty_index(factory, parameters, photos.parts[0].load().shape[1])
     if not index.is_trained:
-        count = min(len(photos), build_index.training_rows(index))
+        count = min(len(photos), index_factory.training_rows(index))
         drawn = np.sort(np.random.default_rng(SEED).choice(len(photos), count, replace=False))
         log.info("training the index on %d of %d rows", count, len(photos))
-        with read_index.as_user_error(f"--candidates {factory!r} can't be trained on {count} rows"):
-            build_index.train(index, photos.database.take(drawn))
-    with read_index.as_user_error(f"--candidates {factory!r} takes no rows"):
+        with faiss_files.as_user_error(f"--candidates {factory!r} can't be trained on {count} rows"):
+            index_factory.train(index, photos.database.take(drawn))
+    with faiss_files.as_user_error(f"--candidates {factory!r} takes no rows"):
         for block in photos.database:
             index.add(block)
-    read_index.deepen(index, _count(photos) + 1)
     return index
 
 
@@ -91,10 +90,11 @@ def _searched(unit: list[Part], index: Any, count: int) -> tuple[np.ndarray, np.
     """Searches the rows of `unit`. Returns the other rows that are found, and their scores, both (n, count)."""
     faiss.omp_set_num_threads(1)  # each CPU runs a task of its own
     found = []
+    parameters = approximate.search_parameters(index, count + 1)
     for part in unit:
         vectors = part.load()
         for start in range(0, len(vectors), _ROWS):
-            scores, rows = index.search(vectors[start : start + _ROWS], count + 1)
+            scores, rows = index.search(vectors[start : start + _ROWS], count + 1, params=parameters)
             own = np.arange(part.start + start, part.start + start + len(rows))
             rows[rows == own[:, None]] = -1
             scores[rows < 0] = -np.inf

@@ -23,7 +23,7 @@ from dim.mine.pool import Pool, too_similar
 from dim.mine.ranking import Run, Sizes
 from dim.mine.remote import Remote, fetched
 from dim.mine.triplets import Triplets
-from dim.search import build_index, read_index
+from dim.search import approximate, faiss_files, index_factory
 
 # For each negative wanted, an anchor gets PROPOSED negatives from the index. The search of a part returns as many rows
 # more as the largest label in the anchor's block has images, because the nearest rows may be positives. It returns at
@@ -36,9 +36,9 @@ Proposals = tuple[np.ndarray, np.ndarray, np.ndarray]  # scores, rows and distan
 
 def empty_index(settings: Mining, dimension: int) -> Any:
     """Makes an untrained index. Raises UserError if FAISS does not know the index or its search parameters."""
-    made = build_index.empty_index(str(settings.candidates), dimension, settings.seed, flag="--candidates")
+    made = index_factory.empty_index(str(settings.candidates), dimension, settings.seed, flag="--candidates")
     if settings.candidate_parameters:
-        read_index.set_parameters(made, settings.candidate_parameters, "--candidate-parameters")
+        faiss_files.set_parameters(made, settings.candidate_parameters, "--candidate-parameters")
     return made
 
 
@@ -73,14 +73,14 @@ def trained(pool: Pool, settings: Mining, dimension: int, blocks: dict[int, Any]
     """Trains an empty index on a sample of the pool. Returns the serialised index, uint8 (bytes,)."""
     made = empty_index(settings, dimension)
     if not made.is_trained:
-        count = min(len(pool), build_index.training_rows(made))
+        count = min(len(pool), index_factory.training_rows(made))
         drawn = np.sort(np.random.default_rng(settings.seed).choice(len(pool), count, replace=False))
         owners = drawn // pool.block_rows
         sample = np.concatenate(
             [pool.holding(fetched({i: blocks[i]})).take(drawn[owners == i]) for i in np.unique(owners).tolist()]
         )
-        with read_index.as_user_error(f"--candidates {settings.candidates!r} can't be trained on {count} rows"):
-            build_index.train(made, sample.astype(np.float32, copy=False))
+        with faiss_files.as_user_error(f"--candidates {settings.candidates!r} can't be trained on {count} rows"):
+            index_factory.train(made, sample.astype(np.float32, copy=False))
     return [faiss.serialize_index(made)]
 
 
@@ -89,7 +89,7 @@ def filled(pool: Pool, settings: Mining, empty: np.ndarray, blocks: dict[int, An
     faiss.omp_set_num_threads(1)  # each CPU runs a task of its own
     made = faiss.deserialize_index(empty)
     pool = pool.holding(fetched(blocks))
-    with read_index.as_user_error(f"--candidates {settings.candidates!r} takes no rows"):
+    with faiss_files.as_user_error(f"--candidates {settings.candidates!r} takes no rows"):
         for i in blocks:
             made.add(pool.block(i))
     return [faiss.serialize_index(made)]
@@ -114,8 +114,7 @@ def _proposed(pool: Pool, settings: Mining, index: Any, i: int, first: int) -> P
     starts, ends = (np.searchsorted(pool.labels, labels, side) for side in ("left", "right"))
     wanted = min(PROPOSED * settings.negatives_per_anchor, MOST_PROPOSED)
     count = min(index.ntotal, MOST_PROPOSED, wanted + int((ends - starts).max()))
-    read_index.deepen(index, count)
-    scores, found = index.search(pool.block(i), count)
+    scores, found = index.search(pool.block(i), count, params=approximate.search_parameters(index, count))
     missing = found < 0
     found += first
     scores[missing | (pool.labels[found] == labels[:, None])] = -np.inf

@@ -54,7 +54,10 @@ class Collection:
 
 
 def refresh(config: NightlyConfig, model: str, manifest: str) -> Collection:
-    """Extracts new and changed photos of `manifest`, and rebuilds the index if needed. Ray must be running."""
+    """Extracts new and changed photos of `manifest`, and brings the index up to date. Ray must be running.
+
+    The index keeps the sample that it was first trained on. No figure of a night depends on it: nights search exactly.
+    """
     settings = config.extraction_settings()
     network = ExtractConfig(manifest=manifest, model=model, whitening=config.whitening, out="", **settings)
     collection = extract(config.out, network)

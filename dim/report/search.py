@@ -6,7 +6,7 @@ If this manifest is gone, the report shows hits without photos and there is no m
 
 import itertools
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -52,33 +52,33 @@ NOT_KNOWN = KnownPhotos({}, {})
 
 
 def write(config: SearchConfig, asked: Queries, found: SearchTarget, ranked: pa.Table, out: Output) -> None:
-    """Writes both pages. `ranked` is the table of ranked.parquet."""
-    ranked = ranked.filter(pc.less_equal(ranked["rank"], HITS))
+    """Writes both pages. `ranked` has the first `HITS` rows of ranked.parquet of the first `ROWS` queries, or more."""
+    count = len(asked.ids)
+    asked_ids = asked.ids.slice(0, ROWS)
+    ranked = ranked.filter(pc.is_in(ranked["query_id"], asked_ids))
     database = of_folder(config.index, ranked["image_id"].unique().to_pylist(), config.root)
-    queries = of_queries(config.queries, out.path(QUERIES_FILE), asked.ids.to_pylist(), config.root)
+    queries = of_queries(config.queries, out.path(QUERIES_FILE), asked_ids.to_pylist(), config.root)
     lists = [(query, list(hits)) for query, hits in itertools.groupby(ranked.to_pylist(), lambda row: row["query_id"])]
-    page = Page("search", "Search results", [f"{len(lists):,} queries in ", user_text(config.index)])
+    page = Page("search", "Search results", [f"{count:,} queries in ", user_text(config.index)])
     page.section("Settings", parts.facts(_settings(config, asked, found)))
     drawn = _Lists(page.photos, queries, database)
     strips = [drawn.strip(*one) for one in lists[:PICTURED]]
     legend = parts.legend("right", "wrong") if any(database.labels.values()) and any(queries.labels.values()) else None
-    note = f"Each query with the first {HITS} photos found.{_bound(PICTURED, lists)}"
+    note = f"Each query with the first {HITS} photos found.{_bound(PICTURED, count)}"
     page.section("Queries", legend, strips, note=note)
     if len(lists) > PICTURED:
         columns = [Column("query"), Column("nearest"), Column("score", ".3f")]
         rows = [
             Row([query, hits[0]["image_id"], hits[0]["score"]], drawn.listing(query, hits)) for query, hits in lists
         ]
-        page.section("All queries", parts.table(columns, rows[:ROWS], "queries"), note=_bound(ROWS, lists))
+        page.section("All queries", parts.table(columns, rows, "queries"), note=_bound(ROWS, count))
     page.write(out.path("report.html"))
     log.info("look at %s", out.path("report.html"))
     _write_map(config, asked, found, queries, out)
 
 
-def _bound(count: int, lists: Sequence[object]) -> str:
-    if len(lists) <= count:
-        return ""
-    return f" These are the first {count:,} of {len(lists):,} queries; all are in ranked.parquet."
+def _bound(shown: int, count: int) -> str:
+    return "" if count <= shown else f" These are the first {shown:,} of {count:,} queries; all are in ranked.parquet."
 
 
 def _settings(config: SearchConfig, asked: Queries, found: SearchTarget) -> dict[str, str]:
@@ -134,7 +134,7 @@ def _write_map(
     except UserError as error:  # vectors can't be decoded from the index
         log.info("no map: %s", error)
         return
-    queries = asked.ids.to_pylist()[:ON_MAP]
+    queries = asked.ids.slice(0, ON_MAP).to_pylist()
     cards = [database.card(image_id) for image_id in ids] + [known_queries.card(query, "query") for query in queries]
     vectors = np.concatenate([vectors, asked.vectors[: len(queries)]])
     photo_map.map_page("search", config.index, cards, len(found.ids), vectors).write(out.path("map.html"))

@@ -1,175 +1,184 @@
-"""What index.py does: builds an FAISS index from a folder of descriptors.
+"""What index.py does: builds an FAISS index from a folder of descriptors, or brings an existing index up to date.
 
-`empty_index` makes an index from a factory string, FAISS's name for a kind of index. `train` fits the transforms,
-centroids and codes. `build` adds the rows block by block and writes the output folder. `read_index` reads the folder.
+1. An index without rows is trained on a sample, or kept from the existing index (`trained_index`).
+2. The parts of the index are planned: which shards of the store each of them holds (`index_parts`).
+3. Tasks fill and write the parts (`fill_index`). Notes in a folder of the output say what is done, so that the same
+   command goes on after a kill.
+4. index.json seals the files, and says which shards each part holds. `read_index` reads the folder.
 """
 
+import contextlib
 import logging
-import re
-import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import faiss
-import numpy as np
-import pyarrow as pa
 
-from dim.app import output_folder
+from dim.app import cluster, output_folder
 from dim.app.config import MOST_SEED, require_at_least
-from dim.app.progress import with_progress
+from dim.app.output_folder import Output
 from dim.errors import UserError
-from dim.io import files, local_copies, seal, tables
-from dim.search import descriptor_folder, exact, faiss_transforms
+from dim.io import files, seal
+from dim.io.seal import Seal
+from dim.search import descriptor_folder, fill_index, index_parts, trained_index
 from dim.search.config import IndexConfig
-from dim.search.database import Exact
 from dim.search.descriptor_folder import DescriptorFolder
-from dim.search.read_index import FILE, IDS_FILE, LARGEST, SEAL_FILE, as_user_error, facts_of, inverted_lists
+from dim.search.faiss_files import FILE, PARTS, SEAL_FILE
+from dim.search.fill_index import Filling
+from dim.search.index_factory import empty_index, estimated_bytes
+from dim.search.index_parts import HeldShard, IndexPart, key_of, rows_of
+from dim.search.trained_index import TRAINED_FILE, TrainedIndex
+from dim.search.write_parts import PartWriter
 
 log = logging.getLogger(__name__)
-ROWS_A_LIST = 100  # training rows per inverted list; FAISS advises 39 or more and uses at most 256
-LEAST_ROWS = 65536  # fewest training rows by default: 256 for each of the 256 codes of a product quantiser
+NOTES = "building"  # folder of the notes and units of an unfinished index
+TRAINED = "trained"  # entry of index.json
 
 
 def build(config: IndexConfig) -> dict[str, Any]:
-    """Builds the index of `config.descriptors`, writes it to the folder `config.out`, and returns the job's result.
+    """Builds or updates the index of `config.descriptors` in the folder `config.out`, and returns the job's result.
 
     Raises UserError if a flag is out of range, if the folder has no descriptors, or if FAISS can't build this index.
     """
     if not 0 <= config.seed <= MOST_SEED:
         raise UserError(f"--seed must be from 0 to {MOST_SEED}, not {config.seed}")
-    require_at_least(config, {"train_rows": 1})
-    rows = descriptor_folder.read(config.descriptors, config.whitening, hashed=True)
-    dimension = next(iter(rows)).shape[1]
-    index = empty_index(config.factory, dimension, config.seed)
+    require_at_least(config, {"train_rows": 1, "parts": 1, "workers": 1})
+    with cluster.joined():
+        rows = descriptor_folder.read(config.descriptors, config.whitening, hashed=True)
+        dimension = rows.parts[0].load().shape[1]
+        index = empty_index(config.factory, dimension, config.seed)
+        shards = [index_parts.held(shard, part.size) for shard, part in zip(rows.shards, rows.parts, strict=True)]
+        existing = _Existing(config.out, shards)
+        recipe = trained_index.recipe_of(config, rows)
+        trained = existing.trained(recipe, index) or trained_index.new(config, rows, dimension, key_of(sorted(shards)))
+        before = existing.parts(trained)
+        parts = index_parts.planned(shards, before, _most_rows(index, config), config.parts)
+        _log_plan(config, index, rows, parts)
+        inputs = {"descriptors": config.descriptors, "whitening": config.whitening}
+        with (
+            output_folder.opened(config.out, "index", config, inputs, rows.embedding.as_json()) as out,
+            _notes(files.absolute(out.folder), trained) as notes,
+        ):
+            filling = Filling(files.absolute(out.folder), notes, config.factory, trained.sha256, trained.content)
+            loads = dict(zip(shards, rows.parts, strict=True))
+            written = PartWriter(out, filling, existing.sealed, loads, rows.ids, config.workers).write(parts)
+            sealed = _seal(out, trained, parts, written)
+            files.delete_folder(notes)
+            changes = _changes(index, trained, before, parts)
+            counts = {"rows": len(rows), "errors": len(rows.errors), "dimension": dimension, "trained_on": trained.rows}
+            result = out.finish({"factory": config.factory, **counts, **_size(parts, sealed), **changes}, sealed)
+            for name in {*files.folders(out.folder)} - {part.name for part in parts}:
+                if name.startswith(index_parts.PREFIX):  # `finish` has emptied the folder of an earlier part
+                    files.delete_folder(files.join(out.folder, name))
+            return result
+
+
+class _Existing:
+    """The index in `folder`, if there is one that holds some of `shards`, or what was done of an unfinished one."""
+
+    def __init__(self, folder: str, shards: Sequence[HeldShard]) -> None:
+        self._folder, self._all = folder, key_of(sorted(shards))
+        document = _document(folder)
+        parts = [index_parts.from_json(part) for part in document.get(PARTS, [])]
+        holds = {shard for part in parts for shard in part.shards} & set(shards)
+        self._document, self._parts = (document, parts) if holds else ({}, [])
+
+    @property
+    def sealed(self) -> Seal:
+        """The facts about its files."""
+        found: Seal = self._document.get(seal.FILES, {})
+        return found
+
+    def trained(self, recipe: dict[str, Any], empty: Any) -> TrainedIndex | None:
+        """Its trained index, if that has this recipe. `empty` is an untrained index of the recipe."""
+        if found := trained_index.kept(self._folder, self._document.get(TRAINED), recipe, empty):
+            return found
+        notes = files.join(self._folder, NOTES)
+        begun = trained_index.kept(notes, _document(notes).get(TRAINED), recipe, empty)
+        return begun if begun and begun.shards == self._all else None
+
+    def parts(self, trained: TrainedIndex) -> list[IndexPart]:
+        """Its parts, if they were filled from copies of `trained`."""
+        known = self._document.get(TRAINED, {})
+        same = (known.get("recipe"), known.get("sha256")) == (trained.recipe, trained.sha256)
+        return self._parts if same else []
+
+
+def _document(folder: str) -> dict[str, Any]:
+    uri = files.join(folder, SEAL_FILE)
+    with contextlib.suppress(UserError):  # it is damaged: nothing can be kept
+        found = files.read_json(uri) if files.exists(uri) else {}
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
+@contextlib.contextmanager
+def _notes(folder: str, trained: TrainedIndex) -> Iterator[str]:
+    """Makes the folder of notes in `folder`, with the trained index. A UserError deletes it, as nothing can be used."""
+    notes = files.join(folder, NOTES)
+    files.make_folder(notes)
+    if trained.rows:
+        files.write_bytes(files.join(notes, TRAINED_FILE), trained.content.tobytes())
+    files.write_json(files.join(notes, SEAL_FILE), {TRAINED: trained.as_json()})
+    try:
+        yield notes
+    except UserError:
+        files.delete_folder(notes)
+        raise
+
+
+def _most_rows(index: Any, config: IndexConfig) -> int:
+    """The most rows that a part may have, so that a task can hold it in memory. A flat index is never in memory."""
+    share, fixed = config.budget.share, estimated_bytes(index, 0)
+    if isinstance(index, faiss.IndexFlat):
+        return 2**62
+    return max(1, (share - fixed) // (estimated_bytes(index, 1) - fixed))
+
+
+def _log_plan(config: IndexConfig, index: Any, rows: DescriptorFolder, parts: list[IndexPart]) -> None:
     estimate = estimated_bytes(index, len(rows))
     place = "written straight to disk" if isinstance(index, faiss.IndexFlat) else "held in memory while it is built"
     size = f"about {estimate / 1e6:.1f} MB, {estimate // len(rows)} bytes a row"
-    log.info("%s of %d rows of %d values: %s, to be %s", config.factory, len(rows), dimension, size, place)
-    trained_on = 0 if index.is_trained else _train_on_sample(index, rows, config)
-    inputs = {"descriptors": config.descriptors, "whitening": config.whitening}
-    with output_folder.opened(config.out, "index", config, inputs, rows.embedding.as_json()) as out:
-        with local_copies.path_to_write(out.path(FILE)) as path:
-            _write(index, rows, path, config.factory)
-            facts = facts_of(path)
-        tables.write(out.path(IDS_FILE), pa.table({"image_id": rows.ids}))
-        sealed = seal.create(config.out, [IDS_FILE], {FILE: {**facts, "rows": len(rows)}})
-        files.write_json(out.path(SEAL_FILE), {seal.FILES: sealed})
-        counts = {"rows": len(rows), "errors": len(rows.errors), "dimension": dimension, "trained_on": trained_on}
-        bytes_per_row = round(facts["bytes"] / len(rows), 1)
-        return out.finish({"factory": config.factory, **counts, **facts, "bytes_per_row": bytes_per_row}, sealed)
+    several = f" in {len(parts)} parts" if len(parts) > 1 else ""
+    log.info("%s of %d rows of %d values: %s, to be %s%s", config.factory, len(rows), index.d, size, place, several)
 
 
-def empty_index(factory: str, dimension: int, seed: int, flag: str = "--factory") -> Any:
-    """Makes an untrained FAISS index that compares vectors of `dimension` values by inner product.
-
-    `factory` is FAISS's index_factory string, the value of the flag `flag`. `seed` is the seed of the clusterings that
-    training runs. Raises UserError if FAISS can't make this index, or if the scores of the index are not cosines.
-    """
-    what = f"{flag} {factory!r} is not an FAISS index for {dimension} values, such as Flat or IVF1024,PQ64"
-    _require_sane(factory, what)
-    with as_user_error(what):
-        index = faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
-    if isinstance(index, faiss.IndexIDMap):
-        raise UserError(f"{flag} {factory!r}: leave IDMap out, {IDS_FILE} has the ids")
-    if objection := faiss_transforms.objection(index):
-        raise UserError(f"{flag} {factory!r}: {objection}")
-    if (inverted := inverted_lists(index)) is not None:
-        inverted.nprobe = round(inverted.nlist**0.5)  # lists to search; the default of FAISS is 1
-    for clustering, _ in _clusterings(index):
-        clustering.seed = seed
-    return index
+def _seal(out: Output, trained: TrainedIndex, parts: Sequence[IndexPart], written: Seal) -> Seal:
+    """Writes the trained index and index.json. Returns the facts about them and the `written` parts."""
+    known = {}
+    if trained.rows:
+        files.write_bytes(out.path(TRAINED_FILE), trained.content.tobytes())
+        known[TRAINED_FILE] = {"bytes": len(trained.content), "sha256": trained.sha256}
+    sealed = written | known
+    document = {seal.FILES: sealed, TRAINED: trained.as_json(), PARTS: [part.as_json() for part in parts]}
+    files.write_json(out.path(SEAL_FILE), document)
+    return sealed
 
 
-def _require_sane(factory: str, what: str) -> None:
-    # FAISS ignores all text after a NUL character. If a number is 0 or overflows, the index crashes later.
-    if not (factory.isascii() and factory.isprintable()):
-        raise UserError(f"{what}: it has characters that are not printable ASCII")
-    for number in re.findall("[0-9]+", factory):
-        if len(number) > len(str(LARGEST)) or not 1 <= int(number) <= LARGEST:
-            raise UserError(f"{what}: {number} is not from 1 to {LARGEST}")
+def _size(parts: Sequence[IndexPart], sealed: Seal) -> dict[str, Any]:
+    """The entries of the result about the index's size. An index in one file also has the file's checksum."""
+    facts = [sealed[part.file(FILE)] for part in parts]
+    size, rows = (sum(each[name] for each in facts) for name in ("bytes", "rows"))
+    checksum = {"sha256": facts[0]["sha256"]} if len(facts) == 1 else {}
+    return {"parts": len(parts), "bytes": size, **checksum, "bytes_per_row": round(size / rows, 1)}
 
 
-def _clusterings(index: Any) -> Iterator[tuple[Any, int]]:
-    """Yields each k-means clustering that training runs, and the number of centroids of the clustering."""
-    for stage in faiss_transforms.stages(index):
-        for owner, centroids in ((stage, "nlist"), (getattr(stage, "pq", None), "ksub")):
-            if (clustering := getattr(owner, "cp", None)) is not None:
-                yield clustering, getattr(owner, centroids)
-
-
-def estimated_bytes(index: Any, rows: int) -> int:
-    """Estimates the size in bytes of `index` with `rows` rows."""
-    inverted = inverted_lists(index)
-    fixed = 4 * inverted.d * inverted.nlist if inverted is not None else 0
-    return fixed + rows * _row_bytes(index)
-
-
-def _row_bytes(index: Any) -> int:
-    index = faiss.downcast_index(index)
-    if isinstance(index, faiss.IndexPreTransform):
-        return _row_bytes(index.index)
-    if isinstance(index, faiss.IndexRefine):
-        return _row_bytes(index.base_index) + _row_bytes(index.refine_index)
-    if isinstance(index, faiss.IndexHNSW):
-        links = int(index.hnsw.nb_neighbors(0))
-        return _row_bytes(index.storage) + 4 * links + 16  # 16: links on higher levels, their offset, the level
-    if isinstance(index, faiss.IndexIVF):
-        return int(index.code_size) + 8
-    return int(index.sa_code_size()) if isinstance(index, faiss.IndexFlatCodes) else 4 * index.d
-
-
-def _train_on_sample(index: Any, rows: DescriptorFolder, config: IndexConfig) -> int:
-    """Trains `index` on randomly drawn rows, and returns their number. The draw doesn't depend on the order of rows."""
-    count = min(len(rows), config.train_rows or training_rows(index))
-    log.info("training on %d of %d rows, drawn by seed %d", count, len(rows), config.seed)
-    tie_order = exact.tie_order_of(rows.ids)
-    drawn = np.sort(np.random.default_rng(config.seed).choice(len(rows), count, replace=False))
-    sample = Exact(rows.parts, tie_order).take(np.argsort(tie_order)[drawn])
-    with as_user_error(f"--factory {config.factory!r} can't be trained on {count} rows"):
-        train(index, sample)
-    return count
-
-
-def training_rows(index: Any) -> int:
-    """The number of rows that `index` is trained on by default."""
-    inverted = inverted_lists(index)
-    return max(LEAST_ROWS, ROWS_A_LIST * inverted.nlist if inverted is not None else 0)
-
-
-def train(index: Any, sample: np.ndarray) -> None:
-    """Trains `index` on `sample`, L2-normalised float32 (n, D), and logs a warning if FAISS advises more rows."""
-    advised = max((each.min_points_per_centroid * centroids for each, centroids in _clusterings(index)), default=0)
-    if len(sample) < advised:
-        log.warning("%d rows are few to train this index; FAISS advises %d or more", len(sample), advised)
-    faiss_transforms.train(index, sample)
-    index.train(sample)
-
-
-def _write(index: Any, rows: DescriptorFolder, path: str, factory: str) -> None:
-    blocks = with_progress(rows, len, "indexing", len(rows), "rows")
-    if isinstance(index, faiss.IndexFlat):
-        _write_flat(path, index.d, len(rows), blocks)
-        return
-    with as_user_error(f"--factory {factory!r} takes no rows"):
-        for block in blocks:
-            index.add(block)
-    if index.ntotal != len(rows):
-        raise RuntimeError(f"the index has {index.ntotal} rows, not {len(rows)}")
-    faiss.write_index(index, path)
-
-
-def _write_flat(path: str, dimension: int, rows: int, blocks: Iterable[np.ndarray]) -> None:
-    """Writes `blocks` (n, D) as a flat index to the file `path`, block by block.
-
-    The file begins with FAISS's header of an empty index, but with the numbers of rows and values. The values follow.
-    """
-    header = bytearray(faiss.serialize_index(faiss.IndexFlatIP(dimension)))
-    struct.pack_into("<q", header, 8, rows)
-    struct.pack_into("<q", header, len(header) - 8, rows * dimension)
-    with open(path, "wb") as file:
-        file.write(header)
-        for block in blocks:
-            file.write(np.ascontiguousarray(block, "<f4").data)
-            rows -= len(block)
-    if rows:
-        raise RuntimeError(f"{abs(rows)} descriptors too {'few' if rows > 0 else 'many'} were read for the index")
+def _changes(
+    index: Any, trained: TrainedIndex, before: Sequence[IndexPart], parts: Sequence[IndexPart]
+) -> dict[str, Any]:
+    """The entries of the result about what changed, and about how the index differs from one that is built anew."""
+    if not any(part.base for part in parts):  # all parts are new
+        before = []
+    held, holds = ({shard for part in some for shard in part.shards} for some in (before, parts))
+    kept, added, removed = map(rows_of, (held & holds, holds - held, held - holds))
+    differs = None
+    if trained.shards != key_of(sorted(holds)):
+        if trained.rows:
+            differs = f"it was trained on {trained.rows} of the {trained.among} rows that there were then"
+        elif not fill_index.can_be_merged(index):
+            differs = "its graph depends on the order in which rows were added"
+    if before:
+        log.info("%d rows kept, %d added, %d removed", kept, added, removed)
+    if differs:
+        log.info("an index built anew, in another folder, may find others: %s", differs)
+    return {"kept": kept, "added": added, "removed": removed, "differs": differs}

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dim.app.config import option
+from dim.app.memory import MemoryOptions
 from dim.extract.config import Extraction
 
 Expansion = Literal["aqe", "alpha-qe", "dba", "k-reciprocal", "diffusion"]
@@ -30,7 +31,7 @@ class AfterSearch:
 
 
 @dataclass(frozen=True)
-class IndexConfig:
+class IndexConfig(MemoryOptions):
     """The flags of `jobs/index.py`."""
 
     descriptors: str = option(help="folder made by extract.py", metavar="DIR")
@@ -45,10 +46,12 @@ class IndexConfig:
         None, help="rows drawn to train the index (default: 100 per IVF list, at least 65536)"
     )
     seed: int = option(0, help="seed of the draw and of the clustering")
+    parts: int | None = option(None, help="files into which the index is split (default: as few as the memory allows)")
+    workers: int | None = option(None, help="tasks that run at a time (default: one per CPU)", group="machine")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchConfig(AfterSearch, Extraction):
+class SearchConfig(AfterSearch, Extraction, MemoryOptions):
     """The flags of `jobs/search.py`."""
 
     index: str = option(
@@ -69,6 +72,17 @@ class SearchConfig(AfterSearch, Extraction):
         None, help="whitening file of the index, to apply to the queries", metavar="FILE", group="input and output"
     )
     top: int = option(10, help="rows of a ranked list", group="search")
+    manifest: str | None = option(
+        None, help="search only the photos of this manifest, or those that --label and --in-split choose from it",
+        metavar="FILE", group="search",
+    )  # fmt: skip
+    label: tuple[str, ...] = option(
+        (), help="search only photos with this label in --manifest; may be given more than once", metavar="L",
+        group="search",
+    )  # fmt: skip
+    in_split: str | None = option(
+        None, help="search only photos of this split in --manifest", metavar="S", group="search"
+    )
     parameters: str | None = option(
         None, help="FAISS's search parameters, such as nprobe=16 or efSearch=128", group="search"
     )

@@ -30,6 +30,7 @@ class DescriptorFolder:
     """The photos that have a descriptor in `folder`, in the order of the shards.
 
     `ids` are strings (N,), and each of the `parts` loads the descriptors of one shard, in any process of the cluster.
+    `shards` are the shards of the parts.
     `errors` maps the id of each photo that could not be decoded to the reason. `embedding` includes the whitening that
     is applied. `rows`, int64 (N,), are the positions of the photos in the manifest that was given to `read`, if any.
     """
@@ -39,6 +40,7 @@ class DescriptorFolder:
     errors: dict[str, str]
     embedding: Embedding
     parts: list[Part]
+    shards: list[Shard]
     rows: np.ndarray | None = None
 
     def __len__(self) -> int:
@@ -68,6 +70,7 @@ def read(
     ids: list[pa.ChunkedArray] = []
     errors: dict[str, str] = {}
     parts: list[Part] = []
+    shards: list[Shard] = []
     wanted = None if chosen is None else chosen.table["image_id"].combine_chunks()
     start = dimension = 0
     for shard, table in store.read_shards(folder, ["image_id", "status", "error"]):
@@ -80,6 +83,7 @@ def read(
             anywhere = replace(shard, folder=files.absolute(shard.folder))  # a task may run in another working folder
             load = partial(_load, anywhere, hashed, dimension, kept if size < len(kept) else None, whitening)
             parts.append(Part(start, size, load))
+            shards.append(shard)
             ids.append(table["image_id"].filter(kept))
             start += size
     if not parts and not errors and not chosen:
@@ -92,7 +96,7 @@ def read(
     if not parts:
         photo, reason = next(iter(errors.items()))
         raise UserError(f"none of the {len(errors)} photos of {folder!r} could be decoded, such as {photo!r}: {reason}")
-    return DescriptorFolder(folder, found, errors, embedding, parts, rows)
+    return DescriptorFolder(folder, found, errors, embedding, parts, shards, rows)
 
 
 def _positions(found: pa.ChunkedArray, failed: pa.Array, chosen: Manifest, folder: str) -> np.ndarray:

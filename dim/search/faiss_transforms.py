@@ -54,6 +54,13 @@ def train(index: Any, sample: np.ndarray) -> None:
             passed = transform.apply(passed)
 
 
+def apply(index: Any, vectors: np.ndarray) -> np.ndarray:
+    """Applies the transforms of `index` to `vectors`, float32 (n, D)."""
+    for transform in _transforms(index):
+        vectors = transform.apply(vectors)
+    return vectors
+
+
 def _transforms(index: Any) -> list[Any]:
     if not isinstance(index, faiss.IndexPreTransform):
         return []

@@ -5,29 +5,40 @@
 """
 
 import logging
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from dim.app import output_folder
+from dim.app import cluster, output_folder
 from dim.app.output_folder import Output
+from dim.app.progress import Progress
 from dim.data import manifest
+from dim.data.manifest import Manifest
 from dim.errors import UserError
 from dim.extract import identity
-from dim.io import files, tables
+from dim.io import files, local_copies, tables
 from dim.report import search as search_report
 from dim.search import expansion_methods, queries, read_index
 from dim.search.config import SearchConfig
 from dim.search.database import Exact, Retrieval
+from dim.search.exact import QUERIES
 from dim.search.queries import Queries
 from dim.search.read_index import SearchTarget
 
 log = logging.getLogger(__name__)
 LOGGED_QUERIES, LOGGED_HITS = 10, 3  # most queries in the log, and most hits per query
 RETURNED_ERRORS = 100  # most errors in the job's result
+_RANKED = pa.schema(
+    [("query_id", pa.string()), ("rank", pa.int64()), ("image_id", pa.string()), ("score", pa.float64())]
+)
+# Memory of a query that is searched: copies of its vector, and bytes of an entry in its list.
+_COPIES, _ENTRY = 8, 200
 
 
 def search(config: SearchConfig) -> dict[str, Any]:
@@ -38,7 +49,12 @@ def search(config: SearchConfig) -> dict[str, Any]:
     if config.top < 1:
         raise UserError(f"--top must be at least 1, not {config.top}")
     expansion_methods.check(config.expansion, config.neighbours)
-    target = read_index.read(config.index, config.whitening, config.parameters)
+    with cluster.joined():
+        return _search(config)
+
+
+def _search(config: SearchConfig) -> dict[str, Any]:
+    target = read_index.read(config.index, config.whitening, config.parameters, _chosen(config))
     if queries.are_descriptors(config.queries):
         asked = queries.read_descriptors(config.queries, config.whitening, target.embedding, config.index)
         with _open_output(config, target) as out:
@@ -62,49 +78,88 @@ def search(config: SearchConfig) -> dict[str, Any]:
 
 
 def _open_output(config: SearchConfig, target: SearchTarget) -> AbstractContextManager[Output]:
-    inputs = {name: getattr(config, name) for name in ("index", "queries", "model", "whitening")}
+    inputs = {name: getattr(config, name) for name in ("index", "queries", "model", "whitening", "manifest")}
     return output_folder.opened(config.out, "search", config, inputs, target.embedding.as_json())
 
 
+def _chosen(config: SearchConfig) -> Manifest | None:
+    """The photos of --manifest that --label and --in-split choose; None to search all photos."""
+    if config.manifest is None:
+        if config.label or config.in_split:
+            raise UserError("--label and --in-split need --manifest, the table of the labels and splits")
+        return None
+    found = manifest.read(config.manifest).select(split=config.in_split)
+    if not config.label:
+        return found
+    table = found.table.filter(pc.is_in(found.table["label"], pa.array(config.label, pa.string())))
+    if not table.num_rows:
+        labels = " or ".join(map(repr, config.label))
+        raise UserError(f"{config.manifest!r} has no photo with the label {labels}; name a label of that table")
+    return replace(found, table=table)
+
+
 def _answer(config: SearchConfig, asked: Queries, target: SearchTarget, out: Output) -> dict[str, Any]:
+    """Writes the lists, some queries at a time, and the pages of the first queries. Returns the job's result."""
     top = min(config.top, len(target.ids))
     if top < config.top:
         log.warning("--top %d exceeds the database; each list has all %d photos", config.top, top)
     log.info("searching %d photos for %d queries", len(target.ids), len(asked.ids))
     unchanged = Retrieval(asked.vectors, target.database)
     retrieval, steps = expansion_methods.apply(unchanged, config.expansion, config.neighbours)
-    rows, scores = zip(*retrieval.best(top), strict=True)
-    ranked = _ranked_table(asked, target, list(rows), list(scores))
-    tables.write(out.path("ranked.parquet"), ranked)
-    shorter = sum(len(found) < top for found in rows)
-    _log_answer(ranked, asked, shorter, top)
+    complete, first = 0, _RANKED.empty_table()
+    with local_copies.path_to_write(out.path("ranked.parquet")) as path, pq.ParquetWriter(path, _RANKED) as file:
+        for ranked in _ranked_tables(asked, target, retrieval, top, config.budget.share):
+            file.write_table(ranked)
+            complete += pc.sum(pc.equal(ranked["rank"], top)).as_py() or 0
+            if first.num_rows < search_report.ROWS * search_report.HITS:
+                first = pa.concat_tables([first, ranked.filter(pc.less_equal(ranked["rank"], search_report.HITS))])
+    shorter = len(asked.ids) - complete
+    _log_answer(first, asked, shorter, top)
     if config.report:
-        search_report.write(config, asked, target, ranked, out)
+        search_report.write(config, asked, target, first, out)
     failed = dict(list(asked.errors.items())[:RETURNED_ERRORS])
     result = {"queries": len(asked.ids) + len(asked.errors), "errors": len(asked.errors), "failed": failed}
     result |= {"database": len(target.ids), "exact": isinstance(target.database, Exact), "top": top}
     return out.finish(result | {"shorter": shorter, "expansion": [step.as_json() for step in steps]})
 
 
-def _ranked_table(asked: Queries, target: SearchTarget, rows: list[np.ndarray], scores: list[np.ndarray]) -> pa.Table:
-    """Makes the table of ranked.parquet from the `rows` found for each query, best first, and their `scores`."""
+def _ranked_tables(
+    asked: Queries, target: SearchTarget, retrieval: Retrieval, top: int, memory: int
+) -> Iterator[pa.Table]:
+    """Yields the rows of ranked.parquet, the lists of as many queries at a time as fit into `memory` bytes."""
+    size = len(asked.ids)
+    each = _COPIES * 4 * asked.vectors.shape[1] + _ENTRY * top
+    # Scores may depend in their last bits on which queries are searched together, so blocks of QUERIES stay together.
+    step = max(1, memory // each // QUERIES) * QUERIES
+    progress = Progress("searching", size, "queries")
+    for start in range(0, size, step):
+        some = replace(retrieval, queries=np.array(retrieval.queries[start : start + step]))
+        queries.release(asked.vectors)
+        rows, scores = zip(*some.best(top), strict=True)
+        yield _ranked_table(asked.ids.slice(start, step), target.ids, list(rows), list(scores))
+        progress.add(len(rows))
+
+
+def _ranked_table(query_ids: pa.Array, ids: pa.Array, rows: list[np.ndarray], scores: list[np.ndarray]) -> pa.Table:
+    """Makes rows of ranked.parquet from the `rows` of `ids` found for each query, best first, and their `scores`."""
     lengths = [len(found) for found in rows]
-    query_ids = asked.ids.take(np.repeat(np.arange(len(rows)), lengths))
     ranks = np.concatenate([np.arange(1, length + 1) for length in lengths])
-    columns = [query_ids, ranks, target.ids.take(np.concatenate(rows)), np.concatenate(scores)]
-    return pa.table(columns, ["query_id", "rank", "image_id", "score"])
+    found = ids.take(np.concatenate(rows))
+    columns = [query_ids.take(np.repeat(np.arange(len(rows)), lengths)), ranks, found, np.concatenate(scores)]
+    return pa.table(columns, _RANKED)
 
 
-def _log_answer(ranked: pa.Table, asked: Queries, shorter: int, top: int) -> None:
+def _log_answer(first: pa.Table, asked: Queries, shorter: int, top: int) -> None:
     """Logs how many lists are too short, why queries could not be read, and the first hits of the first queries."""
     if shorter:
         missing = f"{shorter} of {len(asked.ids)} lists have fewer photos than the {top} asked for"
         log.warning("%s: the index found no more; --parameters, such as nprobe=64, makes it look further", missing)
-    for query, reason in asked.errors.items():
+    for query, reason in list(asked.errors.items())[:RETURNED_ERRORS]:
         log.warning("%s: %s", query, reason)
-    first = ranked.filter(pc.less_equal(ranked["rank"], LOGGED_HITS)).slice(0, LOGGED_QUERIES * LOGGED_HITS)
     hits: dict[str, list[str]] = {}
-    for row in first.to_pylist():
+    for row in (
+        first.filter(pc.less_equal(first["rank"], LOGGED_HITS)).slice(0, LOGGED_QUERIES * LOGGED_HITS).to_pylist()
+    ):
         hits.setdefault(row["query_id"], []).append(f"{row['image_id']} {row['score']:.3f}")
     width = max(map(len, hits), default=0)
     for query, found in hits.items():

@@ -3,7 +3,10 @@
 Photos are listed in a manifest, and their descriptors are extracted with the settings of the index.
 """
 
+import mmap
+import tempfile
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +21,7 @@ from dim.extract.embedding import Embedding, NetworkEmbedding
 from dim.io import files, tables
 from dim.search import descriptor_folder, exact
 from dim.search.config import SearchConfig
+from dim.search.descriptor_folder import DescriptorFolder
 
 QUERIES_FILE = "queries.parquet"  # the manifest of the photos, a file in the output folder
 # Settings that are taken from the index if they have their default values.
@@ -28,7 +32,8 @@ _FOLLOWED = ("image_size", "resize", "scales", "scales_mean", "precision", "scal
 class Queries:
     """The queries that could be read, in the order of their ids: `ids`, strings (Q,), and `vectors`, float32 (Q, D).
 
-    `errors` maps the id of each other query to the reason why it could not be read.
+    `vectors` is mapped from a temporary file, because millions of queries may not fit into memory. `errors` maps the id
+    of each other query to the reason why it could not be read.
     """
 
     ids: pa.Array
@@ -96,5 +101,26 @@ def read_descriptors(folder: str, whitening_file: str | None, embedding: Embeddi
     """
     rows = descriptor_folder.read(folder, whitening_file)
     identity.require_equal(embedding, index, rows.embedding, folder)
-    order = np.argsort(exact.tie_order_of(rows.ids))
-    return Queries(rows.ids.take(order), np.concatenate(list(rows))[order], rows.errors)
+    places = exact.tie_order_of(rows.ids)
+    return Queries(rows.ids.take(np.argsort(places)), _file_of(rows, places), rows.errors)
+
+
+def _file_of(rows: DescriptorFolder, places: np.ndarray) -> np.ndarray:
+    """Copies `rows` to an array (Q, D) in a temporary file, in which row i is at `places[i]`."""
+    with tempfile.TemporaryFile() as file:
+        done = 0
+        for block in rows:
+            if not done:
+                file.truncate(len(rows) * block[:1].nbytes)
+                vectors = np.memmap(file, np.float32, "r+", shape=(len(rows), block.shape[1]))
+            vectors[places[done : done + len(block)]] = block
+            done += len(block)
+            release(vectors)
+        return vectors
+
+
+def release(vectors: np.ndarray) -> None:
+    """Takes the pages of `vectors`, mapped from a file, out of the memory of this process. The file keeps them."""
+    mapped: Any = vectors.base
+    if isinstance(mapped, mmap.mmap):
+        mapped.madvise(mmap.MADV_DONTNEED)

@@ -1,36 +1,34 @@
 """Makes a database to search from the folder of the flag `--index`, which has an index or descriptors.
 
 Descriptors and flat FAISS indexes are searched exactly, from disk. Any other index becomes an `Approximate` database,
-which FAISS searches. The index file is checked before FAISS reads it.
+which FAISS searches. An index may have several parts. Each index file is checked before FAISS reads it.
 """
 
-import contextlib
-import hashlib
-import math
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import faiss
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from dim.app import output_folder
 from dim.data import manifest
+from dim.data.manifest import Manifest
 from dim.errors import UserError
 from dim.extract import identity
 from dim.extract.embedding import Embedding
 from dim.io import files, local_copies, seal, tables
 from dim.io.seal import Facts
 from dim.search import descriptor_folder, exact, faiss_transforms
-from dim.search.database import Database, Exact, from_array
+from dim.search.approximate import Approximate, IndexFile
+from dim.search.database import PART_ROWS, Database, Exact
+from dim.search.exact import Part
+from dim.search.faiss_files import FILE, IDS_FILE, PARTS, SEAL_FILE, as_user_error
 
-FILE, IDS_FILE, SEAL_FILE = "knn.index", "ids.parquet", "index.json"
-MOST_HASHED = 2**32  # bytes that are hashed in about four seconds; of a larger file, only the size is checked
-LARGEST = 2**20  # largest number in a factory string or parameter; FAISS advises no more lists for 1e9 rows
-LISTED = 1000  # most rows per query that `Approximate.scores` gives a score
+_AGAIN = "make it again with index.py"
 
 
 @dataclass(frozen=True)
@@ -42,15 +40,16 @@ class SearchTarget:
     embedding: Embedding
 
 
-def read(folder: str, whitening: str | None, parameters: str | None) -> SearchTarget:
+def read(folder: str, whitening: str | None, parameters: str | None, only: Manifest | None = None) -> SearchTarget:
     """Reads an index or a folder of descriptors.
 
     Descriptors that are not whitened yet are whitened with the file `whitening`. `parameters` are FAISS's search
-    parameters, such as "nprobe=16".
+    parameters, such as "nprobe=16". If `only` is given, the database has only the photos of that manifest.
 
     Raises:
         UserError: The folder has neither an index nor descriptors, the index is unfinished or damaged, `parameters`
-            can't be set, or the whitening doesn't fit the descriptors.
+            can't be set, the whitening doesn't fit the descriptors, no photo of `only` is there, or FAISS can't search
+            only some rows of this kind of index.
     """
     record = output_folder.record_of(folder)
     if record is None or not (record["job"] == "index" or identity.holds_descriptors(record)):
@@ -59,150 +58,127 @@ def read(folder: str, whitening: str | None, parameters: str | None) -> SearchTa
         if parameters:
             raise UserError(f"--parameters {parameters!r} are for an index; {folder!r} is a folder of descriptors")
         rows = descriptor_folder.read(folder, whitening)
-        return SearchTarget(Exact(rows.parts, exact.tie_order_of(rows.ids)), rows.ids, rows.embedding)
+        found = SearchTarget(Exact(rows.parts, exact.tie_order_of(rows.ids)), rows.ids, rows.embedding)
+    else:
+        found = _read_index(folder, record, parameters)
+    return found if only is None else _only(found, only, folder)
+
+
+def _read_index(folder: str, record: dict[str, Any], parameters: str | None) -> SearchTarget:
     embedding = identity.of_folder(folder)
     known = record["counts"] if isinstance(record.get("counts"), dict) else {}
     # Indexes that are older than seals hold the facts about FAISS's file only in the counts of the record.
-    facts = {IDS_FILE: {}, **(seal.from_record(record, folder) or {}), FILE: known}
-    ids = _read_ids(files.join(folder, IDS_FILE), facts[IDS_FILE])
+    facts = {IDS_FILE: {}, FILE: known} | (seal.from_record(record, folder) or {})
+    names = _part_names(folder, facts.get(SEAL_FILE))
+    if names != [""]:
+        del facts[IDS_FILE], facts[FILE]
+    ids = [_read_ids(folder, files.join(name, IDS_FILE), facts) for name in names]
     seal.require_complete(folder, facts, "index")
-    if SEAL_FILE in facts:
-        seal.require_content(files.join(folder, SEAL_FILE), facts[SEAL_FILE], "index")
-    with local_copies.path_to_read(files.join(folder, FILE)) as path:
-        return SearchTarget(read_file(path, exact.tie_order_of(ids), parameters, known), ids, embedding)
+    starts = np.cumsum([0, *map(len, ids)]).tolist()
+    parts = [
+        replace(_index_file(folder, files.join(name, FILE), facts), start=start, rows=len(own), parameters=parameters)
+        for name, start, own in zip(names, starts, ids, strict=False)
+    ]
+    all_ids = pa.chunked_array(ids, pa.string())
+    if len(parts) > 1 and pc.count_distinct(all_ids).as_py() < len(all_ids):
+        raise UserError(f"{folder!r} has an image in two of its parts; {_AGAIN}")
+    return SearchTarget(opened(parts, exact.tie_order_of(all_ids), known.get("dimension")), all_ids, embedding)
 
 
-def _read_ids(uri: str, facts: Facts) -> pa.Array:
+def _part_names(folder: str, facts: Facts | None) -> list[str]:
+    """The folders of the parts within the index in `folder`, by its index.json, about which there are `facts`."""
+    if facts is None:
+        return [""]
+    uri = files.join(folder, SEAL_FILE)
+    seal.require_complete(folder, {SEAL_FILE: facts}, "index")
+    seal.require_content(uri, facts, "index")
+    return [part["name"] for part in files.read_json(uri).get(PARTS, [{"name": ""}])]
+
+
+def _read_ids(folder: str, name: str, facts: Mapping[str, Facts]) -> pa.Array:
+    uri = files.join(folder, name)
     table = tables.read(uri)
     if "image_id" not in table.column_names or table["image_id"].null_count:
-        raise UserError(f"{uri!r} has no image_id for each row; make it again with index.py")
+        raise UserError(f"{uri!r} has no image_id for each row; {_AGAIN}")
     ids = manifest.text_column(uri, table, "image_id").combine_chunks()
-    seal.require_content(uri, facts, "index")
+    seal.require_content(uri, facts[name], "index")
     return ids
 
 
-def read_file(path: str, tie_order: np.ndarray, parameters: str | None, record: Facts) -> Database:
-    """Reads the FAISS index in the local file `path`. A flat index becomes an exact database, mapped from the file.
+def _index_file(folder: str, name: str, facts: Mapping[str, Facts]) -> IndexFile:
+    uri = files.absolute(files.join(folder, name))  # a task may run in another working folder
+    known = facts[name]
+    time = files.info(uri).mtime_ns
+    return IndexFile(uri, known.get("bytes"), known.get("sha256"), time)
 
-    `record` holds the size, checksum and dimension that index.py recorded. Raises UserError if the index doesn't match
-    `record`, if its number of rows isn't that of `tie_order`, if `parameters` can't be set, if the scores are not
-    cosines, or if the file changes meanwhile.
-    """
-    again = "make it again with index.py"
-    before = Path(path).stat()
-    # FAISS doesn't check its input: a truncated or damaged file can crash this process or use up the memory.
-    if not _matches(path, record):
-        raise seal.mismatch(path, "index")
-    with as_user_error(f"{path!r} is not an FAISS index; {again}"):
-        index = faiss.read_index(path, faiss.IO_FLAG_MMAP_IFC)
-    if (index.ntotal, index.d) != (len(tie_order), record.get("dimension")):
+
+def _require_usable(part: IndexFile, dimension: Any) -> None:
+    """Raises UserError unless the file is an index of the part's rows with `dimension` values, by their cosines."""
+    with as_user_error(f"{part.uri!r} is not an FAISS index; {_AGAIN}"):
+        index = part.open()
+    if (index.ntotal, index.d) != (part.rows, dimension):
         raise UserError(
-            f"{path!r} has {index.ntotal} rows of {index.d} values, its {IDS_FILE} {len(tie_order)} and its "
-            f"{output_folder.RECORD} {record.get('dimension')!r}; {again}"
+            f"{part.uri!r} has {index.ntotal} rows of {index.d} values, its {IDS_FILE} {part.rows} and its "
+            f"{output_folder.RECORD} {dimension!r}; {_AGAIN}"
         )
     if objection := faiss_transforms.objection(index):  # earlier versions of dim could build such an index
-        raise UserError(f"{path!r}: {objection}; {again}")
-    if parameters:
-        set_parameters(index, parameters)
-    if isinstance(index, faiss.IndexFlatIP):
-        offset = before.st_size - 4 * index.ntotal * index.d
-        vectors = np.memmap(path, "<f4", "r", offset, (index.ntotal, index.d))
-    now = Path(path).stat()
-    if (before.st_ino, before.st_mtime_ns) != (now.st_ino, now.st_mtime_ns):
-        raise UserError(f"{path!r} changed while this job read it; run the same command again")
-    return from_array(vectors, tie_order) if isinstance(index, faiss.IndexFlatIP) else Approximate(index, tie_order)
+        raise UserError(f"{part.uri!r}: {objection}; {_AGAIN}")
 
 
-def facts_of(path: str) -> Facts:
-    """The size and checksum of the index file `path`, for the seal of the index."""
-    with open(path, "rb") as file:
-        return {"bytes": Path(path).stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+def opened(parts: Sequence[IndexFile], tie_order: np.ndarray, dimension: Any) -> Database:
+    """Opens the `parts` of an index as a database, which is exact if they are flat.
 
-
-def _matches(path: str, record: Facts) -> bool:
-    if (size := Path(path).stat().st_size) > MOST_HASHED:
-        return bool(size == record.get("bytes"))
-    return all(record.get(name) == value for name, value in facts_of(path).items())
-
-
-def set_parameters(index: Any, parameters: str, flag: str = "--parameters") -> None:
-    """Sets FAISS's search parameters on `index`. If that fails, raises a UserError that names `flag`."""
-    what = f"{flag} {parameters!r} can't be set on this index"
-    # FAISS casts values to integers without a check. A bad value fails only later, in the middle of a search.
-    for value in re.findall(r"=\s*([+-]?[0-9.]+(?:[eE][+-]?[0-9]+)?)", parameters):
-        if not 0 <= float(value) <= LARGEST:
-            raise UserError(f"{what}: {value} is not from 0 to {LARGEST}")
-    with as_user_error(what):
-        faiss.ParameterSpace().set_index_parameters(index, parameters)
-    if (inverted := inverted_lists(index)) is not None and inverted.nprobe < 1:
-        raise UserError(f"{what}: nprobe must be at least 1")
-
-
-def inverted_lists(index: Any) -> Any:
-    """The IndexIVF (an index of inverted lists) within `index`, or None if there is none."""
-    inverted = faiss.try_extract_index_ivf(index)
-    return None if inverted is None else faiss.downcast_index(inverted)
-
-
-@contextlib.contextmanager
-def as_user_error(what: str) -> Iterator[None]:
-    """Turns FAISS's RuntimeError and MemoryError into a UserError. Its message is one line that begins with `what`."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        reason = " ".join(re.split(r"\.(?:cpp|h):\d+: |failed: ", str(error))[-1].split())
-        raise UserError(f"{what}: {reason}") from error
-
-
-@dataclass(frozen=True)
-class Approximate:
-    """A `Database` that an FAISS `index` searches. FAISS computes the scores, in float32 or from compressed codes."""
-
-    index: Any
-    tie_order: np.ndarray
-
-    def nearest(self, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """See `Database`. The search may find fewer than `count` rows even if the database has more."""
-        deepen(self.index, count)
-        found, rows = self.index.search(np.ascontiguousarray(queries, np.float32), count)
-        scores = np.where(rows >= 0, found.astype(np.float64), -np.inf)
-        order = np.lexsort((self.tie_order[rows], -scores), axis=1)
-        return np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)
-
-    def scores(self, queries: np.ndarray) -> Iterator[np.ndarray]:
-        """See `Database`. At most `LISTED` rows per query have a score other than −inf."""
-        for start in range(0, len(queries), exact.QUERIES):
-            block = queries[start : start + exact.QUERIES]
-            for rows, scores in zip(*self.nearest(block, min(LISTED, len(self.tie_order))), strict=True):
-                listed = np.full(len(self.tie_order), -np.inf)
-                listed[rows[rows >= 0]] = scores[rows >= 0]
-                yield listed
-
-    def take(self, rows: np.ndarray) -> np.ndarray:
-        """See `Database`. The vectors are decoded from the index's codes. Raises UserError if that is impossible."""
-        if (inverted := inverted_lists(self.index)) is not None:
-            if isinstance(inverted, faiss.IndexIVFFastScan):
-                raise UserError("an IVF index with fast-scan codes can't return vectors; build another for --expansion")
-            inverted.make_direct_map()  # does nothing in later calls
-        found: np.ndarray = self.index.reconstruct_batch(np.ascontiguousarray(rows, np.int64))
-        return found
-
-    def with_random_access(self) -> "Approximate":
-        """See `Database`."""
-        return self
-
-
-def deepen(index: Any, count: int) -> None:
-    """Makes the search of each HNSW graph within `index` long enough to find `count` rows.
-
-    FAISS stops after efSearch candidates, 16 by default, and may then have found fewer rows.
+    Raises UserError if a part isn't the file that was recorded, if it isn't an index of its rows with `dimension`
+    values whose scores are cosines, or if its search parameters can't be set.
     """
-    index = faiss.downcast_index(index)
-    if isinstance(index, faiss.IndexPreTransform):
-        deepen(index.index, count)
-    elif isinstance(index, faiss.IndexRefine):
-        deepen(index.base_index, math.ceil(count * index.k_factor))
-    elif isinstance(index, faiss.IndexIVF):
-        deepen(index.quantizer, index.nprobe)
-    elif isinstance(index, faiss.IndexHNSW):
-        index.hnsw.efSearch = max(index.hnsw.efSearch, count)
+    for part in parts:
+        _require_usable(part, dimension)
+    if not isinstance(parts[0].open(), faiss.IndexFlatIP):
+        return Approximate(parts, tie_order)
+    blocks = [
+        Part(part.start + start, size, partial(_flat_rows, part, start, size, dimension))
+        for part in parts
+        for start in range(0, part.rows, PART_ROWS)
+        for size in [min(PART_ROWS, part.rows - start)]
+    ]
+    if len(parts) > 1:
+        return Exact(blocks, tie_order)
+    with local_copies.path_to_read(parts[0].uri) as path:
+        offset = files.info(path).size - 4 * len(tie_order) * dimension
+        return Exact(blocks, tie_order, np.memmap(path, "<f4", "r", offset, (len(tie_order), dimension)))
+
+
+def _flat_rows(part: IndexFile, start: int, size: int, dimension: int) -> np.ndarray:
+    """Reads `size` rows from row `start` on of a flat index, whose file ends with the values of its rows."""
+    with files.opened(part.uri) as file:
+        file.seek(4 * dimension * (start - part.rows), 2)
+        return np.frombuffer(file.read(4 * dimension * size), "<f4").reshape(size, dimension)
+
+
+def _only(found: SearchTarget, only: Manifest, folder: str) -> SearchTarget:
+    """The rows of `found` that are photos of `only`. Raises UserError if there are none, or FAISS can't select rows."""
+    mask = pc.is_in(found.ids, only.table["image_id"].combine_chunks()).to_numpy(zero_copy_only=False)
+    chosen = np.flatnonzero(mask)
+    if not len(chosen):
+        raise UserError(f"none of the {len(only)} chosen photos of {only.uri!r} is in {folder!r}; give its manifest")
+    ids = found.ids.filter(mask)
+    tie_order = exact.tie_order_of(ids)
+    if isinstance(found.database, Exact):
+        ends = np.cumsum(mask)
+        parts = [
+            Part(int(ends[span.start] - mask[span.start]), int(kept.sum()), partial(_kept_rows, span, kept))
+            for span in found.database.parts
+            for kept in [mask[span.start : span.start + span.size]]
+            if kept.any()
+        ]
+        return replace(found, ids=ids, database=Exact(parts, tie_order))
+    assert isinstance(found.database, Approximate)
+    database = Approximate([part.only(mask) for part in found.database.parts], tie_order, chosen)
+    with as_user_error(f"{folder!r} is an index of which FAISS can't search only some rows; build another"):
+        database.parts[0].search(np.zeros((1, database.parts[0].open().d)), 1)
+    return replace(found, ids=ids, database=database)
+
+
+def _kept_rows(part: Part, kept: np.ndarray) -> np.ndarray:
+    rows: np.ndarray = part.load()[kept]
+    return rows

@@ -1,5 +1,7 @@
 """The scores of every index are the cosines of exact search, in its order, as far as its codes tell them apart."""
 
+from dataclasses import replace
+
 import faiss
 import numpy as np
 import pytest
@@ -8,11 +10,11 @@ from dim.errors import UserError
 from dim.io import tables
 from dim.mine.config import Mining
 from dim.mine.indexed import empty_index
-from dim.search import build_index, read_index
+from dim.search import faiss_files, index_factory, read_index
+from dim.search.approximate import Approximate, IndexFile
 from dim.search.build_index import build
 from dim.search.config import IndexConfig, SearchConfig
 from dim.search.job import search
-from dim.search.read_index import Approximate
 
 ROWS, DIMENSION = 1500, 32
 
@@ -27,11 +29,32 @@ QUERIES = unit(np.random.default_rng(1).standard_normal((20, DIMENSION)) + 0.5)
 COSINES = QUERIES.astype(np.float64) @ VECTORS.T
 
 
-def trained(factory):
-    made = build_index.empty_index(factory, DIMENSION, 0)
-    build_index.train(made, VECTORS)
+@pytest.fixture
+def written(tmp_path):
+    """Writes an index of the vectors to a file."""
+
+    def write(index):
+        path = str(tmp_path / f"{len(list(tmp_path.iterdir()))}.index")
+        faiss.write_index(index, path)
+        facts = faiss_files.facts_of(path)
+        return IndexFile(path, facts["bytes"], facts["sha256"], 0, rows=ROWS)
+
+    return write
+
+
+@pytest.fixture
+def trained(written):
+    def train(factory, parameters=None):
+        return Approximate([replace(written(filled(factory)), parameters=parameters)], np.arange(ROWS))
+
+    return train
+
+
+def filled(factory):
+    made = index_factory.empty_index(factory, DIMENSION, 0)
+    index_factory.train(made, VECTORS)
     made.add(VECTORS)
-    return Approximate(made, np.arange(ROWS))
+    return made
 
 
 def recall(rows):
@@ -44,7 +67,7 @@ def recall(rows):
     ["PCA32,Flat", "PCAR32,Flat", "L2norm,PCA32,Flat", "RR32,Flat", "RR48,Flat", "HR32,Flat", "Pad40,Flat",
      "PCA32,HNSW32", "PCA32,Flat,RFlat", "SQ8,Refine(PCA32,Flat)"],
 )  # fmt: skip
-def test_a_transform_that_loses_no_dimension_keeps_scores_and_order(factory):
+def test_a_transform_that_loses_no_dimension_keeps_scores_and_order(trained, factory):
     found = trained(factory)
     rows, scores = found.nearest(QUERIES, 300)
     np.testing.assert_allclose(scores, np.take_along_axis(COSINES, rows, axis=1), atol=2e-6)
@@ -54,7 +77,7 @@ def test_a_transform_that_loses_no_dimension_keeps_scores_and_order(factory):
 
 
 @pytest.mark.parametrize("dimension", [1, 8, 31])
-def test_pca_to_fewer_dimensions_is_the_best_projection_for_inner_products(dimension):
+def test_pca_to_fewer_dimensions_is_the_best_projection_for_inner_products(trained, dimension):
     _, _, axes = np.linalg.svd(VECTORS.astype(np.float64), full_matrices=False)
     projected = (QUERIES @ axes[:dimension].T) @ (VECTORS @ axes[:dimension].T).T
     rows, scores = trained(f"PCA{dimension},Flat").nearest(QUERIES, ROWS)
@@ -72,25 +95,21 @@ def test_pca_to_fewer_dimensions_is_the_best_projection_for_inner_products(dimen
 
 
 @pytest.mark.parametrize("factory", ["OPQ4,PQ4x4", "OPQ2_16,PQ2x4", "OPQ4_40,Flat", "PCA16,OPQ4,IVF4,PQ4x4,RFlat"])
-def test_an_index_with_opq_is_read_as_it_was_made(tmp_path, factory):
-    made = trained(factory)
-    path = str(tmp_path / "knn.index")
-    faiss.write_index(made.index, path)
-    again = read_index.read_file(path, made.tie_order, None, {"dimension": DIMENSION} | read_index.facts_of(path))
-    for found, expected in zip(again.nearest(QUERIES, 50), made.nearest(QUERIES, 50), strict=True):
-        np.testing.assert_array_equal(found, expected)
+def test_an_index_with_opq_is_read_as_it_was_made(written, factory):
+    made = filled(factory)
+    again = read_index.opened([written(made)], np.arange(ROWS), DIMENSION)
+    _, scores = again.nearest(QUERIES, 50)
+    np.testing.assert_allclose(scores, made.search(QUERIES, 50)[0], atol=1e-6)
 
 
-def test_a_linear_transform_that_is_no_rotation_is_refused(tmp_path):
+def test_a_linear_transform_that_is_no_rotation_is_refused(written):
     stretched = faiss.LinearTransform(DIMENSION, DIMENSION)
     faiss.copy_array_to_vector(np.diag(np.linspace(1, 2, DIMENSION)).astype(np.float32).ravel(), stretched.A)
     stretched.is_trained = True
     made = faiss.IndexPreTransform(stretched, faiss.IndexFlatIP(DIMENSION))
     made.add(VECTORS)
-    path = str(tmp_path / "knn.index")
-    faiss.write_index(made, path)
     with pytest.raises(UserError, match="its LinearTransform changes the cosines"):
-        read_index.read_file(path, np.arange(ROWS), None, {"dimension": DIMENSION} | read_index.facts_of(path))
+        read_index.opened([written(made)], np.arange(ROWS), DIMENSION)
 
 
 REFUSED = [
@@ -105,7 +124,7 @@ REFUSED = [
 @pytest.mark.parametrize(("factory", "message"), REFUSED)
 def test_an_index_whose_scores_are_no_cosines_is_refused(factory, message):
     with pytest.raises(UserError, match=f"^--factory .*{message}"):
-        build_index.empty_index(factory, DIMENSION, 0)
+        index_factory.empty_index(factory, DIMENSION, 0)
     with pytest.raises(UserError, match=f"^--candidates .*{message}"):
         empty_index(Mining(candidates=factory), DIMENSION)
 
@@ -124,18 +143,16 @@ def test_parameters_that_no_search_for_candidates_can_have():
         ("HNSW8_PQ4x4", "it compares by L2 distance"),
     ],
 )
-def test_an_index_of_an_earlier_dim_says_that_it_is_to_be_made_again(tmp_path, factory, message):
+def test_an_index_of_an_earlier_dim_says_that_it_is_to_be_made_again(written, factory, message):
     made = faiss.index_factory(DIMENSION, factory, faiss.METRIC_INNER_PRODUCT)
     made.train(VECTORS)
     made.add(VECTORS)
-    path = str(tmp_path / "knn.index")
-    faiss.write_index(made, path)
-    with pytest.raises(UserError, match=rf"knn.index': .*{message}.*; make it again with index.py"):
-        read_index.read_file(path, np.arange(ROWS), None, {"dimension": DIMENSION} | read_index.facts_of(path))
+    with pytest.raises(UserError, match=rf"\.index': .*{message}.*; make it again with index.py"):
+        read_index.opened([written(made)], np.arange(ROWS), DIMENSION)
 
 
 @pytest.mark.parametrize("factory", ["HNSW8", "PCA32,HNSW8", "HNSW8,SQ8", "HNSW8,RFlat", "NSG16,Flat"])
-def test_a_graph_gives_as_many_rows_as_are_asked_for(factory):
+def test_a_graph_gives_as_many_rows_as_are_asked_for(trained, factory):
     found = trained(factory)
     for count in (10, 1000):
         rows, _ = found.nearest(QUERIES, count)
@@ -143,9 +160,8 @@ def test_a_graph_gives_as_many_rows_as_are_asked_for(factory):
     assert recall(rows) > 0.95
 
 
-def test_a_graph_over_lists_finds_as_many_lists_as_are_looked_into():
-    found = trained("IVF64_HNSW4,Flat")
-    faiss.ParameterSpace().set_index_parameters(found.index, "nprobe=64")
+def test_a_graph_over_lists_finds_as_many_lists_as_are_looked_into(trained):
+    found = trained("IVF64_HNSW4,Flat", "nprobe=64")
     rows, scores = found.nearest(QUERIES, ROWS)
     assert (rows >= 0).all()
     np.testing.assert_allclose(scores, -np.sort(-COSINES, axis=1), atol=2e-6)
@@ -169,13 +185,13 @@ def test_lists_that_came_out_shorter_are_counted_and_said(write_descriptors, tmp
     [("IVF64,Flat", 39 * 64), ("PQ2x6", 39 * 64), ("PCA16,IVF4,PQ2x6,RFlat", 39 * 64), ("IVF16,SQ8", 0), ("SQ8", 0)],
 )
 def test_few_rows_to_train_on_are_said(factory, advised, caplog):
-    trained(factory)
+    filled(factory)
     said = [f"{ROWS} rows are few to train this index; FAISS advises {advised} or more"] if advised else []
     assert caplog.messages == said
 
 
 def test_the_seed_reaches_codes_behind_a_refinement():
-    first, same, other = (build_index.empty_index("PQ4x4,RFlat", DIMENSION, seed) for seed in (1, 1, 2))
+    first, same, other = (index_factory.empty_index("PQ4x4,RFlat", DIMENSION, seed) for seed in (1, 1, 2))
     for made in (first, same, other):
         made.train(VECTORS)
         made.add(VECTORS)

@@ -14,7 +14,7 @@ from dim.extract.job import extract
 from dim.io import seal, tables
 from dim.model import whitening
 from dim.model.whitening import Whitening
-from dim.search import queries
+from dim.search import job, queries
 from dim.search.build_index import build
 from dim.search.config import IndexConfig, SearchConfig
 from dim.search.database import Retrieval, from_array
@@ -82,6 +82,99 @@ def test_a_flat_index_and_the_descriptors_give_the_lists_of_a_naive_loop(folder,
         assert list(lists) == sorted(QUERY_IDS)
         assert (result["queries"], result["errors"], result["database"], result["top"]) == (7, 0, 60, 20)
         assert result["exact"] is True
+
+
+@pytest.fixture
+def searched(indexed, asked, answered, tmp_path):
+    """Searches an index of the descriptors, and returns the ranked lists, the result and the page."""
+
+    def search_index(factory, **changes):
+        lists, result = answered(indexed(factory), asked, **changes)
+        return lists, result, (tmp_path / "out" / "report.html").read_text()
+
+    return search_index
+
+
+@pytest.mark.parametrize(("factory", "expansion"), [("Flat", ()), ("IVF4,Flat", ("aqe",)), ("Flat", ("diffusion",))])
+def test_any_number_of_queries_at_a_time_gives_the_same_tables_and_pages(
+    searched, monkeypatch, factory, expansion
+):  # fmt: skip
+    found = []
+    for at_a_time in (1, 2, 3, 7):
+        monkeypatch.setattr(job, "QUERIES", at_a_time)
+        monkeypatch.setattr(job, "_ENTRY", 1 if at_a_time == 7 else 2**60)  # bytes: more than the memory holds
+        lists, result, page = searched(factory, expansion=expansion)
+        found.append((lists, page, result["shorter"]))
+    assert all(one == found[0] for one in found)
+
+
+@pytest.fixture
+def labelled(write_manifest):
+    """A manifest with a label and a split for each photo but some, and for some other photos."""
+    ids = [*IDS[5:], "other"]
+    labels, splits = (["abc"[number % 3] for number in range(len(ids))], ["train", "test"] * (len(ids) // 2))
+    manifest = write_manifest(image_id=ids, label=labels, split=splits)
+    return manifest, {image_id: both for image_id, *both in zip(ids, labels, splits, strict=True)}
+
+
+@pytest.fixture
+def manifests(folder, labelled, write_manifest):
+    """Of photos of the database, and of others."""
+    return {"MANIFEST": labelled[0], "OTHER": write_manifest(name="other.csv", image_id=["other"])}
+
+
+@pytest.mark.parametrize("flags", [{}, {"label": ("a",)}, {"label": ("a", "c"), "in_split": "test"}])
+def test_a_filtered_search_ranks_the_chosen_photos_as_an_exhaustive_search(folder, asked, answered, labelled, flags):
+    manifest, known = labelled
+    chosen = {
+        image_id
+        for image_id, (label, split) in known.items()
+        if label in flags.get("label", "abc") and flags.get("in_split", split) == split
+    }
+    parameters = {"IVF4,Flat": "nprobe=4", "PCA4,IVF4,SQ8": "nprobe=4", "IVF2,PQ3x4fs": "nprobe=2"}
+    factories = (None, "Flat", "SQ8", "HNSW16", "L2norm,SQfp16", *parameters)
+    for factory, parts in [(factory, 1) for factory in factories] + [("Flat", 3), ("IVF4,Flat", 3)]:
+        index = folder
+        if factory:
+            index = f"{folder}-{factory}-{parts}"
+            build(IndexConfig(descriptors=folder, out=index, factory=factory, parts=parts))
+        how = {"parameters": parameters.get(factory), "report": False}
+        everything, _ = answered(index, asked, top=60, **how)
+        lists, result = answered(index, asked, top=9, manifest=manifest, **flags, **how)
+        assert result["database"] == len(chosen - {"other"})
+        for query, listed in everything.items():
+            expected = [pair for pair in listed if pair[0] in chosen][:9]
+            if factory == "HNSW16":  # any of the photos whose score is that of the last one may be left out
+                assert [score for _, score in lists[query]] == [score for _, score in expected]
+            else:
+                assert lists[query] == expected
+
+
+@pytest.fixture
+def alone(labelled, write_descriptors):
+    """The descriptors of the photos that have the label "a"."""
+    chosen = [image_id for image_id, (label, _) in labelled[1].items() if label == "a"]
+    return write_descriptors(chosen, [VECTORS[IDS.index(image_id)] for image_id in chosen], name="alone")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_after_a_filtered_search_know_only_the_chosen_photos(alone, manifests, asked, answered, name):
+    folder, manifest = str(Path(alone).parent / "descriptors"), manifests["MANIFEST"]
+    how = {"expansion": (name,), "neighbours": 5, "top": 60, "report": False}
+    for factory, parameters in ((None, None), ("Flat", None), ("IVF4,Flat", "nprobe=4")):
+        if factory:
+            for made in (folder, alone):
+                build(IndexConfig(descriptors=made, out=f"{made}-{factory}", factory=factory))
+        end = f"-{factory}" if factory else ""
+        expected, _ = answered(f"{alone}{end}", asked, parameters=parameters, **how)
+        lists, _ = answered(f"{folder}{end}", asked, parameters=parameters, manifest=manifest, label=("a",), **how)
+        for query, listed in expected.items():
+            assert dict(lists[query]) == pytest.approx(dict(listed), rel=1e-4, abs=1e-4)
+
+
+def test_indexes_that_can_not_be_filtered_are_named(indexed, asked, answered, labelled):
+    with pytest.raises(UserError, match="is an index of which FAISS can't search only some rows; build another: "):
+        answered(indexed("PQ3x4"), asked, manifest=labelled[0])
 
 
 def test_on_photos_a_flat_index_gives_the_lists_of_exact_search(shared, write_descriptors, tmp_path, answered):
@@ -217,13 +310,20 @@ def test_whitening_is_applied_to_both_sides_or_refused(indexed, asked, answered,
         ({"parameters": "nprobe=3"}, "--parameters 'nprobe=3' are for an index"),
         ({"expansion": ("diffusion", "aqe")}, "--expansion diffusion replaces the scores, so it must be the last"),
         ({"neighbours": 5}, "goes with --expansion"),
+        ({"label": ("a",)}, "--label and --in-split need --manifest, the table of the labels and splits"),
+        ({"manifest": "MANIFEST", "label": ("x",)}, r"has no photo with the label 'x'; name a label of that table"),
+        ({"manifest": "MANIFEST", "in_split": "x"}, r"has no row with split 'x'; its splits are test, train"),
+        ({"manifest": "OTHER"}, r"none of the 1 chosen photos of .* is in .*; give its manifest"),
+        ({"memory": "lots"}, "--memory 'lots' is not a size, such as 512MB or 8GB"),
         ({"whitening": "nowhere.npz"}, "no whitening file 'nowhere.npz'"),
     ],
 )
-def test_what_can_not_be_is_one_line_and_nothing_is_written(folder, asked, tmp_path, changes, message):
+def test_what_can_not_be_is_one_line_and_nothing_is_written(asked, tmp_path, manifests, changes, message):
+    folder = str(Path(asked).parent / "descriptors")
     (tmp_path / "photos" / "empty").mkdir(parents=True)
     (tmp_path / "photos" / "a.jpg").write_bytes(b"")
     named = {"EMPTY": str(tmp_path / "photos" / "empty"), "PHOTOS": str(tmp_path / "photos")}
+    named |= manifests
     values = {"index": folder, "queries": asked, "out": str(tmp_path / "out"), "model": "vgg16-gem"} | changes
     with pytest.raises(UserError, match=message) as error:
         search(SearchConfig(**{name: named.get(str(value), value) for name, value in values.items()}))

@@ -10,10 +10,10 @@ from PIL import Image
 
 from dim.errors import UserError
 from dim.report import search as search_report
+from dim.search.approximate import Approximate
 from dim.search.build_index import build
 from dim.search.config import IndexConfig, SearchConfig
 from dim.search.job import search
-from dim.search.read_index import Approximate
 
 RNG = np.random.default_rng(2)
 IDS = [f"photo-{number}" for number in range(12)]

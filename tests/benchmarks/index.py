@@ -1,0 +1,87 @@
+"""Building an index against bare FAISS from memory: seconds, their ratio, and the peak memory of index.py.
+
+    python tests/benchmarks/index.py --rows 100000
+
+Prints one JSON line. The descriptors are those of tests/benchmarks/search.py, stored as float16. index.py reads them
+from the store. Bare FAISS has them in memory as float32, trains on as many rows, adds all rows, and writes the file.
+Both use all CPUs. `added` is the time in which index.py adds a tenth of the rows to an index of the others.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+from processes import MEBIBYTE, peak_of
+from search import DIMENSION, SHARD_ROWS, generated, stored
+
+from dim.search import index_factory
+
+JOB = Path(__file__).resolve().parents[2] / "jobs" / "index.py"
+FACTORIES = ("Flat", "IVF256,Flat", "IVF1024,PQ64")
+
+
+def built(descriptors: str, out: str, factory: str) -> tuple[dict[str, Any], float]:
+    """The result of index.py, and its peak memory in MiB."""
+    command = [sys.executable, "-X", "job", str(JOB), "--descriptors", descriptors, "--out", out, "--factory", factory]
+    job = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    with job, peak_of(job.pid, every=0.1) as peak:
+        said, _ = job.communicate()
+    return json.loads(said.splitlines()[-1]), peak.bytes / MEBIBYTE
+
+
+def bare(vectors: np.ndarray, out: str, factory: str, trained_on: int) -> float:
+    """The seconds in which FAISS alone builds and writes the index."""
+    started = time.perf_counter()
+    index = index_factory.empty_index(factory, DIMENSION, 0)
+    if trained_on:
+        index.train(vectors[np.random.default_rng(0).choice(len(vectors), trained_on, replace=False)])
+    for start in range(0, len(vectors), SHARD_ROWS):
+        index.add(vectors[start : start + SHARD_ROWS])
+    faiss.write_index(index, out)
+    return time.perf_counter() - started
+
+
+def measured(vectors: np.ndarray, folder: str, factory: str) -> dict[str, Any]:
+    """The figures of one kind of index."""
+    out = f"{folder}/index"
+    most = stored(f"{folder}/descriptors", vectors[: len(vectors) // 10 * 9], "float16")
+    built(most, out, factory)
+    stored(most, vectors, "float16")
+    added, _ = built(most, out, factory)
+    shutil.rmtree(out)
+    result, peak = built(most, out, factory)
+    alone = bare(vectors, f"{folder}/bare.index", factory, result["trained_on"])
+    shutil.rmtree(out)
+    return {
+        "seconds": round(result["seconds"], 2),
+        "faiss_seconds": round(alone, 2),
+        "ratio": round(alone / result["seconds"], 3),
+        "peak_mib": round(peak),
+        "index_mib": round(result["bytes"] / MEBIBYTE),
+        "added": round(added["seconds"], 2),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--factory", action="append", help="instead of the usual ones; may be given more than once")
+    arguments = parser.parse_args()
+    vectors = generated(arguments.rows)
+    figures = {}
+    for factory in arguments.factory or FACTORIES:
+        with tempfile.TemporaryDirectory() as folder:
+            figures[factory] = measured(vectors, folder, factory)
+    print(json.dumps({"rows": len(vectors), "dimension": DIMENSION, "indexes": figures}))
+
+
+if __name__ == "__main__":
+    main()
