@@ -31,6 +31,7 @@ from dim.extract import descriptors, pipeline, store
 from dim.extract import job as extraction
 from dim.extract import run as running
 from dim.extract.config import ExtractConfig
+from dim.extract.import_embeddings import import_embeddings
 from dim.extract.resources import Resources
 from dim.io import files, tables
 from dim.mine.config import MineConfig
@@ -123,6 +124,8 @@ def make_input(root):
                 )
         (folder / "photos" / "0" / f"broken {kind}.png").write_bytes(b"no photo")
         tables.write(str(folder / "photos.csv"), pa.Table.from_pylist(rows))
+        np.save(folder / "vectors.npy", np.random.default_rng(seed).standard_normal((len(rows), 8), np.float32))
+        (folder / "ids.txt").write_text("".join(f"{row['image_id']}\n" for row in rows))
         for name, content in OXFORD.items():
             (folder / "set" / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / "set" / name).write_text(
@@ -153,6 +156,9 @@ def _nightly(given, out):
 RUNS: dict[str, Callable[[Path, str], object]] = {
     "split": lambda given, out: split(SplitConfig(f"{given}/photos", f"{out}.csv", val_per_label=1, test_per_label=2)),
     "import": lambda given, out: import_benchmark(ImportConfig("oxford5k", f"{given}/set", out)),
+    "import embeddings": lambda given, out: import_embeddings(
+        ImportConfig("embeddings", f"{given}/vectors.npy", out, name="walk", ids=f"{given}/ids.txt", normalise=True)
+    ),
     "extract": _extract,
     "whiten": lambda given, out: whiten(
         WhitenConfig(manifest=f"{given}/photos.csv", descriptors=f"{given}/descriptors", out=f"{out}.npz", dimension=8)
@@ -252,6 +258,7 @@ READERS = {
     "split": _split,
     "import": _import,
     "extract": _descriptors,
+    "import embeddings": _descriptors,
     "whiten": _whitening,
     "index": _index,
     "evaluate": _evaluation,
