@@ -120,27 +120,24 @@ def require_at_most(uri: str, most: int, what: str) -> None:
 
 def names(folder: str) -> list[str]:
     """The names of the files directly in `folder`, sorted; none if the folder does not exist."""
-    return _names_of_type(folder, pafs.FileType.File)
+    return sorted(sizes(folder))
+
+
+def sizes(folder: str) -> dict[str, int]:
+    """The bytes of each file directly in `folder`, by name; none if the folder does not exist."""
+    return {name: info.size for name, info in _listed(folder) if info.is_file}
 
 
 def folders(folder: str) -> list[str]:
     """The names of the folders directly in `folder`, sorted; none if the folder does not exist."""
-    return _names_of_type(folder, pafs.FileType.Directory)
+    return sorted(name for name, info in _listed(folder) if info.type == pafs.FileType.Directory)
 
 
 @retried
-def _names_of_type(folder: str, kind: pafs.FileType) -> list[str]:
+def _listed(folder: str) -> list[tuple[str, pafs.FileInfo]]:
     filesystem, path = locate(folder)
     found = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
-    return sorted(decoded_path(info).rpartition("/")[2] for info in found if info.type == kind)
-
-
-@retried
-def sizes(folder: str) -> dict[str, int]:
-    """The bytes of each file directly in `folder`, by name, from a listing; none if the folder does not exist."""
-    filesystem, path = locate(folder)
-    found = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
-    return {decoded_path(info).rpartition("/")[2]: info.size for info in found if info.is_file}
+    return [(decoded_path(info).rpartition("/")[2], info) for info in found]
 
 
 def opened(uri: str) -> pa.NativeFile:
