@@ -35,7 +35,8 @@ def records(out: str) -> dict[str, dict[str, Any]]:
 
 
 def _folders(out: str) -> list[str]:
-    return [files.join(out, name) for name in files.folders(out) if _NAME.fullmatch(name)]
+    names = files.folders(out) if files.is_folder(out) else []
+    return [files.join(out, name) for name in names if _NAME.fullmatch(name)]
 
 
 def logged(out: str) -> dict[str, Facts]:
@@ -47,6 +48,11 @@ def logged(out: str) -> dict[str, Facts]:
             if found.setdefault(name, facts) != facts:
                 differing.add(name)
     return {name: facts for name, facts in found.items() if name not in differing}
+
+
+def delete_logs(out: str) -> None:
+    """Deletes the logs of the parts, whose facts are in the log of the store `out` by now."""
+    files.delete_all(files.join(where, shard_log.NAME) for where in _folders(out))
 
 
 def require_none_running(out: str) -> None:

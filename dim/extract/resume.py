@@ -148,7 +148,7 @@ def _first_of_each(rows: np.ndarray, counts: np.ndarray, ok: np.ndarray) -> np.n
 
 def _read_all(folder: str, embedding: Embedding, shards: list[_Shard], logged: dict[str, Facts]) -> list[_Read]:
     units = [shards[start : start + _SHARDS_A_TASK] for start in range(0, len(shards), _SHARDS_A_TASK)]
-    by_unit = dict(tasks.spread(_read_unit, units, (folder, embedding)))
+    by_unit = dict(tasks.spread(_read_unit, units, (files.absolute(folder), embedding)))
     read = [one for number in range(len(units)) for one in by_unit[number]]
     if any(one.keys and not one.marked for one in read):
         unread = logged.keys() - {shard.name for shard in shards}
@@ -195,7 +195,7 @@ def cleaned(folder: str, found: Found) -> ShardLog:
     gone = (name for name, own in found.changed.items() if own is None)
     files.delete_all(files.join(folder, f"{name}{SHARD}") for name in gone)
     changes = [(name, own) for name, own in found.changed.items() if own is not None]
-    for _, (name, facts) in tasks.spread(_rewritten, changes, (folder, lease.claims())):
+    for _, (name, facts) in tasks.spread(_rewritten, changes, (files.absolute(folder), lease.claims())):
         shard_log.add(name, facts)
     shard_log.write()
     return shard_log

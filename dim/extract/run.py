@@ -26,6 +26,7 @@ from dim.extract.resources import resources
 from dim.extract.resume import Found
 from dim.extract.shard_log import ShardLog
 from dim.extract.writer import Writer, write_all
+from dim.io import files
 from dim.io.seal import Facts
 
 log = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ class Run:
             found = self._found()
             shard_log = resume.cleaned(out, found)
             new = self._compute(found, shard_log)
+            parts.delete_logs(out)
             result = _counts(out, len(self.plan.manifest), shard_log.facts)
             result |= {"computed": before.photos + new.photos, "dropped": found.dropped}
             result |= {"images_per_second": round(before.rate + new.rate, 2)}
@@ -149,7 +151,7 @@ def _counts(out: str, images: int, shards: dict[str, Facts]) -> dict[str, Any]:
     if errors:
         names = sorted(name for name, facts in shards.items() if facts["errors"])
         units = [names[start : start + _SHARDS_A_TASK] for start in range(0, len(names), _SHARDS_A_TASK)]
-        reasons = sum((counts for _, counts in tasks.spread(_reasons, units, (out,))), Counter())
+        reasons = sum((counts for _, counts in tasks.spread(_reasons, units, (files.absolute(out),))), Counter())
         said = count_reasons(chain.from_iterable(repeat(*one) for one in sorted(reasons.items())))
         log.warning("photos that could not be read: %d (%s); each has an error row", errors, said)
     if several:

@@ -71,6 +71,7 @@ def test_parts_in_turn_make_what_one_driver_makes(twenty, run, rows, tmp_path, c
             assert result["parts_left"] == number - 1 and not (tmp_path / "out" / "run.json").exists()
     assert_whole(tmp_path / "out", rows, result, twenty, 20)
     assert rows() == rows("alone")
+    assert sorted(path.parent for path in tmp_path.rglob("shards.json")) == [tmp_path / "alone", tmp_path / "out"]
     # Once it is finished, there is nothing to do, for a part or for the whole.
     assert run(twenty, part=f"1/{count}").items() >= {"images": 20, "errors": 2}.items()
     assert run(twenty)["computed"] == 0
