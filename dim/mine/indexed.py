@@ -58,7 +58,9 @@ def calls(stored: StoredPool, _: Mining) -> int:
 def runs(remote: Remote, stored: StoredPool, settings: Mining) -> Iterator[Run]:
     """Mines triplets by tasks, as `hardest.runs` does, but with the negatives that the index proposes."""
     pool, reference, spans = stored.pool, stored.reference, parts(stored)
-    [empty] = remote.call(trained, reference, settings, stored.dimension, stored.of(range(pool.block_count)))
+    cpus, every = remote.node_cpus, stored.of(range(pool.block_count))
+    [empty] = remote.call(trained, reference, settings, stored.dimension, cpus, every, cpus=cpus)
+    remote.wait()  # so that no task that waits for the trained index takes a CPU from its training
     indexes = [remote.call(filled, reference, settings, empty, stored.of(span))[0] for span in spans]
     for group in hardest.groups(pool):
         proposed = [
@@ -69,8 +71,9 @@ def runs(remote: Remote, stored: StoredPool, settings: Mining) -> Iterator[Run]:
         yield Run(*remote.call(mined, reference, settings, group, needed, *proposed, returns=2))
 
 
-def trained(pool: Pool, settings: Mining, dimension: int, blocks: dict[int, Any]) -> list[np.ndarray]:
+def trained(pool: Pool, settings: Mining, dimension: int, threads: int, blocks: dict[int, Any]) -> list[np.ndarray]:
     """Trains an empty index on a sample of the pool. Returns the serialised index, uint8 (bytes,)."""
+    faiss.omp_set_num_threads(threads)
     made = empty_index(settings, dimension)
     if not made.is_trained:
         count = min(len(pool), index_factory.training_rows(made))

@@ -32,7 +32,8 @@ def mine_folder(config: MineConfig) -> dict[str, Any]:
     rows = descriptor_folder.read(config.descriptors, chosen=chosen, hashed=True)
     where, labels = f"split {config.split!r} of {config.manifest!r}", chosen.table["label"].take(pa.array(rows.rows))
     check_labels(labels, config, where)
-    check_candidates(config, rows.parts[0].load().shape[1])
+    if config.candidates:
+        check_candidates(config, rows.parts[0].load().shape[1])
     inputs: dict[str, str | None] = {"manifest": config.manifest, "descriptors": config.descriptors}
     with opened(config.out, "mine", config, inputs, rows.embedding.as_json()) as output, connected():
         remote, share = Remote(config.workers), config.budget.share

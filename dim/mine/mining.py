@@ -47,15 +47,15 @@ def mine(
         UserError: The labels cannot give triplets, a labelled row is not normalised, or FAISS can't make the index.
     """
     check_labels(labels, settings, where)
-    check_candidates(settings, parts[0].load().shape[1])
     pool = pool_of(labels, image_ids, block_rows)
-    stored = blocks.stored(remote, parts, pool, share=share, where=where, image_ids=image_ids)
     strategy = _strategy(settings)
-    remote.expect(Progress("mining", strategy.calls(stored, settings), "parts"))
-    runs = list(strategy.runs(remote, stored, settings))
-    remote.wait()
-    remote.expect(None)
-    return ranking.ranked(remote, stored, runs, settings.top)
+    with remote:
+        stored = blocks.stored(remote, parts, pool, share=share, where=where, image_ids=image_ids)
+        remote.expect(Progress("mining", strategy.calls(stored, settings), "parts"))
+        runs = list(strategy.runs(remote, stored, settings))
+        remote.wait()
+        remote.expect(None)
+        return ranking.ranked(remote, stored, runs, settings.top)
 
 
 def check_candidates(settings: Mining, dimension: int) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import ray
 
-from dim.app import tasks
+from dim.app import tasks, worker_placement
 from dim.app.progress import Progress
 
 # CPUs that a task reserves if it runs beside workers that wait for it. If tasks reserved 0 CPUs, Ray would also place
@@ -29,9 +29,19 @@ class Remote:
     def __init__(self, workers: int | None = None, *, beside: bool = False) -> None:
         self._window = workers or tasks.slots() * (1 if beside else _AHEAD)
         # Ray exports a remote function once, so it is made once for all calls.
-        self._task = ray.remote(num_cpus=_BESIDE if beside else 1, scheduling_strategy="SPREAD")(_called)
+        self._task = ray.remote(scheduling_strategy="SPREAD")(_called)
+        self._beside = beside
         self._running: list[Any] = []
         self._progress: Progress | None = None
+
+    def __enter__(self) -> "Remote":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Cancels the calls that have not ended if an error ends the block."""
+        if kind:
+            for ended in self._running:
+                ray.cancel(ended)
 
     def expect(self, progress: Progress | None) -> None:
         """Counts each call that ends from now on in `progress`, if any."""
@@ -45,13 +55,22 @@ class Remote:
         """The value of `reference`."""
         return ray.get(reference)
 
-    def call(self, function: Callable[..., Any], *arguments: Any, returns: int = 1) -> list[Any]:
+    @property
+    def node_cpus(self) -> int:
+        """The CPUs of the largest node."""
+        nodes = worker_placement.live_nodes() or worker_placement.known_nodes()
+        return max((int(node.cpus) for node in nodes), default=1)
+
+    def call(
+        self, function: Callable[..., Any], *arguments: Any, returns: int = 1, cpus: int | None = None
+    ) -> list[Any]:
         """Calls function(*arguments), once fewer than `workers` calls are running.
 
         Args:
             function: A function at the top level of a module. It returns a sequence of `returns` values.
             arguments: A reference among them is replaced by its value; a reference within a list or dict is not.
             returns: The number of values.
+            cpus: The number of CPUs that the call uses, if it is not one.
 
         Returns:
             A reference to each value.
@@ -60,7 +79,8 @@ class Remote:
             RayTaskError: One of the calls has failed.
         """
         self._wait(self._window - 1)
-        task = self._task.options(num_returns=returns + 1, name=function.__name__)
+        reserved = _BESIDE if self._beside else cpus or 1
+        task = self._task.options(num_cpus=reserved, num_returns=returns + 1, name=function.__name__)
         ended, *values = task.remote(function, *arguments)
         self._running.append(ended)
         return list(values)
@@ -68,12 +88,6 @@ class Remote:
     def wait(self) -> None:
         """Waits for all calls. Raises RayTaskError if one has failed."""
         self._wait(0)
-
-    def cancel(self) -> None:
-        """Cancels the calls that have not ended."""
-        for ended in self._running:
-            ray.cancel(ended)
-        self._running = []
 
     def _wait(self, most: int) -> None:
         while len(self._running) > most:

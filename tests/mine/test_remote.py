@@ -52,12 +52,27 @@ def test_the_error_of_a_call_is_raised(ray_session):
     assert isinstance(raised.value.cause, UserError)
 
 
-@pytest.mark.parametrize(("beside", "cpus"), [(False, 1), (True, 0.01)])
-def test_no_task_may_go_to_a_node_without_cpus(ray_session, monkeypatch, beside, cpus):
-    asked = []
-    monkeypatch.setattr(ray, "remote", lambda **options: asked.append(options["num_cpus"]) or original(**options))
-    Remote(beside=beside).call(doubled, 1, returns=2)
-    assert asked == [cpus]
+def reserved():
+    return [ray.get_runtime_context().get_assigned_resources().get("CPU", 0)]
 
 
-original = ray.remote
+@pytest.mark.parametrize(("beside", "cpus", "expected"), [(False, None, 1), (False, 2, 2), (True, 2, 0.01)])
+def test_a_task_reserves_cpus_so_that_none_goes_to_a_node_without(ray_session, beside, cpus, expected):
+    remote = Remote(beside=beside)
+    assert remote.node_cpus == 2
+    assert remote.get(remote.call(reserved, cpus=cpus)[0]) == expected
+
+
+def ended_after(seconds, path):
+    time.sleep(seconds)
+    path.touch()
+    return [None]
+
+
+def test_an_error_cancels_the_calls_that_have_not_begun(ray_session, tmp_path):
+    with pytest.raises(KeyboardInterrupt), Remote(8) as remote:
+        for number in range(8):
+            remote.call(ended_after, 0.5, tmp_path / f"{number}")
+        raise KeyboardInterrupt
+    ray.get(ray.remote(num_cpus=2)(reserved).remote())  # the CPUs are free again
+    assert len(list(tmp_path.iterdir())) < 8
