@@ -29,7 +29,7 @@ def photos(seed, labels=9, most=5):
 
 def of(vectors, codes, parts=3, **machine):
     """These photos, in parts of which none is empty. A photo with the code −1 has no label."""
-    bounds = np.linspace(0, len(codes), parts + 1).astype(int)
+    bounds = np.linspace(0, len(codes), parts + 1).astype(int).tolist()
     loaded = [Part(a, b - a, lambda a=a, b=b: vectors[a:b]) for a, b in itertools.pairwise(bounds)]
     labels = pa.chunked_array([pa.array([None if code < 0 else f"{code:03d}" for code in codes], pa.string())])
     ids = pa.chunked_array([pa.array([f"{row:04d}" for row in range(len(codes))])])

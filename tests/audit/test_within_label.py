@@ -12,7 +12,7 @@ from dim.search.exact import Part, on_grid
 
 
 def of(vectors, codes, parts, **machine):
-    bounds = np.linspace(0, len(codes), parts + 1).astype(int)
+    bounds = np.linspace(0, len(codes), parts + 1).astype(int).tolist()
     loaded = [Part(a, b - a, lambda a=a, b=b: vectors[a:b]) for a, b in itertools.pairwise(bounds)]
     labels = pa.array([None if code < 0 else f"{code:03d}" for code in codes], pa.string())
     return audited.of(
