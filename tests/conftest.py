@@ -63,6 +63,12 @@ def demo() -> Path:
     return REPOSITORY / "dim" / "assets" / "demo"
 
 
+@pytest.fixture
+def in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work is spread over threads of this process, in which a test can replace functions, even if there is a Ray."""
+    monkeypatch.setattr("dim.app.tasks.ray.is_initialized", lambda: False)
+
+
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """The one Ray of the test session."""

@@ -144,7 +144,8 @@ def _checked(
     most = min(max(_FEWEST, len(rows) // _UNITS), _MOST)
     paths = pa.chunked_array([[uris[row] for row in rows]], pa.string())
     parts = [rows[begin:end] for begin, end in between_tars(paths, most)]
-    units = [[uris[row] for row in part] for part in parts]
+    # A task may run in another working folder.
+    units = [[files.absolute(uris[row]) for row in part] for part in parts]
     for position, found in tasks.spread(_undecodable, units, (limits,)):
         yield parts[position], found
 

@@ -517,6 +517,7 @@ def test_what_a_killed_split_left_is_swept(shelf, tmp_path, written):
     assert not any(path.exists() for path in half)
 
 
+@pytest.mark.usefixtures("in_threads")
 def test_photos_that_hang_or_kill_are_listed(shelf, tmp_path, monkeypatch):
     """What marks them does so in the processes that decode, see tests/faults/hooks."""
     isolated.end()

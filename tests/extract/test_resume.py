@@ -179,6 +179,7 @@ def test_the_rows_of_a_shard_follow_from_the_number_of_photos(photos, rows):
     assert default_shard_rows(photos) == rows
 
 
+@pytest.mark.usefixtures("in_threads")
 def test_a_finished_store_costs_a_listing(tmp_path, monkeypatch):
     plan = plan_of(["version 1"] * ROWS)
     table = pa.table({"image_id": plan.manifest.ids, "number": range(ROWS)})
