@@ -105,8 +105,8 @@ def decoded(
 
     `size` is the side ("squash") or longest side ("long-side") of a decoded photo, in pixels. With `scaled`, large
     JPEGs are decoded at a fraction of their size. `change` augments each decoded photo in the same task. Returns a lazy
-    data set with the columns DECODED, in blocks of about `step` photos. A task decodes many blocks of rows, but holds few
-    blocks at a time. With `ordered`, the rows come in the order of `rows`, and a task decodes `step` rows.
+    data set with the columns DECODED, in blocks of about `step` photos. A task decodes many blocks, but holds few at a
+    time. With `ordered`, the rows come in the order of `rows`, and a task decodes `step` rows.
     """
     context = DataContext.get_current()
     context.enable_progress_bars = False

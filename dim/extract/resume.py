@@ -1,8 +1,9 @@
 """Which rows a resumed run still has to compute, and which rows of the store no longer count.
 
-A shard whose name is in the plan and whose size is in the log holds the rows of the plan: it is not read. Of the other
-shards, tasks read the ids and content fingerprints. A shard that is not in the log, because the run before was killed,
-is read as a whole. `found` only reads; `cleaned` and `remove` remove what no longer counts.
+A shard whose name is in the plan and whose size is in the log holds the rows of the plan. It is not read, except for
+the embedding of one such shard. Of the other shards, tasks read the ids and content fingerprints. A shard that is not
+in the log, because the run before was killed, is read as a whole. `found` only reads; `cleaned` and `remove` remove
+what no longer counts.
 """
 
 import logging
@@ -81,6 +82,12 @@ def found(folder: str, embedding: Embedding, plan: Plan, known: dict[str, Facts]
     """
     shards = {shard.name: shard for shard in _listed(folder)}
     logged = {name: known[name] for name in shards.keys() & known.keys() if known[name]["bytes"] == shards[name].size}
+    for name in sorted(logged.keys() & plan.own.keys())[:1]:
+        # Names don't depend on the embedding. So one shard is looked at, in case run.json was lost, but not the log.
+        try:
+            store.read_shard(folder, name, ["status"], embedding)
+        except store.Damaged:
+            del logged[name]
     kept: dict[str, Facts] = {}
     done = np.zeros(len(plan.manifest), dtype=bool)
     for name, rows in plan.own.items():

@@ -203,6 +203,18 @@ def test_parts_of_another_embedding_or_manifest_are_refused(twenty, run, tmp_pat
         run(twenty, part="2/2", store="float16")
 
 
+@pytest.mark.parametrize("part", [None, "1/2"])
+def test_shards_of_another_embedding_are_refused_without_a_run_json(twenty, run, rows, tmp_path, part):
+    run(twenty, part=part)
+    for path in tmp_path.glob("out/**/run.json"):
+        path.unlink()
+    kept = rows()
+    with pytest.raises(UserError, match="different embeddings: image_size 32 ≠ 64"):
+        run(twenty, part=part, image_size=64)
+    assert rows() == kept
+    assert run(twenty, part=part)["computed"] == 0
+
+
 def test_parts_in_an_object_store_write_only_under_their_lease(twenty, s3, no_ray):
     bucket = s3.bucket("parts")
 
