@@ -17,6 +17,9 @@ from dim.io.uris import tar_and_member
 
 READ_AT_ONCE = 32  # photos that one task reads at a time
 READ_AHEAD = 2**22  # bytes; larger files are read only when the caller asks for them
+# The most photos of a unit of work. A job that is killed may lose what its running units have done. But a tar in an
+# object store is read once only if its photos stay together; the usual tar has 10,000.
+MOST_FILES, MOST_OF_TAR = 1000, 10_000
 
 
 @dataclass(frozen=True)
@@ -50,18 +53,23 @@ def prefetch(uris: Sequence[str]) -> Iterator[Prefetched]:
         yield from _pass_over(tar, wanted)
 
 
-def between_tars(paths: pa.ChunkedArray, most: int) -> Iterator[tuple[int, int]]:
-    """Yields ranges (first, last + 1) of at most `most` of `paths`. Each ends where a tar ends, if that is possible."""
+def ranges(paths: pa.ChunkedArray, most: int) -> Iterator[tuple[int, int]]:
+    """Yields ranges (first, last + 1) of `paths`, which are units of work of at most `most` photos.
+
+    A unit has at most MOST_FILES photos, or at most MOST_OF_TAR of a single tar. It ends where a tar ends, if that is
+    possible.
+    """
     tars = pc.struct_field(pc.extract_regex(paths, "(?s)^(?P<tar>.*[.]tar)#"), "tar")  # null: not in a tar
     same = pc.fill_null(pc.equal(tars.slice(1), tars.slice(0, max(0, len(tars) - 1))), False)
-    numbers = np.arange(len(tars))
-    numbers[1:][same.to_numpy()] = 0
-    first = np.maximum.accumulate(numbers)  # of each path, the first path in the same tar
+    begins = np.ones(len(tars) + 1, dtype=bool)
+    begins[1:-1] = ~same.to_numpy()
+    starts = np.flatnonzero(begins)
     begin = 0
     while begin < len(tars):
-        end = min(begin + most, len(tars))
-        if end < len(tars) and first[end] > begin:
-            end = int(first[end])
+        # `above` is the first start of a tar, or of a photo of its own file, after `begin`.
+        above = int(starts[np.searchsorted(starts, begin, "right")])
+        several = int(starts[np.searchsorted(starts, begin + min(most, MOST_FILES), "right") - 1])
+        end = max(several, min(above, begin + min(most, MOST_OF_TAR)))
         yield begin, end
         begin = end
 

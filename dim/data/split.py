@@ -22,14 +22,14 @@ from dim.app.progress import Progress
 from dim.data import isolated, labelled, manifest, photos
 from dim.data.config import SplitConfig
 from dim.data.limits import DecodeError, Limits
-from dim.data.prefetch import between_tars, prefetch
+from dim.data.prefetch import prefetch, ranges
 from dim.errors import UserError, count_reasons
 from dim.io import csv_files, files, local_copies, tables
 
 log = logging.getLogger(__name__)
 
-# A task checks at least _FEWEST and at most _MOST photos. In between, there are _UNITS tasks.
-_FEWEST, _MOST, _UNITS = 4, 1024, 64
+# There are _UNITS tasks, or more if tasks would get too many photos. A task checks at least _FEWEST.
+_FEWEST, _UNITS = 4, 64
 
 
 def split(config: SplitConfig) -> dict[str, Any]:
@@ -141,9 +141,8 @@ def _checked(
     uris: Sequence[str], rows: Sequence[int], limits: Limits
 ) -> Iterator[tuple[Sequence[int], tuple[dict[int, str], int]]]:
     """Checks the photos `rows` of `uris`. Yields the rows of each unit of work, and what `_undecodable` returns."""
-    most = min(max(_FEWEST, len(rows) // _UNITS), _MOST)
     paths = pa.chunked_array([[uris[row] for row in rows]], pa.string())
-    parts = [rows[begin:end] for begin, end in between_tars(paths, most)]
+    parts = [rows[begin:end] for begin, end in ranges(paths, max(_FEWEST, len(rows) // _UNITS))]
     # A task may run in another working folder.
     units = [[files.absolute(uris[row]) for row in part] for part in parts]
     for position, found in tasks.spread(_undecodable, units, (limits,)):

@@ -148,15 +148,16 @@ def require_under(root: str, manifest: Manifest) -> None:
     """Raises UserError unless each photo is in the folder `root` or below it. Links and `..` are resolved first."""
     top = f"{photo_files.resolved(root).rstrip('/')}/"
     units = photo_files.units(manifest.uris)
-    outside = tasks.spread(_outside, [photo_files.chosen(manifest.uris, unit) for unit in units], (top,))
-    rows = [units[number][row].as_py() for number, row in outside if row is not None]
-    if rows:
-        image_id, uri = manifest.ids[min(rows)].as_py(), manifest.uris[min(rows)].as_py()
+    rows = pa.table({"uri": manifest.uris})
+    outside = tasks.spread(_outside, [photo_files.chosen(rows, unit) for unit in units], (top,))
+    found = [units[number][row].as_py() for number, row in outside if row is not None]
+    if found:
+        image_id, uri = manifest.ids[min(found)].as_py(), manifest.uris[min(found)].as_py()
         raise UserError(f"image_id {image_id!r} of {manifest.uri!r} is at {uri!r}, outside --root {root!r}")
 
 
-def _outside(uris: pa.ChunkedArray, top: str) -> int | None:
-    """The first of `uris` that does not begin with the folder `top` once it is resolved; None if all do."""
+def _outside(rows: pa.Table, top: str) -> int | None:
+    """The first of `rows` whose `uri` does not begin with the folder `top` once it is resolved; None if all do."""
     real = functools.cache(os.path.realpath)  # a folder holds many photos
-    places = (photo_files.resolved(uri, real) for uri in uris.to_pylist())
+    places = (photo_files.resolved(uri, real) for uri in rows["uri"].to_pylist())
     return next((row for row, place in enumerate(places) if not place.startswith(top)), None)

@@ -21,7 +21,7 @@ from dim.errors import UserError, quoted
 from dim.extract import finished_shards, identity, store, vector_files, vector_ids
 from dim.extract.embedding import NamedEmbedding
 from dim.extract.vector_files import Piece
-from dim.io import files, seal
+from dim.io import files, lease, seal
 from dim.io.seal import Facts
 
 _TOLERANCE = 0.01  # largest difference of a norm from 1; float16 rounds a norm by less
@@ -29,16 +29,19 @@ _TOLERANCE = 0.01  # largest difference of a norm from 1; float16 rounds a norm 
 
 @dataclass(frozen=True)
 class _Unit:
-    """A piece of the input, and the ids of its rows."""
+    """A piece of the input, and a table of the ids (image_id) of its rows.
+
+    Ray sends the rows of a slice of a table, but the whole array of a slice of an array.
+    """
 
     piece: Piece
-    ids: pa.Array
+    ids: pa.Table
 
     def blocks(self) -> Iterator[tuple[int, pa.Array, np.ndarray]]:
         """Yields blocks of rows: the row of the piece that the block begins with, the ids, and the vectors (n, D)."""
-        start = 0
+        ids, start = pa.concat_arrays(self.ids["image_id"].chunks), 0
         for block in self.piece.blocks():
-            yield start, self.ids.slice(start, len(block)), block
+            yield start, ids.slice(start, len(block)), block
             start += len(block)
 
 
@@ -56,8 +59,9 @@ def import_embeddings(config: ImportConfig) -> dict[str, Any]:
     vector_ids.require_ids(found.ids, config.ids or config.source)
     embedding = NamedEmbedding(config.name, found.pieces[0].dimension)
     _require_same(config.out, embedding)
+    ids = pa.table({"image_id": found.ids})
     units = [
-        _Unit(replace(piece, uri=files.absolute(piece.uri)), found.ids.slice(start, piece.rows))
+        _Unit(replace(piece, uri=files.absolute(piece.uri)), ids.slice(start, piece.rows))
         for piece, start in zip(found.pieces, found.starts, strict=True)
     ]
     inputs = {"source": config.source, "ids": config.ids}
@@ -76,7 +80,7 @@ def import_embeddings(config: ImportConfig) -> dict[str, Any]:
             left = (name for name in files.names(config.out) if name.startswith("part-") and name not in whole)
             # They are of a run that was killed, or of an earlier version of the input.
             files.delete_all(files.join(config.out, name) for name in left)
-            rows = len(found.ids)
+            rows = len(ids)
             result = {"layout": config.layout, "name": config.name, "dimension": embedding.dimension, "images": rows}
             result |= {"store": found.pieces[0].dtype, "shards": len(shards)}
             return out.finish(result, finished_shards.sealed(dict(sorted(shards.items()))))
@@ -129,25 +133,35 @@ def _lengths(block: np.ndarray) -> np.ndarray:
     return lengths
 
 
+@dataclass(frozen=True)
+class _Target:
+    """What tasks write: shards of the store `folder`, under the `claims`, unless they are `present` and intact."""
+
+    folder: str
+    embedding: NamedEmbedding
+    normalise: bool
+    present: frozenset[str]
+    claims: tuple[lease.Claim, ...]
+
+
 def _write(units: list[_Unit], folder: str, embedding: NamedEmbedding, normalise: bool) -> dict[str, Facts]:
     """Writes all shards that `folder` lacks. Returns the facts of all, by name."""
-    present = frozenset(store.shards(folder))
-    shared = (folder, embedding, normalise, present)
-    parts = spread(_write_unit, units, shared, stage="importing", size=lambda unit: len(unit.ids), unit="rows")
+    target = _Target(folder, embedding, normalise, frozenset(store.shards(folder)), lease.claims())
+    parts = spread(_write_unit, units, [target], stage="importing", size=lambda unit: len(unit.ids), unit="rows")
     return {name: facts for _, shards in parts for name, facts in shards.items()}
 
 
-def _write_unit(
-    unit: _Unit, folder: str, embedding: NamedEmbedding, normalise: bool, present: frozenset[str]
-) -> dict[str, Facts]:
-    """Writes each block of `unit` as a shard, unless an intact one is `present`. Returns their facts, by name."""
+def _write_unit(unit: _Unit, target: _Target) -> dict[str, Facts]:
+    """Writes each block of `unit` as a shard. Returns their facts, by name."""
     shards = {}
     for _, ids, block in unit.blocks():
-        name = _name_of(ids, block, normalise)
-        facts = _facts(folder, name) if name in present else None
+        name = _name_of(ids, block, target.normalise)
+        facts = _facts(target.folder, name) if name in target.present else None
         if facts is None:
-            vectors = _normalised(block) if normalise else block
-            facts = store.write_shard(folder, name, store.marked(_table(ids, vectors), embedding))
+            vectors = _normalised(block) if target.normalise else block
+            table = store.marked(_table(ids, vectors), target.embedding)
+            with lease.under(target.claims):
+                facts = store.write_shard(target.folder, name, table)
         shards[name] = facts
     return shards
 

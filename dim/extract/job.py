@@ -35,12 +35,14 @@ def extract(config: ExtractConfig) -> dict[str, Any]:
     source = config.source(config.model)
     with contextlib.ExitStack() as stack:
         # A few photos are looked at before Ray starts, so that mistakes show at once.
-        if len(selected) > photo_files.UNIT:
+        few = len(selected) <= photo_files.UNIT
+        if not few:
             stack.enter_context(_connected(selected))
         if config.root:
             identity.require_under(config.root, selected)
         contents = identity.fingerprint_photos(selected).contents
-        stack.enter_context(_connected(selected))
+        if few:
+            stack.enter_context(_connected(selected))
         recipe = recipe_of(config, source)
         embedding = embedding_of(recipe)
         _require_same(config, embedding)

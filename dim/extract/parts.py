@@ -87,12 +87,14 @@ def computed(config: ExtractConfig) -> tuple[int, float]:
 
 
 @contextlib.contextmanager
-def writing(config: ExtractConfig) -> Iterator[None]:
+def writing(config: ExtractConfig) -> Iterator[tuple[lease.Claim, ...]]:
     """Within the block, this process, which holds the part's folder, may write shards into the store.
 
-    Raises UserError if another driver is at work on the whole store.
+    Yields the claims under which tasks may write there, too. Raises UserError if another driver is at work on the whole
+    store.
     """
     folder_lock.require_free(config.out)
     own = [claim for claim in lease.claims() if claim.folder == folder(config)]
-    with lease.under([replace(claim, folder=config.out) for claim in own]):
-        yield
+    claims = tuple(replace(claim, folder=config.out) for claim in own)
+    with lease.under(claims):
+        yield claims

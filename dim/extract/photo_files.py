@@ -73,8 +73,11 @@ def one_of_each_folder(places: pa.ChunkedArray) -> list[str]:
     return found
 
 
-def chosen(rows: pa.Table | pa.ChunkedArray, unit: pa.Array) -> pa.Table | pa.ChunkedArray:
-    """The `rows` of a unit, which are not copied if they are consecutive."""
+def chosen(rows: pa.Table, unit: pa.Array) -> pa.Table:
+    """The `rows` of a unit, which are not copied if they are consecutive.
+
+    Ray sends the rows of a slice of a table, but the whole array of a slice of an array. So `rows` is a table.
+    """
     first, last = unit[0].as_py(), unit[-1].as_py()
     return rows.slice(first, len(unit)) if last - first == len(unit) - 1 else rows.take(unit)
 

@@ -22,7 +22,7 @@ from dim.data import isolated
 from dim.data.config import Resize
 from dim.data.decode import Decoded
 from dim.data.limits import DecodeError, Limits
-from dim.data.prefetch import Prefetched, between_tars, prefetch
+from dim.data.prefetch import Prefetched, prefetch, ranges
 from dim.errors import JobFailed
 from dim.extract import store
 from dim.extract.embedder import Embedder, Recipe, set_up_tensorflow
@@ -35,10 +35,7 @@ from dim.model.spec import Spec
 DECODER_CPUS = 0.5
 UNGUARDED_TRIES = 2  # after dying so many times, a decoding task decodes in guarded worker processes
 NETWORK_TRIES = 5  # the most starts of an actor, and the most attempts to embed the same photos
-# The most rows that a decoding task gets. A task costs the driver some milliseconds, and a tar in an object store is
-# read once if its rows stay together; the usual tar has 10,000 photos. A task that dies repeats all of its rows.
-MOST_ROWS = 10_000
-TASKS_PER_CPU = 8  # decoding tasks for each CPU, if there are enough rows, so that all CPUs end at about the same time
+TASKS_PER_CPU = 8  # decoding tasks for each CPU, or more, so that all CPUs end at about the same time
 # A window is the photos that an actor takes at a time. If photos differ in shape, a large window has more photos of
 # each shape, which share passes. If the actor has a GPU, a large window keeps the GPU busy for longer.
 # A large window has at most WINDOW_BATCHES times `images_at_once` photos, and WINDOW_BYTES bytes of decoded photos.
@@ -108,8 +105,8 @@ def decoded(
 
     `size` is the side ("squash") or longest side ("long-side") of a decoded photo, in pixels. With `scaled`, large
     JPEGs are decoded at a fraction of their size. `change` augments each decoded photo in the same task. Returns a lazy
-    data set with the columns DECODED, in blocks of about `step` photos. A task decodes thousands of rows, but holds few
-    blocks at a time. With `ordered`, the rows come in the order of `rows`, and a task decodes `step` rows.
+    data set with the columns DECODED, in blocks of about `step` photos. A task decodes many blocks, but holds few at a
+    time. With `ordered`, the rows come in the order of `rows`, and a task decodes `step` rows.
     """
     context = DataContext.get_current()
     context.enable_progress_bars = False
@@ -118,10 +115,10 @@ def decoded(
     if not cluster.verbose():
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     # Ordered results of many rows would wait in memory for those of the task before them.
-    most = step if ordered else min(max(step, rows.num_rows // (TASKS_PER_CPU * tasks.slots())), MOST_ROWS)
+    most = step if ordered else max(step, rows.num_rows // (TASKS_PER_CPU * tasks.slots()))
     how = {"step": step, "size": size, "resize": resize, "scaled": scaled, "limits": limits, "change": change}
     # `from_arrow` would run a task on a whole CPU per block. A node with a single CPU has none left beside a trainer.
-    blocks = [rows.slice(begin, end - begin) for begin, end in between_tars(rows["path"], most)]
+    blocks = [rows.slice(begin, end - begin) for begin, end in ranges(rows["path"], most)]
     dataset = ray.data.from_blocks(blocks)
     dataset.context.execution_options.preserve_order = ordered
     # A task hands on what it yields once it has more than these bytes. By default, they would be 128 MiB.

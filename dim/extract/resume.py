@@ -1,14 +1,15 @@
 """Which rows a resumed run still has to compute, and which rows of the store no longer count.
 
-A shard whose name is in the plan and whose size is in the log holds the rows of the plan: it is not read. Of the other
-shards, tasks read the ids and content fingerprints. A shard that is not in the log, because the run before was killed,
-is read as a whole. `found` only reads; `cleaned` removes what no longer counts.
+A shard whose name is in the plan and whose size is in the log holds the rows of the plan. It is not read, except for
+the embedding of one such shard. Of the other shards, tasks read the ids and content fingerprints. A shard that is not
+in the log, because the run before was killed, is read as a whole. `found` only reads; `cleaned` and `remove` remove
+what no longer counts.
 """
 
 import logging
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -81,6 +82,12 @@ def found(folder: str, embedding: Embedding, plan: Plan, known: dict[str, Facts]
     """
     shards = {shard.name: shard for shard in _listed(folder)}
     logged = {name: known[name] for name in shards.keys() & known.keys() if known[name]["bytes"] == shards[name].size}
+    for name in sorted(logged.keys() & plan.own.keys())[:1]:
+        # Names don't depend on the embedding. So one shard is looked at, in case run.json was lost, but not the log.
+        try:
+            store.read_shard(folder, name, ["status"], embedding)
+        except store.Damaged:
+            del logged[name]
     kept: dict[str, Facts] = {}
     done = np.zeros(len(plan.manifest), dtype=bool)
     for name, rows in plan.own.items():
@@ -191,17 +198,27 @@ def cleaned(folder: str, found: Found) -> ShardLog:
     shard_log = ShardLog(folder, found.kept)
     strange = (name for name in files.names(folder) if name.startswith("part-") and not is_shard(name))
     files.delete_all(files.join(folder, name) for name in strange)
-    # Deletion comes first: a rewritten shard may have the name of a damaged one.
-    gone = (name for name, own in found.changed.items() if own is None)
-    files.delete_all(files.join(folder, f"{name}{SHARD}") for name in gone)
-    changes = [(name, own) for name, own in found.changed.items() if own is not None]
-    for _, (name, facts) in tasks.spread(_rewritten, changes, (files.absolute(folder), lease.claims())):
-        shard_log.add(name, facts)
-    shard_log.write()
+    remove(folder, found.changed, shard_log, lease.claims())
     return shard_log
 
 
-def _rewritten(change: tuple[str, np.ndarray], folder: str, claims: tuple[Any, ...]) -> tuple[str, Facts]:
+def remove(
+    folder: str, changed: dict[str, np.ndarray | None], shard_log: ShardLog, claims: tuple[lease.Claim, ...]
+) -> None:
+    """Removes from the shards `changed` (see `Found`) the rows that don't count, and enters the rest in `shard_log`.
+
+    The tasks that write the rest do so under the `claims`.
+    """
+    # Deletion comes first: a rewritten shard may have the name of a damaged one.
+    gone = (name for name, own in changed.items() if own is None)
+    files.delete_all(files.join(folder, f"{name}{SHARD}") for name in gone)
+    changes = [(name, own) for name, own in changed.items() if own is not None]
+    for _, (name, facts) in tasks.spread(_rewritten, changes, (files.absolute(folder), claims)):
+        shard_log.add(name, facts)
+    shard_log.write()
+
+
+def _rewritten(change: tuple[str, np.ndarray], folder: str, claims: tuple[lease.Claim, ...]) -> tuple[str, Facts]:
     """Writes a new shard with the rows of an old one that count, and deletes the old one. Returns name and facts."""
     old, counts = change
     table = store.read_shard(folder, old).filter(pa.array(counts))

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dim.data import photos
+from dim.data import prefetch as prefetching
 from dim.data.limits import LIMITS, DecodeError
-from dim.data.prefetch import READ_AHEAD, between_tars, prefetch
+from dim.data.prefetch import READ_AHEAD, prefetch, ranges
 from dim.io import files, storage, tars
 
 
@@ -40,24 +41,30 @@ def outcomes(uris):
 @given(
     runs=st.lists(st.tuples(st.sampled_from(["a.jpg", "x.tar#{}", "x.tar#y.tar#{}", "z.tar#{}"]), st.integers(1, 9))),
     most=st.integers(1, 12),
+    most_files=st.integers(1, 12),
+    most_of_tar=st.integers(1, 12),
     cut=st.integers(0, 30),
 )
-def test_ranges_end_between_tars_where_they_can(runs, most, cut):
+def test_ranges_end_between_tars_where_they_can(runs, most, most_files, most_of_tar, cut):
     paths = [path.format(number) for path, count in runs for number in range(count)]
     chunks = [pa.array(part, pa.string()) for part in (paths[:cut], paths[cut:])]
-    blocks = [range(*ends) for ends in between_tars(pa.chunked_array(chunks), most)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prefetching, "MOST_FILES", most_files)
+        patch.setattr(prefetching, "MOST_OF_TAR", most_of_tar)
+        blocks = [range(*ends) for ends in ranges(pa.chunked_array(chunks), most)]
     assert [row for block in blocks for row in block] == list(range(len(paths)))
     tars = [path.rpartition("#")[0] for path in paths]
-    row = 0
+    tar_starts = [row for row in range(len(paths)) if not row or not tars[row] or tars[row] != tars[row - 1]]
     for block in blocks:
-        assert 1 <= len(block) <= most
-        row += len(block)
-        within = row < len(paths) and tars[row] == tars[row - 1] != ""  # the block ends within a tar
-        if within:
-            assert len(block) == most and set(tars[row - most : row]) == {tars[row]}
-        elif row < len(paths) and len(block) < most:  # the next tar would not fit
-            rest = next((place for place in range(row, len(paths)) if tars[place] != tars[row]), len(paths)) - row
-            assert tars[row] and len(block) + rest > most
+        of_one_tar = tars[block[0]] and len({tars[row] for row in block}) == 1
+        assert 1 <= len(block) <= min(most, max(most_files, most_of_tar) if of_one_tar else most_files)
+        end = block[-1] + 1
+        if end < len(paths):
+            after = next((row for row in tar_starts if row > end), len(paths))
+            if end not in tar_starts:  # the block ends within a tar, which is too large
+                assert of_one_tar and len(block) == min(most, most_of_tar)
+            else:  # the next photo, or the next tar, would not fit
+                assert after - block[0] > min(most, most_files)
 
 
 def test_photos_are_read_ahead_with_two_requests_each(s3):

@@ -1,5 +1,7 @@
 """Descriptors made elsewhere: each form of file gives the same store, and what is wrong with a row is told."""
 
+import io
+import pickle
 import shutil
 
 import numpy as np
@@ -14,7 +16,7 @@ from dim.export.config import ExportConfig
 from dim.export.job import export
 from dim.extract import finished_shards, identity, import_embeddings, store, vector_files, vector_ids
 from dim.extract.embedding import NamedEmbedding
-from dim.io import files
+from dim.io import files, lease
 from dim.search import descriptor_folder
 from dim.search.config import SearchConfig
 from dim.search.job import search
@@ -38,7 +40,7 @@ def small_blocks(monkeypatch):
 def imported(tmp_path):
     def run(source, out="out", name="dinov2", **options):
         return import_embeddings.import_embeddings(
-            ImportConfig("embeddings", str(tmp_path / source), str(tmp_path / out), name=name, **options)
+            ImportConfig("embeddings", str(tmp_path / source), files.join(str(tmp_path), out), name=name, **options)
         )
 
     return run
@@ -308,3 +310,41 @@ def test_a_benchmark_and_descriptors_are_not_imported_into_one_folder(imported, 
     with pytest.raises(UserError, match=r"holds a benchmark that import\.py imported; choose another --out"):
         imported("a.npy", out="benchmark", ids=lines())
     check(tmp_path / "out")
+
+
+class AsRay(pickle.Pickler):
+    """Ray sends the rows of a slice of a table, but the whole array of a slice of an array."""
+
+    def reducer_override(self, value):
+        if not isinstance(value, pa.Table):
+            return NotImplemented
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, value.schema) as stream:
+            stream.write_table(value)
+        return bytes, (sink.getvalue().to_pybytes(),)
+
+
+def test_a_task_is_sent_its_own_ids_only(imported, lines, tmp_path, monkeypatch):
+    ids = [f"{number:0200d}" for number in range(ROWS)]
+    units = []
+
+    def spread(work, given, shared, **_):
+        units.extend(given)
+        return ((position, work(unit, *shared)) for position, unit in enumerate(given))
+
+    monkeypatch.setattr(import_embeddings, "spread", spread)
+    np.save(tmp_path / "a.npy", UNIT)
+    imported("a.npy", ids=lines(ids))
+    assert len(units) == 2 * 4
+    sent = [io.BytesIO() for _ in units]
+    for unit, file in zip(units, sent, strict=True):
+        AsRay(file).dump(unit)
+    assert max(file.tell() for file in sent) < 14 * 200 + 2500 < ROWS * 200
+
+
+def test_tasks_write_only_while_the_lease_is_held(imported, lines, tmp_path, s3, monkeypatch):
+    bucket, checked = s3.bucket("imported"), []
+    monkeypatch.setattr(lease.Claim, "require", lambda claim: checked.append(claim.folder))
+    np.save(tmp_path / "a.npy", UNIT)
+    imported("a.npy", out=bucket, ids=lines())
+    assert len(checked) >= 8 and {*checked} == {bucket}  # each thread may check the writes of all

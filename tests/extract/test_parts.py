@@ -1,6 +1,7 @@
 """Several drivers make one store (`--part I/N`): whatever their number, order and deaths, each row is there once."""
 
 import contextlib
+import itertools
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -22,6 +23,10 @@ class Died(BaseException):
     """What ends a driver as a kill would: nothing is written after it."""
 
 
+class Hooks(list):
+    """Functions that are called before each photo; `bad_ids` are the photos that can't be read."""
+
+
 @pytest.fixture(autouse=True)
 def no_ray(monkeypatch):
     """Ray and the network are stood in for; a photo's descriptor follows from its content."""
@@ -29,7 +34,7 @@ def no_ray(monkeypatch):
     def embedded(rows, _, dtype, __):
         for row in rows.to_pylist():
             before(row["image_id"])
-            bad = row["image_id"].startswith("bad")
+            bad = row["image_id"] in bad_ids
             vector = None if bad else np.frombuffer(bytes.fromhex(row["content"][:8]), np.uint8).tolist()
             known = {"descriptor": vector, "status": "error" if bad else "ok", "error": "broken" if bad else None}
             table = pa.Table.from_pylist([row | known], schema=store.schema(4, dtype))
@@ -39,7 +44,8 @@ def no_ray(monkeypatch):
         for hook in list(hooks):
             hook(image_id)
 
-    hooks = []
+    hooks, bad_ids = Hooks(), {"bad 1", "bad 2"}
+    hooks.bad_ids = bad_ids
     monkeypatch.setattr(cluster, "connected", contextlib.nullcontext)
     monkeypatch.setattr(cluster, "require_shared", lambda *_: None)
     monkeypatch.setattr(running, "resources", lambda *_: Resources(1, 1, 0, 32))
@@ -143,13 +149,24 @@ def test_a_photo_that_changed_between_the_parts_is_dropped(twenty, run, rows):
     assert len(rows()) == 19
 
 
-def test_errors_are_tried_again_by_the_part_that_has_them(twenty, run, rows, tmp_path):
+@pytest.mark.parametrize("trial", [*itertools.product([set(), {"bad 1"}, {"bad 1", "bad 2"}], [(1, 2), (2, 1), (1,)])])
+def test_errors_are_tried_again_by_the_part_that_has_them(twenty, run, rows, no_ray, trial):
+    healed, retrying = trial
+    twenty.columns["image_id"][:2], twenty.columns["path"][:2] = ["bad 3", "bad 4"], ["00.png", "01.png"]
+    twenty.save()
+    no_ray.bad_ids |= {"bad 3", "bad 4"}
     for number in (1, 2):
         run(twenty, part=f"{number}/2")
-    twenty.columns["image_id"][-2:] = ["bad 1", "bad 2"]
-    results = [run(twenty, part=f"{number}/2", retry_failed=True) for number in (1, 2)]
-    assert results[-1].items() >= {"images": 20, "ok": 18, "errors": 2}.items()
-    assert len(rows()) == 20
+    no_ray.bad_ids -= healed
+    tried = []
+    no_ray.append(tried.append)
+    for number in retrying:
+        result = run(twenty, part=f"{number}/2", retry_failed=True)
+    good = healed & {*tried}
+    assert result.items() >= {"images": 20, "ok": 16 + len(good), "errors": 4 - len(good)}.items()
+    assert {image_id for image_id, row in rows().items() if row["status"] == "error"} == no_ray.bad_ids | healed - good
+    assert {*tried} <= {"bad 1", "bad 2", "bad 3", "bad 4"}
+    assert len(tried) == 4 or retrying == (1,)
 
 
 def test_a_part_and_the_whole_exclude_each_other(twenty, run, tmp_path, no_ray):
@@ -184,6 +201,18 @@ def test_parts_of_another_embedding_or_manifest_are_refused(twenty, run, tmp_pat
         run(twenty, part="2/2", image_size=64)
     with pytest.raises(UserError, match="stores float32, not float16"):
         run(twenty, part="2/2", store="float16")
+
+
+@pytest.mark.parametrize("part", [None, "1/2"])
+def test_shards_of_another_embedding_are_refused_without_a_run_json(twenty, run, rows, tmp_path, part):
+    run(twenty, part=part)
+    for path in tmp_path.glob("out/**/run.json"):
+        path.unlink()
+    kept = rows()
+    with pytest.raises(UserError, match="different embeddings: image_size 32 ≠ 64"):
+        run(twenty, part=part, image_size=64)
+    assert rows() == kept
+    assert run(twenty, part=part)["computed"] == 0
 
 
 def test_parts_in_an_object_store_write_only_under_their_lease(twenty, s3, no_ray):

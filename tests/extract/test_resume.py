@@ -180,7 +180,7 @@ def test_the_rows_of_a_shard_follow_from_the_number_of_photos(photos, rows):
 
 
 @pytest.mark.usefixtures("in_threads")
-def test_a_finished_store_costs_a_listing(tmp_path, monkeypatch):
+def test_a_finished_store_costs_a_listing_and_a_look_at_one_shard(tmp_path, monkeypatch):
     plan = plan_of(["version 1"] * ROWS)
     table = pa.table({"image_id": plan.manifest.ids, "number": range(ROWS)})
     for rows in plan.names.values():
@@ -189,8 +189,15 @@ def test_a_finished_store_costs_a_listing(tmp_path, monkeypatch):
     assert known.keys() == plan.names.keys()
     read = []
     real = store.read_shard
-    monkeypatch.setattr(store, "read_shard", lambda *given, **named: read.append(given[1]) or real(*given, **named))
+    looked = []
+
+    def seen(folder, name, columns=None, *given, **named):
+        (looked if columns == ["status"] else read).append(name)
+        return real(folder, name, columns, *given, **named)
+
+    monkeypatch.setattr(store, "read_shard", seen)
     assert pending(tmp_path, plan, known)[1] == [] and not read
+    assert len(looked) == 1
     # Only the shard with an error is read to try it again, and only the shard that the log lacks to enter it.
     first, second, _ = plan.names
     assert not resume.found(str(tmp_path), EMBEDDING, plan, known, True).done[4] and read == [second]
