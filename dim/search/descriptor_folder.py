@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from dim.data.manifest import Manifest
 from dim.errors import UserError
-from dim.extract import descriptors, identity, plain_pages, store
+from dim.extract import descriptors, identity, store
 from dim.extract.embedding import Embedding, from_json
 from dim.extract.finished_shards import Shard
 from dim.io import files
@@ -114,16 +114,10 @@ def _load(
     shard: Shard, hashed: bool, dimension: int, kept: pa.ChunkedArray | None, whitening: Whitening | None
 ) -> np.ndarray:
     content = shard.read()
-    vectors = plain_pages.read(content, dimension)
-    if vectors is None:
-        column = store.read_shard(shard.folder, shard.name, ["descriptor"], None, dimension, content=content)[
-            "descriptor"
-        ]
-        shard.require(len(column), content if hashed else None)
-        vectors = store.vectors(column.filter(kept) if kept else column)
-    else:
-        shard.require(len(vectors), content if hashed else None)
-        vectors = vectors[kept.to_numpy()] if kept else vectors
+    table = store.read_shard(shard.folder, shard.name, ["descriptor"], None, dimension, content=content)
+    shard.require(len(table), content if hashed else None)
+    column = table["descriptor"]
+    vectors = store.vectors(column.filter(kept) if kept else column)
     return checked_and_whitened(vectors, whitening, shard.folder)
 
 
