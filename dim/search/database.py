@@ -143,19 +143,20 @@ def temporary_file_of(blocks: Iterable[np.ndarray], size: int) -> np.ndarray:
         for block in blocks:
             if not dimension:
                 dimension = block.shape[1]
-                _require_room(4 * size * dimension)
+                require_room(4 * size * dimension)
             file.write(np.ascontiguousarray(block, np.float32).data)
         file.flush()
         return np.memmap(file, np.float32, "r", shape=(size, dimension))
 
 
-def _require_room(wanted: int) -> None:
+def require_room(wanted: int) -> None:
+    """Raises UserError if the disk of temporary files has less room than `wanted` bytes."""
     folder = tempfile.gettempdir()
     free = shutil.disk_usage(folder).free
     if wanted > free:
         has = f"but {folder!r} has {free:,} bytes left; set TMPDIR to a folder on a larger disk"
-        raise UserError(f"--expansion needs a temporary file of {wanted:,} bytes, {has}")
-    log.info("copying the vectors of all rows to a temporary file of %d MB", wanted // 10**6)
+        raise UserError(f"the descriptors need a temporary file of {wanted:,} bytes, {has}")
+    log.info("copying descriptors to a temporary file of %d MB", wanted // 10**6)
 
 
 def neighbours(database: Database, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -72,8 +72,8 @@ def _search(config: SearchConfig) -> dict[str, Any]:
         tables.write(out.path(queries.QUERIES_FILE), photos)
         extract(extraction)
         asked = queries.read_descriptors(extraction.out, None, target.embedding, config.index)
-        answered = [*asked.ids.to_pylist(), *asked.errors]
-        tables.require_each_once(photos["image_id"].to_pylist(), answered, repr(config.queries))
+        answered = pa.chunked_array([*asked.ids.chunks, pa.array(list(asked.errors), pa.string())])
+        tables.require_each_once(photos["image_id"], answered, repr(config.queries))
         return _answer(config, asked, target, out)
 
 

@@ -1,8 +1,10 @@
 import json
 import logging
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -82,6 +84,12 @@ def test_a_flat_index_and_the_descriptors_give_the_lists_of_a_naive_loop(folder,
         assert list(lists) == sorted(QUERY_IDS)
         assert (result["queries"], result["errors"], result["database"], result["top"]) == (7, 0, 60, 20)
         assert result["exact"] is True
+
+
+def test_queries_that_find_no_room_on_the_disk_are_refused(folder, asked, answered, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=7 * 6 * 4 - 1))
+    with pytest.raises(UserError, match=r"the descriptors need a temporary file of 168 bytes, but .* 167 bytes left"):
+        answered(folder, asked)
 
 
 @pytest.fixture
