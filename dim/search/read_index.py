@@ -149,10 +149,16 @@ def opened(parts: Sequence[IndexFile], tie_order: np.ndarray, dimension: Any) ->
 
 
 def _flat_rows(part: IndexFile, start: int, size: int, dimension: int) -> np.ndarray:
-    """Reads `size` rows from row `start` on of a flat index, whose file ends with the values of its rows."""
+    """Reads `size` rows from row `start` on of a flat index, whose file ends with the values of its rows.
+
+    Raises UserError if index.py has replaced the file since the search began.
+    """
     with files.opened(part.uri) as file:
         file.seek(4 * dimension * (start - part.rows), 2)
-        return np.frombuffer(file.read(4 * dimension * size), "<f4").reshape(size, dimension)
+        content = file.read(4 * dimension * size)
+    if files.info(part.uri).mtime_ns != part.time:
+        raise seal.changed(part.uri)
+    return np.frombuffer(content, "<f4").reshape(size, dimension)
 
 
 def _only(found: SearchTarget, only: Manifest, folder: str) -> SearchTarget:
