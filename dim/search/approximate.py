@@ -14,7 +14,6 @@ from typing import Any
 
 import faiss
 import numpy as np
-import ray
 
 from dim.app import tasks
 from dim.errors import UserError
@@ -156,7 +155,7 @@ class Approximate:
         scores = np.full((len(queries), count), -np.inf)
         blocks = [slice(start, start + QUERIES) for start in range(0, len(queries), QUERIES)]
         units = [(part, block) for block in blocks for part in self.parts if part.share]
-        threads = 1 if ray.is_initialized() else max(1, tasks.slots() // max(1, len(units)))
+        threads = tasks.threads_of_a_call(len(units))
         for unit, (found, their_scores) in tasks.spread(_search, units, (queries, count, threads)):
             part, block = units[unit]
             both = np.hstack([rows[block], self._numbered(found, part)])

@@ -60,7 +60,7 @@ def kept(folder: str, known: Any, recipe: dict[str, Any], empty: Any) -> Trained
 
     `empty` is an untrained index of the recipe.
     """
-    if not isinstance(known, dict) or known["recipe"] != recipe:
+    if not isinstance(known, dict) or known.get("recipe") != recipe:
         return None
     uri = files.join(folder, TRAINED_FILE)
     if known["rows"] and not files.exists(uri):
@@ -79,7 +79,7 @@ def new(config: IndexConfig, rows: DescriptorFolder, dimension: int, shards: str
     recipe = recipe_of(config, rows)
     if index.is_trained:
         return TrainedIndex(faiss.serialize_index(index), recipe, 0, len(rows), shards)
-    count = min(len(rows), config.train_rows or training_rows(index))
+    count = min(len(rows), config.train_rows or sample_size(config, index))
     log.info("training on %d of %d rows, drawn by seed %d", count, len(rows), config.seed)
     drawn = np.sort(np.random.default_rng(config.seed).choice(len(rows), count, replace=False))
     sample = np.argsort(exact.tie_order_of(rows.ids))[drawn]
@@ -89,6 +89,15 @@ def new(config: IndexConfig, rows: DescriptorFolder, dimension: int, shards: str
     else:  # with all threads of this process
         content = _trained(sample, *arguments)
     return TrainedIndex(content, recipe, count, len(rows), shards)
+
+
+def sample_size(config: IndexConfig, index: Any) -> int:
+    """The most rows that `index` is trained on by default: as many as it needs, if half of a node's memory holds them.
+
+    The node then has no other task.
+    """
+    copies = 2 if isinstance(index, faiss.IndexPreTransform) else 1
+    return min(training_rows(index), config.budget.node // 2 // (4 * int(index.d) * copies))
 
 
 def _trained(drawn: np.ndarray, parts: list[Part], config: IndexConfig, dimension: int) -> np.ndarray:

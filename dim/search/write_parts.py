@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 
 import faiss
 import pyarrow as pa
-import ray
 
 from dim.app import tasks
 from dim.app.output_folder import Output
@@ -90,7 +89,7 @@ class PartWriter:
         empty = self.filling.empty_index()
         mergeable = fill_index.can_be_merged(empty)
         in_units = mergeable and not isinstance(empty, faiss.IndexFlat)  # a flat index goes straight to disk
-        threads = 1 if ray.is_initialized() else max(1, tasks.slots() // max(1, len(parts)))
+        threads = tasks.threads_of_a_call(len(parts), self.workers)
         works = []
         for part in parts:
             folder = files.parent(files.join(self.filling.folder, part.file(FILE)))
