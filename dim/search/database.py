@@ -83,13 +83,7 @@ class Exact:
         """See `Database`. If `vectors` is None, each call loads all parts that contain any of the rows."""
         if self.vectors is not None:
             return np.asarray(self.vectors[rows], np.float32)
-        wanted, back = np.unique(rows, return_inverse=True)
-        found = []
-        for part in self.parts:
-            first, last = np.searchsorted(wanted, (part.start, part.start + part.size))
-            if first < last:
-                found.append(part.load()[wanted[first:last] - part.start])
-        return np.concatenate(found)[back]
+        return taken(self.parts, rows)
 
     def with_random_access(self) -> "Exact":
         """See `Database`. If `vectors` is None, the parts are copied to a temporary file."""
@@ -126,6 +120,19 @@ class _ArrayRows:
 
     def __reduce__(self) -> tuple[type, tuple[np.ndarray, int]]:
         return _ArrayRows, (np.array(self.vectors[self.start : self.start + PART_ROWS]), 0)
+
+
+def taken(parts: Sequence[Part], rows: np.ndarray) -> np.ndarray:
+    """Returns the vectors of `rows` (R,), one or more, float32 (R, D). Loads each part that has any of them once."""
+    order = np.argsort(rows)
+    places = np.split(order, np.searchsorted(rows[order], [part.start for part in parts[1:]]))
+    needed = [(part, place) for part, place in zip(parts, places, strict=True) if len(place)]
+    found = np.empty((0, 0), np.float32)
+    for (part, place), block in zip(needed, prefetched([part for part, _ in needed]), strict=True):
+        if not len(found):
+            found = np.empty((len(rows), block.shape[1]), np.float32)
+        found[place] = block[rows[place] - part.start]
+    return found
 
 
 def prefetched(parts: Iterable[Part]) -> Iterator[np.ndarray]:

@@ -49,6 +49,11 @@ class IndexPart:
         return tuple(shard for shard in self.shards if shard not in held)
 
     @property
+    def unchanged(self) -> bool:
+        """Whether this part is its base: the same shards, in the same folder."""
+        return self.base is not None and (self.name, self.shards) == (self.base.name, self.base.shards)
+
+    @property
     def gone(self) -> np.ndarray:
         """Which rows of `base` this part no longer holds, bool (rows of `base`,)."""
         assert self.base

@@ -15,7 +15,7 @@ from dim.app import tasks
 from dim.io import files, seal
 from dim.search import exact
 from dim.search.config import IndexConfig
-from dim.search.database import prefetched
+from dim.search.database import taken
 from dim.search.descriptor_folder import DescriptorFolder
 from dim.search.exact import Part
 from dim.search.faiss_files import as_user_error
@@ -103,13 +103,7 @@ def sample_size(config: IndexConfig, index: Any) -> int:
 def _trained(drawn: np.ndarray, parts: list[Part], config: IndexConfig, dimension: int) -> np.ndarray:
     """Trains an index on the rows `drawn`, and returns it serialised."""
     index = empty_index(config.factory, dimension, config.seed)
-    sample = np.empty((len(drawn), dimension), np.float32)
-    order = np.argsort(drawn)
-    ends = np.searchsorted(drawn[order], [part.start + part.size for part in parts])
-    places = [order[first:last] for first, last in zip([0, *ends[:-1]], ends, strict=True)]
-    needed = [(part, place) for part, place in zip(parts, places, strict=True) if len(place)]
-    for (part, place), block in zip(needed, prefetched([part for part, _ in needed]), strict=True):
-        sample[place] = block[drawn[place] - part.start]
+    sample = taken(parts, drawn)
     with as_user_error(f"--factory {config.factory!r} can't be trained on {len(drawn)} rows"):
         train(index, sample)
     content: np.ndarray = faiss.serialize_index(index)

@@ -154,6 +154,21 @@ def test_a_build_that_is_killed_goes_on(store, built, monkeypatch, step, changes
         shutil.rmtree(out)
 
 
+def test_a_unit_that_was_damaged_is_refused_and_filled_again(store, built, monkeypatch):
+    folder, fill = store(), write_parts.PartWriter._fill
+
+    def filled_and_damaged(writer, units):
+        fill(writer, units)
+        path = Path(writer.filling.notes) / f"{units[0].key}.index"
+        path.write_bytes(path.read_bytes()[:-1] + b"x")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(write_parts.PartWriter, "_fill", filled_and_damaged)
+        with pytest.raises(UserError, match="was damaged; run the same command again"):
+            built(folder, factory="IVF8,Flat")
+    assert content(built(folder, factory="IVF8,Flat")[0]) == content(built(folder, "new", factory="IVF8,Flat")[0])
+
+
 def damage(folder, rows):
     """Changes a descriptor in each shard that has some of `rows`, so that the shard can't be loaded."""
     for path in sorted(Path(folder).glob("part-*.parquet"))[1:]:  # the first one tells the dimension
