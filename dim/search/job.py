@@ -129,8 +129,10 @@ def _ranked_tables(
     """Yields the rows of ranked.parquet, the lists of as many queries at a time as fit into `memory` bytes."""
     size = len(asked.ids)
     each = _COPIES * 4 * asked.vectors.shape[1] + _ENTRY * top
-    # Scores may depend in their last bits on which queries are searched together, so blocks of QUERIES stay together.
-    step = max(1, memory // each // QUERIES) * QUERIES
+    fitting = max(1, memory // each)
+    # FAISS's scores may depend in their last bits on which queries are searched together. So blocks of QUERIES stay
+    # together, unless lists are so long that a block doesn't fit.
+    step = fitting // QUERIES * QUERIES or fitting
     progress = Progress("searching", size, "queries")
     for start in range(0, size, step):
         some = replace(retrieval, queries=np.array(retrieval.queries[start : start + step]))

@@ -107,13 +107,22 @@ def searched(indexed, asked, answered, tmp_path):
 def test_any_number_of_queries_at_a_time_gives_the_same_tables_and_pages(
     searched, monkeypatch, factory, expansion
 ):  # fmt: skip
-    found = []
-    for at_a_time in (1, 2, 3, 7):
-        monkeypatch.setattr(job, "QUERIES", at_a_time)
-        monkeypatch.setattr(job, "_ENTRY", 1 if at_a_time == 7 else 2**60)  # bytes: more than the memory holds
+    found, sizes, table = [], [], job._ranked_table
+    share = SearchConfig(index="", queries="", out="").budget.share
+
+    def counted(query_ids, ids, rows, scores):
+        sizes.append(len(rows))
+        return table(query_ids, ids, rows, scores)
+
+    monkeypatch.setattr(job, "_ranked_table", counted)
+    monkeypatch.setattr(job, "_COPIES", 0)
+    for fitting, block in [(1, 1024), (2, 1024), (7, 2), (7, 7)]:
+        monkeypatch.setattr(job, "QUERIES", block)
+        monkeypatch.setattr(job, "_ENTRY", share // (10 * fitting))
         lists, result, page = searched(factory, expansion=expansion)
         found.append((lists, page, result["shorter"]))
     assert all(one == found[0] for one in found)
+    assert sizes == [*[1] * 7, 2, 2, 2, 1, 6, 1, 7]
 
 
 @pytest.fixture
