@@ -9,7 +9,6 @@ import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import faiss
@@ -20,7 +19,7 @@ from dim.errors import UserError
 from dim.io import local_copies, seal
 from dim.search import exact, faiss_transforms
 from dim.search.exact import QUERIES
-from dim.search.faiss_files import inverted_lists, matches, set_parameters
+from dim.search.faiss_files import inverted_lists, matches, require_unchanged, set_parameters
 
 LISTED = 1000  # most rows per query that `Approximate.scores` gives a score
 _TIED = 4096  # most rows that are found beyond those asked for, because their scores equal the last one
@@ -31,8 +30,8 @@ _OPEN = 64  # most files that a process keeps open
 class IndexFile:
     """A file at `uri` with `rows` rows of an index, from row `start` of the index on.
 
-    `size`, `sha256` and `time` (of the last change) are the file's. `parameters` are FAISS's search parameters.
-    `allowed`, if given, has a bit for each row. A search finds only rows whose bit is set.
+    `size`, `sha256` and `time` (of the last change, in nanoseconds) are the file's. `parameters` are FAISS's search
+    parameters. `allowed`, if given, has a bit for each row. A search finds only rows whose bit is set.
     """
 
     uri: str
@@ -92,16 +91,13 @@ def _ends_in_a_tie(scores: np.ndarray, rows: np.ndarray, count: int) -> np.ndarr
 
 
 @functools.lru_cache(maxsize=_OPEN)
-def _opened(uri: str, size: int | None, sha256: str | None, _: int, parameters: str | None) -> Any:
+def _opened(uri: str, size: int | None, sha256: str | None, time: int, parameters: str | None) -> Any:
     with local_copies.path_to_read(uri) as path:
-        before = Path(path).stat()
         # FAISS doesn't check its input: a truncated or damaged file can crash this process or use up the memory.
         if not matches(path, {"bytes": size, "sha256": sha256}):
             raise seal.mismatch(uri, "index")
         index = faiss.read_index(path, faiss.IO_FLAG_MMAP_IFC)
-        now = Path(path).stat()
-    if (before.st_ino, before.st_mtime_ns) != (now.st_ino, now.st_mtime_ns):
-        raise UserError(f"{uri!r} changed while this job read it; run the same command again")
+    require_unchanged(uri, time)  # of a large file, the content was not compared
     if parameters:
         set_parameters(index, parameters)
     return index

@@ -36,7 +36,7 @@ class DescriptorFolder:
     """
 
     folder: str
-    ids: pa.Array
+    ids: pa.ChunkedArray
     errors: dict[str, str]
     embedding: Embedding
     parts: list[Part]
@@ -64,9 +64,9 @@ def read(
             of `chosen` is not in the folder, or the whitening doesn't fit the descriptors.
     """
     embedding = identity.of_folder(folder)
-    whitening = None
+    applied = None
     if whitening_file and not embedding.whitening:
-        embedding, whitening = load_whitening(whitening_file, embedding, folder)
+        embedding, applied = load_whitening(whitening_file, embedding, folder)
     ids: list[pa.ChunkedArray] = []
     errors: dict[str, str] = {}
     parts: list[Part] = []
@@ -81,7 +81,7 @@ def read(
         if size := pc.sum(kept).as_py():
             dimension = dimension or store.dimension(folder, shard.name)
             anywhere = replace(shard, folder=files.absolute(shard.folder))  # a task may run in another working folder
-            load = partial(_load, anywhere, hashed, dimension, kept if size < len(kept) else None, whitening)
+            load = partial(_load, anywhere, hashed, dimension, kept if size < len(kept) else None, applied)
             parts.append(Part(start, size, load))
             shards.append(shard)
             ids.append(table["image_id"].filter(kept))

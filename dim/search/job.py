@@ -142,7 +142,9 @@ def _ranked_tables(
         progress.add(len(rows))
 
 
-def _ranked_table(query_ids: pa.Array, ids: pa.Array, rows: list[np.ndarray], scores: list[np.ndarray]) -> pa.Table:
+def _ranked_table(
+    query_ids: pa.ChunkedArray, ids: pa.ChunkedArray, rows: list[np.ndarray], scores: list[np.ndarray]
+) -> pa.Table:
     """Makes rows of ranked.parquet from the `rows` of `ids` found for each query, best first, and their `scores`."""
     lengths = [len(found) for found in rows]
     ranks = np.concatenate([np.arange(1, length + 1) for length in lengths])

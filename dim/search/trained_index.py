@@ -1,6 +1,7 @@
-"""The trained index of an index folder: without rows, and kept, so that rows can be added to the index later.
+"""Trains the index that all parts of an index folder are filled copies of.
 
-Tasks fill copies of it. It is trained on a sample that the seed draws among the ids, whatever the order of the rows.
+The folder keeps it, without rows, so that rows can be added to the index later. The seed draws the training sample
+among the sorted ids, so the sample doesn't depend on the order of the rows.
 """
 
 import logging

@@ -12,7 +12,7 @@ import pytest
 from dim.app import cluster, tasks
 from dim.errors import UserError
 from dim.io import tables
-from dim.search import build_index, index_factory, read_index, trained_index, write_parts
+from dim.search import approximate, build_index, faiss_files, index_factory, read_index, trained_index, write_parts
 from dim.search.build_index import build
 from dim.search.config import IndexConfig
 from dim.search.index_parts import HeldShard, cut, planned
@@ -359,6 +359,17 @@ def test_a_flat_index_that_is_replaced_while_it_is_searched_is_refused(store, bu
     built(store(), parts=parts)
     with pytest.raises(UserError, match=r"knn\.index' changed while this job ran; run the same command again"):
         database.nearest(QUERIES, 3)
+
+
+def test_a_large_index_that_was_replaced_is_refused_though_only_its_size_is_compared(store, built, monkeypatch):
+    monkeypatch.setattr(faiss_files, "MOST_HASHED", 0)
+    out, _ = built(store(), factory="PQ4x4")
+    file = read_index.read(str(out), None, None).database.parts[0]
+    built(store(), factory="PQ4x4", seed=1)
+    approximate._opened.cache_clear()  # as in another process
+    assert Path(out / "knn.index").stat().st_size == file.size
+    with pytest.raises(UserError, match=r"knn\.index' changed while this job ran; run the same command again"):
+        file.open()
 
 
 def test_descriptors_that_other_nodes_cannot_read_are_refused_before_the_training(store, built, monkeypatch):
