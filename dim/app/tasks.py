@@ -76,6 +76,11 @@ def slots(workers: int | None = None) -> int:
     return workers or max(1, sum(int(node.cpus) * count for node, count in nodes.items()))
 
 
+def threads_of_a_call(units: int, workers: int | None = None) -> int:
+    """The threads that each call of `spread` may use, if there are `units` units. A Ray task has one CPU."""
+    return 1 if ray.is_initialized() else max(1, min(slots(), slots(workers)) // max(1, units))
+
+
 def _by_tasks(
     work: Callable[..., T],
     units: Sequence[Unit],

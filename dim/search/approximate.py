@@ -9,19 +9,17 @@ import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import faiss
 import numpy as np
-import ray
 
 from dim.app import tasks
 from dim.errors import UserError
 from dim.io import local_copies, seal
 from dim.search import exact, faiss_transforms
 from dim.search.exact import QUERIES
-from dim.search.faiss_files import inverted_lists, matches, set_parameters
+from dim.search.faiss_files import inverted_lists, matches, require_unchanged, set_parameters
 
 LISTED = 1000  # most rows per query that `Approximate.scores` gives a score
 _TIED = 4096  # most rows that are found beyond those asked for, because their scores equal the last one
@@ -32,8 +30,8 @@ _OPEN = 64  # most files that a process keeps open
 class IndexFile:
     """A file at `uri` with `rows` rows of an index, from row `start` of the index on.
 
-    `size`, `sha256` and `time` (of the last change) are the file's. `parameters` are FAISS's search parameters.
-    `allowed`, if given, has a bit for each row. A search finds only rows whose bit is set.
+    `size`, `sha256` and `time` (of the last change, in nanoseconds) are the file's. `parameters` are FAISS's search
+    parameters. `allowed`, if given, has a bit for each row. A search finds only rows whose bit is set.
     """
 
     uri: str
@@ -93,16 +91,13 @@ def _ends_in_a_tie(scores: np.ndarray, rows: np.ndarray, count: int) -> np.ndarr
 
 
 @functools.lru_cache(maxsize=_OPEN)
-def _opened(uri: str, size: int | None, sha256: str | None, _: int, parameters: str | None) -> Any:
+def _opened(uri: str, size: int | None, sha256: str | None, time: int, parameters: str | None) -> Any:
     with local_copies.path_to_read(uri) as path:
-        before = Path(path).stat()
         # FAISS doesn't check its input: a truncated or damaged file can crash this process or use up the memory.
         if not matches(path, {"bytes": size, "sha256": sha256}):
             raise seal.mismatch(uri, "index")
         index = faiss.read_index(path, faiss.IO_FLAG_MMAP_IFC)
-        now = Path(path).stat()
-    if (before.st_ino, before.st_mtime_ns) != (now.st_ino, now.st_mtime_ns):
-        raise UserError(f"{uri!r} changed while this job read it; run the same command again")
+    require_unchanged(uri, time)  # of a large file, the content was not compared
     if parameters:
         set_parameters(index, parameters)
     return index
@@ -156,7 +151,7 @@ class Approximate:
         scores = np.full((len(queries), count), -np.inf)
         blocks = [slice(start, start + QUERIES) for start in range(0, len(queries), QUERIES)]
         units = [(part, block) for block in blocks for part in self.parts if part.share]
-        threads = 1 if ray.is_initialized() else max(1, tasks.slots() // max(1, len(units)))
+        threads = tasks.threads_of_a_call(len(units))
         for unit, (found, their_scores) in tasks.spread(_search, units, (queries, count, threads)):
             part, block = units[unit]
             both = np.hstack([rows[block], self._numbered(found, part)])

@@ -45,6 +45,8 @@ def build(config: IndexConfig) -> dict[str, Any]:
     require_at_least(config, {"train_rows": 1, "parts": 1, "workers": 1})
     with cluster.joined():
         rows = descriptor_folder.read(config.descriptors, config.whitening, hashed=True)
+        if not cluster.is_local():  # `output_folder.opened` checks it, too, but only after the task that trains
+            cluster.require_shared([config.descriptors])
         dimension = rows.parts[0].load().shape[1]
         index = empty_index(config.factory, dimension, config.seed)
         shards = [index_parts.held(shard, part.size) for shard, part in zip(rows.shards, rows.parts, strict=True)]
@@ -79,7 +81,10 @@ class _Existing:
     def __init__(self, folder: str, shards: Sequence[HeldShard]) -> None:
         self._folder, self._all = folder, key_of(sorted(shards))
         document = _document(folder)
-        parts = [index_parts.from_json(part) for part in document.get(PARTS, [])]
+        try:
+            parts = [index_parts.from_json(part) for part in document.get(PARTS, [])]
+        except (KeyError, TypeError, ValueError):  # it is not what this job writes: nothing can be kept
+            parts = []
         holds = {shard for part in parts for shard in part.shards} & set(shards)
         self._document, self._parts = (document, parts) if holds else ({}, [])
 
@@ -128,11 +133,15 @@ def _notes(folder: str, trained: TrainedIndex) -> Iterator[str]:
 
 
 def _most_rows(index: Any, config: IndexConfig) -> int:
-    """The most rows that a part may have, so that a task can hold it in memory. A flat index is never in memory."""
+    """The most rows that a part may have, so that a task can hold it in memory. A flat index is never in memory.
+
+    Each part has a copy of the centroids. Its rows may take as much memory as they do, even if that exceeds the budget:
+    more and smaller parts would hold little but centroids.
+    """
     share, fixed = config.budget.share, estimated_bytes(index, 0)
     if isinstance(index, faiss.IndexFlat):
         return 2**62
-    return max(1, (share - fixed) // (estimated_bytes(index, 1) - fixed))
+    return max(1, max(share - fixed, fixed) // (estimated_bytes(index, 1) - fixed))
 
 
 def _log_plan(config: IndexConfig, index: Any, rows: DescriptorFolder, parts: list[IndexPart]) -> None:

@@ -43,7 +43,8 @@ class IndexConfig(MemoryOptions):
     )
     whitening: str | None = option(None, help="whitening file to apply", metavar="FILE")
     train_rows: int | None = option(
-        None, help="rows drawn to train the index (default: 100 per IVF list, at least 65536)"
+        None,
+        help="rows drawn to train the index (default: 100 per IVF list, at least 65536, at most half of the memory)",
     )
     seed: int = option(0, help="seed of the draw and of the clustering")
     parts: int | None = option(None, help="files into which the index is split (default: as few as the memory allows)")

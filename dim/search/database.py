@@ -83,13 +83,7 @@ class Exact:
         """See `Database`. If `vectors` is None, each call loads all parts that contain any of the rows."""
         if self.vectors is not None:
             return np.asarray(self.vectors[rows], np.float32)
-        wanted, back = np.unique(rows, return_inverse=True)
-        found = []
-        for part in self.parts:
-            first, last = np.searchsorted(wanted, (part.start, part.start + part.size))
-            if first < last:
-                found.append(part.load()[wanted[first:last] - part.start])
-        return np.concatenate(found)[back]
+        return taken(self.parts, rows)
 
     def with_random_access(self) -> "Exact":
         """See `Database`. If `vectors` is None, the parts are copied to a temporary file."""
@@ -128,6 +122,19 @@ class _ArrayRows:
         return _ArrayRows, (np.array(self.vectors[self.start : self.start + PART_ROWS]), 0)
 
 
+def taken(parts: Sequence[Part], rows: np.ndarray) -> np.ndarray:
+    """Returns the vectors of `rows` (R,), one or more, float32 (R, D). Loads each part that has any of them once."""
+    order = np.argsort(rows)
+    places = np.split(order, np.searchsorted(rows[order], [part.start for part in parts[1:]]))
+    needed = [(part, place) for part, place in zip(parts, places, strict=True) if len(place)]
+    found = np.empty((0, 0), np.float32)
+    for (part, place), block in zip(needed, prefetched([part for part, _ in needed]), strict=True):
+        if not len(found):
+            found = np.empty((len(rows), block.shape[1]), np.float32)
+        found[place] = block[rows[place] - part.start]
+    return found
+
+
 def prefetched(parts: Iterable[Part]) -> Iterator[np.ndarray]:
     """Yields the rows of each part, while threads load the next parts."""
     return parallel_map(lambda part: part.load(), parts, _PREFETCHED)
@@ -143,19 +150,20 @@ def temporary_file_of(blocks: Iterable[np.ndarray], size: int) -> np.ndarray:
         for block in blocks:
             if not dimension:
                 dimension = block.shape[1]
-                _require_room(4 * size * dimension)
+                require_room(4 * size * dimension)
             file.write(np.ascontiguousarray(block, np.float32).data)
         file.flush()
         return np.memmap(file, np.float32, "r", shape=(size, dimension))
 
 
-def _require_room(wanted: int) -> None:
+def require_room(wanted: int) -> None:
+    """Raises UserError if the disk of temporary files has less room than `wanted` bytes."""
     folder = tempfile.gettempdir()
     free = shutil.disk_usage(folder).free
     if wanted > free:
         has = f"but {folder!r} has {free:,} bytes left; set TMPDIR to a folder on a larger disk"
-        raise UserError(f"--expansion needs a temporary file of {wanted:,} bytes, {has}")
-    log.info("copying the vectors of all rows to a temporary file of %d MB", wanted // 10**6)
+        raise UserError(f"the descriptors need a temporary file of {wanted:,} bytes, {has}")
+    log.info("copying descriptors to a temporary file of %d MB", wanted // 10**6)
 
 
 def neighbours(database: Database, k: int) -> tuple[np.ndarray, np.ndarray]:

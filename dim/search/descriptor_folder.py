@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from dim.data.manifest import Manifest
 from dim.errors import UserError
-from dim.extract import descriptors, identity, plain_pages, store
+from dim.extract import descriptors, identity, store
 from dim.extract.embedding import Embedding, from_json
 from dim.extract.finished_shards import Shard
 from dim.io import files
@@ -36,7 +36,7 @@ class DescriptorFolder:
     """
 
     folder: str
-    ids: pa.Array
+    ids: pa.ChunkedArray
     errors: dict[str, str]
     embedding: Embedding
     parts: list[Part]
@@ -64,9 +64,9 @@ def read(
             of `chosen` is not in the folder, or the whitening doesn't fit the descriptors.
     """
     embedding = identity.of_folder(folder)
-    whitening = None
+    applied = None
     if whitening_file and not embedding.whitening:
-        embedding, whitening = load_whitening(whitening_file, embedding, folder)
+        embedding, applied = load_whitening(whitening_file, embedding, folder)
     ids: list[pa.ChunkedArray] = []
     errors: dict[str, str] = {}
     parts: list[Part] = []
@@ -81,7 +81,7 @@ def read(
         if size := pc.sum(kept).as_py():
             dimension = dimension or store.dimension(folder, shard.name)
             anywhere = replace(shard, folder=files.absolute(shard.folder))  # a task may run in another working folder
-            load = partial(_load, anywhere, hashed, dimension, kept if size < len(kept) else None, whitening)
+            load = partial(_load, anywhere, hashed, dimension, kept if size < len(kept) else None, applied)
             parts.append(Part(start, size, load))
             shards.append(shard)
             ids.append(table["image_id"].filter(kept))
@@ -114,16 +114,10 @@ def _load(
     shard: Shard, hashed: bool, dimension: int, kept: pa.ChunkedArray | None, whitening: Whitening | None
 ) -> np.ndarray:
     content = shard.read()
-    vectors = plain_pages.read(content, dimension)
-    if vectors is None:
-        column = store.read_shard(shard.folder, shard.name, ["descriptor"], None, dimension, content=content)[
-            "descriptor"
-        ]
-        shard.require(len(column), content if hashed else None)
-        vectors = store.vectors(column.filter(kept) if kept else column)
-    else:
-        shard.require(len(vectors), content if hashed else None)
-        vectors = vectors[kept.to_numpy()] if kept else vectors
+    table = store.read_shard(shard.folder, shard.name, ["descriptor"], None, dimension, content=content)
+    shard.require(len(table), content if hashed else None)
+    column = table["descriptor"]
+    vectors = store.vectors(column.filter(kept) if kept else column)
     return checked_and_whitened(vectors, whitening, shard.folder)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import faiss
 
 from dim.errors import UserError
+from dim.io import files, seal
 from dim.io.seal import Facts
 
 FILE, IDS_FILE, SEAL_FILE = "knn.index", "ids.parquet", "index.json"  # files of an index
@@ -29,6 +30,12 @@ def matches(path: str, facts: Facts) -> bool:
     if (size := Path(path).stat().st_size) > MOST_HASHED:
         return bool(size == facts.get("bytes"))
     return all(facts.get(name) == value for name, value in facts_of(path).items())
+
+
+def require_unchanged(uri: str, time: int) -> None:
+    """Raises UserError if the time of the last change of the file at `uri` is not `time`, in nanoseconds."""
+    if files.info(uri).mtime_ns != time:
+        raise seal.changed(uri)
 
 
 def set_parameters(index: Any, parameters: str, flag: str = "--parameters") -> None:

@@ -143,7 +143,6 @@ def _merge(index: Any, work: PartWork, filling: Filling) -> None:
         uri = files.join(filling.notes, unit.key)
         with local_copies.path_to_read(f"{uri}.index") as path:
             if not matches(path, files.read_json(f"{uri}.json")):
-                files.delete(f"{uri}.json")
                 raise UserError(f"{uri + '.index'!r} was damaged; run the same command again")
             index.merge_from(faiss.read_index(path), index.ntotal if numbered else 0)
 

@@ -4,8 +4,10 @@ An index is one part, in the folder itself, or several parts in the folders part
 rows of whole shards of the store. A shard whose content changed counts as a new shard, and the old one as gone.
 """
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -47,6 +49,11 @@ class IndexPart:
         return tuple(shard for shard in self.shards if shard not in held)
 
     @property
+    def unchanged(self) -> bool:
+        """Whether this part is its base: the same shards, in the same folder."""
+        return self.base is not None and (self.name, self.shards) == (self.base.name, self.base.shards)
+
+    @property
     def gone(self) -> np.ndarray:
         """Which rows of `base` this part no longer holds, bool (rows of `base`,)."""
         assert self.base
@@ -68,7 +75,9 @@ def held(shard: Shard, rows: int) -> HeldShard:
 
 
 def from_json(document: dict[str, Any]) -> IndexPart:
-    """The part whose `as_json` is `document`."""
+    """The part whose `as_json` is `document`. Raises KeyError, TypeError or ValueError if there is no such part."""
+    if not re.fullmatch(rf"({PREFIX}[0-9]+)?", document["name"]):
+        raise ValueError(f"{document['name']!r} is not the name of a part")
     return IndexPart(document["name"], tuple(HeldShard(key, rows) for key, rows in document["shards"]))
 
 
@@ -88,8 +97,8 @@ def planned(
     """Plans the parts of an index that holds `shards`.
 
     Parts of the `existing` index are kept, without the shards that are gone. New shards go into the last part if it
-    then has at most `most` rows, and otherwise into new parts. If `count` is given, and is not the number of existing
-    parts, all parts are new.
+    then has at most `most` rows, and otherwise into new parts. If `count` is given, and is not the number of parts that
+    are kept, all parts are new.
 
     Args:
         shards: The shards of the store, in its order.
@@ -101,7 +110,7 @@ def planned(
     there = set(shards)
     kept = [IndexPart(part.name, tuple(s for s in part.shards if s in there), part) for part in existing]
     kept = [part for part in kept if part.shards]
-    if not kept or count not in (None, len(existing)):
+    if not kept or count not in (None, len(kept)):
         return _named(cut(shards, count or -(-rows_of(shards) // most)))
     known = {shard for part in existing for shard in part.shards}
     new = [shard for shard in shards if shard not in known]
@@ -125,11 +134,16 @@ def _name(number: int) -> str:
 
 
 def cut(shards: Sequence[HeldShard], count: int) -> list[list[HeldShard]]:
-    """Cuts `shards` into at most `count` groups of consecutive shards, which have about equally many rows."""
-    if not shards:
-        return []
-    ends = np.cumsum([shard.rows for shard in shards])
-    middles = ends - np.array([shard.rows for shard in shards]) / 2
-    numbers = (middles * count // ends[-1]).astype(int)
-    starts = np.flatnonzero(np.diff(numbers, prepend=-1)).tolist()
-    return [list(shards[first:last]) for first, last in zip(starts, [*starts[1:], len(shards)], strict=True)]
+    """Cuts `shards` into `count` groups of consecutive shards, which have about equally many rows.
+
+    If there are fewer than `count` shards, each is a group.
+    """
+    count = min(count, len(shards))
+    rows = np.array([shard.rows for shard in shards])
+    middles = np.cumsum(rows) - rows / 2
+    numbers = np.arange(count)
+    starts = np.searchsorted(middles, numbers * rows.sum() / max(1, count))
+    # A shard that is larger than a group leaves no shards to others; each takes at least one of those beside it.
+    starts = np.maximum.accumulate(starts - numbers) + numbers
+    starts = np.minimum(starts, len(shards) - count + numbers)
+    return [list(shards[first:last]) for first, last in pairwise([*starts.tolist(), len(shards)])]

@@ -72,8 +72,8 @@ def _search(config: SearchConfig) -> dict[str, Any]:
         tables.write(out.path(queries.QUERIES_FILE), photos)
         extract(extraction)
         asked = queries.read_descriptors(extraction.out, None, target.embedding, config.index)
-        answered = [*asked.ids.to_pylist(), *asked.errors]
-        tables.require_each_once(photos["image_id"].to_pylist(), answered, repr(config.queries))
+        answered = pa.chunked_array([*asked.ids.chunks, pa.array(list(asked.errors), pa.string())])
+        tables.require_each_once(photos["image_id"], answered, repr(config.queries))
         return _answer(config, asked, target, out)
 
 
@@ -129,8 +129,10 @@ def _ranked_tables(
     """Yields the rows of ranked.parquet, the lists of as many queries at a time as fit into `memory` bytes."""
     size = len(asked.ids)
     each = _COPIES * 4 * asked.vectors.shape[1] + _ENTRY * top
-    # Scores may depend in their last bits on which queries are searched together, so blocks of QUERIES stay together.
-    step = max(1, memory // each // QUERIES) * QUERIES
+    fitting = max(1, memory // each)
+    # FAISS's scores may depend in their last bits on which queries are searched together. So blocks of QUERIES stay
+    # together, unless lists are so long that a block doesn't fit.
+    step = fitting // QUERIES * QUERIES or fitting
     progress = Progress("searching", size, "queries")
     for start in range(0, size, step):
         some = replace(retrieval, queries=np.array(retrieval.queries[start : start + step]))
@@ -140,7 +142,9 @@ def _ranked_tables(
         progress.add(len(rows))
 
 
-def _ranked_table(query_ids: pa.Array, ids: pa.Array, rows: list[np.ndarray], scores: list[np.ndarray]) -> pa.Table:
+def _ranked_table(
+    query_ids: pa.ChunkedArray, ids: pa.ChunkedArray, rows: list[np.ndarray], scores: list[np.ndarray]
+) -> pa.Table:
     """Makes rows of ranked.parquet from the `rows` of `ids` found for each query, best first, and their `scores`."""
     lengths = [len(found) for found in rows]
     ranks = np.concatenate([np.arange(1, length + 1) for length in lengths])

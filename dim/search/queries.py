@@ -21,6 +21,7 @@ from dim.extract.embedding import Embedding, NetworkEmbedding
 from dim.io import files, tables
 from dim.search import descriptor_folder, exact
 from dim.search.config import SearchConfig
+from dim.search.database import require_room
 from dim.search.descriptor_folder import DescriptorFolder
 
 QUERIES_FILE = "queries.parquet"  # the manifest of the photos, a file in the output folder
@@ -36,7 +37,7 @@ class Queries:
     of each other query to the reason why it could not be read.
     """
 
-    ids: pa.Array
+    ids: pa.ChunkedArray
     vectors: np.ndarray
     errors: dict[str, str]
 
@@ -106,11 +107,15 @@ def read_descriptors(folder: str, whitening_file: str | None, embedding: Embeddi
 
 
 def _file_of(rows: DescriptorFolder, places: np.ndarray) -> np.ndarray:
-    """Copies `rows` to an array (Q, D) in a temporary file, in which row i is at `places[i]`."""
+    """Copies `rows` to an array (Q, D) in a temporary file, in which row i is at `places[i]`.
+
+    Raises UserError if the disk of temporary files has no room for it.
+    """
     with tempfile.TemporaryFile() as file:
         done = 0
         for block in rows:
             if not done:
+                require_room(len(rows) * block[:1].nbytes)
                 file.truncate(len(rows) * block[:1].nbytes)
                 vectors = np.memmap(file, np.float32, "r+", shape=(len(rows), block.shape[1]))
             vectors[places[done : done + len(block)]] = block

@@ -15,7 +15,7 @@ import numpy as np
 
 from dim.app.tasks import spread
 from dim.search import exact
-from dim.search.exact import Part, on_grid
+from dim.search.exact import Part, grouped, on_grid
 
 # A unit of work has about `ROWS` rows, or fewer if the database has no more than `_UNITS` such units, but at least one
 # part. It computes about `CELLS` scores, for which a CPU takes some seconds.
@@ -102,19 +102,20 @@ def _counted(
     queries: np.ndarray, parts: Sequence[Part], tie_order: np.ndarray, pairs: Pairs, workers: int | None
 ) -> np.ndarray:
     """The number of rows that come before each pair's row, int64 (P,)."""
-    runs = list(_runs(parts, min(ROWS, len(tie_order) // _UNITS)))
+    groups = list(grouped(parts, min(ROWS, len(tie_order) // _UNITS)))
     scores = np.empty(len(pairs))
     order = np.argsort(pairs.rows, kind="stable")
-    bounds = np.searchsorted(pairs.rows[order], [run[0].start for run in runs] + [len(tie_order)])
+    bounds = np.searchsorted(pairs.rows[order], [group[0].start for group in groups] + [len(tie_order)])
     places = [order[first:last] for first, last in pairwise(bounds)]
     asked = [
-        Asked(run, Pairs(pairs.queries[place], pairs.rows[place])) for run, place in zip(runs, places, strict=True)
+        Asked(group, Pairs(pairs.queries[place], pairs.rows[place]))
+        for group, place in zip(groups, places, strict=True)
     ]
     for unit, found in spread(score_pairs, asked, [queries], workers=workers):
         scores[places[unit]] = found
     starts = np.searchsorted(pairs.queries, np.arange(len(queries) + 1))
     wanted = Wanted(starts, scores, tie_order[pairs.rows])
-    blocks = list(_blocks(runs, len(queries)))
+    blocks = list(_blocks(groups, len(queries)))
     counts = np.zeros(len(pairs), np.int64)
     shared = [queries, wanted, tie_order]
     counted = spread(count_before, blocks, shared, workers=workers, stage="evaluating", size=len, unit="scores")
@@ -123,24 +124,12 @@ def _counted(
     return counts
 
 
-def _runs(parts: Sequence[Part], rows: int) -> Iterator[list[Part]]:
-    """Yields the parts in runs of at least `rows` rows, but for the last."""
-    run: list[Part] = []
-    for part in parts:
-        run.append(part)
-        if sum(part.size for part in run) >= rows:
-            yield run
-            run = []
-    if run:
-        yield run
-
-
-def _blocks(runs: Sequence[list[Part]], count: int) -> Iterator[Block]:
+def _blocks(groups: Sequence[list[Part]], count: int) -> Iterator[Block]:
     """Yields the units of the second pass for `count` queries."""
-    for run in runs:
-        step = max(_QUERIES, CELLS // sum(part.size for part in run))
+    for group in groups:
+        step = max(_QUERIES, CELLS // sum(part.size for part in group))
         for first in range(0, count, step):
-            yield Block(run, first, min(first + step, count))
+            yield Block(group, first, min(first + step, count))
 
 
 def score_pairs(unit: Asked, queries: np.ndarray) -> np.ndarray:

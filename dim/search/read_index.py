@@ -26,7 +26,7 @@ from dim.search import descriptor_folder, exact, faiss_transforms
 from dim.search.approximate import Approximate, IndexFile
 from dim.search.database import PART_ROWS, Database, Exact
 from dim.search.exact import Part
-from dim.search.faiss_files import FILE, IDS_FILE, PARTS, SEAL_FILE, as_user_error
+from dim.search.faiss_files import FILE, IDS_FILE, PARTS, SEAL_FILE, as_user_error, require_unchanged
 
 _AGAIN = "make it again with index.py"
 
@@ -36,7 +36,7 @@ class SearchTarget:
     """A database to search, the image ids of the rows, strings (N,), and the embedding that made the rows."""
 
     database: Database
-    ids: pa.Array
+    ids: pa.ChunkedArray
     embedding: Embedding
 
 
@@ -149,10 +149,15 @@ def opened(parts: Sequence[IndexFile], tie_order: np.ndarray, dimension: Any) ->
 
 
 def _flat_rows(part: IndexFile, start: int, size: int, dimension: int) -> np.ndarray:
-    """Reads `size` rows from row `start` on of a flat index, whose file ends with the values of its rows."""
+    """Reads `size` rows from row `start` on of a flat index, whose file ends with the values of its rows.
+
+    Raises UserError if index.py has replaced the file since the search began.
+    """
     with files.opened(part.uri) as file:
         file.seek(4 * dimension * (start - part.rows), 2)
-        return np.frombuffer(file.read(4 * dimension * size), "<f4").reshape(size, dimension)
+        content = file.read(4 * dimension * size)
+    require_unchanged(part.uri, part.time)
+    return np.frombuffer(content, "<f4").reshape(size, dimension)
 
 
 def _only(found: SearchTarget, only: Manifest, folder: str) -> SearchTarget:

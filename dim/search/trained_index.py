@@ -1,6 +1,7 @@
-"""The trained index of an index folder: without rows, and kept, so that rows can be added to the index later.
+"""Trains the index that all parts of an index folder are filled copies of.
 
-Tasks fill copies of it. It is trained on a sample that the seed draws among the ids, whatever the order of the rows.
+The folder keeps it, without rows, so that rows can be added to the index later. The seed draws the training sample
+among the sorted ids, so the sample doesn't depend on the order of the rows.
 """
 
 import logging
@@ -15,7 +16,7 @@ from dim.app import tasks
 from dim.io import files, seal
 from dim.search import exact
 from dim.search.config import IndexConfig
-from dim.search.database import prefetched
+from dim.search.database import taken
 from dim.search.descriptor_folder import DescriptorFolder
 from dim.search.exact import Part
 from dim.search.faiss_files import as_user_error
@@ -60,7 +61,7 @@ def kept(folder: str, known: Any, recipe: dict[str, Any], empty: Any) -> Trained
 
     `empty` is an untrained index of the recipe.
     """
-    if not isinstance(known, dict) or known["recipe"] != recipe:
+    if not isinstance(known, dict) or known.get("recipe") != recipe:
         return None
     uri = files.join(folder, TRAINED_FILE)
     if known["rows"] and not files.exists(uri):
@@ -79,7 +80,7 @@ def new(config: IndexConfig, rows: DescriptorFolder, dimension: int, shards: str
     recipe = recipe_of(config, rows)
     if index.is_trained:
         return TrainedIndex(faiss.serialize_index(index), recipe, 0, len(rows), shards)
-    count = min(len(rows), config.train_rows or training_rows(index))
+    count = min(len(rows), config.train_rows or sample_size(config, index))
     log.info("training on %d of %d rows, drawn by seed %d", count, len(rows), config.seed)
     drawn = np.sort(np.random.default_rng(config.seed).choice(len(rows), count, replace=False))
     sample = np.argsort(exact.tie_order_of(rows.ids))[drawn]
@@ -91,16 +92,19 @@ def new(config: IndexConfig, rows: DescriptorFolder, dimension: int, shards: str
     return TrainedIndex(content, recipe, count, len(rows), shards)
 
 
+def sample_size(config: IndexConfig, index: Any) -> int:
+    """The most rows that `index` is trained on by default: as many as it needs, if half of a node's memory holds them.
+
+    The node then has no other task.
+    """
+    copies = 2 if isinstance(index, faiss.IndexPreTransform) else 1
+    return min(training_rows(index), config.budget.node // 2 // (4 * int(index.d) * copies))
+
+
 def _trained(drawn: np.ndarray, parts: list[Part], config: IndexConfig, dimension: int) -> np.ndarray:
     """Trains an index on the rows `drawn`, and returns it serialised."""
     index = empty_index(config.factory, dimension, config.seed)
-    sample = np.empty((len(drawn), dimension), np.float32)
-    order = np.argsort(drawn)
-    ends = np.searchsorted(drawn[order], [part.start + part.size for part in parts])
-    places = [order[first:last] for first, last in zip([0, *ends[:-1]], ends, strict=True)]
-    needed = [(part, place) for part, place in zip(parts, places, strict=True) if len(place)]
-    for (part, place), block in zip(needed, prefetched([part for part, _ in needed]), strict=True):
-        sample[place] = block[drawn[place] - part.start]
+    sample = taken(parts, drawn)
     with as_user_error(f"--factory {config.factory!r} can't be trained on {len(drawn)} rows"):
         train(index, sample)
     content: np.ndarray = faiss.serialize_index(index)

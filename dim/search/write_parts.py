@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 
 import faiss
 import pyarrow as pa
-import ray
 
 from dim.app import tasks
 from dim.app.output_folder import Output
@@ -46,9 +45,9 @@ class PartWriter:
         done = self._agree([(part.file(FILE), facts) for part, facts in zip(parts, notes, strict=True)])
         sealed = {part.file(FILE): facts for part, facts, is_done in zip(parts, notes, done, strict=True) if is_done}
         left = self._with_whole_bases([part for part in parts if part.file(FILE) not in sealed])
-        unchanged = [part for part in left if part.base and part == replace(part.base, base=part.base)]
-        sealed |= {part.file(name): self.before[part.file(name)] for part in unchanged for name in _FILES}
-        works = self._works([part for part in left if part not in unchanged])
+        unchanged = [part.file(name) for part in left if part.unchanged for name in _FILES]
+        sealed |= {name: self.before[name] for name in unchanged}
+        works = self._works([part for part in left if not part.unchanged])
         self._fill([unit for work in works for unit in work.units])
         for number, facts in tasks.spread(fill_index.write_part, works, [self.filling], workers=self.workers):
             sealed[works[number].part.file(FILE)] = facts
@@ -90,7 +89,7 @@ class PartWriter:
         empty = self.filling.empty_index()
         mergeable = fill_index.can_be_merged(empty)
         in_units = mergeable and not isinstance(empty, faiss.IndexFlat)  # a flat index goes straight to disk
-        threads = 1 if ray.is_initialized() else max(1, tasks.slots() // max(1, len(parts)))
+        threads = tasks.threads_of_a_call(len(parts), self.workers)
         works = []
         for part in parts:
             folder = files.parent(files.join(self.filling.folder, part.file(FILE)))

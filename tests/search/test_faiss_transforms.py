@@ -1,6 +1,7 @@
 """The scores of every index are the cosines of exact search, in its order, as far as its codes tell them apart."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import faiss
 import numpy as np
@@ -37,7 +38,7 @@ def written(tmp_path):
         path = str(tmp_path / f"{len(list(tmp_path.iterdir()))}.index")
         faiss.write_index(index, path)
         facts = faiss_files.facts_of(path)
-        return IndexFile(path, facts["bytes"], facts["sha256"], 0, rows=ROWS)
+        return IndexFile(path, facts["bytes"], facts["sha256"], Path(path).stat().st_mtime_ns, rows=ROWS)
 
     return write
 

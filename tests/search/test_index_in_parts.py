@@ -1,5 +1,6 @@
 """An index in parts, filled by any number of workers, killed at any step, and brought up to date."""
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -8,9 +9,10 @@ import faiss
 import numpy as np
 import pytest
 
+from dim.app import cluster, tasks
 from dim.errors import UserError
 from dim.io import tables
-from dim.search import build_index, index_factory, read_index, write_parts
+from dim.search import approximate, build_index, faiss_files, index_factory, read_index, trained_index, write_parts
 from dim.search.build_index import build
 from dim.search.config import IndexConfig
 from dim.search.index_parts import HeldShard, cut, planned
@@ -27,6 +29,12 @@ MERGED = ["IVF8,Flat", "IVF4,PQ4x4", "IVF4,PQ4x4fs", "PQ4x4", "SQ8", "PCA8,IVF4,
 @pytest.fixture(autouse=True)
 def small_units(monkeypatch):
     monkeypatch.setattr(write_parts, "UNIT_ROWS", 20)
+
+
+@pytest.fixture
+def one_cpu(monkeypatch):
+    """Several threads would add rows to a graph in any order."""
+    monkeypatch.setattr(tasks.os, "cpu_count", lambda: 1)
 
 
 @pytest.fixture
@@ -65,9 +73,9 @@ def content(out):
 
 
 @pytest.mark.parametrize("factory", ["IVF8,Flat", "Flat", "HNSW8"])
-def test_any_number_of_workers_builds_the_same_files(store, built, factory):
-    folder, parts = store(), {"parts": 3} if factory == "HNSW8" else {}  # each part by one thread
-    first, *others = (content(built(folder, str(n), factory=factory, workers=n, **parts)[0]) for n in (1, 2, 3, 7))
+def test_any_number_of_workers_builds_the_same_files(store, built, one_cpu, factory):
+    folder = store()
+    first, *others = (content(built(folder, str(n), factory=factory, workers=n)[0]) for n in (1, 2, 3, 7))
     assert first
     assert all(other == first for other in others)
 
@@ -144,6 +152,21 @@ def test_a_build_that_is_killed_goes_on(store, built, monkeypatch, step, changes
         assert not (out / "building").exists()
         assert result["rows"] == len(rows) == len(read_index.read(str(out), None, None).ids)
         shutil.rmtree(out)
+
+
+def test_a_unit_that_was_damaged_is_refused_and_filled_again(store, built, monkeypatch):
+    folder, fill = store(), write_parts.PartWriter._fill
+
+    def filled_and_damaged(writer, units):
+        fill(writer, units)
+        path = Path(writer.filling.notes) / f"{units[0].key}.index"
+        path.write_bytes(path.read_bytes()[:-1] + b"x")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(write_parts.PartWriter, "_fill", filled_and_damaged)
+        with pytest.raises(UserError, match="was damaged; run the same command again"):
+            built(folder, factory="IVF8,Flat")
+    assert content(built(folder, factory="IVF8,Flat")[0]) == content(built(folder, "new", factory="IVF8,Flat")[0])
 
 
 def damage(folder, rows):
@@ -266,8 +289,99 @@ def test_shards_are_cut_into_groups_of_about_the_same_size():
         groups = cut(some := shards(*RANDOM.integers(1, 30, 40)), count)
         assert [shard for group in groups for shard in group] == some
         assert len(groups) == count
+        assert all(groups)
         rows = [sum(shard.rows for shard in group) for group in groups]
         assert max(rows) - min(rows) <= 60
+
+
+@pytest.mark.parametrize("sizes", [[100, 1, 1], [1, 1, 100], [1, 100, 1, 100, 1], [5], [1, 1]])
+def test_shards_of_very_different_sizes_are_cut_into_as_many_groups(sizes):
+    for count in range(1, 7):
+        groups = cut(shards(*sizes), count)
+        assert len(groups) == min(count, len(sizes))
+        assert all(groups)
+        assert [shard for group in groups for shard in group] == shards(*sizes)
+    assert cut([], 3) == []
+
+
+def test_as_many_parts_as_asked_for_are_kept():
+    """An earlier cut into fewer parts than `--parts` was built anew by each run."""
+    some = shards(100, 1, 1)
+    one = planned(some, [], 10**6, 3)
+    assert [part.base for part in planned(some, one, 10**6, 3)] == one
+    assert len(planned(some[1:], one, 10**6, 3)) == 2
+
+
+def test_a_part_holds_as_many_bytes_of_rows_as_of_centroids():
+    index = index_factory.empty_index("IVF65536,PQ64", 512, 0)
+    config = IndexConfig("descriptors", "out", memory="256MiB")
+    assert build_index._most_rows(index, config) == 65536 * 512 * 4 // 72
+    assert build_index._most_rows(index, IndexConfig("descriptors", "out", memory="1TB")) > 65536 * 512 * 4 // 72
+
+
+@pytest.mark.parametrize(("factory", "share"), [("IVF65536,Flat", 2), ("PCA64,IVF65536,Flat", 4)])
+def test_the_training_sample_fits_in_half_of_the_memory(factory, share):
+    index = index_factory.empty_index(factory, 512, 0)
+    config = IndexConfig("descriptors", "out", memory="256MiB")
+    assert trained_index.sample_size(config, index) == 2**28 // share // (512 * 4)
+    small = index_factory.empty_index("IVF16,Flat", 512, 0)
+    assert trained_index.sample_size(config, small) == index_factory.LEAST_ROWS
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda found: found["parts"].append({}),
+        lambda found: found["parts"].append(None),
+        lambda found: found["parts"][0].pop("shards"),
+        lambda found: found["parts"][0].update(name="../other"),  # another folder
+        lambda found: found["parts"][0].update(name=3),
+        lambda found: found["trained"].pop("recipe"),
+    ],
+)
+def test_an_index_json_that_this_job_does_not_write_is_replaced(store, built, change):
+    folder = store()
+    out, _ = built(folder, parts=2)
+    before = content(out)
+    document = json.loads((out / "index.json").read_text())
+    change(document)
+    (out / "index.json").write_text(json.dumps(document))
+    _, result = built(folder, parts=2)
+    assert (result["kept"], result["added"]) == (0, ROWS)
+    assert content(out) == before
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_flat_index_that_is_replaced_while_it_is_searched_is_refused(store, built, parts):
+    out, _ = built(store(range(90)), parts=parts)
+    database = read_index.read(str(out), None, None).database
+    database.nearest(QUERIES, 3)
+    built(store(), parts=parts)
+    with pytest.raises(UserError, match=r"knn\.index' changed while this job ran; run the same command again"):
+        database.nearest(QUERIES, 3)
+
+
+def test_a_large_index_that_was_replaced_is_refused_though_only_its_size_is_compared(store, built, monkeypatch):
+    monkeypatch.setattr(faiss_files, "MOST_HASHED", 0)
+    out, _ = built(store(), factory="PQ4x4")
+    file = read_index.read(str(out), None, None).database.parts[0]
+    built(store(), factory="PQ4x4", seed=1)
+    approximate._opened.cache_clear()  # as in another process
+    assert Path(out / "knn.index").stat().st_size == file.size
+    with pytest.raises(UserError, match=r"knn\.index' changed while this job ran; run the same command again"):
+        file.open()
+
+
+def test_descriptors_that_other_nodes_cannot_read_are_refused_before_the_training(store, built, monkeypatch):
+    def refuse(paths, written=False):
+        raise UserError(f"{list(paths)} {written}")
+
+    monkeypatch.setattr(cluster, "is_local", lambda: False)
+    monkeypatch.setattr(cluster, "joined", contextlib.nullcontext)
+    monkeypatch.setattr(cluster, "require_shared", refuse)
+    monkeypatch.setattr(trained_index, "new", lambda *_: pytest.fail("a task reads the descriptors"))
+    with pytest.raises(UserError, match=r"descriptors'\] False"):
+        built(store(), factory="IVF4,Flat")
 
 
 def test_new_shards_go_into_the_last_part_while_it_has_room():

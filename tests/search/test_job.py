@@ -1,8 +1,10 @@
 import json
 import logging
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -84,6 +86,12 @@ def test_a_flat_index_and_the_descriptors_give_the_lists_of_a_naive_loop(folder,
         assert result["exact"] is True
 
 
+def test_queries_that_find_no_room_on_the_disk_are_refused(folder, asked, answered, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=7 * 6 * 4 - 1))
+    with pytest.raises(UserError, match=r"the descriptors need a temporary file of 168 bytes, but .* 167 bytes left"):
+        answered(folder, asked)
+
+
 @pytest.fixture
 def searched(indexed, asked, answered, tmp_path):
     """Searches an index of the descriptors, and returns the ranked lists, the result and the page."""
@@ -99,13 +107,22 @@ def searched(indexed, asked, answered, tmp_path):
 def test_any_number_of_queries_at_a_time_gives_the_same_tables_and_pages(
     searched, monkeypatch, factory, expansion
 ):  # fmt: skip
-    found = []
-    for at_a_time in (1, 2, 3, 7):
-        monkeypatch.setattr(job, "QUERIES", at_a_time)
-        monkeypatch.setattr(job, "_ENTRY", 1 if at_a_time == 7 else 2**60)  # bytes: more than the memory holds
+    found, sizes, table = [], [], job._ranked_table
+    share = SearchConfig(index="", queries="", out="").budget.share
+
+    def counted(query_ids, ids, rows, scores):
+        sizes.append(len(rows))
+        return table(query_ids, ids, rows, scores)
+
+    monkeypatch.setattr(job, "_ranked_table", counted)
+    monkeypatch.setattr(job, "_COPIES", 0)
+    for fitting, block in [(1, 1024), (2, 1024), (7, 2), (7, 7)]:
+        monkeypatch.setattr(job, "QUERIES", block)
+        monkeypatch.setattr(job, "_ENTRY", share // (10 * fitting))
         lists, result, page = searched(factory, expansion=expansion)
         found.append((lists, page, result["shorter"]))
     assert all(one == found[0] for one in found)
+    assert sizes == [*[1] * 7, 2, 2, 2, 1, 6, 1, 7]
 
 
 @pytest.fixture
