@@ -22,8 +22,8 @@ T = TypeVar("T")
 
 # CPUs that a task reserves if it runs beside workers that wait for it. If tasks reserved 0 CPUs, Ray would also place
 # them on a head node without CPUs, which must not do such work.
-_BESIDE = 0.01
-_AHEAD = 2  # tasks that are submitted for each CPU, so that no CPU waits for the driver
+BESIDE = 0.01
+AHEAD = 2  # tasks that are submitted for each CPU, so that no CPU waits for the driver
 MOST_THREADS = 16  # of this process; more of them would wait for memory, not for each other
 
 
@@ -55,7 +55,7 @@ def spread(
         The position of each unit and the result of its call, as they are completed.
     """
     run = _by_tasks if ray.is_initialized() else _by_threads
-    reserved = {"num_cpus": _BESIDE if beside else 1, "num_gpus": gpus}
+    reserved = {"num_cpus": BESIDE if beside else 1, "num_gpus": gpus}
     progress = Progress(stage, sum(map(size, units)), unit) if stage else None
     for position, result in run(work, units, shared, workers, reserved):
         yield position, result
@@ -87,7 +87,7 @@ def _by_tasks(
     # takes longer to start than a unit.
     remote = ray.remote(scheduling_strategy="SPREAD", max_calls=0, **reserved)(work)
     arguments = [ray.put(value) for value in shared]
-    window = workers or _AHEAD * slots()
+    window = workers or AHEAD * slots()
     left = iter(enumerate(units))
     running: dict[Any, int] = {}
     try:

@@ -14,11 +14,6 @@ import ray
 from dim.app import tasks, worker_placement
 from dim.app.progress import Progress
 
-# CPUs that a task reserves if it runs beside workers that wait for it. If tasks reserved 0 CPUs, Ray would also place
-# them on a head node without CPUs, which must not do such work.
-_BESIDE = 0.01
-_AHEAD = 2  # tasks that are submitted for each CPU, so that no CPU waits for the driver
-
 
 class Remote:
     """Calls functions as Ray tasks of one CPU each, at most `workers` at a time (default: all CPUs are busy).
@@ -27,7 +22,7 @@ class Remote:
     """
 
     def __init__(self, workers: int | None = None, *, beside: bool = False) -> None:
-        self._window = workers or tasks.slots() * (1 if beside else _AHEAD)
+        self._window = workers or tasks.slots() * (1 if beside else tasks.AHEAD)
         # Ray exports a remote function once, so it is made once for all calls.
         self._task = ray.remote(scheduling_strategy="SPREAD")(_called)
         self._beside = beside
@@ -79,7 +74,7 @@ class Remote:
             RayTaskError: One of the calls has failed.
         """
         self._wait(self._window - 1)
-        reserved = _BESIDE if self._beside else cpus or 1
+        reserved = tasks.BESIDE if self._beside else cpus or 1
         task = self._task.options(num_cpus=reserved, num_returns=returns + 1, name=function.__name__)
         ended, *values = task.remote(function, *arguments)
         self._running.append(ended)
