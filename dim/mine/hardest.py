@@ -25,9 +25,9 @@ GROUPS, MOST_BLOCKS = 8, 4
 _MERGED = 16  # results for a group that one task merges; this bounds what waits in the object store
 
 
-def groups(pool: Pool) -> list[range]:
-    """The groups of blocks. They depend on the pool only."""
-    size = min(MOST_BLOCKS, -(-pool.block_count // GROUPS))
+def groups(pool: Pool, most: int = MOST_BLOCKS) -> list[range]:
+    """The groups of blocks, at most `most` in each. They depend on the pool only."""
+    size = min(most, -(-pool.block_count // GROUPS))
     return [range(i, min(i + size, pool.block_count)) for i in range(0, pool.block_count, size)]
 
 

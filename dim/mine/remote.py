@@ -14,6 +14,10 @@ import ray
 from dim.app import tasks, worker_placement
 from dim.app.progress import Progress
 
+# CPUs that a task reserves if it runs beside workers that wait for it. If tasks reserved 0 CPUs, Ray would also place
+# them on a head node without CPUs, which must not do such work.
+_BESIDE = 0.01
+
 
 class Remote:
     """Calls functions as Ray tasks of one CPU each, at most `workers` at a time (default: all CPUs are busy).
@@ -74,7 +78,7 @@ class Remote:
             RayTaskError: One of the calls has failed.
         """
         self._wait(self._window - 1)
-        reserved = tasks.BESIDE if self._beside else cpus or 1
+        reserved = _BESIDE if self._beside else cpus or 1
         task = self._task.options(num_cpus=reserved, num_returns=returns + 1, name=function.__name__)
         ended, *values = task.remote(function, *arguments)
         self._running.append(ended)
