@@ -29,9 +29,9 @@ from dim.search import approximate, faiss_files, index_factory
 # more as the largest label in the anchor's block has images, because the nearest rows may be positives. It returns at
 # most MOST_PROPOSED rows.
 PROPOSED, MOST_PROPOSED = 10, 2048
-# The index has at most PARTS parts, unless they would be too large for a task. More parts are built by more tasks,
-# but each anchor is searched for in each part. So a part has at least LEAST_BLOCKS blocks.
-PARTS, LEAST_BLOCKS = 8, 4
+# Bytes of the descriptors of a part. Each part is filled by one thread, so smaller parts are filled sooner. But each
+# anchor is searched for in each part: to search three graphs (HNSW) of n / 3 rows takes twice as long as one of n rows.
+_MOST_PART = 1 << 28
 _ANCHORS = 8  # most blocks of anchors that a task searches a part for; each task first copies the part
 
 Proposals = tuple[np.ndarray, np.ndarray, np.ndarray]  # scores, rows and distances of negatives, (anchors, n) each
@@ -48,8 +48,7 @@ def empty_index(settings: Mining, dimension: int) -> Any:
 def parts(stored: StoredPool) -> list[range]:
     """The blocks of each part of the index. A task holds a part and a copy of it while FAISS reads it."""
     count = stored.pool.block_count
-    most = max(1, stored.share // 3 // (4 * stored.dimension * stored.pool.block_rows))
-    size = min(most, max(LEAST_BLOCKS, -(-count // PARTS)))
+    size = max(1, min(_MOST_PART, stored.share // 3) // (4 * stored.dimension * stored.pool.block_rows))
     return [range(i, min(i + size, count)) for i in range(0, count, size)]
 
 

@@ -75,12 +75,11 @@ def unreadable():
     raise UserError("the shard 'part-3' is not as it was written")
 
 
-@pytest.mark.parametrize("workers", [1, 8])
-def test_a_part_that_cannot_be_loaded_is_an_error_of_the_user(ray_session, photos, workers):
+def test_a_part_that_cannot_be_loaded_is_an_error_of_the_user(ray_session, photos):
     _, vectors, labels, ids = photos
     parts = [Part(0, 30, referring(ray.put(vectors[:30]))), Part(30, 30, unreadable)]
     with pytest.raises(UserError, match="'part-3' is not as it was written"):
-        mine(parts, labels, ids, Mining(), remote=Remote(workers), share=2**20, block_rows=8)
+        mine(parts, labels, ids, Mining(), remote=Remote(8), share=2**20, block_rows=8)
 
 
 def dying_once(function, flag):
