@@ -43,7 +43,8 @@ class Remote:
                 ray.cancel(ended)
 
     def expect(self, progress: Progress | None) -> None:
-        """Counts each call that ends from now on in `progress`, if any."""
+        """Waits for all calls so far. Then counts each further call that ends in `progress`, if any."""
+        self.wait()
         self._progress = progress
 
     def put(self, value: Any) -> Any:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,7 @@ from dim.errors import UserError
 from dim.extract import store
 from dim.extract.embedding import NetworkEmbedding
 from dim.io import files, tables
-from dim.mine import blocks, hardest, indexed
+from dim.mine import blocks, hardest, indexed, mining
 from dim.mine.config import MineConfig, Mining
 from dim.mine.mining import mine
 from dim.mine.pool import BLOCK_ROWS
@@ -69,6 +70,15 @@ def test_tasks_find_what_one_process_finds(ray_session, photos, strategy):
         triplets = mined(data, settings, remote, block_rows)
         assert triplets.table(data[2]).equals(alone.table(data[2]))
         assert triplets.summary() == alone.summary()
+
+
+@pytest.mark.parametrize("options", [{}, {"candidates": "Flat"}, {"strategy": "random"}])
+def test_progress_counts_each_part_of_mining_once(ray_session, photos, monkeypatch, options):
+    totals, done = [], []
+    recorder = SimpleNamespace(add=done.append)
+    monkeypatch.setattr(mining, "Progress", lambda _stage, total, _unit: totals.append(total) or recorder)
+    mined(photos[1:], Mining(**options), Remote(8), 3)
+    assert [sum(done)] == totals
 
 
 def unreadable():
