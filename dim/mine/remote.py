@@ -59,7 +59,7 @@ class Remote:
     def node_cpus(self) -> int:
         """The CPUs of the largest node."""
         nodes = worker_placement.live_nodes() or worker_placement.known_nodes()
-        return max((int(node.cpus) for node in nodes), default=1)
+        return max([1, *(int(node.cpus) for node in nodes)])
 
     def call(
         self, function: Callable[..., Any], *arguments: Any, returns: int = 1, cpus: int | None = None

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
+from dim.app.cluster import connected
 from dim.errors import UserError
 from dim.extract import store
 from dim.extract.embedding import NetworkEmbedding
@@ -88,7 +89,7 @@ def unreadable():
 def test_a_part_that_cannot_be_loaded_is_an_error_of_the_user(ray_session, photos):
     _, vectors, labels, ids = photos
     parts = [Part(0, 30, referring(ray.put(vectors[:30]))), Part(30, 30, unreadable)]
-    with pytest.raises(UserError, match="'part-3' is not as it was written"):
+    with pytest.raises(UserError, match=r"^the shard 'part-3' is not as it was written$"), connected():
         mine(parts, labels, ids, Mining(), remote=Remote(8), share=2**20, block_rows=8)
 
 
