@@ -20,10 +20,7 @@ from dim.app.progress import Progress, Stage
 Unit = TypeVar("Unit")
 T = TypeVar("T")
 
-# CPUs that a task reserves if it runs beside workers that wait for it. If tasks reserved 0 CPUs, Ray would also place
-# them on a head node without CPUs, which must not do such work.
-_BESIDE = 0.01
-_AHEAD = 2  # tasks that are submitted for each CPU, so that no CPU waits for the driver
+AHEAD = 2  # tasks that are submitted for each CPU, so that no CPU waits for the driver
 MOST_THREADS = 16  # of this process; more of them would wait for memory, not for each other
 
 
@@ -36,7 +33,6 @@ def spread(
     stage: Stage | None = None,
     size: Callable[[Unit], int] = lambda _: 1,
     unit: str = "parts",
-    beside: bool = False,
     gpus: float = 0,
 ) -> Iterator[tuple[int, T]]:
     """Calls work(unit, *shared) for each of `units`, each call on one CPU.
@@ -48,16 +44,14 @@ def spread(
         shared: Arguments that all calls share. Each node gets one copy of them; arrays are read-only.
         workers: The most calls that run at a time. By default, there is one for each CPU.
         stage: The stage of progress that the units count for, if any; `size` is a unit's share of it, in `unit`.
-        beside: Whether the caller's workers reserve most CPUs but wait for the result. Calls then reserve hardly any.
         gpus: The GPUs of each call, beside its CPU. Threads have none.
 
     Yields:
         The position of each unit and the result of its call, as they are completed.
     """
     run = _by_tasks if ray.is_initialized() else _by_threads
-    reserved = {"num_cpus": _BESIDE if beside else 1, "num_gpus": gpus}
     progress = Progress(stage, sum(map(size, units)), unit) if stage else None
-    for position, result in run(work, units, shared, workers, reserved):
+    for position, result in run(work, units, shared, workers, gpus):
         yield position, result
         if progress:
             progress.add(size(units[position]))
@@ -82,17 +76,13 @@ def threads_of_a_call(units: int, workers: int | None = None) -> int:
 
 
 def _by_tasks(
-    work: Callable[..., T],
-    units: Sequence[Unit],
-    shared: Sequence[Any],
-    workers: int | None,
-    reserved: dict[str, float],
+    work: Callable[..., T], units: Sequence[Unit], shared: Sequence[Any], workers: int | None, gpus: float
 ) -> Iterator[tuple[int, T]]:
     # By default, a process that has used a GPU ends with its task. Here it goes on (max_calls=0), because TensorFlow
     # takes longer to start than a unit.
-    remote = ray.remote(scheduling_strategy="SPREAD", max_calls=0, **reserved)(work)
+    remote = ray.remote(scheduling_strategy="SPREAD", max_calls=0, num_cpus=1, num_gpus=gpus)(work)
     arguments = [ray.put(value) for value in shared]
-    window = workers or _AHEAD * slots()
+    window = workers or AHEAD * slots()
     left = iter(enumerate(units))
     running: dict[Any, int] = {}
     try:

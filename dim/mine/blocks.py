@@ -84,9 +84,9 @@ def stored(
         own = [places[part.start : part.start + part.size] for part in some]
         pieces.append(remote.call(divided, some, own, bounds, returns=len(groups)))
     blocks, reports = [], []
-    for number, group in enumerate(groups):
+    for group in groups:
         span = slice(pool.span(group[0]).start, pool.span(group[-1]).stop)
-        own_pieces = [each[number] for each in pieces]
+        own_pieces = [each.pop(0) for each in pieces]  # Ray frees them as soon as they are joined
         report, *made = remote.call(joined, pool.block_rows, pool.rows[span], *own_pieces, returns=len(group) + 1)
         blocks += made
         reports.append(report)

@@ -19,14 +19,15 @@ from dim.mine.ranking import Run, Sizes, run_of
 from dim.mine.remote import Remote, fetched
 from dim.mine.triplets import Triplets, active
 
-# Blocks in a group: at most MOST_BLOCKS, some seconds of work for a tile, and few enough that there are GROUPS groups.
-GROUPS, MOST_BLOCKS = 8, 8
+# The pool is divided into about GROUPS groups of blocks. A group has at most MOST_BLOCKS blocks, so that a tile is some
+# seconds of work. Smaller groups would have more results to merge, and a call costs the driver about 2 ms.
+GROUPS, MOST_BLOCKS = 8, 4
 _MERGED = 16  # results for a group that one task merges; this bounds what waits in the object store
 
 
-def groups(pool: Pool) -> list[range]:
-    """The groups of blocks. They depend on the pool only."""
-    size = max(1, min(MOST_BLOCKS, pool.block_count // GROUPS))
+def groups(pool: Pool, most: int = MOST_BLOCKS) -> list[range]:
+    """The groups of blocks, at most `most` in each. They depend on the pool only."""
+    size = min(most, -(-pool.block_count // GROUPS))
     return [range(i, min(i + size, pool.block_count)) for i in range(0, pool.block_count, size)]
 
 

@@ -29,7 +29,10 @@ from dim.search import approximate, faiss_files, index_factory
 # more as the largest label in the anchor's block has images, because the nearest rows may be positives. It returns at
 # most MOST_PROPOSED rows.
 PROPOSED, MOST_PROPOSED = 10, 2048
-_MOST_PART = 1 << 28  # bytes of a part, so that even a small index is built by several tasks
+# Bytes of the descriptors of a part. Each part is filled by one thread, so smaller parts are filled sooner. But each
+# anchor is searched for in each part: to search three graphs (HNSW) of n / 3 rows takes twice as long as one of n rows.
+_MOST_PART = 1 << 28
+_ANCHORS = 8  # most blocks of anchors that a task searches a part for; each task first copies the part
 
 Proposals = tuple[np.ndarray, np.ndarray, np.ndarray]  # scores, rows and distances of negatives, (anchors, n) each
 
@@ -44,14 +47,14 @@ def empty_index(settings: Mining, dimension: int) -> Any:
 
 def parts(stored: StoredPool) -> list[range]:
     """The blocks of each part of the index. A task holds a part and a copy of it while FAISS reads it."""
-    blocks = min(_MOST_PART, stored.share // 3) // (4 * stored.dimension * stored.pool.block_rows)
-    size = max(1, blocks)
-    return [range(i, min(i + size, len(stored.blocks))) for i in range(0, len(stored.blocks), size)]
+    count = stored.pool.block_count
+    size = max(1, min(_MOST_PART, stored.share // 3) // (4 * stored.dimension * stored.pool.block_rows))
+    return [range(i, min(i + size, count)) for i in range(0, count, size)]
 
 
 def calls(stored: StoredPool, _: Mining) -> int:
     """The number of calls of `runs`."""
-    count, groups = len(parts(stored)), len(hardest.groups(stored.pool))
+    count, groups = len(parts(stored)), len(hardest.groups(stored.pool, _ANCHORS))
     return 1 + count + groups * (count + 1)
 
 
@@ -62,7 +65,7 @@ def runs(remote: Remote, stored: StoredPool, settings: Mining) -> Iterator[Run]:
     [empty] = remote.call(trained, reference, settings, stored.dimension, cpus, every, cpus=cpus)
     remote.wait()  # so that no task that waits for the trained index takes a CPU from its training
     indexes = [remote.call(filled, reference, settings, empty, stored.of(span))[0] for span in spans]
-    for group in hardest.groups(pool):
+    for group in hardest.groups(pool, _ANCHORS):
         proposed = [
             remote.call(proposals, reference, settings, index, stored.of(span), stored.of(group))[0]
             for index, span in zip(indexes, spans, strict=True)

@@ -53,7 +53,6 @@ def mine(
         stored = blocks.stored(remote, parts, pool, share=share, where=where, image_ids=image_ids)
         remote.expect(Progress("mining", strategy.calls(stored, settings), "parts"))
         runs = list(strategy.runs(remote, stored, settings))
-        remote.wait()
         remote.expect(None)
         return ranking.ranked(remote, stored, runs, settings.top)
 

@@ -80,7 +80,7 @@ def is_unit(off: np.ndarray | float) -> np.ndarray:
 class Pool:
     """The n labelled rows, sorted by label and then by image id. The strategies identify a row by its position here.
 
-    `rows`: positions in the caller's arrays. `labels`: integer codes, ascending. `id_ranks`: the rank of each row's
+    `rows`: positions in the caller's arrays. `labels`: codes from 0 on, ascending. `id_ranks`: the rank of each row's
     image id; ranks decide ties. `tolerance`: the largest possible difference between 2 − 2x·y, with x·y in float32,
     and `distances`. `blocks`: the descriptors of the blocks that this process needs, float32 or float16 (up to
     `block_rows`, D); the others are in Ray's object store.

@@ -47,7 +47,7 @@ def runs(remote: Remote, stored: StoredPool, settings: Mining) -> Iterator[Run]:
 def drawn(pool: Pool, settings: Mining, owns: range, others: range, blocks: dict[int, Any]) -> tuple[Sizes, Triplets]:
     """Draws triplets for the pairs of a label of `owns`, for anchors, and one of `others`, for negatives."""
     pool = pool.holding(fetched(blocks))
-    _, sizes = _labels(pool)
+    starts, sizes = _labels(pool)
     numbers = np.cumsum(sizes >= 2) - 1  # a label of one image has no anchor, and no number
     step = max(1, _AT_ONCE // settings.candidates_per_pair)
     parts = [Triplets.none()]
@@ -56,25 +56,25 @@ def drawn(pool: Pool, settings: Mining, owns: range, others: range, blocks: dict
             continue
         # Each anchor's label has a pair with each label but itself.
         start, stop = (numbers[own] * (len(sizes) - 1) + end - (end > own) for end in (others.start, others.stop))
-        parts += (_of_pairs(pool, settings, first, min(first + step, stop)) for first in range(start, stop, step))
+        pairs = (range(first, min(first + step, stop)) for first in range(start, stop, step))
+        parts += (_of_pairs(pool, settings, starts, sizes, some) for some in pairs)
     return run_of(parts, pool.id_ranks, settings.top)
 
 
 def _labels(pool: Pool) -> tuple[np.ndarray, np.ndarray]:
     # The first row, and the number of rows, of each label.
-    _, starts, sizes = np.unique(pool.labels, return_index=True, return_counts=True)
-    return starts, sizes
+    sizes = np.bincount(pool.labels)
+    return np.cumsum(sizes) - sizes, sizes
 
 
-def _of_pairs(pool: Pool, settings: Mining, start: int, stop: int) -> Triplets:
-    starts, sizes = _labels(pool)
-    own, other = np.divmod(np.arange(start, stop), len(sizes) - 1)
+def _of_pairs(pool: Pool, settings: Mining, starts: np.ndarray, sizes: np.ndarray, pairs: range) -> Triplets:
+    own, other = np.divmod(np.arange(pairs.start, pairs.stop), len(sizes) - 1)
     own = np.flatnonzero(sizes >= 2)[own]
     other += other >= own
     # A draw is a number that stands for a triplet. If the anchor's label has n images and the negative's label has m,
     # the digits of the number in the mixed radix (n, n − 1, m) are the anchor, the positive and the negative.
     n, m = sizes[own][:, None], sizes[other][:, None]
-    drawn = np.sort(_words(settings, start, stop) % (n * (n - 1) * m).astype(np.uint64), axis=1).astype(np.int64)
+    drawn = np.sort(_words(settings, pairs) % (n * (n - 1) * m).astype(np.uint64), axis=1).astype(np.int64)
     anchor, rest = np.divmod(drawn, (n - 1) * m)
     positive, negative = np.divmod(rest, m)
     positive += positive >= anchor
@@ -88,9 +88,9 @@ def _of_pairs(pool: Pool, settings: Mining, start: int, stop: int) -> Triplets:
     return active(triplets, pool.distances(triplets[0], triplets[1]), distance_an, settings.margin, drawn.size)
 
 
-def _words(settings: Mining, start: int, stop: int) -> np.ndarray:
+def _words(settings: Mining, pairs: range) -> np.ndarray:
     # Random words, one per candidate: (pairs, candidates_per_pair). Each pair has its own steps of the generator.
     steps = -(-settings.candidates_per_pair // _WORDS)
-    generator = np.random.Philox(key=settings.seed, counter=start * steps)
-    words = generator.random_raw((stop - start) * steps * _WORDS)
-    return words.reshape(stop - start, -1)[:, : settings.candidates_per_pair]
+    generator = np.random.Philox(key=settings.seed, counter=pairs.start * steps)
+    words = generator.random_raw(len(pairs) * steps * _WORDS)
+    return words.reshape(len(pairs), -1)[:, : settings.candidates_per_pair]

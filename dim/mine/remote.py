@@ -17,7 +17,6 @@ from dim.app.progress import Progress
 # CPUs that a task reserves if it runs beside workers that wait for it. If tasks reserved 0 CPUs, Ray would also place
 # them on a head node without CPUs, which must not do such work.
 _BESIDE = 0.01
-_AHEAD = 2  # tasks that are submitted for each CPU, so that no CPU waits for the driver
 
 
 class Remote:
@@ -27,7 +26,7 @@ class Remote:
     """
 
     def __init__(self, workers: int | None = None, *, beside: bool = False) -> None:
-        self._window = workers or tasks.slots() * (1 if beside else _AHEAD)
+        self._window = workers or tasks.slots() * (1 if beside else tasks.AHEAD)
         # Ray exports a remote function once, so it is made once for all calls.
         self._task = ray.remote(scheduling_strategy="SPREAD")(_called)
         self._beside = beside
@@ -44,7 +43,8 @@ class Remote:
                 ray.cancel(ended)
 
     def expect(self, progress: Progress | None) -> None:
-        """Counts each call that ends from now on in `progress`, if any."""
+        """Waits for all calls so far. Then counts each further call that ends in `progress`, if any."""
+        self.wait()
         self._progress = progress
 
     def put(self, value: Any) -> Any:
@@ -59,7 +59,7 @@ class Remote:
     def node_cpus(self) -> int:
         """The CPUs of the largest node."""
         nodes = worker_placement.live_nodes() or worker_placement.known_nodes()
-        return max((int(node.cpus) for node in nodes), default=1)
+        return max([1, *(int(node.cpus) for node in nodes)])
 
     def call(
         self, function: Callable[..., Any], *arguments: Any, returns: int = 1, cpus: int | None = None

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 import tensorflow as tf
 from ray.train.collective import broadcast_from_rank_zero
@@ -168,9 +169,10 @@ def _judge(
 ) -> Iterator[tuple[float | None, np.ndarray]]:
     """For each query, yields its AP (None without a positive) and its scores, (N,). The query itself scores −inf."""
     place, database = exact.tie_order_of(image_ids), Loaded(parts)
+    codes = pc.fill_null(pa.array(labels, pa.string()).dictionary_encode().indices, -1).to_numpy()
     scores_of_all = (scores for part in database for scores in exact.scores(part, database, len(labels)))
     for query, scores in enumerate(scores_of_all):
-        positives = np.flatnonzero(labels == labels[query]) if labels[query] is not None else np.zeros(0, np.int64)
+        positives = np.flatnonzero((codes == codes[query]) & (codes >= 0))
         positives = positives[positives != query]
         scores[query] = -np.inf
         yield metrics.average_precision(np.sort(exact.ranks(scores, positives, place)), len(positives)), scores

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/mining.py --rows 25000,100000
     python tests/benchmarks/mining.py --rows 40000,400000 --candidates IVF1024,Flat --product-share 0.01
-    python tests/benchmarks/mining.py --rows 25000 --block-rows 448    # as many tasks as for 700,000 rows
+    python tests/benchmarks/mining.py --rows 25000 --block-rows 128    # as many tasks as for 400,000 rows
 
 Prints one JSON line. For each size: `rate` is the time of the full float32 product over that of mining 5 negatives and
 4 positives of each row (1 means that mining, on Ray and with all its merging, takes as long as the product alone). A

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -10,11 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
+from dim.app.cluster import connected
 from dim.errors import UserError
 from dim.extract import store
 from dim.extract.embedding import NetworkEmbedding
 from dim.io import files, tables
-from dim.mine import blocks, hardest, indexed
+from dim.mine import blocks, hardest, indexed, mining
 from dim.mine.config import MineConfig, Mining
 from dim.mine.mining import mine
 from dim.mine.pool import BLOCK_ROWS
@@ -69,6 +71,26 @@ def test_tasks_find_what_one_process_finds(ray_session, photos, strategy):
         triplets = mined(data, settings, remote, block_rows)
         assert triplets.table(data[2]).equals(alone.table(data[2]))
         assert triplets.summary() == alone.summary()
+
+
+@pytest.mark.parametrize("options", [{}, {"candidates": "Flat"}, {"strategy": "random"}])
+def test_progress_counts_each_part_of_mining_once(ray_session, photos, monkeypatch, options):
+    totals, done = [], []
+    recorder = SimpleNamespace(add=done.append)
+    monkeypatch.setattr(mining, "Progress", lambda _stage, total, _unit: totals.append(total) or recorder)
+    mined(photos[1:], Mining(**options), Remote(8), 3)
+    assert [sum(done)] == totals
+
+
+def unreadable():
+    raise UserError("the shard 'part-3' is not as it was written")
+
+
+def test_a_part_that_cannot_be_loaded_is_an_error_of_the_user(ray_session, photos):
+    _, vectors, labels, ids = photos
+    parts = [Part(0, 30, referring(ray.put(vectors[:30]))), Part(30, 30, unreadable)]
+    with pytest.raises(UserError, match=r"^the shard 'part-3' is not as it was written$"), connected():
+        mine(parts, labels, ids, Mining(), remote=Remote(8), share=2**20, block_rows=8)
 
 
 def dying_once(function, flag):
