@@ -50,7 +50,7 @@ class AuditedPhotos:
     @cached_property
     def database(self) -> Exact:
         """The photos as an exact database."""
-        return Exact(self.parts, self.tie_order)
+        return Exact(self.parts, self.tie_order, workers=self.workers)
 
     @cached_property
     def sides(self) -> np.ndarray:
