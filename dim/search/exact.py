@@ -114,7 +114,7 @@ def nearest(
     """
     step = max(1, min(UNIT_QUERIES, _UNIT_CELLS // max(1, count)))
     chunks = [slice(start, start + step) for start in range(0, len(queries), step)]
-    groups = list(_grouped(parts, min(_UNIT_ROWS, max(COLUMNS, len(tie_order) // _UNITS))))
+    groups = list(grouped(parts, min(_UNIT_ROWS, max(COLUMNS, len(tie_order) // _UNITS))))
     units = [(chunk, group) for chunk in chunks for group in groups]
     best = BestRows(len(queries), count, tie_order)
     bounds = np.full(len(queries), -np.inf)  # units that run in this process see how they rise; tasks have a copy
@@ -173,6 +173,18 @@ def best(scores: np.ndarray, count: int, tie_order: np.ndarray) -> np.ndarray:
     return listed[np.lexsort((tie_order[listed], -scores[listed]))][:count]
 
 
+def grouped(parts: Iterable[Part], rows: int) -> Iterator[list[Part]]:
+    """Yields consecutive parts that have `rows` rows or more together; the last group may have fewer."""
+    group: list[Part] = []
+    for part in parts:
+        group.append(part)
+        if sum(part.size for part in group) >= rows:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
 def on_grid(vectors: np.ndarray, kind: type[np.floating] = np.float64) -> np.ndarray:
     """`vectors` as floats of the `kind`, with each component rounded to a multiple of 2⁻²⁶.
 
@@ -185,18 +197,6 @@ def on_grid(vectors: np.ndarray, kind: type[np.floating] = np.float64) -> np.nda
     return scaled
 
 
-def _grouped(parts: Iterable[Part], rows: int) -> Iterator[list[Part]]:
-    """Yields consecutive parts that have `rows` rows or more together; the last group may have fewer."""
-    group: list[Part] = []
-    for part in parts:
-        group.append(part)
-        if sum(part.size for part in group) >= rows:
-            yield group
-            group = []
-    if group:
-        yield group
-
-
 def _multiply(left: np.ndarray, right: np.ndarray, out: np.ndarray) -> np.ndarray:
     return np.matmul(left, right.T, out=out)
 
@@ -207,7 +207,7 @@ def best_of_unit(unit: tuple[slice, list[Part]], search: Search) -> tuple[np.nda
     queries, bounds = search.queries[chunk], search.bounds[chunk]
     best = BestRows(len(queries), search.count, search.tie_order)
     products = np.empty((QUERIES, COLUMNS), np.float32)
-    for group in _grouped(parts, COLUMNS):
+    for group in grouped(parts, COLUMNS):
         loaded = list(parallel_map(lambda part: part.load(), group, _LOADED)) if len(group) > 1 else [group[0].load()]
         vectors = np.concatenate(loaded) if len(loaded) > 1 else loaded[0]
         for start in range(0, len(vectors), COLUMNS):

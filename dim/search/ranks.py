@@ -101,7 +101,7 @@ def ranks(
         The ranks, int64 (P,), and the first `count` rows of each list with their scores.
     """
     own = np.full(len(queries), -1) if own is None else own
-    runs = list(_runs(parts, min(ROWS, len(tie_order) // _UNITS)))
+    runs = list(exact.grouped(parts, min(ROWS, len(tie_order) // _UNITS)))
     scores = _scores(queries, runs, pairs, workers)
     starts = np.searchsorted(pairs.queries, np.arange(len(queries) + 1))
     search = Search(queries, own, tie_order, count, starts, scores, tie_order[pairs.rows])
@@ -127,18 +127,6 @@ def _scores(queries: np.ndarray, runs: list[list[Part]], pairs: Pairs, workers: 
     for unit, found in spread(score_pairs, asked, [queries], workers=workers):
         scores[places[unit]] = found
     return scores
-
-
-def _runs(parts: Sequence[Part], rows: int) -> Iterator[list[Part]]:
-    """Yields the parts in runs of at least `rows` rows, but for the last."""
-    run: list[Part] = []
-    for part in parts:
-        run.append(part)
-        if sum(part.size for part in run) >= rows:
-            yield run
-            run = []
-    if run:
-        yield run
 
 
 def _blocks(runs: Sequence[list[Part]], count: int) -> Iterator[Block]:

@@ -138,7 +138,7 @@ def spread_exact(rows: int) -> dict[str, Any]:
 class WaitingFilling(Filling):
     """Fills an index without adding rows, after a wait."""
 
-    def add(self, index: Any, blocks: Iterable[np.ndarray]) -> None:
+    def add(self, index: Any, blocks: Iterable[np.ndarray]) -> None:  # noqa: ARG002
         time.sleep(WAIT)
 
 
