@@ -154,7 +154,7 @@ def _require_room(wanted: int) -> None:
     free = shutil.disk_usage(folder).free
     if wanted > free:
         has = f"but {folder!r} has {free:,} bytes left; set TMPDIR to a folder on a larger disk"
-        raise UserError(f"vectors of {wanted:,} bytes need a temporary file, {has}")
+        raise UserError(f"--expansion needs a temporary file of {wanted:,} bytes, {has}")
     log.info("copying the vectors of all rows to a temporary file of %d MB", wanted // 10**6)
 
 

@@ -173,18 +173,6 @@ def best(scores: np.ndarray, count: int, tie_order: np.ndarray) -> np.ndarray:
     return listed[np.lexsort((tie_order[listed], -scores[listed]))][:count]
 
 
-def grouped(parts: Iterable[Part], rows: int) -> Iterator[list[Part]]:
-    """Yields consecutive parts that have `rows` rows or more together; the last group may have fewer."""
-    group: list[Part] = []
-    for part in parts:
-        group.append(part)
-        if sum(part.size for part in group) >= rows:
-            yield group
-            group = []
-    if group:
-        yield group
-
-
 def on_grid(vectors: np.ndarray, kind: type[np.floating] = np.float64) -> np.ndarray:
     """`vectors` as floats of the `kind`, with each component rounded to a multiple of 2⁻²⁶.
 
@@ -195,6 +183,18 @@ def on_grid(vectors: np.ndarray, kind: type[np.floating] = np.float64) -> np.nda
     np.rint(scaled, out=scaled)
     scaled /= kind(GRID)
     return scaled
+
+
+def grouped(parts: Iterable[Part], rows: int) -> Iterator[list[Part]]:
+    """Yields consecutive parts that have `rows` rows or more together; the last group may have fewer."""
+    group: list[Part] = []
+    for part in parts:
+        group.append(part)
+        if sum(part.size for part in group) >= rows:
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 def _multiply(left: np.ndarray, right: np.ndarray, out: np.ndarray) -> np.ndarray:

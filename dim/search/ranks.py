@@ -18,7 +18,7 @@ import numpy as np
 from dim.app.tasks import spread
 from dim.search import exact
 from dim.search.best_rows import BestRows
-from dim.search.exact import Part, on_grid
+from dim.search.exact import Part, grouped, on_grid
 
 # A unit of work has about `ROWS` rows, or fewer if the database has no more than `_UNITS` such units, but at least one
 # part. It computes about `CELLS` scores, for which a CPU takes some seconds.
@@ -101,11 +101,11 @@ def ranks(
         The ranks, int64 (P,), and the first `count` rows of each list with their scores.
     """
     own = np.full(len(queries), -1) if own is None else own
-    runs = list(exact.grouped(parts, min(ROWS, len(tie_order) // _UNITS)))
-    scores = _scores(queries, runs, pairs, workers)
+    groups = list(grouped(parts, min(ROWS, len(tie_order) // _UNITS)))
+    scores = _scores(queries, groups, pairs, workers)
     starts = np.searchsorted(pairs.queries, np.arange(len(queries) + 1))
     search = Search(queries, own, tie_order, count, starts, scores, tie_order[pairs.rows])
-    blocks = list(_blocks(runs, len(queries)))
+    blocks = list(_blocks(groups, len(queries)))
     counts, best = np.zeros(len(pairs), np.int64), BestRows(len(queries), count, tie_order)
     found = spread(search_block, blocks, [search], workers=workers, stage="evaluating", size=len, unit="scores")
     for unit, (before, *head) in found:
@@ -115,26 +115,27 @@ def ranks(
     return counts, best
 
 
-def _scores(queries: np.ndarray, runs: list[list[Part]], pairs: Pairs, workers: int | None) -> np.ndarray:
+def _scores(queries: np.ndarray, groups: list[list[Part]], pairs: Pairs, workers: int | None) -> np.ndarray:
     """The exact scores of the pairs, float64 (P,)."""
     scores = np.empty(len(pairs))
     order = np.argsort(pairs.rows, kind="stable")
-    bounds = np.searchsorted(pairs.rows[order], [run[0].start for run in runs])
+    bounds = np.searchsorted(pairs.rows[order], [group[0].start for group in groups])
     places = np.split(order, bounds[1:])
     asked = [
-        Asked(run, Pairs(pairs.queries[place], pairs.rows[place])) for run, place in zip(runs, places, strict=True)
+        Asked(group, Pairs(pairs.queries[place], pairs.rows[place]))
+        for group, place in zip(groups, places, strict=True)
     ]
     for unit, found in spread(score_pairs, asked, [queries], workers=workers):
         scores[places[unit]] = found
     return scores
 
 
-def _blocks(runs: Sequence[list[Part]], count: int) -> Iterator[Block]:
+def _blocks(groups: Sequence[list[Part]], count: int) -> Iterator[Block]:
     """Yields the units of the second pass for `count` queries."""
-    for run in runs:
-        step = max(_QUERIES, CELLS // sum(part.size for part in run))
+    for group in groups:
+        step = max(_QUERIES, CELLS // sum(part.size for part in group))
         for first in range(0, count, step):
-            yield Block(run, first, min(first + step, count))
+            yield Block(group, first, min(first + step, count))
 
 
 def score_pairs(unit: Asked, queries: np.ndarray) -> np.ndarray:

@@ -272,7 +272,9 @@ def test_a_step_that_finds_no_room_on_the_disk_is_refused(monkeypatch):
     monkeypatch.setattr(database.shutil, "disk_usage", lambda _: SimpleNamespace(free=60 * 8 * 4 - 1))
     queries, vectors = clustered(8)
     parts = [Part(0, 60, lambda: vectors)]
-    with pytest.raises(UserError, match=r"vectors of 1,920 bytes need a temporary file, but .* has 1,919 bytes left"):
+    with pytest.raises(
+        UserError, match=r"--expansion needs a temporary file of 1,920 bytes, but .* has 1,919 bytes left"
+    ):
         searched("dba", queries, Exact(parts, np.arange(60)), 3)
     searched("diffusion", queries, Exact(parts, np.arange(60)), 3)  # needs no vectors of single rows
 
