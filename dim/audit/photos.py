@@ -3,7 +3,7 @@
 The descriptors stay on disk. `units` divides them into the units of work that tasks read and compute.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -50,7 +50,7 @@ class AuditedPhotos:
     @cached_property
     def database(self) -> Exact:
         """The photos as an exact database."""
-        return Exact(self.parts, self.tie_order)
+        return Exact(self.parts, self.tie_order, workers=self.workers)
 
     @cached_property
     def sides(self) -> np.ndarray:
@@ -71,7 +71,7 @@ class AuditedPhotos:
     @cached_property
     def units(self) -> list[list[Part]]:
         """The parts in groups of consecutive parts, with about `UNIT_ROWS` rows each."""
-        return list(_units(self.parts))
+        return list(exact.grouped(self.parts, UNIT_ROWS))
 
     def id(self, row: int) -> str:
         """The image id of the photo `row`."""
@@ -117,17 +117,6 @@ def span(unit: Sequence[Part]) -> slice:
 def rows_in(unit: Sequence[Part]) -> int:
     """The number of rows of a unit."""
     return sum(part.size for part in unit)
-
-
-def _units(parts: Sequence[Part]) -> Iterator[list[Part]]:
-    unit: list[Part] = []
-    for part in parts:
-        unit.append(part)
-        if rows_in(unit) >= UNIT_ROWS:
-            yield unit
-            unit = []
-    if unit:
-        yield unit
 
 
 def _coded(column: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:

@@ -119,8 +119,10 @@ def _from_counts(search: Retrieval, of: np.ndarray, columns: np.ndarray) -> tupl
         raise TypeError("only the rows of an exact search have ranks")
     positions, listed = np.full(len(columns), NOT_LISTED), columns != NOT_LISTED
     pairs = Pairs(of[listed], columns[listed])
-    positions[listed] = ranks(search.queries, database.parts, database.tie_order, pairs, search.own)
-    return positions, list(search.best(TOP))
+    found = ranks(search.queries, database.parts, database.tie_order, pairs, count=TOP, own=search.own)
+    positions[listed], best = found
+    heads = zip(best.rows, best.scores, strict=True)
+    return positions, [(rows[rows >= 0], scores[rows >= 0]) for rows, scores in heads]
 
 
 def _from_scores(search: Retrieval, of: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, list[Head]]:

@@ -238,7 +238,7 @@ def _screened(
     thresholds = least - tolerance
     unknown = np.isinf(least)
     if unknown.any() and count <= len(rows):
-        thresholds[unknown] = _reached(products[unknown], count) - 2 * tolerance
+        thresholds[unknown] = reached(products[unknown], count) - 2 * tolerance
     found = np.flatnonzero(products >= thresholds.astype(np.float32)[:, None])
     numbers, columns = np.divmod(found, len(rows))
     scores = np.empty(len(found))
@@ -249,7 +249,7 @@ def _screened(
     return numbers, columns, scores
 
 
-def _reached(products: np.ndarray, count: int) -> np.ndarray:
+def reached(products: np.ndarray, count: int) -> np.ndarray:
     """A product that at least `count` of a query's `products` (Q, n) reach, near the largest such, float64 (Q,)."""
     # The maxima of groups suffice, and a partition of few maxima is much faster than one of all products.
     width = max(8 * count, 256)

@@ -1,20 +1,23 @@
-"""Exact ranks of given rows in the lists of an exact search, without keeping the scores of all rows.
+"""The ranks of given rows in the lists of an exact search, and the first rows of each list.
 
 An evaluation asks at which rank each positive of a query is. `ranks` answers that in two passes over the database. The
-first computes the scores of the given rows. The second counts the rows that come before each of them, a part of the
-database and some queries at a time, in tasks of the cluster or in threads. The counts of all parts are added, so the
-ranks don't depend on how the work is divided. All scores are exact (see `dim.search.exact`): float64 products on the
-grid need no margin for rounding errors, whose candidates would take longer to check than the products.
+first computes the scores of the given rows. The second computes all scores, a part of the database and some queries at
+a time, in tasks of the cluster or in threads. It counts the rows that come before each given row, and keeps the best
+rows. The counts of all parts are added, so the ranks don't depend on how the work is divided.
+
+All scores are exact (see `dim.search.exact`). Products of float32 would take half the time, but their rounding errors
+leave open whether some rows come before a given row. Exact scores of these rows take as long as the time saved, unless
+most of the given rows are near the head of their lists.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
 from dim.app.tasks import spread
 from dim.search import exact
+from dim.search.best_rows import BestRows
 from dim.search.exact import Part, grouped, on_grid
 
 # A unit of work has about `ROWS` rows, or fewer if the database has no more than `_UNITS` such units, but at least one
@@ -57,12 +60,20 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """The pairs of query q are from starts[q] to before starts[q + 1]. Their rows have `scores` and `ties`, (P,)."""
+class Search:
+    """What all units of the second pass share.
 
+    The pairs of query q are from starts[q] to before starts[q + 1]. Their rows have `scores` and `ties`, places in the
+    tie-break order, (P,). The other attributes are the arguments of `ranks`.
+    """
+
+    queries: np.ndarray
+    own: np.ndarray
+    tie_order: np.ndarray
+    count: int
     starts: np.ndarray
     scores: np.ndarray
-    ties: np.ndarray  # places in the tie-break order
+    ties: np.ndarray
 
 
 def ranks(
@@ -70,42 +81,45 @@ def ranks(
     parts: Sequence[Part],
     tie_order: np.ndarray,
     pairs: Pairs,
-    own: np.ndarray | None = None,
     *,
+    count: int,
+    own: np.ndarray | None = None,
     workers: int | None = None,
-) -> np.ndarray:
-    """The 0-based rank of each pair's row in the list of the pair's query, int64 (P,).
+) -> tuple[np.ndarray, BestRows]:
+    """Finds the 0-based rank of each pair's row in the list of the pair's query, and the first rows of each list.
 
     Args:
         queries: L2-normalised vectors, (Q, D).
         parts: The database, as consecutive parts that any process can load. Each is loaded for every `CELLS` scores.
         tie_order: The tie-break order of the database rows, from `exact.tie_order_of`, (N,).
         pairs: The pairs. None has the row that `own` leaves out.
+        count: The number of first rows to find.
         own: The row that is left out of each query's list, (Q,). −1 leaves no row out.
         workers: The most units of work that are done at a time. By default, one for each CPU.
+
+    Returns:
+        The ranks, int64 (P,), and the first `count` rows of each list with their scores.
     """
     own = np.full(len(queries), -1) if own is None else own
-    (leaving,) = np.nonzero(own >= 0)
-    both = np.concatenate([pairs.queries, leaving])
-    order = np.argsort(both, kind="stable")
-    counted = np.empty(len(both), np.int64)
-    rows = np.concatenate([pairs.rows, own[leaving]])
-    counted[order] = _counted(queries, parts, tie_order, Pairs(both[order], rows[order]), workers)
-    place_of_own = np.full(len(queries), len(tie_order))
-    place_of_own[leaving] = counted[len(pairs) :]
-    counts = counted[: len(pairs)]
-    found: np.ndarray = counts - (place_of_own[pairs.queries] < counts)
-    return found
-
-
-def _counted(
-    queries: np.ndarray, parts: Sequence[Part], tie_order: np.ndarray, pairs: Pairs, workers: int | None
-) -> np.ndarray:
-    """The number of rows that come before each pair's row, int64 (P,)."""
     groups = list(grouped(parts, min(ROWS, len(tie_order) // _UNITS)))
+    scores = _scores(queries, groups, pairs, workers)
+    starts = np.searchsorted(pairs.queries, np.arange(len(queries) + 1))
+    search = Search(queries, own, tie_order, count, starts, scores, tie_order[pairs.rows])
+    blocks = list(_blocks(groups, len(queries)))
+    counts, best = np.zeros(len(pairs), np.int64), BestRows(len(queries), count, tie_order)
+    found = spread(search_block, blocks, [search], workers=workers, stage="evaluating", size=len, unit="scores")
+    for unit, (before, *head) in found:
+        first, last = blocks[unit].first, blocks[unit].last
+        counts[starts[first] : starts[last]] += before
+        best.merge(first, *head)
+    return counts, best
+
+
+def _scores(queries: np.ndarray, groups: list[list[Part]], pairs: Pairs, workers: int | None) -> np.ndarray:
+    """The exact scores of the pairs, float64 (P,)."""
     scores = np.empty(len(pairs))
     order = np.argsort(pairs.rows, kind="stable")
-    bounds = np.searchsorted(pairs.rows[order], [group[0].start for group in groups] + [len(tie_order)])
+    bounds = [*np.searchsorted(pairs.rows[order], [group[0].start for group in groups]).tolist(), len(order)]
     places = [order[first:last] for first, last in pairwise(bounds)]
     asked = [
         Asked(group, Pairs(pairs.queries[place], pairs.rows[place]))
@@ -113,15 +127,7 @@ def _counted(
     ]
     for unit, found in spread(score_pairs, asked, [queries], workers=workers):
         scores[places[unit]] = found
-    starts = np.searchsorted(pairs.queries, np.arange(len(queries) + 1))
-    wanted = Wanted(starts, scores, tie_order[pairs.rows])
-    blocks = list(_blocks(groups, len(queries)))
-    counts = np.zeros(len(pairs), np.int64)
-    shared = [queries, wanted, tie_order]
-    counted = spread(count_before, blocks, shared, workers=workers, stage="evaluating", size=len, unit="scores")
-    for unit, found in counted:
-        counts[starts[blocks[unit].first] : starts[blocks[unit].last]] += found
-    return counts
+    return scores
 
 
 def _blocks(groups: Sequence[list[Part]], count: int) -> Iterator[Block]:
@@ -147,20 +153,46 @@ def score_pairs(unit: Asked, queries: np.ndarray) -> np.ndarray:
     return found
 
 
-def count_before(unit: Block, queries: np.ndarray, wanted: Wanted, tie_order: np.ndarray) -> np.ndarray:
-    """How many rows of the unit's parts come before the row of each pair of the unit's queries, int64."""
-    starts = wanted.starts
+def search_block(unit: Block, search: Search) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Searches the unit's parts for the unit's queries.
+
+    Returns:
+        How many rows come before the row of each pair of these queries, int64 (p,). And the best rows of each query,
+        int64 (q, count), and their scores, float64 (q, count).
+    """
+    starts = search.starts
     offset = starts[unit.first]
     counts = np.zeros(starts[unit.last] - offset, np.int64)
+    best = BestRows(unit.last - unit.first, search.count, search.tie_order)
     for part in unit.parts:
         vectors = part.load()
-        for start in range(0, len(vectors), _COLUMNS):
-            block = on_grid(vectors[start : start + _COLUMNS]).T
-            order = tie_order[part.start + start :][: block.shape[1]]
+        for above in range(0, len(vectors), _COLUMNS):
+            block = on_grid(vectors[above : above + _COLUMNS]).T
+            start = part.start + above
+            order = search.tie_order[start : start + block.shape[1]]
             for first in range(unit.first, unit.last, _QUERIES):
-                last = min(first + _QUERIES, unit.last)
-                for query, row in enumerate(on_grid(queries[first:last]) @ block, start=first):
-                    own = slice(starts[query], starts[query + 1])
-                    found = exact.before(row, order, wanted.scores[own], wanted.ties[own])
-                    counts[own.start - offset : own.stop - offset] += found
-    return counts
+                some = slice(first, min(first + _QUERIES, unit.last))
+                scores = on_grid(search.queries[some]) @ block
+                _leave_out(scores, search.own[some] - start)
+                _keep_best(best, first - unit.first, start, scores)
+                for query, row in enumerate(scores, start=first):
+                    pairs = slice(starts[query], starts[query + 1])
+                    before = exact.before(row, order, search.scores[pairs], search.ties[pairs])
+                    counts[pairs.start - offset : pairs.stop - offset] += before
+    return counts, best.rows, best.scores
+
+
+def _leave_out(scores: np.ndarray, columns: np.ndarray) -> None:
+    """Sets the score of each query's column in `columns` (Q,) to −inf, if there is such a column."""
+    (here,) = np.nonzero((columns >= 0) & (columns < scores.shape[1]))
+    scores[here, columns[here]] = -np.inf
+
+
+def _keep_best(best: BestRows, query: int, row: int, scores: np.ndarray) -> None:
+    """Inserts the best of the `scores` (q, n) of the queries from `query` on and the rows from `row` on into `best`."""
+    count = best.rows.shape[1]
+    least = np.maximum(best.scores[query : query + len(scores), -1], -2.0)  # no score is as low, but −inf is lower
+    if (least == -2.0).any() and count <= scores.shape[1]:
+        least = np.maximum(least, exact.reached(scores, count))
+    queries, columns = np.nonzero(scores >= least[:, None])
+    best.insert(queries + query, columns + row, scores[queries, columns])

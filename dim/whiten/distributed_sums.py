@@ -33,7 +33,7 @@ from dim.extract.embedder import Forward, Recipe, set_up_tensorflow
 from dim.extract.resources import Resources
 from dim.search import descriptor_folder
 from dim.search.descriptor_folder import DescriptorFolder
-from dim.search.exact import Part
+from dim.search.exact import Part, grouped
 from dim.whiten import fit
 from dim.whiten.fit import Moments
 
@@ -87,13 +87,8 @@ def _read(folder: str, manifest: Manifest) -> DescriptorFolder:
 
 def _by_units(task: Callable[..., Any], rows: DescriptorFolder, *shared: Any) -> Iterator[Any]:
     """Yields task(parts, *shared) for the parts of each unit, in order, so that sums are added in the same order."""
-    units: list[list[Part]] = [[]]
-    for part in rows.parts:
-        if sum(one.size for one in units[-1]) >= UNIT_ROWS:
-            units.append([])
-        units[-1].append(part)
     early, place = {}, 0
-    for position, result in spread(task, units, shared, stage="summing"):
+    for position, result in spread(task, list(grouped(rows.parts, UNIT_ROWS)), shared, stage="summing"):
         early[position] = result
         while place in early:
             yield early.pop(place)

@@ -6,8 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from dim.app import tasks
 from dim.audit import evidence as module
-from dim.audit import label_sums
+from dim.audit import label_sums, neighbours
 from dim.audit import photos as audited
 from dim.audit.evidence import NEUTRAL, crowding, evidence
 from dim.audit.neighbours import Neighbours
@@ -34,6 +35,14 @@ def of(vectors, codes, parts=3, **machine):
     labels = pa.chunked_array([pa.array([None if code < 0 else f"{code:03d}" for code in codes], pa.string())])
     ids = pa.chunked_array([pa.array([f"{row:04d}" for row in range(len(codes))])])
     return audited.of(loaded, ids, labels, labels, **machine)
+
+
+@pytest.mark.parametrize("workers", [None, 3])
+def test_the_exact_search_of_neighbours_has_the_workers(monkeypatch, workers):
+    asked, run = [], tasks.spread
+    monkeypatch.setattr(tasks, "spread", lambda *given, **how: asked.append(how["workers"]) or run(*given, **how))
+    neighbours.exact(of(*photos(0)[:2], workers=workers))
+    assert asked == [workers]
 
 
 def near(crowded, rows=None):

@@ -38,6 +38,7 @@ from processes import MEBIBYTE, cpu_seconds, family, pss
 REPOSITORY = Path(__file__).resolve().parents[2]
 DIMENSION, SUBSPACE, PHOTOS_OF_A_LABEL, PHOTOS_OF_A_FOLDER = 512, 32, 10, 1000
 QUERIES, WRONG, SIZE = 1000, 0.01, 32
+LISTS, ROWS_OF_A_LIST = 1024, 40  # most inverted lists of an index, and the fewest rows for each of them
 EVERY = 0.25  # seconds between two looks at a job's processes
 NETWORK = {
     "model": "vgg16-gem", "weights": "random", "precision": "float32", "image_size": SIZE, "gpus_per_worker": 0,
@@ -51,9 +52,9 @@ JOBS: dict[str, tuple[str, float]] = {
     "extract": ("extract.py {network} --manifest {made}/photos.parquet --out {made}/descriptors", math.inf),
     "whiten": ("whiten.py --manifest {made}/photos.parquet --descriptors {made}/descriptors --out {out}.npz", math.inf),
     "index": (INDEX + "Flat", math.inf),
-    "index by lists": (INDEX + "IVF1024,PQ64", math.inf),
+    "index by lists": (INDEX + "IVF{lists},PQ64", math.inf),
     "search": ("search.py --no-report --index {made}/descriptors --queries {made}/queries --out {out}", math.inf),
-    "search by index": ("search.py --no-report --index {lists} --queries {made}/queries --out {out}", math.inf),
+    "search by index": ("search.py --no-report --index {by_lists} --queries {made}/queries --out {out}", math.inf),
     "evaluate": (f"evaluate.py --no-report {INPUT} --query-split test --database-split train", math.inf),
     "mine": (f"mine.py {INPUT} --top 1600", 4e5),
     "mine by index": (f"mine.py {INPUT} --top 1600{PROPOSED}", math.inf),
@@ -66,13 +67,13 @@ JOBS: dict[str, tuple[str, float]] = {
 def make(rows: int, folder: Path) -> None:
     """Makes the manifest, the photos and the descriptors of `rows` rows in `folder`, and those of the queries."""
     from dim.app import cluster
-    from dim.extract import job, pipeline
+    from dim.extract import job, pipeline, run
     from dim.extract.config import ExtractConfig
     from dim.extract.resources import Resources
 
     cluster.connected = contextlib.nullcontext  # type: ignore[assignment]
     cluster.require_shared = lambda *_, **__: None
-    job.resources = lambda *_: Resources(1, 1, 0, SIZE)
+    run.resources = lambda *_: Resources(1, 1, 0, SIZE)
     pipeline.run = _drawn
     for start in range(0, rows, PHOTOS_OF_A_FOLDER):
         below = folder / f"{start // PHOTOS_OF_A_FOLDER:05d}"
@@ -162,20 +163,21 @@ def measured_jobs(rows: int, names: list[str], options: dict[str, str], folder: 
     subprocess.run([sys.executable, __file__, "--make", made, "--rows", str(rows)], env=environment, check=True)
     flags = {name.replace("_", "-"): value for name, value in NETWORK.items()}
     network = " ".join(f"--{name} {value}" for name, value in flags.items())
-    lists, found = folder / "index by lists", {}
+    by_lists, found = folder / "index by lists", {}
+    lists = min(LISTS, rows // ROWS_OF_A_LIST)
     for name, (line, most) in JOBS.items():
         needed = name == "index by lists" and "search by index" in names
         if rows > most or not (name in names or needed):
             continue
         words = f"{line} {options.get(name, '')}".split()
-        places = {"made": made, "out": folder / name, "lists": lists, "network": network}
+        places = {"made": made, "out": folder / name, "lists": lists, "by_lists": by_lists, "network": network}
         command = [part for word in words for part in _filled(word, places)]
         found[name] = measured([sys.executable, str(REPOSITORY / "jobs" / command[0]), *command[1:]], environment)
         print(f"{rows} rows, {name}: {found[name]}", file=sys.stderr, flush=True)
         if name != "index by lists":
             shutil.rmtree(folder / name, ignore_errors=True)
     shutil.rmtree(made)
-    shutil.rmtree(lists, ignore_errors=True)
+    shutil.rmtree(by_lists, ignore_errors=True)
     return found
 
 

@@ -1,36 +1,45 @@
 """How much faster the work that `tasks.spread` divides gets with more workers.
 
-    python tests/benchmarks/spread.py exact
+    python tests/benchmarks/spread.py exact index evaluate mine
 
 Each part of the table `PARTS` prints one JSON line. `gain` is the time of one worker of one thread over that of two,
 and `bare_gain` that of bare NumPy products in one process and in two, in turns in the same run; `of_bare` is the ratio
 of the gains. `efficiency` is the share of the time of 16 workers in which they work. Their units are replaced by waits
 of `WAIT` seconds with results of the usual size, so that two CPUs are enough: the driver and Ray are what is measured.
+Mining passes the results of its units on, so a wait comes before each unit, and the units are small.
 """
 
 import argparse
+import functools
 import json
 import multiprocessing
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import faiss
 import numpy as np
 import ray
 from processes import timed
-from search import DIMENSION, QUERIES, TOP, generated, stored
+from search import DIMENSION, PHOTOS_OF_A_LABEL, QUERIES, TOP, generated, stored
 
 from dim.app import tasks
-from dim.search import exact, read_index
+from dim.mine import mining, remote
+from dim.mine.config import Mining
+from dim.search import exact, index_factory, ranks, read_index
+from dim.search.database import Exact
 from dim.search.exact import Part
+from dim.search.fill_index import Filling, Unit, fill_unit
 
 QUIET = {"address": "local", "include_dashboard": False, "logging_level": "ERROR", "log_to_driver": False}
 PAIRS = 5
 SIMULATED, WAIT = 16, 2.0
 SIMULATED_ROWS, SHARD = 10**7, 2**16
+FACTORY, TRAINED = "IVF256,SQ8", 20_000  # rows that train the index
+MINED_ROWS, MINED_BLOCK = 2**14, 2**9  # of the mining by workers that wait
 ROUNDS = 12  # bare products of a process that has all the work
 
 
@@ -65,11 +74,36 @@ def gain(work: Callable[[int], object]) -> dict[str, float]:
     }
 
 
-def efficiency(work: Callable[[], object], units: int) -> float:
-    """The share of the time of `SIMULATED` workers in which they wait for one of the `units` of `work`."""
+def efficiency(work: Callable[[], int]) -> float:
+    """The share of the time of `SIMULATED` workers in which they wait. `work` returns the number of its waits."""
     for _ in tasks.spread(waits, [5.0] * SIMULATED):  # all processes start
         pass
-    return round(units * WAIT / SIMULATED / timed(work)[1], 3)
+    units, seconds = timed(work)
+    return round(units * WAIT / SIMULATED / seconds, 3)
+
+
+def measured(real: Callable[[int], object], simulated: Callable[[], int]) -> dict[str, float]:
+    """The figures of a part: `gain` of its `real` work, and the `efficiency` of its `simulated` work."""
+    ray.init(num_cpus=2, **QUIET)
+    found = gain(real)
+    ray.shutdown()
+    ray.init(num_cpus=SIMULATED, **QUIET)
+    found["efficiency"] = efficiency(simulated)
+    ray.shutdown()
+    return found
+
+
+def simulated_parts() -> list[Part]:
+    """Parts of a database of `SIMULATED_ROWS` rows that are never loaded."""
+    sizes = [(start, min(SHARD, SIMULATED_ROWS - start)) for start in range(0, SIMULATED_ROWS, SHARD)]
+    return [Part(start, size, time.time) for start, size in sizes]  # type: ignore[arg-type]
+
+
+def database_of(folder: str, vectors: np.ndarray) -> Exact:
+    """A store of `vectors` in `folder`, as a database."""
+    found: Any = read_index.read(stored(folder, vectors, "float16"), None, None).database
+    assert isinstance(found, Exact)
+    return found
 
 
 def waiting_search(unit: tuple[slice, list[Part]], search: exact.Search) -> tuple[np.ndarray, np.ndarray]:
@@ -85,22 +119,135 @@ def spread_exact(rows: int) -> dict[str, Any]:
     """Exact search of a store on disk; and of 10⁷ rows, by workers that wait."""
     vectors = generated(rows + QUERIES)
     with tempfile.TemporaryDirectory() as folder:
-        database = read_index.read(stored(folder, vectors[QUERIES:], "float16"), None, None).database
-        ray.init(num_cpus=2, **QUIET)
+        database = database_of(folder, vectors[QUERIES:])
         queries = np.repeat(vectors[:QUERIES], 4, axis=0)
-        found = gain(lambda workers: exact.nearest(queries, database.parts, database.tie_order, TOP, workers))
-        ray.shutdown()
-    ray.init(num_cpus=SIMULATED, **QUIET)
-    sizes = [(start, min(SHARD, SIMULATED_ROWS - start)) for start in range(0, SIMULATED_ROWS, SHARD)]
-    parts = [Part(start, size, time.time) for start, size in sizes]  # type: ignore[arg-type]
-    queries, tie_order = np.zeros((exact.UNIT_QUERIES, DIMENSION), np.float32), np.arange(SIMULATED_ROWS)
-    exact.best_of_unit = waiting_search
-    found["efficiency"] = efficiency(lambda: exact.nearest(queries, parts, tie_order, TOP), len(parts))
-    ray.shutdown()
-    return found
+
+        def real(workers: int) -> object:
+            return exact.nearest(queries, database.parts, database.tie_order, TOP, workers)
+
+        def simulated() -> int:
+            exact.best_of_unit = waiting_search
+            parts = simulated_parts()
+            asked = np.zeros((exact.UNIT_QUERIES, DIMENSION), np.float32)
+            exact.nearest(asked, parts, np.arange(SIMULATED_ROWS), TOP)
+            return len(parts)
+
+        return measured(real, simulated)
 
 
-PARTS: dict[str, Callable[[int], dict[str, Any]]] = {"exact": spread_exact}
+class WaitingFilling(Filling):
+    """Fills an index without adding rows, after a wait."""
+
+    def add(self, index: Any, blocks: Iterable[np.ndarray]) -> None:  # noqa: ARG002
+        time.sleep(WAIT)
+
+
+def filled(kind: type[Filling], trained: np.ndarray, units: Sequence[Unit], workers: int | None = None) -> int:
+    """Fills the `units` of an index. Returns their number."""
+    with tempfile.TemporaryDirectory() as notes:
+        filling = kind(notes, notes, FACTORY, "", trained)
+        return sum(1 for _ in tasks.spread(fill_unit, units, [filling], workers=workers))
+
+
+def spread_index(rows: int) -> dict[str, Any]:
+    """Units of an index of a store on disk; and 160 units whose rows take a wait to add. Training is one task."""
+    vectors = generated(rows)
+    empty = index_factory.empty_index(FACTORY, DIMENSION, 0)
+    index_factory.train(empty, vectors[:TRAINED])
+    trained = faiss.serialize_index(empty)
+    with tempfile.TemporaryDirectory() as folder:
+        units = [Unit(f"{part.start}", part.size, [part]) for part in database_of(folder, vectors).parts]
+        waiting = [Unit(f"{number}", 0, []) for number in range(10 * SIMULATED)]
+        return measured(
+            functools.partial(filled, Filling, trained, units),
+            functools.partial(filled, WaitingFilling, trained, waiting),
+        )
+
+
+def waiting_pairs(unit: ranks.Asked, queries: np.ndarray) -> np.ndarray:
+    """Scores of the pairs of a unit, after a wait."""
+    time.sleep(WAIT)
+    return np.zeros(len(unit.pairs))
+
+
+def waiting_block(unit: ranks.Block, search: ranks.Search) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Counts and lists as a unit of an evaluation gives them, after a wait."""
+    found = waiting_search((slice(unit.first, unit.last), unit.parts), search)  # type: ignore[arg-type]
+    return np.zeros(search.starts[unit.last] - search.starts[unit.first], np.int64), *found
+
+
+def spread_evaluate(rows: int) -> dict[str, Any]:
+    """Ranks and first rows in a store on disk; and in 10⁷ rows, by workers that wait."""
+    vectors = generated(rows + QUERIES)
+    with tempfile.TemporaryDirectory() as folder:
+        database = database_of(folder, vectors[QUERIES:])
+        queries = np.repeat(vectors[:QUERIES], 4, axis=0)
+
+        def pairs(size: int) -> ranks.Pairs:
+            of = np.repeat(np.arange(len(queries)), PHOTOS_OF_A_LABEL)
+            return ranks.Pairs(of, np.random.default_rng(0).integers(0, size, len(of)))
+
+        def real(workers: int) -> object:
+            asked = pairs(rows)
+            return ranks.ranks(queries, database.parts, database.tie_order, asked, count=TOP, workers=workers)
+
+        def simulated() -> int:
+            ranks.score_pairs, ranks.search_block = waiting_pairs, waiting_block
+            parts = simulated_parts()
+            step = ranks.CELLS // SHARD  # queries of a unit
+            order = np.arange(SIMULATED_ROWS)
+            ranks.ranks(queries, parts, order, pairs(SIMULATED_ROWS), count=TOP)
+            return len(parts) * (1 + -(-len(queries) // step))
+
+        return measured(real, simulated)
+
+
+class Counting(remote.Remote):
+    """Counts its calls."""
+
+    calls = 0
+
+    def call(self, *arguments: Any, **options: Any) -> list[Any]:
+        self.calls += 1
+        return super().call(*arguments, **options)
+
+
+def waiting_call(function: Callable[..., Any], *arguments: Any) -> tuple[Any, ...]:
+    """Does what a call of mining does, after a wait."""
+    time.sleep(WAIT)
+    return None, *function(*arguments)
+
+
+def mined(parts: Sequence[Part], block_rows: int, workers: int | None = None) -> int:
+    """Mines triplets. Returns the number of calls."""
+    count = sum(part.size for part in parts)
+    labels = np.array([f"label{row // PHOTOS_OF_A_LABEL}" for row in range(count)], object)
+    ids = np.array([f"image{row:08d}" for row in range(count)], object)
+    calls = Counting(workers)
+    mining.mine(parts, labels, ids, Mining(top=1600), remote=calls, share=2**29, block_rows=block_rows)
+    return calls.calls
+
+
+def spread_mine(rows: int) -> dict[str, Any]:
+    """Mining in a store on disk; and in few rows, by workers that wait before each call."""
+    with tempfile.TemporaryDirectory() as folder:
+        vectors = generated(rows)
+        parts = database_of(f"{folder}/all", vectors).parts
+        few = database_of(f"{folder}/few", vectors[:MINED_ROWS]).parts
+
+        def simulated() -> int:
+            remote._called = waiting_call
+            return mined(few, MINED_BLOCK)
+
+        return measured(lambda workers: mined(parts, mining.BLOCK_ROWS, workers), simulated)
+
+
+PARTS: dict[str, Callable[[int], dict[str, Any]]] = {
+    "exact": spread_exact,
+    "index": spread_index,
+    "evaluate": spread_evaluate,
+    "mine": spread_mine,
+}
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from dim.search import exact, ranks
 from dim.search.exact import Part
 from dim.search.ranks import Pairs
 
-ROWS, QUERIES = 97, 11
+ROWS, QUERIES, COUNT = 97, 11, 5
 
 
 def of_kind(kind, random, count):
@@ -43,18 +43,25 @@ def some(kind):
 
 
 def naive(queries, vectors, tie_order, pairs, own):
-    found = []
+    """The rank of each pair, and the first rows of each list and their scores."""
+    found, heads = [], []
     for query, scores in enumerate(exact.scores(queries, [vectors], len(vectors))):
         if own is not None and own[query] >= 0:
             scores[own[query]] = -np.inf
         order = np.lexsort((tie_order, -scores)).tolist()
         found += [order.index(row) for row in pairs.rows[pairs.queries == query]]
-    return found
+        heads.append((order[:COUNT], scores[order[:COUNT]].tolist()))
+    return found, heads
+
+
+def as_lists(found):
+    counts, best = found
+    return counts.tolist(), list(zip(best.rows.tolist(), best.scores.tolist(), strict=True))
 
 
 @pytest.mark.parametrize("kind", ["ties", "near ties", "any"])
 @pytest.mark.parametrize("parts", [1, 2, 3, 7])
-def test_ranks_equal_the_naive_lists_for_any_parts(monkeypatch, kind, parts):
+def test_ranks_and_first_rows_equal_the_naive_lists_for_any_parts(monkeypatch, kind, parts):
     queries, vectors, tie_order, pairs, own = some(kind)
     monkeypatch.setattr(ranks, "ROWS", 30)
     monkeypatch.setattr(ranks, "CELLS", 30 * 4)
@@ -62,20 +69,22 @@ def test_ranks_equal_the_naive_lists_for_any_parts(monkeypatch, kind, parts):
     monkeypatch.setattr(ranks, "_COLUMNS", 8)
     monkeypatch.setattr(ranks, "_PAIRS", 3)
     for left_out in (None, own):
-        found = ranks.ranks(queries, cut(vectors, parts), tie_order, pairs, left_out)
-        assert found.tolist() == naive(queries, vectors, tie_order, pairs, left_out)
+        found = ranks.ranks(queries, cut(vectors, parts), tie_order, pairs, count=COUNT, own=left_out)
+        assert as_lists(found) == naive(queries, vectors, tie_order, pairs, left_out)
 
 
 @pytest.mark.parametrize("queries", [0, 3])
 def test_no_pairs(queries):
     none = np.zeros(0, np.int64)
     vectors = np.eye(4, dtype=np.float32)
-    found = ranks.ranks(vectors[:queries], cut(vectors, 2), np.arange(4), Pairs(none, none), np.full(queries, -1))
+    parts, own = cut(vectors, 2), np.arange(queries)
+    found, best = ranks.ranks(vectors[:queries], parts, np.arange(4), Pairs(none, none), count=6, own=own)
     assert found.shape == (0,)
+    assert best.rows.tolist() == [[1, 2, 3, -1, -1, -1], [0, 2, 3, -1, -1, -1], [0, 1, 3, -1, -1, -1]][:queries]
 
 
 def test_ray_tasks_count_the_same(ray_session, monkeypatch):
     queries, vectors, tie_order, pairs, own = some("ties")
     monkeypatch.setattr(ranks, "ROWS", 30)
-    found = ranks.ranks(queries, cut(vectors, 7), tie_order, pairs, own)
-    assert found.tolist() == naive(queries, vectors, tie_order, pairs, own)
+    found = ranks.ranks(queries, cut(vectors, 7), tie_order, pairs, count=COUNT, own=own)
+    assert as_lists(found) == naive(queries, vectors, tie_order, pairs, own)
