@@ -12,6 +12,7 @@ most of the given rows are near the head of their lists.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
