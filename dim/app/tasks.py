@@ -34,6 +34,7 @@ def spread(
     size: Callable[[Unit], int] = lambda _: 1,
     unit: str = "parts",
     gpus: float = 0,
+    light: bool = False,
 ) -> Iterator[tuple[int, T]]:
     """Calls work(unit, *shared) for each of `units`, each call on one CPU.
 
@@ -45,11 +46,12 @@ def spread(
         workers: The most calls that run at a time. By default, there is one for each CPU.
         stage: The stage of progress that the units count for, if any; `size` is a unit's share of it, in `unit`.
         gpus: The GPUs of each call, beside its CPU. Threads have none.
+        light: Whether a single unit takes so little that this process does it. A cluster need not start a node for it.
 
     Yields:
         The position of each unit and the result of its call, as they are completed.
     """
-    run = _by_tasks if ray.is_initialized() else _by_threads
+    run = _by_threads if not ray.is_initialized() or (light and len(units) == 1) else _by_tasks
     progress = Progress(stage, sum(map(size, units)), unit) if stage else None
     for position, result in run(work, units, shared, workers, gpus):
         yield position, result

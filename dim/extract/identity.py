@@ -115,7 +115,7 @@ def fingerprint_photos(manifest: Manifest) -> Contents:
     """
     rows = pa.table({"path": manifest.table["path"], "uri": manifest.uris, "box": manifest.box_lists})
     units = photo_files.units(manifest.uris)
-    found = dict(tasks.spread(_fingerprints, [photo_files.chosen(rows, unit) for unit in units]))
+    found = dict(tasks.spread(_fingerprints, [photo_files.chosen(rows, unit) for unit in units], light=True))
     parts, masks = zip(*(found[number] for number in range(len(units))), strict=True)
     contents, present = pa.chunked_array(parts), np.concatenate(masks)
     positions = np.concatenate(units)
@@ -149,7 +149,7 @@ def require_under(root: str, manifest: Manifest) -> None:
     top = f"{photo_files.resolved(root).rstrip('/')}/"
     units = photo_files.units(manifest.uris)
     rows = pa.table({"uri": manifest.uris})
-    outside = tasks.spread(_outside, [photo_files.chosen(rows, unit) for unit in units], (top,))
+    outside = tasks.spread(_outside, [photo_files.chosen(rows, unit) for unit in units], (top,), light=True)
     found = [units[number][row].as_py() for number, row in outside if row is not None]
     if found:
         image_id, uri = manifest.ids[min(found)].as_py(), manifest.uris[min(found)].as_py()

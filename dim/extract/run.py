@@ -156,7 +156,9 @@ def _counts(out: str, images: int, shards: dict[str, Facts]) -> dict[str, Any]:
     if errors:
         names = sorted(name for name, facts in shards.items() if facts["errors"])
         units = [names[start : start + _SHARDS_A_TASK] for start in range(0, len(names), _SHARDS_A_TASK)]
-        reasons = sum((counts for _, counts in tasks.spread(_reasons, units, (files.absolute(out),))), Counter())
+        reasons = sum(
+            (counts for _, counts in tasks.spread(_reasons, units, (files.absolute(out),), light=True)), Counter()
+        )
         said = count_reasons(chain.from_iterable(repeat(*one) for one in sorted(reasons.items())))
         log.warning("photos that could not be read: %d (%s); each has an error row", errors, said)
     if several:

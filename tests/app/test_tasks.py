@@ -89,3 +89,8 @@ def test_threads_have_no_gpus(monkeypatch):
     monkeypatch.setattr(tasks.ray, "is_initialized", lambda: True)
     monkeypatch.setattr(tasks.worker_placement, "known_nodes", lambda: Counter([Node(8, 2), Node(8, 0)]))
     assert [tasks.gpus_of_a_call(wanted) for wanted in (None, 0.0, 0.5)] == [1, 0, 0.5]
+
+
+def test_a_single_light_unit_is_done_here(ray_session):
+    assert list(tasks.spread(lambda _: os.getpid(), [0], light=True)) == [(0, os.getpid())]
+    assert os.getpid() not in dict(tasks.spread(lambda _: os.getpid(), [0, 1], light=True)).values()
