@@ -1,6 +1,7 @@
 """Collections: which are kept from night to night, found again, and deleted."""
 
 import shutil
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
