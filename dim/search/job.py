@@ -104,7 +104,10 @@ def _answer(config: SearchConfig, asked: Queries, target: SearchTarget, out: Out
     if top < config.top:
         log.warning("--top %d exceeds the database; each list has all %d photos", config.top, top)
     log.info("searching %d photos for %d queries", len(target.ids), len(asked.ids))
-    unchanged = Retrieval(asked.vectors, target.database)
+    database = target.database
+    if isinstance(database, Exact) and config.gpus_per_worker == 0:
+        database = replace(database, gpus=0.0)
+    unchanged = Retrieval(asked.vectors, database)
     retrieval, steps = expansion_methods.apply(unchanged, config.expansion, config.neighbours)
     complete, first = 0, _RANKED.empty_table()
     with local_copies.path_to_write(out.path("ranked.parquet")) as path, pq.ParquetWriter(path, _RANKED) as file:
