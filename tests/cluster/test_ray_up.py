@@ -12,6 +12,7 @@ import sys
 
 import numpy as np
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 import pytest
 from cluster.hosts import REPOSITORY
 from cluster.ray_cluster import DASHBOARD, RAY
@@ -107,6 +108,33 @@ def test_extract_and_evaluate_give_what_they_give_locally(cluster, local, assert
     measured = ("--descriptors", f"{PHOTOS}/whole", "--split", "test", "--no-report")
     submitted = cluster.submit(*PYTHON, "jobs/evaluate.py", *MANIFEST, *measured, "--out", f"{PHOTOS}/metrics")
     assert submitted.result()["map"] == pytest.approx(local["metrics"]["map"], abs=1e-4)
+
+
+def test_index_search_and_mine_give_what_they_give_locally(cluster, demo, tmp_path):
+    cluster.submit(*PYTHON, "jobs/extract.py", *MANIFEST, *EXTRACT, "--out", f"{PHOTOS}/spread/store").result()
+    copy = cluster.fetch("spread/store/")
+    places = {"cluster": f"{PHOTOS}/spread", "here": str(tmp_path)}
+    (tmp_path / "store").symlink_to(copy)
+    manifests = {"cluster": f"{PHOTOS}/manifest.csv", "here": str(demo / "manifest.csv")}
+    commands = {
+        "index": "index --descriptors {place}/store --factory IVF8,Flat --parts 3",
+        "found": "search --index {place}/index --queries {place}/store --top 5 --no-report",
+        "exact": "search --index {place}/store --queries {place}/store --top 5 --no-report",
+        "mined": "mine --manifest {manifest} --descriptors {place}/store",
+    }
+
+    def flags(words, out, where):
+        return [word.format(place=places[where], manifest=manifests[where]) for word in (*words, "--out", out)]
+
+    for name, words in commands.items():
+        job, *given = words.split()
+        expected = locally(job, *flags(given, f"{{place}}/{name}", "here"))
+        job = cluster.submit(*PYTHON, f"jobs/{job}.py", *flags(given, f"{{place}}/{name}", "cluster"))
+        assert job.result().keys() == expected.keys()
+    for name in ("found/ranked.parquet", "exact/ranked.parquet", "mined/triplets.parquet"):
+        folder, _, file = name.partition("/")
+        there = pq.read_table(cluster.fetch(f"spread/{folder}/") / file)
+        assert there.equals(pq.read_table(tmp_path / name))
 
 
 def test_a_store_of_100_ms_a_request_gives_the_same_and_is_asked_much_at_once(cluster, local, assert_same_rows):
