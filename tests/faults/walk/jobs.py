@@ -81,9 +81,10 @@ class _Task:
 
 def stand_in():
     """Takes the place of Ray and of the network in this process."""
-    ray.put, ray.get = _Object, lambda reference: reference.value
+    ray.put, ray.cancel = _Object, lambda _: None
+    ray.get = lambda found: [one.value for one in found] if isinstance(found, list) else found.value
     ray.remote = lambda *function, **_: _Task(*function) if function else _Task
-    ray.wait = lambda parts: (parts[:1], parts[1:])
+    ray.wait = lambda parts, num_returns=1: (parts[:num_returns], parts[num_returns:])
     ray.cluster_resources = lambda: {"CPU": 1}
     cluster.connected = contextlib.nullcontext
     ray.nodes = lambda: [{"Alive": True, "Resources": {"CPU": 1}, "Labels": {}}]
