@@ -19,6 +19,17 @@ from dim.errors import UserError, quoted
 MOST_SEED = 2**31 - 1  # the largest seed, as FAISS takes signed integers of 32 bits
 
 
+class Options:
+    """The root of dataclasses that have flags in common, of which a job's configuration may have several as bases.
+
+    The `__post_init__` of such a class checks its own flags and then calls that of `super()`, so that the flags of all
+    bases are checked, in whichever order they are.
+    """
+
+    def __post_init__(self) -> None:
+        """Checks the flags. Raises UserError if a value is out of range."""
+
+
 def option(default: Any = dataclasses.MISSING, help: str = "", **extra: Any) -> Any:
     """Declares a field of a configuration, and `help`, its line in `--help`. Without a `default`, the flag is required.
 

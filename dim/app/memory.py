@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from dim.app.config import option
+from dim.app.config import Options, option, require_at_least
 from dim.errors import UserError
 
 # The files that hold the memory limit of a container: of cgroup 2, and of cgroup 1.
@@ -22,8 +22,11 @@ _FOR_DATA = 0.5  # the other half is for libraries, buffers and Ray's object sto
 
 
 @dataclass(frozen=True, kw_only=True)
-class MemoryOptions:
-    """The flag --memory of every job whose memory would grow with the number of photos."""
+class MemoryOptions(Options):
+    """The flag --memory of every job whose memory would grow with the number of photos.
+
+    Raises UserError if it is not a size, or is too small.
+    """
 
     memory: str | None = option(
         None,
@@ -33,10 +36,26 @@ class MemoryOptions:
         group="machine",
     )
 
+    def __post_init__(self) -> None:
+        if self.memory is not None:
+            parsed(self.memory)
+        super().__post_init__()
+
     @property
     def budget(self) -> "Budget":
-        """The budget of this flag. Raises UserError if it is not a size, or is too small."""
+        """The budget of this flag."""
         return budget(self.memory)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskOptions(MemoryOptions):
+    """The flags of jobs that divide all their work among tasks. Raises UserError if a value is out of range."""
+
+    workers: int | None = option(None, help="tasks that run at a time (default: one per CPU)", group="machine")
+
+    def __post_init__(self) -> None:
+        require_at_least(self, {"workers": 1})
+        super().__post_init__()
 
 
 @dataclass(frozen=True)

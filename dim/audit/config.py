@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 
-from dim.app.config import flag_name, option, require_at_least
-from dim.app.memory import MemoryOptions
+from dim.app.config import flag_name, option
+from dim.app.memory import TaskOptions
 from dim.errors import UserError
 from dim.extract.config import Split
 
 
 @dataclass(frozen=True, kw_only=True)
-class AuditConfig(MemoryOptions):
+class AuditConfig(TaskOptions):
     """The flags of `jobs/audit.py`. Raises UserError if a value is out of range."""
 
     manifest: str = option(help="Parquet or CSV of the photos, with labels", metavar="FILE", group="input and output")
@@ -39,12 +39,11 @@ class AuditConfig(MemoryOptions):
         metavar="TEXT",
         group="list",
     )
-    workers: int | None = option(None, help="tasks that run at a time (default: one per CPU)", group="machine")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("least_score", "duplicates"):
             if not 0 < getattr(self, name) <= 1:
                 raise UserError(f"{flag_name(name)} must be above 0 and at most 1, not {getattr(self, name)}")
-        require_at_least(self, {"workers": 1})
         if self.candidate_parameters and not self.candidates:
             raise UserError("--candidate-parameters are for an index; give --candidates FACTORY, too")

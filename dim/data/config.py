@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from dim.app.config import flag_name, option
+from dim.app.config import Options, flag_name, option
 from dim.data.limits import MEGAPIXELS, Limits, of_megapixels
 from dim.errors import UserError
 
@@ -13,7 +13,7 @@ Resize = Literal["squash", "long-side"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecodeOptions:
+class DecodeOptions(Options):
     """The flag --max-megapixels. Raises UserError if its value is out of range."""
 
     max_megapixels: float = option(
@@ -22,6 +22,7 @@ class DecodeOptions:
 
     def __post_init__(self) -> None:
         of_megapixels(self.max_megapixels)
+        super().__post_init__()
 
     @property
     def limits(self) -> Limits:

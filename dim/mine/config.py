@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from dim.app.config import MOST_SEED, option, require_at_least
-from dim.app.memory import MemoryOptions, parsed
+from dim.app.config import MOST_SEED, Options, option, require_at_least
+from dim.app.memory import TaskOptions
 from dim.errors import UserError
 
 StrategyName = Literal["hardest", "distinct", "random"]
@@ -13,7 +13,7 @@ _AT_LEAST = {**dict.fromkeys(_COUNTS, 1), "margin": 0, "max_similarity": -1, "se
 
 
 @dataclass(frozen=True)
-class Mining:
+class Mining(Options):
     """Which triplets are candidates and which are kept. Raises UserError for a value out of range."""
 
     strategy: StrategyName = option(
@@ -55,22 +55,14 @@ class Mining:
             raise UserError("--candidates proposes the nearest negatives; --strategy random draws them, so drop one")
         if self.candidate_parameters and not self.candidates:
             raise UserError("--candidate-parameters are for an index; give --candidates FACTORY, too")
+        super().__post_init__()
 
 
 @dataclass(frozen=True, kw_only=True)
-class MineConfig(Mining, MemoryOptions):
+class MineConfig(Mining, TaskOptions):
     """The flags of `jobs/mine.py`."""
 
     manifest: str = option(help="manifest with the labels", metavar="FILE")
     descriptors: str = option(help="folder made by extract.py", metavar="DIR")
     out: str = option(help="folder for triplets.parquet", metavar="DIR")
     split: str = option("train", help="split to mine from")
-    workers: int | None = option(
-        None, help="tasks that run at a time (default: one per CPU)", metavar="N", group="machine"
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_at_least(self, {"workers": 1})
-        if self.memory is not None:
-            parsed(self.memory)

@@ -42,7 +42,7 @@ def build(config: IndexConfig) -> dict[str, Any]:
     """
     if not 0 <= config.seed <= MOST_SEED:
         raise UserError(f"--seed must be from 0 to {MOST_SEED}, not {config.seed}")
-    require_at_least(config, {"train_rows": 1, "parts": 1, "workers": 1})
+    require_at_least(config, {"train_rows": 1, "parts": 1})
     with cluster.joined():
         rows = descriptor_folder.read(config.descriptors, config.whitening, hashed=True)
         if not cluster.is_local():  # `output_folder.opened` checks it, too, but only after the task that trains

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dim.app.config import option
-from dim.app.memory import MemoryOptions
+from dim.app.memory import MemoryOptions, TaskOptions
 from dim.extract.config import Extraction
 
 Expansion = Literal["aqe", "alpha-qe", "dba", "k-reciprocal", "diffusion"]
@@ -31,7 +31,7 @@ class AfterSearch:
 
 
 @dataclass(frozen=True)
-class IndexConfig(MemoryOptions):
+class IndexConfig(TaskOptions):
     """The flags of `jobs/index.py`."""
 
     descriptors: str = option(help="folder made by extract.py", metavar="DIR")
@@ -48,7 +48,6 @@ class IndexConfig(MemoryOptions):
     )
     seed: int = option(0, help="seed of the draw and of the clustering")
     parts: int | None = option(None, help="files into which the index is split (default: as few as the memory allows)")
-    workers: int | None = option(None, help="tasks that run at a time (default: one per CPU)", group="machine")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dim.app.config import flag_name, option, require_at_least
-from dim.data.config import DecodeOptions
 from dim.errors import UserError
 from dim.extract.config import NetworkOptions
 from dim.mine.config import Mining
@@ -87,4 +86,3 @@ class TrainConfig(Mining, NetworkOptions):
             raise UserError(
                 f"--batch-size {self.batch_size} gives less than a triplet to each of {each}; give at least {least:g}"
             )
-        DecodeOptions.__post_init__(self)

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from dim.app import memory
 from dim.app.config import flag_name, option
 from dim.app.memory import MemoryOptions
 from dim.errors import UserError
@@ -48,8 +47,6 @@ class WhitenConfig(MemoryOptions, Extraction):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.memory is not None:
-            memory.parsed(self.memory)
         if (self.descriptors is None) == (self.model is None):
             raise UserError("give --descriptors DIR for a whitening file, or --model X for a model with a whitening")
         for name, kind in (("power", "pca"), ("shrinkage", "learned")):
