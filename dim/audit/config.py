@@ -6,6 +6,7 @@ from dim.app.config import flag_name, option
 from dim.app.memory import TaskOptions
 from dim.errors import UserError
 from dim.extract.config import Split
+from dim.search.config import CANDIDATE_PARAMETERS, require_candidates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,17 +34,11 @@ class AuditConfig(TaskOptions):
         metavar="FACTORY",
         group="list",
     )
-    candidate_parameters: str | None = option(
-        None,
-        help="search parameters of the index of --candidates, such as efSearch=64 or nprobe=32",
-        metavar="TEXT",
-        group="list",
-    )
+    candidate_parameters: str | None = option(None, help=CANDIDATE_PARAMETERS, metavar="TEXT", group="list")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("least_score", "duplicates"):
             if not 0 < getattr(self, name) <= 1:
                 raise UserError(f"{flag_name(name)} must be above 0 and at most 1, not {getattr(self, name)}")
-        if self.candidate_parameters and not self.candidates:
-            raise UserError("--candidate-parameters are for an index; give --candidates FACTORY, too")
+        require_candidates(self.candidates, self.candidate_parameters)

@@ -13,7 +13,7 @@ import numpy as np
 
 from dim.app.tasks import spread
 from dim.audit.photos import AuditedPhotos, rows_in, span
-from dim.search import approximate, database, faiss_files, index_factory
+from dim.search import approximate, database, index_factory
 from dim.search.exact import Part
 
 NEAREST = 10  # neighbours per photo
@@ -62,10 +62,7 @@ def by_index(photos: AuditedPhotos, factory: str, parameters: str | None) -> Nei
 
 def empty_index(factory: str, parameters: str | None, dimension: int) -> Any:
     """Makes the untrained index. Raises UserError if FAISS does not know the index or its search parameters."""
-    index = index_factory.empty_index(factory, dimension, SEED, flag="--candidates")
-    if parameters:
-        faiss_files.set_parameters(index, parameters, "--candidate-parameters")
-    return index
+    return index_factory.proposing_index(factory, parameters, dimension, SEED)
 
 
 def _count(photos: AuditedPhotos) -> int:
@@ -78,11 +75,8 @@ def _built(photos: AuditedPhotos, factory: str, parameters: str | None) -> Any:
         count = min(len(photos), index_factory.training_rows(index))
         drawn = np.sort(np.random.default_rng(SEED).choice(len(photos), count, replace=False))
         log.info("training the index on %d of %d rows", count, len(photos))
-        with faiss_files.as_user_error(f"--candidates {factory!r} can't be trained on {count} rows"):
-            index_factory.train(index, photos.database.take(drawn))
-    with faiss_files.as_user_error(f"--candidates {factory!r} takes no rows"):
-        for block in photos.database:
-            index.add(block)
+        index_factory.train(index, photos.database.take(drawn), f"--candidates {factory!r}")
+    index_factory.add(index, photos.database, f"--candidates {factory!r}")
     return index
 
 

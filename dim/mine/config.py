@@ -6,6 +6,7 @@ from typing import Literal
 from dim.app.config import MOST_SEED, Options, option, require_at_least
 from dim.app.memory import TaskOptions
 from dim.errors import UserError
+from dim.search.config import CANDIDATE_PARAMETERS, require_candidates
 
 StrategyName = Literal["hardest", "distinct", "random"]
 _COUNTS = ("top", "positives_per_anchor", "negatives_per_anchor", "candidates_per_pair")
@@ -39,12 +40,7 @@ class Mining(Options):
         metavar="FACTORY",
         group="mining",
     )
-    candidate_parameters: str | None = option(
-        None,
-        help="search parameters of the index of --candidates, such as efSearch=64 or nprobe=32",
-        metavar="TEXT",
-        group="mining",
-    )
+    candidate_parameters: str | None = option(None, help=CANDIDATE_PARAMETERS, metavar="TEXT", group="mining")
     seed: int = option(0, help="seed of the random draws", group="mining")
 
     def __post_init__(self) -> None:
@@ -53,8 +49,7 @@ class Mining(Options):
             raise UserError(f"--seed must be at most {MOST_SEED}, not {self.seed}")
         if self.candidates and self.strategy == "random":
             raise UserError("--candidates proposes the nearest negatives; --strategy random draws them, so drop one")
-        if self.candidate_parameters and not self.candidates:
-            raise UserError("--candidate-parameters are for an index; give --candidates FACTORY, too")
+        require_candidates(self.candidates, self.candidate_parameters)
         super().__post_init__()
 
 

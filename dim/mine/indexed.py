@@ -23,7 +23,7 @@ from dim.mine.pool import Pool, too_similar
 from dim.mine.ranking import Run, Sizes
 from dim.mine.remote import Remote, fetched
 from dim.mine.triplets import Triplets
-from dim.search import approximate, faiss_files, index_factory
+from dim.search import approximate, index_factory
 
 # For each negative wanted, an anchor gets PROPOSED negatives from the index. The search of a part returns as many rows
 # more as the largest label in the anchor's block has images, because the nearest rows may be positives. It returns at
@@ -39,10 +39,8 @@ Proposals = tuple[np.ndarray, np.ndarray, np.ndarray]  # scores, rows and distan
 
 def empty_index(settings: Mining, dimension: int) -> Any:
     """Makes an untrained index. Raises UserError if FAISS does not know the index or its search parameters."""
-    made = index_factory.empty_index(str(settings.candidates), dimension, settings.seed, flag="--candidates")
-    if settings.candidate_parameters:
-        faiss_files.set_parameters(made, settings.candidate_parameters, "--candidate-parameters")
-    return made
+    factory, parameters = str(settings.candidates), settings.candidate_parameters
+    return index_factory.proposing_index(factory, parameters, dimension, settings.seed)
 
 
 def parts(stored: StoredPool) -> list[range]:
@@ -85,8 +83,7 @@ def trained(pool: Pool, settings: Mining, dimension: int, threads: int, blocks: 
         sample = np.concatenate(
             [pool.holding(fetched({i: blocks[i]})).take(drawn[owners == i]) for i in np.unique(owners).tolist()]
         )
-        with faiss_files.as_user_error(f"--candidates {settings.candidates!r} can't be trained on {count} rows"):
-            index_factory.train(made, sample.astype(np.float32, copy=False))
+        index_factory.train(made, sample.astype(np.float32, copy=False), f"--candidates {settings.candidates!r}")
     return [faiss.serialize_index(made)]
 
 
@@ -95,9 +92,7 @@ def filled(pool: Pool, settings: Mining, empty: np.ndarray, blocks: dict[int, An
     faiss.omp_set_num_threads(1)  # each CPU runs a task of its own
     made = faiss.deserialize_index(empty)
     pool = pool.holding(fetched(blocks))
-    with faiss_files.as_user_error(f"--candidates {settings.candidates!r} takes no rows"):
-        for i in blocks:
-            made.add(pool.block(i))
+    index_factory.add(made, map(pool.block, blocks), f"--candidates {settings.candidates!r}")
     return [faiss.serialize_index(made)]
 
 

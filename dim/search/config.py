@@ -5,6 +5,7 @@ from typing import Literal
 
 from dim.app.config import option
 from dim.app.memory import MemoryOptions, TaskOptions
+from dim.errors import UserError
 from dim.extract.config import Extraction
 
 Expansion = Literal["aqe", "alpha-qe", "dba", "k-reciprocal", "diffusion"]
@@ -18,6 +19,16 @@ _EXPANSION = (
     "diffusion: rank by diffusion on the graph of neighbours; costs a search per row, then 20 products with the graph "
     "per query"
 )
+
+
+# `--candidates` of audit.py, mine.py and train.py.
+CANDIDATE_PARAMETERS = "search parameters of the index of --candidates, such as efSearch=64 or nprobe=32"
+
+
+def require_candidates(candidates: str | None, parameters: str | None) -> None:
+    """Raises UserError if the search `parameters` have no index of `candidates`."""
+    if parameters and not candidates:
+        raise UserError("--candidate-parameters are for an index; give --candidates FACTORY, too")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,9 +17,10 @@ from dim.app.progress import with_progress
 from dim.errors import UserError
 from dim.io import files, local_copies
 from dim.io.seal import Facts
+from dim.search import index_factory
 from dim.search.database import prefetched
 from dim.search.exact import Part
-from dim.search.faiss_files import FILE, as_user_error, facts_of, inverted_lists, matches
+from dim.search.faiss_files import FILE, facts_of, inverted_lists, matches
 from dim.search.index_parts import IndexPart
 
 _COPIED = 8192  # rows of a flat index that are copied at a time
@@ -44,9 +45,7 @@ class Filling:
 
     def add(self, index: Any, blocks: Iterable[np.ndarray]) -> None:
         """Adds `blocks` (n, D) to `index`. Raises UserError if it takes no rows."""
-        with as_user_error(f"--factory {self.factory!r} takes no rows"):
-            for block in blocks:
-                index.add(block)
+        index_factory.add(index, blocks, f"--factory {self.factory!r}")
 
 
 @dataclass(frozen=True)

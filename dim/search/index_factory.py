@@ -6,7 +6,7 @@ codes.
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import faiss
@@ -14,7 +14,7 @@ import numpy as np
 
 from dim.errors import UserError
 from dim.search import faiss_transforms
-from dim.search.faiss_files import IDS_FILE, LARGEST, as_user_error, inverted_lists
+from dim.search.faiss_files import IDS_FILE, LARGEST, as_user_error, inverted_lists, set_parameters
 
 log = logging.getLogger(__name__)
 ROWS_A_LIST = 100  # training rows per inverted list; FAISS advises 39 or more and uses at most 256
@@ -39,6 +39,17 @@ def empty_index(factory: str, dimension: int, seed: int, flag: str = "--factory"
         inverted.nprobe = round(inverted.nlist**0.5)  # lists to search; the default of FAISS is 1
     for clustering, _ in _clusterings(index):
         clustering.seed = seed
+    return index
+
+
+def proposing_index(factory: str, parameters: str | None, dimension: int, seed: int) -> Any:
+    """Makes the untrained index of `--candidates`, with the search parameters of `--candidate-parameters`.
+
+    Raises UserError as `empty_index` does, or if the parameters can't be set.
+    """
+    index = empty_index(factory, dimension, seed, flag="--candidates")
+    if parameters:
+        set_parameters(index, parameters, "--candidate-parameters")
     return index
 
 
@@ -86,10 +97,21 @@ def training_rows(index: Any) -> int:
     return max(LEAST_ROWS, ROWS_A_LIST * inverted.nlist if inverted is not None else 0)
 
 
-def train(index: Any, sample: np.ndarray) -> None:
-    """Trains `index` on `sample`, L2-normalised float32 (n, D), and logs a warning if FAISS advises more rows."""
+def train(index: Any, sample: np.ndarray, what: str) -> None:
+    """Trains `index` on `sample`, L2-normalised float32 (n, D), and logs a warning if FAISS advises more rows.
+
+    Raises UserError if the index can't be trained. `what` is the flag with the factory string, for the message.
+    """
     advised = max((each.min_points_per_centroid * centroids for each, centroids in _clusterings(index)), default=0)
     if len(sample) < advised:
         log.warning("%d rows are few to train this index; FAISS advises %d or more", len(sample), advised)
-    faiss_transforms.train(index, sample)
-    index.train(sample)
+    with as_user_error(f"{what} can't be trained on {len(sample)} rows"):
+        faiss_transforms.train(index, sample)
+        index.train(sample)
+
+
+def add(index: Any, blocks: Iterable[np.ndarray], what: str) -> None:
+    """Adds `blocks` (n, D) to `index`. Raises UserError if it takes no rows. `what` is as in `train`."""
+    with as_user_error(f"{what} takes no rows"):
+        for block in blocks:
+            index.add(block)

@@ -19,7 +19,6 @@ from dim.search.config import IndexConfig
 from dim.search.database import taken
 from dim.search.descriptor_folder import DescriptorFolder
 from dim.search.exact import Part
-from dim.search.faiss_files import as_user_error
 from dim.search.index_factory import empty_index, train, training_rows
 
 log = logging.getLogger(__name__)
@@ -105,7 +104,6 @@ def _trained(drawn: np.ndarray, parts: list[Part], config: IndexConfig, dimensio
     """Trains an index on the rows `drawn`, and returns it serialised."""
     index = empty_index(config.factory, dimension, config.seed)
     sample = taken(parts, drawn)
-    with as_user_error(f"--factory {config.factory!r} can't be trained on {len(drawn)} rows"):
-        train(index, sample)
+    train(index, sample, f"--factory {config.factory!r}")
     content: np.ndarray = faiss.serialize_index(index)
     return content

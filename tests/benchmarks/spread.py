@@ -153,7 +153,7 @@ def spread_index(rows: int) -> dict[str, Any]:
     """Units of an index of a store on disk; and 160 units whose rows take a wait to add. Training is one task."""
     vectors = generated(rows)
     empty = index_factory.empty_index(FACTORY, DIMENSION, 0)
-    index_factory.train(empty, vectors[:TRAINED])
+    index_factory.train(empty, vectors[:TRAINED], "the index")
     trained = faiss.serialize_index(empty)
     with tempfile.TemporaryDirectory() as folder:
         units = [Unit(f"{part.start}", part.size, [part]) for part in database_of(folder, vectors).parts]

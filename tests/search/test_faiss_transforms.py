@@ -53,7 +53,7 @@ def trained(written):
 
 def filled(factory):
     made = index_factory.empty_index(factory, DIMENSION, 0)
-    index_factory.train(made, VECTORS)
+    index_factory.train(made, VECTORS, "the index")
     made.add(VECTORS)
     return made
 
