@@ -6,7 +6,7 @@ that the last tasks end at about the same time. Ray repeats the units of a worke
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from itertools import islice
 from typing import Any, TypeVar
@@ -57,6 +57,17 @@ def spread(
         yield position, result
         if progress:
             progress.add(size(units[position]))
+
+
+def in_order(results: Iterable[tuple[int, T]]) -> Iterator[T]:
+    """Yields the `results` of `spread` in the order of the units. Those that come early are held until their turn."""
+    early: dict[int, T] = {}
+    turn = 0
+    for position, result in results:
+        early[position] = result
+        while turn in early:
+            yield early.pop(turn)
+            turn += 1
 
 
 def gpus_of_a_call(wanted: float | None = None) -> float:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dim.app import cluster
-from dim.app.tasks import spread
+from dim.app.tasks import in_order, spread
 from dim.data import photos
 from dim.io import files, tars, uris
 
@@ -37,17 +37,12 @@ class TarredPhotos:
         """
         paths = photos.manifest_paths([files.absolute(tar) for tar in self.tars], folder)
         units = list(zip(map(files.absolute, self.tars), paths, strict=True))
-        waiting: dict[int, tuple[pa.Table, str | None]] = {}  # tars that came before an earlier one
-        number = 0
         with cluster.joined():
             if not cluster.is_local():
                 cluster.require_shared(self.tars)
-            for position, found in spread(_rows_of, units, [self.chosen], stage="importing", unit="tars"):
-                waiting[position] = found
-                while number in waiting:
-                    table, problem = waiting.pop(number)
-                    yield paths[number], table, problem or self._lack(self.tars[number], table.num_rows)
-                    number += 1
+            found = in_order(spread(_rows_of, units, [self.chosen], stage="importing", unit="tars"))
+            for tar, path, (table, problem) in zip(self.tars, paths, found, strict=True):
+                yield path, table, problem or self._lack(tar, table.num_rows)
 
     def _lack(self, tar: str, rows: int) -> str | None:
         expected = self.listed.get(files.name(tar), rows)

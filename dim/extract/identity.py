@@ -115,8 +115,8 @@ def fingerprint_photos(manifest: Manifest) -> Contents:
     """
     rows = pa.table({"path": manifest.table["path"], "uri": manifest.uris, "box": manifest.box_lists})
     units = photo_files.units(manifest.uris)
-    found = dict(tasks.spread(_fingerprints, [photo_files.chosen(rows, unit) for unit in units], light=True))
-    parts, masks = zip(*(found[number] for number in range(len(units))), strict=True)
+    found = tasks.spread(_fingerprints, [photo_files.chosen(rows, unit) for unit in units], light=True)
+    parts, masks = zip(*tasks.in_order(found), strict=True)
     contents, present = pa.chunked_array(parts), np.concatenate(masks)
     positions = np.concatenate(units)
     if (np.diff(positions) < 0).any():  # units of a store's objects are in the order of folders

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from dim.app import cluster, output_folder
 from dim.app.config import flag_name
-from dim.app.tasks import spread
+from dim.app.tasks import in_order, spread
 from dim.data.config import ImportConfig
 from dim.errors import UserError, quoted
 from dim.extract import finished_shards, identity, store, vector_files, vector_ids
@@ -97,8 +97,8 @@ def _require_same(out: str, embedding: NamedEmbedding) -> None:
 
 def _require_sound(units: list[_Unit], normalise: bool) -> None:
     """Raises UserError for the first row whose vector cannot be used."""
-    faults = dict(spread(_fault, units, [normalise], stage="checking", size=lambda unit: len(unit.ids), unit="rows"))
-    if found := [fault for _, fault in sorted(faults.items()) if fault]:
+    faults = spread(_fault, units, [normalise], stage="checking", size=lambda unit: len(unit.ids), unit="rows")
+    if found := [fault for fault in in_order(faults) if fault]:
         raise UserError(found[0])
 
 

@@ -155,8 +155,8 @@ def _first_of_each(rows: np.ndarray, counts: np.ndarray, ok: np.ndarray) -> np.n
 
 def _read_all(folder: str, embedding: Embedding, shards: list[_Shard], logged: dict[str, Facts]) -> list[_Read]:
     units = [shards[start : start + _SHARDS_A_TASK] for start in range(0, len(shards), _SHARDS_A_TASK)]
-    by_unit = dict(tasks.spread(_read_unit, units, (files.absolute(folder), embedding), light=True))
-    read = [one for number in range(len(units)) for one in by_unit[number]]
+    found = tasks.spread(_read_unit, units, (files.absolute(folder), embedding), light=True)
+    read = [one for unit in tasks.in_order(found) for one in unit]
     if any(one.keys and not one.marked for one in read):
         unread = logged.keys() - {shard.name for shard in shards}
         if any(one.marked for one in read) or any(_is_marked(folder, name) for name in sorted(unread)[:1]):

@@ -81,8 +81,7 @@ class PartWriter:
     def _agree(self, known: Sequence[tuple[str, Facts]]) -> list[bool]:
         """Whether each file of the index has the size and the checksum of the facts that are `known` about it."""
         units = [(files.join(self.filling.folder, name), facts) for name, facts in known]
-        found = dict(tasks.spread(_agrees, units, workers=self.workers))
-        return [found[number] for number in range(len(units))]
+        return list(tasks.in_order(tasks.spread(_agrees, units, workers=self.workers)))
 
     def _works(self, parts: Sequence[IndexPart]) -> list[PartWork]:
         """What is to be done for each of `parts`."""

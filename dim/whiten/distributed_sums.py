@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dim.app.tasks import spread
+from dim.app.tasks import in_order, spread
 from dim.data.manifest import Manifest
 from dim.errors import UserError
 from dim.extract import pipeline, store
@@ -87,12 +87,7 @@ def _read(folder: str, manifest: Manifest) -> DescriptorFolder:
 
 def _by_units(task: Callable[..., Any], rows: DescriptorFolder, *shared: Any) -> Iterator[Any]:
     """Yields task(parts, *shared) for the parts of each unit, in order, so that sums are added in the same order."""
-    early, place = {}, 0
-    for position, result in spread(task, list(grouped(rows.parts, UNIT_ROWS)), shared, stage="summing"):
-        early[position] = result
-        while place in early:
-            yield early.pop(place)
-            place += 1
+    return in_order(spread(task, list(grouped(rows.parts, UNIT_ROWS)), shared, stage="summing"))
 
 
 def _blocks(parts: list[Part], label_of: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:

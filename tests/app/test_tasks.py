@@ -94,3 +94,10 @@ def test_threads_have_no_gpus(monkeypatch):
 def test_a_single_light_unit_is_done_here(ray_session):
     assert list(tasks.spread(lambda _: os.getpid(), [0], light=True)) == [(0, os.getpid())]
     assert os.getpid() not in dict(tasks.spread(lambda _: os.getpid(), [0, 1], light=True)).values()
+
+
+def test_results_come_in_the_order_of_the_units():
+    given = [(2, "c"), (0, "a"), (3, "d"), (1, "b")]
+    assert list(tasks.in_order(given)) == ["a", "b", "c", "d"]
+    early = tasks.in_order(iter(given[:2]))
+    assert next(early) == "a"
