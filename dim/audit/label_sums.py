@@ -13,10 +13,10 @@ import numpy as np
 from dim.app.tasks import spread
 from dim.audit.photos import NONE, AuditedPhotos, rows_in
 from dim.errors import UserError
+from dim.mine.pool import is_unit
 from dim.search.exact import Part, on_grid
 
 LABELS = 4096  # a slice has a multiple of so many labels; a block of the matrix product of `evidence` has so many
-OFF_UNIT = 0.01  # the square of a descriptor's norm differs from 1 by less than this
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def _sums_of_unit(
         order = used[np.argsort(own[used], kind="stable")]
         vectors = on_grid(part.load()[order])
         squares = np.einsum("ij,ij->i", vectors, vectors)
-        if len(wrong := squares[~(np.abs(squares - 1) < OFF_UNIT)]):  # with ">=", NaN would pass
+        if len(wrong := squares[~is_unit(np.abs(squares - 1))]):
             raise UserError(
                 f"a descriptor has the length {wrong[0] ** 0.5:.4f}, not 1, as have {len(wrong) - 1} others beside it; "
                 "extract them again"

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dim.errors import UserError
+from dim.mine.pool import require_pairs
 from dim.search import exact
 from dim.search.database import Exact
 from dim.search.exact import Part
@@ -102,11 +102,7 @@ def of(
 
 def require_auditable(photos: AuditedPhotos, where: str) -> None:
     """Raises UserError, naming `where`, unless there are two labels, and one of them has two photos."""
-    counts = np.bincount(photos.labels[photos.labels != NONE])
-    if len(counts) < 2:
-        raise UserError(f"{where} has {len(counts)} label(s) on {len(photos)} images; at least two labels are needed")
-    if counts.max() < 2:
-        raise UserError(f"{where}: none of its {len(counts)} labels has two images; at least one must have two")
+    require_pairs(np.bincount(photos.labels[photos.labels != NONE]), len(photos), where)
 
 
 def span(unit: Sequence[Part]) -> slice:

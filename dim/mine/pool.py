@@ -22,20 +22,6 @@ _CHUNK = 512  # pairs of rows subtracted at a time; the differences fit into the
 Column: TypeAlias = "np.ndarray | pa.Array | pa.ChunkedArray"  # ids or labels: strings, or None
 
 
-def check(
-    vectors: np.ndarray, labels: Column, image_ids: np.ndarray, settings: Mining, where: str = "the training set"
-) -> None:
-    """Raises UserError, naming `where`, unless triplets can be mined from these rows.
-
-    The labels must give an anchor, a positive and a negative, and the labelled rows must be L2-normalised.
-    """
-    check_labels(labels, settings, where)
-    unequal = ~is_unit(off_unit(vectors)) & pc.is_valid(strings(labels)).to_numpy(zero_copy_only=False)
-    if unequal.any():
-        row = np.flatnonzero(unequal)[0]
-        raise not_normalised(where, int(unequal.sum()), str(image_ids[row]), float(np.linalg.norm(vectors[row])))
-
-
 def not_normalised(where: str, count: int, image_id: str, norm: float) -> UserError:
     """The error for `count` descriptors of another length than 1. `image_id` has the first of them."""
     return UserError(
@@ -47,16 +33,24 @@ def not_normalised(where: str, count: int, image_id: str, norm: float) -> UserEr
 def check_labels(labels: Column, settings: Mining, where: str) -> None:
     """Raises UserError, naming `where`, unless `labels` (N,) can give an anchor, a positive and a negative."""
     counts = pc.value_counts(pc.drop_null(strings(labels))).field("counts").to_numpy()
-    if len(counts) < 2:
-        raise UserError(f"{where} has {len(counts)} label(s) on {len(labels)} images; at least two labels are needed")
-    if counts.max() < 2:
-        raise UserError(f"{where}: none of its {len(counts)} labels has two images; at least one must have two")
+    require_pairs(counts, len(labels), where)
     needed = settings.negatives_per_anchor + 1
     if settings.strategy == "distinct" and len(counts) < needed:
         raise UserError(
             f"{where} has {len(counts)} labels, but strategy 'distinct' with {settings.negatives_per_anchor} negatives "
             f"needs {needed}; lower --negatives-per-anchor or use --strategy hardest"
         )
+
+
+def require_pairs(counts: np.ndarray, images: int, where: str) -> None:
+    """Raises UserError, naming `where`, unless there are two labels, and one of them has two images.
+
+    `counts` (K,) are the images of each label, of `images` in all.
+    """
+    if len(counts) < 2:
+        raise UserError(f"{where} has {len(counts)} label(s) on {images} images; at least two labels are needed")
+    if counts.max() < 2:
+        raise UserError(f"{where}: none of its {len(counts)} labels has two images; at least one must have two")
 
 
 def strings(values: Column) -> pa.Array:

@@ -15,7 +15,7 @@ from dim.errors import UserError
 from dim.mine import mining, remote
 from dim.mine.config import Mining
 from dim.mine.mining import check_candidates, mine
-from dim.mine.pool import check
+from dim.mine.pool import check_labels
 from dim.search.exact import Part
 
 STRATEGIES = ("distinct", "hardest", "random")
@@ -255,7 +255,7 @@ def test_no_active_triplet():
 )
 def test_labels_that_give_no_triplet_are_refused(labels, options, message):
     with pytest.raises(UserError, match=message):
-        check(np.eye(len(labels)), np.array(labels, dtype=object), np.arange(len(labels)), options)
+        check_labels(np.array(labels, dtype=object), options, "the training set")
 
 
 @pytest.mark.parametrize("wrong", [np.nan, 0.0, 3.0])
@@ -263,9 +263,8 @@ def test_rows_that_are_not_normalised_are_refused_if_they_have_a_label(wrong):
     vectors, labels, ids = dataset(11, 30, 4, unlabelled=0)
     vectors[17] *= wrong
     with pytest.raises(UserError, match=f"1 descriptors are not L2-normalised; the norm of image '{ids[17]}' is"):
-        check(vectors, labels, ids, Mining())
+        mined((vectors, labels, ids), Mining(), 8, 2)
     labels[17] = None
-    check(vectors, labels, ids, Mining())
     assert mined((vectors, labels, ids), Mining(), 8, 2).kept
 
 
