@@ -10,12 +10,11 @@ import numpy as np
 
 from dim.audit.neighbours import Neighbours
 from dim.audit.photos import AuditedPhotos
-from dim.search.exact import on_grid
+from dim.search.exact import scores_of_pairs
 
 PAIRS_OF_A_GROUP, PAIRS_IN_ALL = 1000, 100_000  # most pairs listed
 MARGIN = 0.1  # a pair that an index proposes is looked at if its score is at most so much too low
 _ROWS = 65536  # photos whose neighbours are looked at, at a time
-_PAIRS = 2048  # pairs whose cosines are computed, at a time
 
 Pairs = tuple[np.ndarray, np.ndarray, np.ndarray]  # one row, another row, and their cosine
 
@@ -119,9 +118,6 @@ def _measured(photos: AuditedPhotos, pairs: np.ndarray, least: float) -> Pairs:
     distinct, place = np.unique(pairs, return_inverse=True)
     vectors = photos.database.take(distinct)
     one, other = place.reshape(pairs.shape)
-    cosine = np.empty(len(one))
-    for start in range(0, len(one), _PAIRS):
-        block = slice(start, start + _PAIRS)
-        cosine[block] = np.einsum("ij,ij->i", on_grid(vectors[one[block]]), on_grid(vectors[other[block]]))
+    cosine = scores_of_pairs(vectors, one, vectors, other)
     near = cosine >= least
     return pairs[0, near], pairs[1, near], cosine[near]

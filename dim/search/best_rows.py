@@ -45,3 +45,13 @@ class BestRows:
         order[tied] = np.lexsort((places, -all_scores[tied]), axis=1)[:, : count + 1]
         self.rows[touched] = np.take_along_axis(all_rows, order[:, :count], axis=1)
         self.scores[touched] = np.take_along_axis(all_scores, order[:, :count], axis=1)
+
+
+def reached(products: np.ndarray, count: int) -> np.ndarray:
+    """A product that at least `count` of a query's `products` (Q, n) reach, near the largest such, float64 (Q,)."""
+    # The maxima of groups suffice, and a partition of few maxima is much faster than one of all products.
+    width = max(8 * count, 256)
+    if groups := products.shape[1] // width:
+        products = products[:, : groups * width].reshape(len(products), groups, width).max(axis=1)
+    found: np.ndarray = np.partition(products, -count, axis=1)[:, -count].astype(np.float64)
+    return found

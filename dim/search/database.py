@@ -115,11 +115,18 @@ class _ArrayRows:
         if not isinstance(mapped, mmap.mmap):
             return np.asarray(part, np.float32)
         loaded = np.array(part, np.float32)
-        mapped.madvise(mmap.MADV_DONTNEED)  # otherwise the pages read so far stay in the memory of this process
+        release(self.vectors)
         return loaded
 
     def __reduce__(self) -> tuple[type, tuple[np.ndarray, int]]:
         return _ArrayRows, (np.array(self.vectors[self.start : self.start + PART_ROWS]), 0)
+
+
+def release(vectors: np.ndarray) -> None:
+    """Takes the pages of `vectors`, mapped from a file, out of the memory of this process. The file keeps them."""
+    mapped: Any = vectors.base
+    if isinstance(mapped, mmap.mmap):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def taken(parts: Sequence[Part], rows: np.ndarray) -> np.ndarray:

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 from dim.app import tasks
 from dim.io.storage import parallel_map
 from dim.model import gpu_products
-from dim.search.best_rows import BestRows
+from dim.search.best_rows import BestRows, reached
 
 GRID = 2.0**26  # grid points per unit: components are rounded to multiples of 1 / GRID
 CELLS = 2**25  # the function `scores` holds at most this many scores in memory, 8 bytes each
@@ -185,6 +185,16 @@ def on_grid(vectors: np.ndarray, kind: type[np.floating] = np.float64) -> np.nda
     return scaled
 
 
+def scores_of_pairs(left: np.ndarray, i: np.ndarray, right: np.ndarray, j: np.ndarray) -> np.ndarray:
+    """The exact scores of the pairs left[i[p]] and right[j[p]], float64 (P,). The rows are float32, (n, D)."""
+    found = np.empty(len(i))
+    for first in range(0, len(i), _PAIRS):
+        some = slice(first, first + _PAIRS)
+        rows, others = on_grid(left[i[some]], np.float32), on_grid(right[j[some]], np.float32)
+        found[some] = np.vecdot(rows, others, dtype=np.float64)
+    return found
+
+
 def grouped(parts: Iterable[Part], rows: int) -> Iterator[list[Part]]:
     """Yields consecutive parts that have `rows` rows or more together; the last group may have fewer."""
     group: list[Part] = []
@@ -241,19 +251,4 @@ def _screened(
         thresholds[unknown] = reached(products[unknown], count) - 2 * tolerance
     found = np.flatnonzero(products >= thresholds.astype(np.float32)[:, None])
     numbers, columns = np.divmod(found, len(rows))
-    scores = np.empty(len(found))
-    for first in range(0, len(found), _PAIRS):
-        some = slice(first, first + _PAIRS)
-        candidates = on_grid(rows[columns[some]], np.float32)
-        scores[some] = np.vecdot(queries[numbers[some]], candidates, dtype=np.float64)
-    return numbers, columns, scores
-
-
-def reached(products: np.ndarray, count: int) -> np.ndarray:
-    """A product that at least `count` of a query's `products` (Q, n) reach, near the largest such, float64 (Q,)."""
-    # The maxima of groups suffice, and a partition of few maxima is much faster than one of all products.
-    width = max(8 * count, 256)
-    if groups := products.shape[1] // width:
-        products = products[:, : groups * width].reshape(len(products), groups, width).max(axis=1)
-    found: np.ndarray = np.partition(products, -count, axis=1)[:, -count].astype(np.float64)
-    return found
+    return numbers, columns, scores_of_pairs(queries, numbers, rows, columns)

@@ -26,7 +26,7 @@ from dim.io import files, local_copies, tables
 from dim.report import search as search_report
 from dim.search import expansion_methods, queries, read_index
 from dim.search.config import SearchConfig
-from dim.search.database import Exact, Retrieval
+from dim.search.database import Exact, Retrieval, release
 from dim.search.exact import QUERIES
 from dim.search.queries import Queries
 from dim.search.read_index import SearchTarget
@@ -139,7 +139,7 @@ def _ranked_tables(
     progress = Progress("searching", size, "queries")
     for start in range(0, size, step):
         some = replace(retrieval, queries=np.array(retrieval.queries[start : start + step]))
-        queries.release(asked.vectors)
+        release(asked.vectors)
         rows, scores = zip(*some.best(top), strict=True)
         yield _ranked_table(asked.ids.slice(start, step), target.ids, list(rows), list(scores))
         progress.add(len(rows))

@@ -3,10 +3,8 @@
 Photos are listed in a manifest, and their descriptors are extracted with the settings of the index.
 """
 
-import mmap
 import tempfile
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +19,7 @@ from dim.extract.embedding import Embedding, NetworkEmbedding
 from dim.io import files, tables
 from dim.search import descriptor_folder, exact
 from dim.search.config import SearchConfig
-from dim.search.database import require_room
+from dim.search.database import release, require_room
 from dim.search.descriptor_folder import DescriptorFolder
 
 QUERIES_FILE = "queries.parquet"  # the manifest of the photos, a file in the output folder
@@ -122,10 +120,3 @@ def _file_of(rows: DescriptorFolder, places: np.ndarray) -> np.ndarray:
             done += len(block)
             release(vectors)
         return vectors
-
-
-def release(vectors: np.ndarray) -> None:
-    """Takes the pages of `vectors`, mapped from a file, out of the memory of this process. The file keeps them."""
-    mapped: Any = vectors.base
-    if isinstance(mapped, mmap.mmap):
-        mapped.madvise(mmap.MADV_DONTNEED)

@@ -18,7 +18,7 @@ import numpy as np
 
 from dim.app.tasks import spread
 from dim.search import exact
-from dim.search.best_rows import BestRows
+from dim.search.best_rows import BestRows, reached
 from dim.search.exact import Part, grouped, on_grid
 
 # A unit of work has about `ROWS` rows, or fewer if the database has no more than `_UNITS` such units, but at least one
@@ -26,7 +26,6 @@ from dim.search.exact import Part, grouped, on_grid
 ROWS, _UNITS, CELLS = 2**16, 32, 2**27
 _QUERIES = 512  # queries of a block; the scores of a block, and its rows, take 16 MiB each
 _COLUMNS = 4096  # database rows of a block
-_PAIRS = 2048  # pairs whose scores are computed at a time
 
 
 @dataclass(frozen=True)
@@ -146,11 +145,8 @@ def score_pairs(unit: Asked, queries: np.ndarray) -> np.ndarray:
         first, last = np.searchsorted(pairs.rows, [part.start, part.start + part.size])
         if first == last:
             continue
-        vectors = part.load()
-        for start in range(first, last, _PAIRS):
-            chosen = slice(start, min(start + _PAIRS, last))
-            left, right = queries[pairs.queries[chosen]], vectors[pairs.rows[chosen] - part.start]
-            found[chosen] = np.einsum("ij,ij->i", on_grid(left), on_grid(right))
+        columns = pairs.rows[first:last] - part.start
+        found[first:last] = exact.scores_of_pairs(queries, pairs.queries[first:last], part.load(), columns)
     return found
 
 
@@ -194,6 +190,6 @@ def _keep_best(best: BestRows, query: int, row: int, scores: np.ndarray) -> None
     count = best.rows.shape[1]
     least = np.maximum(best.scores[query : query + len(scores), -1], -2.0)  # no score is as low, but −inf is lower
     if (least == -2.0).any() and count <= scores.shape[1]:
-        least = np.maximum(least, exact.reached(scores, count))
+        least = np.maximum(least, reached(scores, count))
     queries, columns = np.nonzero(scores >= least[:, None])
     best.insert(queries + query, columns + row, scores[queries, columns])

@@ -23,6 +23,7 @@ from dim.evaluate import metrics
 from dim.extract import embedder
 from dim.mine.remote import referring
 from dim.search import exact
+from dim.search.database import Exact
 from dim.search.exact import Part
 from dim.train.features import Features
 from dim.train.locality import Ownership
@@ -168,24 +169,15 @@ def _judge(
     parts: Sequence[Part], labels: np.ndarray, image_ids: np.ndarray
 ) -> Iterator[tuple[float | None, np.ndarray]]:
     """For each query, yields its AP (None without a positive) and its scores, (N,). The query itself scores −inf."""
-    place, database = exact.tie_order_of(image_ids), Loaded(parts)
+    place = exact.tie_order_of(image_ids)
+    database = Exact(parts, place)
     codes = pc.fill_null(pa.array(labels, pa.string()).dictionary_encode().indices, -1).to_numpy()
-    scores_of_all = (scores for part in database for scores in exact.scores(part, database, len(labels)))
+    scores_of_all = (scores for part in parts for scores in database.scores(part.load()))
     for query, scores in enumerate(scores_of_all):
         positives = np.flatnonzero((codes == codes[query]) & (codes >= 0))
         positives = positives[positives != query]
         scores[query] = -np.inf
         yield metrics.average_precision(np.sort(exact.ranks(scores, positives, place)), len(positives)), scores
-
-
-class Loaded:
-    """Yields the vectors of `parts`, one part at a time, as often as they are asked for."""
-
-    def __init__(self, parts: Sequence[Part]) -> None:
-        self._parts = parts
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        return (part.load() for part in self._parts)
 
 
 def from_all(strategy: tf.distribute.Strategy, values: np.ndarray) -> np.ndarray:

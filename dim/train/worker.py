@@ -27,7 +27,7 @@ from dim.model import network
 from dim.model.backend import keras
 from dim.train import checkpoint, failures, history
 from dim.train.checkpoint import State
-from dim.train.embed import Embedded, Inference, Loaded, objects_from_all
+from dim.train.embed import Embedded, Inference, objects_from_all
 from dim.train.features import features_of
 from dim.train.gradient_descent import Fitting, from_pixels
 from dim.train.history import EpochHistory
@@ -92,7 +92,8 @@ class Worker:
         own = None
         if self.rank == 0:
             none = np.zeros((0, self.trained.dimension(pooled=True)), np.float32)
-            moments = functools.reduce(Moments.merge, map(moments_of, Loaded(embedded.parts)), moments_of(none))
+            found = (moments_of(part.load()) for part in embedded.parts)
+            moments = functools.reduce(Moments.merge, found, moments_of(none))
             dimension, power = self.job.source.spec.dimension, self.job.config.power
             own = fit_pca(moments, dimension, {"split": "train"}, power=power).as_dense()
         kernel_and_bias = broadcast_from_rank_zero(own)

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dim.app import tasks
-from dim.search import exact
+from dim.search import best_rows, exact
 from dim.search.database import Exact, from_array
 from dim.search.exact import Part
 from dim.search.exact import nearest as found_by
@@ -85,7 +85,7 @@ def test_thresholds_of_a_block_from_the_maxima_of_groups(count, monkeypatch):
     monkeypatch.setattr(tasks.ray, "is_initialized", lambda: False)
     random = np.random.default_rng(1)
     queries, vectors = rows_of("any", random, 6, 32), rows_of("any", random, 5000, 32)
-    reached = exact.reached(queries @ vectors.T, count)
+    reached = best_rows.reached(queries @ vectors.T, count)
     for query, least in zip(queries, reached, strict=True):
         assert np.sort(query @ vectors.T)[-count] >= least - 1e-6
     assert_same(found_by(queries, cut(vectors, [5000]), np.arange(5000), count),

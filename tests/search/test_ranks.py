@@ -67,7 +67,7 @@ def test_ranks_and_first_rows_equal_the_naive_lists_for_any_parts(monkeypatch, k
     monkeypatch.setattr(ranks, "CELLS", 30 * 4)
     monkeypatch.setattr(ranks, "_QUERIES", 4)
     monkeypatch.setattr(ranks, "_COLUMNS", 8)
-    monkeypatch.setattr(ranks, "_PAIRS", 3)
+    monkeypatch.setattr(exact, "_PAIRS", 3)
     for left_out in (None, own):
         found = ranks.ranks(queries, cut(vectors, parts), tie_order, pairs, count=COUNT, own=left_out)
         assert as_lists(found) == naive(queries, vectors, tie_order, pairs, left_out)
