@@ -8,6 +8,7 @@ An importer is a function that takes the folder and returns a `Benchmark`. The i
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 
 from dim.data import photos
 from dim.data.decode import Box
@@ -189,18 +190,25 @@ def words_of_lines(source: str, name: str, columns: int, header: bool = False) -
     The place is the file and the line number, for messages. If `header` is true, the first line is skipped. Raises
     UserError if the file is missing or is not UTF-8 text, or if a line does not have `columns` words.
     """
+    lines = numbered_lines(source, name)
+    for where, line in islice(lines, int(header), None):
+        words = line.split()
+        if not words:
+            continue
+        if len(words) != columns:
+            raise UserError(f"{where}: expected {columns} words, got {quoted(line)}")
+        yield where, words
+
+
+def numbered_lines(source: str, name: str) -> Iterator[tuple[str, str]]:
+    """Yields (place, line) for each line of the text file `name`. See `words_of_lines` for the place and the errors."""
     uri = files.join(source, name)
     try:
         text = read_bytes(uri).decode()
     except UnicodeDecodeError as error:
         raise UserError(f"{uri!r} is not UTF-8 text: {error}") from error
     for number, line in enumerate(text.splitlines(), start=1):
-        words = line.split()
-        if not words or (header and number == 1):
-            continue
-        if len(words) != columns:
-            raise UserError(f"{uri!r}, line {number}: expected {columns} words, got {quoted(line)}")
-        yield f"{uri!r}, line {number}", words
+        yield f"{uri!r}, line {number}", line
 
 
 def read_bytes(uri: str) -> bytes:

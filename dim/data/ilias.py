@@ -5,14 +5,13 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pcsv
 
 from dim.data import photos
-from dim.data.benchmarks import SOURCE, Benchmark, BenchmarkPhoto, read_bytes
+from dim.data.benchmarks import SOURCE, Benchmark, BenchmarkPhoto, numbered_lines
 from dim.data.decode import Box
 from dim.data.tarred_photos import TarredPhotos
 from dim.errors import UserError, quoted
-from dim.io import files
+from dim.io import csv_files, files
 from dim.io.storage import parallel_map
 
 QUERIES, POSITIVES = "image_ids/image_query_ids.txt", "image_ids/positive_ids.txt"
@@ -77,15 +76,9 @@ def distractors(source: str, wanted: str | None) -> TarredPhotos | None:
 
 def _lines(source: str, name: str) -> list[tuple[str, list[str]]]:
     """The place and the words of each line of the list `name`, whose columns are separated by commas."""
-    uri = files.join(source, name)
-    try:
-        text = read_bytes(uri).decode()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{uri!r} is not UTF-8 text: {error}") from error
-    lines = [line.strip() for line in text.splitlines()]
-    found = [(f"{uri!r}, line {number}", line.split(",")) for number, line in enumerate(lines, start=1) if line]
+    found = [(where, line.strip().split(",")) for where, line in numbered_lines(source, name) if line.strip()]
     if not found:
-        raise UserError(f"{uri!r} names no photo; {SOURCE}")
+        raise UserError(f"{files.join(source, name)!r} names no photo; {SOURCE}")
     return found
 
 
@@ -127,7 +120,7 @@ def _box(source: str, path: str) -> Box | None:
 
 
 def _ids(source: str, name: str) -> pa.ChunkedArray:
-    return pa.chunked_array([batch["image_id"] for batch in _batches(source, name)], pa.string())
+    return pa.chunked_array([batch["line"] for batch in _batches(source, name)], pa.string())
 
 
 def _listed(source: str) -> dict[str, int]:
@@ -136,7 +129,7 @@ def _listed(source: str) -> dict[str, int]:
         return {}
     counts: dict[str, int] = {}
     for batch in _batches(source, DISTRACTORS):
-        for tar in pc.value_counts(pc.replace_substring_regex(batch["image_id"], "/.*$", "")):
+        for tar in pc.value_counts(pc.replace_substring_regex(batch["line"], "/.*$", "")):
             counts[tar["values"].as_py()] = counts.get(tar["values"].as_py(), 0) + tar["counts"].as_py()
     return counts
 
@@ -146,12 +139,7 @@ def _batches(source: str, name: str) -> Iterator[pa.RecordBatch]:
     uri = files.join(source, name)
     try:
         with files.opened(uri) as file:
-            yield from pcsv.open_csv(
-                pa.CompressedInputStream(file, "gzip") if name.endswith(".gz") else file,
-                pcsv.ReadOptions(column_names=["image_id"], block_size=2**24),
-                pcsv.ParseOptions(delimiter="\x1f", quote_char=False),
-                pcsv.ConvertOptions(column_types={"image_id": pa.string()}, strings_can_be_null=False),
-            )
+            yield from csv_files.lines(pa.CompressedInputStream(file, "gzip") if name.endswith(".gz") else file)
     except FileNotFoundError as error:
         raise UserError(f"no file {uri!r}; download it, or give --distractors a folder of tars") from error
     except (pa.ArrowException, OSError) as error:

@@ -2,12 +2,11 @@
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 
 from dim.data import manifest
 from dim.errors import UserError, quoted
-from dim.io import files
+from dim.io import csv_files, files
 
 NAMES = ("image_id", "id", "image_path", "path", "key", "filename", "name")  # usual names of a column of ids
 _COMPARED = 2**18  # sorted ids that are compared at a time
@@ -42,17 +41,12 @@ def of_lines(uri: str) -> pa.Array:
     """The ids in the text file `uri`, one a line. Raises UserError if the file is missing or is not UTF-8 text."""
     try:
         with files.opened(uri) as file:
-            table = pcsv.read_csv(
-                file,
-                pcsv.ReadOptions(column_names=["image_id"]),
-                pcsv.ParseOptions(delimiter="\x1f", quote_char=False, ignore_empty_lines=False),
-                pcsv.ConvertOptions(column_types={"image_id": pa.string()}, strings_can_be_null=False),
-            )
+            found = csv_files.lines(file, keep_empty=True).read_all()
     except FileNotFoundError as error:
         raise UserError(f"no file {uri!r}; --ids is a text file with one id a line") from error
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"cannot read the ids in {uri!r}: {files.reason(error)}") from error
-    return table["image_id"].combine_chunks()
+    return found["line"].combine_chunks()
 
 
 def require_count(uri: str, ids: int, vectors: str, rows: int) -> None:

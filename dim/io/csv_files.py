@@ -58,6 +58,20 @@ def read(uri: str) -> pa.Table:
     return table
 
 
+def lines(file: pa.NativeFile, keep_empty: bool = False) -> pacsv.CSVStreamingReader:
+    """Reads the text `file`, opened for reading, in batches with the column `line`: strings, as they stand there.
+
+    Raises pyarrow.ArrowException if the file is not UTF-8 text.
+    """
+    return pacsv.open_csv(
+        file,
+        pacsv.ReadOptions(column_names=["line"], block_size=2**24),
+        # A separator that no text has, so that each line is one cell.
+        pacsv.ParseOptions(delimiter="\x1f", quote_char=False, ignore_empty_lines=not keep_empty),
+        pacsv.ConvertOptions(column_types={"line": pa.string()}, strings_can_be_null=False),
+    )
+
+
 def write(uri: str, table: pa.Table) -> None:
     """Writes `table` to `uri` as CSV."""
     sink = pa.BufferOutputStream()
