@@ -71,7 +71,7 @@ def _audited(config: AuditConfig, chosen: Manifest, rows: DescriptorFolder) -> A
 def _neighbours(config: AuditConfig, audited: AuditedPhotos) -> Neighbours:
     if config.candidates:
         return neighbours.by_index(audited, config.candidates, config.candidate_parameters)
-    return neighbours.exact(audited)
+    return neighbours.by_comparison(audited)
 
 
 def _photo(chosen: Manifest, audited: AuditedPhotos, row: int) -> PagePhoto:

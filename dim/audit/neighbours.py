@@ -5,6 +5,8 @@ little more than ten times the work, but misses some neighbours, and its scores 
 """
 
 import logging
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +15,7 @@ import numpy as np
 
 from dim.app.tasks import spread
 from dim.audit.photos import AuditedPhotos, rows_in, span
-from dim.search import approximate, database, index_factory
+from dim.search import approximate, database, exact, index_factory
 from dim.search.exact import Part
 
 NEAREST = 10  # neighbours per photo
@@ -36,7 +38,7 @@ class Neighbours:
     proposed: bool = False
 
 
-def exact(photos: AuditedPhotos) -> Neighbours:
+def by_comparison(photos: AuditedPhotos) -> Neighbours:
     """Finds the nearest neighbours by an exact search."""
     return Neighbours(*database.neighbours(photos.database, _count(photos)))
 
@@ -44,19 +46,24 @@ def exact(photos: AuditedPhotos) -> Neighbours:
 def by_index(photos: AuditedPhotos, factory: str, parameters: str | None) -> Neighbours:
     """Finds neighbours with a FAISS index of all photos, made by the string `factory`.
 
-    `parameters` are FAISS's search parameters. Raises UserError if FAISS can't make or train this index.
+    The index has as many parts as the memory asks for; one after the other is filled and searched. `parameters` are
+    FAISS's search parameters. Raises UserError if FAISS can't make or train this index.
     """
-    index = _built(photos, factory, parameters)
+    empty = _trained(photos, factory, parameters)
     count = _count(photos)
-    rows = np.empty((len(photos), count), np.int32)
-    scores = np.empty((len(photos), count), np.float32)
-    searches = spread(
-        _searched, photos.units, (index, count), workers=photos.workers, stage="finding neighbours",
-        size=rows_in, unit="images",
-    )  # fmt: skip
-    for position, (found, how_near) in searches:
-        at = span(photos.units[position])
-        rows[at], scores[at] = found, how_near
+    rows = np.full((len(photos), count), -1, np.int32)
+    scores = np.full((len(photos), count), -np.inf, np.float32)
+    for part in _index_parts(photos, empty):
+        index = faiss.deserialize_index(empty)
+        index_factory.add(index, (one.load() for one in part), f"--candidates {factory!r}")
+        searches = spread(
+            _searched, photos.units, (index, part[0].start, count), workers=photos.workers,
+            stage="finding neighbours", size=rows_in, unit="images",
+        )  # fmt: skip
+        for position, found in searches:
+            at = span(photos.units[position])
+            both = [np.hstack(each) for each in zip((rows[at], scores[at]), found, strict=True)]
+            rows[at], scores[at] = _best(*both, photos.tie_order, count)
     return Neighbours(rows, scores, proposed=True)
 
 
@@ -69,19 +76,30 @@ def _count(photos: AuditedPhotos) -> int:
     return min(NEAREST, len(photos) - 1)
 
 
-def _built(photos: AuditedPhotos, factory: str, parameters: str | None) -> Any:
-    index = empty_index(factory, parameters, photos.parts[0].load().shape[1])
+def _trained(photos: AuditedPhotos, factory: str, parameters: str | None) -> np.ndarray:
+    """Trains an empty index on a sample of the photos. Returns the serialised index, uint8 (bytes,)."""
+    index = empty_index(factory, parameters, photos.dimension)
     if not index.is_trained:
         count = min(len(photos), index_factory.training_rows(index))
         drawn = np.sort(np.random.default_rng(SEED).choice(len(photos), count, replace=False))
         log.info("training the index on %d of %d rows", count, len(photos))
         index_factory.train(index, photos.database.take(drawn), f"--candidates {factory!r}")
-    index_factory.add(index, photos.database, f"--candidates {factory!r}")
-    return index
+    serialised: np.ndarray = faiss.serialize_index(index)
+    return serialised
 
 
-def _searched(unit: list[Part], index: Any, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Searches the rows of `unit`. Returns the other rows that are found, and their scores, both (n, count)."""
+def _index_parts(photos: AuditedPhotos, empty: np.ndarray) -> Iterator[list[Part]]:
+    """Yields the photos of each part of the index. A process holds a part, and a copy of it while it is read."""
+    bytes_of_all = index_factory.estimated_bytes(faiss.deserialize_index(empty), len(photos))
+    count = max(1, math.ceil(bytes_of_all / (photos.share / 2)))
+    return exact.grouped(photos.parts, math.ceil(len(photos) / count))
+
+
+def _searched(unit: list[Part], index: Any, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Searches a part of the index, with the photos from row `first` on, for the photos of `unit`.
+
+    Returns the rows that are found, with −1 for the photo itself, and their scores, both (n, count + 1).
+    """
     faiss.omp_set_num_threads(1)  # each CPU runs a task of its own
     found = []
     parameters = approximate.search_parameters(index, count + 1)
@@ -90,9 +108,15 @@ def _searched(unit: list[Part], index: Any, count: int) -> tuple[np.ndarray, np.
         for start in range(0, len(vectors), _ROWS):
             scores, rows = index.search(vectors[start : start + _ROWS], count + 1, params=parameters)
             own = np.arange(part.start + start, part.start + start + len(rows))
+            rows = np.where(rows < 0, -1, rows + first)
             rows[rows == own[:, None]] = -1
             scores[rows < 0] = -np.inf
-            order = np.argsort(-scores, axis=1, kind="stable")[:, :count]  # without the photo itself, or the last row
-            found.append((np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)))
+            found.append((rows.astype(np.int32), scores))
     rows, scores = map(np.concatenate, zip(*found, strict=True))
-    return rows.astype(np.int32), scores
+    return rows, scores
+
+
+def _best(rows: np.ndarray, scores: np.ndarray, tie_order: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first `count` of each list, in the order (−score, image id)."""
+    order = np.lexsort((tie_order[rows], -scores), axis=1)[:, :count]
+    return np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)

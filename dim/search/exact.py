@@ -28,8 +28,8 @@ from dim.search.best_rows import BestRows, reached
 
 GRID = 2.0**26  # grid points per unit: components are rounded to multiples of 1 / GRID
 CELLS = 2**25  # the function `scores` holds at most this many scores in memory, 8 bytes each
-QUERIES = 1024  # queries of a block of products
-COLUMNS = 4096  # database rows of a block of products; the products of a block take 16 MiB
+QUERIES = 1024  # most queries of a block of products
+COLUMNS, _MOST_COLUMNS = 4096, 16384  # database rows of a block of products, see `_columns`
 # A unit of work searches at most so many rows for at most so many queries, some seconds of work for a CPU. A small
 # database is split into about `_UNITS` units, but into none that is smaller than a block or a part.
 _UNIT_ROWS, UNIT_QUERIES, _UNITS = 65_536, 8192, 64
@@ -187,12 +187,19 @@ def on_grid(vectors: np.ndarray, kind: type[np.floating] = np.float64) -> np.nda
 
 def scores_of_pairs(left: np.ndarray, i: np.ndarray, right: np.ndarray, j: np.ndarray) -> np.ndarray:
     """The exact scores of the pairs left[i[p]] and right[j[p]], float64 (P,). The rows are float32, (n, D)."""
+    (left, i), (right, j) = _used(left, i), _used(right, j)
     found = np.empty(len(i))
     for first in range(0, len(i), _PAIRS):
         some = slice(first, first + _PAIRS)
-        rows, others = on_grid(left[i[some]], np.float32), on_grid(right[j[some]], np.float32)
-        found[some] = np.vecdot(rows, others, dtype=np.float64)
+        found[some] = np.vecdot(left[i[some]], right[j[some]], dtype=np.float64)
     return found
+
+
+def _used(vectors: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Those of the `vectors` that are in `rows`, on the grid, and the rows of each entry of `rows` among them."""
+    used = np.zeros(len(vectors), bool)
+    used[rows] = True
+    return on_grid(vectors[used], np.float32), (np.cumsum(used) - 1)[rows]
 
 
 def grouped(parts: Iterable[Part], rows: int) -> Iterator[list[Part]]:
@@ -211,19 +218,30 @@ def _multiply(left: np.ndarray, right: np.ndarray, out: np.ndarray) -> np.ndarra
     return np.matmul(left, right.T, out=out)
 
 
+def _columns(count: int) -> int:
+    """The database rows of a block of products, from which the `count` best are taken.
+
+    About count·H(b) rows of b blocks are among a query's best when they are seen, H(b) = 1 + 1/2 + … + 1/b, and cost an
+    exact score. So the more rows are wanted, the fewer the blocks. A block's products take 16 MiB in any case.
+    """
+    return min(_MOST_COLUMNS, COLUMNS * -(-128 * count // COLUMNS))
+
+
 def best_of_unit(unit: tuple[slice, list[Part]], search: Search) -> tuple[np.ndarray, np.ndarray]:
     """Returns the best rows in some parts, for the queries of a slice, and their scores. Both are (n, count)."""
     chunk, parts = unit
     queries, bounds = search.queries[chunk], search.bounds[chunk]
     best = BestRows(len(queries), search.count, search.tie_order)
-    products = np.empty((QUERIES, COLUMNS), np.float32)
-    for group in grouped(parts, COLUMNS):
+    width = _columns(search.count)
+    height = QUERIES * COLUMNS // width
+    products = np.empty((height, width), np.float32)
+    for group in grouped(parts, width):
         loaded = list(parallel_map(lambda part: part.load(), group, _LOADED)) if len(group) > 1 else [group[0].load()]
         vectors = np.concatenate(loaded) if len(loaded) > 1 else loaded[0]
-        for start in range(0, len(vectors), COLUMNS):
-            rows = vectors[start : start + COLUMNS]
-            for first in range(0, len(queries), QUERIES):
-                some = slice(first, first + QUERIES)
+        for start in range(0, len(vectors), width):
+            rows = vectors[start : start + width]
+            for first in range(0, len(queries), height):
+                some = slice(first, first + height)
                 least = np.maximum(best.scores[some, -1], bounds[some])
                 block = search.multiply(queries[some], rows, products[: len(least), : len(rows)])
                 found, columns, scores = _screened(queries[some], rows, block, least, search.count)

@@ -42,7 +42,7 @@ def found(vectors, sides, factory=None, **machine):
     ids = pa.chunked_array([pa.array([f"{row:04d}" for row in range(len(vectors))])])
     labels = pa.array([f"{side}" for side in sides])
     photos = audited.of(parts_of(vectors), ids, labels, pa.nulls(len(ids), pa.string()), **machine)
-    near = neighbours.by_index(photos, factory, None) if factory else neighbours.exact(photos)
+    near = neighbours.by_index(photos, factory, None) if factory else neighbours.by_comparison(photos)
     pairs, total = module.listed(photos, module.near_pairs(photos, near, LEAST))
     return [Suspect(int(one), "duplicate", score, int(other), pairs) for one, other, score, pairs in pairs], total
 
@@ -88,7 +88,7 @@ def test_a_pair_that_an_index_finds_from_both_sides_or_from_one_is_counted_once(
     photos = audited.of(
         parts_of(vectors), ids, pa.array([f"{side}" for side in sides]), pa.nulls(len(ids), pa.string())
     )
-    near = neighbours.exact(photos)
+    near = neighbours.by_comparison(photos)
     expected = naive(vectors, sides)
     for drop in ("none", "lower", "upper"):
         rows = near.rows.copy()

@@ -41,7 +41,7 @@ def of(vectors, codes, parts=3, **machine):
 def test_the_exact_search_of_neighbours_has_the_workers(monkeypatch, workers):
     asked, run = [], tasks.spread
     monkeypatch.setattr(tasks, "spread", lambda *given, **how: asked.append(how["workers"]) or run(*given, **how))
-    neighbours.exact(of(*photos(0)[:2], workers=workers))
+    neighbours.by_comparison(of(*photos(0)[:2], workers=workers))
     assert asked == [workers]
 
 

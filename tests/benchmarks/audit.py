@@ -59,7 +59,7 @@ def suspected(
     """The photos of a likely wrong label, with a score of `least` or more."""
     names = pa.chunked_array([pa.array(ids, pa.string())])
     audited = photos.of(parts_of(vectors), names, pa.array(labels, pa.string()), pa.nulls(len(ids), pa.string()))
-    near = neighbours.by_index(audited, factory, None) if factory else neighbours.exact(audited)
+    near = neighbours.by_index(audited, factory, None) if factory else neighbours.by_comparison(audited)
     return [one for one in suspects(audited, near, least, DUPLICATES)[0] if one.kind == LABEL]
 
 

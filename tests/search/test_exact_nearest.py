@@ -47,7 +47,14 @@ def assert_same(found, expected):
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Makes blocks and units so small that a few rows and queries fill several of each."""
-    for name, value in {"QUERIES": 8, "COLUMNS": 16, "_UNIT_ROWS": 33, "UNIT_QUERIES": 20, "_PAIRS": 7}.items():
+    for name, value in {
+        "QUERIES": 8,
+        "COLUMNS": 16,
+        "_MOST_COLUMNS": 64,
+        "_UNIT_ROWS": 33,
+        "UNIT_QUERIES": 20,
+        "_PAIRS": 7,
+    }.items():
         monkeypatch.setattr(exact, name, value)
 
 
