@@ -28,7 +28,7 @@ from dim.search.best_rows import BestRows, reached
 
 GRID = 2.0**26  # grid points per unit: components are rounded to multiples of 1 / GRID
 CELLS = 2**25  # the function `scores` holds at most this many scores in memory, 8 bytes each
-QUERIES = 1024  # most queries of a block of products
+QUERIES = 1024  # queries of a block of products
 COLUMNS, _MOST_COLUMNS = 4096, 16384  # database rows of a block of products, see `_columns`
 # A unit of work searches at most so many rows for at most so many queries, some seconds of work for a CPU. A small
 # database is split into about `_UNITS` units, but into none that is smaller than a block or a part.
@@ -222,7 +222,7 @@ def _columns(count: int) -> int:
     """The database rows of a block of products, from which the `count` best are taken.
 
     About count·H(b) rows of b blocks are among a query's best when they are seen, H(b) = 1 + 1/2 + … + 1/b, and cost an
-    exact score. So the more rows are wanted, the fewer the blocks. A block's products take 16 MiB in any case.
+    exact score. So the more rows are wanted, the larger the blocks. The products of a block take 16 to 64 MiB.
     """
     return min(_MOST_COLUMNS, COLUMNS * -(-128 * count // COLUMNS))
 
@@ -233,15 +233,14 @@ def best_of_unit(unit: tuple[slice, list[Part]], search: Search) -> tuple[np.nda
     queries, bounds = search.queries[chunk], search.bounds[chunk]
     best = BestRows(len(queries), search.count, search.tie_order)
     width = _columns(search.count)
-    height = QUERIES * COLUMNS // width
-    products = np.empty((height, width), np.float32)
+    products = np.empty((QUERIES, width), np.float32)
     for group in grouped(parts, width):
         loaded = list(parallel_map(lambda part: part.load(), group, _LOADED)) if len(group) > 1 else [group[0].load()]
         vectors = np.concatenate(loaded) if len(loaded) > 1 else loaded[0]
         for start in range(0, len(vectors), width):
             rows = vectors[start : start + width]
-            for first in range(0, len(queries), height):
-                some = slice(first, first + height)
+            for first in range(0, len(queries), QUERIES):
+                some = slice(first, first + QUERIES)
                 least = np.maximum(best.scores[some, -1], bounds[some])
                 block = search.multiply(queries[some], rows, products[: len(least), : len(rows)])
                 found, columns, scores = _screened(queries[some], rows, block, least, search.count)
