@@ -10,7 +10,7 @@ import numpy as np
 
 from dim.audit.neighbours import Neighbours
 from dim.audit.photos import AuditedPhotos
-from dim.search.exact import scores_of_pairs
+from dim.search.exact_scores import scores_of_pairs
 
 PAIRS_OF_A_GROUP, PAIRS_IN_ALL = 1000, 100_000  # most pairs listed
 MARGIN = 0.1  # a pair that an index proposes is looked at if its score is at most so much too low

@@ -2,7 +2,7 @@
 
 The sums of K labels take 8 · K · D bytes. If that is more than a process may hold, the labels are divided into slices,
 and all descriptors are read once for each slice, whenever its sums are needed. The components are first rounded to
-multiples of 1 / `exact.GRID`. Then float64 holds the sums exactly, and they don't depend on the order of additions.
+multiples of 1 / `exact_scores.GRID`. Then float64 holds the sums exactly, whatever the order of additions.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,8 @@ from dim.app.tasks import spread
 from dim.audit.photos import NONE, AuditedPhotos, rows_in
 from dim.errors import UserError
 from dim.mine.pool import is_unit
-from dim.search.exact import Part, on_grid
+from dim.search.exact import Part
+from dim.search.exact_scores import on_grid
 
 LABELS = 4096  # a slice has a multiple of so many labels; a block of the matrix product of `evidence` has so many
 

@@ -62,8 +62,8 @@ def by_index(photos: AuditedPhotos, factory: str, parameters: str | None) -> Nei
         )  # fmt: skip
         for position, found in searches:
             at = span(photos.units[position])
-            both = [np.hstack(each) for each in zip((rows[at], scores[at]), found, strict=True)]
-            rows[at], scores[at] = _best(*both, photos.tie_order, count)
+            both, both_scores = np.hstack([rows[at], found[0]]), np.hstack([scores[at], found[1]])
+            rows[at], scores[at] = _best(both, both_scores, photos.tie_order, count)
     return Neighbours(rows, scores, proposed=True)
 
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from dim.app.tasks import spread
 from dim.audit.photos import AuditedPhotos, rows_in
-from dim.search.exact import Part, on_grid
+from dim.search.exact import Part
+from dim.search.exact_scores import on_grid
 
 _ASKING = 8192  # given photos of one label that are compared at a time
 

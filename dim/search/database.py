@@ -21,7 +21,7 @@ import numpy as np
 from dim.app.progress import Progress
 from dim.errors import UserError
 from dim.io.storage import parallel_map
-from dim.search import exact
+from dim.search import exact, exact_scores
 from dim.search.exact import Part
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class Exact:
 
     def scores(self, queries: np.ndarray) -> Iterator[np.ndarray]:
         """See `Database`."""
-        return exact.scores(queries, self, len(self.tie_order))
+        return exact_scores.scores(queries, self, len(self.tie_order))
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """See `Database`. If `vectors` is None, each call loads all parts that contain any of the rows."""

@@ -1,17 +1,8 @@
 """Exact search: finds the best database rows for each query. Rows with equal scores are ordered by image id.
 
-`scores` computes the scores of all rows for each query. `nearest` finds only the best rows, at the speed of a float32
-matrix product, on all CPUs of the cluster. The scores of both functions have two properties:
-
-**A score doesn't depend on how the rows are split into blocks.** A sum of floats depends on the order of its terms, and
-in a matrix product that order depends on the shapes of the matrices. In float32, the block size could therefore change
-which of two rows with nearly equal scores comes first. Here no sum is rounded. The components of all vectors are
-rounded to multiples of 2⁻²⁶, so each product of two components is a multiple of 2⁻⁵². Vectors are L2-normalised, so
-each partial sum lies between −2 and 2. In this range, float64 represents every multiple of 2⁻⁵². The rounding changes a
-component by at most 2⁻²⁷. This is less than the error of the float32 arithmetic that computed the component.
-
-**`nearest` agrees with `scores` to the bit.** `nearest` first excludes rows by their float32 products, with a margin
-for rounding errors, and then computes the exact scores of the remaining rows.
+`nearest` finds the best rows, at the speed of a float32 matrix product, on all CPUs of the cluster. It first excludes
+rows by their float32 products, with a margin for rounding errors, and then computes the exact scores of the remaining
+rows (`exact_scores`). So its scores are those of `exact_scores.scores`, to the bit.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,16 +16,14 @@ from dim.app import tasks
 from dim.io.storage import parallel_map
 from dim.model import gpu_products
 from dim.search.best_rows import BestRows, reached
+from dim.search.exact_scores import on_grid, scores_of_pairs
 
-GRID = 2.0**26  # grid points per unit: components are rounded to multiples of 1 / GRID
-CELLS = 2**25  # the function `scores` holds at most this many scores in memory, 8 bytes each
 QUERIES = 1024  # queries of a block of products
 COLUMNS, _MOST_COLUMNS = 4096, 16384  # database rows of a block of products, see `_columns`
 # A unit of work searches at most so many rows for at most so many queries, some seconds of work for a CPU. A small
 # database is split into about `_UNITS` units, but into none that is smaller than a block or a part.
 _UNIT_ROWS, UNIT_QUERIES, _UNITS = 65_536, 8192, 64
 _UNIT_CELLS = 2**24  # most entries of the lists of a unit, 16 bytes each
-_PAIRS = 256  # (query, row) pairs whose exact scores are computed at a time
 _LOADED = 8  # most parts that are loaded at a time for a block
 _GPU_PAIRS = 2**34  # pairs of a query and a row from which a search uses GPUs; TensorFlow starts while CPUs do fewer
 
@@ -68,23 +57,6 @@ class Search:
     tie_order: np.ndarray
     count: int
     multiply: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
-
-
-def scores(queries: np.ndarray, database: Iterable[np.ndarray], size: int, cells: int = CELLS) -> Iterator[np.ndarray]:
-    """Yields one array per query: the exact scores (inner products) of all database rows, float64 (N,).
-
-    `queries` (Q, D) are L2-normalised. `database` yields all N = `size` rows in blocks (n, D) of any sizes. Each
-    pass over `database` serves `cells` // N queries, or one query if N is larger than `cells`. This limits the memory.
-    """
-    step = max(1, cells // max(1, size))
-    for start in range(0, len(queries), step):
-        block = on_grid(queries[start : start + step])
-        matrix = np.empty((len(block), size))
-        done = 0
-        for rows in database:
-            np.matmul(block, on_grid(rows).T, out=matrix[:, done : done + len(rows)])
-            done += len(rows)
-        yield from matrix
 
 
 def nearest(
@@ -171,35 +143,6 @@ def best(scores: np.ndarray, count: int, tie_order: np.ndarray) -> np.ndarray:
         threshold = np.partition(scores, len(scores) - count)[len(scores) - count]
         listed = np.flatnonzero(scores >= threshold)
     return listed[np.lexsort((tie_order[listed], -scores[listed]))][:count]
-
-
-def on_grid(vectors: np.ndarray, kind: type[np.floating] = np.float64) -> np.ndarray:
-    """`vectors` as floats of the `kind`, with each component rounded to a multiple of 2⁻²⁶.
-
-    For float32 vectors, float32 has the same values as float64: a float32 times 2²⁶ is exact, and an integer already if
-    it is at least 2²³.
-    """
-    scaled: np.ndarray = np.multiply(vectors, kind(GRID), dtype=kind)
-    np.rint(scaled, out=scaled)
-    scaled /= kind(GRID)
-    return scaled
-
-
-def scores_of_pairs(left: np.ndarray, i: np.ndarray, right: np.ndarray, j: np.ndarray) -> np.ndarray:
-    """The exact scores of the pairs left[i[p]] and right[j[p]], float64 (P,). The rows are float32, (n, D)."""
-    (left, i), (right, j) = _used(left, i), _used(right, j)
-    found = np.empty(len(i))
-    for first in range(0, len(i), _PAIRS):
-        some = slice(first, first + _PAIRS)
-        found[some] = np.vecdot(left[i[some]], right[j[some]], dtype=np.float64)
-    return found
-
-
-def _used(vectors: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Those of the `vectors` that are in `rows`, on the grid, and the rows of each entry of `rows` among them."""
-    used = np.zeros(len(vectors), bool)
-    used[rows] = True
-    return on_grid(vectors[used], np.float32), (np.cumsum(used) - 1)[rows]
 
 
 def grouped(parts: Iterable[Part], rows: int) -> Iterator[list[Part]]:

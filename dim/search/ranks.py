@@ -19,7 +19,8 @@ import numpy as np
 from dim.app.tasks import spread
 from dim.search import exact
 from dim.search.best_rows import BestRows, reached
-from dim.search.exact import Part, grouped, on_grid
+from dim.search.exact import Part, grouped
+from dim.search.exact_scores import on_grid, scores_of_pairs
 
 # A unit of work has about `ROWS` rows, or fewer if the database has no more than `_UNITS` such units, but at least one
 # part. It computes about `CELLS` scores, for which a CPU takes some seconds.
@@ -146,7 +147,7 @@ def score_pairs(unit: Asked, queries: np.ndarray) -> np.ndarray:
         if first == last:
             continue
         columns = pairs.rows[first:last] - part.start
-        found[first:last] = exact.scores_of_pairs(queries, pairs.queries[first:last], part.load(), columns)
+        found[first:last] = scores_of_pairs(queries, pairs.queries[first:last], part.load(), columns)
     return found
 
 

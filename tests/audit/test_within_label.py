@@ -8,7 +8,8 @@ import pytest
 
 from dim.audit import photos as audited
 from dim.audit import within_label
-from dim.search.exact import Part, on_grid
+from dim.search.exact import Part
+from dim.search.exact_scores import on_grid
 
 
 def of(vectors, codes, parts, **machine):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dim.search import exact
+from dim.search import exact, exact_scores
 
 
 def unit(rng, rows, dimension):
@@ -33,15 +33,15 @@ def cut(vectors, sizes):
 def test_scores_are_the_same_to_the_bit_whatever_the_blocks(seed, dimension, sizes, cells):
     rng = np.random.default_rng(seed)
     queries, database = unit(rng, 17, dimension), unit(rng, 90, dimension)
-    whole = np.array(list(exact.scores(queries, [database], 90)))
-    blocks = np.array(list(exact.scores(queries, cut(database, sizes), 90, cells)))
+    whole = np.array(list(exact_scores.scores(queries, [database], 90)))
+    blocks = np.array(list(exact_scores.scores(queries, cut(database, sizes), 90, cells)))
     assert np.array_equal(whole, blocks)
 
 
 def test_scores_are_the_exact_sums_of_the_rounded_components_and_near_the_true_ones():
     rng = np.random.default_rng(0)
     queries, database = unit(rng, 5, 2048), unit(rng, 40, 2048)
-    found = np.array(list(exact.scores(queries, [database], 40)))
+    found = np.array(list(exact_scores.scores(queries, [database], 40)))
     rounded = [np.rint(v.astype(np.float64) * 2**26) / 2**26 for v in (queries, database)]
     expected = [[math.fsum(q * d) for d in rounded[1]] for q in rounded[0]]
     assert np.array_equal(found, expected)
@@ -69,7 +69,7 @@ def test_equal_photos_stand_in_the_order_of_their_ids():
     one = unit(rng, 1, 512)
     database = np.concatenate([unit(rng, 5, 512), np.repeat(one, 4, axis=0)])
     ids = np.array(["a", "b", "c", "d", "e", "z", "y", "x", "w"], dtype=object)
-    (row,) = exact.scores(one, cut(database, [2]), 9)
+    (row,) = exact_scores.scores(one, cut(database, [2]), 9)
     assert ids[exact.best(row, 4, exact.tie_order_of(ids))].tolist() == ["w", "x", "y", "z"]
 
 

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dim.app import tasks
-from dim.search import best_rows, exact
+from dim.search import best_rows, exact, exact_scores
 from dim.search.database import Exact, from_array
 from dim.search.exact import Part
 from dim.search.exact import nearest as found_by
@@ -18,7 +18,7 @@ def by_scores(queries, vectors, place, count):
     """What `nearest` must return, from the scores of all rows."""
     rows = np.full((len(queries), count), -1)
     scores = np.full((len(queries), count), -np.inf)
-    for query, row in enumerate(exact.scores(queries, [vectors], len(vectors))):
+    for query, row in enumerate(exact_scores.scores(queries, [vectors], len(vectors))):
         best = exact.best(row, count, place)
         rows[query, : len(best)], scores[query, : len(best)] = best, row[best]
     return rows, scores
@@ -47,15 +47,10 @@ def assert_same(found, expected):
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Makes blocks and units so small that a few rows and queries fill several of each."""
-    for name, value in {
-        "QUERIES": 8,
-        "COLUMNS": 16,
-        "_MOST_COLUMNS": 64,
-        "_UNIT_ROWS": 33,
-        "UNIT_QUERIES": 20,
-        "_PAIRS": 7,
-    }.items():
+    sizes = {"QUERIES": 8, "COLUMNS": 16, "_MOST_COLUMNS": 64, "_UNIT_ROWS": 33, "UNIT_QUERIES": 20}
+    for name, value in sizes.items():
         monkeypatch.setattr(exact, name, value)
+    monkeypatch.setattr(exact_scores, "_PAIRS", 7)
 
 
 @settings(max_examples=60, deadline=None)

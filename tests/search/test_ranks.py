@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from dim.search import exact, ranks
+from dim.search import exact_scores, ranks
 from dim.search.exact import Part
 from dim.search.ranks import Pairs
 
@@ -45,7 +45,7 @@ def some(kind):
 def naive(queries, vectors, tie_order, pairs, own):
     """The rank of each pair, and the first rows of each list and their scores."""
     found, heads = [], []
-    for query, scores in enumerate(exact.scores(queries, [vectors], len(vectors))):
+    for query, scores in enumerate(exact_scores.scores(queries, [vectors], len(vectors))):
         if own is not None and own[query] >= 0:
             scores[own[query]] = -np.inf
         order = np.lexsort((tie_order, -scores)).tolist()
@@ -67,7 +67,7 @@ def test_ranks_and_first_rows_equal_the_naive_lists_for_any_parts(monkeypatch, k
     monkeypatch.setattr(ranks, "CELLS", 30 * 4)
     monkeypatch.setattr(ranks, "_QUERIES", 4)
     monkeypatch.setattr(ranks, "_COLUMNS", 8)
-    monkeypatch.setattr(exact, "_PAIRS", 3)
+    monkeypatch.setattr(exact_scores, "_PAIRS", 3)
     for left_out in (None, own):
         found = ranks.ranks(queries, cut(vectors, parts), tie_order, pairs, count=COUNT, own=left_out)
         assert as_lists(found) == naive(queries, vectors, tie_order, pairs, left_out)
