@@ -23,15 +23,15 @@ _FOR_DATA = 0.5  # the other half is for libraries, buffers and Ray's object sto
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryOptions(Options):
-    """The flag --memory of every job whose memory would grow with the number of photos.
+    """The flag --memory of every job whose memory would grow with the number or the size of the photos.
 
     Raises UserError if it is not a size, or is too small.
     """
 
     memory: str | None = option(
         None,
-        help="memory of a node that the job may use, such as 8GB; with less, it works in smaller parts or on disk "
-        "(default: the memory of the smallest node)",
+        help="memory of a node that the job may use, such as 8GB; with less, it works in smaller parts, on disk, or on "
+        "fewer large photos at a time (default: the memory of the smallest node)",
         metavar="SIZE",
         group="machine",
     )

@@ -1,9 +1,10 @@
-"""The flags of split.py and import.py, and the flag --max-megapixels of every job that decodes photos."""
+"""The flags of split.py and import.py, and the flags of every job that decodes photos."""
 
 from dataclasses import dataclass
 from typing import Literal
 
-from dim.app.config import Options, flag_name, option
+from dim.app.config import flag_name, option
+from dim.app.memory import MemoryOptions
 from dim.data.limits import MEGAPIXELS, Limits, of_megapixels
 from dim.errors import UserError
 
@@ -13,21 +14,21 @@ Resize = Literal["squash", "long-side"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecodeOptions(Options):
-    """The flag --max-megapixels. Raises UserError if its value is out of range."""
+class DecodeOptions(MemoryOptions):
+    """The flags --max-megapixels and --memory. Raises UserError if a value is out of range."""
 
     max_megapixels: float = option(
         MEGAPIXELS, help="decode no photo that is larger than this; a larger one is an error", group="machine"
     )
 
     def __post_init__(self) -> None:
-        of_megapixels(self.max_megapixels)
+        of_megapixels(self.max_megapixels, None)
         super().__post_init__()
 
     @property
     def limits(self) -> Limits:
-        """The most pixels and bytes that a photo may have."""
-        return of_megapixels(self.max_megapixels)
+        """The most pixels and bytes that a photo may have, and the memory for all that are decoded at a time."""
+        return of_megapixels(self.max_megapixels, self.memory)
 
 
 @dataclass(frozen=True)

@@ -29,9 +29,8 @@ from collections.abc import Iterator
 
 from PIL import Image
 
-from dim.app import memory
 from dim.data import file_structure
-from dim.data.limits import ALPHA, BESIDE, FILE
+from dim.data.limits import ALPHA, BESIDE, FILE, Limits
 from dim.io import scratch
 
 # Bytes per pixel while an image is loaded: `_LOADED` for the image, and `_LOADING` for the library of its format.
@@ -85,16 +84,16 @@ SECONDS = 0.02  # seconds between two tries to get a turn
 
 
 @contextlib.contextmanager
-def turn(needed: int, most: int) -> Iterator[None]:
+def turn(needed: int, limits: Limits) -> Iterator[None]:
     """Waits for a turn to decode a photo that needs `needed` bytes, and holds the turn within the block.
 
-    A photo that needs at most SMALL bytes does not wait. For the others, there are as many turns as fit in half of the
-    machine's memory if each photo takes `most` bytes: at least one turn, and at most one per core.
+    A photo that needs at most SMALL bytes does not wait. For the others, there are `limits.at_once` turns, but at most
+    one per core.
     """
     if needed <= SMALL:
         yield
         return
-    lock = _taken(max(1, min(memory.machine() // 2 // most, os.cpu_count() or 1)))
+    lock = _taken(min(limits.at_once, os.cpu_count() or 1))
     try:
         yield
     finally:

@@ -44,7 +44,7 @@ def decode_here(content: bytes, *arguments: Any, limits: Limits = LIMITS, second
     """
     with _timeout(seconds or SECONDS):
         photo = prepared(content, *arguments, limits=limits, **named)
-    with turn(photo.memory, limits.memory), _timeout(seconds or SECONDS):
+    with turn(photo.memory, limits), _timeout(seconds or SECONDS):
         return photo.decode()
 
 

@@ -1,8 +1,12 @@
-"""The limits on a photo's pixels (--max-megapixels) and bytes, and the exception for photos that can't be decoded."""
+"""The limits of decoding: a photo's pixels (--max-megapixels) and bytes, and the memory of a node (--memory).
+
+`DecodeError` is the exception for photos that can't be decoded.
+"""
 
 import math
 from dataclasses import dataclass
 
+from dim.app import memory
 from dim.errors import UserError
 
 # Bytes of memory that decoding may take: per pixel, per byte of the file (which is copied), and per photo. The first is
@@ -18,15 +22,25 @@ class DecodeError(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """The largest photo that is accepted. It has at most `pixels`, and its file has at most `bytes`."""
+    """The largest photo that is accepted. It has at most `pixels`, and its file has at most `bytes`.
+
+    The photos that a node decodes at a time may take half of its memory, or of `node` bytes if that is less.
+    """
 
     pixels: int = round(1e6 * MEGAPIXELS)
     bytes: int = 256 * 2**20
+    node: int | None = None
 
     @property
     def memory(self) -> int:
         """The bytes of memory that decoding a photo may take."""
         return ALPHA * self.pixels + FILE * self.bytes + BESIDE
+
+    @property
+    def at_once(self) -> int:
+        """The number of photos of the largest size that this machine may decode at a time, at least 1."""
+        node = memory.machine()
+        return max(1, min(node, self.node or node) // 2 // self.memory)
 
     def megapixels_for(self, memory: int) -> int:
         """Returns the --max-megapixels with which decoding may take `memory` bytes."""
@@ -36,13 +50,13 @@ class Limits:
 LIMITS = Limits()
 
 
-def of_megapixels(most: float) -> Limits:
-    """Returns the limits for --max-megapixels `most`. Raises UserError if the flag is out of range."""
+def of_megapixels(most: float, node: str | None) -> Limits:
+    """The limits for --max-megapixels `most` and --memory `node`. Raises UserError if a value is out of range."""
     if most <= 0:
         raise UserError(f"--max-megapixels must be above 0, not {most}")
     if most > MOST_MEGAPIXELS:
         raise UserError(f"--max-megapixels must be at most {MOST_MEGAPIXELS:,}, not {most:g}")
-    return Limits(pixels=round(1e6 * most))
+    return Limits(pixels=round(1e6 * most), node=None if node is None else memory.parsed(node))
 
 
 def check_size(size: int, limits: Limits = LIMITS) -> None:

@@ -5,7 +5,6 @@ from typing import Literal
 
 from dim.app import memory
 from dim.app.config import option
-from dim.app.memory import MemoryOptions
 from dim.errors import UserError
 from dim.extract.config import Extraction, Split
 from dim.search.config import AfterSearch
@@ -29,7 +28,7 @@ class ProtocolOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(AfterSearch, ProtocolOptions, Extraction, MemoryOptions):
+class EvaluateConfig(AfterSearch, ProtocolOptions, Extraction):
     """The flags of `jobs/evaluate.py`. Raises UserError if a value is out of range."""
 
     manifest: str = option(help="Parquet or CSV of the photos", metavar="FILE", group="input and output")

@@ -61,7 +61,7 @@ def refresh(config: NightlyConfig, model: str, manifest: str) -> Collection:
     settings = config.extraction_settings()
     network = ExtractConfig(manifest=manifest, model=model, whitening=config.whitening, out="", **settings)
     collection = extract(config.out, network)
-    _index(collection, config.factory)
+    _index(collection, config.factory, config.memory)
     return collection
 
 
@@ -86,13 +86,15 @@ def current_folder(out: str, recorded: str) -> str:
     return files.join(out, f"{ROOT}/{files.name(files.parent(recorded))}/{files.name(recorded)}")
 
 
-def _index(collection: Collection, factory: str) -> None:
+def _index(collection: Collection, factory: str, memory: str | None) -> None:
     note = files.join(collection.folder, INDEX_INPUTS)
     made_of = {"rows": collection.rows, "factory": factory}
     if files.exists(note) and files.read_json(note) == made_of and _is_whole(collection.index):
         log.info("the index of %s is up to date", collection.descriptors)
         return
-    build_index.build(IndexConfig(descriptors=collection.descriptors, out=collection.index, factory=factory))
+    build_index.build(
+        IndexConfig(descriptors=collection.descriptors, out=collection.index, factory=factory, memory=memory)
+    )
     files.write_json(note, made_of)
 
 

@@ -99,8 +99,10 @@ def measure_evaluation(
     baseline_folder = files.join(folder, BASELINE)
     if not _copy_unchanged(config.out, past.before(date), asked.name, key, folder):
         if other:
-            _evaluate(asked, other, baseline_folder, report=False)
-        _evaluate(asked, collection, folder, baseline=files.join(baseline_folder, METRICS) if other else None)
+            _evaluate(asked, other, baseline_folder, config.memory, report=False)
+        _evaluate(
+            asked, collection, folder, config.memory, baseline=files.join(baseline_folder, METRICS) if other else None
+        )
     value = files.read_json(files.join(folder, METRICS))["map"]
     if row is None:
         return NightlyResult(value, collection, key)
@@ -167,11 +169,19 @@ def _copy_unchanged(out: str, last: str | None, name: str, key: str, folder: str
 
 
 def _evaluate(
-    asked: Measurement, collection: Collection, folder: str, *, baseline: str | None = None, report: bool = True
+    asked: Measurement,
+    collection: Collection,
+    folder: str,
+    memory: str | None,
+    *,
+    baseline: str | None = None,
+    report: bool = True,
 ) -> None:
     """Evaluates a collection, writes the results to `folder`, and compares them with the metrics.json `baseline`."""
     how = {name: value for name, value in vars(asked).items() if name not in _GATES}
-    config = EvaluateConfig(descriptors=(collection.descriptors,), out=folder, baseline=baseline, report=report, **how)
+    config = EvaluateConfig(
+        descriptors=(collection.descriptors,), out=folder, memory=memory, baseline=baseline, report=report, **how
+    )
     measure(config, comparison.read_baseline(baseline, config.protocol) if baseline else None)
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dim.app.config import option
-from dim.app.memory import MemoryOptions, TaskOptions
+from dim.app.memory import TaskOptions
 from dim.errors import UserError
 from dim.extract.config import Extraction
 
@@ -62,7 +62,7 @@ class IndexConfig(TaskOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchConfig(AfterSearch, Extraction, MemoryOptions):
+class SearchConfig(AfterSearch, Extraction):
     """The flags of `jobs/search.py`."""
 
     index: str = option(

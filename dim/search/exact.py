@@ -19,7 +19,7 @@ from dim.search.best_rows import BestRows, reached
 from dim.search.exact_scores import on_grid, scores_of_pairs
 
 QUERIES = 1024  # queries of a block of products
-COLUMNS, _MOST_COLUMNS = 4096, 16384  # database rows of a block of products, see `_columns`
+COLUMNS = 4096  # database rows of a block of products; the products of a block take 16 MiB
 # A unit of work searches at most so many rows for at most so many queries, some seconds of work for a CPU. A small
 # database is split into about `_UNITS` units, but into none that is smaller than a block or a part.
 _UNIT_ROWS, UNIT_QUERIES, _UNITS = 65_536, 8192, 64
@@ -161,27 +161,17 @@ def _multiply(left: np.ndarray, right: np.ndarray, out: np.ndarray) -> np.ndarra
     return np.matmul(left, right.T, out=out)
 
 
-def _columns(count: int) -> int:
-    """The database rows of a block of products, from which the `count` best are taken.
-
-    About count·H(b) rows of b blocks are among a query's best when they are seen, H(b) = 1 + 1/2 + … + 1/b, and cost an
-    exact score. So the more rows are wanted, the larger the blocks. The products of a block take 16 to 64 MiB.
-    """
-    return min(_MOST_COLUMNS, COLUMNS * -(-128 * count // COLUMNS))
-
-
 def best_of_unit(unit: tuple[slice, list[Part]], search: Search) -> tuple[np.ndarray, np.ndarray]:
     """Returns the best rows in some parts, for the queries of a slice, and their scores. Both are (n, count)."""
     chunk, parts = unit
     queries, bounds = search.queries[chunk], search.bounds[chunk]
     best = BestRows(len(queries), search.count, search.tie_order)
-    width = _columns(search.count)
-    products = np.empty((QUERIES, width), np.float32)
-    for group in grouped(parts, width):
+    products = np.empty((QUERIES, COLUMNS), np.float32)
+    for group in grouped(parts, COLUMNS):
         loaded = list(parallel_map(lambda part: part.load(), group, _LOADED)) if len(group) > 1 else [group[0].load()]
         vectors = np.concatenate(loaded) if len(loaded) > 1 else loaded[0]
-        for start in range(0, len(vectors), width):
-            rows = vectors[start : start + width]
+        for start in range(0, len(vectors), COLUMNS):
+            rows = vectors[start : start + COLUMNS]
             for first in range(0, len(queries), QUERIES):
                 some = slice(first, first + QUERIES)
                 least = np.maximum(best.scores[some, -1], bounds[some])

@@ -17,7 +17,6 @@ import tensorflow as tf
 from ray.train.collective import broadcast_from_rank_zero
 
 from dim.app import worker_placement
-from dim.app.memory import budget
 from dim.extract.embedder import set_up_tensorflow
 from dim.io import files
 from dim.mine.mining import mine
@@ -109,7 +108,7 @@ class Worker:
         if self.rank == 0:
             config, photos, rows = self.job.config, self.job.photos, embedded.rows
             labels, image_ids = photos.labels[rows], photos.image_ids[rows]
-            remote, share = Remote(beside=True), budget(None).share
+            remote, share = Remote(beside=True), config.budget.share
             triplets = mine(embedded.parts, labels, image_ids, config, remote=remote, share=share).whole()
             history.keep_hardest(self.job.config.out, epoch + 1, triplets, image_ids)
         found: Triplets = broadcast_from_rank_zero(triplets)

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dim.app.config import flag_name, option
-from dim.app.memory import MemoryOptions
 from dim.errors import UserError
 from dim.extract.config import Extraction, Split
 
@@ -12,7 +11,7 @@ POWER = 0.25  # the default of --power: the PCA divides each direction by its ei
 
 
 @dataclass(frozen=True, kw_only=True)
-class WhitenConfig(MemoryOptions, Extraction):
+class WhitenConfig(Extraction):
     """The flags of `jobs/whiten.py`. Raises UserError if a value is out of range or if flags don't fit each other.
 
     The flags about the network and the machine, which `Extraction` adds, have an effect only if `model` is given.

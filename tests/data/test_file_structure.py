@@ -311,12 +311,12 @@ def test_what_no_flag_allows_is_not_said_to_be_allowed():
         return reason(content, Limits())
 
     assert claiming(100_000, 1_000_000).endswith("the limit is 178,000,000; --max-megapixels 100000 allows it")
-    assert of_megapixels(100_000).pixels == 100_000 * 1_000_000
+    assert of_megapixels(100_000, None).pixels == 100_000 * 1_000_000
     assert claiming(999_999_999, 999_999_999).endswith(
         "the limit is 178,000,000; no photo is that large: the file is broken or malicious"
     )
     with pytest.raises(UserError, match="--max-megapixels must be at most 100,000, not 100001"):
-        of_megapixels(100_001)
+        of_megapixels(100_001, None)
 
 
 @pytest.mark.parametrize("options", [{"big": True}, {"tile": 16}, {"planar": True}])

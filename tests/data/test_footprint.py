@@ -19,7 +19,7 @@ from dim.app import memory
 from dim.data import footprint
 from dim.data.decode import check_header, decode, prepared
 from dim.data.footprint import SMALL, turn
-from dim.data.limits import BESIDE, DecodeError, Limits
+from dim.data.limits import BESIDE, FILE, DecodeError, Limits
 
 WIDTH, HEIGHT = 1500, 1000
 SIDEWAYS = Image.Exif()
@@ -197,12 +197,12 @@ def own_turns(monkeypatch, tmp_path):
     monkeypatch.setenv("DIM_SCRATCH", str(tmp_path))
 
 
-def at_once(needed, most, count=6):
+def at_once(needed, limits, count=6):
     """How many of `count` threads, each with a photo, have their turn at one time."""
     lock, inside, seen = threading.Lock(), [], []
 
     def decoding(number):
-        with turn(needed, most):
+        with turn(needed, limits):
             with lock:
                 inside.append(number)
                 seen.append(len(inside))
@@ -217,19 +217,25 @@ def at_once(needed, most, count=6):
 
 
 @pytest.mark.usefixtures("own_turns")
-@pytest.mark.parametrize(("size", "cores", "expected"), [(64, 8, 4), (64, 2, 2), (4, 8, 1)])
-def test_as_many_as_half_the_memory_and_the_cores_allow(monkeypatch, size, cores, expected):
+@pytest.mark.parametrize(
+    ("size", "node", "cores", "expected"),
+    [(64, None, 8, 4), (64, None, 2, 2), (4, None, 8, 1), (64, 16, 8, 1), (64, 32, 8, 2), (64, 640, 8, 4)],
+)
+def test_as_many_as_half_the_memory_and_the_cores_allow(monkeypatch, size, node, cores, expected):
     monkeypatch.setattr(memory, "machine", lambda: size * SMALL)
     monkeypatch.setattr(footprint.os, "cpu_count", lambda: cores)
-    assert at_once(SMALL + 1, 8 * SMALL) <= expected
+    limits = Limits(pixels=0, bytes=(8 * SMALL - BESIDE) // FILE, node=node and node * SMALL)
+    assert limits.memory == 8 * SMALL
+    assert limits.at_once == max(1, min(size, node or size) // 16)
+    assert at_once(SMALL + 1, limits) <= expected
 
 
 @pytest.mark.usefixtures("own_turns")
 def test_small_photos_wait_for_nobody(monkeypatch):
     monkeypatch.setattr(memory, "machine", lambda: 1)
-    with turn(SMALL + 1, 8 * SMALL):
+    with turn(SMALL + 1, Limits()):
         for _ in range(3):
-            with turn(SMALL, 8 * SMALL):
+            with turn(SMALL, Limits()):
                 pass
 
 
@@ -241,14 +247,14 @@ def test_other_processes_count_until_they_die(monkeypatch):
         from dim.app import memory
         from dim.data import footprint
         memory.machine = lambda: 1
-        with footprint.turn({SMALL + 1}, 1):
+        with footprint.turn({SMALL + 1}, footprint.Limits()):
             print("mine", flush=True)
             time.sleep(600)
     """
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "mine\n"
         with ThreadPoolExecutor(1) as threads:
-            waiting = threads.submit(at_once, SMALL + 1, 1, 1)
+            waiting = threads.submit(at_once, SMALL + 1, Limits(), 1)
             time.sleep(0.3)
             assert not waiting.done()
             other.send_signal(signal.SIGKILL)

@@ -47,7 +47,7 @@ def assert_same(found, expected):
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Makes blocks and units so small that a few rows and queries fill several of each."""
-    sizes = {"QUERIES": 8, "COLUMNS": 16, "_MOST_COLUMNS": 64, "_UNIT_ROWS": 33, "UNIT_QUERIES": 20}
+    sizes = {"QUERIES": 8, "COLUMNS": 16, "_UNIT_ROWS": 33, "UNIT_QUERIES": 20}
     for name, value in sizes.items():
         monkeypatch.setattr(exact, name, value)
     monkeypatch.setattr(exact_scores, "_PAIRS", 7)
