@@ -1,6 +1,7 @@
 """How much faster the work that `tasks.spread` divides gets with more workers.
 
-    python tests/benchmarks/spread.py exact index evaluate mine
+    python tests/benchmarks/spread.py exact index evaluate
+    python tests/benchmarks/spread.py mine --rows 25000
 
 Each part of the table `PARTS` prints one JSON line. `gain` is the time of one worker of one thread over that of two,
 and `bare_gain` that of bare NumPy products in one process and in two, in turns in the same run; `of_bare` is the ratio
