@@ -160,22 +160,31 @@ def test_a_job_on_a_terminal(terminal, demo, tmp_path):
     assert json.loads(done.stdout.splitlines()[-1])["images"] == 310
 
 
-def test_ctrl_c_says_how_to_resume(terminal, demo):
+@pytest.fixture
+def split_of_many(demo, tmp_path):
+    """The command of a split that checks photos for many seconds."""
+    for copy in range(20):
+        for photo in demo.glob("*/*.jpg"):
+            (folder := tmp_path / "photos" / f"{photo.parent.name}-{copy}").mkdir(parents=True, exist_ok=True)
+            (folder / photo.name).symlink_to(photo)
+    return [sys.executable, JOBS / "split.py", tmp_path / "photos", "--out", tmp_path / "manifest.csv"]
+
+
+def test_ctrl_c_says_how_to_resume(terminal, split_of_many, tmp_path):
     stream, screen = terminal
-    command = [sys.executable, JOBS / "split.py", demo, "--out", "/dev/null/manifest.csv"]
-    job = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stream, text=True)
+    job = subprocess.Popen(split_of_many, stdout=subprocess.PIPE, stderr=stream, text=True)
     screen("Split")
     job.send_signal(signal.SIGINT)
     out, _ = job.communicate(timeout=60)
     assert (job.returncode, out) == (130, "")
     assert screen().endswith("interrupted; run the same command again to resume\n")
+    assert not (tmp_path / "manifest.csv").exists()
 
 
-def test_a_machine_reads_json_on_a_terminal_and_after_ctrl_c(terminal, demo):
+def test_a_machine_reads_json_on_a_terminal_and_after_ctrl_c(terminal, split_of_many):
     stream, screen = terminal
-    command = [sys.executable, JOBS / "split.py", demo, "--out", "/dev/null/manifest.csv"]
     environment = os.environ | {"DIM_LOG": "json"}
-    job = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stream, text=True, env=environment)
+    job = subprocess.Popen(split_of_many, stdout=subprocess.PIPE, stderr=stream, text=True, env=environment)
     said = screen("Split")
     job.send_signal(signal.SIGINT)
     job.communicate(timeout=60)
