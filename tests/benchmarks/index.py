@@ -4,12 +4,14 @@
 
 Prints one JSON line. The descriptors are those of tests/benchmarks/search.py, stored as float16. index.py reads them
 from the store. Bare FAISS has them in memory as float32, trains on as many rows, adds all rows, and writes the file.
-Both use all CPUs. `ratio` is that of the seconds. The CPU seconds of index.py count its start. `added` is the time in
-which index.py adds a tenth of the rows to an index of the others.
+In the Python that DIM_AUTOFAISS names, autofaiss builds the same index from an .npy file. All use all CPUs. `ratio` is
+that of the seconds of FAISS, or autofaiss, over those of index.py. The CPU seconds of index.py count its start. `added`
+is the time in which index.py adds a tenth of the rows to an index of the others.
 """
 
 import argparse
 import json
+import os
 import resource
 import shutil
 import subprocess
@@ -59,6 +61,19 @@ def bare(vectors: np.ndarray, out: str, factory: str, trained_on: int) -> tuple[
     return time.perf_counter() - started, cpu_seconds(resource.RUSAGE_SELF) - before
 
 
+def with_autofaiss(vectors: np.ndarray, folder: str, factory: str) -> dict[str, float]:
+    """The seconds and the CPU seconds in which autofaiss builds and writes the index; nothing without autofaiss."""
+    python = os.environ.get("DIM_AUTOFAISS")
+    if not python:
+        return {}
+    os.mkdir(f"{folder}/npy")
+    np.save(f"{folder}/npy/vectors.npy", vectors)
+    command = [python, str(Path(__file__).with_name("with_autofaiss.py")), f"{folder}/npy", factory, folder]
+    said = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True).stdout
+    found: dict[str, float] = json.loads(said.splitlines()[-1])
+    return found
+
+
 def measured(vectors: np.ndarray, folder: str, factory: str) -> dict[str, Any]:
     """The figures of one kind of index."""
     out = f"{folder}/index"
@@ -70,10 +85,12 @@ def measured(vectors: np.ndarray, folder: str, factory: str) -> dict[str, Any]:
     result = built(most, out, factory)
     alone, alone_cpu = bare(vectors, f"{folder}/bare.index", factory, result["trained_on"])
     shutil.rmtree(out)
+    peer = with_autofaiss(vectors, folder, factory)
     return {
         "seconds": round(result["seconds"], 2),
         "faiss_seconds": round(alone, 2),
         "ratio": round(alone / result["seconds"], 3),
+        "autofaiss": {**peer, "ratio": round(peer["seconds"] / result["seconds"], 3)} if peer else None,
         "cpu_seconds": round(result["cpu"], 2),
         "faiss_cpu_seconds": round(alone_cpu, 2),
         "peak_mib": round(result["peak"] / MEBIBYTE),
