@@ -66,7 +66,7 @@ def with_autofaiss(vectors: np.ndarray, folder: str, factory: str) -> dict[str, 
     python = os.environ.get("DIM_AUTOFAISS")
     if not python:
         return {}
-    os.mkdir(f"{folder}/npy")
+    Path(folder, "npy").mkdir()
     np.save(f"{folder}/npy/vectors.npy", vectors)
     command = [python, str(Path(__file__).with_name("with_autofaiss.py")), f"{folder}/npy", factory, folder]
     said = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True).stdout
