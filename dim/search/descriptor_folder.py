@@ -3,7 +3,7 @@
 `read` reads only the ids and errors into memory. The vectors of a part are read, and whitened, when the part is loaded.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -22,6 +22,7 @@ from dim.model.whitening import Whitening
 from dim.search.database import prefetched
 from dim.search.exact import Part
 
+_COLUMNS = ["image_id", "status", "error"]  # those that `read` reads
 LONGEST = 1.01  # largest norm of a descriptor; the norm is 1 before the descriptor is rounded to float16 or bfloat16
 
 
@@ -67,57 +68,63 @@ def read(
     applied = None
     if whitening_file and not embedding.whitening:
         embedding, applied = load_whitening(whitening_file, embedding, folder)
-    ids: list[pa.ChunkedArray] = []
-    errors: dict[str, str] = {}
-    parts: list[Part] = []
-    shards: list[Shard] = []
-    wanted = None if chosen is None else chosen.table["image_id"].combine_chunks()
-    start = dimension = 0
-    for shard, table in store.read_shards(folder, ["image_id", "status", "error"]):
-        asked = pa.scalar(True) if wanted is None else pc.is_in(table["image_id"], wanted)
-        kept = pc.and_(pc.equal(table["status"], store.OK), asked)
-        broken = table.filter(pc.and_(pc.not_equal(table["status"], store.OK), asked))
-        errors |= zip(broken["image_id"].to_pylist(), broken["error"].to_pylist(), strict=True)
-        if size := pc.sum(kept).as_py():
-            dimension = dimension or store.dimension(folder, shard.name)
-            anywhere = replace(shard, folder=files.absolute(shard.folder))  # a task may run in another working folder
-            load = partial(_load, anywhere, hashed, dimension, kept if size < len(kept) else None, applied)
-            parts.append(Part(start, size, load))
-            shards.append(shard)
-            ids.append(table["image_id"].filter(kept))
-            start += size
-    if not parts and not errors and not chosen:
+    read_shards = list(store.read_shards(folder, _COLUMNS))
+    nothing = pa.schema([store.schema(1).field(name) for name in _COLUMNS]).empty_table()
+    table = pa.concat_tables([nothing, *(shard for _, shard in read_shards)])
+    # One look-up for all shards, because Arrow makes a hash table of all ids of `chosen` for each.
+    places = None if chosen is None else pc.index_in(table["image_id"], chosen.table["image_id"].combine_chunks())
+    ok, asked = pc.equal(table["status"], store.OK), True if places is None else places.is_valid()
+    kept, broken = pc.and_(ok, asked), table.filter(pc.and_(pc.invert(ok), asked))
+    found, failed = table["image_id"].filter(kept), broken["image_id"].combine_chunks()
+    if not (len(found) or len(failed) or chosen):
         raise UserError(f"{folder!r} holds no descriptors; make them with extract.py")
-    found = pa.chunked_array((chunk for part in ids for chunk in part.chunks), pa.string())
-    failed = pa.array(list(errors), pa.string())
     if pc.count_distinct(found).as_py() < len(found) or pc.any(pc.is_in(found, failed)).as_py():
         raise UserError(f"{folder!r} has an image more than once; run the same extract.py again")
-    rows = None if chosen is None else _positions(found, failed, chosen, folder)
-    if not parts:
+    rows = None if places is None or chosen is None else _positions(places, kept, chosen, folder)
+    errors = dict(zip(failed.to_pylist(), broken["error"].to_pylist(), strict=True))
+    if not len(found):
         photo, reason = next(iter(errors.items()))
         raise UserError(f"none of the {len(errors)} photos of {folder!r} could be decoded, such as {photo!r}: {reason}")
-    return DescriptorFolder(folder, found, errors, embedding, parts, shards, rows)
+    masks = np.split(kept.to_numpy(), np.cumsum([len(shard) for _, shard in read_shards])[:-1])
+    used = [(shard, mask) for (shard, _), mask in zip(read_shards, masks, strict=True) if mask.any()]
+    parts = _parts(folder, used, hashed, applied)
+    return DescriptorFolder(folder, found, errors, embedding, parts, [shard for shard, _ in used], rows)
 
 
-def _positions(found: pa.ChunkedArray, failed: pa.Array, chosen: Manifest, folder: str) -> np.ndarray:
-    """The positions of the ids `found` in `chosen`. Raises UserError if an id of `chosen` is in neither list."""
-    ids = chosen.table["image_id"].combine_chunks()
-    rows: np.ndarray = pc.index_in(found, ids).to_numpy().astype(np.int64)
+def _positions(places: pa.ChunkedArray, kept: pa.ChunkedArray, chosen: Manifest, folder: str) -> np.ndarray:
+    """The positions in `chosen` of the rows that are `kept`. `places` has those of all rows of the folder.
+
+    Raises UserError if a row of `chosen` is not in the folder.
+    """
     present = np.zeros(len(chosen), dtype=bool)
-    present[rows] = True
-    present[pc.index_in(failed, ids).to_numpy()] = True
+    present[places.drop_null().to_numpy()] = True
     descriptors.require_present(present, folder, chosen)
+    rows: np.ndarray = places.filter(kept).to_numpy().astype(np.int64)
     return rows
 
 
+def _parts(
+    folder: str, shards: Sequence[tuple[Shard, np.ndarray]], hashed: bool, applied: Whitening | None
+) -> list[Part]:
+    """The rows of `shards` that are set in the mask of each, as parts that any process can load."""
+    dimension = store.dimension(folder, shards[0][0].name)
+    parts, start = [], 0
+    for shard, mask in shards:
+        anywhere = replace(shard, folder=files.absolute(shard.folder))  # a task may run in another working folder
+        load = partial(_load, anywhere, hashed, dimension, None if mask.all() else mask, applied)
+        parts.append(Part(start, int(mask.sum()), load))
+        start += parts[-1].size
+    return parts
+
+
 def _load(
-    shard: Shard, hashed: bool, dimension: int, kept: pa.ChunkedArray | None, whitening: Whitening | None
+    shard: Shard, hashed: bool, dimension: int, kept: np.ndarray | None, whitening: Whitening | None
 ) -> np.ndarray:
     content = shard.read()
     table = store.read_shard(shard.folder, shard.name, ["descriptor"], None, dimension, content=content)
     shard.require(len(table), content if hashed else None)
     column = table["descriptor"]
-    vectors = store.vectors(column.filter(kept) if kept else column)
+    vectors = store.vectors(column if kept is None else column.filter(pa.array(kept)))
     return checked_and_whitened(vectors, whitening, shard.folder)
 
 
