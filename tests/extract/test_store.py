@@ -4,6 +4,7 @@ import hashlib
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -181,3 +182,30 @@ def test_an_index_is_no_store_and_statistics_that_say_nothing_refuse_nothing(fol
     files.write_json(f"{folder}/index/run.json", record)
     with pytest.raises(UserError, match=r"index' holds no descriptors; make them with extract\.py"):
         descriptor_folder.read(f"{folder}/index")
+
+
+def test_the_ids_of_a_manifest_are_looked_up_as_often_for_any_number_of_shards(tmp_path, monkeypatch):
+    """A look-up in all ids of the manifest takes time in proportion to them, so one a shard would be quadratic."""
+    ids = [f"{row:03d}" for row in range(40)]
+    lookups = []
+    for name in ("index_in", "is_in"):
+        function = getattr(pc, name)
+
+        def counted(values, of, *arguments, function=function, **named):
+            lookups.append(len(of))
+            return function(values, of, *arguments, **named)
+
+        monkeypatch.setattr(pc, name, counted)
+    found = {}
+    for size in (40, 4):
+        folder = tmp_path / str(size)
+        files.make_folder(str(folder))
+        files.write_json(str(folder / "run.json"), {"job": "extract", "embedding": EMBEDDING.as_json()})
+        for start in range(0, len(ids), size):
+            rows = {name: [float(name), 1.0] for name in ids[start : start + size]}
+            store.write_shard(str(folder), f"part-{start:03d}", table_of(rows))
+        lookups.clear()
+        read = descriptor_folder.read(str(folder), None, manifest_of(*ids[::-1]))
+        found[size] = lookups.count(len(ids))
+        assert read.rows.tolist() == [*range(39, -1, -1)]
+    assert found[40] == found[4] > 0
