@@ -7,7 +7,8 @@ Each part of the table `PARTS` prints one JSON line. `gain` is the time of one w
 and `bare_gain` that of bare NumPy products in one process and in two, in turns in the same run; `of_bare` is the ratio
 of the gains. `efficiency` is the share of the time of 16 workers in which they work. Their units are replaced by waits
 of `WAIT` seconds with results of the usual size, so that two CPUs are enough: the driver and Ray are what is measured.
-Mining passes the results of its units on, so a wait comes before each unit, and the units are small.
+Mining passes the results of its units on, so a wait comes before each unit, and the units are small. Their time counts
+as work, too.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from search import DIMENSION, PHOTOS_OF_A_LABEL, QUERIES, TOP, generated, stored
 from dim.app import tasks
 from dim.mine import mining, remote
 from dim.mine.config import Mining
+from dim.mine.remote import Remote
 from dim.search import exact, index_factory, ranks, read_index
 from dim.search.database import Exact
 from dim.search.exact import Part
@@ -40,7 +42,7 @@ PAIRS = 5
 SIMULATED, WAIT = 16, 2.0
 SIMULATED_ROWS, SHARD = 10**7, 2**16
 FACTORY, TRAINED = "IVF256,SQ8", 20_000  # rows that train the index
-MINED_ROWS, MINED_BLOCK = 2**14, 2**9  # of the mining by workers that wait
+MINED_ROWS, MINED_BLOCK = 2**13, 2**6  # of the mining by workers that wait
 ROUNDS = 12  # bare products of a process that has all the work
 
 
@@ -75,15 +77,15 @@ def gain(work: Callable[[int], object]) -> dict[str, float]:
     }
 
 
-def efficiency(work: Callable[[], int]) -> float:
-    """The share of the time of `SIMULATED` workers in which they wait. `work` returns the number of its waits."""
+def efficiency(work: Callable[[], float]) -> float:
+    """The share of the time of `SIMULATED` workers in which they work. `work` returns the seconds of all its units."""
     for _ in tasks.spread(waits, [5.0] * SIMULATED):  # all processes start
         pass
-    units, seconds = timed(work)
-    return round(units * WAIT / SIMULATED / seconds, 3)
+    busy, seconds = timed(work)
+    return round(busy / SIMULATED / seconds, 3)
 
 
-def measured(real: Callable[[int], object], simulated: Callable[[], int]) -> dict[str, float]:
+def measured(real: Callable[[int], object], simulated: Callable[[], float]) -> dict[str, float]:
     """The figures of a part: `gain` of its `real` work, and the `efficiency` of its `simulated` work."""
     ray.init(num_cpus=2, **QUIET)
     found = gain(real)
@@ -126,12 +128,12 @@ def spread_exact(rows: int) -> dict[str, Any]:
         def real(workers: int) -> object:
             return exact.nearest(queries, database.parts, database.tie_order, TOP, workers)
 
-        def simulated() -> int:
+        def simulated() -> float:
             exact.best_of_unit = waiting_search
             parts = simulated_parts()
             asked = np.zeros((exact.UNIT_QUERIES, DIMENSION), np.float32)
             exact.nearest(asked, parts, np.arange(SIMULATED_ROWS), TOP)
-            return len(parts)
+            return len(parts) * WAIT
 
         return measured(real, simulated)
 
@@ -143,11 +145,11 @@ class WaitingFilling(Filling):
         time.sleep(WAIT)
 
 
-def filled(kind: type[Filling], trained: np.ndarray, units: Sequence[Unit], workers: int | None = None) -> int:
-    """Fills the `units` of an index. Returns their number."""
+def filled(kind: type[Filling], trained: np.ndarray, units: Sequence[Unit], workers: int | None = None) -> float:
+    """Fills the `units` of an index. Returns the seconds of as many waits."""
     with tempfile.TemporaryDirectory() as notes:
         filling = kind(notes, notes, FACTORY, "", trained)
-        return sum(1 for _ in tasks.spread(fill_unit, units, [filling], workers=workers))
+        return WAIT * sum(1 for _ in tasks.spread(fill_unit, units, [filling], workers=workers))
 
 
 def spread_index(rows: int) -> dict[str, Any]:
@@ -192,41 +194,37 @@ def spread_evaluate(rows: int) -> dict[str, Any]:
             asked = pairs(rows)
             return ranks.ranks(queries, database.parts, database.tie_order, asked, count=TOP, workers=workers)
 
-        def simulated() -> int:
+        def simulated() -> float:
             ranks.score_pairs, ranks.search_block = waiting_pairs, waiting_block
             parts = simulated_parts()
             step = ranks.CELLS // SHARD  # queries of a unit
             order = np.arange(SIMULATED_ROWS)
             ranks.ranks(queries, parts, order, pairs(SIMULATED_ROWS), count=TOP)
-            return len(parts) * (1 + -(-len(queries) // step))
+            return len(parts) * (1 + -(-len(queries) // step)) * WAIT
 
         return measured(real, simulated)
 
 
-class Counting(remote.Remote):
-    """Counts its calls."""
+def waiting_calls(times: str) -> Callable[..., tuple[Any, ...]]:
+    """What does a call of mining after a wait, and adds the seconds of both to the file `times`."""
 
-    calls = 0
+    def called(function: Callable[..., Any], *arguments: Any) -> tuple[Any, ...]:
+        started = time.perf_counter()
+        time.sleep(WAIT)
+        found = None, *function(*arguments)
+        with open(times, "a") as file:
+            file.write(f"{time.perf_counter() - started}\n")
+        return found
 
-    def call(self, *arguments: Any, **options: Any) -> list[Any]:
-        self.calls += 1
-        return super().call(*arguments, **options)
-
-
-def waiting_call(function: Callable[..., Any], *arguments: Any) -> tuple[Any, ...]:
-    """Does what a call of mining does, after a wait."""
-    time.sleep(WAIT)
-    return None, *function(*arguments)
+    return called
 
 
-def mined(parts: Sequence[Part], block_rows: int, workers: int | None = None) -> int:
-    """Mines triplets. Returns the number of calls."""
+def mined(parts: Sequence[Part], block_rows: int, workers: int | None = None) -> None:
+    """Mines triplets."""
     count = sum(part.size for part in parts)
     labels = np.array([f"label{row // PHOTOS_OF_A_LABEL}" for row in range(count)], object)
     ids = np.array([f"image{row:08d}" for row in range(count)], object)
-    calls = Counting(workers)
-    mining.mine(parts, labels, ids, Mining(top=1600), remote=calls, share=2**29, block_rows=block_rows)
-    return calls.calls
+    mining.mine(parts, labels, ids, Mining(top=1600), remote=Remote(workers), share=2**29, block_rows=block_rows)
 
 
 def spread_mine(rows: int) -> dict[str, Any]:
@@ -236,9 +234,11 @@ def spread_mine(rows: int) -> dict[str, Any]:
         parts = database_of(f"{folder}/all", vectors).parts
         few = database_of(f"{folder}/few", vectors[:MINED_ROWS]).parts
 
-        def simulated() -> int:
-            remote._called = waiting_call
-            return mined(few, MINED_BLOCK)
+        def simulated() -> float:
+            times = f"{folder}/times"
+            remote._called = waiting_calls(times)
+            mined(few, MINED_BLOCK)
+            return float(np.loadtxt(times).sum())
 
         return measured(lambda workers: mined(parts, mining.BLOCK_ROWS, workers), simulated)
 
