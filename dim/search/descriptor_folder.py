@@ -29,13 +29,14 @@ LONGEST = 1.01  # largest norm of a descriptor; the norm is 1 before the descrip
 class DescriptorFolder:
     """The photos that have a descriptor in `folder`, in the order of the shards.
 
-    `ids` are strings (N,), and each of the `parts` loads the descriptors of one shard, in any process of the cluster.
-    `shards` are the shards of the parts.
+    Each of the `parts` loads the descriptors of one shard, of `dimension` values each, in any process of the cluster.
+    `ids` are strings (N,), and `shards` are the shards of the parts.
     `errors` maps the id of each photo that could not be decoded to the reason. `embedding` includes the whitening that
     is applied. `rows`, int64 (N,), are the positions of the photos in the manifest that was given to `read`, if any.
     """
 
     folder: str
+    dimension: int
     ids: pa.ChunkedArray
     errors: dict[str, str]
     embedding: Embedding
@@ -96,7 +97,8 @@ def read(
     if not parts:
         photo, reason = next(iter(errors.items()))
         raise UserError(f"none of the {len(errors)} photos of {folder!r} could be decoded, such as {photo!r}: {reason}")
-    return DescriptorFolder(folder, found, errors, embedding, parts, shards, rows)
+    dimension = applied.projection.shape[0] if applied else dimension
+    return DescriptorFolder(folder, dimension, found, errors, embedding, parts, shards, rows)
 
 
 def _positions(found: pa.ChunkedArray, failed: pa.Array, chosen: Manifest, folder: str) -> np.ndarray:
