@@ -13,21 +13,20 @@ Importing `dim` is fast: TensorFlow and FAISS are imported when `Model` and `Ind
 import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from dim.extract.model import Model
-    from dim.search.index import Index
-
 __version__ = "0.1.0"
 __all__ = ["Index", "Model"]
 
-_MODULES = {"Index": "dim.search.index", "Model": "dim.extract.model"}
+if TYPE_CHECKING:
+    from dim.extract.model import Model
+    from dim.search.index import Index
+else:
+    _MODULES = {"Index": "dim.search.index", "Model": "dim.extract.model"}
+
+    def __getattr__(name: str) -> Any:
+        if name in _MODULES:
+            return getattr(importlib.import_module(_MODULES[name]), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
     return [*__all__, "__version__"]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return getattr(importlib.import_module(_MODULES[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

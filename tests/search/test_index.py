@@ -107,3 +107,9 @@ def test_queries_that_cannot_be(folder, queries, k, said):
 def test_a_folder_that_is_neither(tmp_path):
     with pytest.raises(UserError, match="holds neither an index nor descriptors"):
         dim.Index(tmp_path)
+
+
+def test_the_package_offers_its_classes():
+    assert {"Index", "Model"} <= set(dir(dim))
+    with pytest.raises(AttributeError, match="module 'dim' has no attribute 'Modle'"):
+        _ = dim.Modle
