@@ -1,38 +1,7 @@
 #!/usr/bin/env -S python3 -X job
-r"""Write descriptors, or a network, in a format that other tools read.
+"""ray job submit --working-dir . -- python jobs/export.py FLAGS; --help describes the job (dim/jobs/export.py)."""
 
-    python jobs/export.py --descriptors runs/descriptors --format npy --out runs/npy
-    python jobs/export.py --model vgg16-gem --format onnx --out runs/onnx
-    ray job submit --working-dir . -- python jobs/export.py --descriptors s3://bucket/descriptors \
-        --format clip-retrieval --out s3://bucket/clip
-
-Formats for descriptors; they leave out the photos that could not be decoded:
-
-    npy             descriptors.npy and names.txt; row and line n belong to the same photo
-    autofaiss       embeddings/*.parquet, for build_index with file_format="parquet",
-                    embedding_column_name="embedding" and id_columns=["image_id"]
-    clip-retrieval  img_emb/*.npy and metadata/*.parquet, for `clip-retrieval index --embeddings_folder`
-
-Formats for a network:
-
-    keras           model.keras, which keras.models.load_model opens without dim
-    onnx            model.onnx, for ONNX Runtime; VGG, ResNet and EfficientNetV2 only; needs `pip install ".[export]"`
-
-Both networks take uint8 RGB (N, H, W, 3) and return the descriptors that extract.py makes with --precision float32. The
-input has a fixed size with --resize squash, and any size with --resize long-side.
-"""
-
-from typing import Any
-
-from dim.app.cli import main
-from dim.export.config import ExportConfig
-
-
-def run(config: ExportConfig) -> dict[str, Any]:
-    from dim.export.job import export
-
-    return export(config)
-
+from dim.jobs.command import run_job
 
 if __name__ == "__main__":
-    main(run, ExportConfig, __doc__)
+    run_job("export")

@@ -1,26 +1,7 @@
 #!/usr/bin/env -S python3 -X job
-r"""Mine hard triplets from descriptors and labels, hardest first.
+"""ray job submit --working-dir . -- python jobs/mine.py FLAGS; --help describes the job (dim/jobs/mine.py)."""
 
-    python jobs/mine.py --manifest photos.csv --descriptors runs/descriptors --out runs/triplets --top 1600
-    ray job submit --working-dir . -- python jobs/mine.py --manifest s3://bucket/photos.csv \
-        --descriptors s3://bucket/descriptors --out s3://bucket/triplets --strategy distinct
-
-The search is exact and gives the same triplets on any cluster, unless --candidates is given. The output is
-triplets.parquet, with rank, anchor_id, positive_id, negative_id, distance_ap and distance_an (squared L2), and loss =
-max(0, margin + distance_ap − distance_an).
-"""
-
-from typing import Any
-
-from dim.app.cli import main
-from dim.mine.config import MineConfig
-
-
-def run(config: MineConfig) -> dict[str, Any]:
-    from dim.mine.job import mine_folder
-
-    return mine_folder(config)
-
+from dim.jobs.command import run_job
 
 if __name__ == "__main__":
-    main(run, MineConfig, __doc__)
+    run_job("mine")

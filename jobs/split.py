@@ -1,32 +1,7 @@
 #!/usr/bin/env -S python3 -X job
-"""Split labelled photos into train, val and test, and write the manifest that all other jobs read.
+"""ray job submit --working-dir . -- python jobs/split.py FLAGS; --help describes the job (dim/jobs/split.py)."""
 
-    python jobs/split.py dim/assets/demo --out runs/demo/manifest.parquet
-    ray job submit --working-dir . -- python jobs/split.py s3://bucket/photos --out s3://bucket/manifest.parquet
-
-By default, labels are split: val and test hold objects that are not in train, which measures how well the network finds
-objects that it has never seen. To split the photos of each label instead:
-
-    python jobs/split.py photos.csv --out manifest.csv --val-per-label 2 --test-per-label 2
-
-A photo's label is the path of its folder below IMAGES. If all top folders are named train, val or test (or validation,
-valid), they are the splits: the label is the path below them, and the flags for splitting don't apply.
-
-The job decodes every photo once. <manifest>.unreadable.csv lists what was skipped, with the reason: photos that cannot
-be decoded, broken links, unreadable folders and so on. Hidden files are only counted.
-"""
-
-from typing import Any
-
-from dim.app.cli import main
-from dim.data.config import SplitConfig
-
-
-def run(config: SplitConfig) -> dict[str, Any]:
-    from dim.data.split import split
-
-    return split(config)
-
+from dim.jobs.command import run_job
 
 if __name__ == "__main__":
-    main(run, SplitConfig, __doc__)
+    run_job("split")

@@ -12,7 +12,7 @@ DIM = Path(dim.__file__).parent
 LAYERS = [
     "errors", "io", "app", "data", "model", "extract", "search", "whiten", "mine", "evaluate", "train", "audit",
     "nightly.config", "nightly.history", "report", "search.job", "evaluate.job", "train.job", "audit.job", "export",
-    "nightly",
+    "nightly", "jobs",
 ]  # fmt: skip
 
 

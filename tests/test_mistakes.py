@@ -20,6 +20,7 @@ from PIL import Image
 from dim.extract import store
 from dim.extract.embedding import IGNORED, NetworkEmbedding
 from dim.io import files, tables
+from dim.jobs import command
 from dim.model import spec
 from dim.model.whitening import Whitening
 
@@ -566,9 +567,26 @@ def test_mistake_of_the_environment(fails, monkeypatch, job, name):
 )
 def test_mistake_of_a_process(place, job, flags, said):
     before = tree(place)
-    command = [sys.executable, str(JOBS / f"{job}.py"), *arguments(job, flags)]
-    done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
+    program = [sys.executable, str(JOBS / f"{job}.py"), *arguments(job, flags)]
+    done = subprocess.run(program, cwd=place, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = (line for line in done.stderr.splitlines() if not TOLD.match(line))
     assert line.startswith("error: ") and line.endswith(said)
     assert tree(place) == before
+
+
+@pytest.mark.parametrize(
+    ("job", "said"),
+    [
+        (["trian", "--epochs", "5"], "unknown job 'trian'; did you mean 'train'?"),
+        (["nonsense"], "unknown job 'nonsense'; known: import, split, extract, whiten, mine, train, index, search, "),
+        ([], "no job was given; `dim --help` lists the jobs"),
+    ],
+)
+def test_mistake_of_the_command(monkeypatch, capfd, job, said):
+    monkeypatch.setattr(sys, "argv", ["/bin/dim", *job])
+    with pytest.raises(SystemExit) as end:
+        command.main()
+    out, err = capfd.readouterr()
+    assert (end.value.code, out) == (2, "")
+    assert err.startswith(f"error: {said}") and err.count("\n") == 1

@@ -22,7 +22,8 @@ from dim.extract import identity
 from dim.extract.config import ExtractConfig
 from dim.extract.embedder import Recipe
 from dim.extract.embedding import IGNORED, NetworkEmbedding
-from dim.extract.job import embedding_of, extract
+from dim.extract.identity import embedding_of
+from dim.extract.job import extract
 from dim.io import files
 from dim.mine.config import MineConfig
 from dim.mine.job import mine_folder

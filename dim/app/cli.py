@@ -1,6 +1,6 @@
 """The command line of every job: flags and a YAML file become a configuration, and the result becomes a line of JSON.
 
-A program in jobs/ calls `main`, which runs the job and exits with its status. `parse` makes the typed configuration.
+The modules of `dim.jobs` call `main`, which runs a job and exits with its status. `parse` makes the configuration.
 """
 
 import argparse
@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import logging
 import math
+import re
 import signal
 import sys
 import time
@@ -27,9 +28,17 @@ DONE, FAILED, WRONG_USAGE, GATE = 0, 1, 2, 3
 INTERRUPTED = 128 + signal.SIGINT
 
 
+_JOB_FILE = re.compile(r"(?:python jobs/|(?<![\w/]))(\w+)\.py\b")  # how `--help` names jobs
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see --help)")
+
+    def format_help(self) -> str:
+        """The text of `--help`. That of the console command `dim` names jobs as the command does."""
+        text = super().format_help()
+        return _JOB_FILE.sub(r"dim \1", text) if self.prog.startswith("dim ") else text
 
 
 def _whole_number(text: str) -> int:

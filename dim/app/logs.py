@@ -80,7 +80,7 @@ def wants_json() -> bool:
 
 def job() -> str:
     """The name of the job that this process runs."""
-    return Path(sys.argv[0]).stem
+    return Path(sys.argv[0]).stem.removeprefix("dim ")  # jobs/train.py, or dim train
 
 
 def say(level: int, text: str, bug: Exception | None = None) -> None:

@@ -121,6 +121,16 @@ def prepared(
         return Undecoded(photo, size, resize, box, scaled, memory)
 
 
+def decode_image(image: Image.Image, size: int, resize: Resize) -> np.ndarray:
+    """Does the steps of `decode` that follow the decoding of a file, for an `image` that Pillow has opened or made.
+
+    Returns the pixels, uint8 RGB (H, W, 3). Raises DecodeError if the image can't be loaded or has an unknown mode.
+    """
+    with _guarded():
+        photo = formats.PillowPhoto(io.BytesIO(), image.copy(), b"", None)
+    return Undecoded(photo, size, resize, None, scaled=False, memory=0).decode().pixels
+
+
 def check_header(file: IO[bytes], limits: Limits = LIMITS) -> None:
     """Raises DecodeError if `file` (seekable) has no sound header or is over `limits`. Decodes no pixel."""
     with _guarded():

@@ -3,7 +3,7 @@
 1. `NetworkOptions.source` → `model.spec.Source`: the weights, and the `Spec`, the structure that model.json holds.
 2. `extract.job.recipe_of` → `extract.embedder.Recipe`: the source, the precision chosen for "auto" and the whitening's
    arrays. An actor needs nothing else.
-3. `extract.job.embedding_of` → `extract.embedding.NetworkEmbedding`: the flat record in run.json, with checksums
+3. `extract.identity.embedding_of` → `extract.embedding.NetworkEmbedding`: the flat record in run.json, with checksums
    in place of the weights and the whitening. Descriptors may be compared if their records are equal.
 """
 

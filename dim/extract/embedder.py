@@ -21,20 +21,35 @@ from dim.model.whitening import Whitening
 log = logging.getLogger(__name__)
 
 
+# Default images per forward pass: GPU_BATCH on a GPU. On a CPU, larger passes are no faster, so a pass has at most
+# CPU_BATCH images with CPU_PIXELS pixels in all. `Forward` runs smaller passes if memory runs short.
+CPU_BATCH, CPU_PIXELS, GPU_BATCH = 32, 8 * 224**2, 256
+
+
+def default_batch_size(image_size: int, gpu: bool) -> int:
+    """The most images of a forward pass, if the user doesn't say; the images have sides of `image_size` pixels."""
+    return GPU_BATCH if gpu else max(1, min(CPU_BATCH, CPU_PIXELS // image_size**2))
+
+
 def set_up_tensorflow(threads: int, streams: int = 1, *, one_shape: bool = False) -> None:
     """Gives TensorFlow the GPUs that Ray assigned, and `threads` threads, which `streams` passes at a time share. Call
     it before TensorFlow computes anything. `one_shape`: nearly all batches have the same shape and number of images.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    # With autotuning, TensorFlow times all of cuDNN's algorithms for each new input shape of a convolution, batch size
-    # included, and takes the fastest (tensorflow/core/kernels/conv_ops_gpu.cc). If shapes vary, the timing costs more
-    # than it saves. Without autotuning, cuDNN's heuristics choose.
-    os.environ.setdefault("TF_CUDNN_USE_AUTOTUNE", "1" if one_shape else "0")
+    set_environment(one_shape=one_shape)
     import tensorflow as tf  # noqa: PLC0415
 
     tf.config.threading.set_intra_op_parallelism_threads(max(1, threads // streams))
     tf.config.threading.set_inter_op_parallelism_threads(streams)
     devices.use_assigned_gpus()
+
+
+def set_environment(*, one_shape: bool) -> None:
+    """Sets the environment variables that TensorFlow reads when it is imported, as far as the user has not set them."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # With autotuning, TensorFlow times all of cuDNN's algorithms for each new input shape of a convolution, batch size
+    # included, and takes the fastest (tensorflow/core/kernels/conv_ops_gpu.cc). If shapes vary, the timing costs more
+    # than it saves. Without autotuning, cuDNN's heuristics choose.
+    os.environ.setdefault("TF_CUDNN_USE_AUTOTUNE", "1" if one_shape else "0")
 
 
 @dataclass(frozen=True)

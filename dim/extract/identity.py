@@ -18,6 +18,7 @@ from dim.app import output_folder, tasks
 from dim.data.manifest import Manifest
 from dim.errors import UserError, quoted
 from dim.extract import photo_files
+from dim.extract.embedder import Recipe
 from dim.extract.embedding import IGNORED, Embedding, NetworkEmbedding, from_json
 from dim.io import files
 
@@ -65,6 +66,31 @@ def inputs_of(folder: str) -> dict[str, str | None]:
         where = files.join(folder, output_folder.RECORD)
         raise UserError(f"{where!r}: its inputs are {quoted(inputs)}, not names of files; make this folder again")
     return inputs
+
+
+def embedding_of(recipe: Recipe) -> NetworkEmbedding:
+    """The identity of `recipe`'s descriptors. Raises UserError if its whitening was fitted on another embedding."""
+    known = recipe.source.spec
+    embedding = NetworkEmbedding(
+        backbone=known.backbone,
+        layer=known.layer,
+        pooling=known.pooling,
+        weights=recipe.source.fingerprint(),
+        preprocessing=known.preprocessing,
+        image_size=known.image_size,
+        resize=known.resize,
+        scales=recipe.scales,
+        scales_mean=recipe.scales_mean if len(recipe.scales) > 1 else None,
+        whitening=None,
+        precision=recipe.precision,
+        scaled_decode=recipe.scaled_decode,
+    )
+    if recipe.whitening is None:
+        return embedding
+    fitted, file = recipe.whitening.embedding, str(recipe.whitening.uri)
+    if fitted is not None:
+        require_equal(from_json(fitted, repr(file)), file, embedding, "this extraction")
+    return embedding.whitened(recipe.whitening.sha256)
 
 
 def require_equal(one: Embedding, where_one: str, other: Embedding, where_other: str) -> None:

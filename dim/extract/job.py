@@ -1,7 +1,7 @@
 """The extraction job: the photos of a manifest → descriptors in a store, each selected row exactly once.
 
-`extract` checks the input, fingerprints the photos and starts a `dim.extract.run.Run`. `recipe_of` and `embedding_of`
-are two steps from the flags to the embedding identity; `dim.extract.config` lists all steps.
+`extract` checks the input, fingerprints the photos and starts a `dim.extract.run.Run`. `recipe_of` is a step from the
+flags to the embedding identity; `dim.extract.config` lists all steps.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from dim.errors import UserError
 from dim.extract import identity, parts, photo_files
 from dim.extract.config import ExtractConfig
 from dim.extract.embedder import Recipe
-from dim.extract.embedding import Embedding, NetworkEmbedding, from_json
+from dim.extract.embedding import Embedding, NetworkEmbedding
 from dim.extract.plan import Plan, default_shard_rows
 from dim.extract.resources import resolve_precision
 from dim.extract.run import Run
@@ -44,7 +44,7 @@ def extract(config: ExtractConfig) -> dict[str, Any]:
         if few:
             stack.enter_context(_connected(selected))
         recipe = recipe_of(config, source)
-        embedding = embedding_of(recipe)
+        embedding = identity.embedding_of(recipe)
         _require_same(config, embedding)
         shard_rows = config.shard_rows or default_shard_rows(len(selected))
         run = Run(config, Plan(selected, contents, shard_rows, config.share), recipe, embedding)
@@ -79,31 +79,6 @@ def _records(out: str) -> dict[str, dict[str, Any]]:
     record = output_folder.record_of(out)
     whole = {out: record} if record and record["job"] == "extract" else {}
     return whole | parts.records(out)
-
-
-def embedding_of(recipe: Recipe) -> NetworkEmbedding:
-    """The identity of `recipe`'s descriptors. Raises UserError if its whitening was fitted on another embedding."""
-    known = recipe.source.spec
-    embedding = NetworkEmbedding(
-        backbone=known.backbone,
-        layer=known.layer,
-        pooling=known.pooling,
-        weights=recipe.source.fingerprint(),
-        preprocessing=known.preprocessing,
-        image_size=known.image_size,
-        resize=known.resize,
-        scales=recipe.scales,
-        scales_mean=recipe.scales_mean if len(recipe.scales) > 1 else None,
-        whitening=None,
-        precision=recipe.precision,
-        scaled_decode=recipe.scaled_decode,
-    )
-    if recipe.whitening is None:
-        return embedding
-    fitted, file = recipe.whitening.embedding, str(recipe.whitening.uri)
-    if fitted is not None:
-        identity.require_equal(from_json(fitted, repr(file)), file, embedding, "this extraction")
-    return embedding.whitened(recipe.whitening.sha256)
 
 
 def _require_same(config: ExtractConfig, embedding: Embedding) -> None:

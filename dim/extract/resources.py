@@ -11,11 +11,9 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dim.app import cluster, worker_placement
+from dim.extract.embedder import default_batch_size
 from dim.model import devices as precisions
 
-# Default images per forward pass: GPU_BATCH on a GPU. On a CPU, larger passes are no faster, so a pass has at most
-# CPU_BATCH images with CPU_PIXELS pixels in all. `embedder.Forward` runs smaller passes if memory runs short.
-CPU_BATCH, CPU_PIXELS, GPU_BATCH = 32, 8 * 224**2, 256
 # An actor is started only if it has this many loads of work. A load is `images_at_once` photos. A CPU actor starts in
 # about ten seconds, the time in which it embeds its loads (7 photos of 224 pixels per second and CPU). A GPU actor is
 # assumed to embed 800 photos per second. Its start takes minutes if its node has to start first.
@@ -62,8 +60,7 @@ def resources(
     gpus = worker_placement.gpus_per_worker(gpus_per_worker)
     count = workers or _most(gpus)
     cpus = worker_placement.worker_cpus(worker_placement.cpu_share(count, gpus), gpus)
-    batch = GPU_BATCH if gpus > 0 else max(1, min(CPU_BATCH, CPU_PIXELS // image_size**2))
-    machine = Resources(count, cpus, gpus, batch_size or batch)
+    machine = Resources(count, cpus, gpus, batch_size or default_batch_size(image_size, gpus > 0))
     loads = 1 if workers else GPU_LOADS if gpus > 0 else CPU_LOADS
     busy = -(-images // (loads * machine.images_at_once))
     machine = dataclasses.replace(machine, workers=max(1, min(count, busy)))

@@ -1,5 +1,6 @@
 """Finds the precision in which this machine computes fastest, and the GPUs that this process may use."""
 
+import contextlib
 import subprocess
 from pathlib import Path
 from typing import Literal
@@ -43,6 +44,20 @@ def use_assigned_gpus() -> None:
         return
     for gpu in tf.config.list_physical_devices("GPU"):
         tf.config.experimental.set_memory_growth(gpu, True)
+
+
+def share_gpus() -> bool:
+    """Lets TensorFlow take only the GPU memory that it needs, in a process of the user's. Returns whether it has a GPU.
+
+    If TensorFlow has begun to use a GPU, the settings stay as they are.
+    """
+    import tensorflow as tf  # noqa: PLC0415
+
+    gpus = tf.config.get_visible_devices("GPU")
+    for gpu in gpus:
+        with contextlib.suppress(RuntimeError):
+            tf.config.experimental.set_memory_growth(gpu, True)
+    return bool(gpus)
 
 
 def assigned_gpus() -> list[str]:

@@ -70,7 +70,7 @@ def extract(out: str, network: ExtractConfig) -> Collection:
 
     The index of the collection isn't updated. Ray must be running.
     """
-    embedding = extraction.embedding_of(extraction.recipe_of(network, network.source(network.model)))
+    embedding = identity.embedding_of(extraction.recipe_of(network, network.source(network.model)))
     of_manifest = f"{PurePosixPath(network.manifest).stem}-{seal.sha256(files.absolute(network.manifest).encode())[:8]}"
     folder = files.join(out, f"{ROOT}/{of_manifest}/{embedding.id[:16]}")
     descriptors = files.join(folder, DESCRIPTORS)
@@ -150,7 +150,7 @@ def _network(folder: str, settings: dict[str, object], tonight: Extraction) -> E
 
 
 def _require_embedding(network: ExtractConfig, embedding: Embedding, where: str) -> None:
-    made = extraction.embedding_of(extraction.recipe_of(network, network.source(network.model)))
+    made = identity.embedding_of(extraction.recipe_of(network, network.source(network.model)))
     identity.require_equal(embedding, where, made, network.model)
 
 

@@ -30,13 +30,14 @@ LONGEST = 1.01  # largest norm of a descriptor; the norm is 1 before the descrip
 class DescriptorFolder:
     """The photos that have a descriptor in `folder`, in the order of the shards.
 
-    `ids` are strings (N,), and each of the `parts` loads the descriptors of one shard, in any process of the cluster.
-    `shards` are the shards of the parts.
+    Each of the `parts` loads the descriptors of one shard, of `dimension` values each, in any process of the cluster.
+    `ids` are strings (N,), and `shards` are the shards of the parts.
     `errors` maps the id of each photo that could not be decoded to the reason. `embedding` includes the whitening that
     is applied. `rows`, int64 (N,), are the positions of the photos in the manifest that was given to `read`, if any.
     """
 
     folder: str
+    dimension: int
     ids: pa.ChunkedArray
     errors: dict[str, str]
     embedding: Embedding
@@ -87,8 +88,10 @@ def read(
         raise UserError(f"none of the {len(errors)} photos of {folder!r} could be decoded, such as {photo!r}: {reason}")
     masks = np.split(kept.to_numpy(), np.cumsum([len(shard) for _, shard in read_shards])[:-1])
     used = [(shard, mask) for (shard, _), mask in zip(read_shards, masks, strict=True) if mask.any()]
-    parts = _parts(folder, used, hashed, applied)
-    return DescriptorFolder(folder, found, errors, embedding, parts, [shard for shard, _ in used], rows)
+    stored = store.dimension(folder, used[0][0].name)
+    parts = _parts(used, hashed, stored, applied)
+    dimension = applied.projection.shape[0] if applied else stored
+    return DescriptorFolder(folder, dimension, found, errors, embedding, parts, [shard for shard, _ in used], rows)
 
 
 def _positions(places: pa.ChunkedArray, kept: pa.ChunkedArray, chosen: Manifest, folder: str) -> np.ndarray:
@@ -104,10 +107,9 @@ def _positions(places: pa.ChunkedArray, kept: pa.ChunkedArray, chosen: Manifest,
 
 
 def _parts(
-    folder: str, shards: Sequence[tuple[Shard, np.ndarray]], hashed: bool, applied: Whitening | None
+    shards: Sequence[tuple[Shard, np.ndarray]], hashed: bool, dimension: int, applied: Whitening | None
 ) -> list[Part]:
     """The rows of `shards` that are set in the mask of each, as parts that any process can load."""
-    dimension = store.dimension(folder, shards[0][0].name)
     parts, start = [], 0
     for shard, mask in shards:
         anywhere = replace(shard, folder=files.absolute(shard.folder))  # a task may run in another working folder

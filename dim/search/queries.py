@@ -72,7 +72,7 @@ def extract_config(config: SearchConfig, embedding: Embedding) -> ExtractConfig:
     Settings of `_FOLLOWED` that have their default values are taken from `embedding`, which made the index. Raises
     UserError if --model is missing, or if the model and the flags make another embedding than `embedding`.
     """
-    from dim.extract.job import embedding_of, recipe_of  # noqa: PLC0415  (queries that are descriptors need no Ray)
+    from dim.extract.job import recipe_of  # noqa: PLC0415  (queries that are descriptors need no Ray)
 
     if config.model is None:
         raise UserError(f"--queries {config.queries!r} are photos; give --model, the model that made {config.index!r}")
@@ -89,7 +89,7 @@ def extract_config(config: SearchConfig, embedding: Embedding) -> ExtractConfig:
     out = files.join(config.out, "descriptors")
     found = ExtractConfig(manifest=queries, model=config.model, out=out, whitening=config.whitening, **settings)
     recipe = recipe_of(found, found.source(config.model))
-    identity.require_equal(embedding, config.index, embedding_of(recipe), config.model)
+    identity.require_equal(embedding, config.index, identity.embedding_of(recipe), config.model)
     return found
 
 

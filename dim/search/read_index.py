@@ -33,11 +33,15 @@ _AGAIN = "make it again with index.py"
 
 @dataclass(frozen=True)
 class SearchTarget:
-    """A database to search, the image ids of the rows, strings (N,), and the embedding that made the rows."""
+    """A database to search, the image ids of its rows, strings (N,), and the embedding that made the rows.
+
+    Each row has `dimension` values.
+    """
 
     database: Database
     ids: pa.ChunkedArray
     embedding: Embedding
+    dimension: int
 
 
 def read(folder: str, whitening: str | None, parameters: str | None, only: Manifest | None = None) -> SearchTarget:
@@ -58,7 +62,7 @@ def read(folder: str, whitening: str | None, parameters: str | None, only: Manif
         if parameters:
             raise UserError(f"--parameters {parameters!r} are for an index; {folder!r} is a folder of descriptors")
         rows = descriptor_folder.read(folder, whitening)
-        found = SearchTarget(Exact(rows.parts, exact.tie_order_of(rows.ids)), rows.ids, rows.embedding)
+        found = SearchTarget(Exact(rows.parts, exact.tie_order_of(rows.ids)), rows.ids, rows.embedding, rows.dimension)
     else:
         found = _read_index(folder, record, parameters)
     return found if only is None else _only(found, only, folder)
@@ -82,7 +86,8 @@ def _read_index(folder: str, record: dict[str, Any], parameters: str | None) -> 
     all_ids = pa.chunked_array(ids, pa.string())
     if len(parts) > 1 and pc.count_distinct(all_ids).as_py() < len(all_ids):
         raise UserError(f"{folder!r} has an image in two of its parts; {_AGAIN}")
-    return SearchTarget(opened(parts, exact.tie_order_of(all_ids), known.get("dimension")), all_ids, embedding)
+    dimension: Any = known.get("dimension")
+    return SearchTarget(opened(parts, exact.tie_order_of(all_ids), dimension), all_ids, embedding, dimension)
 
 
 def _part_names(folder: str, facts: Facts | None) -> list[str]:

@@ -1,11 +1,10 @@
 """Flags → configuration; the life of a job's process: its last line, its exit status, what stays off the terminal."""
 
-import ast
 import dataclasses
+import importlib
 import json
 import logging
 import os
-import runpy
 import shlex
 import signal
 import subprocess
@@ -102,9 +101,13 @@ def test_help_imports_nothing_slow_and_opens_with_the_commands(job):
     assert f"ray job submit --working-dir . -- python jobs/{job.name} " in done.stdout
 
 
+def job_module(job):
+    return importlib.import_module(f"dim.jobs.{job.stem}")
+
+
 def examples(job):
     """The commands in a job's description, each as the arguments of `python jobs/JOB.py`."""
-    text = ast.get_docstring(ast.parse(job.read_text()), clean=False).replace("\\\n", " ")
+    text = job_module(job).__doc__.replace("\\\n", " ")
     for line in text.splitlines():
         before, found, rest = line.strip().partition(f"python jobs/{job.name}")
         if found and before in ("", "ray job submit --working-dir . -- "):
@@ -114,7 +117,7 @@ def examples(job):
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: job.stem)
 def test_the_examples_of_a_help_are_understood(job, monkeypatch):
     monkeypatch.chdir(job.parents[1])
-    config = typing.get_type_hints(runpy.run_path(str(job))["run"])["config"]
+    config = typing.get_type_hints(job_module(job).run)["config"]
     given = list(examples(job))
     assert len(given) >= 2
     for arguments in given:
@@ -123,7 +126,7 @@ def test_the_examples_of_a_help_are_understood(job, monkeypatch):
 
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: job.stem)
 def test_each_flag_is_explained(job):
-    config = typing.get_type_hints(runpy.run_path(str(job))["run"])["config"]
+    config = typing.get_type_hints(job_module(job).run)["config"]
     for field in dataclasses.fields(config):
         assert len(field.metadata["help"]) > 3, field.name
 

@@ -17,7 +17,7 @@ def test_it_names_each_file():
         assert path.stem in README.read_text(), path.name
 
 
-@pytest.mark.parametrize("page", ["README.md", "jobs/nightly.py"])
+@pytest.mark.parametrize("page", ["README.md", "dim/jobs/nightly.py"])
 def test_what_cron_runs_finds_ray_and_has_the_token(page):
     text = (CLUSTER.parent / page).read_text()
     (line,) = re.findall(r"^ +\d+ \d+ \* \* \* +(.+)$", text, re.MULTILINE)

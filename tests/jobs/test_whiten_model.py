@@ -15,7 +15,7 @@ from dim.errors import UserError
 from dim.evaluate import descriptor_sets
 from dim.extract import descriptors
 from dim.extract.embedder import Recipe
-from dim.extract.job import embedding_of
+from dim.extract.identity import embedding_of
 from dim.io import files
 from dim.model import network, spec, whitening
 from dim.model.pooling import region_maxima

@@ -8,7 +8,8 @@ import pytest
 
 from dim.errors import UserError
 from dim.extract.config import ExtractConfig
-from dim.extract.job import embedding_of, recipe_of
+from dim.extract.identity import embedding_of
+from dim.extract.job import recipe_of
 from dim.io import seal
 from dim.model import spec
 from dim.model.spec import Spec

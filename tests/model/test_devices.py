@@ -81,3 +81,19 @@ def test_an_export_leaves_the_gpus_alone(tensorflow, monkeypatch, format):
     with pytest.raises(EOFError):
         job.NETWORKS[format](None)
     assert seen == [[]]
+
+
+def test_a_user_s_process_shares_the_gpus_that_it_sees(tensorflow):
+    tensorflow.visible = GPUS[:1]
+    assert devices.share_gpus()
+    assert tensorflow.visible == tensorflow.growing == GPUS[:1]
+
+
+def test_a_gpu_that_is_in_use_keeps_its_settings(tensorflow, monkeypatch):
+    def refuse(gpu, grows):
+        raise RuntimeError("Physical devices cannot be modified after being initialized")
+
+    monkeypatch.setattr(sys.modules["tensorflow"].config.experimental, "set_memory_growth", refuse)
+    assert devices.share_gpus()
+    tensorflow.visible = []
+    assert not devices.share_gpus()
