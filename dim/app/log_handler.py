@@ -1,0 +1,102 @@
+"""The handler of a job's log. It is never silent for longer than `SECONDS` while the job runs.
+
+On a terminal, each line of progress overwrites the one before it. Elsewhere, progress is written once in `SECONDS`. If
+nothing is logged for so long, a thread repeats what was logged last, and says how old it is: "starting Ray … 15 s".
+"""
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from typing import TextIO
+
+from dim.app import logs
+from dim.app.progress import duration
+
+SECONDS = 5.0
+SHOWN_AGE = 1.0  # seconds; what is younger is news
+_ERASED = "\r\x1b[K"  # clears the current line of a terminal
+
+
+class Handler(logging.StreamHandler):  # type: ignore[type-arg]
+    """Writes log records to `stream`, also those that workers send, which a thread hands over."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._live = stream.isatty() and os.environ.get("TERM") != "dumb" and not logs.wants_json()
+        self._open_line = ""  # the line of progress on the terminal, which has no newline yet
+        self._written = time.monotonic()
+        self._news: logging.LogRecord | None = None  # what is repeated: progress or, if a stage is done, the last line
+        self._since = 0.0  # when `_news` was logged
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes `record`, but not the end of a short step, nor progress that comes too soon after the last line."""
+        finished, now = getattr(record, "finished", None), time.monotonic()
+        if finished is not None or self._news is None or getattr(self._news, "finished", None) is not False:
+            self._news, self._since = record, now
+        short = getattr(record, "step_seconds", SECONDS) < SECONDS
+        if self._live:
+            self._overwrite("" if short else self.format(record), finished)
+        elif not short and (finished is not False or now - self._written >= SECONDS):
+            super().emit(record)
+        else:
+            return
+        self._written = now
+
+    @contextlib.contextmanager
+    def repeating(self) -> Iterator[None]:
+        """Within the block, a thread repeats the news when it is time."""
+        ended = threading.Event()
+
+        def repeat() -> None:
+            while not ended.wait(self.repeat_if_due()):
+                pass
+
+        thread = threading.Thread(target=repeat, name="log", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def repeat_if_due(self) -> float:
+        """Repeats the news if the last line was written `SECONDS` ago. Returns the seconds until it is due again."""
+        with self.lock or contextlib.nullcontext():
+            now = time.monotonic()
+            if (left := self._written + SECONDS - now) > 0:
+                return left
+            self._written = now
+            if self._news is not None:
+                age = now - self._since
+                message = self._news.getMessage() + (f" … {duration(age)}" if age >= SHOWN_AGE else "")
+                changed = {"msg": message, "args": None, "created": time.time(), "exc_info": None, "exc_text": None}
+                record = logging.makeLogRecord(vars(self._news) | changed)
+                if self._live:
+                    self._overwrite(self.format(record), finished=False)
+                else:
+                    super().emit(record)
+            return SECONDS
+
+    def _overwrite(self, line: str, finished: bool | None) -> None:
+        if finished is None:
+            going_on = getattr(self._news, "finished", None) is False
+            self._open_line = self._open_line if going_on else ""
+            written = f"{line}\n{self._open_line}"
+        else:
+            columns = os.get_terminal_size(self.stream.fileno()).columns or 80
+            line = line[: columns - 1]  # a longer line would wrap, and could not be overwritten
+            self._open_line = "" if finished else line
+            written = f"{line}\n" if finished and line else line
+        self.stream.write(_ERASED + written)
+        self.flush()
+
+    def close(self) -> None:
+        """Ends the line of progress, so that later output begins on a new line."""
+        if self._open_line:
+            self._open_line = ""
+            self.stream.write("\n")
+            self.flush()
+        super().close()
