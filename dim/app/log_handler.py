@@ -17,6 +17,7 @@ from dim.app.progress import duration
 
 SECONDS = 5.0
 SHOWN_AGE = 1.0  # seconds; what is younger is news
+REPEATED_CHARACTERS = 40  # of a line that is no progress
 _ERASED = "\r\x1b[K"  # clears the current line of a terminal
 
 
@@ -70,15 +71,21 @@ class Handler(logging.StreamHandler):  # type: ignore[type-arg]
                 return left
             self._written = now
             if self._news is not None:
-                age = now - self._since
-                message = self._news.getMessage() + (f" … {duration(age)}" if age >= SHOWN_AGE else "")
-                changed = {"msg": message, "args": None, "created": time.time(), "exc_info": None, "exc_text": None}
-                record = logging.makeLogRecord(vars(self._news) | changed)
+                record = self._repeated(self._news, now - self._since)
                 if self._live:
                     self._overwrite(self.format(record), finished=False)
                 else:
                     super().emit(record)
             return SECONDS
+
+    def _repeated(self, news: logging.LogRecord, age: float) -> logging.LogRecord:
+        message = news.getMessage()
+        if not hasattr(news, "finished") and len(message) > REPEATED_CHARACTERS:
+            message = f"{message[:REPEATED_CHARACTERS].rstrip()}…"
+        if age >= SHOWN_AGE:
+            message += f" … {duration(age)}"
+        changed = {"msg": message, "args": None, "created": time.time(), "exc_info": None, "exc_text": None}
+        return logging.makeLogRecord(vars(news) | changed)
 
     def _overwrite(self, line: str, finished: bool | None) -> None:
         if finished is None:

@@ -16,8 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from dim.app import output_folder, tasks
-from dim.app.progress import Progress
+from dim.app import output_folder, progress, tasks
 from dim.errors import InUse, count_reasons
 from dim.extract import finished_shards, own_process, parts, resume, store
 from dim.extract.config import ExtractConfig
@@ -118,7 +117,8 @@ class Run:
 
     def _found(self) -> Found:
         out = self.config.out
-        return resume.found(out, self.embedding, self.plan, parts.logged(out), self.config.retry_failed)
+        with progress.step(f"reading what {out!r} holds"):
+            return resume.found(out, self.embedding, self.plan, parts.logged(out), self.config.retry_failed)
 
     def _compute(self, found: Found, shard_log: ShardLog) -> Computed:
         """Computes the rows of the plan that are not `found`."""
@@ -127,10 +127,10 @@ class Run:
         if not rows.num_rows:
             return Computed()
         batches = self._batches(rows)
-        progress = Progress("extracting", rows.num_rows, errors=True)
+        extracted = progress.Progress("extracting", rows.num_rows, errors=True)
 
         def counted(batch: pa.Table) -> pa.Table:
-            progress.add(batch.num_rows, store.error_count(batch))
+            extracted.add(batch.num_rows, store.error_count(batch))
             return batch
 
         out = self.config.out
@@ -138,7 +138,7 @@ class Run:
         # again.
         with Writer(out, self.embedding, shard_log) as writer, contextlib.closing(batches):
             write_all(map(counted, batches), rows, writer, repr(out))
-        return Computed(rows.num_rows, rows.num_rows / progress.seconds)
+        return Computed(rows.num_rows, rows.num_rows / extracted.seconds)
 
     def _batches(self, rows: pa.Table) -> Generator[pa.Table, None, None]:
         """Embeds the photos `rows` by Ray or, if the job has not connected to Ray, in this process."""

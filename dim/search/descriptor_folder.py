@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dim.app import progress
 from dim.data.manifest import Manifest
 from dim.errors import UserError
 from dim.extract import descriptors, identity, store
@@ -73,19 +74,22 @@ def read(
     shards: list[Shard] = []
     wanted = None if chosen is None else chosen.table["image_id"].combine_chunks()
     start = dimension = 0
-    for shard, table in store.read_shards(folder, ["image_id", "status", "error"]):
-        asked = pa.scalar(True) if wanted is None else pc.is_in(table["image_id"], wanted)
-        kept = pc.and_(pc.equal(table["status"], store.OK), asked)
-        broken = table.filter(pc.and_(pc.not_equal(table["status"], store.OK), asked))
-        errors |= zip(broken["image_id"].to_pylist(), broken["error"].to_pylist(), strict=True)
-        if size := pc.sum(kept).as_py():
-            dimension = dimension or store.dimension(folder, shard.name)
-            anywhere = replace(shard, folder=files.absolute(shard.folder))  # a task may run in another working folder
-            load = partial(_load, anywhere, hashed, dimension, kept if size < len(kept) else None, applied)
-            parts.append(Part(start, size, load))
-            shards.append(shard)
-            ids.append(table["image_id"].filter(kept))
-            start += size
+    with progress.step(f"reading {folder!r}"):
+        for shard, table in store.read_shards(folder, ["image_id", "status", "error"]):
+            asked = pa.scalar(True) if wanted is None else pc.is_in(table["image_id"], wanted)
+            kept = pc.and_(pc.equal(table["status"], store.OK), asked)
+            broken = table.filter(pc.and_(pc.not_equal(table["status"], store.OK), asked))
+            errors |= zip(broken["image_id"].to_pylist(), broken["error"].to_pylist(), strict=True)
+            if size := pc.sum(kept).as_py():
+                dimension = dimension or store.dimension(folder, shard.name)
+                anywhere = replace(
+                    shard, folder=files.absolute(shard.folder)
+                )  # a task may run in another working folder
+                load = partial(_load, anywhere, hashed, dimension, kept if size < len(kept) else None, applied)
+                parts.append(Part(start, size, load))
+                shards.append(shard)
+                ids.append(table["image_id"].filter(kept))
+                start += size
     if not parts and not errors and not chosen:
         raise UserError(f"{folder!r} holds no descriptors; make them with extract.py")
     found = pa.chunked_array((chunk for part in ids for chunk in part.chunks), pa.string())

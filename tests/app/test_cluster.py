@@ -1,6 +1,7 @@
 """Which nodes a cluster may start, and which paths a job refuses there. The clusters are simulated."""
 
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -166,11 +167,13 @@ def test_a_ray_that_is_always_late_ends_the_job(monkeypatch, caplog):
     def late(**_):
         raise OSError("The current node timed out during startup.")
 
+    caplog.set_level(logging.INFO, "dim")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
     monkeypatch.setattr(cluster.ray, "init", late)
     monkeypatch.setattr(cluster.ray, "shutdown", lambda: None)
     with pytest.raises(JobFailed, match="run the same command again later"), cluster.connected():
         pass
-    again = [record for record in caplog.records if "starting it again" in record.getMessage()]
-    assert len(again) == ray_connection.TRIES - 1
+    begun, *again, ended = caplog.messages
+    assert begun == "starting Ray" and ended.startswith("starting Ray: ")
+    assert again == ["Ray was not up in time, as the machine is busy; starting it again"] * (ray_connection.TRIES - 1)

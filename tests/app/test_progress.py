@@ -236,11 +236,17 @@ def test_a_repeated_line_on_a_terminal_gives_way_to_the_next(terminal, clock, sa
     stream, screen = terminal
     handler = say(stream)
     log = logging.getLogger("dim.job")
-    for line in ("starting Ray", "2 photos"):
+    for line in ("starting Ray", f"photos left out: {'x' * 90}"):
         log.info(line)
         clock(5)
         handler.repeat_if_due()
-    assert screen().split(ERASED) == ["", "starting Ray\n", "starting Ray … 5 s", "2 photos\n", "2 photos … 5 s"]
+    assert screen().split(ERASED) == [
+        "",
+        "starting Ray\n",
+        "starting Ray … 5 s",
+        f"photos left out: {'x' * 90}\n",
+        f"photos left out: {'x' * 23}… … 5 s",
+    ]
 
 
 def test_a_thread_repeats_and_json_keeps_the_stage(tmp_path, monkeypatch, say):
