@@ -1,7 +1,8 @@
 """The handler of a job's log. It is never silent for longer than `SECONDS` while the job runs.
 
 On a terminal, each line of progress overwrites the one before it. Elsewhere, progress is written once in `SECONDS`. If
-nothing is logged for so long, a thread repeats what was logged last, and says how old it is: "starting Ray … 15 s".
+nothing is logged for so long, a thread repeats what was logged last, and says how old it is: "starting Ray … 15 s" or
+"embedding: 320 of 1,687 images; unchanged for 15 s".
 """
 
 import contextlib
@@ -83,7 +84,7 @@ class Handler(logging.StreamHandler):  # type: ignore[type-arg]
         if not hasattr(news, "finished") and len(message) > REPEATED_CHARACTERS:
             message = f"{message[:REPEATED_CHARACTERS].rstrip()}…"
         if age >= SHOWN_AGE:
-            message += f" … {duration(age)}"
+            message += f"{'; unchanged for' if hasattr(news, 'done') else ' …'} {duration(age)}"
         changed = {"msg": message, "args": None, "created": time.time(), "exc_info": None, "exc_text": None}
         return logging.makeLogRecord(vars(news) | changed)
 

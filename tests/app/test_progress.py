@@ -180,9 +180,9 @@ def test_what_was_logged_last_is_repeated_with_its_age(tmp_path, clock, say):
         "starting 1 network actor",
         "starting 1 network actor … 5 s",
         "starting 1 network actor … 15 s",
-        "extracting: 0 of 30 images … 5 s",
+        "extracting: 0 of 30 images; unchanged for 5 s",
         "a photo is broken",
-        "extracting: 0 of 30 images … 10 s",
+        "extracting: 0 of 30 images; unchanged for 10 s",
         "extracting: 30 of 30 images, 1.9 images/s, 16 s",
     ]
 
