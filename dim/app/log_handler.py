@@ -30,15 +30,21 @@ class Handler(logging.StreamHandler):  # type: ignore[type-arg]
         self._live = stream.isatty() and os.environ.get("TERM") != "dumb" and not logs.wants_json()
         self._open_line = ""  # the line of progress on the terminal, which has no newline yet
         self._written = time.monotonic()
-        self._news: logging.LogRecord | None = None  # what is repeated: progress or, if a stage is done, the last line
-        self._since = 0.0  # when `_news` was logged
+        # What is repeated, and when it was logged: progress or, if a stage is done, the last line.
+        self._news: tuple[logging.LogRecord, float] | None = None
+        self._before: list[tuple[logging.LogRecord, float] | None] = []  # the news before each step that is going on
 
     def emit(self, record: logging.LogRecord) -> None:
         """Writes `record`, but not the end of a short step, nor progress that comes too soon after the last line."""
         finished, now = getattr(record, "finished", None), time.monotonic()
-        if finished is not None or self._news is None or getattr(self._news, "finished", None) is not False:
-            self._news, self._since = record, now
         short = getattr(record, "step_seconds", SECONDS) < SECONDS
+        if finished is False and not _counts(record):
+            self._before.append(self._news)
+        before = self._before.pop() if hasattr(record, "step_seconds") and self._before else None
+        if short:
+            self._news = before
+        elif finished is not None or not self._is_going_on():
+            self._news = record, now
         if self._live:
             self._overwrite("" if short else self.format(record), finished)
         elif not short and (finished is not False or now - self._written >= SECONDS):
@@ -72,26 +78,20 @@ class Handler(logging.StreamHandler):  # type: ignore[type-arg]
                 return left
             self._written = now
             if self._news is not None:
-                record = self._repeated(self._news, now - self._since)
+                record = _repeated(self._news[0], now - self._news[1])
                 if self._live:
                     self._overwrite(self.format(record), finished=False)
                 else:
                     super().emit(record)
             return SECONDS
 
-    def _repeated(self, news: logging.LogRecord, age: float) -> logging.LogRecord:
-        message = news.getMessage()
-        if not hasattr(news, "finished") and len(message) > REPEATED_CHARACTERS:
-            message = f"{message[:REPEATED_CHARACTERS].rstrip()}…"
-        if age >= SHOWN_AGE:
-            message += f"{'; unchanged for' if hasattr(news, 'done') else ' …'} {duration(age)}"
-        changed = {"msg": message, "args": None, "created": time.time(), "exc_info": None, "exc_text": None}
-        return logging.makeLogRecord(vars(news) | changed)
+    def _is_going_on(self) -> bool:
+        """Whether the news is of a stage that is not finished."""
+        return self._news is not None and getattr(self._news[0], "finished", None) is False
 
     def _overwrite(self, line: str, finished: bool | None) -> None:
         if finished is None:
-            going_on = getattr(self._news, "finished", None) is False
-            self._open_line = self._open_line if going_on else ""
+            self._open_line = self._open_line if self._is_going_on() else ""
             written = f"{line}\n{self._open_line}"
         else:
             columns = os.get_terminal_size(self.stream.fileno()).columns or 80
@@ -108,3 +108,17 @@ class Handler(logging.StreamHandler):  # type: ignore[type-arg]
             self.stream.write("\n")
             self.flush()
         super().close()
+
+
+def _counts(record: logging.LogRecord) -> bool:
+    return hasattr(record, "done")
+
+
+def _repeated(news: logging.LogRecord, age: float) -> logging.LogRecord:
+    message = news.getMessage()
+    if not hasattr(news, "finished") and len(message) > REPEATED_CHARACTERS:
+        message = f"{message[:REPEATED_CHARACTERS].rstrip()}…"
+    if age >= SHOWN_AGE:
+        message += f"{'; unchanged for' if _counts(news) else ' …'} {duration(age)}"
+    changed = {"msg": message, "args": None, "created": time.time(), "exc_info": None, "exc_text": None}
+    return logging.makeLogRecord(vars(news) | changed)

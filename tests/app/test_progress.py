@@ -232,6 +232,29 @@ def test_a_step_is_shown_only_if_it_takes_long(tmp_path, clock, say, terminal):
     ]
 
 
+def test_what_came_before_a_short_step_is_repeated_after_it(tmp_path, clock, say):
+    with open(tmp_path / "log", "w", encoding="utf-8") as stream:
+        handler = say(stream)
+        logging.getLogger("dim.job").info("2 photos")
+        clock(1)
+        with step("reading 'a.csv'"), step("reading 'b.csv'"):
+            clock(1)
+        clock(3)
+        handler.repeat_if_due()
+        stage = Progress("embedding", 9)
+        with step("computing mAP"):
+            clock(4)
+        clock(1)
+        handler.repeat_if_due()
+        stage.add(9)
+    assert (tmp_path / "log").read_text().splitlines() == [
+        "2 photos",
+        "2 photos … 5 s",
+        "embedding: 0 of 9 images; unchanged for 5 s",
+        "embedding: 9 of 9 images, 1.8 images/s, 5 s",
+    ]
+
+
 def test_a_repeated_line_on_a_terminal_gives_way_to_the_next(terminal, clock, say):
     stream, screen = terminal
     handler = say(stream)
