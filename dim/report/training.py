@@ -67,9 +67,10 @@ def _in_words(change: str, before: dict[str, Any], after: dict[str, Any], label_
         ranks = [rank for rank, image_id in enumerate(row["found"], start=1) if label_of[image_id] == own]
         right.append(len(ranks))
         first.append(f"at rank {ranks[0]}" if ranks else "not among them")
+    moved = f"was {first[0]}, now it is {first[1]}" if first[0] != first[1] else f"is {first[0]}, as before"
     return (
         f"{before['query_id']!r} ({own}) {change} most: {right[0]} of its {len(after['found'])} nearest photos were "
-        f"right before, {right[1]} are now; the first right one was {first[0]}, now it is {first[1]}"
+        f"right before, {right[1]} are now; the first right one {moved}"
     )
 
 
