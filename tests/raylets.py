@@ -20,7 +20,7 @@ from PIL import Image
 from ray.cluster_utils import Cluster
 
 from dim.app import cluster, worker_placement
-from dim.extract import pipeline
+from dim.extract import photo_tables, pipeline
 from dim.extract.config import ExtractConfig
 from dim.extract.job import extract
 from dim.extract.resources import resolve_precision, resources
@@ -39,9 +39,9 @@ class StandIn:
 
     def __call__(self, table):
         Path(os.environ["RAYLETS_GPUS"]).write_text(json.dumps(devices.assigned_gpus()))
-        images = pipeline.images(table)
+        images = photo_tables.images(table)
         vectors = np.ones((len(images), 8), np.float32)
-        return pipeline.embedded(table, vectors, self._dtype)
+        return photo_tables.embedded(table, vectors, self._dtype)
 
 
 class Said(logging.Handler):

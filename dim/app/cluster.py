@@ -8,23 +8,17 @@ import contextlib
 import logging
 import os
 import re
-import signal
-import socket
-import tempfile
-import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import RayTaskError
-from ray.job_config import JobConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import dim
-from dim.app import environment
+from dim.app import ray_connection
 from dim.errors import JobFailed, UserError
-from dim.io import processes, scratch
 
 # The head node declares which nodes the autoscaler may start, because Ray 2.60 doesn't tell them on Kubernetes or after
 # `ray up`. Each kind of node is a resource. Its name has the CPUs and GPUs of a node, and its amount is the maximum
@@ -32,18 +26,6 @@ from dim.io import processes, scratch
 _KIND = re.compile(r"autoscaled_(\d+)CPU(?:_(\d+)GPU)?")
 _KIND_PREFIX = "autoscaled"
 _NODE_GROUP = "ray.io/node-group"  # label of each node whose group may grow
-
-log = logging.getLogger(__name__)
-
-
-class _JobConfig(JobConfig):  # type: ignore[misc]
-    """Keeps Ray from putting the driver's working directory first on the import path of the workers.
-
-    The code of a submitted job is in its working directory, where workers find it by their own PYTHONPATH.
-    """
-
-    def _runtime_env_has_working_dir(self) -> bool:
-        return True  # Ray 2.60 has no public setting for this
 
 
 @contextlib.contextmanager
@@ -53,7 +35,7 @@ def connected() -> Iterator[None]:
     Raises UserError if there is no Ray at RAY_ADDRESS, and JobFailed if Ray did not start. If a worker raised a
     UserError or JobFailed, raises the same error.
     """
-    with contextlib.nullcontext() if ray.is_initialized() else _started():
+    with contextlib.nullcontext() if ray.is_initialized() else ray_connection.opened(_address(), verbose()):
         try:
             yield
         except RayTaskError as error:
@@ -72,64 +54,6 @@ def joined() -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def _started() -> Iterator[None]:
-    environment.require_usable()
-    handler = signal.getsignal(signal.SIGTERM)
-    address = _address()
-    _require_answer(address)
-    log.info("%s", "starting Ray" if address == "local" else f"connecting to Ray at {address}")
-    with contextlib.ExitStack() as stack:
-        own: dict[str, Any] = {}
-        if address == "local":
-            own = {"include_dashboard": False, "_temp_dir": stack.enter_context(_own_folder())}
-        stack.callback(ray.shutdown)
-        try:
-            ray.init(
-                address=address,
-                log_to_driver=verbose(),
-                job_config=_JobConfig(),
-                logging_level=logging.INFO if verbose() else logging.CRITICAL,
-                **own,
-            )
-        except Exception as error:  # Ray raises many types of error here
-            raise _not_started(address, error) from error
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)  # Ray's handler would end the job with a meaningless status
-        yield
-
-
-def _not_started(address: str, error: Exception) -> UserError | JobFailed:
-    reason = " ".join(str(error).split()).rstrip(".")
-    if isinstance(error, ConnectionError) and address != "local":
-        return UserError(f"no Ray at RAY_ADDRESS={address!r} ({reason}); start it, or unset RAY_ADDRESS")
-    if "timed out" in reason:
-        reason += "; if the machine is busy, run the same command again later"
-    return JobFailed(f"Ray did not start: {reason}")
-
-
-@contextlib.contextmanager
-def _own_folder() -> Iterator[str]:
-    """Yields a folder for a local Ray's logs and sockets. Within the block, TMPDIR is another temporary folder.
-
-    At the end, both folders are deleted with everything that Ray's processes left there.
-    """
-    with (
-        # Not in TMPDIR: the paths of sockets must be short.
-        scratch.temporary_folder(os.environ.get("RAY_TMPDIR", "/tmp")) as own,
-        scratch.temporary_folder(tempfile.gettempdir()) as temporary,
-    ):
-        changed = {"DIM_SCRATCH": str(scratch.default_place()), "TMPDIR": temporary} | processes.import_path()
-        before = {name: os.environ[name] for name in changed if name in os.environ}
-        os.environ |= changed  # Ray's processes inherit these variables
-        try:
-            yield own
-        finally:
-            for name in changed:
-                os.environ.pop(name)
-            os.environ |= before
-
-
 def is_local() -> bool:
     """Whether the job starts a local Ray of its own."""
     return _address() == "local"
@@ -138,17 +62,6 @@ def is_local() -> bool:
 def _address() -> str:
     # Without "local", ray.init would join any Ray that runs on this machine.
     return os.environ.get("RAY_ADDRESS", "local")
-
-
-def _require_answer(address: str) -> None:
-    """Raises UserError if nothing listens at `address`. Ray itself would wait for 15 minutes and ignore Ctrl-C."""
-    host, _, port = address.rpartition("//")[2].rpartition(":")
-    if not port.isdigit():
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=10).close()
-    except OSError as error:
-        raise UserError(f"no Ray at RAY_ADDRESS={address!r} ({error}); start it, or unset RAY_ADDRESS") from error
 
 
 def verbose() -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import dim
-from dim.app import folder_lock, logs, progress_file
+from dim.app import folder_lock, logs, progress, progress_file
 from dim.errors import JobFailed, UserError
 from dim.io import files, local_copies, seal
 from dim.io.seal import Seal
@@ -50,6 +50,7 @@ class Output:
         self._names.add(name)
         return files.join(self.folder, name)
 
+    @progress.step("sealing the output")
     def finish(self, result: dict[str, Any], known: Mapping[str, dict[str, Any]] | None = None) -> dict[str, Any]:
         """Seals this run's files, deletes files that only the run before wrote, and marks the job as done.
 

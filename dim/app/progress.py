@@ -1,8 +1,8 @@
 """The progress of a job: log records for people, and metrics that Ray exports to Prometheus.
 
-Each stage of a job counts its units of work with `Progress`, which writes log records. Their attribute `finished` says
-whether the stage is done. Records of workers reach the job, too. The job's `Handler` overwrites one line on a terminal.
-Elsewhere, it writes a line every few seconds.
+Each stage of a job counts its units of work with `Progress`, which writes log records. `step` is for a stage without
+units to count. The attribute `finished` of a record says whether the stage is done. Records of workers reach the job,
+too. `dim.app.log_handler` writes them for people.
 
 Every node exports these metrics together with Ray's own. `ray_dim_done_total` counts the units of work that are done,
 mostly photos, including failed units. `ray_dim_errors_total` counts the failed units. `ray_dim_waiting` is the number
@@ -13,11 +13,10 @@ as in Ray's dashboard; and `stage`. (Prometheus itself has a tag `job`, so dim's
 import contextlib
 import functools
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal, TextIO, TypeVar
+from typing import Any, Literal, TypeVar
 
 from dim.app import logs
 
@@ -32,14 +31,13 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_RECORDS = 0.2
-SECONDS_BETWEEN_LINES = 5.0  # of progress in a log that is not a terminal
-_ERASED = "\r\x1b[K"  # clears the current line of a terminal
 
 
 class Progress:
     """Counts the units of a stage: "embedding: 320 of 1,687 images, 1 error, 13.1 images/s, 1 min 44 s left".
 
-    With `errors`, units may fail, and the line always has their number. `epoch` is the number of an epoch, from 1.
+    With `errors`, units may fail, and the line always has their number. `epoch` is the number of an epoch, from 1. The
+    first record is made at once: it may be long before the first units are done.
     """
 
     def __init__(
@@ -50,6 +48,8 @@ class Progress:
         self._started = time.monotonic()
         self._last_record = 0.0
         self._first: tuple[float, int] | None = None
+        if total:
+            self._log(self._started)
 
     @property
     def seconds(self) -> float:
@@ -63,16 +63,18 @@ class Progress:
         if self._errors is not None:
             self._errors += errors
         _export(self._stage, count, errors, self._total - self._done)
-        finished = self._done >= self._total
-        if finished or now - self._last_record >= SECONDS_BETWEEN_RECORDS:
+        if self._done >= self._total or now - self._last_record >= SECONDS_BETWEEN_RECORDS:
             self._last_record = now
-            counts = {"stage": self._stage, "done": self._done, "total": self._total, "errors": self._errors or 0}
-            which, epoch = ("", {}) if self._epoch is None else (f" epoch {self._epoch}", {"epoch": self._epoch})
-            speed = self._speed(now)
-            extra = {"finished": finished, **counts, "unit": self._unit, **epoch, **speed}
-            log.info("%s%s: %s", self._stage, which, ", ".join(self._parts(now, **speed)), extra=extra)
+            self._log(now)
         # The rate is measured after the first units: the slow start-up before them says nothing about the time left.
         self._first = self._first or (now, self._done)
+
+    def _log(self, now: float) -> None:
+        counts = {"stage": self._stage, "done": self._done, "total": self._total, "errors": self._errors or 0}
+        which, epoch = ("", {}) if self._epoch is None else (f" epoch {self._epoch}", {"epoch": self._epoch})
+        speed = self._speed(now)
+        extra = {"finished": self._done >= self._total, **counts, "unit": self._unit, **epoch, **speed}
+        log.info("%s%s: %s", self._stage, which, ", ".join(self._parts(now, **speed)), extra=extra)
 
     def _speed(self, now: float) -> dict[str, float]:
         """The `rate` in units a second and the `seconds_left`; nothing if they are not known yet."""
@@ -103,6 +105,18 @@ def with_progress(
         progress.add(size(part))
 
 
+@contextlib.contextmanager
+def step(what: str) -> Iterator[None]:
+    """Tells that the job does `what` within the block: "writing the checkpoint of epoch 3: 7 s"."""
+    started = time.monotonic()
+    log.info("%s", what, extra={"stage": what, "finished": False})
+    try:
+        yield
+    finally:
+        seconds = time.monotonic() - started
+        log.info("%s: %s", what, duration(seconds), extra={"stage": what, "finished": True, "step_seconds": seconds})
+
+
 def duration(seconds: float) -> str:
     """`seconds` in words: "48 s", "3 min 20 s", "2 h 5 min"."""
     whole = round(seconds)
@@ -111,44 +125,6 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-class Handler(logging.StreamHandler):  # type: ignore[type-arg]
-    """Writes log records to `stream`. On a terminal, each line of progress overwrites the last line of progress."""
-
-    def __init__(self, stream: TextIO) -> None:
-        super().__init__(stream)
-        self._live = stream.isatty() and os.environ.get("TERM") != "dumb" and not logs.wants_json()
-        self._open_line = ""  # the line of progress on the terminal, which has no newline yet
-        self._written = 0.0
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Writes `record`. Outside a terminal, leaves out progress that comes too soon after the last line."""
-        finished = getattr(record, "finished", None)
-        if self._live:
-            self._overwrite(self.format(record), finished)
-        elif finished is not False or time.monotonic() - self._written >= SECONDS_BETWEEN_LINES:
-            self._written = time.monotonic()
-            super().emit(record)
-
-    def _overwrite(self, line: str, finished: bool | None) -> None:
-        if finished is None:
-            written = f"{line}\n{self._open_line}"
-        else:
-            columns = os.get_terminal_size(self.stream.fileno()).columns or 80
-            line = line[: columns - 1]  # a longer line would wrap, and could not be overwritten
-            self._open_line = "" if finished else line
-            written = f"{line}\n" if finished else line
-        self.stream.write(_ERASED + written)
-        self.flush()
-
-    def close(self) -> None:
-        """Ends the line of progress, so that later output begins on a new line."""
-        if self._open_line:
-            self._open_line = ""
-            self.stream.write("\n")
-            self.flush()
-        super().close()
 
 
 TAGS = ("program", "JobId", "stage")

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from typing import IO, Any
 
-from dim.app import logs, native_stderr, progress
+from dim.app import log_handler, logs, native_stderr
 from dim.errors import GateNotMet, UserError
 
 log = logging.getLogger(__name__)
@@ -27,11 +27,12 @@ def of_job(verbose: bool) -> Iterator[None]:
         own = stack.enter_context(open(os.dup(2), "w", encoding="utf-8", errors="replace", buffering=1))
         if not verbose:
             stack.enter_context(_kept(own))
-        handler = progress.Handler(own)
+        handler = log_handler.Handler(own)
         logs.set_up(handler, logs.job())
         logging.getLogger().addHandler(handler)
         stack.callback(handler.close)
         stack.callback(logging.getLogger().removeHandler, handler)
+        stack.enter_context(handler.repeating())
         logging.getLogger("dim").setLevel(logging.DEBUG if verbose else logging.INFO)
         printed: Any = own
         if logs.wants_json():

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dim.app import output_folder
+from dim.app import output_folder, progress
 from dim.data import boxes
 from dim.data.boxes import true_rows
 from dim.errors import UserError, quoted
@@ -123,10 +123,11 @@ def read(uri: str) -> Manifest:
             image_id is empty or repeated; a path is empty or names no place that dim reads; a split or role is unknown;
             a box is incomplete, infinite or empty; or the import that writes the file has not finished.
     """
-    require_imported(uri)
-    found = checked(uri, tables.read(uri))
-    _require_places(found)
-    return found
+    with progress.step(f"reading {uri!r}"):
+        require_imported(uri)
+        found = checked(uri, tables.read(uri))
+        _require_places(found)
+        return found
 
 
 def require_imported(uri: str) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from dim.app.progress import Progress
+from dim.app.progress import Progress, step
 from dim.data import isolated
 from dim.data.limits import LIMITS, DecodeError, Limits, check_size
 from dim.errors import UserError, count_reasons
@@ -51,7 +51,8 @@ class Listing:
 def list_folder(folder: str) -> Listing:
     """Returns the sorted `Listing` of `folder`. Raises UserError if the folder itself cannot be read."""
     filesystem, path = files.locate(folder)
-    found = _on_disk(path) if isinstance(filesystem, pafs.LocalFileSystem) else _in_store(filesystem, path)
+    with step(f"listing {folder!r}"):
+        found = _on_disk(path) if isinstance(filesystem, pafs.LocalFileSystem) else _in_store(filesystem, path)
     found.files.sort()
     found.skipped = dict(sorted(found.skipped.items()))
     return found

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from dim.app import output_folder
 from dim.app.output_folder import Output
-from dim.app.progress import with_progress
+from dim.app.progress import step, with_progress
 from dim.errors import UserError
 from dim.export.config import ExportConfig, ExportFormat
 from dim.io import files, local_copies
@@ -48,7 +48,8 @@ def export(config: ExportConfig) -> dict[str, Any]:
 
 
 def _network(config: ExportConfig) -> dict[str, Any]:
-    content, dimension = NETWORKS[config.format](config.source(str(config.model)))
+    with step("building the network"):
+        content, dimension = NETWORKS[config.format](config.source(str(config.model)))
     with output_folder.opened(config.out, "export", config, {"model": config.model}) as out:
         files.write_bytes(out.path(f"model.{config.format}"), content)
         return out.finish({"dimension": dimension, "files": 1})

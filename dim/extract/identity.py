@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dim.app import output_folder, tasks
+from dim.app import output_folder, progress, tasks
 from dim.data.manifest import Manifest
 from dim.errors import UserError, quoted
 from dim.extract import photo_files
@@ -142,7 +142,8 @@ def fingerprint_photos(manifest: Manifest) -> Contents:
     rows = pa.table({"path": manifest.table["path"], "uri": manifest.uris, "box": manifest.box_lists})
     units = photo_files.units(manifest.uris)
     found = tasks.spread(_fingerprints, [photo_files.chosen(rows, unit) for unit in units], light=True)
-    parts, masks = zip(*tasks.in_order(found), strict=True)
+    with progress.step(f"looking for the files of {len(manifest):,} photos"):
+        parts, masks = zip(*tasks.in_order(found), strict=True)
     contents, present = pa.chunked_array(parts), np.concatenate(masks)
     positions = np.concatenate(units)
     if (np.diff(positions) < 0).any():  # units of a store's objects are in the order of folders

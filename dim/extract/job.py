@@ -8,11 +8,13 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+import ray
+
 from dim.app import cluster, output_folder
 from dim.data import manifest as manifests
 from dim.data.manifest import Manifest
 from dim.errors import UserError
-from dim.extract import identity, parts, photo_files
+from dim.extract import identity, own_process, parts, photo_files
 from dim.extract.config import ExtractConfig
 from dim.extract.embedder import Recipe
 from dim.extract.embedding import Embedding, NetworkEmbedding
@@ -37,12 +39,12 @@ def extract(config: ExtractConfig) -> dict[str, Any]:
         # A few photos are looked at before Ray starts, so that mistakes show at once.
         few = len(selected) <= photo_files.UNIT
         if not few:
-            stack.enter_context(_connected(selected))
+            stack.enter_context(_connected(config, selected))
         if config.root:
             identity.require_under(config.root, selected)
         contents = identity.fingerprint_photos(selected).contents
         if few:
-            stack.enter_context(_connected(selected))
+            stack.enter_context(_connected(config, selected))
         recipe = recipe_of(config, source)
         embedding = identity.embedding_of(recipe)
         _require_same(config, embedding)
@@ -52,15 +54,19 @@ def extract(config: ExtractConfig) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _connected(selected: Manifest) -> Iterator[None]:
-    """Connects to Ray within the block, if the photos of `selected` are where all its nodes can read them."""
-    with cluster.connected():
-        cluster.require_shared(photo_files.one_of_each_folder(selected.uris))
+def _connected(config: ExtractConfig, selected: Manifest) -> Iterator[None]:
+    """Connects to Ray within the block, if the photos of `selected` are where all its nodes can read them.
+
+    Starts no Ray for a few photos.
+    """
+    with cluster.joined() if own_process.suffices(config, len(selected)) else cluster.connected():
+        if ray.is_initialized():
+            cluster.require_shared(photo_files.one_of_each_folder(selected.uris))
         yield
 
 
 def recipe_of(config: ExtractConfig, source: Source) -> Recipe:
-    """The recipe of `config` for the network `source`. If the precision is "auto", Ray must be connected."""
+    """The recipe of `config` for the network `source`. See `resolve_precision`."""
     precision = _kept_precision(config) or resolve_precision(config.precision, config.gpus_per_worker)
     # The actors get the arrays, not the file's name: the file may change before the actors start.
     whiten_by = whitening.load(config.whitening) if config.whitening else None

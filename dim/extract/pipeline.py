@@ -7,12 +7,11 @@ Each input row gives one output row. A photo that cannot be decoded becomes an e
 """
 
 import logging
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
@@ -20,14 +19,13 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 from dim.app import cluster, tasks
 from dim.data import isolated
 from dim.data.config import Resize
-from dim.data.decode import Decoded
-from dim.data.limits import DecodeError, Limits
-from dim.data.prefetch import Prefetched, prefetch, ranges
+from dim.data.limits import Limits
+from dim.data.prefetch import ranges
 from dim.errors import JobFailed
-from dim.extract import store
+from dim.extract import photo_tables
 from dim.extract.embedder import Embedder, Recipe, set_up_tensorflow
+from dim.extract.photo_tables import Change
 from dim.extract.resources import Resources
-from dim.io import files
 from dim.model.spec import Spec
 
 # CPUs that a decoding task reserves: less than one, because the task waits for storage part of the time. An actor must
@@ -41,21 +39,11 @@ TASKS_PER_CPU = 8  # decoding tasks for each CPU, or more, so that all CPUs end 
 # A large window has at most WINDOW_BATCHES times `images_at_once` photos, and WINDOW_BYTES bytes of decoded photos.
 WINDOW_BATCHES, WINDOW_BYTES = 8, 2**28
 
-# The columns of a decoded photo. `width` and `height` are those of the upright photo, before it is resized.
-DECODED = pa.schema(
-    [(name, pa.string()) for name in ("image_id", "content", "shard", "status", "error")]
-    + [("pixels", pa.struct({"data": pa.large_binary(), "height": pa.int32(), "width": pa.int32()}))]
-    + [("width", pa.int32()), ("height", pa.int32()), ("several", pa.bool_())]
-)
-
-# A function that augments a photo: (pixels (H, W, 3), content fingerprint) → pixels of the same shape.
-Change: TypeAlias = Callable[[np.ndarray, str], np.ndarray]
-
 
 def run(rows: pa.Table, recipe: Recipe, dtype: str, machine: Resources) -> Generator[pa.Table, None, None]:
     """Embeds the photos `rows` (image_id, path, box, content, shard) and streams the store's rows, in any order.
 
-    Yields tables that `embedded` makes, with descriptors of `dtype`, "float32" or "float16".
+    Yields tables that `photo_tables.embedded` makes, with descriptors of `dtype`, "float32" or "float16".
     """
     dataset = staged(rows, recipe, machine, Network, (recipe, dtype, machine))
     yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")
@@ -105,8 +93,8 @@ def decoded(
 
     `size` is the side ("squash") or longest side ("long-side") of a decoded photo, in pixels. With `scaled`, large
     JPEGs are decoded at a fraction of their size. `change` augments each decoded photo in the same task. Returns a lazy
-    data set with the columns DECODED, in blocks of about `step` photos. A task decodes many blocks, but holds few at a
-    time. With `ordered`, the rows come in the order of `rows`, and a task decodes `step` rows.
+    data set with the columns `photo_tables.DECODED`, in blocks of about `step` photos. A task decodes many blocks, but
+    holds few at a time. With `ordered`, the rows come in the order of `rows`, and a task decodes `step` rows.
     """
     context = DataContext.get_current()
     context.enable_progress_bars = False
@@ -131,51 +119,8 @@ def _decode(
 ) -> Generator[pa.Table, None, None]:
     # If workers die again and again, one of these photos kills them.
     function = isolated.decode if cluster.earlier_attempts() >= UNGUARDED_TRIES else isolated.decode_here
-    decode = partial(function, size=size, resize=resize, scaled=scaled, limits=limits)
-    rows, found = table.to_pylist(), {}
-    for photo in prefetch(table["path"].to_pylist()):
-        found[photo.position] = _decode_row(rows[photo.position], photo, decode, change)
-        if len(found) == step:
-            yield _as_table(found)
-            found = {}
-    if found:
-        yield _as_table(found)
-
-
-def _as_table(found: dict[int, dict[str, Any]]) -> pa.Table:
-    return pa.Table.from_pylist([found[position] for position in sorted(found)], schema=DECODED)
-
-
-def _decode_row(
-    row: dict[str, Any], photo: Prefetched, decode: Callable[..., Decoded], change: Change | None
-) -> dict[str, Any]:
-    outcome = {name: row[name] for name in ("image_id", "content", "shard")}
-    try:
-        image = decode(photo.read(), box=row["box"] and tuple(row["box"]))
-    except (DecodeError, OSError) as error:
-        reason = str(error) if isinstance(error, DecodeError) else f"cannot read the file: {files.reason(error)}"
-        return outcome | {"status": store.ERROR, "error": reason}
-    made = change(image.pixels, row["content"]) if change else image.pixels
-    height, width, _ = made.shape
-    pixels = {"data": made.tobytes(), "height": height, "width": width}
-    found = {"width": image.width, "height": image.height, "several": image.several}
-    return outcome | found | {"pixels": pixels, "status": store.OK}
-
-
-def images(table: pa.Table) -> list[np.ndarray]:
-    """The decoded photos, uint8 (H, W, 3), of a table with the columns DECODED. Error rows are left out.
-
-    The arrays are read-only views of the table's memory. Copying a photo takes as long as embedding it on a GPU.
-    """
-    found: list[np.ndarray] = []
-    for chunk in table["pixels"].chunks:
-        data, heights, widths = (chunk.field(name) for name in ("data", "height", "width"))
-        _, offsets, values = data.buffers()
-        ends = np.frombuffer(offsets, np.int64)[data.offset : data.offset + len(data) + 1]
-        for row in np.flatnonzero(chunk.is_valid().to_numpy(zero_copy_only=False)):
-            pixels = np.frombuffer(values, np.uint8, ends[row + 1] - ends[row], ends[row])
-            found.append(pixels.reshape(heights[row].as_py(), widths[row].as_py(), 3))
-    return found
+    decoder = partial(function, size=size, resize=resize, scaled=scaled, limits=limits)
+    yield from photo_tables.decode(table, decoder, step, change)
 
 
 class Network:
@@ -188,31 +133,15 @@ class Network:
         self._embedder = ThreadPoolExecutor(1).submit(_embedder, recipe, machine)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Embeds a table with the columns DECODED (see `embedded`). Raises JobFailed if its photos kill the actor."""
+        """Makes the store's rows from a table of decoded photos. Raises JobFailed if its photos kill the actor."""
         if cluster.earlier_attempts() >= NETWORK_TRIES:
             raise JobFailed(
                 f"the network's process died {NETWORK_TRIES} times over the same photos, as it does if memory is "
                 "short; run the same command with a smaller --batch-size"
             )
-        return embedded(table, self._embedder.result().embed(images(table)), self._dtype)
+        return photo_tables.embedded(table, self._embedder.result().embed(photo_tables.images(table)), self._dtype)
 
 
 def _embedder(recipe: Recipe, machine: Resources) -> Embedder:
     set_up_tensorflow(machine.threads, machine.streams, one_shape=recipe.source.spec.resize == "squash")
     return Embedder(recipe, machine.batch_size, machine.streams)
-
-
-def embedded(table: pa.Table, vectors: np.ndarray, dtype: str) -> pa.Table:
-    """Makes the store's rows from a table with the columns DECODED. The columns `shard` and `several` are kept, too.
-
-    `vectors` (n, D) are the descriptors of the n decoded photos. They become `dtype`, "float32" or "float16".
-    """
-    schema = store.schema(vectors.shape[1], dtype)
-    ok = table["status"].to_numpy() == store.OK
-    values = np.zeros((len(ok), vectors.shape[1]), dtype)
-    values[ok] = vectors
-    flat = pa.array(values.reshape(-1))
-    column = pa.FixedSizeListArray.from_arrays(flat, values.shape[1], mask=pa.array(~ok))
-    columns = [column if name == "descriptor" else table[name] for name in schema.names]
-    found = pa.Table.from_arrays(columns, schema=schema)
-    return found.append_column("shard", table["shard"]).append_column("several", table["several"])

@@ -5,6 +5,7 @@ in which all nodes compute.
 """
 
 import dataclasses
+import os
 from dataclasses import dataclass
 
 import ray
@@ -60,12 +61,18 @@ def resources(
     gpus = worker_placement.gpus_per_worker(gpus_per_worker)
     count = workers or _most(gpus)
     cpus = worker_placement.worker_cpus(worker_placement.cpu_share(count, gpus), gpus)
-    machine = Resources(count, cpus, gpus, batch_size or default_batch_size(image_size, gpus > 0))
+    machine = Resources(count, cpus, gpus, batch_size or default_batch_size(image_size, gpu=gpus > 0))
     loads = 1 if workers else GPU_LOADS if gpus > 0 else CPU_LOADS
     busy = -(-images // (loads * machine.images_at_once))
     machine = dataclasses.replace(machine, workers=max(1, min(count, busy)))
     worker_placement.require_room("network actor", machine.workers, cpus, gpus)
     return machine
+
+
+def of_own_process(batch_size: int | None, image_size: int) -> Resources:
+    """What the job's process takes if it embeds photos itself: what the actor of a local Ray would take of the CPUs."""
+    cpus = worker_placement.worker_cpus(float(os.cpu_count() or 1), 0.0)
+    return Resources(1, cpus, 0.0, batch_size or default_batch_size(image_size, gpu=False))
 
 
 def _most(gpus: float) -> int:
@@ -88,12 +95,15 @@ def _most(gpus: float) -> int:
 def resolve_precision(wanted: str, gpus_per_worker: float | None) -> str:
     """Returns `wanted` or, if that is "auto", the fastest precision that suits all nodes that can run a worker.
 
-    Only "auto" needs Ray. If the cluster may still start nodes that can run a worker, "auto" doesn't ask the nodes: it
-    is float32 for CPUs and bfloat16 for GPUs, although GPUs from before 2020 compute bfloat16 more slowly. Otherwise
-    the precision, which is part of the embedding identity, would depend on the nodes that happen to be live.
+    Without a connection to Ray, this machine's CPUs decide. If the cluster may still start nodes that can run a worker,
+    "auto" doesn't ask the nodes: it is float32 for CPUs and bfloat16 for GPUs, although GPUs from before 2020 compute
+    bfloat16 more slowly. Otherwise the precision, which is part of the embedding identity, would depend on the nodes
+    that happen to be live.
     """
     if wanted != "auto":
         return wanted
+    if not ray.is_initialized():
+        return precisions.best_precision(gpu=False)
     gpus = worker_placement.gpus_per_worker(gpus_per_worker)
     if cluster.is_local():
         return precisions.best_precision(gpus > 0)

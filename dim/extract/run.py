@@ -7,17 +7,18 @@ therefore resumes an interrupted run. `Run.part` is what each of several drivers
 import contextlib
 import logging
 from collections import Counter
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from itertools import chain, repeat
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import ray
 
-from dim.app import output_folder, tasks
-from dim.app.progress import Progress
+from dim.app import output_folder, progress, tasks
 from dim.errors import InUse, count_reasons
-from dim.extract import finished_shards, parts, resume, store
+from dim.extract import finished_shards, own_process, parts, resume, store
 from dim.extract.config import ExtractConfig
 from dim.extract.embedder import Recipe
 from dim.extract.embedding import Embedding
@@ -116,7 +117,8 @@ class Run:
 
     def _found(self) -> Found:
         out = self.config.out
-        return resume.found(out, self.embedding, self.plan, parts.logged(out), self.config.retry_failed)
+        with progress.step(f"reading what {out!r} holds"):
+            return resume.found(out, self.embedding, self.plan, parts.logged(out), self.config.retry_failed)
 
     def _compute(self, found: Found, shard_log: ShardLog) -> Computed:
         """Computes the rows of the plan that are not `found`."""
@@ -124,25 +126,30 @@ class Run:
         log.info("%d photos, %d to do", self.plan.asked.sum(), rows.num_rows)
         if not rows.num_rows:
             return Computed()
-        from dim.extract import pipeline  # noqa: PLC0415  (a finished extraction needs no Ray Data)
-
-        config, image_size = self.config, self.recipe.source.spec.image_size
-        machine = resources(config.workers, config.gpus_per_worker, config.batch_size, image_size, rows.num_rows)
-        log.info("starting %d network actor%s", machine.workers, "" if machine.workers == 1 else "s")
-        progress = Progress("extracting", rows.num_rows, errors=True)
+        batches = self._batches(rows)
+        extracted = progress.Progress("extracting", rows.num_rows, errors=True)
 
         def counted(batch: pa.Table) -> pa.Table:
-            progress.add(batch.num_rows, store.error_count(batch))
+            extracted.add(batch.num_rows, store.error_count(batch))
             return batch
 
+        out = self.config.out
         # The generator is closed here, even after an error. If it were closed after Ray ended, it would start Ray
         # again.
-        with (
-            Writer(config.out, self.embedding, shard_log) as writer,
-            contextlib.closing(pipeline.run(rows, self.recipe, config.store, machine)) as batches,
-        ):
-            write_all(map(counted, batches), rows, writer, repr(config.out))
-        return Computed(rows.num_rows, rows.num_rows / progress.seconds)
+        with Writer(out, self.embedding, shard_log) as writer, contextlib.closing(batches):
+            write_all(map(counted, batches), rows, writer, repr(out))
+        return Computed(rows.num_rows, rows.num_rows / extracted.seconds)
+
+    def _batches(self, rows: pa.Table) -> Generator[pa.Table, None, None]:
+        """Embeds the photos `rows` by Ray or, if the job has not connected to Ray, in this process."""
+        config, image_size = self.config, self.recipe.source.spec.image_size
+        if not ray.is_initialized():
+            return own_process.run(rows, self.recipe, config.store, config.batch_size)
+        from dim.extract import pipeline  # noqa: PLC0415  (other extractions need no Ray Data)
+
+        machine = resources(config.workers, config.gpus_per_worker, config.batch_size, image_size, rows.num_rows)
+        log.info("starting %d network actor%s", machine.workers, "" if machine.workers == 1 else "s")
+        return pipeline.run(rows, self.recipe, config.store, machine)
 
 
 def _counts(out: str, images: int, shards: dict[str, Facts]) -> dict[str, Any]:

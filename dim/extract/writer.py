@@ -13,6 +13,7 @@ from types import TracebackType
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dim.app.progress import step
 from dim.extract import store
 from dim.extract.embedding import Embedding
 from dim.extract.shard_log import ShardLog
@@ -40,9 +41,10 @@ class Writer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self._room.acquire()
-        self._thread.submit(self._end).add_done_callback(self._done)
-        self._thread.shutdown()
+        with step("writing the last shards"):
+            self._room.acquire()
+            self._thread.submit(self._end).add_done_callback(self._done)
+            self._thread.shutdown()
         if error is None:
             self._require_success()
 

@@ -6,7 +6,7 @@ The driver holds ids, labels and ranks of the rows, but no descriptors, and of t
 from collections.abc import Sequence
 from typing import Any
 
-from dim.app.progress import Progress
+from dim.app.progress import Progress, step
 from dim.mine import blocks, hardest, random_draws, ranking
 from dim.mine.config import Mining
 from dim.mine.pool import BLOCK_ROWS, Column, check_labels, pool_of
@@ -50,11 +50,13 @@ def mine(
     pool = pool_of(labels, image_ids, block_rows)
     strategy = _strategy(settings)
     with remote:
-        stored = blocks.stored(remote, parts, pool, share=share, where=where, image_ids=image_ids)
+        with step("reading the descriptors"):
+            stored = blocks.stored(remote, parts, pool, share=share, where=where, image_ids=image_ids)
         remote.expect(Progress("mining", strategy.calls(stored, settings), "parts"))
         runs = list(strategy.runs(remote, stored, settings))
         remote.expect(None)
-        return ranking.ranked(remote, stored, runs, settings.top)
+        with step("ranking the triplets"):
+            return ranking.ranked(remote, stored, runs, settings.top)
 
 
 def check_candidates(settings: Mining, dimension: int) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 import dim
-from dim.app.progress import Progress
+from dim.app.progress import Progress, step
 from dim.data import isolated, photos
 from dim.data.decode import Box
 from dim.data.limits import DecodeError
@@ -191,6 +191,7 @@ class Page:
         body = (heading, element("p", note, class_="note") if note else None, content)
         self._sections.append((title, element("section", body, id=f"s{number}", aria_labelledby=f"h{number}")))
 
+    @step("writing the page")
     def write(self, uri: str) -> None:
         """Writes the page to the file `uri`."""
         files.write_bytes(uri, self.render())

@@ -8,14 +8,14 @@ import pyarrow as pa
 
 from dim.app.output_folder import Output
 from dim.evaluate.protocols import Verdict
-from dim.io import tables
+from dim.io import files, tables
 from dim.report import charts, parts
 from dim.report.charts import Line
 from dim.report.page import Html, Page, PagePhoto, PagePhotos, element, user_text
 from dim.report.parts import Card, Column, Row
 from dim.train import history as run_history
 from dim.train.config import TrainConfig
-from dim.train.history import HISTORY
+from dim.train.history import HISTORY, MODEL
 from dim.train.training_set import TrainingPhotos
 
 EPOCHS = 20  # epochs whose triplets are shown, at most; they are spread evenly over the run
@@ -42,8 +42,8 @@ def write(config: TrainConfig, photos: TrainingPhotos, summary: dict[str, Any], 
     )
     page.section("Curves", _curves(history))
     page.section("Epochs", _table(history))
-    cards = _Cards(page.photos, photos)
-    for title, pairs in _changed(config.out).items():
+    cards, changed = _Cards(page.photos, photos), _changed(config.out)
+    for title, pairs in changed.items():
         if pairs:
             note = f"The queries of split {summary['judged_on']} whose AP changed most."
             page.section(title, parts.legend("right", "wrong"), [cards.change(*pair) for pair in pairs], note=note)
@@ -51,7 +51,27 @@ def write(config: TrainConfig, photos: TrainingPhotos, summary: dict[str, Any], 
     strips = [(element("h3", f"Epoch {epoch}"), cards.triplets(triplets)) for epoch, triplets in mined]
     page.section("Hardest triplets", strips, note=_NOTE)
     page.write(out.path("report.html"))
-    log.info("look at %s", out.path("report.html"))
+    label_of = dict(zip(photos.image_ids, photos.labels, strict=True))
+    for change, pairs in zip(("improved", "worsened"), changed.values(), strict=True):
+        if pairs:
+            log.info("%s photo %s", summary["judged_on"], _in_words(change, *pairs[0], label_of))
+            break
+    log.info("look at %s; the network is in %s", out.path("report.html"), files.join(config.out, MODEL))
+
+
+def _in_words(change: str, before: dict[str, Any], after: dict[str, Any], label_of: dict[str, str | None]) -> str:
+    """Says how the hits of a query have changed: which of them are right, and the rank of the first right one."""
+    own = label_of[before["query_id"]]
+    right, first = [], []
+    for row in (before, after):
+        ranks = [rank for rank, image_id in enumerate(row["found"], start=1) if label_of[image_id] == own]
+        right.append(len(ranks))
+        first.append(f"at rank {ranks[0]}" if ranks else "not among them")
+    moved = f"was {first[0]}, now it is {first[1]}" if first[0] != first[1] else f"is {first[0]}, as before"
+    return (
+        f"{before['query_id']!r} ({own}) {change} most: {right[0]} of its {len(after['found'])} nearest photos were "
+        f"right before, {right[1]} are now; the first right one {moved}"
+    )
 
 
 _NOTE = (

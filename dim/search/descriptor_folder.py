@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dim.app import progress
 from dim.data.manifest import Manifest
 from dim.errors import UserError
 from dim.extract import descriptors, identity, store
@@ -69,7 +70,8 @@ def read(
     applied = None
     if whitening_file and not embedding.whitening:
         embedding, applied = load_whitening(whitening_file, embedding, folder)
-    read_shards = list(store.read_shards(folder, _COLUMNS))
+    with progress.step(f"reading {folder!r}"):
+        read_shards = list(store.read_shards(folder, _COLUMNS))
     nothing = pa.schema([store.schema(1).field(name) for name in _COLUMNS]).empty_table()
     table = pa.concat_tables([nothing, *(shard for _, shard in read_shards)])
     # One look-up for all shards, because Arrow makes a hash table of all ids of `chosen` for each.

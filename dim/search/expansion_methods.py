@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ParamSpec, TypeVar
 
+from dim.app import progress
 from dim.errors import UserError
 from dim.search.config import Expansion
 from dim.search.database import Retrieval
@@ -82,7 +83,8 @@ def apply(
     for name in names:
         method = METHODS[name]
         step = AppliedMethod(name, neighbours or method.neighbours)
-        search = step.timed(method.apply)(search, step.neighbours)
+        with progress.step(f"applying {name}"):
+            search = step.timed(method.apply)(search, step.neighbours)
         if search.rescore:
             search = replace(search, rescore=step.timed(search.rescore))
         log.info("%s with %d neighbours: %.1f s", name, step.neighbours, step.seconds)

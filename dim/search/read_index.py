@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dim.app import output_folder
+from dim.app import output_folder, progress
 from dim.data import manifest
 from dim.data.manifest import Manifest
 from dim.errors import UserError
@@ -64,7 +64,8 @@ def read(folder: str, whitening: str | None, parameters: str | None, only: Manif
         rows = descriptor_folder.read(folder, whitening)
         found = SearchTarget(Exact(rows.parts, exact.tie_order_of(rows.ids)), rows.ids, rows.embedding, rows.dimension)
     else:
-        found = _read_index(folder, record, parameters)
+        with progress.step(f"reading the index {folder!r}"):
+            found = _read_index(folder, record, parameters)
     return found if only is None else _only(found, only, folder)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import faiss
 import pyarrow as pa
 
-from dim.app import tasks
+from dim.app import progress, tasks
 from dim.app.output_folder import Output
 from dim.io import files, local_copies, seal, tables
 from dim.io.seal import Facts, Seal
@@ -49,8 +49,9 @@ class PartWriter:
         sealed |= {name: self.before[name] for name in unchanged}
         works = self._works([part for part in left if not part.unchanged])
         self._fill([unit for work in works for unit in work.units])
-        for number, facts in tasks.spread(fill_index.write_part, works, [self.filling], workers=self.workers):
-            sealed[works[number].part.file(FILE)] = facts
+        with progress.step("writing the parts of the index"):
+            for number, facts in tasks.spread(fill_index.write_part, works, [self.filling], workers=self.workers):
+                sealed[works[number].part.file(FILE)] = facts
         for part in parts:
             if part.file(IDS_FILE) not in sealed:
                 sealed[part.file(IDS_FILE)] = self._write_ids(part)
@@ -69,6 +70,7 @@ class PartWriter:
         facts: Facts = files.read_json(uri) if files.exists(uri) else {}
         return facts
 
+    @progress.step("checking the files of the index")
     def _with_whole_bases(self, parts: Sequence[IndexPart]) -> list[IndexPart]:
         """Returns `parts` without the bases whose files are missing or damaged."""
         names = [part.base.file(name) for part in parts if part.base for name in _FILES]

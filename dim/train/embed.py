@@ -18,7 +18,7 @@ import ray
 import tensorflow as tf
 from ray.train.collective import broadcast_from_rank_zero
 
-from dim.app.progress import Progress
+from dim.app.progress import Progress, step
 from dim.evaluate import metrics
 from dim.extract import embedder
 from dim.mine.remote import referring
@@ -128,12 +128,14 @@ class Inference:
         read, computed = from_all(self._trained.strategy, own).sum(axis=0).tolist()
         return {"cached_share": round(1 - computed / max(1, read), 4), "computed": computed}
 
+    @step("computing mAP")
     def map(self, split: str, embedded: Embedded) -> float | None:
         """The mAP on the photos of `split` among `embedded`; None without positives."""
         own = mean_average_precision(*self._of_split(split, embedded)) if self._rank == 0 else None
         found: float | None = broadcast_from_rank_zero(own)
         return found
 
+    @step("computing mAP")
     def rankings(self, split: str, embedded: Embedded) -> pa.Table | None:
         """The table `rankings` for the photos of `split` among `embedded`, on rank 0; None on the other workers."""
         return rankings(*self._of_split(split, embedded)) if self._rank == 0 else None

@@ -16,9 +16,9 @@ import pyarrow as pa
 import tensorflow as tf
 
 from dim.app.progress import Progress
-from dim.extract import embedder, pipeline, store
+from dim.extract import embedder, photo_tables, pipeline, store
 from dim.extract.embedding import SRGB
-from dim.extract.pipeline import Change
+from dim.extract.photo_tables import Change
 from dim.train.augmentation import CachedViews, FreshViews
 from dim.train.feature_cache import FeatureCache
 from dim.train.step import TrainedNetwork
@@ -199,6 +199,6 @@ class Ingest:
         )
         dataset.context.override_object_store_memory_limit_fraction = MEMORY / self._workers
         for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-            images = iter(pipeline.images(table))
+            images = iter(photo_tables.images(table))
             for status, error in zip(table["status"].to_pylist(), table["error"].to_pylist(), strict=True):
                 yield next(images) if status == store.OK else error

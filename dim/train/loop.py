@@ -11,6 +11,7 @@ import numpy as np
 import ray.train
 from ray.train.collective import broadcast_from_rank_zero
 
+from dim.app.progress import step
 from dim.errors import JobFailed
 from dim.evaluate import metrics
 from dim.io import files
@@ -158,7 +159,8 @@ def _finish(worker: Worker, state: State) -> dict[str, Any]:
         raise JobFailed(f"no checkpoint in {folder!r} is whole any more; run the same command again")
     map_after = _judge(worker, history.AFTER, _embed_judged(worker))
     if worker.rank == 0:
-        network.save(worker.trained.model, worker.job.source.spec, files.join(config.out, MODEL))
+        with step("writing the network"):
+            network.save(worker.trained.model, worker.job.source.spec, files.join(config.out, MODEL))
     judged = judged_on if len(worker.job.photos.rows(judged_on)) else None
     return {
         "map_before": state.map_before,

@@ -16,7 +16,7 @@ import ray.train
 import tensorflow as tf
 from ray.train.collective import broadcast_from_rank_zero
 
-from dim.app import worker_placement
+from dim.app import progress, worker_placement
 from dim.extract.embedder import set_up_tensorflow
 from dim.io import files
 from dim.mine.mining import mine
@@ -57,6 +57,7 @@ class Worker:
         self.inference = Inference(self.trained, features, job, rank, owned)
         self.fitting = Fitting(job, self.trained, self._optimizer, features, rank=rank, ownership=owned)
 
+    @progress.step("reading the last checkpoint")
     def resume(self) -> State | None:
         """Restores weights and optimizer from the newest whole checkpoint. Returns its state; None if there is none."""
         epoch = self._whole(checkpoint.newest_first(self._checkpoints))
@@ -82,10 +83,12 @@ class Worker:
             return
         if state.history:
             self._history.write(state.history)
-        checkpoint.write(self._checkpoints, state, self.trained.variables, self._optimizer)
+        with progress.step(f"writing the checkpoint of epoch {state.epoch}"):
+            checkpoint.write(self._checkpoints, state, self.trained.variables, self._optimizer)
         if state.epoch:
             checkpoint.keep(self._checkpoints, {state.best_first()[0], state.epoch, state.epoch - 1})
 
+    @progress.step("fitting the PCA layer")
     def fit_pca(self, embedded: Embedded) -> None:
         """Sets the PCA layer to the principal components of `embedded`, pooled descriptors of split train."""
         own = None
@@ -129,9 +132,10 @@ def start_worker(job: Job) -> Worker:
     rank, workers = context.get_world_rank(), context.get_world_size()
     # Rank 0 logs the progress of the run; the others would repeat it.
     failures.log_to(job.queue, logging.INFO if rank == 0 else logging.WARNING, rank)
-    set_up_tensorflow(worker_placement.threads(ray.get_runtime_context().get_assigned_resources().get("CPU", 0)))
-    keras.utils.set_random_seed(job.config.seed)
-    return Worker(job, _strategy(workers), rank, workers)
+    with progress.step("loading the network"):
+        set_up_tensorflow(worker_placement.threads(ray.get_runtime_context().get_assigned_resources().get("CPU", 0)))
+        keras.utils.set_random_seed(job.config.seed)
+        return Worker(job, _strategy(workers), rank, workers)
 
 
 def _strategy(workers: int) -> tf.distribute.Strategy:

@@ -28,7 +28,7 @@ import pyarrow as pa
 from dim.app.tasks import in_order, spread
 from dim.data.manifest import Manifest
 from dim.errors import UserError
-from dim.extract import pipeline, store
+from dim.extract import photo_tables, pipeline, store
 from dim.extract.embedder import Forward, Recipe, set_up_tensorflow
 from dim.extract.resources import Resources
 from dim.search import descriptor_folder
@@ -174,8 +174,8 @@ class _Regions:
         self._forward = ThreadPoolExecutor(1).submit(_forward, recipe, machine)  # in a thread, see `pipeline.Network`
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Returns one row for each region of each photo in `table` (columns `pipeline.DECODED`)."""
-        parts, _ = self._forward.result()(pipeline.images(table))
+        """Returns one row for each region of each photo in `table` (columns `photo_tables.DECODED`)."""
+        parts, _ = self._forward.result()(photo_tables.images(table))
         values = pa.array(np.concatenate([np.zeros(0, np.float32), *(part.reshape(-1) for part in parts)]))
         return pa.table({"region": pa.FixedSizeListArray.from_arrays(values, self._channels)})
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 
-from dim.app import cluster, output_folder
+from dim.app import cluster, output_folder, progress
 from dim.data import manifest as manifests
 from dim.data.manifest import Manifest
 from dim.errors import UserError
@@ -78,7 +78,8 @@ def _into_model(config: WhitenConfig, model: str, chosen: Manifest) -> dict[str,
             whitening = _of_descriptors(config, folder, chosen)
         # The task runs on this machine, because `out` may be a local folder. Only the task imports TensorFlow.
         write = ray.remote(_write_model).options(num_cpus=0, scheduling_strategy=cluster.on_this_node())
-        ray.get(write.remote(source, whitening, config.regions, files.absolute(config.out), lease.claims()))
+        with progress.step("writing the network"):
+            ray.get(write.remote(source, whitening, config.regions, files.absolute(config.out), lease.claims()))
         return out.finish(_summary(whitening) | {"model": config.out})
 
 

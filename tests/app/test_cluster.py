@@ -1,12 +1,16 @@
 """Which nodes a cluster may start, and which paths a job refuses there. The clusters are simulated."""
 
+import json
+import logging
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 import dim
-from dim.app import cluster
+from dim.app import cluster, ray_connection
 from dim.errors import JobFailed, UserError
 from dim.io import files
 
@@ -128,3 +132,48 @@ def test_a_ray_that_does_not_start_is_said_in_one_line(monkeypatch, address, err
     monkeypatch.setattr(cluster.ray, "shutdown", lambda: None)
     with pytest.raises(expected, match=said), cluster.connected():
         pass
+
+
+_LATE_ONCE = """
+import json
+from ray._private import node, services
+from dim.app import cluster, logs, terminal
+
+ask, asked = services.get_node, []
+
+def late(*arguments):
+    asked.append(1)
+    if len(asked) == 1:
+        raise OSError("The current node timed out during startup.")
+    return ask(*arguments)
+
+services.get_node = late
+with terminal.of_job(verbose=False), cluster.connected():
+    children = [process.name() for process in node.psutil.Process().children()]
+print(json.dumps(children))
+"""
+
+
+def test_a_ray_that_is_late_is_started_again_and_leaves_nothing_running(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    command = [sys.executable, "-c", _LATE_ONCE]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
+    assert "Ray was not up in time, as the machine is busy; starting it again" in done.stderr
+    children = json.loads(done.stdout)
+    assert children.count("raylet") == children.count("gcs_server") == 1
+
+
+def test_a_ray_that_is_always_late_ends_the_job(monkeypatch, caplog):
+    def late(**_):
+        raise OSError("The current node timed out during startup.")
+
+    caplog.set_level(logging.INFO, "dim")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster.ray, "init", late)
+    monkeypatch.setattr(cluster.ray, "shutdown", lambda: None)
+    with pytest.raises(JobFailed, match="run the same command again later"), cluster.connected():
+        pass
+    begun, *again, ended = caplog.messages
+    assert begun == "starting Ray" and ended.startswith("starting Ray: ")
+    assert again == ["Ray was not up in time, as the machine is busy; starting it again"] * (ray_connection.TRIES - 1)

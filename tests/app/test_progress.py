@@ -1,4 +1,4 @@
-"""Progress: its lines on a terminal (a pty) and elsewhere, alone and in a job."""
+"""Progress and steps: their lines on a terminal (a pty) and elsewhere, alone and in a job."""
 
 import json
 import logging
@@ -9,12 +9,14 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from dim.app import progress
-from dim.app.progress import Handler, Progress, duration, with_progress
+from dim.app import log_handler, logs, progress
+from dim.app.log_handler import Handler
+from dim.app.progress import Progress, duration, step, with_progress
 
 JOBS = Path(__file__).resolve().parents[2] / "jobs"
 ERASED = "\r\x1b[K"
@@ -75,6 +77,7 @@ def test_what_a_line_says(clock, caplog):
     clock(29.9)
     stage.add(903, errors=2)
     assert caplog.messages == [
+        "extracting: 0 of 1,000 images, 0 errors",  # it may be long before the first photos are done
         "extracting: 32 of 1,000 images, 0 errors",  # a rate would be that of the start-up
         "extracting: 96 of 1,000 images, 1 error, 32.0 images/s, 28 s left",
         "extracting: 1,000 of 1,000 images, 3 errors, 16.1 images/s, 1 min 2 s",
@@ -85,7 +88,7 @@ def test_what_a_line_says(clock, caplog):
 def test_an_epoch_is_named_beside_its_stage(caplog):
     caplog.set_level(logging.INFO, "dim")
     Progress("fitting", 40, "triplets", epoch=3).add(8)
-    (record,) = caplog.records
+    _, record = caplog.records
     assert record.getMessage() == "fitting epoch 3: 8 of 40 triplets"
     assert (record.stage, record.epoch) == ("fitting", 3)
 
@@ -94,7 +97,7 @@ def test_parts_are_counted_once_they_have_been_used(clock, caplog):
     caplog.set_level(logging.INFO, "dim")
     for _ in with_progress([[1, 2], [3]], len, "indexing", 3, "rows"):
         clock(1)
-    assert caplog.messages == ["indexing: 2 of 3 rows", "indexing: 3 of 3 rows, 1.5 rows/s, 2 s"]
+    assert caplog.messages[1:] == ["indexing: 2 of 3 rows", "indexing: 3 of 3 rows, 1.5 rows/s, 2 s"]
 
 
 @pytest.mark.parametrize(
@@ -132,6 +135,7 @@ def test_one_line_is_written_over_on_a_terminal(terminal, clock, say):
     logging.getLogger("dim.job").info("done")
     assert screen().split(ERASED) == [
         "",
+        "embedding: 0 of 3 images",
         "embedding: 1 of 3 images",
         "a photo is broken\nembedding: 1 of 3 images",
         "embedding: 2 of 3 images, 1.0 images/s, 1 s left",
@@ -140,14 +144,148 @@ def test_one_line_is_written_over_on_a_terminal(terminal, clock, say):
     ]
     Progress("embedding", 3).add()
     handler.close()
-    assert screen() == f"{ERASED}embedding: 1 of 3 images\n"  # what comes next has a line of its own
+    assert screen().endswith(f"{ERASED}embedding: 1 of 3 images\n")  # what comes next has a line of its own
 
 
 def test_a_long_line_is_cut_to_the_terminal(terminal, say):
     stream, screen = terminal
     say(stream)
-    Progress("x" * 500, 3).add()
+    Progress("x" * 500, 3)
     assert len(screen()) == len(ERASED) + 79  # a terminal that doesn't know its width
+
+
+def test_what_was_logged_last_is_repeated_with_its_age(tmp_path, clock, say):
+    with open(tmp_path / "log", "w", encoding="utf-8") as stream:
+        handler = say(stream)
+        log = logging.getLogger("dim.job")
+        assert handler.repeat_if_due() == log_handler.SECONDS  # nothing to repeat yet
+        log.info("starting 1 network actor")
+        clock(4)
+        assert handler.repeat_if_due() == 1
+        clock(1)
+        assert handler.repeat_if_due() == log_handler.SECONDS
+        clock(10)
+        handler.repeat_if_due()
+        stage = Progress("extracting", 30)  # too soon to be written, but it is what is repeated
+        clock(5)
+        handler.repeat_if_due()
+        log.warning("a photo is broken")
+        clock(5)
+        handler.repeat_if_due()
+        clock(1)
+        stage.add(10)
+        clock(4.5)
+        stage.add(20)
+    assert (tmp_path / "log").read_text().splitlines() == [
+        "starting 1 network actor",
+        "starting 1 network actor … 5 s",
+        "starting 1 network actor … 15 s",
+        "extracting: 0 of 30 images; unchanged for 5 s",
+        "a photo is broken",
+        "extracting: 0 of 30 images; unchanged for 10 s",
+        "extracting: 30 of 30 images, 1.9 images/s, 16 s",
+    ]
+
+
+def test_withheld_progress_is_written_when_it_is_due(tmp_path, clock, say):
+    with open(tmp_path / "log", "w", encoding="utf-8") as stream:
+        handler = say(stream)
+        stage = Progress("extracting", 30)
+        clock(4.7)
+        stage.add(10)
+        clock(0.3)
+        handler.repeat_if_due()
+    assert (tmp_path / "log").read_text() == "extracting: 10 of 30 images\n"
+
+
+def test_a_step_is_shown_only_if_it_takes_long(tmp_path, clock, say, terminal):
+    def steps(handler):
+        for seconds in (4, 12):
+            with step("reading 'a.csv'"):
+                for _ in range(seconds):
+                    clock(1)
+                    handler.repeat_if_due()
+
+    with open(tmp_path / "log", "w", encoding="utf-8") as stream:
+        handler = say(stream)
+        steps(handler)
+        logging.getLogger().removeHandler(handler)
+    assert (tmp_path / "log").read_text().splitlines() == [
+        "reading 'a.csv' … 1 s",
+        "reading 'a.csv' … 6 s",
+        "reading 'a.csv' … 11 s",
+        "reading 'a.csv': 12 s",
+    ]
+    stream, screen = terminal
+    handler = Handler(stream)
+    logging.getLogger().addHandler(handler)
+    steps(handler)
+    logging.getLogger().removeHandler(handler)
+    assert screen().split(ERASED) == [
+        "",
+        "reading 'a.csv'",
+        "",  # done: the line is cleared
+        "reading 'a.csv'",
+        "reading 'a.csv' … 5 s",
+        "reading 'a.csv' … 10 s",
+        "reading 'a.csv': 12 s\n",
+    ]
+
+
+def test_what_came_before_a_short_step_is_repeated_after_it(tmp_path, clock, say):
+    with open(tmp_path / "log", "w", encoding="utf-8") as stream:
+        handler = say(stream)
+        logging.getLogger("dim.job").info("2 photos")
+        clock(1)
+        with step("reading 'a.csv'"), step("reading 'b.csv'"):
+            clock(1)
+        clock(3)
+        handler.repeat_if_due()
+        stage = Progress("embedding", 9)
+        with step("computing mAP"):
+            clock(4)
+        clock(1)
+        handler.repeat_if_due()
+        stage.add(9)
+    assert (tmp_path / "log").read_text().splitlines() == [
+        "2 photos",
+        "2 photos … 5 s",
+        "embedding: 0 of 9 images; unchanged for 5 s",
+        "embedding: 9 of 9 images, 1.8 images/s, 5 s",
+    ]
+
+
+def test_a_repeated_line_on_a_terminal_gives_way_to_the_next(terminal, clock, say):
+    stream, screen = terminal
+    handler = say(stream)
+    log = logging.getLogger("dim.job")
+    for line in ("starting Ray", f"photos left out: {'x' * 90}"):
+        log.info(line)
+        clock(5)
+        handler.repeat_if_due()
+    assert screen().split(ERASED) == [
+        "",
+        "starting Ray\n",
+        "starting Ray … 5 s",
+        f"photos left out: {'x' * 90}\n",
+        f"photos left out: {'x' * 23}… … 5 s",
+    ]
+
+
+def test_a_thread_repeats_and_json_keeps_the_stage(tmp_path, monkeypatch, say):
+    monkeypatch.setattr(log_handler, "SECONDS", 0.01)
+    monkeypatch.setenv("DIM_LOG", "json")
+    repeated = threading.Event()
+    monkeypatch.setattr(log_handler, "duration", lambda seconds: repeated.set() or f"{seconds:.0f} s")
+    with open(tmp_path / "log", "w", encoding="utf-8") as stream:
+        handler = say(stream)
+        logs.set_up(handler, "extract")
+        monkeypatch.setattr(log_handler, "SHOWN_AGE", 0.0)
+        with handler.repeating(), step("starting Ray"):
+            assert repeated.wait(60)
+    first = json.loads((tmp_path / "log").read_text().splitlines()[0])
+    assert (first["stage"], first["job"]) == ("starting Ray", "extract")
+    assert not any(thread.name == "log" for thread in threading.enumerate())
 
 
 def test_a_job_on_a_terminal(terminal, demo, tmp_path):

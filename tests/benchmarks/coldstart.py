@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--photos", type=int, default=32)
     parser.add_argument("--pairs", type=int, default=3)
     arguments = parser.parse_args()
-    job = [sys.executable, str(REPOSITORY / "jobs" / "extract.py"), "--model", "vgg16-gem"]
+    job = [sys.executable, str(REPOSITORY / "jobs" / "extract.py"), "--model", "vgg16-gem", "--workers", "1"]
     least, ours = [], []
     with tempfile.TemporaryDirectory() as folder:
         manifest = few(arguments.manifest, arguments.photos, folder)

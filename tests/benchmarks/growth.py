@@ -67,14 +67,11 @@ JOBS: dict[str, tuple[str, float]] = {
 def make(rows: int, folder: Path) -> None:
     """Makes the manifest, the photos and the descriptors of `rows` rows in `folder`, and those of the queries."""
     from dim.app import cluster
-    from dim.extract import job, pipeline, run
+    from dim.extract import job, own_process
     from dim.extract.config import ExtractConfig
-    from dim.extract.resources import Resources
 
     cluster.connected = contextlib.nullcontext  # type: ignore[assignment]
-    cluster.require_shared = lambda *_, **__: None
-    run.resources = lambda *_: Resources(1, 1, 0, SIZE)
-    pipeline.run = _drawn
+    own_process.run = _drawn
     for start in range(0, rows, PHOTOS_OF_A_FOLDER):
         below = folder / f"{start // PHOTOS_OF_A_FOLDER:05d}"
         below.mkdir()

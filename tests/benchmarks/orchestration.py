@@ -24,7 +24,7 @@ import pyarrow as pa
 import ray
 from PIL import Image
 
-from dim.extract import pipeline
+from dim.extract import photo_tables, pipeline
 from dim.extract.embedder import Recipe
 from dim.extract.resources import resources
 from dim.model import spec
@@ -42,7 +42,7 @@ class Accelerator:
         self._turn = threading.Lock()
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        images = pipeline.images(table)
+        images = photo_tables.images(table)
         with self._turn:
             started = time.time()
             time.sleep(len(images) / IMAGES_A_SECOND)

@@ -1,5 +1,6 @@
 """Photos in folders and stores: which are listed, what is skipped, how they are named, prefetched and checked."""
 
+import logging
 import os
 import socket
 from pathlib import Path
@@ -170,6 +171,7 @@ def test_a_folder_whose_path_is_too_long(folder, monkeypatch):
 
 
 def test_the_log_names_what_was_not_taken(folder, caplog):
+    caplog.set_level(logging.WARNING, "dim")
     for name in ("x.jpg", "y.jpg"):
         (folder / "a" / name).symlink_to(folder / "gone.jpg")
     file_names(str(folder))

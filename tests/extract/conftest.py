@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dim.extract import pipeline
+from dim.extract import photo_tables, pipeline
 from dim.extract.config import ExtractConfig
 from dim.io import tables
 
@@ -97,8 +97,8 @@ def stand_in(monkeypatch, ray_session):
             self.dtype = dtype
 
         def __call__(self, table):
-            columns = [image.astype(np.float32).mean(axis=(0, 2)) for image in pipeline.images(table)]
+            columns = [image.astype(np.float32).mean(axis=(0, 2)) for image in photo_tables.images(table)]
             vectors = [column.reshape(8, -1).mean(axis=1) for column in columns]
-            return pipeline.embedded(table, np.array(vectors, np.float32).reshape(-1, 8), self.dtype)
+            return photo_tables.embedded(table, np.array(vectors, np.float32).reshape(-1, 8), self.dtype)
 
     monkeypatch.setattr(pipeline, "Network", StandIn)

@@ -11,11 +11,9 @@ import pytest
 
 from dim.app import cluster, output_folder
 from dim.errors import InUse, JobFailed, UserError
-from dim.extract import parts, pipeline, store
-from dim.extract import run as running
+from dim.extract import own_process, parts, store
 from dim.extract.config import ExtractConfig
 from dim.extract.job import extract
-from dim.extract.resources import Resources
 from dim.io import files, lease
 
 
@@ -47,9 +45,8 @@ def no_ray(monkeypatch):
     hooks, bad_ids = Hooks(), {"bad 1", "bad 2"}
     hooks.bad_ids = bad_ids
     monkeypatch.setattr(cluster, "connected", contextlib.nullcontext)
-    monkeypatch.setattr(cluster, "require_shared", lambda *_: None)
-    monkeypatch.setattr(running, "resources", lambda *_: Resources(1, 1, 0, 32))
-    monkeypatch.setattr(pipeline, "run", embedded)
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(own_process, "run", embedded)
     return hooks
 
 

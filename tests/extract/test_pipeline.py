@@ -11,7 +11,7 @@ import pytest
 
 from dim.data.limits import LIMITS
 from dim.errors import JobFailed, UserError
-from dim.extract import pipeline
+from dim.extract import photo_tables, pipeline
 from dim.extract.config import ExtractConfig
 from dim.extract.embedder import Recipe, set_up_tensorflow
 from dim.extract.resources import Resources, resources
@@ -95,18 +95,18 @@ def decoded(*statuses):
         {"image_id": str(row), "content": "c", "shard": "s", "pixels": pixels[row], "status": status}
         for row, status in enumerate(statuses)
     ]
-    return pa.Table.from_pylist(rows, schema=pipeline.DECODED)
+    return pa.Table.from_pylist(rows, schema=photo_tables.DECODED)
 
 
 def test_error_rows_pass_the_network_by():
     table = decoded("error", "ok", "error", "ok")
-    images = pipeline.images(table)
+    images = photo_tables.images(table)
     assert [image.tolist() for image in images] == [np.arange(12).reshape(2, 2, 3).tolist()] * 2
-    found = pipeline.embedded(table, np.array([[1, 2], [3, 4]], np.float32), "float32")
+    found = photo_tables.embedded(table, np.array([[1, 2], [3, 4]], np.float32), "float32")
     assert found["descriptor"].to_pylist() == [None, [1, 2], None, [3, 4]]
     assert found["shard"].to_pylist() == ["s"] * 4
-    nothing = pipeline.embedded(decoded("error"), np.zeros((0, 2), np.float32), "float16")
-    assert pipeline.images(decoded("error")) == []
+    nothing = photo_tables.embedded(decoded("error"), np.zeros((0, 2), np.float32), "float16")
+    assert photo_tables.images(decoded("error")) == []
     assert nothing["descriptor"].type == pa.list_(pa.float16(), 2) and nothing["descriptor"].to_pylist() == [None]
 
 
@@ -118,8 +118,8 @@ def test_photos_are_found_in_any_part_of_a_table(start, stop):
         {} if photo is None else {"pixels": {"data": photo.tobytes(), "height": len(photo), "width": photo.shape[1]}}
         for photo in photos
     ]
-    table = pa.Table.from_pylist(rows, schema=pipeline.DECODED)
-    found = pipeline.images(pa.concat_tables([table.slice(start, stop - start), table]))
+    table = pa.Table.from_pylist(rows, schema=photo_tables.DECODED)
+    found = photo_tables.images(pa.concat_tables([table.slice(start, stop - start), table]))
     expected = [photo for photo in photos[start:stop] + photos if photo is not None]
     assert len(found) == len(expected)
     assert all(np.array_equal(one, other) for one, other in zip(found, expected, strict=True))

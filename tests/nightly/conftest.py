@@ -10,9 +10,7 @@ import pytest
 from PIL import Image
 
 from dim.app import cluster
-from dim.extract import pipeline, store
-from dim.extract import run as running
-from dim.extract.resources import Resources
+from dim.extract import own_process, store
 from dim.io import seal, tables
 from dim.model import spec
 from dim.model.spec import Spec
@@ -79,10 +77,9 @@ def embedded(monkeypatch):
             table = pa.Table.from_pylist([row | known], schema=store.schema(len(vector), dtype))
             yield table.append_column("shard", pa.array([row["shard"]])).append_column("several", pa.array([False]))
 
-    monkeypatch.setattr(pipeline, "run", run)
-    monkeypatch.setattr(running, "resources", lambda *_: Resources(1, 1, 0, 32))
+    monkeypatch.setattr(own_process, "run", run)
     monkeypatch.setattr(cluster, "connected", contextlib.nullcontext)
-    monkeypatch.setattr(cluster.ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2}, "Labels": {}}])
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
 
     def since_last():
         ids = list(seen)

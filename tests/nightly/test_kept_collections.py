@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from dim.errors import GateNotMet, JobFailed
-from dim.extract import pipeline, store
+from dim.extract import own_process, store
 from dim.io import files
 from dim.nightly import job, kept_collections
 from dim.nightly.config import Measurement
@@ -117,7 +117,7 @@ def test_an_evaluation_may_be_called_baseline(night, photos, embedded, tmp_path)
 
 def test_photos_that_only_one_network_has_are_said_to_be_a_difference(night, photos, embedded, monkeypatch):
     night("2020-01-01", model=GOOD)
-    run = pipeline.run
+    run = own_process.run
 
     def failing(*asked):
         for table in run(*asked):
@@ -126,7 +126,7 @@ def test_photos_that_only_one_network_has_are_said_to_be_a_difference(night, pho
                 rows[0] |= {"descriptor": None, "status": store.ERROR, "error": "the store did not answer"}
             yield pa.Table.from_pylist(rows, schema=table.schema)
 
-    monkeypatch.setattr(pipeline, "run", failing)
+    monkeypatch.setattr(own_process, "run", failing)
     done = night("2020-01-02", model=FAIR, gates={"significance": 0.0})
     assert done["evaluations"]["shelf"]["note"] == (
         "photos without a descriptor are never found: 1 with tonight's network, 0 with the one of 2020-01-01; part of "

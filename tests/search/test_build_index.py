@@ -123,7 +123,7 @@ def test_the_estimate_is_near_the_size(factory):
 def test_how_much_memory_is_said_before(folder, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     built(folder, tmp_path / "out", factory="HNSW16")
-    assert caplog.messages[0].startswith(f"HNSW16 of {ROWS - 2} rows of 16 values: about 0.0 MB, 208 bytes a row")
+    assert f"HNSW16 of {ROWS - 2} rows of 16 values: about 0.0 MB, 208 bytes a row" in caplog.text
 
 
 def test_whitening_is_applied_and_stands_in_the_embedding(folder, tmp_path):

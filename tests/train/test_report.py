@@ -2,11 +2,14 @@
 
 import csv
 import itertools
+import logging
 import re
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 from PIL import Image
@@ -118,6 +121,41 @@ def test_the_page_shows_curves_triplets_and_what_changed(run, photos):
     expected = sorted(f"{old:.3f} → {new:.3f}" for old, new in pairs if None not in (old, new) and old != new)
     assert sorted(re.findall(r"AP ([\d.]+ → [\d.]+)", text)) == expected
     assert "<b>" not in text.replace("<b>Before", "").replace('<b class="mark">', "")
+
+
+@pytest.mark.parametrize(
+    ("aps", "before", "said"),
+    [
+        (
+            # The second query gained more.
+            [(0.5, 0.6), (0.1, 0.9)],
+            ["photo 2", "photo 6", "photo 7"],
+            "test photo 'photo 1' (a) improved most: 0 of its 3 nearest photos were right before, 2 are now; the "
+            "first right one was not among them, now it is at rank 2",
+        ),
+        (
+            [(0.5, 0.5), (0.9, 0.1)],
+            ["photo 2", "photo 5", "photo 7"],
+            "test photo 'photo 1' (a) worsened most: 1 of its 3 nearest photos were right before, 2 are now; the "
+            "first right one is at rank 2, as before",
+        ),
+        ([(0.5, 0.5), (0.9, 0.9)], [], None),
+    ],
+)
+def test_the_log_tells_one_query_before_and_after_and_where_to_look(run, photos, caplog, aps, before, said):  # noqa: PLR0917
+    caplog.set_level(logging.INFO, "dim")
+    photos = replace(photos, labels=np.array(["a", "a", "b", "b", "a", "a", None, "d"], dtype=object))
+    found = {history.BEFORE: before, history.AFTER: ["photo 3", "photo 0", "photo 4"]}
+    for place, (moment, ids) in enumerate(found.items()):
+        rows = [
+            {"query_id": f"photo {query}", "ap": ap[place], "found": ids, "scores": [0.9] * len(ids)}
+            for query, ap in enumerate(aps)
+        ]
+        history.keep_found(str(run.folder), moment, pa.Table.from_pylist(rows, embed.RANKING))
+    training.write(TrainConfig(out=str(run.folder)), photos, SUMMARY, run)
+    told = [line for line in caplog.messages if "photo 1" in line]
+    assert told == ([said] if said else [])
+    assert caplog.messages[-1] == f"look at {run.path('report.html')}; the network is in {run.path('model')}"
 
 
 def test_a_run_that_kept_nothing_to_look_at_still_has_its_curves(run, photos):

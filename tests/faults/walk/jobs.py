@@ -27,12 +27,10 @@ from dim.evaluate.config import EvaluateConfig
 from dim.evaluate.job import evaluate
 from dim.export.config import ExportConfig
 from dim.export.job import LAYOUTS, export
-from dim.extract import descriptors, pipeline, store
+from dim.extract import descriptors, own_process, store
 from dim.extract import job as extraction
-from dim.extract import run as running
 from dim.extract.config import ExtractConfig
 from dim.extract.import_embeddings import import_embeddings
-from dim.extract.resources import Resources
 from dim.io import files, tables
 from dim.mine.config import MineConfig
 from dim.mine.job import mine_folder
@@ -90,8 +88,7 @@ def stand_in():
     ray.nodes = lambda: [{"Alive": True, "Resources": {"CPU": 1}, "Labels": {}}]
     # `dim.mine.job` has taken the name by now.
     mine_folder.__globals__["connected"] = contextlib.nullcontext
-    running.resources = lambda *_: Resources(1, 1, 0, 32)
-    pipeline.run = _embedded
+    own_process.run = _embedded
 
 
 def _embedded(rows, recipe, dtype, _):
