@@ -98,10 +98,11 @@ def check_python(words):
 
 
 def check_pip(words):
-    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
     for before, word in itertools.pairwise(words):
         assert before != "-r" or (REPOSITORY / word).is_file()
-        assert not word.startswith(".[") or word[2:-1] in extras
+        assert not word.startswith(".[") or word[2:-1] in project["project"]["optional-dependencies"]
+        assert not word.startswith("setuptools") or word in project["build-system"]["requires"]
 
 
 def check_ray(words):
