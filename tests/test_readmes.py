@@ -6,13 +6,18 @@ What needs neither an account nor a network is tried. `python tests/readmes.py` 
 import ast
 import functools
 import itertools
+import os
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
+import sys
 import tomllib
 import typing
+from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from readmes import READMES, REPOSITORY, anchors, blocks, commands, links, spans
 
@@ -167,6 +172,23 @@ def test_no_address_is_a_placeholder(readme):
 def test_python_is_python(readme):
     for block in blocks(readme, "python"):
         ast.parse(block)
+
+
+@pytest.mark.skipif("DIM_README" not in os.environ, reason="takes minutes; set DIM_README to run README's commands")
+@pytest.mark.timeout(3600)
+def test_the_commands_for_own_photos_run(tmp_path, demo):
+    (tmp_path / "jobs").symlink_to(REPOSITORY / "jobs")
+    for label in sorted(path for path in demo.iterdir() if path.is_dir())[:8]:
+        shutil.copytree(label, tmp_path / "photos" / label.name)
+    shutil.copy(label / "00.jpg", tmp_path / "photo.jpg")
+    text = README.read_text()
+    part = text[text.index("### Train on your own") : text.index("### Run a benchmark")]
+    script = "".join(block for block in blocks(README, "bash") if block in part)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    subprocess.run(["bash", "-ec", script], cwd=tmp_path, env=os.environ | {"PATH": path}, check=True)
+    for made in ("mine/model/model.json", "metrics/metrics.json", "audit/suspects.csv", "search/report.html"):
+        assert (tmp_path / "runs" / made).is_file()
+    assert pq.read_metadata(tmp_path / "runs" / "similar" / "ranked.parquet").num_rows == 80 * 10
 
 
 def test_the_yaml_of_a_night_is_understood(tmp_path):
