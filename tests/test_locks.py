@@ -1,4 +1,4 @@
-"""The locks: hashed, the same releases in the tests as on a cluster, and named in README's list of licences."""
+"""The locks: hashed, the same releases in the tests as on a cluster, and named in dim/README.md's list of licences."""
 
 import re
 from pathlib import Path
@@ -36,7 +36,7 @@ def test_clusters_run_the_releases_that_are_tested():
 
 
 def test_the_list_of_licences_names_what_clusters_install():
-    readme = (REPOSITORY / "README.md").read_text()
+    readme = (REPOSITORY / "dim" / "README.md").read_text()
     rows = re.search(r"\| Licence \| Packages.*?\n\|---\|---\|\n(.*?)\n\n", readme, re.DOTALL)[1].splitlines()
     cells = [re.sub(r"\([^)]*\)", "", row.split("|")[2]) for row in rows]
     listed = [name.strip().rstrip("¹") for cell in cells for name in re.split("[,;]", cell)]

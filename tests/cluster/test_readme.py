@@ -17,7 +17,7 @@ def test_it_names_each_file():
         assert path.stem in README.read_text(), path.name
 
 
-@pytest.mark.parametrize("page", ["README.md", "dim/jobs/nightly.py"])
+@pytest.mark.parametrize("page", ["cluster/README.md", "dim/jobs/nightly.py"])
 def test_what_cron_runs_finds_ray_and_has_the_token(page):
     text = (CLUSTER.parent / page).read_text()
     (line,) = re.findall(r"^ +\d+ \d+ \* \* \* +(.+)$", text, re.MULTILINE)
@@ -25,7 +25,7 @@ def test_what_cron_runs_finds_ray_and_has_the_token(page):
     assert re.search(r" /\S+/bin/ray job submit\b", line)  # cron's PATH is /usr/bin:/bin
 
 
-@pytest.mark.parametrize("page", ["README.md", "cluster/image.yaml"])
+@pytest.mark.parametrize("page", ["cluster/README.md", "cluster/image.yaml"])
 def test_the_bucket_is_looked_for_in_the_region_of_the_stacks(page):
     (line,) = re.findall(r"BUCKET=s3://(.+)", (CLUSTER.parent / page).read_text())
     assert line == "dim-$(aws sts get-caller-identity --query Account --output text)-$(aws configure get region)"
