@@ -5,10 +5,10 @@ What needs neither an account nor a network is tried. `python tests/readmes.py` 
 
 import ast
 import functools
+import importlib
 import itertools
 import os
 import re
-import runpy
 import shlex
 import shutil
 import subprocess
@@ -37,7 +37,7 @@ each = pytest.mark.parametrize("readme", READMES, ids=lambda path: str(path.rela
 
 @functools.cache
 def config(job):
-    return typing.get_type_hints(runpy.run_path(str(JOBS[job]))["run"])["config"]
+    return typing.get_type_hints(importlib.import_module(f"dim.jobs.{job.removesuffix('.py')}").run)["config"]
 
 
 @functools.cache
