@@ -86,6 +86,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             tracking = history.tracked(config.mlflow, config) if config.mlflow else None
             job = Job(config, photos, source, inputs, precision, fit_pca, queue, tracking, lease.claims())
             summary = _run_workers(config, gpus, job)
+            log.info("%s", summary["verdict"])
             for warning in summary["warnings"]:
                 log.warning("%s", warning)
             training_report.write(config, photos, summary, out)

@@ -23,11 +23,15 @@ class Recorder:
             mined=lambda: ROWS, rows=lambda _: ROWS, used=lambda: ROWS, write_unreadable=None,
             image_ids=np.array([f"photo {row}" for row in ROWS]), positions=lambda ids: ids,
         )  # fmt: skip
-        self.job = SimpleNamespace(config=TrainConfig(**settings), photos=photos, fit_pca=False, inputs=None)
+        source = SimpleNamespace(saved=None)
+        self.job = SimpleNamespace(
+            config=TrainConfig(**settings), photos=photos, source=source, fit_pca=False, inputs=None
+        )
         self.fitting = SimpleNamespace(fit=self._fit)
         self.inference = SimpleNamespace(
-            embed=self._embed, unreadable=dict, map=lambda *_: None, reads=lambda: {"cached_share": 1.0, "computed": 0}
-        )
+            embed=self._embed, unreadable=dict, average_precisions=lambda *_: np.full(6, np.nan),
+            reads=lambda: {"cached_share": 1.0, "computed": 0},
+        )  # fmt: skip
 
     def _embed(self, rows, **_):
         self.calls.append("embed")
