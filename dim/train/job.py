@@ -159,7 +159,7 @@ def _require_same_flags(config: TrainConfig) -> None:
 def _require_same_inputs(config: TrainConfig, inputs: Inputs) -> None:
     if changed := inputs.changed(config):
         model = files.join(config.out, MODEL)
-        further = f", and --model {model} to go on from its best epoch" if files.exists(model) else ""
+        further = f", and --model {model} to go on from its best network" if files.exists(model) else ""
         raise UserError(f"{changed}; give another --out{further}")
 
 

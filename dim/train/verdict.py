@@ -100,8 +100,9 @@ def warnings(job: Job, state: State, judged: Judged, after: float | None) -> Ite
     helped = judged.clear or (on_test and after is not None and after > (state.map_before or 0.0))
     if not helped and (few := _few(job, judged)):
         yield (
-            f"{few}: too little to be sure that training helps; more photos of more objects help most, and "
-            f"--train-layers pca changes the network less; {config.model!r} itself needs no PCA and no training"
+            f"{few}, which is too little to be sure that training helps. What helps: more photos of more objects; a "
+            "larger share of them in val (split.py --val-labels); --train-layers pca, which changes the network less; "
+            f"or {config.model!r} itself, which needs no PCA"
         )
 
 

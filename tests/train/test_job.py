@@ -19,7 +19,7 @@ from dim.train.embed import average_precisions
 from dim.train.job import DEMO, train
 
 # Random variants too must be the same when a run is resumed.
-SMALL = {"image_size": 64, "precision": "float32", "dimension": 32, "top": 64, "batch_size": 16, "rotation": 10.0}
+SMALL = {"image_size": 64, "precision": "float32", "dimension": 64, "top": 64, "batch_size": 16, "rotation": 10.0}
 
 
 @pytest.fixture(scope="module")

@@ -122,9 +122,9 @@ def test_a_small_set_is_named_with_what_helps_unless_training_helped():
     small = {"train": 84, "before": 0.4, "fitted": 0.3, "after": 0.4}
     (line,) = said(judged(-0.05), **small)
     assert line == (
-        "split train has 84 photos of 7 objects: too little to be sure that training helps; more photos of more "
-        "objects help most, and --train-layers pca changes the network less; 'vgg16-gem' itself needs no PCA and no "
-        "training"
+        "split train has 84 photos of 7 objects, which is too little to be sure that training helps. What helps: more "
+        "photos of more objects; a larger share of them in val (split.py --val-labels); --train-layers pca, which "
+        "changes the network less; or 'vgg16-gem' itself, which needs no PCA"
     )
     (line,) = said(judged(-0.05, labels=np.repeat(list("abcd"), 10)), **small)
     assert line.startswith(
@@ -134,7 +134,7 @@ def test_a_small_set_is_named_with_what_helps_unless_training_helped():
     few = judged(0.05, labels=np.repeat(list("abcd"), 10))
     assert said(few, before=0.3, after=0.4) == []  # better on split test, which did not choose the epoch
     (line,) = said(few, test=0, before=0.3, after=0.4)
-    assert line.startswith("split val has 40 queries of 4 objects: too little")
+    assert line.startswith("split val has 40 queries of 4 objects, which is too little")
 
 
 @pytest.fixture(scope="module")
