@@ -99,20 +99,22 @@ def warnings(job: Job, state: State, judged: Judged, after: float | None) -> Ite
         )
     helped = judged.clear or (on_test and after is not None and after > (state.map_before or 0.0))
     if not helped and (few := _few(job, judged)):
-        yield (
-            f"{few}, which is too little to be sure that training helps. What helps: more photos of more objects; a "
-            "larger share of them in val (split.py --val-labels); --train-layers pca, which changes the network less; "
-            f"or {config.model!r} itself, which needs no PCA"
-        )
+        yield few
 
 
 def _few(job: Job, judged: Judged) -> str | None:
-    """In numbers, what there is too little of to learn from or to judge by; None if there is enough."""
-    photos, found = job.photos, []
-    train = photos.labels[photos.mined()]
-    # The covariance of fewer photos cannot fill a PCA.
-    if len(train) <= job.config.dimension:
+    """Says what there is too little of to learn from or to judge by, and what helps; None if there is enough."""
+    config, train = job.config, job.photos.labels[job.photos.mined()]
+    found, helps = [], ["more photos of more objects"]
+    if len(train) <= config.dimension:  # the covariance of so few photos cannot fill a PCA
         found.append(f"split train has {len(train)} photos of {len(set(train))} objects")
     if judged.change is not None and not judged.change.bounded:
         found.append(f"split val has {judged.queries} queries of {judged.change.objects} objects")
-    return " and ".join(found) or None
+        helps.append("a larger share of them in val (split.py --val-labels)")
+    if config.train_layers != "pca":
+        helps.append("--train-layers pca, which changes the network less")
+    if job.fit_pca:
+        helps.append(f"no PCA, which is {config.model!r} {judged.origin}")
+    if not found:
+        return None
+    return f"{' and '.join(found)}, too little to be sure that training helps; what helps: {'; '.join(helps)}"
