@@ -34,12 +34,13 @@ def write(config: TrainConfig, photos: TrainingPhotos, summary: dict[str, Any], 
     table = tables.read(out.path(HISTORY)).to_pylist()
     history: list[Epoch] = [{k: None if v is None else float(v) for k, v in row.items()} for row in table]
     page = Page("train", "Training", [user_text(config.manifest or "the demo photos"), " → ", user_text(config.out)])
+    warnings = [element("li", warning) for warning in summary["warnings"]]
     page.section(
         "Headline",
-        element("p", user_text(summary["verdict"]), class_="verdict"),
+        element("ul", warnings, class_="note") if warnings else None,
         parts.figures(_figures(summary)),
         parts.facts(_settings(config)),
-        note="; ".join(summary["warnings"]),
+        note=summary["verdict"],
     )
     page.section("Curves", _curves(history, summary))
     page.section("Epochs", _table(history))

@@ -111,7 +111,8 @@ def test_the_page_shows_curves_triplets_and_what_changed(run, photos):
     assert text.count("data:image/") == 8
     for figure in ("0.2500", "0.7500", "none"):
         assert f"<strong>{figure}</strong>" in text
-    assert "; ".join(SUMMARY["warnings"]) in text and f"<bdi>{SUMMARY['verdict']}</bdi>" in text
+    warnings = "".join(f"<li>{warning}</li>" for warning in SUMMARY["warnings"])
+    assert f'<p class="note">{SUMMARY["verdict"]}</p><ul class="note">{warnings}</ul>' in text
     for title in ("Loss", "Active triplets", "Validation", "Time"):
         assert f"<figcaption>{title}</figcaption>" in text
     triplets = text[text.index("Hardest triplets</h2>") :]
