@@ -47,6 +47,8 @@ class Judged:
             return f"not judged, because there are no validation queries; {model!r} holds {made}, the last"
         on = f"on {self.queries} validation queries"
         gain, interval = f"mAP {self.change.difference:+.4f}", self.change.interval_in_words()
+        if self.change.low == self.change.high == 0:
+            interval = "the AP of no query differs"
         if self.kept is None:
             return (
                 f"no better than {self.origin} {on} ({made}, the best: {gain}; {interval}): keep that one, "
@@ -108,7 +110,7 @@ def _few(job: Job, judged: Judged) -> str | None:
     found, helps = [], ["more photos of more objects"]
     if len(train) <= config.dimension:  # the covariance of so few photos cannot fill a PCA
         found.append(f"split train has {len(train)} photos of {len(set(train))} objects")
-    if judged.change is not None and not judged.change.bounded:
+    if judged.change is not None and 2 * significance.smallest_p(judged.change.objects) > 1 - significance.CONFIDENCE:
         found.append(f"split val has {judged.queries} queries of {judged.change.objects} objects")
         helps.append("a larger share of them in val (split.py --val-labels)")
     if config.train_layers != "pca":

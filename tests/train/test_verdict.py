@@ -86,6 +86,7 @@ def test_no_gain_is_advice_to_keep_what_came():
         "no better than off the shelf on 40 validation queries (epoch 2, the best: mAP -0.0500; 95 % interval -"
     )
     assert line.endswith("): keep that one, which 'run/model' holds")
+    assert "(epoch 2, the best: mAP +0.0000; the AP of no query differs): keep" in judged(0.0).line("run/model")
 
 
 def test_without_validation_queries_the_last_epoch_is_kept():
@@ -125,12 +126,16 @@ def test_a_small_set_is_named_with_what_helps_unless_training_helped():
         "split train has 84 photos of 7 objects, too little to be sure that training helps; what helps: more photos of "
         "more objects; --train-layers pca, which changes the network less; no PCA, which is 'vgg16-gem' off the shelf"
     )
-    few = judged(-0.05, labels=np.repeat(list("abcd"), 10))
-    (line,) = said(few, **small, fit_pca=False, train_layers="pca")
-    assert line == (
-        "split train has 84 photos of 7 objects and split val has 40 queries of 4 objects, too little to be sure that "
-        "training helps; what helps: more photos of more objects; a larger share of them in val (split.py --val-labels)"
-    )
+    for gain in (-0.05, 0.0):
+        few = judged(gain, labels=np.repeat(list("abcde"), 8))
+        (line,) = said(few, **small, fit_pca=False, train_layers="pca")
+        assert line == (
+            "split train has 84 photos of 7 objects and split val has 40 queries of 5 objects, too little to be sure "
+            "that training helps; what helps: more photos of more objects; a larger share of them in val (split.py "
+            "--val-labels)"
+        )
+    (line,) = said(judged(0.0, labels=np.repeat(range(8), 5)), **small)
+    assert line.startswith("split train has 84 photos of 7 objects, too little")
     assert said(judged(0.05), train=84) == []  # better, beyond chance
     few = judged(0.05, labels=np.repeat(list("abcd"), 10))
     assert said(few, before=0.3, after=0.4) == []  # better on split test, which did not choose the epoch
