@@ -160,7 +160,7 @@ def train(place, monkeypatch):
         if not files.names(f"{config.out}/checkpoints"):
             task.inputs.write(config.out)
             files.write_json(f"{config.out}/checkpoints/epoch-0001.json", {})
-        return {"warnings": []}
+        return {"warnings": [], "verdict": "better"}
 
     monkeypatch.setattr(job, "_run_workers", fit)
     monkeypatch.setattr(job.training_report, "write", lambda *_: None)
