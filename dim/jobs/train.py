@@ -6,10 +6,12 @@ r"""Fine-tune the network on labelled photos, so that it finds your objects bett
         --out s3://bucket/run --workers 4
 
 Without --manifest, the job trains on the demo photos shipped with dim. Each epoch embeds the training photos, mines the
-hardest triplets across the cluster, and fits the network to them. The run keeps the epoch with the best mAP on split
-val; that may be epoch 0, the network with its fitted PCA before any training. The run's folder holds model/,
-history.csv, tensorboard/, checkpoints/, unreadable.csv if photos can't be read, and report.html; open it in a browser
-to see the hardest triplets of each epoch and what the network finds before and after.
+hardest triplets across the cluster, and fits the network to them. The run returns the network with the best mAP on
+split val: that of the best epoch, that of epoch 0 (with its fitted PCA, before any training), or the network as it came
+(`best_epoch` is then null). The log, the result and the report say in one line, `verdict`, how sure that is.
+
+The run's folder holds model/, history.csv, tensorboard/, checkpoints/, unreadable.csv if photos can't be read, and
+report.html; open it in a browser to see the hardest triplets of each epoch and what the network finds before and after.
 
 Run the same command again to resume. After the first epoch, photos, labels and splits must stay the same. To continue
 training with other photos, give another --out, and --model RUN/model.

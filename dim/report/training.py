@@ -34,13 +34,15 @@ def write(config: TrainConfig, photos: TrainingPhotos, summary: dict[str, Any], 
     table = tables.read(out.path(HISTORY)).to_pylist()
     history: list[Epoch] = [{k: None if v is None else float(v) for k, v in row.items()} for row in table]
     page = Page("train", "Training", [user_text(config.manifest or "the demo photos"), " → ", user_text(config.out)])
+    warnings = [element("li", warning) for warning in summary["warnings"]]
     page.section(
         "Headline",
+        element("ul", warnings, class_="note") if warnings else None,
         parts.figures(_figures(summary)),
         parts.facts(_settings(config)),
-        note="; ".join(summary["warnings"]),
+        note=summary["verdict"],
     )
-    page.section("Curves", _curves(history))
+    page.section("Curves", _curves(history, summary))
     page.section("Epochs", _table(history))
     cards, changed = _Cards(page.photos, photos), _changed(config.out)
     for title, pairs in changed.items():
@@ -84,11 +86,15 @@ _NOTE = (
 def _figures(summary: dict[str, Any]) -> dict[str, tuple[str, str]]:
     split = f"split {summary['judged_on']}" if summary["judged_on"] else "no split val or test"
     return {
-        "mAP before": (parts.four_digits(summary["map_before"]), f"{split}, by the untrained network"),
+        "mAP before": (parts.four_digits(summary["map_before"]), f"{split}, by the network as it came"),
         "mAP fitted": (parts.four_digits(summary["map_fitted"]), f"{split}, with the fitted PCA layer"),
-        "mAP after": (parts.four_digits(summary["map_after"]), f"{split}, by the best epoch"),
-        "Best epoch": (str(summary["best_epoch"]), f"of {summary['epochs']}"),
+        "mAP after": (parts.four_digits(summary["map_after"]), f"{split}, by the network that is kept"),
+        "Best epoch": (_best(summary["best_epoch"]), f"of {summary['epochs']}, by split val"),
     }
+
+
+def _best(epoch: int | None) -> str:
+    return "none" if epoch is None else str(epoch)
 
 
 def _settings(config: TrainConfig) -> dict[str, str]:
@@ -111,7 +117,7 @@ def _column(history: Sequence[Epoch], column: str) -> tuple[list[float], list[fl
     return [epoch for epoch, _ in points if epoch is not None], [value for _, value in points]
 
 
-def _curves(history: Sequence[Epoch]) -> Html:
+def _curves(history: Sequence[Epoch], summary: dict[str, Any]) -> Html:
     epochs = charts.numbers("epoch", len(history))
     loss, active, val = (_column(history, column) for column in ("loss", "active_share", "val_map"))
     drawn = [
@@ -119,8 +125,14 @@ def _curves(history: Sequence[Epoch]) -> Html:
         charts.lines("Active triplets", epochs, charts.shares("share with a loss"), [Line("active", *active)]),
     ]
     if val[0]:
-        y = charts.axis("mAP", val[1], zero=False)
-        drawn.append(charts.lines("Validation", epochs, y, [Line("mAP on split val", *val)]))
+        shown = [Line("after the epoch", *val)]
+        for name, value in {"as it came": summary["val_before"], "fitted": summary["val_fitted"]}.items():
+            if value is not None:
+                shown.append(Line(name, [1, max(2, len(history))], [value, value]))
+        # An axis that spans what chance alone changes does not make noise look like progress.
+        values = [*(value for line in shown for value in line.y), *(summary["val_interval"] or ())]
+        y = charts.axis("mAP on split val", values, zero=False)
+        drawn.append(charts.lines("Validation", epochs, y, shown))
     times = [Line(part, *_column(history, f"{part}_seconds")) for part in ("embed", "mine", "fit", "validate")]
     seconds = charts.axis("seconds", [value for line in times for value in line.y])
     return charts.grid(*drawn, charts.lines("Time", epochs, seconds, times))

@@ -8,8 +8,6 @@ and fit each other. A run resumes from the newest whole checkpoint.
 turn out to be the best, but no run resumes from this checkpoint.
 
 Ray Train's own checkpoints are not used. If Ray Train dies while it rewrites its checkpoint list, no run can resume.
-
-`warnings` gives the reasons to doubt that training helped.
 """
 
 import dataclasses
@@ -17,14 +15,14 @@ import io
 import logging
 import re
 import typing
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from dim.evaluate import metrics
 from dim.io import files, seal
-from dim.train.config import TrainConfig
 
 if typing.TYPE_CHECKING:
     from dim.model.backend import keras  # the driver imports this module, but no TensorFlow
@@ -32,6 +30,7 @@ if typing.TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"  # in the run's folder
+_ARRAYS = {"triplets", "ap_before", "ap"}  # fields of `State` that are stored as arrays
 
 
 @dataclass
@@ -39,17 +38,24 @@ class State:
     """The progress of a run. Random numbers depend only on the seed and the epoch, so no generator's state is kept."""
 
     epoch: int = 0  # number of epochs done
-    map_before: float | None = None  # mAP of the network off the shelf, on the judged split (test, or else val)
+    map_before: float | None = None  # mAP of the network as it came, on the judged split (test, or else val)
     map_fitted: float | None = None  # like `map_before`, but with the PCA layer fitted, before the first step
-    val_before: float | None = None  # like `map_before`, but on split val
     val_fitted: float | None = None  # like `map_fitted`, but on split val
     unreadable: int = 0  # number of photos that could not be read
     history: list[dict[str, Any]] = field(default_factory=list)  # the figures of each epoch done
     triplets: np.ndarray = field(default_factory=lambda: np.zeros((0, 3), np.str_))  # image ids of the last mining
+    # The AP of each photo of split val, NaN if it has none: with the network as it came, and with that of `epoch`.
+    ap_before: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    ap: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
     def as_json(self) -> dict[str, Any]:
-        """All fields except `triplets`, which is among the arrays."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if name != "triplets"}
+        """All fields except the arrays."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in _ARRAYS}
+
+    @property
+    def val_before(self) -> float | None:
+        """Like `map_before`, but on split val."""
+        return mean_of(self.ap_before)
 
     def val_maps(self) -> dict[int, float | None]:
         """The mAP on split val of each epoch done; epoch 0 is the network before the first step."""
@@ -61,12 +67,18 @@ class State:
         return sorted(maps, key=lambda epoch: (float(maps[epoch] or 0.0), epoch), reverse=True)
 
 
+def mean_of(ap: np.ndarray) -> float | None:
+    """The mAP of queries whose AP is `ap` (n,). NaN stands for a query that has none. None if all have none."""
+    return metrics.mean(ap[np.isfinite(ap)].tolist())
+
+
 def write(
     folder: str, state: State, variables: list["keras.Variable"], optimizer: "keras.optimizers.Optimizer"
 ) -> None:
     """Writes the checkpoint of `state` into `folder`. Each variable is named by its position in `variables`."""
     named = {f"weight/{index}": variable.numpy() for index, variable in enumerate(variables)}
     named |= {f"optimizer/{index}": variable.numpy() for index, variable in enumerate(optimizer.variables)}
+    named |= {"ap_before": state.ap_before, "ap": state.ap}
     image_ids, places = np.unique(state.triplets.astype(np.str_), return_inverse=True)  # each id is stored once
     stream = io.BytesIO()
     np.savez(stream, image_ids=image_ids, triplets=places.reshape(-1, 3), **named)
@@ -84,8 +96,12 @@ def read(
         _assign(variables, arrays, "weight")
         if optimizer is not None:
             _assign(optimizer.variables, arrays, "optimizer")
-        triplets = arrays["image_ids"][arrays["triplets"]]
-    return State(**files.read_json(_path(folder, epoch, "json"))["state"], triplets=triplets)
+        return _state(files.read_json(_path(folder, epoch, "json")), arrays)
+
+
+def _state(document: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> State:
+    triplets = arrays["image_ids"][arrays["triplets"]]
+    return State(**document["state"], triplets=triplets, ap_before=arrays["ap_before"], ap=arrays["ap"])
 
 
 def whole(folder: str, epochs: Iterable[int]) -> int | None:
@@ -128,7 +144,7 @@ def _is_whole(folder: str, epoch: int) -> bool:
             return False
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in arrays}  # reads all arrays; a pickled array raises an error
-        state = State(**known["state"], triplets=found["image_ids"][found["triplets"]])
+        state = _state(known, found)
         return state.epoch == epoch and sorted(state.best_first()) == list(range(epoch + 1))
     except Exception:  # damaged files raise all kinds of errors
         return False
@@ -137,30 +153,3 @@ def _is_whole(folder: str, epoch: int) -> bool:
 def _assign(variables: list["keras.Variable"], arrays: Any, kind: str) -> None:
     for index, variable in enumerate(variables):
         variable.assign(arrays[f"{kind}/{index}"])
-
-
-def warnings(config: TrainConfig, state: State, kept: int, judged_on: str | None, after: float | None) -> Iterator[str]:
-    """The reasons to doubt that training helped, one line each.
-
-    The run keeps the network of epoch `kept` (0: before the first step), whose mAP on split `judged_on` is `after`.
-    """
-    maps = state.val_maps()
-    best = maps[kept]
-    if best is None:
-        yield "there is no split val, or no photo in it shares its label with another: the last epoch is kept"
-    elif state.best_first()[0] == kept == 0:
-        others = max((value for epoch, value in maps.items() if epoch and value is not None), default=0.0)
-        yield (
-            f"no epoch was better than the fitted network on split val (mAP {best:.4f}, the best epoch {others:.4f}), "
-            f"which is kept; try a smaller --learning-rate than {config.learning_rate:g}"
-        )
-    if best is not None and state.val_before is not None and state.val_before > best:
-        yield (
-            f"{config.model!r} off the shelf is better on split val (mAP {state.val_before:.4f}) than the kept "
-            f"network ({best:.4f}); use it as it is, or try another --dimension or --power"
-        )
-    if kept and after is not None and state.map_fitted is not None and after < state.map_fitted:
-        yield (
-            f"mAP on split {judged_on} is {after:.4f} after training and was {state.map_fitted:.4f} with the fitted "
-            "network: training did not help there"
-        )

@@ -129,10 +129,13 @@ class Inference:
         return {"cached_share": round(1 - computed / max(1, read), 4), "computed": computed}
 
     @step("computing mAP")
-    def map(self, split: str, embedded: Embedded) -> float | None:
-        """The mAP on the photos of `split` among `embedded`; None without positives."""
-        own = mean_average_precision(*self._of_split(split, embedded)) if self._rank == 0 else None
-        found: float | None = broadcast_from_rank_zero(own)
+    def average_precisions(self, split: str, embedded: Embedded) -> np.ndarray:
+        """The AP of each photo of `split` (n,), in the order of its rows. NaN without positives, or if not embedded."""
+        rows, own = self._photos.rows(split), None
+        if self._rank == 0:
+            own = np.full(len(rows), np.nan)
+            own[np.isin(rows, embedded.rows)] = average_precisions(*self._of_split(split, embedded))
+        found: np.ndarray = broadcast_from_rank_zero(own)
         return found
 
     @step("computing mAP")
@@ -145,15 +148,15 @@ class Inference:
         return chosen.parts, self._photos.labels[chosen.rows], self._photos.image_ids[chosen.rows]
 
 
-def mean_average_precision(parts: Sequence[Part], labels: np.ndarray, image_ids: np.ndarray) -> float | None:
-    """The mAP, by the trapezoid rule, if each photo is a query among the others; None if no query has a positive.
+def average_precisions(parts: Sequence[Part], labels: np.ndarray, image_ids: np.ndarray) -> np.ndarray:
+    """The AP of each photo as a query among the others, float64 (N,), by the trapezoid rule; NaN without a positive.
 
     Args:
         parts: Descriptors, (N, D).
         labels: str, or None, which matches no label, (N,). A query's positives are the other photos with its label.
         image_ids: Their order breaks ties between scores, (N,).
     """
-    return metrics.mean(ap for ap, _ in _judge(parts, labels, image_ids))
+    return np.array([ap for ap, _ in _judge(parts, labels, image_ids)], np.float64)  # None becomes NaN
 
 
 def rankings(parts: Sequence[Part], labels: np.ndarray, image_ids: np.ndarray) -> pa.Table:

@@ -86,6 +86,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             tracking = history.tracked(config.mlflow, config) if config.mlflow else None
             job = Job(config, photos, source, inputs, precision, fit_pca, queue, tracking, lease.claims())
             summary = _run_workers(config, gpus, job)
+            log.info("%s", summary["verdict"])
             for warning in summary["warnings"]:
                 log.warning("%s", warning)
             training_report.write(config, photos, summary, out)
@@ -158,7 +159,7 @@ def _require_same_flags(config: TrainConfig) -> None:
 def _require_same_inputs(config: TrainConfig, inputs: Inputs) -> None:
     if changed := inputs.changed(config):
         model = files.join(config.out, MODEL)
-        further = f", and --model {model} to go on from its best epoch" if files.exists(model) else ""
+        further = f", and --model {model} to go on from its best network" if files.exists(model) else ""
         raise UserError(f"{changed}; give another --out{further}")
 
 

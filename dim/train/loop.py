@@ -11,15 +11,12 @@ import numpy as np
 import ray.train
 from ray.train.collective import broadcast_from_rank_zero
 
-from dim.app.progress import step
 from dim.errors import JobFailed
 from dim.evaluate import metrics
 from dim.io import files
-from dim.model import network
-from dim.train import checkpoint, history
-from dim.train.checkpoint import State
+from dim.train import checkpoint, history, verdict
+from dim.train.checkpoint import State, mean_of
 from dim.train.embed import Embedded
-from dim.train.history import MODEL
 from dim.train.training_set import Job
 from dim.train.worker import Clock, Worker, start_worker
 
@@ -85,7 +82,8 @@ def do_train(worker: Worker) -> dict[str, Any]:
         clock.lap("fit")
 
         # Validate: mAP on split val.
-        val_map = _map_of(worker, "val")
+        state.ap = _aps_of(worker, "val")
+        val_map = mean_of(state.ap)
         clock.lap("validate")
 
         # Write the checkpoint. If the workers hold different weights, an error is raised instead.
@@ -131,18 +129,19 @@ def _begin(worker: Worker) -> State:
     if worker.rank == 0:
         photos.write_unreadable(job.config.out, reasons)
 
-    # Measure the network off the shelf. If its PCA layer is not fitted yet, fit it and measure the network again.
+    # Measure the network as it came. If its PCA layer is not fitted yet, fit it and measure the network again.
     if job.fit_pca:
         state.map_before = _judge(worker, history.BEFORE, embedded)
-        state.val_before = worker.inference.map("val", embedded)
-        _log_map(worker, "off the shelf", state.map_before)
+        state.ap_before = worker.inference.average_precisions("val", embedded)
+        _log_map(worker, verdict.origin(job.source), state.map_before)
         worker.fit_pca(embedded.where(np.isin(embedded.rows, photos.rows("train"))))
-        state.map_fitted, state.val_fitted = _map_of(worker, _judged_split(worker)), _map_of(worker, "val")
+        state.map_fitted, state.ap = mean_of(_aps_of(worker, _judged_split(worker))), _aps_of(worker, "val")
+        _log_map(worker, "with the fitted PCA", state.map_fitted)
     else:
-        state.map_before = _judge(worker, history.BEFORE, _embed_judged(worker))
-        state.val_before = _map_of(worker, "val")
-        state.map_fitted, state.val_fitted = state.map_before, state.val_before
-    _log_map(worker, "with the fitted PCA", state.map_fitted)
+        state.map_before = state.map_fitted = _judge(worker, history.BEFORE, _embed_judged(worker))
+        state.ap_before = state.ap = _aps_of(worker, "val")
+        _log_map(worker, verdict.origin(job.source), state.map_before)
+    state.val_fitted = mean_of(state.ap)
 
     if worker.rank == 0:
         job.inputs.write(job.config.out)
@@ -151,30 +150,39 @@ def _begin(worker: Worker) -> State:
 
 
 def _finish(worker: Worker, state: State) -> dict[str, Any]:
-    """Restores the weights of the best epoch, measures and saves the network, and returns the figures of the run."""
-    config, judged_on = worker.job.config, _judged_split(worker)
-    best = worker.restore_best(state)
-    if best is None:
+    """Chooses the network to return, measures and saves it, and returns the figures of the run.
+
+    It is the best network that the run made or, if that is no better on split val, the network as it came.
+    """
+    job, judged_on = worker.job, _judged_split(worker)
+    config, photos = job.config, job.photos
+    made = worker.restore_best(state)
+    if made is None:
         folder = files.join(config.out, checkpoint.FOLDER)
         raise JobFailed(f"no checkpoint in {folder!r} is whole any more; run the same command again")
-    map_after = _judge(worker, history.AFTER, _embed_judged(worker))
-    if worker.rank == 0:
-        with step("writing the network"):
-            network.save(worker.trained.model, worker.job.source.spec, files.join(config.out, MODEL))
-    judged = judged_on if len(worker.job.photos.rows(judged_on)) else None
+    judged = verdict.judge(made, photos.labels[photos.rows("val")], verdict.origin(job.source))
+    if judged.kept is None:
+        map_after = state.map_before
+        if worker.rank == 0:
+            history.keep_found(config.out, history.AFTER, history.found(config.out, history.BEFORE))
+    else:
+        map_after = _judge(worker, history.AFTER, _embed_judged(worker))
+    worker.save_model(trained=judged.kept is not None)
     return {
         "map_before": state.map_before,
         "map_fitted": state.map_fitted,
         "map_after": map_after,
         "val_before": state.val_before,
         "val_fitted": state.val_fitted,
-        "val_after": state.val_maps()[best],
-        "judged_on": judged,
+        "val_after": mean_of(made.ap if judged.kept is not None else made.ap_before),
+        "val_interval": judged.interval,
+        "judged_on": judged_on if len(photos.rows(judged_on)) else None,
         "epochs": state.epoch,
-        "best_epoch": best,
+        "best_epoch": judged.kept,
+        "verdict": judged.line(files.join(config.out, history.MODEL)),
         "workers": worker.workers,
         "unreadable": state.unreadable,
-        "warnings": list(checkpoint.warnings(config, state, best, judged, map_after)),
+        "warnings": list(verdict.warnings(job, state, judged, map_after)),
     }
 
 
@@ -196,8 +204,8 @@ def _judge(worker: Worker, moment: str, embedded: Embedded) -> float | None:
     return found
 
 
-def _map_of(worker: Worker, split: str) -> float | None:
-    return worker.inference.map(split, worker.inference.embed(worker.job.photos.rows(split)))
+def _aps_of(worker: Worker, split: str) -> np.ndarray:
+    return worker.inference.average_precisions(split, worker.inference.embed(worker.job.photos.rows(split)))
 
 
 def _log_map(worker: Worker, when: str, found: float | None) -> None:

@@ -167,3 +167,12 @@ class Job:
     queue: Queue  # takes the workers' log records to the driver
     tracking: Tracking | None  # the MLflow run that gets the figures of each epoch, if any
     claims: tuple[Claim, ...]  # the driver's leases on the run's folder; workers write only while the driver holds them
+
+    @property
+    def as_it_came(self) -> Source:
+        """The network that `--model` names: `source` without the PCA layer that the run fits."""
+        if not self.fit_pca:
+            return self.source
+        return dataclasses.replace(
+            self.source, spec=dataclasses.replace(self.source.spec, dimension=None, whitening=None)
+        )

@@ -64,12 +64,14 @@ class Worker:
         weights, optimizer = self.trained.variables, self._optimizer
         return None if epoch is None else checkpoint.read(self._checkpoints, epoch, weights, optimizer)
 
-    def restore_best(self, state: State) -> int | None:
-        """Restores the weights of the best epoch with a whole checkpoint. Returns the epoch; None if there is none."""
-        epoch = self._whole(state.best_first())
-        if epoch is not None:
-            checkpoint.read(self._checkpoints, epoch, self.trained.variables)
-        return epoch
+    def restore_best(self, state: State) -> State | None:
+        """Restores the weights of the best epoch with a whole checkpoint. Returns its state; None if there is none."""
+        epoch = self._whole(self._best_first(state))
+        return None if epoch is None else checkpoint.read(self._checkpoints, epoch, self.trained.variables)
+
+    def _best_first(self, state: State) -> list[int]:
+        # If no PCA layer was fitted, epoch 0 is the network as it came. The run did not make this network.
+        return [epoch for epoch in state.best_first() if epoch or self.job.fit_pca]
 
     def _whole(self, epochs: list[int]) -> int | None:
         # Rank 0 decides for all workers, because a storage may show different files to different workers.
@@ -86,7 +88,15 @@ class Worker:
         with progress.step(f"writing the checkpoint of epoch {state.epoch}"):
             checkpoint.write(self._checkpoints, state, self.trained.variables, self._optimizer)
         if state.epoch:
-            checkpoint.keep(self._checkpoints, {state.best_first()[0], state.epoch, state.epoch - 1})
+            checkpoint.keep(self._checkpoints, {self._best_first(state)[0], state.epoch, state.epoch - 1})
+
+    def save_model(self, trained: bool) -> None:
+        """Rank 0 writes the model: the network with its current weights or, if not `trained`, as it came."""
+        if self.rank == 0:
+            source = self.job.source if trained else self.job.as_it_came
+            model = self.trained.model if trained else network.load(source)
+            with progress.step("writing the network"):
+                network.save(model, source.spec, files.join(self.job.config.out, history.MODEL))
 
     @progress.step("fitting the PCA layer")
     def fit_pca(self, embedded: Embedded) -> None:

@@ -59,6 +59,27 @@ def test_the_interval_is_of_all_differences_that_are_not_rejected():
         assert paired_test(before, after - bound + sign * 1e-6, objects).p_value > 0.05
 
 
+def test_the_interval_of_a_mean_equals_a_loop_over_all_sets_of_objects():
+    generator = np.random.default_rng(2)
+    values, objects = generator.random(30), generator.permutation(np.repeat(np.arange(8), [1, 9, 2, 5, 4, 4, 3, 2]))
+    sets = [chosen for size in range(1, 9) for chosen in itertools.combinations(range(8), size)]
+    means = sorted(np.mean(values[np.isin(objects, chosen)]) for chosen in sets)
+    # Of the 255 means, 6 lie below and 6 above: 7 / 256 is the largest share up to 2.5 %.
+    assert significance.interval_of_mean(values, objects) == pytest.approx((means[5], means[-6]))
+    assert significance.interval_of_mean(values, objects % 5) == (0, 1)
+
+
+def test_the_interval_of_a_mean_covers_it_as_often_as_it_says():
+    generator, covered = np.random.default_rng(4), 0
+    for _ in range(TRIALS):
+        level = np.repeat(generator.beta(4, 2, 10), 4)  # of an object; its mean is 2 / 3
+        low, high = significance.interval_of_mean(
+            np.clip(level + generator.normal(0, 0.05, 40), 0, 1), np.arange(40) // 4
+        )
+        covered += low <= 2 / 3 <= high
+    assert 0.92 < covered / TRIALS < 0.98
+
+
 @pytest.mark.parametrize("objects", [6, 12, 40])
 def test_agrees_with_scipy(objects):
     generator = np.random.default_rng(objects)

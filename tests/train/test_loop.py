@@ -10,6 +10,7 @@ from dim.train.checkpoint import State
 from dim.train.config import TrainConfig
 
 ROWS = np.arange(6)
+LABELS = np.array(list("aabbcc"))
 
 
 class Recorder:
@@ -20,14 +21,18 @@ class Recorder:
     def __init__(self, resumed=None, **settings):
         self.calls, self._resumed = [], resumed
         photos = SimpleNamespace(
-            mined=lambda: ROWS, rows=lambda _: ROWS, used=lambda: ROWS, write_unreadable=None,
+            mined=lambda: ROWS, rows=lambda _: ROWS, used=lambda: ROWS, write_unreadable=None, labels=LABELS,
             image_ids=np.array([f"photo {row}" for row in ROWS]), positions=lambda ids: ids,
         )  # fmt: skip
-        self.job = SimpleNamespace(config=TrainConfig(**settings), photos=photos, fit_pca=False, inputs=None)
+        source = SimpleNamespace(saved=None)
+        self.job = SimpleNamespace(
+            config=TrainConfig(**settings), photos=photos, source=source, fit_pca=False, inputs=None
+        )
         self.fitting = SimpleNamespace(fit=self._fit)
         self.inference = SimpleNamespace(
-            embed=self._embed, unreadable=dict, map=lambda *_: None, reads=lambda: {"cached_share": 1.0, "computed": 0}
-        )
+            embed=self._embed, unreadable=dict, average_precisions=lambda *_: np.full(6, np.nan),
+            reads=lambda: {"cached_share": 1.0, "computed": 0},
+        )  # fmt: skip
 
     def _embed(self, rows, **_):
         self.calls.append("embed")
@@ -103,3 +108,17 @@ def test_a_resumed_run_goes_on_with_the_epoch_and_the_triplets_of_its_checkpoint
     calls, (report,) = run(Recorder(State(epoch=1, triplets=triplets, history=[{}]), epochs=2, mine_every=2))
     assert calls == ["fit", "embed", "compare", "save 2", "report"]
     assert report["epoch"] == 2
+
+
+@pytest.mark.parametrize(("gain", "kept", "map_after"), [(0.1, 2, 0.7), (0.0, None, 0.5), (-0.1, None, 0.5)])
+def test_the_network_that_is_returned_is_the_better_one_on_val(monkeypatch, gain, kept, map_after):
+    monkeypatch.setattr(loop, "_judge", lambda *_: 0.7)
+    before = np.linspace(0.1, 0.6, 6)
+    state = State(epoch=3, map_before=0.5, map_fitted=0.4, ap_before=before, ap=before)
+    worker = Recorder(state)
+    worker.restore_best = lambda _: State(epoch=2, ap_before=before, ap=before + gain)
+    worker.save_model = lambda trained: worker.calls.append(("save_model", trained))
+    result = loop._finish(worker, state)
+    assert (result["epochs"], result["best_epoch"], result["map_after"]) == (3, kept, map_after)
+    assert result["val_after"] == pytest.approx(max(result["val_before"], result["val_before"] + gain))
+    assert ("save_model", kept is not None) in worker.calls

@@ -14,7 +14,6 @@ import pyarrow.compute as pc
 import pytest
 from PIL import Image
 
-from dim.evaluate import metrics
 from dim.mine.triplets import active
 from dim.report import training
 from dim.search.exact import Part
@@ -25,7 +24,8 @@ from dim.train.training_set import TrainingPhotos
 LABELS = np.array(["a", "a", "<b>", "<b>", "c", "c", None, "d"], dtype=object)
 IDS = np.array([f"photo {number}" for number in range(8)], dtype=object)
 SUMMARY = {"map_before": 0.25, "map_fitted": None, "map_after": 0.75, "judged_on": "test", "epochs": 3, "best_epoch": 2}
-SUMMARY |= {"warnings": ["no epoch was better", "off the shelf is better"]}
+SUMMARY |= {"val_before": 0.31, "val_fitted": None, "val_interval": (0.12, 0.58), "verdict": "epoch 2 may be better"}
+SUMMARY |= {"warnings": ["no epoch was better", "split train has 84 photos"]}
 EPOCH = {"loss": 0.1, "active_share": 0.5, "candidates": 90, "kept": 9}
 TIMES = {f"{part}_seconds": 1.5 for part in ("embed", "mine", "fit", "validate")}
 
@@ -79,7 +79,10 @@ def test_rankings_have_the_ap_of_each_query_and_what_heads_its_list():
     found = embed.rankings(parts_of(vectors), LABELS, IDS)
     for count in (2, 3, 7):
         assert embed.rankings(parts_of(vectors, count), LABELS, IDS).equals(found)
-    assert metrics.mean(found["ap"].to_pylist()) == embed.mean_average_precision(parts_of(vectors), LABELS, IDS)
+    known = embed.average_precisions(parts_of(vectors), LABELS, IDS)
+    np.testing.assert_array_equal(
+        known, found["ap"].to_numpy(zero_copy_only=False)
+    )  # where one is null, the other is NaN
     assert found["ap"].null_count == 2  # one without a label, one alone with its own
     for query, row in enumerate(found.to_pylist()):
         others = [other for other in range(8) if other != query]
@@ -111,7 +114,8 @@ def test_the_page_shows_curves_triplets_and_what_changed(run, photos):
     assert text.count("data:image/") == 8
     for figure in ("0.2500", "0.7500", "none"):
         assert f"<strong>{figure}</strong>" in text
-    assert "; ".join(SUMMARY["warnings"]) in text
+    warnings = "".join(f"<li>{warning}</li>" for warning in SUMMARY["warnings"])
+    assert f'<p class="note">{SUMMARY["verdict"]}</p><ul class="note">{warnings}</ul>' in text
     for title in ("Loss", "Active triplets", "Validation", "Time"):
         assert f"<figcaption>{title}</figcaption>" in text
     triplets = text[text.index("Hardest triplets</h2>") :]
@@ -161,6 +165,24 @@ def test_the_log_tells_one_query_before_and_after_and_where_to_look(run, photos,
 def test_a_run_that_kept_nothing_to_look_at_still_has_its_curves(run, photos):
     training.write(TrainConfig(out=str(run.folder)), photos, SUMMARY, run)
     assert "<figcaption>Loss</figcaption>" in (run.folder / "report.html").read_text()
+
+
+def ticks_of_validation(text):
+    chart = text[text.index("<figcaption>Validation") :]
+    return [float(tick) for tick in re.findall('class="tick end">([^<]+)<', chart[: chart.index("</figure>")])]
+
+
+@pytest.mark.parametrize(("interval", "expected"), [((0.12, 0.58), (0.1, 0.6)), ((0, 1), (0, 1)), (None, (0.3, 0.31))])
+def test_the_axis_of_map_spans_what_chance_alone_changes(run, photos, interval, expected):
+    """The figures of the run go from 0.30 to 0.31."""
+    training.write(TrainConfig(out=str(run.folder)), photos, SUMMARY | {"val_interval": interval}, run)
+    ticks = ticks_of_validation((run.folder / "report.html").read_text())
+    assert (ticks[0], ticks[-1]) == pytest.approx(expected)
+
+
+def test_a_network_as_it_came_is_no_epoch(run, photos):
+    training.write(TrainConfig(out=str(run.folder)), photos, SUMMARY | {"best_epoch": None}, run)
+    assert "<dt>Best epoch</dt><dd><strong>none</strong>" in (run.folder / "report.html").read_text()
 
 
 def test_many_epochs_are_spread_over_the_run():

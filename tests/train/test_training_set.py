@@ -160,7 +160,7 @@ def train(place, monkeypatch):
         if not files.names(f"{config.out}/checkpoints"):
             task.inputs.write(config.out)
             files.write_json(f"{config.out}/checkpoints/epoch-0001.json", {})
-        return {"warnings": []}
+        return {"warnings": [], "verdict": "better"}
 
     monkeypatch.setattr(job, "_run_workers", fit)
     monkeypatch.setattr(job.training_report, "write", lambda *_: None)
@@ -186,7 +186,7 @@ def test_a_run_on_a_changed_table_is_refused_and_stays_as_it_is(ray_session, pla
         train()
     (Path(place.config.out) / "model").mkdir()
     (Path(place.config.out) / "model/model.json").write_text("{}")
-    with pytest.raises(UserError, match=r"give another --out, and --model \S+run/model to go on from its best epoch$"):
+    with pytest.raises(UserError, match=r"another --out, and --model \S+run/model to go on from its best network$"):
         train()
     shutil.rmtree(Path(place.config.out) / "model")
     assert contents(place.config.out) == before

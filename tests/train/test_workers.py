@@ -75,7 +75,8 @@ def test_a_run_leaves_what_it_promises(runs):
     with (out / "history.csv").open() as file:
         (epoch,) = csv.DictReader(file)
     assert json.loads((out / "result.json").read_text())["best_epoch"] == result["best_epoch"]
-    assert result["best_epoch"] == (result["val_fitted"] <= float(epoch["val_map"]))  # 0 is the fitted network
+    val = {None: result["val_before"], 0: result["val_fitted"], 1: float(epoch["val_map"])}
+    assert val[result["best_epoch"]] == pytest.approx(max(val.values())) == pytest.approx(result["val_after"])
     assert (epoch["steps"], epoch["kept"], epoch["workers"]) == ("5", "40", "2")
     assert 0 < float(epoch["active_share"]) <= 1
     assert list((out / "tensorboard").iterdir())
