@@ -88,7 +88,7 @@ class S3:
 
     def wait(self):
         """Waits until the server answers."""
-        end = time.monotonic() + 60
+        end = time.monotonic() + 300
         while not self._answers():
             assert self._process.poll() is None and time.monotonic() < end, "the S3 server did not start"
             time.sleep(0.1)
@@ -161,7 +161,7 @@ class GS:
         uri = f"{os.environ['CLOUD_STORAGE_EMULATOR_ENDPOINT']}/storage/v1/b?project=test"
         request = urllib.request.Request(uri, json.dumps({"name": name}).encode())
         request.add_header("Content-Type", "application/json")
-        end = time.monotonic() + 60
+        end = time.monotonic() + 300
         while True:
             try:
                 urllib.request.urlopen(request, timeout=30).close()

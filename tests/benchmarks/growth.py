@@ -5,7 +5,8 @@
 
 For each number of rows, the program makes a folder of descriptors (512 values, float16; ten photos a label) by an
 extraction whose pipeline is replaced by one that draws them. Then it runs each job as a user does. `extract` is the
-same extraction again: it reads the manifest, checks all photos, and finds nothing to do. The photos are empty files.
+same extraction again: it reads the manifest, checks all photos, and finds nothing to do. The photos are empty files;
+beyond a million, rows share them.
 The jobs that compare all pairs run only up to a number of rows. Threads of FAISS that wait for each other sleep, so
 that a loaded machine doesn't add to their CPU time.
 
@@ -38,6 +39,7 @@ from processes import MEBIBYTE, cpu_seconds, family, pss
 REPOSITORY = Path(__file__).resolve().parents[2]
 DIMENSION, SUBSPACE, PHOTOS_OF_A_LABEL, PHOTOS_OF_A_FOLDER = 512, 32, 10, 1000
 QUERIES, WRONG, SIZE = 1000, 0.01, 32
+MOST_FILES = 10**6
 LISTS, ROWS_OF_A_LIST = 1024, 40  # most inverted lists of an index, and the fewest rows for each of them
 EVERY = 0.25  # seconds between two looks at a job's processes
 NETWORK = {
@@ -72,7 +74,7 @@ def make(rows: int, folder: Path) -> None:
 
     cluster.connected = contextlib.nullcontext  # type: ignore[assignment]
     own_process.run = _drawn
-    for start in range(0, rows, PHOTOS_OF_A_FOLDER):
+    for start in range(0, min(rows, MOST_FILES), PHOTOS_OF_A_FOLDER):
         below = folder / f"{start // PHOTOS_OF_A_FOLDER:05d}"
         below.mkdir()
         for row in range(start, min(start + PHOTOS_OF_A_FOLDER, rows)):
@@ -91,7 +93,7 @@ def _manifest(file: Path, numbers: np.ndarray, rows: int) -> None:
     labels[wrong] = np.random.default_rng(1).permutation(labels)[wrong]
     columns = {
         "image_id": [f"image{row:08d}" for row in numbers],
-        "path": [f"{row // PHOTOS_OF_A_FOLDER:05d}/{row:08d}.jpg" for row in numbers],
+        "path": [f"{row // PHOTOS_OF_A_FOLDER:05d}/{row:08d}.jpg" for row in numbers % MOST_FILES],
         "label": [f"label{label}" for label in labels],
         "split": ["test" if row < QUERIES else "train" for row in numbers],
     }
