@@ -16,6 +16,7 @@ import numpy as np
 from dim.app.tasks import spread
 from dim.audit.photos import AuditedPhotos, rows_in, span
 from dim.search import approximate, database, exact, index_factory
+from dim.search.best_rows import BestRows
 from dim.search.exact import Part
 
 NEAREST = 10  # neighbours per photo
@@ -51,8 +52,7 @@ def by_index(photos: AuditedPhotos, factory: str, parameters: str | None) -> Nei
     """
     empty = _trained(photos, factory, parameters)
     count = _count(photos)
-    rows = np.full((len(photos), count), -1, np.int32)
-    scores = np.full((len(photos), count), -np.inf, np.float32)
+    best = BestRows(len(photos), count, photos.tie_order)
     for part in _index_parts(photos, empty):
         index = faiss.deserialize_index(empty)
         index_factory.add(index, (one.load() for one in part), f"--candidates {factory!r}")
@@ -61,10 +61,8 @@ def by_index(photos: AuditedPhotos, factory: str, parameters: str | None) -> Nei
             stage="finding neighbours", size=rows_in, unit="images",
         )  # fmt: skip
         for position, found in searches:
-            at = span(photos.units[position])
-            both, both_scores = np.hstack([rows[at], found[0]]), np.hstack([scores[at], found[1]])
-            rows[at], scores[at] = _best(both, both_scores, photos.tie_order, count)
-    return Neighbours(rows, scores, proposed=True)
+            best.merge(span(photos.units[position]).start, *found)
+    return Neighbours(best.rows, best.scores, proposed=True)
 
 
 def empty_index(factory: str, parameters: str | None, dimension: int) -> Any:
@@ -114,9 +112,3 @@ def _searched(unit: list[Part], index: Any, first: int, count: int) -> tuple[np.
             found.append((rows.astype(np.int32), scores))
     rows, scores = map(np.concatenate, zip(*found, strict=True))
     return rows, scores
-
-
-def _best(rows: np.ndarray, scores: np.ndarray, tie_order: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first `count` of each list, in the order (−score, image id)."""
-    order = np.lexsort((tie_order[rows], -scores), axis=1)[:, :count]
-    return np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)

@@ -18,6 +18,7 @@ from dim.app import tasks
 from dim.errors import UserError
 from dim.io import local_copies, seal
 from dim.search import exact, faiss_transforms
+from dim.search.best_rows import BestRows
 from dim.search.exact import QUERIES
 from dim.search.faiss_files import inverted_lists, matches, require_unchanged, set_parameters
 
@@ -147,19 +148,14 @@ class Approximate:
 
     def nearest(self, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         """See `Database`. The search may find fewer than `count` rows even if the database has more."""
-        rows = np.full((len(queries), count), -1, np.int64)
-        scores = np.full((len(queries), count), -np.inf)
+        best = BestRows(len(queries), count, self.tie_order)
         blocks = [slice(start, start + QUERIES) for start in range(0, len(queries), QUERIES)]
         units = [(part, block) for block in blocks for part in self.parts if part.share]
         threads = tasks.threads_of_a_call(len(units))
-        for unit, (found, their_scores) in tasks.spread(_search, units, (queries, count, threads)):
+        for unit, (found, scores) in tasks.spread(_search, units, (queries, count, threads)):
             part, block = units[unit]
-            both = np.hstack([rows[block], self._numbered(found, part)])
-            both_scores = np.hstack([scores[block], their_scores])
-            order = np.lexsort((self.tie_order[both], -both_scores), axis=1)[:, :count]
-            rows[block] = np.take_along_axis(both, order, axis=1)
-            scores[block] = np.take_along_axis(both_scores, order, axis=1)
-        return rows, scores
+            best.merge(block.start, self._numbered(found, part), scores)
+        return best.rows, best.scores
 
     def _numbered(self, found: np.ndarray, part: IndexFile) -> np.ndarray:
         """The rows of this database that the rows `found` of `part` are. −1 stays −1."""

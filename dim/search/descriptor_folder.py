@@ -75,7 +75,7 @@ def read(
     nothing = pa.schema([store.schema(1).field(name) for name in _COLUMNS]).empty_table()
     table = pa.concat_tables([nothing, *(shard for _, shard in read_shards)])
     # One look-up for all shards, because Arrow makes a hash table of all ids of `chosen` for each.
-    places = None if chosen is None else pc.index_in(table["image_id"], chosen.table["image_id"].combine_chunks())
+    places = None if chosen is None else pc.index_in(table["image_id"], chosen.ids)
     ok, asked = pc.equal(table["status"], store.OK), True if places is None else places.is_valid()
     kept, broken = pc.and_(ok, asked), table.filter(pc.and_(pc.invert(ok), asked))
     found, failed = table["image_id"].filter(kept), broken["image_id"].combine_chunks()
