@@ -20,11 +20,11 @@ import pyarrow as pa
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from embeddings import embedding
 from ports import free_ports
 
 from dim.app import output_folder
 from dim.extract import finished_shards, store
-from dim.extract.embedding import NetworkEmbedding
 from dim.io import files, tables
 
 # Object stores for whoever asks for them by the fixtures `s3` and `gs`. Their addresses stand in the environment before
@@ -88,7 +88,7 @@ class S3:
 
     def wait(self):
         """Waits until the server answers."""
-        end = time.monotonic() + 300
+        end = time.monotonic() + 60
         while not self._answers():
             assert self._process.poll() is None and time.monotonic() < end, "the S3 server did not start"
             time.sleep(0.1)
@@ -161,7 +161,7 @@ class GS:
         uri = f"{os.environ['CLOUD_STORAGE_EMULATOR_ENDPOINT']}/storage/v1/b?project=test"
         request = urllib.request.Request(uri, json.dumps({"name": name}).encode())
         request.add_header("Content-Type", "application/json")
-        end = time.monotonic() + 300
+        end = time.monotonic() + 60
         while True:
             try:
                 urllib.request.urlopen(request, timeout=30).close()
@@ -183,23 +183,6 @@ def gs() -> Iterator[GS]:
 @dataclass(frozen=True)
 class _Config:
     note: str = "made by hand"
-
-
-def embedding(**changes):
-    fields = {
-        "backbone": "vgg16",
-        "layer": "block5_conv3",
-        "pooling": "gem",
-        "weights": "0" * 64,
-        "preprocessing": "caffe",
-        "image_size": 224,
-        "resize": "squash",
-        "scales": (1.0,),
-        "scales_mean": None,
-        "whitening": None,
-        "precision": "float32",
-    }
-    return NetworkEmbedding(**(fields | changes))
 
 
 @pytest.fixture

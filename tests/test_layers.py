@@ -76,3 +76,15 @@ def test_the_map_names_every_module():
 def test_files_are_short():
     long = {name: lines for name, path in MODULES.items() if (lines := len(path.read_text().splitlines())) > 260}
     assert not long
+
+
+def test_nothing_imports_conftest():
+    """pytest would run it a second time, and it would draw other ports for the servers than those that they listen at."""
+    for path in Path(__file__).parent.rglob("*.py"):
+        found = [
+            node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Import | ast.ImportFrom)
+        ]
+        names = {getattr(node, "module", None) for node in found} | {
+            alias.name for node in found for alias in node.names
+        }
+        assert not names & {"conftest", "tests.conftest"}, path

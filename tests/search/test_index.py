@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import embedding
+from embeddings import embedding
 
 import dim
 from dim.errors import UserError
