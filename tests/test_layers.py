@@ -79,7 +79,7 @@ def test_files_are_short():
 
 
 def test_nothing_imports_conftest():
-    """pytest would run it a second time, and it would draw other ports for the servers than those that they listen at."""
+    """pytest would run it a second time, and it would draw other ports than those that the servers listen at."""
     for path in Path(__file__).parent.rglob("*.py"):
         found = [
             node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Import | ast.ImportFrom)
