@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import logging
 import math
+import os
 import re
 import signal
 import sys
@@ -175,7 +176,7 @@ def main(run: Callable[[C], dict[str, Any]], config: type[C], description: str |
         environment.require_ray()
         values, verbose = parse(config, description or "", sys.argv[1:])
         environment.require_usable()
-        environment.set_keras_backend()
+        os.environ |= environment.tensorflow_variables()  # a local Ray inherits them
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # for `ray job stop`, which then acts as Ctrl-C
         with terminal.of_job(verbose):
             log.info("%s", _announcement(values, description or ""))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import dim
-from dim.app import folder_lock, logs, progress, progress_file
+from dim.app import environment, folder_lock, logs, progress, progress_file
 from dim.errors import JobFailed, UserError
 from dim.io import files, local_copies, seal
 from dim.io.seal import Seal
@@ -150,6 +150,7 @@ def opened(
             "inputs": dict(inputs),
             "configuration": dataclasses.asdict(config),
             "versions": _versions(),
+            "environment": environment.tensorflow_variables(),
         }
         out = Output(folder, record)
         try:

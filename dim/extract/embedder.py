@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from dim.app import environment
 from dim.data.limits import LIMITS, Limits
 from dim.model import devices
 from dim.model.spec import Source
@@ -45,6 +46,7 @@ def set_up_tensorflow(threads: int, streams: int = 1, *, one_shape: bool = False
 
 def set_environment(*, one_shape: bool) -> None:
     """Sets the environment variables that TensorFlow reads when it is imported, as far as the user has not set them."""
+    os.environ |= environment.tensorflow_variables()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     # With autotuning, TensorFlow times all of cuDNN's algorithms for each new input shape of a convolution, batch size
     # included, and takes the fastest (tensorflow/core/kernels/conv_ops_gpu.cc). If shapes vary, the timing costs more

@@ -15,6 +15,7 @@ from typing import Any
 
 from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 import dim
 from dim.app import cluster, output_folder, progress, worker_placement
@@ -31,6 +32,7 @@ from dim.model.backbones import BACKBONES
 from dim.model.spec import Source
 from dim.report import training as training_report
 from dim.train import failures, history, training_set
+from dim.train.backend import MultiWorkerTensorFlow
 from dim.train.config import TrainConfig
 from dim.train.history import MODEL
 from dim.train.training_set import Inputs, Job, TrainingPhotos
@@ -170,12 +172,11 @@ def _run_workers(config: TrainConfig, gpus: float, job: Job) -> dict[str, Any]:
     each = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
     failures.wait_for_room(config.workers, each)
     log.info("starting %d training worker%s", config.workers, "" if config.workers == 1 else "s")
-    from ray.train.tensorflow import TensorflowTrainer  # noqa: PLC0415  (importing TensorFlow takes seconds)
-
     with tempfile.TemporaryDirectory() as folder:  # Ray Train needs a folder, although no checkpoint goes there
-        trainer = TensorflowTrainer(
+        trainer = DataParallelTrainer(
             train_worker,
             train_loop_config={"job": job},
+            backend_config=MultiWorkerTensorFlow(),
             scaling_config=ScalingConfig(
                 # The number is elastic: if a node is lost, training goes on with as many workers as fit.
                 num_workers=(1, config.workers) if config.workers > 1 else 1,

@@ -13,7 +13,7 @@ PROGRAM = """
 import os, sys
 sys.argv = ["any.py"]
 from dim.app import cli, environment
-environment.set_keras_backend()
+os.environ |= environment.tensorflow_variables()
 import tensorflow
 from dim.model import network, spec
 from dim.model.backend import keras
