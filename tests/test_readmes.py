@@ -174,7 +174,7 @@ def test_python_is_python(readme):
         ast.parse(block)
 
 
-@pytest.mark.skipif("DIM_README" not in os.environ, reason="takes minutes; set DIM_README to run README's commands")
+@pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_the_commands_for_own_photos_run(tmp_path, demo):
     (tmp_path / "jobs").symlink_to(REPOSITORY / "jobs")

@@ -1,5 +1,6 @@
 """The flags of train.py."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,6 +12,8 @@ from dim.mine.config import Mining
 TrainLayers = Literal["pca", "block5", "all"]
 _COUNTS = ("dimension", "epochs", "batch_size", "mine_every", "workers")
 _AT_LEAST = {**dict.fromkeys(_COUNTS, 1), "learning_rate": 0, "variants": 0}
+# Default triplets per epoch: for each training photo, and in all.
+PER_PHOTO, MOST_TRIPLETS = 2, 1600
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +43,7 @@ class TrainConfig(Mining, NetworkOptions):
     )
     epochs: int = option(3, help="epochs; a larger number than before continues a finished run", group="fitting")
     batch_size: int = option(32, help="triplets per step, over all workers", group="fitting")
-    learning_rate: float = option(1e-5, help="learning rate of the optimizer", group="fitting")
+    learning_rate: float = option(4e-5, help="learning rate of the optimizer", group="fitting")
     optimizer: Literal["adam", "sgd"] = option("adam", help="Adam, or plain gradient descent", group="fitting")
     rotation: float = option(0.0, help="largest random rotation, in degrees", group="fitting")
     crop: float = option(0.0, help="largest share of each side that a random crop removes", group="fitting")
@@ -50,7 +53,11 @@ class TrainConfig(Mining, NetworkOptions):
         "step runs the whole network",
         group="fitting",
     )
-    top: int | None = option(1600, help="triplets per epoch, the hardest", group="mining")
+    top: int | None = option(
+        None,
+        help=f"triplets per epoch, the hardest (default: {PER_PHOTO} for each training photo, at most {MOST_TRIPLETS})",
+        group="mining",
+    )
     mine_every: int = option(1, help="epochs between minings", group="mining")
     precision: Literal["auto", "float32", "bfloat16"] = option(
         "auto", help="auto: bfloat16 if the hardware accelerates it, else float32", group="machine"
@@ -86,3 +93,7 @@ class TrainConfig(Mining, NetworkOptions):
             raise UserError(
                 f"--batch-size {self.batch_size} gives less than a triplet to each of {each}; give at least {least:g}"
             )
+
+    def mining(self, photos: int) -> Mining:
+        """The settings of an epoch's mining from `photos` training photos."""
+        return self if self.top else dataclasses.replace(self, top=min(PER_PHOTO * photos, MOST_TRIPLETS))

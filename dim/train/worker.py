@@ -122,7 +122,8 @@ class Worker:
             config, photos, rows = self.job.config, self.job.photos, embedded.rows
             labels, image_ids = photos.labels[rows], photos.image_ids[rows]
             remote, share = Remote(beside=True), config.budget.share
-            triplets = mine(embedded.parts, labels, image_ids, config, remote=remote, share=share).whole()
+            settings = config.mining(len(rows))
+            triplets = mine(embedded.parts, labels, image_ids, settings, remote=remote, share=share).whole()
             history.keep_hardest(self.job.config.out, epoch + 1, triplets, image_ids)
         found: Triplets = broadcast_from_rank_zero(triplets)
         return found

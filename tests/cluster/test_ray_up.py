@@ -1,6 +1,6 @@
 """A real cluster on one machine: `ray up`, jobs over a tunnel with the token, hosts that are cut off, `ray down`.
 
-    pytest tests/cluster --cluster        (root; Debian's iproute2, openssh-server and rsync)
+    pytest tests/cluster -m slow        (root; Debian's iproute2, openssh-server and rsync)
 
 Photos and outputs are in an S3 server on the head: no disk is shared. What comes out is held against local runs.
 """
@@ -26,7 +26,7 @@ EPOCHS = 8  # of some seconds each: more than it takes to notice that a host is 
 TRAIN = ("--epochs", str(EPOCHS), "--top", "64", "--batch-size", "16", "--dimension", "32", *NETWORK)
 TWO_WORKERS = (*MANIFEST, *TRAIN, "--workers", "2")
 
-pytestmark = pytest.mark.timeout(3600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
 def locally(job, *flags):

@@ -30,21 +30,6 @@ NAMES = {
 }
 
 
-def pytest_addoption(parser):
-    parser.addoption("--all-kills", action="store_true", help="run the whole kill matrix, not only its fast part")
-
-
-def pytest_configure(config):
-    config.addinivalue_line("markers", "all_kills: takes long, and runs only with --all-kills")
-
-
-def pytest_collection_modifyitems(config, items):
-    if not config.getoption("--all-kills", default=False):
-        for item in items:
-            if item.get_closest_marker("all_kills"):
-                item.add_marker(pytest.mark.skip(reason="needs --all-kills"))
-
-
 class Job:
     """A job in a session of its own, on its own Ray or on that at `address`.
 

@@ -100,6 +100,7 @@ def figures_of(rows, descriptors):
     return np.mean(values["all"]), np.mean(values["small"])
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_miniature_goes_the_whole_way(source, start, tmp_path, ray_session):
     def out(name):

@@ -70,6 +70,7 @@ def require_same(stored, rows):
         np.testing.assert_allclose(stored[image_id]["descriptor"], row["descriptor"], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_same_rows_and_the_same_map_as_locally(ray_session, s3, table, demo, tmp_path):
     rows, fitted, metrics = run(copied(table, demo, str(tmp_path)), str(tmp_path), str(tmp_path / "scratch"))
     bucket = s3.bucket("chain")
@@ -88,6 +89,7 @@ def test_the_same_rows_and_the_same_map_as_locally(ray_session, s3, table, demo,
     assert b"secret-of-the-test" not in files.read_bytes(f"{bucket}/run/run.json")
 
 
+@pytest.mark.slow
 def test_google_s_storage_gives_the_same_as_a_disk(ray_session, gs, table, demo, tmp_path):
     rows, metrics = measured(copied(table, demo, str(tmp_path)), "vgg16-gem", str(tmp_path))
     bucket = gs.bucket("chain")

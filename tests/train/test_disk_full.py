@@ -8,6 +8,7 @@ from dim.train.config import TrainConfig
 from dim.train.job import train
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("disk", [128 * 2**20], indirect=True)
 def test_training_goes_on_once_there_is_room(disk, fill, ray_session, tmp_path):
     config = TrainConfig(

@@ -48,6 +48,7 @@ def failed(ray_session, scratch, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_what_worker_0_alone_cannot_write_ends_the_run(failed, tmp_path):
     (tmp_path / "run" / "history.csv").mkdir(parents=True)
     error, _ = failed()
@@ -56,6 +57,7 @@ def test_what_worker_0_alone_cannot_write_ends_the_run(failed, tmp_path):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.slow
 def test_photos_that_worker_0_cannot_mine_end_the_run(failed, tmp_path):
     unreadable = tmp_path / "unreadable.jpg"
     unreadable.write_bytes(b"no photo")

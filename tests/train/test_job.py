@@ -74,6 +74,7 @@ def test_another_setting_is_refused_for_the_same_folder(undisturbed, tmp_path):
         train(TrainConfig(out=str(copy), epochs=2, **SMALL, margin=0.2))
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_stops_with_step_and_ids(ray_session, scratch, tmp_path):
     settings = SMALL | {"rotation": 0.0, "learning_rate": 1e38, "optimizer": "sgd"}
     with pytest.raises(JobFailed, match=r"step \d+ of epoch 1; its 16 triplets are in .*\['.*--learning-rate"):

@@ -19,6 +19,7 @@ def one(tmp_path_factory):
     return fitted(tf.distribute.MirroredStrategy(["/cpu:0"]), 0, 1, tmp_path_factory.mktemp("one"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_two_replicas_a_worker_equal_one(one, tmp_path, workers):
     hosts = [f"127.0.0.1:{port}" for port in free_ports(workers)] if workers > 1 else []

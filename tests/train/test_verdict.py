@@ -164,6 +164,7 @@ def run(ray_session, tmp_path, scratch, caplog):
     return trained
 
 
+@pytest.mark.slow
 def test_a_run_whose_steps_destroy_the_network_returns_the_one_that_came(run, tmp_path):
     result, text = run(("train", "val"), learning_rate=0.05)
     assert (result["best_epoch"], result["judged_on"]) == (None, "val")
@@ -204,6 +205,7 @@ def test_the_network_that_came_with_its_pca_is_not_one_that_the_run_made():
         assert Worker._best_first(SimpleNamespace(job=SimpleNamespace(fit_pca=fit_pca)), state) == expected
 
 
+@pytest.mark.slow
 def test_without_splits_to_judge_on_nothing_is_called_nan(run, tmp_path):
     result, text = run(("train",))
     assert [result[name] for name in ("map_before", "map_fitted", "map_after", "judged_on")] == [None] * 4

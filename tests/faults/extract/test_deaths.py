@@ -22,6 +22,7 @@ def poisoned(photos, tmp_path_factory):
     return folder / "photos.csv", [rows[row].split(",")[0] for row in DEADLY]
 
 
+@pytest.mark.slow
 def test_photos_that_kill_become_errors_and_a_killed_network_nothing(extract, poisoned, assert_whole, tmp_path):
     manifest, deadly = poisoned
     job = extract(manifest, tmp_path / "out")
@@ -35,7 +36,7 @@ def test_photos_that_kill_become_errors_and_a_killed_network_nothing(extract, po
     assert reasons == {f"decoding killed the process ({name.decode()}, 3 of 3 attempts)" for name in DEADLY.values()}
 
 
-@pytest.mark.all_kills
+@pytest.mark.slow
 def test_a_photo_that_hangs_becomes_an_error(extract, photos, assert_whole, tmp_path):
     folder = tmp_path / "photos"
     shutil.copytree(photos.parent, folder, copy_function=shutil.copy2)
@@ -49,6 +50,7 @@ def test_a_photo_that_hangs_becomes_an_error(extract, photos, assert_whole, tmp_
     assert [row["error"] for row in rows if row["status"] == "error"] == ["decoding took longer than 60 s"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_told_to_end(extract, photos, tmp_path, number):
     job = extract(photos, tmp_path / "out", decode_seconds=0.4)
@@ -58,7 +60,7 @@ def test_told_to_end(extract, photos, tmp_path, number):
     assert job.said().splitlines()[-1] == "interrupted; run the same command again to resume"
 
 
-@pytest.mark.all_kills
+@pytest.mark.slow
 def test_a_network_that_always_dies_ends_the_job_in_one_line(extract, photos, tmp_path):
     job = extract(photos, tmp_path / "out", "--batch-size", "48")
     while job.process.poll() is None:

@@ -1,6 +1,6 @@
 """Extraction under `kill -9`: the same command again ends with the rows of an undisturbed run, none lost, none twice.
 
-`pytest tests/faults --all-kills` runs the whole matrix, process × moment.
+`pytest tests/faults -m slow` runs the whole matrix, process × moment.
 """
 
 import itertools
@@ -18,7 +18,7 @@ MOMENTS = {
 }
 FAST = [("machine", "middle")]
 KILLS = [
-    pytest.param(kill, id="-".join(kill), marks=() if kill in FAST else pytest.mark.all_kills)
+    pytest.param(kill, id="-".join(kill), marks=() if kill in FAST else pytest.mark.slow)
     for kill in itertools.product(VICTIMS, MOMENTS)
 ]
 ALL = {"images": 48, "ok": 48, "errors": 0}

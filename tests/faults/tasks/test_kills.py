@@ -1,6 +1,6 @@
 """Jobs that work in Ray tasks, one of which dies by `kill -9`: Ray repeats it, and the result is the undisturbed one.
 
-`pytest tests/faults --all-kills` kills a task of each job, and the jobs themselves, whose command then runs again.
+`pytest tests/faults -m slow` kills a task of each job, and the jobs themselves, whose command then runs again.
 """
 
 import itertools
@@ -26,7 +26,7 @@ JOBS = {
 VICTIMS = ("task", "driver")
 FAST = [("audit", "task")]
 KILLS = [
-    pytest.param(*kill, id="-".join(kill), marks=() if kill in FAST else pytest.mark.all_kills)
+    pytest.param(*kill, id="-".join(kill), marks=() if kill in FAST else pytest.mark.slow)
     for kill in itertools.product(JOBS, VICTIMS)
 ]
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_ends_the_job_with_step_ids_and_advice(train, out):
     job = train(out, "--learning-rate", "1e38", "--optimizer", "sgd")
     assert job.end() == (1, None)
@@ -25,6 +26,7 @@ def test_a_loss_that_is_no_number_ends_the_job_with_step_ids_and_advice(train, o
     assert str(list(rows[0].values())) in last
 
 
+@pytest.mark.slow
 def test_photos_that_kill_or_are_broken_are_left_out_with_their_reasons(train, demo, out, tmp_path):
     shutil.copytree(demo, tmp_path / "photos", copy_function=shutil.copy2)
     manifest = tmp_path / "photos" / "manifest.csv"
@@ -49,7 +51,7 @@ def test_photos_that_kill_or_are_broken_are_left_out_with_their_reasons(train, d
     assert "100 % of activations from the cache, 0 computed" in said
 
 
-@pytest.mark.all_kills
+@pytest.mark.slow
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_told_to_end_it_goes_on_when_told_again(train, assert_same, out, number):
@@ -101,7 +103,7 @@ def end(node):
     node.wait()
 
 
-@pytest.mark.all_kills
+@pytest.mark.slow
 @pytest.mark.timeout(3000)
 def test_a_lost_node_leaves_fewer_workers_and_the_same_batches(train, start_node, assert_same, out):
     address, _ = start_node()
@@ -117,7 +119,7 @@ def test_a_lost_node_leaves_fewer_workers_and_the_same_batches(train, start_node
     assert_same(result, out)
 
 
-@pytest.mark.all_kills
+@pytest.mark.slow
 @pytest.mark.timeout(3000)
 def test_a_node_that_comes_is_used_from_the_last_checkpoint_on(train, start_node, assert_same, out):
     address, _ = start_node(write_seconds=8)

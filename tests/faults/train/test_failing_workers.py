@@ -9,7 +9,7 @@ import pytest
 from dim.io import tables
 from dim.train.job import DEMO
 
-pytestmark = [pytest.mark.all_kills, pytest.mark.timeout(3000)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 
 TWO = ("--workers", "2")
 

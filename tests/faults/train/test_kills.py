@@ -1,6 +1,6 @@
 """Training under `kill -9`: it goes on from the last whole checkpoint, with the updates of an undisturbed run.
 
-`pytest tests/faults --all-kills` runs the whole matrix, process × moment.
+`pytest tests/faults -m slow` runs the whole matrix, process × moment.
 """
 
 import itertools
@@ -18,12 +18,10 @@ MOMENTS = {
     "end": lambda job: EPOCHS in job.epochs(),
 }
 FAST = [("machine", "middle")]
-KILLS = [
-    pytest.param(kill, id="-".join(kill), marks=() if kill in FAST else pytest.mark.all_kills)
-    for kill in itertools.product(VICTIMS, MOMENTS)
-]
+KILLS = [pytest.param(kill, id="-".join(kill)) for kill in itertools.product(VICTIMS, MOMENTS)]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize("kill", KILLS)
 def test_killed(train, assert_same, out, kill):
