@@ -25,7 +25,7 @@ from dim.mine.remote import referring
 from dim.search import exact
 from dim.search.database import Exact
 from dim.search.exact import Part
-from dim.train.features import Features
+from dim.train.features import Features, pass_size
 from dim.train.locality import Ownership
 from dim.train.step import TrainedNetwork
 from dim.train.training_set import Job
@@ -68,7 +68,7 @@ class Inference:
 
     def __init__(self, trained: TrainedNetwork, features: Features, job: Job, rank: int, ownership: Ownership) -> None:
         self._trained, self._features, self._rank, self._ownership = trained, features, rank, ownership
-        self._photos, self._batch_size = job.photos, job.config.batch_size
+        self._photos, self._batch_size = job.photos, pass_size(job)
 
     def embed(self, rows: np.ndarray, pooled: bool = False) -> Embedded:
         """Embeds the photos `rows`, which are in ascending order. If `pooled`, the PCA layer is left out."""

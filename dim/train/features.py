@@ -19,6 +19,7 @@ from dim.app.progress import Progress
 from dim.extract import embedder, photo_tables, pipeline, store
 from dim.extract.embedding import SRGB
 from dim.extract.photo_tables import Change
+from dim.model import devices
 from dim.train.augmentation import CachedViews, FreshViews
 from dim.train.feature_cache import FeatureCache
 from dim.train.step import TrainedNetwork
@@ -37,8 +38,15 @@ def features_of(job: Job, trained: TrainedNetwork, workers: int) -> "Features":
     fingerprint = repr((weights, below, pooling, trained.cut, job.precision, SRGB))
     cache = FeatureCache(config.scratch, fingerprint, int(config.scratch_gigabytes * 1e9))
     threads = tf.config.threading.get_intra_op_parallelism_threads()
-    ingest = Ingest(job.photos, config.batch_size, workers)
-    return Features(job.photos, ingest, cache, trained.trunk, batch_size=config.batch_size, threads=threads)
+    batch_size = pass_size(job)
+    ingest = Ingest(job.photos, batch_size, workers)
+    return Features(job.photos, ingest, cache, trained.trunk, batch_size=batch_size, threads=threads)
+
+
+def pass_size(job: Job) -> int:
+    """The most photos of a pass of the network in inference. On a CPU, larger passes are slower."""
+    fast = embedder.default_batch_size(job.source.spec.image_size, bool(devices.assigned_gpus()))
+    return min(job.config.batch_size, fast)
 
 
 class Features:
