@@ -42,7 +42,7 @@ class NightlyConfig(Extraction):
 
     out: str = option(help="folder of the history and of all nights", metavar="DIR", group="input and output")
     model: str = option(
-        help="model folder, folder of a training run (its best epoch), or a name such as vgg16-gem",
+        help="model folder, folder of a training run (the network that it returned), or a name such as vgg16-gem",
         metavar="X",
         group="input and output",
     )
