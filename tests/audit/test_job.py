@@ -127,6 +127,7 @@ def test_of_many_suspects_the_first_are_listed_and_all_are_counted(place, tmp_pa
     assert f"there are {everything['label']} photos of a likely wrong label; the 1 with the highest" in caplog.text
 
 
+@pytest.mark.slow
 def test_of_a_large_set_an_index_finds_nearly_the_suspects_of_the_exact_way(
     write_manifest, write_descriptors, tmp_path
 ):

@@ -72,6 +72,7 @@ def test_photos_that_worker_0_cannot_mine_end_the_run(failed, tmp_path):
     assert isinstance(error, UserError) and "label" in str(error)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_ends_both_workers(failed):
     error, out = failed(learning_rate=1e38, optimizer="sgd")
     assert re.search(r"step \d+ of epoch 1; its 16 triplets are in .*\['.*--learning-rate", str(error))

@@ -55,6 +55,7 @@ def test_the_report_shows_the_epochs_and_what_is_found_before_and_after(undistur
     assert metrics.mean(after["ap"].to_pylist()) == pytest.approx(result["map_after"])
 
 
+@pytest.mark.slow
 def test_more_epochs_go_on_from_the_last(undisturbed, scratch, tmp_path):
     result, whole = undisturbed
     out = tmp_path / "run"
