@@ -26,7 +26,7 @@ class MultiWorkerTensorFlow(BackendConfig):  # type: ignore[misc]
 
 
 class _Backend(Backend):  # type: ignore[misc]
-    def on_start(self, worker_group: BaseWorkerGroup, backend_config: MultiWorkerTensorFlow) -> None:
+    def on_start(self, worker_group: BaseWorkerGroup, backend_config: BackendConfig) -> None:  # noqa: ARG002
         addresses = worker_group.execute(_address)
         calls = [
             worker_group.execute_single_async(rank, _set_tf_config, addresses, rank) for rank in range(len(addresses))
