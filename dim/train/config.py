@@ -13,7 +13,7 @@ TrainLayers = Literal["pca", "block5", "all"]
 _COUNTS = ("dimension", "epochs", "batch_size", "mine_every", "workers")
 _AT_LEAST = {**dict.fromkeys(_COUNTS, 1), "learning_rate": 0, "variants": 0}
 # Default triplets per epoch: for each training photo, and in all.
-PER_PHOTO, MOST_TRIPLETS = 2, 1600
+PER_PHOTO, MOST_TRIPLETS = 3, 1600
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -114,3 +114,11 @@ def test_settings_that_keras_refuses_are_named(place, settings, said):
     file.write_text(json.dumps(settings))
     with pytest.raises(UserError, match=f"^'{file}' {said}"):
         environment.require_usable()
+
+
+@pytest.mark.parametrize(("users", "used"), [(None, "1"), ("0", "0")])
+def test_tensorflow_uses_onednn_unless_the_user_says_no(monkeypatch, users, used):
+    monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS", raising=False)
+    if users:
+        monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", users)
+    assert environment.tensorflow_variables() == {"KERAS_BACKEND": "tensorflow", "TF_ENABLE_ONEDNN_OPTS": used}
