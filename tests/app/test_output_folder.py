@@ -39,6 +39,7 @@ def test_the_life_of_a_folder(tmp_path):
         assert record.items() >= {"job": "extract", "format_version": 1, "embedding": {"id": "x"}}.items()
         assert record["inputs"] == {"manifest": "m.csv"} and record["configuration"] == {"size": 3}
         assert {"dim", "python", "ray", "tensorflow", "numpy"} <= record["versions"].keys()
+        assert record["environment"].keys() == {"KERAS_BACKEND", "TF_ENABLE_ONEDNN_OPTS"}
         assert out.path("a") == f"{folder}/a"
         assert not (folder / "result.json").exists()
         assert out.finish({"images": 7}) == {"images": 7}
