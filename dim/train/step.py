@@ -185,12 +185,16 @@ def _embed_one_shape(head: keras.Model, flat: tf.Tensor, groups: tf.Tensor) -> t
     return head(unpacked(head, flat, groups[0]), training=False)
 
 
-def embed_each_group(head: keras.Model, flat: tf.Tensor, groups: tf.Tensor) -> tf.Tensor:
-    """The descriptors (N, D), float32, of packed images, in the order of packing. Call it inside a `tf.function`."""
+def embed_each_group(head: keras.Model, flat: tf.Tensor, groups: tf.Tensor, parallel: int = 10) -> tf.Tensor:
+    """The descriptors (N, D), float32, of packed images, in the order of packing. Call it inside a `tf.function`.
+
+    `parallel` groups may be in memory at a time.
+    """
     count = tf.shape(groups)[0]
     found = tf.TensorArray(tf.float32, count, infer_shape=False, element_shape=(None, head.output_shape[-1]))
     start = 0
     for index in tf.range(count):
+        tf.autograph.experimental.set_loop_options(parallel_iterations=parallel)
         end = start + tf.reduce_prod(groups[index])
         found = found.write(index, head(unpacked(head, flat[start:end], groups[index]), training=False))
         start = end

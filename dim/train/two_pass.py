@@ -78,7 +78,7 @@ class TwoPassStep:
 
     def _on_replica(self, parts: list[Any], labels: tf.Tensor, queries: tf.Tensor) -> Any:
         flat, groups, places = parts[local_replica(len(parts))]
-        own = embed_each_group(self._head, flat, groups)
+        own = embed_each_group(self._head, flat, groups, parallel=1)
         # Each place is filled by one replica and zero on the others, so the sum is exact for any number of replicas.
         own = tf.scatter_nd(places[:, None], own, (tf.size(labels), self._head.output_shape[-1]))
         descriptors = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, own)
