@@ -75,6 +75,9 @@ def test_a_chunk_has_at_most_so_many_photos_of_one_shape(images):
     np.testing.assert_array_equal(found.flat, np.concatenate([images[row].ravel() for row in order]))
 
 
-def test_a_replica_without_photos_has_an_empty_part():
-    found = packed([], 3)
-    assert (found.flat.shape, found.groups.shape, found.position.shape) == ((0,), (0, 4), (0,))
+def test_a_replica_without_photos_adds_nothing_to_the_gradient():
+    made = trained()
+    step = TwoPassStep(made, Kept(), LOSSES["ap"])
+    loss, _ = step([packed([], 3)], [np.zeros(0, int)], LABELS)
+    assert np.isfinite(loss)
+    assert not any(variable.numpy().any() for variable in made.variables)
