@@ -2,8 +2,9 @@
 
     python replicas.py RANK LOCAL OUT [HOST:PORT HOST:PORT …]
 
-Two epochs of the loop's own steps on activations of several shapes, with a checkpoint between them, then an embedding
-of all photos. Writes weights, figures, and embeddings to OUT, a .npz, beside which the checkpoint stands.
+For each of CASES, two epochs of the loop's own steps on activations of several shapes, with a checkpoint between them,
+then an embedding of all photos. Writes weights, figures, and embeddings to OUT, a .npz, beside which the checkpoints
+stand.
 """
 
 import json
@@ -18,6 +19,14 @@ SHAPES = [(2, 2, 512), (3, 1, 512), (1, 2, 512)]
 PHOTOS = 13
 TRIPLETS = 11
 BATCH = 5  # of four replicas, one has two triplets, the others one
+SGD = {"optimizer": "sgd", "learning_rate": 0.5}
+CASES = {
+    "sgd": SGD,
+    "adam": {"optimizer": "adam", "learning_rate": 1e-3},
+    "contrastive": SGD | {"loss": "contrastive"},
+    "ap": SGD | {"loss": "ap"},
+    "multi-similarity": SGD | {"loss": "multi-similarity"},
+}
 
 
 def fitted(strategy, rank, workers, folder):
@@ -26,6 +35,7 @@ def fitted(strategy, rank, workers, folder):
     from dim.model.backend import keras
     from dim.model.spec import Spec
     from dim.train import checkpoint
+    from dim.train.config import TrainConfig
     from dim.train.embed import Inference
     from dim.train.gradient_descent import Fitting
     from dim.train.locality import Ownership
@@ -37,17 +47,17 @@ def fitted(strategy, rank, workers, folder):
     triplets = np.stack([generator.permutation(PHOTOS)[:3] for _ in range(TRIPLETS)])
     features = SimpleNamespace(read=lambda lists: [{row: activations[row] for row in rows} for rows in lists])
     ids = np.array([f"photo {row}" for row in range(PHOTOS)])
-    config = SimpleNamespace(batch_size=BATCH, margin=0.5, seed=0, rotation=0, crop=0, variants=0, out=str(folder))
     spec = Spec(pooling="gem", dimension=8, resize="long-side")
-    job = SimpleNamespace(config=config, source=SimpleNamespace(spec=spec))
+    job = SimpleNamespace(source=SimpleNamespace(spec=spec))
     job.photos = SimpleNamespace(labels=np.array([f"object {row % 4}" for row in range(PHOTOS)]), image_ids=ids)
     owned = Ownership(np.arange(workers), np.arange(PHOTOS) % workers)
     found = {}
-    for name, rate in (("sgd", 0.5), ("adam", 1e-3)):
+    for name, options in CASES.items():
+        job.config = TrainConfig(batch_size=BATCH, margin=0.5, out=str(folder), **options)
         keras.utils.set_random_seed(7)
         with strategy.scope():
             trained = TrainedNetwork(strategy, network.build(spec), spec, "block5", from_pixels=False)
-            optimizer = OPTIMIZERS[name](rate)
+            optimizer = OPTIMIZERS[job.config.optimizer](job.config.learning_rate)
             optimizer.build(trained.variables)
         fitting = Fitting(job, trained, optimizer, features, rank=rank, ownership=owned)
         found[f"{name}/begun"] = flat(trained.variables)

@@ -23,7 +23,7 @@ class Mining(Options):
         "random: drawn for each ordered pair of labels",
         group="mining",
     )
-    margin: float = option(0.1, help="margin of the triplet loss", group="mining")
+    margin: float = option(0.1, help="margin of the triplet loss; triplets with no loss are not mined", group="mining")
     top: int | None = option(None, help="triplets to keep (default: all with a loss above 0)", group="mining")
     positives_per_anchor: int = option(4, help="positives of each anchor, the farthest", group="mining")
     negatives_per_anchor: int = option(5, help="negatives of each anchor, the nearest", group="mining")

@@ -42,7 +42,7 @@ def write(config: TrainConfig, photos: TrainingPhotos, summary: dict[str, Any], 
         parts.facts(_settings(config)),
         note=summary["verdict"],
     )
-    page.section("Curves", _curves(history, summary))
+    page.section("Curves", _curves(config, history, summary))
     page.section("Epochs", _table(history))
     cards, changed = _Cards(page.photos, photos), _changed(config.out)
     for title, pairs in changed.items():
@@ -103,6 +103,7 @@ def _settings(config: TrainConfig) -> dict[str, str]:
         "Model": config.model,
         "Trained layers": config.train_layers,
         "Strategy": config.strategy,
+        "Loss": config.loss,
         "Margin": f"{config.margin:g}",
         "Learning rate": f"{config.learning_rate:g}, {config.optimizer}",
         "Triplets": f"the {config.top:,} hardest" if config.top else "all active ones",
@@ -117,12 +118,12 @@ def _column(history: Sequence[Epoch], column: str) -> tuple[list[float], list[fl
     return [epoch for epoch, _ in points if epoch is not None], [value for _, value in points]
 
 
-def _curves(history: Sequence[Epoch], summary: dict[str, Any]) -> Html:
+def _curves(config: TrainConfig, history: Sequence[Epoch], summary: dict[str, Any]) -> Html:
     epochs = charts.numbers("epoch", len(history))
     loss, active, val = (_column(history, column) for column in ("loss", "active_share", "val_map"))
     drawn = [
-        charts.lines("Loss", epochs, charts.axis("mean triplet loss", loss[1]), [Line("loss", *loss)]),
-        charts.lines("Active triplets", epochs, charts.shares("share with a loss"), [Line("active", *active)]),
+        charts.lines("Loss", epochs, charts.axis(f"mean {config.loss} loss", loss[1]), [Line("loss", *loss)]),
+        charts.lines("Active", epochs, charts.shares("share with a loss"), [Line("active", *active)]),
     ]
     if val[0]:
         shown = [Line("after the epoch", *val)]

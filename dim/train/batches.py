@@ -63,10 +63,26 @@ def epoch(
         yield [_replica_batch(batch[replicas == replica]) for replica in range(len(machines))]
 
 
-def _divided(owners: np.ndarray, machines: np.ndarray) -> np.ndarray:
-    """The replica of each triplet, (B,). If there is room, the replica is on the machine that owns the anchor.
+def distinct(batch: list[ReplicaBatch], *, machines: np.ndarray, owners: np.ndarray) -> list[np.ndarray]:
+    """The rows of the distinct photos of `batch`, divided among the replicas, so that each photo is on one replica.
 
-    The replicas' numbers of triplets differ by one at most. Neighbouring triplets mostly get the same replica.
+    Args:
+        batch: The per-replica batches, as `epoch` yields them.
+        machines: The number of each replica's machine, (R,).
+        owners: The number of the machine that owns each row.
+
+    Returns:
+        The rows of each replica, ascending. If there are fewer photos than replicas, some replicas get none.
+    """
+    rows = np.unique(np.concatenate([part.rows for part in batch]))
+    replicas = _divided(owners[rows], machines)
+    return [rows[replicas == replica] for replica in range(len(machines))]
+
+
+def _divided(owners: np.ndarray, machines: np.ndarray) -> np.ndarray:
+    """The replica of each item, a triplet or a photo, (B,). If there is room, it is on the machine that owns the item.
+
+    The replicas' numbers of items differ by one at most. Neighbouring items mostly get the same replica.
     """
     room = [len(part) for part in np.array_split(owners, len(machines))]
     found = np.full(len(owners), -1)

@@ -10,8 +10,9 @@ from dim.extract.config import NetworkOptions
 from dim.mine.config import Mining
 
 TrainLayers = Literal["pca", "block5", "all"]
+LossName = Literal["triplet", "contrastive", "ap", "multi-similarity"]
 _COUNTS = ("dimension", "epochs", "batch_size", "mine_every", "workers")
-_AT_LEAST = {**dict.fromkeys(_COUNTS, 1), "learning_rate": 0, "variants": 0}
+_AT_LEAST = {**dict.fromkeys(_COUNTS, 1), "learning_rate": 0, "variants": 0, "contrastive_margin": 0, "ap_bins": 2}
 # Default triplets per epoch: for each training photo, and in all.
 PER_PHOTO, MOST_TRIPLETS = 3, 1600
 
@@ -41,6 +42,16 @@ class TrainConfig(Mining, NetworkOptions):
     train_layers: TrainLayers = option(
         "block5", help="what to train: only the PCA layer, also the last block, or all", group="fitting"
     )
+    loss: LossName = option(
+        "triplet",
+        help="triplet or contrastive: of the mined triplets; ap (listwise average precision) or multi-similarity: of "
+        "all photos of a batch, which may be larger than memory",
+        group="fitting",
+    )
+    contrastive_margin: float = option(
+        0.75, help="distance beyond which --loss contrastive ignores a negative", group="fitting"
+    )
+    ap_bins: int = option(20, help="bins into which --loss ap sorts the scores", group="fitting")
     epochs: int = option(3, help="epochs; a larger number than before continues a finished run", group="fitting")
     batch_size: int = option(32, help="triplets per step, over all workers", group="fitting")
     learning_rate: float = option(4e-5, help="learning rate of the optimizer", group="fitting")

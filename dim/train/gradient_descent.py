@@ -19,10 +19,12 @@ from dim.train import batches
 from dim.train.augmentation import Augmentation, CachedViews, FreshViews
 from dim.train.batches import ReplicaBatch
 from dim.train.config import TrainConfig
-from dim.train.features import Features
+from dim.train.features import Features, pass_size
 from dim.train.locality import Ownership
+from dim.train.loss import LOSSES
 from dim.train.step import Step, TrainedNetwork, local_replicas, packed
 from dim.train.training_set import Job
+from dim.train.two_pass import TwoPassStep
 
 DIVERGED = "diverged.csv"  # file in the run's folder with the triplets of the step whose loss was not a number
 
@@ -53,8 +55,13 @@ class Fitting:
         local = local_replicas(trained.strategy)
         self._machines, self._owners = np.repeat(ownership.machines, local), ownership.owners
         self._own = slice(rank * local, (rank + 1) * local)
-        one_shape = job.source.spec.resize == "squash"
-        self._step = Step(trained, optimizer, margin=job.config.margin, one_shape=one_shape)
+        loss, one_shape = LOSSES[job.config.loss], job.source.spec.resize == "squash"
+        function, self._chunk = loss.function(job.config), pass_size(job)
+        self._step: Step | TwoPassStep
+        if loss.listwise:
+            self._step = TwoPassStep(trained, optimizer, function)
+        else:
+            self._step = Step(trained, optimizer, function, one_shape=one_shape)
 
     def fit(self, triplets: np.ndarray, epoch: int) -> dict[str, Any]:
         """Takes all steps of `epoch` (from 0), and returns the figures of the epoch. All workers must call this method.
@@ -65,29 +72,51 @@ class Fitting:
         generator = np.random.default_rng([self._config.seed, epoch])
         labels, size, machines, owners = self._photos.labels, self._config.batch_size, self._machines, self._owners
         plan = list(batches.epoch(triplets, labels, size, machines=machines, owners=owners, generator=generator))
-        own = [batch[self._own] for batch in plan]
+        rows = [self._rows(batch) for batch in plan]
         seen = sum(map(_size, plan))
         losses, active = [], 0
         progress = Progress("fitting", seen, "triplets", epoch=epoch + 1)
-        for number, (batch, local, inputs) in enumerate(zip(plan, own, self._inputs(own, epoch), strict=True)):
-            images = [packed([self._readable(inputs, row) for row in part.rows.tolist()]) for part in local]
-            loss, hard = self._step(images, [part.indices for part in local], _size(batch))
+        own = [parts[self._own] for parts in rows]
+        for number, (batch, parts, inputs) in enumerate(zip(plan, rows, self._inputs(own, epoch), strict=True)):
+            images = [[self._readable(inputs, row) for row in part.tolist()] for part in parts[self._own]]
+            loss, hard = self._take_step(batch, parts, images)
             if not math.isfinite(loss):
                 raise JobFailed(self._diverged(batch, epoch, number))
             losses.append(loss)
             active += hard
             progress.add(_size(batch))
-        distinct = sum(len(part.rows) for batch in plan for part in batch)
+        embedded = sum(len(part) for parts in rows for part in parts)
+        judged = embedded if isinstance(self._step, TwoPassStep) else seen
         return {
             "loss": float(np.mean(losses)) if losses else 0.0,
-            "active_share": active / max(1, seen),
+            "active_share": active / max(1, judged),  # of the triplets or, with a listwise loss, of the photos
             "steps": len(losses),
-            "images_per_triplet": distinct / max(1, seen),
+            "images_per_triplet": embedded / max(1, seen),
         }
 
-    def _inputs(self, own: list[list[ReplicaBatch]], epoch: int) -> Iterator[dict[int, np.ndarray]]:
-        """For each batch, yields row → features or pixels, for the photos in this worker's parts of the batch."""
-        lists = [np.unique(np.concatenate([part.rows for part in batch])).tolist() for batch in own]
+    def _rows(self, batch: list[ReplicaBatch]) -> list[np.ndarray]:
+        """The rows of the photos that each replica embeds. With a listwise loss, each photo is on one replica only."""
+        if isinstance(self._step, TwoPassStep):
+            return batches.distinct(batch, machines=self._machines, owners=self._owners)
+        return [part.rows for part in batch]
+
+    def _take_step(
+        self, batch: list[ReplicaBatch], rows: list[np.ndarray], images: list[list[np.ndarray]]
+    ) -> tuple[float, int]:
+        """Takes a step on `batch`. Returns its mean loss, and the number of triplets or photos with a loss.
+
+        `rows` are those of all replicas, and `images` the photos of this worker's replicas.
+        """
+        if not isinstance(self._step, TwoPassStep):
+            return self._step(list(map(packed, images)), [part.indices for part in batch[self._own]], _size(batch))
+        whole = np.sort(np.concatenate(rows))
+        places = [np.searchsorted(whole, part) for part in rows[self._own]]
+        labels = np.unique(self._photos.labels[whole].astype(np.str_), return_inverse=True)[1]
+        return self._step([packed(part, self._chunk) for part in images], places, labels)
+
+    def _inputs(self, own: list[list[np.ndarray]], epoch: int) -> Iterator[dict[int, np.ndarray]]:
+        """For each batch, yields row → features or pixels. `own` has the rows of this worker's parts of the batch."""
+        lists = [np.unique(np.concatenate(parts)).tolist() for parts in own]
         if not _augmented(self._config):
             return self._features.read(lists)
         augmentation = Augmentation(self._config.rotation, self._config.crop)

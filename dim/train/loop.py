@@ -96,7 +96,7 @@ def do_train(worker: Worker) -> dict[str, Any]:
 
         # Report the figures to the log, then to Ray Train. Ray Train's report waits for all workers.
         log.info(
-            "epoch %d of %d: loss %.4f, %.0f %% of triplets active, val mAP %s, %.0f %% of activations from the cache, "
+            "epoch %d of %d: loss %.4f, %.0f %% active, val mAP %s, %.0f %% of activations from the cache, "
             "%d computed, %.0f s",
             epoch + 1, config.epochs, fitted["loss"], 100 * fitted["active_share"],
             "–" if val_map is None else f"{val_map:.4f}", 100 * figures["cached_share"], figures["computed"],

@@ -15,7 +15,6 @@ from dim.model import network
 from dim.model.backbones import BACKBONES
 from dim.model.backend import keras
 from dim.model.spec import Spec
-from dim.train.loss import triplet_loss
 
 # The cut for each value of --train-layers: the name of the last frozen layer, or None if nothing is frozen.
 CUTS: dict[str, Callable[[Spec], str | None]] = {
@@ -89,34 +88,44 @@ class Packed:
     position: np.ndarray  # the place of each array in the order of packing, (N,)
 
 
-def packed(arrays: list[np.ndarray]) -> Packed:
-    """Packs `arrays`, each (H, W, C) or (C,)."""
+def packed(arrays: list[np.ndarray], most: int | None = None) -> Packed:
+    """Packs `arrays`, each (H, W, C) or (C,). A group has at most `most` arrays."""
     shapes: dict[tuple[int, ...], list[int]] = {}
     for row, array in enumerate(arrays):
         shapes.setdefault(array.shape, []).append(row)
     order = [row for rows in shapes.values() for row in rows]
-    groups = [(len(rows), *(1,) * (3 - len(shape)), *shape) for shape, rows in shapes.items()]
-    flat = np.concatenate([arrays[row].reshape(-1) for row in order])
-    return Packed(flat, np.array(groups, np.int32), np.argsort(order).astype(np.int32))
+    groups = [
+        (min(len(rows) - first, most or len(rows)), *(1,) * (3 - len(shape)), *shape)
+        for shape, rows in shapes.items()
+        for first in range(0, len(rows), most or len(rows))
+    ]
+    flat = np.concatenate([arrays[row].reshape(-1) for row in order]) if arrays else np.zeros(0, np.float16)
+    return Packed(flat, np.array(groups, np.int32).reshape(-1, 4), np.argsort(order).astype(np.int32))
 
 
 class Step:
-    """A step of gradient descent on the triplet loss of a batch.
+    """A step of gradient descent on a loss of triplets.
 
     Layers that behave differently in training, such as batch normalisation, run as in inference. This is usual in
     fine-tuning for retrieval.
 
-    `optimizer` must be built for the variables of `trained`. If `one_shape`, all images must have the same shape. The
-    step is then twice as fast, because it needs no loop over shapes.
+    `optimizer` must be built for the variables of `trained`. `loss` takes the descriptors of the anchors, positives and
+    negatives, each (B, D), and returns the loss of each triplet, (B,). If `one_shape`, all images must have the same
+    shape. The step is then twice as fast, because it needs no loop over shapes.
     """
 
     def __init__(
-        self, trained: TrainedNetwork, optimizer: keras.optimizers.Optimizer, *, margin: float, one_shape: bool
+        self,
+        trained: TrainedNetwork,
+        optimizer: keras.optimizers.Optimizer,
+        loss: Callable[[Any, Any, Any], Any],
+        *,
+        one_shape: bool,
     ) -> None:
         self._strategy, self._head, self._variables = trained.strategy, trained.step_model, trained.variables
-        self._optimizer, self._margin = optimizer, margin
-        self._embed = _embed_one_shape if one_shape else _embed_each_shape
-        flat = tf.TensorSpec((None,), tf.uint8 if self._head.input.dtype == "uint8" else tf.float16)
+        self._optimizer, self._loss = optimizer, loss
+        self._embed = _embed_one_shape if one_shape else embed_each_group
+        flat = tf.TensorSpec((None,), packed_dtype(self._head))
         replica = (flat, tf.TensorSpec((None, 4), tf.int32), tf.TensorSpec((3, None), tf.int32))
         # All inputs share one trace. A worker that retraced would wait for all-reduces that other workers do not start.
         signature = ([replica] * local_replicas(self._strategy), tf.TensorSpec((), tf.float32))
@@ -149,33 +158,51 @@ class Step:
         with tf.GradientTape() as tape:
             descriptors = self._embed(self._head, flat, groups)
             anchors, positives, negatives = (tf.gather(descriptors, triplets[side]) for side in range(3))
-            losses = triplet_loss(anchors, positives, negatives, self._margin)
+            losses = self._loss(anchors, positives, negatives)
             # The strategy sums the replicas' gradients, so each replica divides by the size of the whole batch.
             loss = tf.reduce_sum(losses) / size
         gradients = tape.gradient(loss, [variable.value for variable in self._variables])
-        self._optimizer.apply(gradients, self._variables)
-        # The loss alone may hide a NaN: a ReLU can turn it into zero.
-        finite = [tf.reduce_all(tf.math.is_finite(variable.value)) for variable in self._variables]
-        loss = tf.where(tf.reduce_all(finite), loss, np.nan)
+        loss = applied(self._optimizer, gradients, self._variables, loss)
         return loss, tf.math.count_nonzero(losses > 0, dtype=tf.int32)
 
 
+def applied(
+    optimizer: keras.optimizers.Optimizer, gradients: list[tf.Tensor], variables: list[keras.Variable], loss: tf.Tensor
+) -> tf.Tensor:
+    """Updates `variables` by the sum of the replicas' `gradients`. Returns `loss`, or NaN if a weight is not finite."""
+    optimizer.apply(gradients, variables)
+    # The loss alone may hide a NaN: a ReLU can turn it into zero.
+    finite = [tf.reduce_all(tf.math.is_finite(variable.value)) for variable in variables]
+    return tf.where(tf.reduce_all(finite), loss, np.nan)
+
+
+def packed_dtype(head: keras.Model) -> tf.DType:
+    """The type of the packed inputs of `head`: pixels or activations."""
+    return tf.uint8 if head.input.dtype == "uint8" else tf.float16
+
+
 def _embed_one_shape(head: keras.Model, flat: tf.Tensor, groups: tf.Tensor) -> tf.Tensor:
-    return head(_unpacked(head, flat, groups[0]), training=False)
+    return head(unpacked(head, flat, groups[0]), training=False)
 
 
-def _embed_each_shape(head: keras.Model, flat: tf.Tensor, groups: tf.Tensor) -> tf.Tensor:
+def embed_each_group(head: keras.Model, flat: tf.Tensor, groups: tf.Tensor, parallel: int = 10) -> tf.Tensor:
+    """The descriptors (N, D), float32, of packed images, in the order of packing. Call it inside a `tf.function`.
+
+    `parallel` groups may be in memory at a time.
+    """
     count = tf.shape(groups)[0]
     found = tf.TensorArray(tf.float32, count, infer_shape=False, element_shape=(None, head.output_shape[-1]))
     start = 0
     for index in tf.range(count):
+        tf.autograph.experimental.set_loop_options(parallel_iterations=parallel)
         end = start + tf.reduce_prod(groups[index])
-        found = found.write(index, head(_unpacked(head, flat[start:end], groups[index]), training=False))
+        found = found.write(index, head(unpacked(head, flat[start:end], groups[index]), training=False))
         start = end
     return found.concat()
 
 
-def _unpacked(head: keras.Model, flat: tf.Tensor, group: tf.Tensor) -> tf.Tensor:
+def unpacked(head: keras.Model, flat: tf.Tensor, group: tf.Tensor) -> tf.Tensor:
+    """The input of `head` for one group of packed images, whose values are `flat`."""
     shape = group if len(head.input_shape) == 4 else group[::3]
     # If the number of channels is unknown, Keras treats convolutions as grouped and compiles them, 3 times slower.
     return tf.ensure_shape(tf.reshape(flat, shape), head.input_shape)

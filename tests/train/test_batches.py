@@ -4,7 +4,7 @@ import collections
 import itertools
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dim.train import batches
@@ -94,6 +94,22 @@ def test_each_distinct_image_stands_once_in_a_share(triplets):
         for share in batch:
             assert len(set(share.rows.tolist())) == len(share.rows)
             assert set(share.indices.ravel().tolist()) == set(range(len(share.rows)))
+
+
+@settings(deadline=None)
+@given(
+    TRIPLETS,
+    st.lists(st.integers(0, 2), min_size=1, max_size=6),
+    st.lists(st.integers(0, 2), min_size=13, max_size=13),
+)
+def test_each_photo_of_a_batch_is_on_one_replica_if_a_loss_is_of_all_photos(triplets, machines, owners):
+    for batch in made(triplets, 8, machines, owners=owners):
+        parts = batches.distinct(batch, machines=np.array(machines), owners=np.array(owners))
+        assert len(parts) == len(machines)
+        sizes = [len(part) for part in parts]
+        assert max(sizes) - min(sizes) <= 1
+        together = np.concatenate(parts).tolist()
+        assert sorted(together) == sorted({row for share in batch for row in share.rows.tolist()})
 
 
 def test_triplets_of_one_anchor_stand_together():

@@ -84,7 +84,26 @@ def test_a_loss_that_is_no_number_stops_with_step_and_ids(ray_session, scratch, 
     assert (diverged.num_rows, diverged.column_names) == (16, ["anchor_id", "positive_id", "negative_id"])
 
 
-@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"batch_size": 0}, {"power": 2.0}, {"workers": 9, "batch_size": 8}])
+@pytest.mark.slow
+def test_a_run_with_a_listwise_loss_resumes(ray_session, scratch, tmp_path):
+    # A batch has more photos than a pass of the network.
+    settings = {"image_size": 32, "precision": "float32", "dimension": 16, "top": 96, "batch_size": 48, "loss": "ap"}
+    runs = {"whole": (2,), "resumed": (1, 2)}
+    for name, ends in runs.items():
+        for epochs in ends:
+            result = train(TrainConfig(out=str(tmp_path / name), scratch=scratch, epochs=epochs, **settings))
+        assert result["epochs"] == 2
+    one, two = (tables.read(str(tmp_path / name / "history.csv")).to_pylist() for name in runs)
+    for first, second in zip(one, two, strict=True):
+        assert float(second["loss"]) == pytest.approx(float(first["loss"]), rel=1e-3)
+        assert 0 < float(first["loss"]) < 1 and 0 < float(first["active_share"]) <= 1 and first["steps"] == "2"
+    with pytest.raises(UserError, match="loss 'ap', not 'triplet'"):
+        train(TrainConfig(out=str(tmp_path / "whole"), epochs=3, **settings | {"loss": "triplet"}))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"epochs": 0}, {"batch_size": 0}, {"power": 2.0}, {"ap_bins": 1}, {"workers": 9, "batch_size": 8}]
+)
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(UserError, match="--"):
         TrainConfig(**wrong)

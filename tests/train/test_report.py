@@ -116,7 +116,7 @@ def test_the_page_shows_curves_triplets_and_what_changed(run, photos):
         assert f"<strong>{figure}</strong>" in text
     warnings = "".join(f"<li>{warning}</li>" for warning in SUMMARY["warnings"])
     assert f'<p class="note">{SUMMARY["verdict"]}</p><ul class="note">{warnings}</ul>' in text
-    for title in ("Loss", "Active triplets", "Validation", "Time"):
+    for title in ("Loss", "Active", "Validation", "Time"):
         assert f"<figcaption>{title}</figcaption>" in text
     triplets = text[text.index("Hardest triplets</h2>") :]
     assert re.findall(r"<h3>Epoch (\d)</h3>", triplets) == ["1", "3"]
