@@ -18,6 +18,13 @@ SHAPES = [(2, 2, 512), (3, 1, 512), (1, 2, 512)]
 PHOTOS = 13
 TRIPLETS = 11
 BATCH = 5  # of four replicas, one has two triplets, the others one
+# The norm of a batch's gradient is about 20, so that each of these steps is clipped.
+WHOLE = {"schedule": "cosine", "warm_up": 0.25, "weight_decay": 0.1, "clip_norm": 0.01, "ema": 0.6}
+OPTIMIZERS = {
+    "sgd": {"optimizer": "sgd", "learning_rate": 0.5},
+    "adam": {"optimizer": "adam", "learning_rate": 1e-3},
+    "whole": {"optimizer": "sgd", "learning_rate": 0.5} | WHOLE,
+}
 
 
 def fitted(strategy, rank, workers, folder):
@@ -26,29 +33,29 @@ def fitted(strategy, rank, workers, folder):
     from dim.model.backend import keras
     from dim.model.spec import Spec
     from dim.train import checkpoint
+    from dim.train.config import TrainConfig
     from dim.train.embed import Inference
     from dim.train.gradient_descent import Fitting
     from dim.train.locality import Ownership
+    from dim.train.optimizer import averaged, optimizer_of
     from dim.train.step import TrainedNetwork
-    from dim.train.worker import OPTIMIZERS
 
     generator = np.random.default_rng(3)
     activations = {row: generator.random(SHAPES[row % 3]).astype(np.float16) for row in range(PHOTOS)}
     triplets = np.stack([generator.permutation(PHOTOS)[:3] for _ in range(TRIPLETS)])
     features = SimpleNamespace(read=lambda lists: [{row: activations[row] for row in rows} for rows in lists])
     ids = np.array([f"photo {row}" for row in range(PHOTOS)])
-    config = SimpleNamespace(batch_size=BATCH, margin=0.5, seed=0, rotation=0, crop=0, variants=0, out=str(folder))
     spec = Spec(pooling="gem", dimension=8, resize="long-side")
-    job = SimpleNamespace(config=config, source=SimpleNamespace(spec=spec))
+    job = SimpleNamespace(source=SimpleNamespace(spec=spec))
     job.photos = SimpleNamespace(labels=np.array([f"object {row % 4}" for row in range(PHOTOS)]), image_ids=ids)
     owned = Ownership(np.arange(workers), np.arange(PHOTOS) % workers)
     found = {}
-    for name, rate in (("sgd", 0.5), ("adam", 1e-3)):
+    for name, options in OPTIMIZERS.items():
+        job.config = TrainConfig(batch_size=BATCH, margin=0.5, top=TRIPLETS, epochs=2, out=str(folder), **options)
         keras.utils.set_random_seed(7)
         with strategy.scope():
             trained = TrainedNetwork(strategy, network.build(spec), spec, "block5", from_pixels=False)
-            optimizer = OPTIMIZERS[name](rate)
-            optimizer.build(trained.variables)
+            optimizer = optimizer_of(job.config, PHOTOS, trained.variables)
         fitting = Fitting(job, trained, optimizer, features, rank=rank, ownership=owned)
         found[f"{name}/begun"] = flat(trained.variables)
         losses = [fitting.fit(triplets, 0)["loss"]]
@@ -63,6 +70,8 @@ def fitted(strategy, rank, workers, folder):
         ((rows, vectors),) = Inference(trained, features, job, rank, owned).blocks(np.arange(PHOTOS))
         found |= {f"{name}/losses": losses, f"{name}/ended": flat(trained.variables)}
         found |= {f"{name}/rows": rows, f"{name}/vectors": vectors}
+        with averaged(optimizer, trained.variables):
+            found[f"{name}/averaged"] = flat(trained.variables)
     return found | {"replicas": strategy.num_replicas_in_sync}
 
 

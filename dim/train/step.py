@@ -16,6 +16,7 @@ from dim.model.backbones import BACKBONES
 from dim.model.backend import keras
 from dim.model.spec import Spec
 from dim.train.loss import triplet_loss
+from dim.train.optimizer import apply_gradients
 
 # The cut for each value of --train-layers: the name of the last frozen layer, or None if nothing is frozen.
 CUTS: dict[str, Callable[[Spec], str | None]] = {
@@ -153,7 +154,7 @@ class Step:
             # The strategy sums the replicas' gradients, so each replica divides by the size of the whole batch.
             loss = tf.reduce_sum(losses) / size
         gradients = tape.gradient(loss, [variable.value for variable in self._variables])
-        self._optimizer.apply(gradients, self._variables)
+        apply_gradients(self._optimizer, gradients, self._variables)
         # The loss alone may hide a NaN: a ReLU can turn it into zero.
         finite = [tf.reduce_all(tf.math.is_finite(variable.value)) for variable in self._variables]
         loss = tf.where(tf.reduce_all(finite), loss, np.nan)

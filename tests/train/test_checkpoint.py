@@ -148,6 +148,6 @@ def test_the_fitted_network_is_kept_but_nothing_is_resumed_from_it(folder):
     checkpoint.keep(str(folder), {3})
     assert checkpoint.newest_first(str(folder)) == [3]
     assert checkpoint.whole(str(folder), [0]) == 0
-    found = trained(2)[0]
-    checkpoint.read(str(folder), 0, found)
+    found, other, _ = trained(2)
+    checkpoint.read(str(folder), 0, found, other)
     assert all(map(np.array_equal, values(found), values(variables)))
