@@ -60,6 +60,7 @@ def do_train(worker: Worker) -> dict[str, Any]:
     state = state or _begin(worker)
 
     for epoch in range(state.epoch, config.epochs):
+        # Stop early if val mAP has not risen for long enough.
         if config.patience and state.epochs_without_gain() >= config.patience:
             break
         clock = Clock()

@@ -118,6 +118,13 @@ def test_a_resumed_run_goes_on_with_the_epoch_and_the_triplets_of_its_checkpoint
     assert report["epoch"] == 2
 
 
+@pytest.mark.parametrize(("patience", "epochs"), [(None, 1), (2, 1), (1, 0)])
+def test_a_run_whose_map_has_not_risen_for_long_enough_takes_no_further_epoch(run, patience, epochs):
+    rows = [{"epoch": 1, "val_map": 0.5}, {"epoch": 2, "val_map": 0.4}]
+    _, reports = run(Recorder(State(epoch=2, val_fitted=0.3, history=rows), epochs=3, patience=patience))
+    assert len(reports) == epochs
+
+
 @pytest.mark.parametrize(("gain", "kept", "map_after"), [(0.1, 2, 0.7), (0.0, None, 0.5), (-0.1, None, 0.5)])
 def test_the_network_that_is_returned_is_the_better_one_on_val(monkeypatch, gain, kept, map_after):
     monkeypatch.setattr(loop, "_judge", lambda *_: 0.7)
