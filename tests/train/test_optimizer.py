@@ -1,6 +1,7 @@
 """The optimizer against its formulas in NumPy; and an optimizer that is restored takes the steps of one that is not."""
 
 import functools
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -12,6 +13,7 @@ from dim.train import checkpoint
 from dim.train.checkpoint import State
 from dim.train.config import TrainConfig
 from dim.train.optimizer import apply_gradients, averaged, learning_rate, optimizer_of, use_averages
+from dim.train.worker import Worker
 
 PHOTOS = 100
 RATE = 0.5
@@ -133,6 +135,36 @@ def test_an_optimizer_that_was_restored_takes_the_same_steps(tmp_path, name):
     steps(others, other, GRADIENTS[5:])
     assert all(map(np.array_equal, values(variables), values(others)))
     assert all(map(np.array_equal, values(optimizer.variables), values(other.variables)))
+
+
+class Restoring(Worker):
+    """A worker that only restores from `folder`."""
+
+    def __init__(self, folder, variables, optimizer):
+        self.trained, self._optimizer = SimpleNamespace(variables=variables), optimizer
+        self.job, self._checkpoints = SimpleNamespace(fit_pca=True), folder
+
+    def _whole(self, epochs):
+        return epochs[0]
+
+
+@pytest.mark.parametrize("best", [0, 1])
+def test_the_best_epoch_is_restored_with_its_averages_and_the_beginning_with_its_weights(tmp_path, best):
+    variables, optimizer = made(**EVERYTHING)
+    expected = {0: values(variables)}
+    states = [
+        State(val_fitted=0.5),
+        State(epoch=1, val_fitted=0.5, history=[{"epoch": 1, "val_map": 0.4 + 0.2 * best}]),
+    ]
+    checkpoint.write(str(tmp_path), states[0], variables, optimizer)
+    steps(variables, optimizer, GRADIENTS[:5])
+    checkpoint.write(str(tmp_path), states[1], variables, optimizer)
+    with averaged(optimizer, variables):
+        expected[1] = values(variables)
+    steps(variables, optimizer, GRADIENTS[5:])
+    assert Restoring(str(tmp_path), variables, optimizer).restore_best(states[1]).epoch == best
+    assert all(map(np.array_equal, values(variables), expected[best]))
+    assert not np.array_equal(expected[0][0], expected[1][0])
 
 
 @pytest.mark.parametrize(
