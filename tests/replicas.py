@@ -20,11 +20,15 @@ PHOTOS = 13
 TRIPLETS = 11
 BATCH = 5  # of four replicas, one has two triplets, the others one
 SGD = {"optimizer": "sgd", "learning_rate": 0.5}
+# The norm of a batch's gradient is about 20, so that each of these steps is clipped.
+WHOLE = {"schedule": "cosine", "warm_up": 0.25, "weight_decay": 0.1, "clip_norm": 0.01, "ema": 0.6}
 CASES = {
     "sgd": SGD,
     "adam": {"optimizer": "adam", "learning_rate": 1e-3},
+    "whole": SGD | WHOLE,
     "contrastive": SGD | {"loss": "contrastive"},
     "ap": SGD | {"loss": "ap"},
+    "ap whole": SGD | WHOLE | {"loss": "ap"},
     "multi-similarity": SGD | {"loss": "multi-similarity"},
 }
 
@@ -39,8 +43,8 @@ def fitted(strategy, rank, workers, folder):
     from dim.train.embed import Inference
     from dim.train.gradient_descent import Fitting
     from dim.train.locality import Ownership
+    from dim.train.optimizer import averaged, optimizer_of
     from dim.train.step import TrainedNetwork
-    from dim.train.worker import OPTIMIZERS
 
     generator = np.random.default_rng(3)
     activations = {row: generator.random(SHAPES[row % 3]).astype(np.float16) for row in range(PHOTOS)}
@@ -53,12 +57,11 @@ def fitted(strategy, rank, workers, folder):
     owned = Ownership(np.arange(workers), np.arange(PHOTOS) % workers)
     found = {}
     for name, options in CASES.items():
-        job.config = TrainConfig(batch_size=BATCH, margin=0.5, out=str(folder), **options)
+        job.config = TrainConfig(batch_size=BATCH, margin=0.5, top=TRIPLETS, epochs=2, out=str(folder), **options)
         keras.utils.set_random_seed(7)
         with strategy.scope():
             trained = TrainedNetwork(strategy, network.build(spec), spec, "block5", from_pixels=False)
-            optimizer = OPTIMIZERS[job.config.optimizer](job.config.learning_rate)
-            optimizer.build(trained.variables)
+            optimizer = optimizer_of(job.config, PHOTOS, trained.variables)
         fitting = Fitting(job, trained, optimizer, features, rank=rank, ownership=owned)
         found[f"{name}/begun"] = flat(trained.variables)
         losses = [fitting.fit(triplets, 0)["loss"]]
@@ -73,6 +76,8 @@ def fitted(strategy, rank, workers, folder):
         ((rows, vectors),) = Inference(trained, features, job, rank, owned).blocks(np.arange(PHOTOS))
         found |= {f"{name}/losses": losses, f"{name}/ended": flat(trained.variables)}
         found |= {f"{name}/rows": rows, f"{name}/vectors": vectors}
+        with averaged(optimizer, trained.variables):
+            found[f"{name}/averaged"] = flat(trained.variables)
     return found | {"replicas": strategy.num_replicas_in_sync}
 
 

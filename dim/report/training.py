@@ -105,7 +105,7 @@ def _settings(config: TrainConfig) -> dict[str, str]:
         "Strategy": config.strategy,
         "Loss": config.loss,
         "Margin": f"{config.margin:g}",
-        "Learning rate": f"{config.learning_rate:g}, {config.optimizer}",
+        "Learning rate": f"{config.learning_rate:g}, {config.schedule}, {config.optimizer}",
         "Triplets": f"the {config.top:,} hardest" if config.top else "all active ones",
         "Batch": f"{config.batch_size} triplets on {workers}",
         "Seed": str(config.seed),

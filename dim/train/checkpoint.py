@@ -61,6 +61,11 @@ class State:
         """The mAP on split val of each epoch done; epoch 0 is the network before the first step."""
         return {0: self.val_fitted} | {row["epoch"]: row["val_map"] for row in self.history}
 
+    def epochs_without_gain(self) -> int:
+        """The number of epochs since the mAP on split val was highest; 0 if there is no such mAP."""
+        maps = [float(value or 0.0) for _, value in sorted(self.val_maps().items())]
+        return self.epoch - maps.index(max(maps)) if any(maps) else 0
+
     def best_first(self) -> list[int]:
         """Sorts all epochs from 0 on by falling mAP on split val (0 if unknown). At equal mAP, the later is first."""
         maps = self.val_maps()
@@ -88,14 +93,11 @@ def write(
     files.write_json(_path(folder, state.epoch, "json"), {"state": state.as_json(), **_statistics(content)})
 
 
-def read(
-    folder: str, epoch: int, variables: list["keras.Variable"], optimizer: "keras.optimizers.Optimizer | None" = None
-) -> State:
-    """Restores `variables`, and the `optimizer` if given, from the checkpoint of `epoch`. Returns the run's state."""
+def read(folder: str, epoch: int, variables: list["keras.Variable"], optimizer: "keras.optimizers.Optimizer") -> State:
+    """Restores `variables` and `optimizer` from the checkpoint of `epoch`. Returns the run's state."""
     with np.load(io.BytesIO(files.read_bytes(_path(folder, epoch, "npz"))), allow_pickle=False) as arrays:
         _assign(variables, arrays, "weight")
-        if optimizer is not None:
-            _assign(optimizer.variables, arrays, "optimizer")
+        _assign(optimizer.variables, arrays, "optimizer")
         return _state(files.read_json(_path(folder, epoch, "json")), arrays)
 
 

@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
-from dim.app.config import flag_name, option, require_at_least
+from dim.app.config import Options, flag_name, option, require_at_least
 from dim.errors import UserError
 from dim.extract.config import NetworkOptions
 from dim.mine.config import Mining
@@ -12,13 +12,109 @@ from dim.mine.config import Mining
 TrainLayers = Literal["pca", "block5", "all"]
 LossName = Literal["triplet", "contrastive", "ap", "multi-similarity"]
 _COUNTS = ("dimension", "epochs", "batch_size", "mine_every", "workers")
-_AT_LEAST = {**dict.fromkeys(_COUNTS, 1), "learning_rate": 0, "variants": 0, "contrastive_margin": 0, "ap_bins": 2}
+_AT_LEAST = {**dict.fromkeys(_COUNTS, 1), "contrastive_margin": 0, "ap_bins": 2}
 # Default triplets per epoch: for each training photo, and in all.
 PER_PHOTO, MOST_TRIPLETS = 3, 1600
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(Mining, NetworkOptions):
+class OptimizerOptions(Options):
+    """How the weights follow the gradient. `dim.train.optimizer` makes Keras's optimizer of them."""
+
+    learning_rate: float = option(4e-5, help="learning rate of the optimizer, at its highest", group="optimizer")
+    optimizer: Literal["adam", "sgd"] = option("adam", help="Adam, or plain gradient descent", group="optimizer")
+    schedule: Literal["constant", "cosine"] = option(
+        "constant",
+        help="learning rate over all planned steps (--epochs times --top / --batch-size): the same, or falling to 0 by "
+        "half a cosine; with fewer triplets than --top, the steps are fewer and the rate ends higher",
+        group="optimizer",
+    )
+    warm_up: float = option(
+        0.0, help="share of the planned steps in which the learning rate rises from 0", group="optimizer"
+    )
+    weight_decay: float = option(
+        0.0,
+        help="share of each weight, times the learning rate, that a step takes away (AdamW); biases and GeM's p keep "
+        "theirs",
+        group="optimizer",
+    )
+    clip_norm: float = option(
+        0.0, help="largest norm of a batch's gradient, over all weights; 0: any", group="optimizer"
+    )
+    ema: float = option(
+        0.0,
+        help="momentum of the moving average of the weights, such as 0.99; steps and mining use the weights, split val "
+        "and the returned network their average; 0: no average",
+        group="optimizer",
+    )
+    patience: int | None = option(
+        None, help="stop after this many epochs without a better mAP on split val (default: never)", group="optimizer"
+    )
+
+    def __post_init__(self) -> None:
+        require_at_least(self, {"learning_rate": 0, "weight_decay": 0, "clip_norm": 0, "patience": 1})
+        if not 0 <= self.warm_up <= 1:
+            raise UserError(f"--warm-up must be from 0 to 1, not {self.warm_up}")
+        if not 0 <= self.ema < 1:
+            raise UserError(f"--ema must be at least 0 and less than 1, not {self.ema}")
+        super().__post_init__()
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether the learning rate of a step depends on the number of epochs."""
+        return self.schedule != "constant" or self.warm_up > 0
+
+
+_MOST_CHANGE = {
+    "rotation": 180, "crop": 0.9, "perspective": 0.4, "brightness": 1, "contrast": 1, "saturation": 1, "hue": 0.5
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentationOptions(Options):
+    """The random changes of the training photos. None stands for the preset's value with `augment`, else for off."""
+
+    augment: bool = option(
+        False,
+        help="all of these changes, at values that fit photos of one object; each flag below wins over its value",
+        group="augmentation",
+    )
+    rotation: float | None = option(None, help="largest random rotation, in degrees", group="augmentation")
+    crop: float | None = option(None, help="largest share of the area that a random crop removes", group="augmentation")
+    aspect: float | None = option(
+        None, help="largest factor by which the shape of a crop differs from the photo's; 1: none", group="augmentation"
+    )
+    perspective: float | None = option(
+        None, help="largest share of its side by which a corner moves inwards", group="augmentation"
+    )
+    brightness: float | None = option(
+        None, help="largest change of the brightness; 0.3: by a factor from 0.7 to 1.3", group="augmentation"
+    )
+    contrast: float | None = option(None, help="largest change of the contrast", group="augmentation")
+    saturation: float | None = option(None, help="largest change of the saturation", group="augmentation")
+    hue: float | None = option(None, help="largest shift of the hue, as a share of the circle", group="augmentation")
+    blur: float | None = option(
+        None,
+        help="largest standard deviation of a Gaussian blur, in pixels of the network's input",
+        group="augmentation",
+    )
+    variants: int = option(
+        0,
+        help="augmented views per photo, whose frozen features are cached; 0: a new view in each epoch, for which each "
+        "step runs the whole network",
+        group="augmentation",
+    )
+
+    def __post_init__(self) -> None:
+        require_at_least(self, {**dict.fromkeys(_MOST_CHANGE, 0), "blur": 0, "aspect": 1, "variants": 0})
+        for name, most in _MOST_CHANGE.items():
+            if (value := getattr(self, name)) is not None and value > most:
+                raise UserError(f"{flag_name(name)} must be from 0 to {most}, not {value}")
+        super().__post_init__()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(Mining, NetworkOptions, OptimizerOptions, AugmentationOptions):
     """The flags of `jobs/train.py`. Raises UserError if a value is out of range."""
 
     manifest: str | None = option(
@@ -52,18 +148,12 @@ class TrainConfig(Mining, NetworkOptions):
         0.75, help="distance beyond which --loss contrastive ignores a negative", group="fitting"
     )
     ap_bins: int = option(20, help="bins into which --loss ap sorts the scores", group="fitting")
-    epochs: int = option(3, help="epochs; a larger number than before continues a finished run", group="fitting")
-    batch_size: int = option(32, help="triplets per step, over all workers", group="fitting")
-    learning_rate: float = option(4e-5, help="learning rate of the optimizer", group="fitting")
-    optimizer: Literal["adam", "sgd"] = option("adam", help="Adam, or plain gradient descent", group="fitting")
-    rotation: float = option(0.0, help="largest random rotation, in degrees", group="fitting")
-    crop: float = option(0.0, help="largest share of each side that a random crop removes", group="fitting")
-    variants: int = option(
-        0,
-        help="augmented views per photo, whose frozen features are cached; 0: a new view in each epoch, for which each "
-        "step runs the whole network",
+    epochs: int = option(
+        3,
+        help="epochs; a larger number than before continues a finished run, unless its learning rate was scheduled",
         group="fitting",
     )
+    batch_size: int = option(32, help="triplets per step, over all workers", group="fitting")
     top: int | None = option(
         None,
         help=f"triplets per epoch, the hardest (default: {PER_PHOTO} for each training photo, at most {MOST_TRIPLETS})",
@@ -92,9 +182,8 @@ class TrainConfig(Mining, NetworkOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_at_least(self, _AT_LEAST)
-        for name, most in {"power": 1.0, "crop": 0.9, "rotation": 180.0}.items():
-            if not 0 <= getattr(self, name) <= most:
-                raise UserError(f"{flag_name(name)} must be from 0 to {most}, not {getattr(self, name)}")
+        if not 0 <= self.power <= 1:
+            raise UserError(f"--power must be from 0 to 1, not {self.power}")
         gpus = float(self.gpus_per_worker or 1)
         if not (0 < gpus <= 1 or (gpus > 1 and gpus.is_integer())):
             raise UserError(f"--gpus-per-worker must be a share of one GPU or a whole number of GPUs, not {gpus:g}")
@@ -104,6 +193,10 @@ class TrainConfig(Mining, NetworkOptions):
             raise UserError(
                 f"--batch-size {self.batch_size} gives less than a triplet to each of {each}; give at least {least:g}"
             )
+
+    def planned_steps(self, photos: int) -> int:
+        """The number of steps of the run if each mining from `photos` training photos finds as many as it may keep."""
+        return self.epochs * max(1, (self.mining(photos).top or 0) // self.batch_size)
 
     def mining(self, photos: int) -> Mining:
         """The settings of an epoch's mining from `photos` training photos."""

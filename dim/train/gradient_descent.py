@@ -16,7 +16,7 @@ from dim.errors import JobFailed
 from dim.io import csv_files, files
 from dim.model.backend import keras
 from dim.train import batches
-from dim.train.augmentation import Augmentation, CachedViews, FreshViews
+from dim.train.augmentation import CachedViews, FreshViews, augmentation_of
 from dim.train.batches import ReplicaBatch
 from dim.train.config import TrainConfig
 from dim.train.features import Features, pass_size
@@ -31,11 +31,7 @@ DIVERGED = "diverged.csv"  # file in the run's folder with the triplets of the s
 
 def from_pixels(config: TrainConfig) -> bool:
     """Whether a step runs the whole network on fresh augmented views. Otherwise, it runs the head on features."""
-    return _augmented(config) and not config.variants
-
-
-def _augmented(config: TrainConfig) -> bool:
-    return config.rotation > 0 or config.crop > 0
+    return augmentation_of(config) is not None and not config.variants
 
 
 class Fitting:
@@ -117,9 +113,9 @@ class Fitting:
     def _inputs(self, own: list[list[np.ndarray]], epoch: int) -> Iterator[dict[int, np.ndarray]]:
         """For each batch, yields row → features or pixels. `own` has the rows of this worker's parts of the batch."""
         lists = [np.unique(np.concatenate(parts)).tolist() for parts in own]
-        if not _augmented(self._config):
+        augmentation = augmentation_of(self._config)
+        if augmentation is None:
             return self._features.read(lists)
-        augmentation = Augmentation(self._config.rotation, self._config.crop)
         if from_pixels(self._config):
             return self._features.fresh_views(lists, FreshViews(augmentation, (self._config.seed, epoch)))
         return self._features.read(lists, CachedViews(augmentation, self._config.variants, self._config.seed), epoch)

@@ -40,8 +40,8 @@ from dim.train.training_set import Inputs, Job, TrainingPhotos
 log = logging.getLogger(__name__)
 
 DEMO = Path(dim.__file__).parent / "assets" / "demo" / "manifest.csv"
-# Flags that may change when a run is resumed: the number of epochs, the places of files, and the machines.
-FREE = {"root", "epochs", "out", "mlflow", "workers", "gpus_per_worker", "scratch", "scratch_gigabytes"}
+# Flags that may change when a run is resumed: when it ends, the places of files, and the machines.
+FREE = {"root", "epochs", "patience", "out", "mlflow", "workers", "gpus_per_worker", "scratch", "scratch_gigabytes"}
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -64,6 +64,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     source = _network(config)
     contents = identity.fingerprint_photos(manifest)
     photos = photos_of(manifest, contents, source, config)
+    if config.patience and not len(photos.rows("val")):
+        raise UserError(f"--patience needs photos of split val, and {manifest.uri!r} has none; leave it out")
     fit_pca = source.spec.dimension is None
     if fit_pca:
         source = with_pca(source, config, len(photos.rows("train")))
@@ -150,10 +152,14 @@ def _require_same_flags(config: TrainConfig) -> None:
         return  # output.opened refuses the folder of another job
     before = record.get("configuration", {})
     now = dataclasses.asdict(config)
-    for name in now.keys() - FREE:
-        if name in before and before[name] != now[name]:
+    # A scheduled learning rate depends on the number of epochs, so that more of them would have needed other steps.
+    fixed = now.keys() - FREE | ({"epochs"} if config.scheduled else set())
+    # A flag that the run's version of dim did not have was at its default.
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    for name in sorted(fixed):
+        if (had := before.get(name, defaults[name])) != now[name]:
             raise UserError(
-                f"{config.out!r} holds a run with {name} {before[name]!r}, not {now[name]!r}; "
+                f"{config.out!r} holds a run with {name} {had!r}, not {now[name]!r}; "
                 "give the same flags to resume it, or another --out"
             )
 

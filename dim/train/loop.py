@@ -60,6 +60,9 @@ def do_train(worker: Worker) -> dict[str, Any]:
     state = state or _begin(worker)
 
     for epoch in range(state.epoch, config.epochs):
+        # Stop early if val mAP has not risen for long enough.
+        if config.patience and state.epochs_without_gain() >= config.patience:
+            break
         clock = Clock()
         worker.inference.reads()  # resets the counts of the features read and computed
 
@@ -82,7 +85,8 @@ def do_train(worker: Worker) -> dict[str, Any]:
         clock.lap("fit")
 
         # Validate: mAP on split val.
-        state.ap = _aps_of(worker, "val")
+        with worker.averaged():
+            state.ap = _aps_of(worker, "val")
         val_map = mean_of(state.ap)
         clock.lap("validate")
 
@@ -179,7 +183,7 @@ def _finish(worker: Worker, state: State) -> dict[str, Any]:
         "judged_on": judged_on if len(photos.rows(judged_on)) else None,
         "epochs": state.epoch,
         "best_epoch": judged.kept,
-        "verdict": judged.line(files.join(config.out, history.MODEL)),
+        "verdict": judged.line(files.join(config.out, history.MODEL)) + verdict.stopped(config, state),
         "workers": worker.workers,
         "unreadable": state.unreadable,
         "warnings": list(verdict.warnings(job, state, judged, map_after)),

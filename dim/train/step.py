@@ -15,6 +15,7 @@ from dim.model import network
 from dim.model.backbones import BACKBONES
 from dim.model.backend import keras
 from dim.model.spec import Spec
+from dim.train.optimizer import apply_gradients
 
 # The cut for each value of --train-layers: the name of the last frozen layer, or None if nothing is frozen.
 CUTS: dict[str, Callable[[Spec], str | None]] = {
@@ -170,7 +171,7 @@ def applied(
     optimizer: keras.optimizers.Optimizer, gradients: list[tf.Tensor], variables: list[keras.Variable], loss: tf.Tensor
 ) -> tf.Tensor:
     """Updates `variables` by the sum of the replicas' `gradients`. Returns `loss`, or NaN if a weight is not finite."""
-    optimizer.apply(gradients, variables)
+    apply_gradients(optimizer, gradients, variables)
     # The loss alone may hide a NaN: a ReLU can turn it into zero.
     finite = [tf.reduce_all(tf.math.is_finite(variable.value)) for variable in variables]
     return tf.where(tf.reduce_all(finite), loss, np.nan)

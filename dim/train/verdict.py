@@ -17,6 +17,7 @@ from dim.evaluate import significance
 from dim.evaluate.significance import MeanDifference
 from dim.model.spec import Source
 from dim.train.checkpoint import State
+from dim.train.config import TrainConfig
 from dim.train.training_set import Job
 
 
@@ -75,6 +76,14 @@ def judge(made: State, labels: np.ndarray, origin: str) -> Judged:
 def origin(source: Source) -> str:
     """What log and verdict call the network that the run began with, `source`."""
     return "off the shelf" if source.saved is None else "as it came"
+
+
+def stopped(config: TrainConfig, state: State) -> str:
+    """The end of the verdict of a run that `--patience` stopped after the epochs of `state`; else an empty string."""
+    if state.epoch >= config.epochs:
+        return ""
+    epochs = "epoch" if config.patience == 1 else f"{config.patience} epochs"
+    return f"; stopped after epoch {state.epoch} of {config.epochs}: mAP on split val did not rise in the last {epochs}"
 
 
 def warnings(job: Job, state: State, judged: Judged, after: float | None) -> Iterator[str]:

@@ -4,6 +4,7 @@ Ray Train starts each worker as a process. All workers build the same network, a
 `dim.train.loop` calls the steps in the order of the epochs.
 """
 
+import contextlib
 import functools
 import hashlib
 import logging
@@ -24,7 +25,7 @@ from dim.mine.remote import Remote
 from dim.mine.triplets import Triplets
 from dim.model import network
 from dim.model.backend import keras
-from dim.train import checkpoint, failures, history
+from dim.train import checkpoint, failures, history, optimizer
 from dim.train.checkpoint import State
 from dim.train.embed import Embedded, Inference, objects_from_all
 from dim.train.features import features_of
@@ -34,8 +35,6 @@ from dim.train.locality import ownership
 from dim.train.step import TrainedNetwork
 from dim.train.training_set import Job
 from dim.whiten.fit import Moments, fit_pca, moments_of
-
-OPTIMIZERS = {"adam": keras.optimizers.Adam, "sgd": keras.optimizers.SGD}
 
 
 class Worker:
@@ -49,8 +48,7 @@ class Worker:
         with strategy.scope():
             model = network.load(job.source, job.precision)
             self.trained = TrainedNetwork(strategy, model, spec, config.train_layers, from_pixels(config))
-            self._optimizer = OPTIMIZERS[config.optimizer](config.learning_rate)
-            self._optimizer.build(self.trained.variables)
+            self._optimizer = optimizer.optimizer_of(config, len(job.photos.mined()), self.trained.variables)
         features = features_of(job, self.trained, workers)
         # Each machine owns photos and caches their features. A machine has the same name in later runs.
         owned = ownership(job.photos, objects_from_all(strategy, platform.node()))
@@ -61,13 +59,24 @@ class Worker:
     def resume(self) -> State | None:
         """Restores weights and optimizer from the newest whole checkpoint. Returns its state; None if there is none."""
         epoch = self._whole(checkpoint.newest_first(self._checkpoints))
-        weights, optimizer = self.trained.variables, self._optimizer
-        return None if epoch is None else checkpoint.read(self._checkpoints, epoch, weights, optimizer)
+        return None if epoch is None else self._read(epoch)
 
     def restore_best(self, state: State) -> State | None:
-        """Restores the weights of the best epoch with a whole checkpoint. Returns its state; None if there is none."""
+        """Restores the best epoch with a whole checkpoint, and returns its state; None if there is none.
+
+        The weights are the averaged ones if the run averages them.
+        """
         epoch = self._whole(self._best_first(state))
-        return None if epoch is None else checkpoint.read(self._checkpoints, epoch, self.trained.variables)
+        found = None if epoch is None else self._read(epoch)
+        optimizer.use_averages(self._optimizer, self.trained.variables)
+        return found
+
+    def averaged(self) -> contextlib.AbstractContextManager[None]:
+        """Within this context, the network has the averaged weights if the run averages them."""
+        return optimizer.averaged(self._optimizer, self.trained.variables)
+
+    def _read(self, epoch: int) -> State:
+        return checkpoint.read(self._checkpoints, epoch, self.trained.variables, self._optimizer)
 
     def _best_first(self, state: State) -> list[int]:
         # If no PCA layer was fitted, epoch 0 is the network as it came. The run did not make this network.

@@ -142,12 +142,21 @@ def test_the_fitted_network_is_the_best_where_no_epoch_reaches_its_map():
     assert State(history=rows, val_fitted=0.4).best_first() == [1, 0, 2]
 
 
+@pytest.mark.parametrize(
+    ("fitted", "maps", "expected"),
+    [(0.5, [0.6, 0.7], 0), (0.5, [0.6, 0.6], 1), (0.5, [0.4, 0.5], 2), (0.5, [], 0), (None, [None, None], 0)],
+)
+def test_the_epochs_without_gain_are_those_since_the_first_of_the_highest_map(fitted, maps, expected):
+    rows = [{"epoch": epoch, "val_map": value} for epoch, value in enumerate(maps, start=1)]
+    assert State(epoch=len(rows), history=rows, val_fitted=fitted).epochs_without_gain() == expected
+
+
 def test_the_fitted_network_is_kept_but_nothing_is_resumed_from_it(folder):
     variables, optimizer, state = trained(0)
     checkpoint.write(str(folder), state, variables, optimizer)
     checkpoint.keep(str(folder), {3})
     assert checkpoint.newest_first(str(folder)) == [3]
     assert checkpoint.whole(str(folder), [0]) == 0
-    found = trained(2)[0]
-    checkpoint.read(str(folder), 0, found)
+    found, other, _ = trained(2)
+    checkpoint.read(str(folder), 0, found, other)
     assert all(map(np.array_equal, values(found), values(variables)))

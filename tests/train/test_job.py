@@ -1,5 +1,6 @@
 """A run resumed is the run undisturbed; and what the model folder holds is what was measured."""
 
+import dataclasses
 import re
 import shutil
 from pathlib import Path
@@ -65,6 +66,62 @@ def test_more_epochs_go_on_from_the_last(undisturbed, scratch, tmp_path):
     for name in ("map_before", "map_fitted", "map_after"):
         assert resumed[name] == pytest.approx(result[name], abs=1e-3)
     assert (out / "history.csv").read_text().count("\n") == (whole / "history.csv").read_text().count("\n") == 3
+
+
+EVERYTHING = {
+    "schedule": "cosine", "warm_up": 0.25, "weight_decay": 0.01, "clip_norm": 1.0, "ema": 0.9, "learning_rate": 1e-3,
+    "augment": True, "variants": 2,
+}  # fmt: skip
+
+
+def arrays_of(out, epoch):
+    with np.load(out / "checkpoints" / f"epoch-000{epoch}.npz") as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+@pytest.mark.slow
+def test_a_run_that_was_cut_off_ends_with_the_weights_of_one_that_was_not(ray_session, scratch, tmp_path):
+    """With a schedule, averages and stored views, which all depend on the step, the last steps or the epoch."""
+    config = TrainConfig(
+        out=str(tmp_path / "run"), scratch=scratch, epochs=2, **{**SMALL, **EVERYTHING, "rotation": None}
+    )
+    first = train(config)
+    expected = arrays_of(tmp_path / "run", 2)
+    for path in (tmp_path / "run" / "checkpoints").glob("epoch-0002.*"):
+        path.unlink()
+    result = train(config)
+    found = arrays_of(tmp_path / "run", 2)
+    assert len(found) > 20 and found.keys() == expected.keys()
+    for name in found:
+        np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+    assert result["val_after"] == first["val_after"]
+    assert {path.name for path in (tmp_path / "run" / "hardest").iterdir()} == {
+        "epoch-001.parquet",
+        "epoch-002.parquet",
+    }
+    with pytest.raises(UserError, match="epochs 2, not 3"):  # the rate of the steps taken was planned for two epochs
+        train(dataclasses.replace(config, epochs=3))
+
+
+@pytest.mark.slow
+def test_a_run_stops_that_no_longer_gains_and_says_so(ray_session, scratch, tmp_path):
+    settings = SMALL | {"rotation": None, "learning_rate": 0.0, "patience": 2, "epochs": 6}
+    out = tmp_path / "run"
+    result = train(TrainConfig(out=str(out), scratch=scratch, **settings))
+    assert result["epochs"] == 2
+    said = "; stopped after epoch 2 of 6: mAP on split val did not rise in the last 2 epochs"
+    assert result["verdict"].endswith(said) and said[2:] in (out / "report.html").read_text()
+    assert train(TrainConfig(out=str(out), scratch=scratch, **settings | {"patience": 3}))["epochs"] == 3
+
+
+def test_patience_without_photos_to_judge_by_is_refused(tmp_path):
+    table = manifest.read(str(DEMO)).select("train")
+    path = tmp_path / "train.csv"
+    rows = zip(table.image_ids, table.paths, table.labels, strict=True)
+    path.write_text("image_id,path,label,split\n" + "".join(f"{i},{p},{label},train\n" for i, p, label in rows))
+    with pytest.raises(UserError, match="--patience needs photos of split val"):
+        train(TrainConfig(manifest=str(path), out=str(tmp_path / "run"), patience=1, image_size=64))
+    assert not (tmp_path / "run").exists()
 
 
 def test_another_setting_is_refused_for_the_same_folder(undisturbed, tmp_path):

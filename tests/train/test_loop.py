@@ -1,5 +1,6 @@
 """The order of a run's steps, and what it reports of each epoch; with a worker that only notes what it is asked."""
 
+import contextlib
 from types import SimpleNamespace
 
 import numpy as np
@@ -33,6 +34,12 @@ class Recorder:
             embed=self._embed, unreadable=dict, average_precisions=lambda *_: np.full(6, np.nan),
             reads=lambda: {"cached_share": 1.0, "computed": 0},
         )  # fmt: skip
+
+    @contextlib.contextmanager
+    def averaged(self):
+        self.calls.append("average")
+        yield
+        self.calls.append("fitted")
 
     def _embed(self, rows, **_):
         self.calls.append("embed")
@@ -73,7 +80,8 @@ def run(monkeypatch):
     return trained
 
 
-EPOCH = ["embed", "mine", "fit", "embed", "compare"]
+VALIDATED = ["average", "embed", "fitted", "compare"]
+EPOCH = ["embed", "mine", "fit", *VALIDATED]
 
 
 def test_each_epoch_embeds_mines_fits_validates_saves_and_reports(run):
@@ -106,8 +114,15 @@ def test_every_worker_reports_each_epoch_s_numbers_to_ray_train(run):
 def test_a_resumed_run_goes_on_with_the_epoch_and_the_triplets_of_its_checkpoint(run):
     triplets = np.array([["photo 0", "photo 1", "photo 2"]])
     calls, (report,) = run(Recorder(State(epoch=1, triplets=triplets, history=[{}]), epochs=2, mine_every=2))
-    assert calls == ["fit", "embed", "compare", "save 2", "report"]
+    assert calls == ["fit", *VALIDATED, "save 2", "report"]
     assert report["epoch"] == 2
+
+
+@pytest.mark.parametrize(("patience", "epochs"), [(None, 1), (2, 1), (1, 0)])
+def test_a_run_whose_map_has_not_risen_for_long_enough_takes_no_further_epoch(run, patience, epochs):
+    rows = [{"epoch": 1, "val_map": 0.5}, {"epoch": 2, "val_map": 0.4}]
+    _, reports = run(Recorder(State(epoch=2, val_fitted=0.3, history=rows), epochs=3, patience=patience))
+    assert len(reports) == epochs
 
 
 @pytest.mark.parametrize(("gain", "kept", "map_after"), [(0.1, 2, 0.7), (0.0, None, 0.5), (-0.1, None, 0.5)])

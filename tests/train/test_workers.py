@@ -12,7 +12,10 @@ from dim.train.config import TrainConfig
 from dim.train.job import train
 
 # Five steps of plain gradient descent, so that a difference in an update stays as it is.
-FIVE_STEPS = {"optimizer": "sgd", "learning_rate": 0.01, "epochs": 1, "top": 40, "batch_size": 8}
+FIVE_STEPS = {
+    "optimizer": "sgd", "learning_rate": 0.01, "epochs": 1, "top": 40, "batch_size": 8,
+    "schedule": "cosine", "warm_up": 0.2, "weight_decay": 0.001, "clip_norm": 0.1, "ema": 0.5,
+}  # fmt: skip
 SMALL = {"image_size": 64, "precision": "float32", "dimension": 32}
 
 
