@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from dim.app.config import flag_name, option, require_at_least
 from dim.errors import UserError
@@ -10,8 +10,13 @@ from dim.extract.config import NetworkOptions
 from dim.mine.config import Mining
 
 TrainLayers = Literal["pca", "block5", "all"]
+FinalWhitening = Literal["none", "pca", "learned"]
 _COUNTS = ("dimension", "epochs", "batch_size", "mine_every", "workers")
 _AT_LEAST = {**dict.fromkeys(_COUNTS, 1), "learning_rate": 0, "variants": 0}
+# Flags that may change when a run is resumed: the number of epochs, what follows the last one, the places of files, and
+# the machines.
+FREE = {"root", "epochs", "final_whitening", "out", "mlflow", "workers", "gpus_per_worker", "scratch"}
+FREE |= {"scratch_gigabytes"}
 # Default triplets per epoch: for each training photo, and in all.
 PER_PHOTO, MOST_TRIPLETS = 2, 1600
 
@@ -39,7 +44,9 @@ class TrainConfig(Mining, NetworkOptions):
     dimension: int = option(512, help="outputs of the PCA layer, if the model has none yet", group="network")
     power: float = option(0.25, help="eigenvalue power of the PCA: 0 rotates only, 0.5 whitens", group="network")
     train_layers: TrainLayers = option(
-        "block5", help="what to train: only the PCA layer, also the last block, or all", group="fitting"
+        "block5",
+        help="what to train: only the PCA layer (and R-MAC's whitening of regions), also the last block, or all",
+        group="fitting",
     )
     epochs: int = option(3, help="epochs; a larger number than before continues a finished run", group="fitting")
     batch_size: int = option(32, help="triplets per step, over all workers", group="fitting")
@@ -51,6 +58,12 @@ class TrainConfig(Mining, NetworkOptions):
         0,
         help="augmented views per photo, whose frozen features are cached; 0: a new view in each epoch, for which each "
         "step runs the whole network",
+        group="fitting",
+    )
+    final_whitening: FinalWhitening = option(
+        "none",
+        help="whitening fitted to the trained descriptors after the last epoch, kept if it raises mAP on split val: "
+        "pca, or learned from pairs of photos with the same label",
         group="fitting",
     )
     top: int | None = option(
@@ -93,6 +106,10 @@ class TrainConfig(Mining, NetworkOptions):
             raise UserError(
                 f"--batch-size {self.batch_size} gives less than a triplet to each of {each}; give at least {least:g}"
             )
+
+    def lasting(self) -> dict[str, Any]:
+        """The flags that decide what a run learns, by name. A run is resumed only with the same values."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in FREE}
 
     def mining(self, photos: int) -> Mining:
         """The settings of an epoch's mining from `photos` training photos."""

@@ -157,7 +157,12 @@ def test_a_golden_case(measure):
     found = measure(positives, {"a/query/0": ["a/pos/0", "x.tar/1", "x.tar/2", "a/pos/1", "x.tar/3"]})
     assert found["map"] == pytest.approx(0.5, abs=1e-15)
     assert found["oracle"] == pytest.approx(2 / 3, abs=1e-15)
-    assert found["scale"]["0-0.0688"] == {"map": pytest.approx(1 / 3), "oracle": 1.0, "recall": {"1": 0, "5": 1}, "n_queries": 1}
+    assert found["scale"]["0-0.0688"] == {
+        "map": pytest.approx(1 / 3),
+        "oracle": 1.0,
+        "recall": {"1": 0, "5": 1},
+        "n_queries": 1,
+    }
     assert found["scale"]["0.273-inf"] == {"map": 0.5, "oracle": 0.5, "recall": {"1": 1, "5": 1}, "n_queries": 1}
     none = {"map": None, "oracle": None, "recall": {"1": None, "5": None}, "n_queries": 0}
     assert found["scale"]["0.0688-0.135"] == none

@@ -126,7 +126,10 @@ def test_what_the_seed_called_map_is_left_out_where_it_must_be_one(write_manifes
         found = evaluate(EvaluateConfig(manifest=manifest, descriptors=(folder,), out=str(tmp_path / "out")))
         report = json.loads((tmp_path / "out" / "classification_report.json").read_text())
         assert ("top_k_accuracy" in found, "top_k" in report, "top_1" in report) == (measured, measured, True)
-    assert "not measured, as lists have 5 photos: recall@5, recall@8, recall@10, recall@20, recall@100, recall@1000" in caplog.text
+    assert (
+        "not measured, as lists have 5 photos: recall@5, recall@8, recall@10, recall@20, recall@100, recall@1000"
+        in caplog.text
+    )
 
 
 @pytest.mark.parametrize(("photos", "measured"), [(4, False), (8, True)])
@@ -194,8 +197,8 @@ def test_recall_is_the_share_of_queries_with_a_positive_among_the_first(
             junk = {row for (q, row), grade in truth.items() if q == query and grade in level.junk}
             positive = {row for (q, row), grade in truth.items() if q == query and grade in level.positive}
             left = listed(query, [row for row in range(6, 30) if row not in junk])
-            for k, values in hits.items():
-                values += [any(row in positive for row in left[:k])] if positive else []
+            for k in hits:
+                hits[k] += [any(row in positive for row in left[:k])] if positive else []
         expected = {str(k): pytest.approx(np.mean(values)) for k, values in hits.items()}
         assert (found[name] if name else found)["recall"] == expected
         assert sum(hits[1]) < sum(hits[20])

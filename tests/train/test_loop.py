@@ -26,7 +26,12 @@ class Recorder:
         )  # fmt: skip
         source = SimpleNamespace(saved=None)
         self.job = SimpleNamespace(
-            config=TrainConfig(**settings), photos=photos, source=source, fit_pca=False, inputs=None
+            config=TrainConfig(**settings),
+            photos=photos,
+            source=source,
+            fit_pca=False,
+            inputs=None,
+            training=lambda epochs, best: {"epochs": epochs, "best_epoch": best},
         )
         self.fitting = SimpleNamespace(fit=self._fit)
         self.inference = SimpleNamespace(
@@ -117,8 +122,9 @@ def test_the_network_that_is_returned_is_the_better_one_on_val(monkeypatch, gain
     state = State(epoch=3, map_before=0.5, map_fitted=0.4, ap_before=before, ap=before)
     worker = Recorder(state)
     worker.restore_best = lambda _: State(epoch=2, ap_before=before, ap=before + gain)
-    worker.save_model = lambda trained: worker.calls.append(("save_model", trained))
+    worker.save_model = lambda *how: worker.calls.append(("save_model", *how))
     result = loop._finish(worker, state)
     assert (result["epochs"], result["best_epoch"], result["map_after"]) == (3, kept, map_after)
     assert result["val_after"] == pytest.approx(max(result["val_before"], result["val_before"] + gain))
-    assert ("save_model", kept is not None) in worker.calls
+    training = None if kept is None else {"epochs": 3, "best_epoch": kept}
+    assert ("save_model", training, None) in worker.calls

@@ -191,10 +191,9 @@ def test_a_model_folder_that_is_returned_as_it_came_keeps_its_identity(tmp_path)
     for name, came in (("without PCA", spec.Spec()), ("with PCA", spec.Spec(**pca))):
         network.save(network.build(came), came, str(tmp_path / name))
         source = spec.resolve(str(tmp_path / name))
-        fit_pca = came.dimension is None
-        begun = with_pca(source, config, 100) if fit_pca else source
-        worker = SimpleNamespace(rank=0, job=Job(config, None, begun, None, "float32", fit_pca, None, None, ()))
-        Worker.save_model(worker, trained=False)
+        begun = source if came.dimension else with_pca(source, config, 100)
+        worker = SimpleNamespace(rank=0, job=Job(config, None, begun, None, "float32", source, None, None, ()))
+        Worker.save_model(worker, None)
         returned = spec.resolve(str(tmp_path / "run/model"))
         assert (returned.spec, returned.fingerprint()) == (came, source.fingerprint())
 
