@@ -115,6 +115,25 @@ def test_a_resumed_run_goes_on_with_the_epoch_and_the_triplets_of_its_checkpoint
     assert report["epoch"] == 2
 
 
+@pytest.mark.parametrize(("gain", "kept"), [(0.1, True), (-0.1, False)])
+def test_the_pca_layer_is_set_to_the_whitening_after_training_if_that_is_better_on_val(monkeypatch, gain, kept):
+    monkeypatch.setattr(loop, "_judge", lambda *_: 0.7)
+    before = np.linspace(0.1, 0.6, 6)
+    state = State(epoch=3, map_before=0.5, map_fitted=0.4, ap_before=before, ap=before)
+    worker = Recorder(state, final_whitening="learned")
+    worker.restore_best = lambda _: State(epoch=2, ap_before=before, ap=before + 0.2)
+    worker.whitened = lambda *_: ("weights", {"kind": "learned"}, before + 0.2 + gain)
+    for name in ("set_layer", "save_model"):
+        setattr(worker, name, lambda *given, name=name: worker.calls.append((name, *given)))
+    result = loop._finish(worker, state)
+    assert (("set_layer", "pca", "weights") in worker.calls) == kept
+    training = {"epochs": 3, "best_epoch": 2}
+    assert ("save_model", training, {"kind": "learned"} if kept else None) in worker.calls
+    assert result["final_whitening"] == ("learned" if kept else None)
+    assert result["val_whitened"] == pytest.approx(0.55 + gain)
+    assert result["val_after"] == pytest.approx(0.55 + max(gain, 0))
+
+
 @pytest.mark.parametrize(("gain", "kept", "map_after"), [(0.1, 2, 0.7), (0.0, None, 0.5), (-0.1, None, 0.5)])
 def test_the_network_that_is_returned_is_the_better_one_on_val(monkeypatch, gain, kept, map_after):
     monkeypatch.setattr(loop, "_judge", lambda *_: 0.7)
