@@ -209,8 +209,8 @@ def revisited(ranks: Iterable[Sequence[int]], gnd: Iterable[Mapping[str, Sequenc
             `gnd` file does.
 
     Returns:
-        One dict under each of "easy", "medium" and "hard". It has `map`, `mp` as {"1": …, "5": …, "10": …}, and `aps`,
-        one value per query, None for a query without a positive.
+        One dict under each of "easy", "medium" and "hard". It has `map`, `mp` as {"1": …, "5": …, "10": …}, `recall`
+        as {"1": …, "5": …, "10": …, "20": …}, and `aps`, one value per query, None for a query without a positive.
     """
     positions = [_positions(listed, graded) for listed, graded in zip(ranks, gnd, strict=True)]
     metrics = PROTOCOLS["revisited"].metrics

@@ -76,7 +76,13 @@ def average_precision_at_r(ranks: np.ndarray, n_pos: int) -> float | None:
 
 
 def recall_at(ranks: np.ndarray, n_pos: int, k: int) -> float | None:
-    """Recall@k as defined in metric learning: 1 if a positive is among the first `k`, else 0."""
+    """Recall@k of a query as defined in place recognition and metric learning: 1 if a positive is among the first k.
+
+    Otherwise it is 0. Its mean is the share of queries with at least one positive among the first k photos, once the
+    protocol has removed junk and, where it says so, the query's own photo (Arandjelović et al., NetVLAD,
+    arXiv:1511.07247, section 5; Oh Song et al., arXiv:1511.06452). This is not the share of the positives that are
+    found. Returns None for a query without a positive, which the mean leaves out.
+    """
     return float((ranks < k).any()) if n_pos else None
 
 

@@ -79,28 +79,30 @@ REVISITED_LEVELS = {
 }
 ILIAS_LEVELS = {name: Level(positive, junk) for name, positive, junk in groups.levels(groups.ILIAS)}
 _AP: dict[str, Metric] = {"map": metrics.average_precision}
+_RECALL = _at("recall", metrics.recall_at, 1, 5, 10, 20)  # the depths of papers on place recognition
 
 PROTOCOLS: dict[ProtocolName, Protocol] = {
     # Papers on CUB report recall at 1, 2, 4 and 8. Papers on Stanford Online Products use 1, 10, 100 and 1000.
     "labels": Protocol(
         _AP
         | {"map_at_r": metrics.average_precision_at_r}
-        | _at("recall", metrics.recall_at, 1, 2, 4, 5, 8, 10, 100, 1000),
+        | _at("recall", metrics.recall_at, 1, 2, 4, 5, 8, 10, 20, 100, 1000),
         top_k=5,
     ),
-    "holidays": Protocol(_AP),
+    "holidays": Protocol(_AP | _RECALL),
+    # A query's own photo is in its list and a positive, so recall would always be 1.
     "ukbench": Protocol(_AP | {"ns_score": metrics.ns_score}, excludes_query=False),
-    "oxford": Protocol({"map": metrics.printed_average_precision}, graded=True, excludes_query=False),
-    # `map` and `mp` at the top level of metrics.json are those of the level medium.
+    "oxford": Protocol({"map": metrics.printed_average_precision} | _RECALL, graded=True, excludes_query=False),
+    # `map`, `mp` and `recall` at the top level of metrics.json are those of the level medium.
     "revisited": Protocol(
-        _AP | _at("mp", metrics.precision_at, 1, 5, 10),
+        _AP | _at("mp", metrics.precision_at, 1, 5, 10) | _RECALL,
         level=REVISITED_LEVELS["medium"],
         levels=REVISITED_LEVELS,
         graded=True,
     ),
-    "gldv2": Protocol({"map": partial(metrics.finite_average_precision, k=100)}, graded=True),
+    "gldv2": Protocol({"map": partial(metrics.finite_average_precision, k=100)} | _RECALL, graded=True),
     "ilias": Protocol(
-        {"map": partial(metrics.finite_average_precision, k=1000), "oracle": partial(metrics.oracle, k=1000)},
+        {"map": partial(metrics.finite_average_precision, k=1000), "oracle": partial(metrics.oracle, k=1000)} | _RECALL,
         level=Level(positive=tuple(groups.grades(groups.ILIAS)), junk=()),
         excludes_query=False,
         levels=ILIAS_LEVELS,

@@ -13,6 +13,10 @@ split val: that of the best epoch, that of epoch 0 (with its fitted PCA, before 
 The run's folder holds model/, history.csv, tensorboard/, checkpoints/, unreadable.csv if photos can't be read, and
 report.html; open it in a browser to see the hardest triplets of each epoch and what the network finds before and after.
 
+With R-MAC (--model vgg16-rmac), the whitening of its regions is fitted before the PCA, and trained, too. After the last
+epoch, --final-whitening fits the PCA layer again to the trained descriptors, and keeps the result if it is better on
+split val.
+
 Run the same command again to resume. After the first epoch, photos, labels and splits must stay the same. To continue
 training with other photos, give another --out, and --model RUN/model.
 """

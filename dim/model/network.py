@@ -8,6 +8,7 @@ Layer names are fixed: `preprocess`, the names that keras.applications gives to 
 import contextlib
 import random
 from collections.abc import Iterator
+from typing import Any
 
 from dim.errors import UserError
 from dim.io import files, local_copies
@@ -125,8 +126,8 @@ def _copy_weights(trained: keras.Model, model: keras.Model, saved: Spec, spec: S
         layer.set_weights(known[layer.name].get_weights())
 
 
-def save(model: keras.Model, spec: Spec, folder: str) -> None:
-    """Writes a model folder: `model.weights.h5`, then `model.json`.
+def save(model: keras.Model, spec: Spec, folder: str, training: dict[str, Any] | None = None) -> None:
+    """Writes a model folder: `model.weights.h5`, then `model.json`, which has `training` (see `Source`).
 
     An earlier `model.json` is deleted first. Otherwise a reader could combine it with the new weights, or mistake the
     folder of an interrupted job for a model.
@@ -134,7 +135,7 @@ def save(model: keras.Model, spec: Spec, folder: str) -> None:
     files.make_folder(folder)
     local_copies.sweep(folder)
     files.delete(files.join(folder, specs.SPEC_FILE))
-    specs.write(spec, folder, weights.save(model, files.join(folder, specs.WEIGHTS_FILE)))
+    specs.write(spec, folder, weights.save(model, files.join(folder, specs.WEIGHTS_FILE)), training)
 
 
 def part(model: keras.Model, first: str | None, last: str | None) -> keras.Model:

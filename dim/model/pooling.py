@@ -2,7 +2,7 @@
 
 Each pooling is a function and a Keras layer that calls it. `POOLINGS` has the layers, all named "pooling". They
 compute in float32 at any precision of the backbone, and accept maps whose height and width are unknown until run time.
-`region_maxima` defines the regions of R-MAC. A whitening of regions is fitted to their L2-normalised maxima.
+`region_maxima` defines the regions of R-MAC. A whitening of regions is fitted to `region_vectors`.
 
 The formulas write X_k(p) for the activation of channel k at position p, and f_k for entry k of the result.
 """
@@ -80,10 +80,15 @@ def rmac(maps: Any, levels: int = 3, kernel: Any = None, bias: Any = None) -> An
     `kernel` (K, D) and `bias` (D,) are a whitening of regions, as `Whitening.as_dense` returns it. If they are None,
     the regions are only normalised: f = Σ over regions of L2(maxima), and D = K.
     """
-    vectors = l2_normalise(region_maxima(maps, levels))
+    vectors = region_vectors(maps, levels)
     if kernel is not None:
         vectors = l2_normalise(ops.matmul(vectors, kernel) + bias)
     return ops.sum(vectors, axis=1)
+
+
+def region_vectors(maps: Any, levels: int = 3) -> Any:
+    """Returns L2(maxima) of each region, (N, regions, K), which a whitening of regions is fitted and applied to."""
+    return l2_normalise(region_maxima(maps, levels))
 
 
 def region_maxima(maps: Any, levels: int = 3) -> Any:
@@ -194,7 +199,7 @@ class RMAC(keras.layers.Layer):  # type: ignore[misc]
     """R-MAC pooling (see `rmac`): sums the L2-normalised maxima of square regions, which it can whiten first.
 
     The weights `kernel` and `bias` of the whitening start as the identity. `set_weights(whitening.as_dense())` replaces
-    them by a fitted whitening, which must have been fitted to L2-normalised `region_maxima`.
+    them by a fitted whitening, which must have been fitted to `region_vectors`.
 
     Args:
         levels: The number of scales; see `region_maxima`.

@@ -21,7 +21,7 @@ from dim.model.backbones import BACKBONES
 
 FORMAT_VERSION = 1
 SPEC_FILE, WEIGHTS_FILE = "model.json", "model.weights.h5"
-_WEIGHTS_SHA256 = "weights_sha256"  # the key of the hash in model.json
+_WEIGHTS_SHA256, _TRAINING = "weights_sha256", "training"  # keys of model.json that are not in `Spec`
 SHIPPED_WEIGHTS = Path(dim.__file__).parent / "assets" / "vgg16" / "vgg16_imagenet_notop_fp16.npz"
 NAMED_WEIGHTS = ("random", "imagenet")  # accepted in place of a weights file
 
@@ -29,7 +29,7 @@ NAMED_WEIGHTS = ("random", "imagenet")  # accepted in place of a weights file
 POOLINGS = ("mac", "spoc", "spoc-prior", "gem", "crow", "rmac")
 PREPROCESSINGS = ("caffe", "unit", "symmetric", "torch")
 
-DEEPEST = 8  # the most levels of nesting in `Spec.whitening`; copying and writing it recurse at each level
+DEEPEST = 8  # the most levels of nesting in `Spec.whitening` and in "training"; copying and writing recurse at each
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ class Spec:
         image_size: The side, in pixels, of a squashed photo; if `resize` is "long-side", the longer side.
         resize: "squash" (to a square) or "long-side" (which keeps the aspect ratio).
         dimension: The number of outputs of the PCA layer; None if there is no such layer.
-        whitening: The kind, power and training data of the PCA layer: {"kind": …, "power": …, "learned_on": …}.
+        whitening: The kind, power and training data of the PCA layer: {"kind": …, "power": …, "learned_on": …}. If the
+            layer was fitted again after training, this is the last fit, and "earlier" lists those before it.
         region_dimension: The number of outputs of the whitening of R-MAC's regions; None without this whitening.
         region_whitening: The kind, power and training data of the whitening of the regions, as in `whitening`.
     """
@@ -110,12 +111,14 @@ class Source:
         saved: The spec that the weights were saved with. It differs from `spec` if flags such as `--pooling`
             change the model. It is None if the weights are for the backbone alone.
         sha256: The hash of the weights file. Each process that loads the file checks it; None accepts any file.
+        training: How train.py made the weights, as model.json has it; None if it did not. No identity depends on it.
     """
 
     spec: Spec
     weights: str
     saved: Spec | None
     sha256: str | None = None
+    training: dict[str, Any] | None = None
 
     def fingerprint(self) -> str:
         """Returns the sha256 of the weights file; or "random" or "imagenet" if these are the weights."""
@@ -158,7 +161,7 @@ def resolve(model: str, weights: str | None = None, **changes: Any) -> Source:
     changed = dataclasses.replace(spec, **{name: value for name, value in changes.items() if value is not None})
     if changed.pooling != "rmac":
         changed = dataclasses.replace(changed, region_dimension=None, region_whitening=None)
-    return Source(changed.checked(f"model {model!r}"), found, saved, digest)
+    return Source(changed.checked(f"model {model!r}"), found, saved, digest, document and document[2])
 
 
 def _off_the_shelf(name: str) -> Spec:
@@ -178,8 +181,11 @@ def read(folder: str) -> Spec:
     return _read(folder)[0]
 
 
-def _read(folder: str) -> tuple[Spec, str | None]:
-    """Returns the spec in `folder`/model.json, and the sha256 of its weights (None in files of old versions of dim)."""
+def _read(folder: str) -> tuple[Spec, str | None, dict[str, Any] | None]:
+    """Returns the spec in `folder`/model.json, the sha256 of its weights, and how they were trained.
+
+    Files of old versions of dim lack the last two, which are then None.
+    """
     uri = files.join(folder, SPEC_FILE)
     document = files.read_json(uri)
     if not isinstance(document, dict):
@@ -190,20 +196,24 @@ def _read(folder: str) -> tuple[Spec, str | None]:
             f"{uri!r} has format version {quoted(version)}, this dim reads {FORMAT_VERSION}; "
             "use the version of dim that wrote it"
         )
-    digest = document.pop(_WEIGHTS_SHA256, None)
+    digest, training = document.pop(_WEIGHTS_SHA256, None), document.pop(_TRAINING, None)
+    if not isinstance(training, dict | None) or _nested(training, DEEPEST):
+        raise UserError(f"training in {uri!r} is not an object of at most {DEEPEST} levels; make the model again")
     known = {field.name: field.default for field in dataclasses.fields(Spec)}
     required = {name for name, default in known.items() if default is not None}
     for fields, what in ((document.keys() - known, "has the unknown"), (required - document.keys(), "lacks the")):
         if fields:
             raise UserError(f"{uri!r} {what} field {quoted(min(fields))}; use the version of dim that wrote it")
-    return Spec(**document).checked(repr(uri)), digest
+    return Spec(**document).checked(repr(uri)), digest, training
 
 
-def write(spec: Spec, folder: str, sha256: str | None = None) -> None:
-    """Writes `folder`/model.json. `sha256` is the hash of the weights that belong to `spec`."""
+def write(spec: Spec, folder: str, sha256: str | None = None, training: dict[str, Any] | None = None) -> None:
+    """Writes `folder`/model.json. `sha256` is the hash of the weights, and `training` says how they were trained."""
     document = {"format_version": FORMAT_VERSION, **dataclasses.asdict(spec)}
     if sha256:
         document[_WEIGHTS_SHA256] = sha256
+    if training:
+        document[_TRAINING] = training
     files.write_json(files.join(folder, SPEC_FILE), document)
 
 

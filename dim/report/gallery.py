@@ -97,7 +97,7 @@ _AT = {
     "recall": ("Recall@{}", "share of queries with a positive in the first {}"),
     "mp": ("mP@{}", "mean precision of the first {}"),
 }
-_DEPTHS = ("1", "5", "10")
+_DEPTHS = ("1", "5", "10", "20")
 
 
 def figures(metrics: dict[str, Any]) -> dict[str, tuple[str, str]]:

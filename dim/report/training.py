@@ -39,7 +39,7 @@ def write(config: TrainConfig, photos: TrainingPhotos, summary: dict[str, Any], 
         "Headline",
         element("ul", warnings, class_="note") if warnings else None,
         parts.figures(_figures(summary)),
-        parts.facts(_settings(config)),
+        parts.facts(_settings(config, summary)),
         note=summary["verdict"],
     )
     page.section("Curves", _curves(config, history, summary))
@@ -97,7 +97,14 @@ def _best(epoch: int | None) -> str:
     return "none" if epoch is None else str(epoch)
 
 
-def _settings(config: TrainConfig) -> dict[str, str]:
+def _final_whitening(config: TrainConfig, summary: dict[str, Any]) -> str:
+    if config.final_whitening == "none":
+        return "none"
+    kept = "kept" if summary["final_whitening"] else "not kept"
+    return f"{config.final_whitening}, {kept}: mAP on split val with it is {parts.four_digits(summary['val_whitened'])}"
+
+
+def _settings(config: TrainConfig, summary: dict[str, Any]) -> dict[str, str]:
     workers = "1 worker" if config.workers == 1 else f"up to {config.workers} workers"
     return {
         "Model": config.model,
@@ -108,6 +115,7 @@ def _settings(config: TrainConfig) -> dict[str, str]:
         "Learning rate": f"{config.learning_rate:g}, {config.schedule}, {config.optimizer}",
         "Triplets": f"the {config.top:,} hardest" if config.top else "all active ones",
         "Batch": f"{config.batch_size} triplets on {workers}",
+        "Whitening after training": _final_whitening(config, summary),
         "Seed": str(config.seed),
     }
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from dim.app.config import Options, flag_name, option, require_at_least
 from dim.errors import UserError
@@ -11,8 +11,13 @@ from dim.mine.config import Mining
 
 TrainLayers = Literal["pca", "block5", "all"]
 LossName = Literal["triplet", "contrastive", "ap", "multi-similarity"]
+FinalWhitening = Literal["none", "pca", "learned"]
 _COUNTS = ("dimension", "epochs", "batch_size", "mine_every", "workers")
 _AT_LEAST = {**dict.fromkeys(_COUNTS, 1), "contrastive_margin": 0, "ap_bins": 2}
+# Flags that may change when a run is resumed: when it ends, what follows the last epoch, the places of files, and the
+# machines.
+FREE = {"root", "epochs", "patience", "final_whitening", "out", "mlflow", "workers", "gpus_per_worker", "scratch"}
+FREE |= {"scratch_gigabytes"}
 # Default triplets per epoch: for each training photo, and in all.
 PER_PHOTO, MOST_TRIPLETS = 3, 1600
 
@@ -136,7 +141,9 @@ class TrainConfig(Mining, NetworkOptions, OptimizerOptions, AugmentationOptions)
     dimension: int = option(512, help="outputs of the PCA layer, if the model has none yet", group="network")
     power: float = option(0.25, help="eigenvalue power of the PCA: 0 rotates only, 0.5 whitens", group="network")
     train_layers: TrainLayers = option(
-        "block5", help="what to train: only the PCA layer, also the last block, or all", group="fitting"
+        "block5",
+        help="what to train: only the PCA layer (and R-MAC's whitening of regions), also the last block, or all",
+        group="fitting",
     )
     loss: LossName = option(
         "triplet",
@@ -154,6 +161,12 @@ class TrainConfig(Mining, NetworkOptions, OptimizerOptions, AugmentationOptions)
         group="fitting",
     )
     batch_size: int = option(32, help="triplets per step, over all workers", group="fitting")
+    final_whitening: FinalWhitening = option(
+        "none",
+        help="whitening fitted to the trained descriptors after the last epoch, kept if it raises mAP on split val: "
+        "pca, or learned from pairs of photos with the same label",
+        group="fitting",
+    )
     top: int | None = option(
         None,
         help=f"triplets per epoch, the hardest (default: {PER_PHOTO} for each training photo, at most {MOST_TRIPLETS})",
@@ -197,6 +210,10 @@ class TrainConfig(Mining, NetworkOptions, OptimizerOptions, AugmentationOptions)
     def planned_steps(self, photos: int) -> int:
         """The number of steps of the run if each mining from `photos` training photos finds as many as it may keep."""
         return self.epochs * max(1, (self.mining(photos).top or 0) // self.batch_size)
+
+    def lasting(self) -> dict[str, Any]:
+        """The flags that decide what a run learns, by name. A run is resumed only with the same values."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in FREE}
 
     def mining(self, photos: int) -> Mining:
         """The settings of an epoch's mining from `photos` training photos."""

@@ -5,6 +5,7 @@ store, so that no worker holds all descriptors. The mAP follows the protocol `la
 from these blocks.
 """
 
+import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from dim.train.features import Features, pass_size
 from dim.train.locality import Ownership
 from dim.train.step import TrainedNetwork
 from dim.train.training_set import Job
+from dim.whiten.fit import Moments, moments_of
 
 LISTED = 10  # number of photos kept per ranking
 BLOCK_BYTES = 2**26  # of the descriptors that each worker gets at a time
@@ -57,6 +59,15 @@ class Embedded:
                 start += size
         return Embedded(self.rows[chosen], parts)
 
+    def mapped(self, function: Callable[[np.ndarray], np.ndarray]) -> "Embedded":
+        """The same photos with the descriptors function(descriptors), for a function of each row alone."""
+        parts = [Part(part.start, part.size, partial(_mapped, part.load, function)) for part in self.parts]
+        return Embedded(self.rows, parts)
+
+
+def _mapped(load: Callable[[], np.ndarray], function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    return function(load())
+
 
 def _filtered(load: Callable[[], np.ndarray], mask: np.ndarray) -> np.ndarray:
     vectors: np.ndarray = load()[mask]
@@ -68,7 +79,7 @@ class Inference:
 
     def __init__(self, trained: TrainedNetwork, features: Features, job: Job, rank: int, ownership: Ownership) -> None:
         self._trained, self._features, self._rank, self._ownership = trained, features, rank, ownership
-        self._photos, self._batch_size = job.photos, pass_size(job)
+        self._photos, self._batch_size, self._channels = job.photos, pass_size(job), job.source.spec.channels
 
     def embed(self, rows: np.ndarray, pooled: bool = False) -> Embedded:
         """Embeds the photos `rows`, which are in ascending order. If `pooled`, the PCA layer is left out."""
@@ -106,15 +117,33 @@ class Inference:
         return gathered[order], vectors[order]
 
     def _embed_own(self, rows: np.ndarray, pooled: bool, progress: Progress) -> dict[int, np.ndarray]:
-        lists = [rows[start : start + self._batch_size].tolist() for start in range(0, len(rows), self._batch_size)]
         descriptors: dict[int, np.ndarray] = {}
+        for own, batch in self._batches(rows, progress):
+            descriptors |= zip(own, self._trained.describe(batch, pooled), strict=True)
+        return descriptors
+
+    def _batches(self, rows: np.ndarray, progress: Progress) -> Iterator[tuple[list[int], np.ndarray]]:
+        """Yields the rows and the activations of the readable photos of `rows`, in batches of one shape."""
+        lists = [rows[start : start + self._batch_size].tolist() for start in range(0, len(rows), self._batch_size)]
         for asked, activations in zip(lists, self._features.read(lists), strict=True):
             own = list(activations)
             for positions, batch in embedder.batches(list(activations.values()), self._batch_size):
-                outputs = self._trained.describe(batch, pooled)
-                descriptors |= zip([own[position] for position in positions], outputs, strict=True)
+                yield [own[position] for position in positions], batch
             progress.add(len(asked), errors=len(asked) - len(activations))
-        return descriptors
+
+    def region_moments(self, rows: np.ndarray) -> Moments:
+        """The moments of the vectors of R-MAC's regions of the photos `rows`, before their whitening."""
+        own = self._ownership.rows(rows, self._rank)
+        progress = Progress("summing", len(own), errors=True)
+        found = (moments_of(self._trained.regions(batch)) for _, batch in self._batches(own, progress))
+        total = functools.reduce(Moments.merge, found, moments_of(np.zeros((0, self._channels))))
+        flat = np.concatenate([[total.count], total.mean, total.scatter.reshape(-1)])
+        # Each worker has summed its own photos, so only the sums travel. They are added in the order of the ranks.
+        return functools.reduce(Moments.merge, map(self._moments, from_all(self._trained.strategy, flat[None])))
+
+    def _moments(self, flat: np.ndarray) -> Moments:
+        count, mean, scatter = np.split(flat, [1, 1 + self._channels])
+        return Moments(int(count[0]), mean, scatter.reshape(self._channels, self._channels))
 
     def unreadable(self) -> dict[int, str]:
         """The photos that some worker could not read: row → reason."""
@@ -131,11 +160,15 @@ class Inference:
     @step("computing mAP")
     def average_precisions(self, split: str, embedded: Embedded) -> np.ndarray:
         """The AP of each photo of `split` (n,), in the order of its rows. NaN without positives, or if not embedded."""
-        rows, own = self._photos.rows(split), None
-        if self._rank == 0:
-            own = np.full(len(rows), np.nan)
-            own[np.isin(rows, embedded.rows)] = average_precisions(*self._of_split(split, embedded))
+        own = self.own_average_precisions(split, embedded) if self._rank == 0 else None
         found: np.ndarray = broadcast_from_rank_zero(own)
+        return found
+
+    def own_average_precisions(self, split: str, embedded: Embedded) -> np.ndarray:
+        """The same, computed by rank 0 for itself."""
+        rows = self._photos.rows(split)
+        found = np.full(len(rows), np.nan)
+        found[np.isin(rows, embedded.rows)] = average_precisions(*self._of_split(split, embedded))
         return found
 
     @step("computing mAP")

@@ -34,7 +34,7 @@ def features_of(job: Job, trained: TrainedNetwork, workers: int) -> "Features":
     weights = (job.inputs.network["weights"], config.seed if job.source.weights == "random" else None)
     below = (spec.backbone, spec.preprocessing, spec.image_size, spec.resize)
     # The trunk contains the pooling only if the layer l2 is the trunk's last layer.
-    pooling = (spec.layer, spec.pooling, spec.region_dimension) if trained.cut == "l2" else None
+    pooling = (spec.layer, spec.pooling) if trained.cut == "l2" else None
     fingerprint = repr((weights, below, pooling, trained.cut, job.precision, SRGB))
     cache = FeatureCache(config.scratch, fingerprint, int(config.scratch_gigabytes * 1e9))
     threads = tf.config.threading.get_intra_op_parallelism_threads()

@@ -40,8 +40,6 @@ from dim.train.training_set import Inputs, Job, TrainingPhotos
 log = logging.getLogger(__name__)
 
 DEMO = Path(dim.__file__).parent / "assets" / "demo" / "manifest.csv"
-# Flags that may change when a run is resumed: when it ends, the places of files, and the machines.
-FREE = {"root", "epochs", "patience", "out", "mlflow", "workers", "gpus_per_worker", "scratch", "scratch_gigabytes"}
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -61,13 +59,12 @@ def train(config: TrainConfig) -> dict[str, Any]:
     manifest = manifests.read(config.manifest or str(DEMO))
     if config.root:
         identity.require_under(config.root, manifest)
-    source = _network(config)
+    as_it_came = source = _network(config)
     contents = identity.fingerprint_photos(manifest)
     photos = photos_of(manifest, contents, source, config)
     if config.patience and not len(photos.rows("val")):
         raise UserError(f"--patience needs photos of split val, and {manifest.uri!r} has none; leave it out")
-    fit_pca = source.spec.dimension is None
-    if fit_pca:
+    if source.spec.dimension is None:
         source = with_pca(source, config, len(photos.rows("train")))
     check_candidates(config, source.spec.dimension or source.spec.pooled_dimension)
     inputs = training_set.of(manifest, contents, source)
@@ -88,7 +85,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         named = {"manifest": manifest.uri, "model": config.model}
         with output_folder.opened(config.out, "train", config, named) as out, failures.log_queue() as queue:
             tracking = history.tracked(config.mlflow, config) if config.mlflow else None
-            job = Job(config, photos, source, inputs, precision, fit_pca, queue, tracking, lease.claims())
+            job = Job(config, photos, source, inputs, precision, as_it_came, queue, tracking, lease.claims())
             summary = _run_workers(config, gpus, job)
             log.info("%s", summary["verdict"])
             for warning in summary["warnings"]:
@@ -135,7 +132,10 @@ def photos_of(manifest: Manifest, contents: Contents, source: Source, config: Tr
 
 
 def with_pca(source: Source, config: TrainConfig, rows: int) -> Source:
-    """Adds a PCA layer to `source`. The workers will fit this layer on `rows` photos."""
+    """Adds a PCA layer to `source` and, if it lacks it, the whitening of R-MAC's regions. The workers will fit both.
+
+    `rows` is the number of photos of split train.
+    """
     # The covariance of n descriptors has a rank of at most n − 1.
     pooled = source.spec.pooled_dimension
     dimension = min(config.dimension, pooled, rows - 1)
@@ -143,7 +143,10 @@ def with_pca(source: Source, config: TrainConfig, rows: int) -> Source:
         log.info("the PCA layer has %d dimensions; %d photos of %d values allow no more", dimension, rows, pooled)
     learned_on = {"manifest": config.manifest or "demo", "split": "train"}
     whitening = {"kind": "pca", "power": config.power, "learned_on": learned_on}
-    return dataclasses.replace(source, spec=dataclasses.replace(source.spec, dimension=dimension, whitening=whitening))
+    spec = dataclasses.replace(source.spec, dimension=dimension, whitening=whitening)
+    if spec.pooling == "rmac" and spec.region_dimension is None:
+        spec = dataclasses.replace(spec, region_dimension=spec.channels, region_whitening=whitening)
+    return dataclasses.replace(source, spec=spec)
 
 
 def _require_same_flags(config: TrainConfig) -> None:
@@ -151,15 +154,14 @@ def _require_same_flags(config: TrainConfig) -> None:
     if record is None or record["job"] != "train":
         return  # output.opened refuses the folder of another job
     before = record.get("configuration", {})
-    now = dataclasses.asdict(config)
     # A scheduled learning rate depends on the number of epochs, so that more of them would have needed other steps.
-    fixed = now.keys() - FREE | ({"epochs"} if config.scheduled else set())
+    fixed = config.lasting() | ({"epochs": config.epochs} if config.scheduled else {})
     # A flag that the run's version of dim did not have was at its default.
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
-    for name in sorted(fixed):
-        if (had := before.get(name, defaults[name])) != now[name]:
+    for name, now in fixed.items():
+        if (had := before.get(name, defaults[name])) != now:
             raise UserError(
-                f"{config.out!r} holds a run with {name} {had!r}, not {now[name]!r}; "
+                f"{config.out!r} holds a run with {name} {had!r}, not {now!r}; "
                 "give the same flags to resume it, or another --out"
             )
 

@@ -18,6 +18,7 @@ from dim.train import checkpoint, history, verdict
 from dim.train.checkpoint import State, mean_of
 from dim.train.embed import Embedded
 from dim.train.training_set import Job
+from dim.train.verdict import Whitened
 from dim.train.worker import Clock, Worker, start_worker
 
 log = logging.getLogger(__name__)
@@ -122,7 +123,10 @@ def _log_workers(worker: Worker, done: int) -> None:
 
 
 def _begin(worker: Worker) -> State:
-    """Measures the network at the start, fits its PCA layer if necessary, and writes the checkpoint of epoch 0."""
+    """Measures the network at the start, fits its PCA layer if necessary, and writes the checkpoint of epoch 0.
+
+    With R-MAC, the whitening of its regions is fitted first, because the PCA is fitted to the sums of whitened regions.
+    """
     job, photos, state = worker.job, worker.job.photos, State()
 
     # Embed all photos: this fills the feature cache, and shows which photos cannot be read.
@@ -138,7 +142,11 @@ def _begin(worker: Worker) -> State:
         state.map_before = _judge(worker, history.BEFORE, embedded)
         state.ap_before = worker.inference.average_precisions("val", embedded)
         _log_map(worker, verdict.origin(job.source), state.map_before)
-        worker.fit_pca(embedded.where(np.isin(embedded.rows, photos.rows("train"))))
+        train = embedded.where(np.isin(embedded.rows, photos.rows("train")))
+        if job.fit_regions:
+            worker.fit_regions(train.rows)
+            train = worker.inference.embed(train.rows, pooled=True)
+        worker.fit_pca(train)
         state.map_fitted, state.ap = mean_of(_aps_of(worker, _judged_split(worker))), _aps_of(worker, "val")
         _log_map(worker, "with the fitted PCA", state.map_fitted)
     else:
@@ -164,30 +172,45 @@ def _finish(worker: Worker, state: State) -> dict[str, Any]:
     if made is None:
         folder = files.join(config.out, checkpoint.FOLDER)
         raise JobFailed(f"no checkpoint in {folder!r} is whole any more; run the same command again")
-    judged = verdict.judge(made, photos.labels[photos.rows("val")], verdict.origin(job.source))
+    final = _whiten(worker, made) if config.final_whitening != "none" else None
+    judged = verdict.judge(made, photos.labels[photos.rows("val")], verdict.origin(job.source), final)
     if judged.kept is None:
         map_after = state.map_before
         if worker.rank == 0:
             history.keep_found(config.out, history.AFTER, history.found(config.out, history.BEFORE))
     else:
         map_after = _judge(worker, history.AFTER, _embed_judged(worker))
-    worker.save_model(trained=judged.kept is not None)
+    training = None if judged.kept is None else job.training(state.epoch, judged.kept)
+    worker.save_model(training, final.about if final and judged.whitening else None)
     return {
         "map_before": state.map_before,
         "map_fitted": state.map_fitted,
         "map_after": map_after,
         "val_before": state.val_before,
         "val_fitted": state.val_fitted,
-        "val_after": mean_of(made.ap if judged.kept is not None else made.ap_before),
+        "val_after": mean_of(judged.ap),
+        "val_whitened": mean_of(final.ap) if final else None,
         "val_interval": judged.interval,
         "judged_on": judged_on if len(photos.rows(judged_on)) else None,
         "epochs": state.epoch,
         "best_epoch": judged.kept,
+        "final_whitening": judged.whitening,
         "verdict": judged.line(files.join(config.out, history.MODEL)) + verdict.stopped(config, state),
         "workers": worker.workers,
         "unreadable": state.unreadable,
         "warnings": list(verdict.warnings(job, state, judged, map_after)),
     }
+
+
+def _whiten(worker: Worker, made: State) -> Whitened:
+    """Sets the PCA layer of the network of the checkpoint `made` to --final-whitening, if it is better on split val."""
+    train, val = (worker.inference.embed(worker.job.photos.rows(split), pooled=True) for split in ("train", "val"))
+    layer, about, ap = worker.whitened(train, val)
+    found = Whitened(worker.job.config.final_whitening, about, ap, made.ap)
+    if found.kept:
+        worker.set_layer("pca", layer)
+    log.info("%s", found.line())
+    return found
 
 
 def _judged_split(worker: Worker) -> str:

@@ -14,12 +14,14 @@ import tensorflow as tf
 from dim.model import network
 from dim.model.backbones import BACKBONES
 from dim.model.backend import keras
+from dim.model.pooling import region_vectors
 from dim.model.spec import Spec
 from dim.train.optimizer import apply_gradients
 
-# The cut for each value of --train-layers: the name of the last frozen layer, or None if nothing is frozen.
+# The cut for each value of --train-layers: the name of the last frozen layer, or None if nothing is frozen. The
+# whitening of R-MAC's regions is part of the pooling layer, and is never frozen.
 CUTS: dict[str, Callable[[Spec], str | None]] = {
-    "pca": lambda _: "l2",
+    "pca": lambda spec: spec.layer if spec.region_dimension else "l2",
     "block5": lambda spec: BACKBONES[spec.backbone].tail,
     "all": lambda _: None,
 }
@@ -50,10 +52,27 @@ class TrainedNetwork:
         self._descriptors = ReplicatedForward(strategy, self.head, tf.float32)
         pooled = network.part(model, self.cut, "l2") if self.cut != "l2" else None
         self._pooled = ReplicatedForward(strategy, pooled, tf.float32) if pooled else None
+        regions = self._region_vectors(spec) if spec.region_dimension else None
+        self._regions = ReplicatedForward(strategy, regions, tf.float32) if regions else None
 
     def dimension(self, pooled: bool) -> int:
         """The length of a descriptor. If `pooled`, it is the length without the PCA layer."""
         return int((self.model.get_layer("l2") if pooled else self.model).output.shape[-1])
+
+    def _region_vectors(self, spec: Spec) -> Callable[..., Any]:
+        maps = network.part(self.model, self.cut, spec.layer) if self.cut != spec.layer else None
+
+        def vectors(activations: Any, training: bool) -> Any:
+            return region_vectors(tf.cast(maps(activations, training=training) if maps else activations, tf.float32))
+
+        return vectors
+
+    def regions(self, activations: np.ndarray) -> np.ndarray:
+        """The vectors of R-MAC's regions before their whitening, (regions, K), for `activations` at the cut (N, …)."""
+        if self._regions is None:
+            raise TypeError("only the regions of R-MAC can be whitened")
+        found = self._regions(activations)
+        return found.reshape(-1, found.shape[-1])
 
     def describe(self, activations: np.ndarray, pooled: bool) -> np.ndarray:
         """The descriptors, float32 (N, D), of `activations` at the cut (N, …); if `pooled`, without the PCA layer."""
@@ -65,7 +84,7 @@ class TrainedNetwork:
 class ReplicatedForward:
     """Runs a part of the network in inference, on all replicas of this worker."""
 
-    def __init__(self, strategy: tf.distribute.Strategy, part: keras.Model, dtype: tf.DType) -> None:
+    def __init__(self, strategy: tf.distribute.Strategy, part: Callable[..., Any], dtype: tf.DType) -> None:
         self._strategy = strategy
 
         def on_replica(parts: list[tf.Tensor]) -> tf.Tensor:

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from ray.util.queue import Queue
 
+import dim
 from dim.data.config import Resize
 from dim.data.limits import LIMITS, Limits
 from dim.data.manifest import Manifest
@@ -24,6 +25,7 @@ from dim.extract.identity import Contents
 from dim.io import csv_files, files, tables
 from dim.io.lease import Claim
 from dim.model.spec import Source
+from dim.model.whitening import Whitening
 from dim.train import checkpoint
 from dim.train.config import TrainConfig
 from dim.train.history import UNREADABLE, Tracking
@@ -163,16 +165,36 @@ class Job:
     source: Source  # the network that the run begins with
     inputs: Inputs  # the identity of photos and network
     precision: str  # float32 or bfloat16
-    fit_pca: bool  # whether the network's PCA layer is still to be fitted
+    as_it_came: Source  # the network that `--model` names: `source` without the layers that the run fits
     queue: Queue  # takes the workers' log records to the driver
     tracking: Tracking | None  # the MLflow run that gets the figures of each epoch, if any
     claims: tuple[Claim, ...]  # the driver's leases on the run's folder; workers write only while the driver holds them
 
     @property
-    def as_it_came(self) -> Source:
-        """The network that `--model` names: `source` without the PCA layer that the run fits."""
-        if not self.fit_pca:
-            return self.source
-        return dataclasses.replace(
-            self.source, spec=dataclasses.replace(self.source.spec, dimension=None, whitening=None)
-        )
+    def fit_pca(self) -> bool:
+        """Whether the network's PCA layer is fitted before the first step."""
+        return self.as_it_came.spec.dimension is None
+
+    @property
+    def fit_regions(self) -> bool:
+        """Whether the whitening of R-MAC's regions is fitted before the first step, too."""
+        return self.as_it_came.spec.region_dimension != self.source.spec.region_dimension
+
+    def whitening_after(self, fitted: Whitening) -> dict[str, Any]:
+        """What model.json says of the PCA layer if `fitted` has replaced it after training (see `Spec.whitening`)."""
+        before = dict(self.source.spec.whitening or {})
+        learned_on = {"manifest": self.config.manifest or "demo", "split": "train", **fitted.learned_on}
+        about = {"kind": fitted.kind, "power": fitted.power, "learned_on": learned_on}
+        return about | {"earlier": [*before.pop("earlier", []), before]}
+
+    def training(self, epochs: int, best: int) -> dict[str, Any]:
+        """How the network after epoch `best` of a run of `epochs` epochs was trained, as model.json has it."""
+        return {
+            "dim": dim.__version__,
+            "manifest": self.config.manifest or "demo",
+            "photos": len(self.photos.rows("train")),
+            "epochs": epochs,
+            "best_epoch": best,
+            "precision": self.precision,
+            "configuration": {name: value for name, value in self.config.lasting().items() if name != "manifest"},
+        }

@@ -1,7 +1,8 @@
 """Says whether training helped: the verdict of a run, and its warnings.
 
 The verdict compares two networks query by query on split val: the network as it came, and the best one that the run
-made, fitted or after an epoch. The run returns the network as it came unless the other has a higher mAP.
+made: fitted or after an epoch, and then whitened if that is better still (`Whitened`). The run returns the network as
+it came unless the other has a higher mAP.
 
 The 95 % interval is of other objects, as `evaluate.significance` resamples whole objects. Resampling queries would give
 a narrower interval, but only of other photos of the same objects: the queries of an object gain or lose together. The
@@ -10,15 +11,40 @@ interval does not know that the best of several epochs was chosen on the same qu
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from dim.evaluate import significance
 from dim.evaluate.significance import MeanDifference
 from dim.model.spec import Source
-from dim.train.checkpoint import State
+from dim.train.checkpoint import State, mean_of
 from dim.train.config import TrainConfig
 from dim.train.training_set import Job
+
+
+@dataclass(frozen=True)
+class Whitened:
+    """The whitening after training (--final-whitening), compared with the best network before it."""
+
+    kind: str  # "pca" or "learned"
+    about: dict[str, Any]  # what model.json says of the PCA layer with this whitening
+    ap: np.ndarray  # the AP of each photo of split val, NaN if it has none, (n,)
+    ap_before: np.ndarray  # the same without this whitening
+
+    @property
+    def kept(self) -> bool:
+        """Whether mAP on split val is higher with this whitening. Without queries to judge by, it is not kept."""
+        after, before = mean_of(self.ap), mean_of(self.ap_before)
+        return after is not None and before is not None and after > before
+
+    def line(self) -> str:
+        """What became of the whitening, in one line."""
+        after, before = mean_of(self.ap), mean_of(self.ap_before)
+        what = f"the {self.kind} whitening after training is {'kept' if self.kept else 'not kept'}"
+        if after is None or before is None:
+            return f"{what}: there are no validation queries to judge it by"
+        return f"{what}: mAP on split val is {after:.4f} with it and {before:.4f} without"
 
 
 @dataclass(frozen=True)
@@ -30,11 +56,18 @@ class Judged:
     queries: int  # number of queries that have an AP with both networks
     change: MeanDifference | None  # of the mAP, from the network as it came to the best one; None without queries
     interval: tuple[float, float] | None  # the 95 % interval of the mAP of the network that is kept; None like `change`
+    ap: np.ndarray  # the AP of each photo of split val with the network that is kept
+    final: str | None = None  # the kind of the whitening after training that the best network has
 
     @property
     def kept(self) -> int | None:
         """The epoch of the network that the run returns; None if this is the network as it came."""
         return self.epoch if self.change is None or self.change.difference > 0 else None
+
+    @property
+    def whitening(self) -> str | None:
+        """The kind of the whitening after training, if the network that the run returns has it."""
+        return None if self.kept is None else self.final
 
     @property
     def clear(self) -> bool:
@@ -44,6 +77,7 @@ class Judged:
     def line(self, model: str) -> str:
         """The verdict in one line. `model` is the folder of the network that is kept."""
         made = f"epoch {self.epoch}" if self.epoch else "the fitted PCA"
+        made += f" with the {self.final} whitening after training" if self.final else ""
         if self.change is None:
             return f"not judged, because there are no validation queries; {model!r} holds {made}, the last"
         on = f"on {self.queries} validation queries"
@@ -59,18 +93,21 @@ class Judged:
         return f"{made} {better} than {self.origin}: {gain} {on} ({interval}); {model!r} holds it"
 
 
-def judge(made: State, labels: np.ndarray, origin: str) -> Judged:
+def judge(made: State, labels: np.ndarray, origin: str, whitened: Whitened | None = None) -> Judged:
     """Compares the network of the checkpoint `made` with the network as it came, which is called `origin`.
 
-    `labels` (n,) has the label of each photo of split val. The photos of a label show one object.
+    `labels` (n,) has the label of each photo of split val. The photos of a label show one object. If `whitened` is
+    kept, the network is compared with this whitening.
     """
-    common = np.isfinite(made.ap_before) & np.isfinite(made.ap)
+    ap, final = (whitened.ap, whitened.kind) if whitened and whitened.kept else (made.ap, None)
+    common = np.isfinite(made.ap_before) & np.isfinite(ap)
     if not common.any():
-        return Judged(made.epoch, origin, 0, None, None)
-    before, after, objects = made.ap_before[common], made.ap[common], labels[common].astype(np.str_)
+        return Judged(made.epoch, origin, 0, None, None, ap, final)
+    before, after, objects = made.ap_before[common], ap[common], labels[common].astype(np.str_)
     change = significance.paired_test(before, after, objects)
-    interval = significance.interval_of_mean(after if change.difference > 0 else before, objects)
-    return Judged(made.epoch, origin, len(objects), change, interval)
+    better = change.difference > 0
+    interval = significance.interval_of_mean(after if better else before, objects)
+    return Judged(made.epoch, origin, len(objects), change, interval, ap if better else made.ap_before, final)
 
 
 def origin(source: Source) -> str:

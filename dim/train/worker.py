@@ -5,11 +5,12 @@ Ray Train starts each worker as a process. All workers build the same network, a
 """
 
 import contextlib
-import functools
+import dataclasses
 import hashlib
 import logging
 import platform
 import time
+from typing import Any
 
 import numpy as np
 import ray
@@ -25,16 +26,17 @@ from dim.mine.remote import Remote
 from dim.mine.triplets import Triplets
 from dim.model import network
 from dim.model.backend import keras
-from dim.train import checkpoint, failures, history, optimizer
-from dim.train.checkpoint import State
+from dim.train import checkpoint, failures, fitted_layers, history, optimizer
+from dim.train.checkpoint import State, mean_of
 from dim.train.embed import Embedded, Inference, objects_from_all
 from dim.train.features import features_of
+from dim.train.fitted_layers import Dense
 from dim.train.gradient_descent import Fitting, from_pixels
 from dim.train.history import EpochHistory
 from dim.train.locality import ownership
 from dim.train.step import TrainedNetwork
 from dim.train.training_set import Job
-from dim.whiten.fit import Moments, fit_pca, moments_of
+from dim.whiten.fit import Moments
 
 
 class Worker:
@@ -99,26 +101,61 @@ class Worker:
         if state.epoch:
             checkpoint.keep(self._checkpoints, {self._best_first(state)[0], state.epoch, state.epoch - 1})
 
-    def save_model(self, trained: bool) -> None:
-        """Rank 0 writes the model: the network with its current weights or, if not `trained`, as it came."""
+    def save_model(self, training: dict[str, Any] | None, whitening: dict[str, Any] | None = None) -> None:
+        """Rank 0 writes the model: the network with its current weights or, if `training` is None, as it came.
+
+        `training` says how the network was trained. `whitening` describes its PCA layer, unless the source's spec does.
+        """
         if self.rank == 0:
-            source = self.job.source if trained else self.job.as_it_came
-            model = self.trained.model if trained else network.load(source)
+            source = self.job.source if training else self.job.as_it_came
+            model = self.trained.model if training else network.load(source)
+            spec = dataclasses.replace(source.spec, whitening=whitening) if whitening else source.spec
             with progress.step("writing the network"):
-                network.save(model, source.spec, files.join(self.job.config.out, history.MODEL))
+                network.save(model, spec, files.join(self.job.config.out, history.MODEL), training or source.training)
+
+    @progress.step("fitting the whitening of regions")
+    def fit_regions(self, rows: np.ndarray) -> None:
+        """Sets the whitening of R-MAC's regions to the principal components of the regions of the photos `rows`."""
+        self._fit_pca("pooling", self.inference.region_moments(rows), self.trained.dimension(pooled=True))
 
     @progress.step("fitting the PCA layer")
     def fit_pca(self, embedded: Embedded) -> None:
         """Sets the PCA layer to the principal components of `embedded`, pooled descriptors of split train."""
+        moments = fitted_layers.moments(embedded.parts, self.trained.dimension(pooled=True))
+        self._fit_pca("pca", moments, self.trained.dimension(pooled=False))
+
+    def _fit_pca(self, layer: str, moments: Moments, width: int) -> None:
+        """Fits the layer to the `moments` that rank 0 has."""
         own = None
         if self.rank == 0:
-            none = np.zeros((0, self.trained.dimension(pooled=True)), np.float32)
-            found = (moments_of(part.load()) for part in embedded.parts)
-            moments = functools.reduce(Moments.merge, found, moments_of(none))
-            dimension, power = self.job.source.spec.dimension, self.job.config.power
-            own = fit_pca(moments, dimension, {"split": "train"}, power=power).as_dense()
-        kernel_and_bias = broadcast_from_rank_zero(own)
-        for variable, value in zip(self.trained.model.get_layer("pca").weights, kernel_and_bias, strict=True):
+            own = fitted_layers.as_dense(fitted_layers.pca(moments, width, self.job.config.power), width)
+        self.set_layer(layer, broadcast_from_rank_zero(own))
+
+    @progress.step("fitting the whitening after training")
+    def whitened(self, train: Embedded, val: Embedded) -> tuple[Dense, dict[str, Any], np.ndarray]:
+        """Fits --final-whitening to `train`, and measures it on `val`; both are pooled descriptors.
+
+        Returns:
+            The weights of the PCA layer with this whitening, what model.json says of them, and the AP of each photo of
+            split val. If several whitenings are possible, it is the one with the best mAP there.
+        """
+        own, config = None, self.job.config
+        if self.rank == 0:
+            width, labels = self.trained.dimension(pooled=False), self.job.photos.labels[train.rows]
+            if config.final_whitening == "learned":
+                fitted = fitted_layers.learned(train.parts, labels, width, config.budget.share)
+            else:
+                moments = fitted_layers.moments(train.parts, self.trained.dimension(pooled=True))
+                fitted = [fitted_layers.pca(moments, width, config.power)]
+            judged = [(one, self.inference.own_average_precisions("val", val.mapped(one.apply))) for one in fitted]
+            best, ap = max(judged, key=lambda pair: mean_of(pair[1]) or 0.0)
+            own = fitted_layers.as_dense(best, width), self.job.whitening_after(best), ap
+        found: tuple[Dense, dict[str, Any], np.ndarray] = broadcast_from_rank_zero(own)
+        return found
+
+    def set_layer(self, name: str, weights: Dense) -> None:
+        """Sets the kernel and the bias of the layer `name`."""
+        for variable, value in zip(self.trained.model.get_layer(name).weights, weights, strict=True):
             variable.assign(value)
 
     def mine(self, embedded: Embedded, epoch: int) -> Triplets:

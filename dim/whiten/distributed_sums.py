@@ -1,6 +1,7 @@
 """Computes, in tasks, the sums from which a whitening is fitted.
 
 `sum_moments` and `sum_pairs` divide the shards of a folder of descriptors among tasks, which return sums over the rows.
+`moments_of_pairs` is the same for descriptors from anywhere, and can compute in its own process.
 `sum_regions` sends the photos of a manifest through the network, as an extraction does. Tasks sum R-MAC's regions block
 by block, and return only the sums.
 
@@ -18,7 +19,7 @@ divided into slices that fit into memory, and the descriptors are read once for 
 
 import functools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -50,32 +51,57 @@ def sum_moments(folder: str, manifest: Manifest) -> Moments:
     Raises UserError if the folder lacks a row of the manifest.
     """
     rows = _read(folder, manifest)
-    total: Moments = functools.reduce(Moments.merge, _by_units(_moments, rows, np.zeros(len(rows), np.int32)))
+    total: Moments = functools.reduce(Moments.merge, in_tasks(_moments, rows.parts, np.zeros(len(rows), np.int32)))
     return total
 
 
 def sum_pairs(folder: str, manifest: Manifest, share: int = 2**30) -> tuple[Moments, Moments]:
-    """Returns the moments of the queries, and the moments of the differences of matching pairs.
+    """Returns what `moments_of_pairs` returns, for the descriptors of all rows of the manifest that have any.
 
-    The covariance of the differences is S (see the module's docstring), and their mean is zero. Their `count` is
-    their degrees of freedom: the number of queries minus the number of labels that queries have. `share` is the number
-    of bytes that the sums of a slice of labels may take. Raises UserError if `folder` lacks a row of the manifest, or
-    if no label has two descriptors.
+    Raises UserError if `folder` lacks a row of the manifest, or if no label has two descriptors.
     """
     rows = _read(folder, manifest)
     labels = manifest.table["label"].take(pa.array(rows.rows)).combine_chunks().dictionary_encode()
     codes = labels.indices.fill_null(UNUSED).to_numpy()
-    counts = np.bincount(codes[codes != UNUSED])
-    if counts.max(initial=0) < 2:
+    if np.bincount(codes[codes != UNUSED]).max(initial=0) < 2:
         raise UserError(
             f"no label in {manifest.uri!r} has two images among the {len(manifest)} rows asked for; "
             "learned whitening needs matching pairs, use --kind pca"
         )
+    return moments_of_pairs(rows.parts, codes, share)
+
+
+def in_tasks(task: Callable[..., Any], parts: Sequence[Part], *shared: Any) -> Iterator[Any]:
+    """Yields task(unit, *shared) for each unit of `parts`, in order, so that sums are added in the same order."""
+    return in_order(spread(task, list(grouped(parts, UNIT_ROWS)), shared, stage="summing"))
+
+
+def in_this_process(task: Callable[..., Any], parts: Sequence[Part], *shared: Any) -> Iterator[Any]:
+    """Does what `in_tasks` does, without tasks."""
+    return (task(unit, *shared) for unit in grouped(parts, UNIT_ROWS))
+
+
+def moments_of_pairs(
+    parts: Sequence[Part], codes: np.ndarray, share: int, each: Callable[..., Iterator[Any]] = in_tasks
+) -> tuple[Moments, Moments]:
+    """Returns the moments of the queries, and the moments of the differences of matching pairs.
+
+    The covariance of the differences is S (see the module's docstring), and their mean is zero. Their `count` is
+    their degrees of freedom: the number of queries minus the number of labels that queries have.
+
+    Args:
+        parts: Descriptors, (N, K).
+        codes: The label of each descriptor as a number from 0, int (N,). UNUSED stands for no label. At least one label
+            must have two descriptors.
+        share: The number of bytes that the sums of a slice of labels may take.
+        each: `in_tasks` or `in_this_process`.
+    """
+    counts = np.bincount(codes[codes != UNUSED])
     label_of = np.where((codes != UNUSED) & (counts[codes] > 1), codes, UNUSED)
-    found = _by_units(_pair_sums, rows, label_of, counts)
+    found = each(_pair_sums, parts, label_of, counts)
     total, squares = functools.reduce(lambda one, other: (one[0].merge(other[0]), one[1] + other[1]), found)
     count = total.count - int((counts > 1).sum())
-    covariance = (squares - _label_squares(rows, label_of, counts, share)) / total.count
+    covariance = (squares - _label_squares(parts, label_of, counts, share, each)) / total.count
     return total, Moments(count, np.zeros_like(total.mean), covariance * count)
 
 
@@ -83,11 +109,6 @@ def _read(folder: str, manifest: Manifest) -> DescriptorFolder:
     rows = descriptor_folder.read(folder, None, manifest, hashed=True)
     log.info("learning from %d descriptors; %d images have none", len(rows), len(rows.errors))
     return rows
-
-
-def _by_units(task: Callable[..., Any], rows: DescriptorFolder, *shared: Any) -> Iterator[Any]:
-    """Yields task(parts, *shared) for the parts of each unit, in order, so that sums are added in the same order."""
-    return in_order(spread(task, list(grouped(rows.parts, UNIT_ROWS)), shared, stage="summing"))
 
 
 def _blocks(parts: list[Part], label_of: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -111,16 +132,18 @@ def _pair_sums(parts: list[Part], label_of: np.ndarray, counts: np.ndarray) -> t
     return functools.reduce(Moments.merge, totals), functools.reduce(np.add, squares)
 
 
-def _label_squares(rows: DescriptorFolder, label_of: np.ndarray, counts: np.ndarray, share: int) -> np.ndarray:
+def _label_squares(
+    parts: Sequence[Part], label_of: np.ndarray, counts: np.ndarray, share: int, each: Callable[..., Iterator[Any]]
+) -> np.ndarray:
     """Returns Σ 2/(n_l − 1) s_l s_lᵀ over the labels l."""
-    dimension = rows.parts[0].load().shape[1]
+    dimension = parts[0].load().shape[1]
     step = max(1, share // (8 * dimension))
     total = np.zeros((dimension, dimension))
     for first in range(0, len(counts), step):
         several = np.maximum(counts[first : first + step], 2)  # the sum is zero if a label has one image
         sums = np.zeros((len(several), dimension))
         inside = (label_of >= first) & (label_of < first + step)
-        for found in _by_units(_sums_by_label, rows, np.where(inside, label_of - first, UNUSED)):
+        for found in each(_sums_by_label, parts, np.where(inside, label_of - first, UNUSED)):
             for labels, part in found:
                 sums[labels] += part
         total += _weighted_squares(sums, 2 / (several - 1))
@@ -185,12 +208,11 @@ def _forward(recipe: Recipe, machine: Resources) -> Forward:
     import tensorflow as tf  # noqa: PLC0415
 
     from dim.model import network  # noqa: PLC0415
-    from dim.model.layers import l2_normalise  # noqa: PLC0415
-    from dim.model.pooling import region_maxima  # noqa: PLC0415
+    from dim.model.pooling import region_vectors  # noqa: PLC0415
 
     maps = network.part(network.load(recipe.source, recipe.precision), None, recipe.source.spec.layer)
     function = tf.function(
-        lambda images: l2_normalise(region_maxima(tf.cast(maps(images, training=False), tf.float32))),
+        lambda images: region_vectors(tf.cast(maps(images, training=False), tf.float32)),
         input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8)],
     )
     return Forward(function, machine.batch_size, machine.streams)

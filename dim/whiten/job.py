@@ -137,7 +137,7 @@ def _write_model(
     model = network.load(replace(source, spec=spec))
     model.get_layer("pooling" if regions else "pca").set_weights(whitening.as_dense())
     with lease.under(claims):
-        network.save(model, spec, folder)
+        network.save(model, spec, folder, source.training)
 
 
 def _summary(whitening: Whitening) -> dict[str, Any]:

@@ -65,7 +65,7 @@ class Ours:
         photos = photos_of(read, identity.fingerprint_photos(read), source, config)
         self.config, self.source = config, with_pca(source, config, len(photos.image_ids))
         self.photos, self.rows = photos, np.arange(len(photos.image_ids))
-        job = Job(config, photos, self.source, None, precision, True, None, None, ())  # type: ignore[arg-type]
+        job = Job(config, photos, self.source, None, precision, source, None, None, ())  # type: ignore[arg-type]
         strategy = tf.distribute.MirroredStrategy(["/cpu:0"])
         with strategy.scope():
             keras.utils.set_random_seed(0)

@@ -67,9 +67,9 @@ def test_the_figures_are_those_of_the_benchmarks_own_code(shared, measure, tmp_p
 
 
 def naive(positives, lists, depth, column=None, limits=(0, np.inf)):
-    """mAP@depth and the oracle by their definitions; with `column`, of the positives within the limits alone."""
+    """mAP@depth, the oracle and recall@5 by definition; with `column`, of the positives within the limits alone."""
     place = {"scale": 1, "clutter": 2}.get(column)
-    aps, oracles = [], []
+    aps, oracles, recalls = [], [], []
     for query, listed in lists.items():
         own = [row for row in positives if object_of(row[0]) == object_of(query)]
         kept = {row[0] for row in own if column is None or limits[0] <= row[place] < limits[1]}
@@ -83,7 +83,12 @@ def naive(positives, lists, depth, column=None, limits=(0, np.inf)):
                 total += found / rank
         aps.append(total / min(depth, len(kept)))
         oracles.append(found / len(kept))
-    return sum(aps) / len(aps), sum(oracles) / len(oracles), len(aps)
+        recalls.append(any(image in kept for image in left[:5]))
+    return sum(aps) / len(aps), sum(oracles) / len(oracles), sum(recalls) / len(recalls), len(aps)
+
+
+def figures(found):
+    return found["map"], found["oracle"], found["recall"]["5"], found["n_queries"]
 
 
 def generated(seed, queries=6, length=1200):
@@ -110,18 +115,15 @@ def generated(seed, queries=6, length=1200):
 def test_the_figures_are_those_of_a_naive_loop(measure, seed):
     positives, lists = generated(seed)
     found = measure(positives, lists)
-    assert (found["map"], found["oracle"], found["n_queries"]) == pytest.approx(
-        naive(positives, lists, 1000), abs=1e-12
-    )
+    assert figures(found) == pytest.approx(naive(positives, lists, 1000), abs=1e-12)
     for column, edges in EDGES.items():
         for name, low, high in zip(NAMES[column], edges, edges[1:], strict=False):
-            known = found[column][name]
-            values = known["map"], known["oracle"], known["n_queries"]
+            values = figures(found[column][name])
             try:
                 expected = naive(positives, lists, 1000, column, (low, high))
             except ZeroDivisionError:
-                expected = (None, None, 0)
-            assert values == (expected if expected[2] == 0 else pytest.approx(expected, abs=1e-12))
+                expected = (None, None, None, 0)
+            assert values == (expected if expected[3] == 0 else pytest.approx(expected, abs=1e-12))
 
 
 def test_descriptors_give_what_their_lists_give_and_a_page(write_descriptors, measure, tmp_path):
@@ -155,9 +157,15 @@ def test_a_golden_case(measure):
     found = measure(positives, {"a/query/0": ["a/pos/0", "x.tar/1", "x.tar/2", "a/pos/1", "x.tar/3"]})
     assert found["map"] == pytest.approx(0.5, abs=1e-15)
     assert found["oracle"] == pytest.approx(2 / 3, abs=1e-15)
-    assert found["scale"]["0-0.0688"] == {"map": pytest.approx(1 / 3), "oracle": 1.0, "n_queries": 1}
-    assert found["scale"]["0.273-inf"] == {"map": 0.5, "oracle": 0.5, "n_queries": 1}
-    assert found["scale"]["0.0688-0.135"] == {"map": None, "oracle": None, "n_queries": 0}
+    assert found["scale"]["0-0.0688"] == {
+        "map": pytest.approx(1 / 3),
+        "oracle": 1.0,
+        "recall": {"1": 0, "5": 1},
+        "n_queries": 1,
+    }
+    assert found["scale"]["0.273-inf"] == {"map": 0.5, "oracle": 0.5, "recall": {"1": 1, "5": 1}, "n_queries": 1}
+    none = {"map": None, "oracle": None, "recall": {"1": None, "5": None}, "n_queries": 0}
+    assert found["scale"]["0.0688-0.135"] == none
     assert found["clutter"]["18-33"]["map"] == 0.0
 
 

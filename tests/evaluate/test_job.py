@@ -12,6 +12,7 @@ from dim.errors import GateNotMet, UserError
 from dim.evaluate import descriptor_sets
 from dim.evaluate.config import EvaluateConfig
 from dim.evaluate.job import evaluate, oxford, revisited
+from dim.evaluate.protocols import PROTOCOLS
 from dim.extract import identity
 from dim.io import files, seal
 from dim.model import spec, whitening
@@ -47,7 +48,7 @@ def labelled(write_manifest, write_descriptors, tmp_path):
 
 def test_labels_within_a_split_equals_naive_loops(labelled):
     found = evaluate(EvaluateConfig(**labelled, split="test"))
-    aps, recall, hits = {}, {k: [] for k in (1, 2, 4, 5, 8, 10)}, []
+    aps, recall, hits = {}, {k: [] for k in (1, 2, 4, 5, 8, 10, 20)}, []
     for query, label in enumerate(LABELS):
         positive = {row for row in range(30) if row != query and label is not None and LABELS[row] == label}
         ranked = listed(query, [row for row in range(30) if row != query])
@@ -125,7 +126,10 @@ def test_what_the_seed_called_map_is_left_out_where_it_must_be_one(write_manifes
         found = evaluate(EvaluateConfig(manifest=manifest, descriptors=(folder,), out=str(tmp_path / "out")))
         report = json.loads((tmp_path / "out" / "classification_report.json").read_text())
         assert ("top_k_accuracy" in found, "top_k" in report, "top_1" in report) == (measured, measured, True)
-    assert "not measured, as lists have 5 photos: recall@5, recall@8, recall@10, recall@100, recall@1000" in caplog.text
+    assert (
+        "not measured, as lists have 5 photos: recall@5, recall@8, recall@10, recall@20, recall@100, recall@1000"
+        in caplog.text
+    )
 
 
 @pytest.mark.parametrize(("photos", "measured"), [(4, False), (8, True)])
@@ -172,6 +176,34 @@ BENCHMARK = ["q", "o", "g", "k", "j", "n"]
 SCORES = [[1, 0], [0.99, 0.1], [0.5, 0.9], [0.8, 0.6], [0.9, 0.4], [0.6, 0.8]]
 
 
+@pytest.mark.parametrize("protocol", ["holidays", "oxford", "revisited", "gldv2"])
+def test_recall_is_the_share_of_queries_with_a_positive_among_the_first(
+    write_manifest, write_descriptors, write_truth, tmp_path, protocol
+):
+    known = PROTOCOLS[protocol]
+    grades = [*sorted(known.grades), None, None, None]
+    truth = {(q, r): grades[(3 * q + 5 * r + q * r) % len(grades)] for q in range(6) for r in range(6, 30)}
+    if not known.graded:
+        truth = {(q, r): "good" for q, r in truth if LABELS[r] and LABELS[q] == LABELS[r]}
+    rows = [(IDS[q], IDS[r], grade) for (q, r), grade in truth.items() if grade]
+    manifest = write_manifest(image_id=IDS, label=LABELS, role=["query"] * 6 + ["database"] * 24)
+    found = evaluate(EvaluateConfig(
+        manifest=manifest, descriptors=(write_descriptors(IDS, VECTORS),), out=str(tmp_path / "out"), protocol=protocol,
+        ground_truth=write_truth(*rows) if known.graded else None, report=False,
+    ))  # fmt: skip
+    for name, level in {**known.levels, "": known.level}.items():
+        hits = {k: [] for k in (1, 5, 10, 20)}
+        for query in range(6):
+            junk = {row for (q, row), grade in truth.items() if q == query and grade in level.junk}
+            positive = {row for (q, row), grade in truth.items() if q == query and grade in level.positive}
+            left = listed(query, [row for row in range(6, 30) if row not in junk])
+            for k in hits:
+                hits[k] += [any(row in positive for row in left[:k])] if positive else []
+        expected = {str(k): pytest.approx(np.mean(values)) for k, values in hits.items()}
+        assert (found[name] if name else found)["recall"] == expected
+        assert sum(hits[1]) < sum(hits[20])
+
+
 def benchmark(write_manifest, write_descriptors, truth, out, **more):
     """A query "q", cropped from the photo "o", against five photos."""
     roles = ["query", *["database"] * 5]
@@ -196,7 +228,8 @@ def test_revisited_has_its_three_levels(write_manifest, write_descriptors, write
     found = evaluate(config)
     expected = revisited([[0, 3, 2, 4, 1]], [{"easy": [2], "hard": [1], "junk": [3]}])
     for level in ("easy", "medium", "hard"):
-        assert found[level] == {k: v for k, v in expected[level].items() if k != "aps"} | {"n_queries": 1}
+        measured = {k: v for k, v in expected[level].items() if k != "aps"} | {"n_queries": 1}
+        assert found[level] == measured | {"recall": {"1": measured["recall"]["1"]}}  # the lists have three photos
     assert found["map"] == found["medium"]["map"]
     assert found["mp"] == found["medium"]["mp"]
 

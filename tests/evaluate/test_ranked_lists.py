@@ -21,7 +21,12 @@ def test_revisited_equals_the_benchmarks_own_code(case):
 
 def test_revisited_without_any_positive_is_none_and_not_nan():
     found = revisited([[0, 1]], [{"easy": [1], "hard": [], "junk": []}])
-    assert found["hard"] == {"map": None, "mp": {"1": None, "5": None, "10": None}, "aps": [None]}
+    assert found["hard"] == {
+        "map": None,
+        "mp": {"1": None, "5": None, "10": None},
+        "recall": {"1": None, "5": None, "10": None, "20": None},
+        "aps": [None],
+    }
 
 
 def test_oxford_equals_what_compute_ap_printed(shared):

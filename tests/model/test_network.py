@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -11,6 +12,8 @@ from PIL import Image
 
 import dim.model
 from dim.errors import UserError
+from dim.extract.embedder import Recipe
+from dim.extract.identity import embedding_of
 from dim.io import seal
 from dim.model import network, spec
 from dim.model.pooling import POOLINGS
@@ -181,6 +184,8 @@ def nested(levels):
             "whitening in .* is nested more than 8 deep; make the model again",
         ),
         ({"whitening": nested(900)}, "whitening in .* must be an object that has learned_on, not "),
+        ({"training": "by hand"}, "training in .* is not an object of at most 8 levels; make the model again"),
+        ({"training": {"epochs": nested(900)}}, "training in .* is not an object of at most 8 levels"),
         ({"backbone": nested(900)}, "unknown backbone .* in "),
         ({"backbone": "x" * 10**6}, "unknown backbone 'xxx"),
         ({"image_size": "x" * 10**6}, "image_size in .* whole number from 1 to 65536, not 'xxx"),
@@ -206,6 +211,21 @@ def test_model_json_that_is_none(tmp_path, content, message):
     (tmp_path / "model.json").write_text(content)
     with pytest.raises(UserError, match=message):
         spec.resolve(str(tmp_path))
+
+
+def test_how_a_network_was_trained_is_kept_and_is_no_part_of_its_identity(tmp_path):
+    model = network.build(Spec())
+    training = {"epochs": 3, "configuration": {"margin": 0.1}}
+    for name, how in (("plain", None), ("trained", training)):
+        network.save(model, Spec(), str(tmp_path / name), how)
+    plain, trained = (spec.resolve(str(tmp_path / name)) for name in ("plain", "trained"))
+    assert (plain.training, trained.training) == (None, training)
+    assert plain.spec == trained.spec == spec.read(str(tmp_path / "trained"))
+    for folder in (tmp_path / "plain", tmp_path / "trained"):  # HDF5 files differ in the times that they hold
+        (folder / "model.weights.h5").write_bytes(b"the same weights")
+    one, other = (replace(source, sha256=None) for source in (plain, trained))
+    assert one.fingerprint() == other.fingerprint()
+    assert embedding_of(Recipe(one, "float32")) == embedding_of(Recipe(other, "float32"))
 
 
 def test_fields_that_may_be_absent_have_their_defaults(tmp_path):

@@ -27,7 +27,12 @@ class Recorder:
         )  # fmt: skip
         source = SimpleNamespace(saved=None)
         self.job = SimpleNamespace(
-            config=TrainConfig(**settings), photos=photos, source=source, fit_pca=False, inputs=None
+            config=TrainConfig(**settings),
+            photos=photos,
+            source=source,
+            fit_pca=False,
+            inputs=None,
+            training=lambda epochs, best: {"epochs": epochs, "best_epoch": best},
         )
         self.fitting = SimpleNamespace(fit=self._fit)
         self.inference = SimpleNamespace(
@@ -125,6 +130,25 @@ def test_a_run_whose_map_has_not_risen_for_long_enough_takes_no_further_epoch(ru
     assert len(reports) == epochs
 
 
+@pytest.mark.parametrize(("gain", "kept"), [(0.1, True), (-0.1, False)])
+def test_the_pca_layer_is_set_to_the_whitening_after_training_if_that_is_better_on_val(monkeypatch, gain, kept):
+    monkeypatch.setattr(loop, "_judge", lambda *_: 0.7)
+    before = np.linspace(0.1, 0.6, 6)
+    state = State(epoch=3, map_before=0.5, map_fitted=0.4, ap_before=before, ap=before)
+    worker = Recorder(state, final_whitening="learned")
+    worker.restore_best = lambda _: State(epoch=2, ap_before=before, ap=before + 0.2)
+    worker.whitened = lambda *_: ("weights", {"kind": "learned"}, before + 0.2 + gain)
+    for name in ("set_layer", "save_model"):
+        setattr(worker, name, lambda *given, name=name: worker.calls.append((name, *given)))
+    result = loop._finish(worker, state)
+    assert (("set_layer", "pca", "weights") in worker.calls) == kept
+    training = {"epochs": 3, "best_epoch": 2}
+    assert ("save_model", training, {"kind": "learned"} if kept else None) in worker.calls
+    assert result["final_whitening"] == ("learned" if kept else None)
+    assert result["val_whitened"] == pytest.approx(0.55 + gain)
+    assert result["val_after"] == pytest.approx(0.55 + max(gain, 0))
+
+
 @pytest.mark.parametrize(("gain", "kept", "map_after"), [(0.1, 2, 0.7), (0.0, None, 0.5), (-0.1, None, 0.5)])
 def test_the_network_that_is_returned_is_the_better_one_on_val(monkeypatch, gain, kept, map_after):
     monkeypatch.setattr(loop, "_judge", lambda *_: 0.7)
@@ -132,8 +156,9 @@ def test_the_network_that_is_returned_is_the_better_one_on_val(monkeypatch, gain
     state = State(epoch=3, map_before=0.5, map_fitted=0.4, ap_before=before, ap=before)
     worker = Recorder(state)
     worker.restore_best = lambda _: State(epoch=2, ap_before=before, ap=before + gain)
-    worker.save_model = lambda trained: worker.calls.append(("save_model", trained))
+    worker.save_model = lambda *how: worker.calls.append(("save_model", *how))
     result = loop._finish(worker, state)
     assert (result["epochs"], result["best_epoch"], result["map_after"]) == (3, kept, map_after)
     assert result["val_after"] == pytest.approx(max(result["val_before"], result["val_before"] + gain))
-    assert ("save_model", kept is not None) in worker.calls
+    training = None if kept is None else {"epochs": 3, "best_epoch": kept}
+    assert ("save_model", training, None) in worker.calls

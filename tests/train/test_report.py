@@ -25,6 +25,7 @@ LABELS = np.array(["a", "a", "<b>", "<b>", "c", "c", None, "d"], dtype=object)
 IDS = np.array([f"photo {number}" for number in range(8)], dtype=object)
 SUMMARY = {"map_before": 0.25, "map_fitted": None, "map_after": 0.75, "judged_on": "test", "epochs": 3, "best_epoch": 2}
 SUMMARY |= {"val_before": 0.31, "val_fitted": None, "val_interval": (0.12, 0.58), "verdict": "epoch 2 may be better"}
+SUMMARY |= {"val_whitened": None, "final_whitening": None}
 SUMMARY |= {"warnings": ["no epoch was better", "split train has 84 photos"]}
 EPOCH = {"loss": 0.1, "active_share": 0.5, "candidates": 90, "kept": 9}
 TIMES = {f"{part}_seconds": 1.5 for part in ("embed", "mine", "fit", "validate")}

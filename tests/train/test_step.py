@@ -18,11 +18,14 @@ MARGIN = 0.5
 RATE = 0.5
 
 
-def trained(layers="block5"):
+REGIONS = Spec(pooling="rmac", region_dimension=512, dimension=8)
+
+
+def trained(layers="block5", spec=SPEC):
     keras.utils.set_random_seed(7)
     strategy = tf.distribute.MirroredStrategy(["/cpu:0"])
     with strategy.scope():
-        return TrainedNetwork(strategy, network.build(SPEC), SPEC, layers, from_pixels=False)
+        return TrainedNetwork(strategy, network.build(spec), spec, layers, from_pixels=False)
 
 
 def activations(shapes):
@@ -64,18 +67,20 @@ def test_step_on_distinct_images_equals_three_branches(shapes):
 
 
 def test_only_what_is_to_be_trained_is():
-    for layers, expected in (
-        ("pca", {"pca"}),
-        ("block5", {"block5_conv1", "block5_conv2", "block5_conv3", "pooling", "pca"}),
+    for layers, spec, expected in (
+        ("pca", SPEC, {"pca"}),
+        ("pca", REGIONS, {"pooling", "pca"}),
+        ("block5", SPEC, {"block5_conv1", "block5_conv2", "block5_conv3", "pooling", "pca"}),
     ):
-        made = trained(layers)
+        made = trained(layers, spec)
         assert {variable.path.split("/")[0] for variable in made.variables} == expected
     assert "block1_conv1" in {variable.path.split("/")[0] for variable in trained("all").variables}
 
 
+@pytest.mark.parametrize("spec", [SPEC, REGIONS])
 @pytest.mark.parametrize("layers", ["pca", "block5", "all"])
-def test_trunk_and_head_compose_to_the_network(layers):
-    made = trained(layers)
+def test_trunk_and_head_compose_to_the_network(layers, spec):
+    made = trained(layers, spec)
     images = np.random.default_rng(1).integers(0, 256, (2, 64, 48, 3), np.uint8)
     kept = made.trunk(images) if made.trunk else images
     np.testing.assert_allclose(made.describe(kept, pooled=False), made.model(images), atol=2e-3)

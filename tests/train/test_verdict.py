@@ -100,6 +100,29 @@ def test_without_validation_queries_the_last_epoch_is_kept():
     assert line.endswith("the last epoch is kept")
 
 
+def test_a_whitening_after_training_is_kept_if_it_is_better_on_val():
+    def whitened(gain):
+        return verdict.Whitened("learned", {}, EARLIER + 0.05 + gain, EARLIER + 0.05)
+
+    made = State(epoch=2, ap_before=EARLIER, ap=EARLIER + 0.05)
+    better, equal = (verdict.judge(made, LABELS, "off the shelf", whitened(gain)) for gain in (0.02, 0.0))
+    assert (better.whitening, equal.whitening) == ("learned", None)
+    assert (mean_of(better.ap), mean_of(equal.ap)) == pytest.approx((0.62, 0.6))
+    assert better.line("m").startswith(
+        "epoch 2 with the learned whitening after training is better than off the shelf: mAP +0.0700 on 40 "
+    )
+    assert equal.line("m").startswith("epoch 2 is better than off the shelf: mAP +0.0500 on 40 ")
+    assert whitened(0.02).line() == (
+        "the learned whitening after training is kept: mAP on split val is 0.6200 with it and 0.6000 without"
+    )
+    assert whitened(0.0).line().startswith("the learned whitening after training is not kept: mAP on split val is ")
+    worse = verdict.judge(State(epoch=2, ap_before=EARLIER, ap=EARLIER - 0.2), LABELS, "as it came", whitened(-0.1))
+    assert (worse.kept, worse.whitening, mean_of(worse.ap)) == (None, None, mean_of(EARLIER))
+    none = np.full(40, np.nan)
+    unjudged = verdict.Whitened("pca", {}, none, none)
+    assert not unjudged.kept and unjudged.line().endswith("is not kept: there are no validation queries to judge it by")
+
+
 def test_an_epoch_that_is_better_needs_no_words():
     assert said(judged(0.05)) == []
 
@@ -189,14 +212,14 @@ def test_a_model_folder_that_is_returned_as_it_came_keeps_its_identity(tmp_path)
     config = TrainConfig(out=str(tmp_path / "run"))
     pca = {"dimension": 8, "whitening": {"kind": "pca", "power": 0.25, "learned_on": {}}}
     for name, came in (("without PCA", spec.Spec()), ("with PCA", spec.Spec(**pca))):
-        network.save(network.build(came), came, str(tmp_path / name))
+        network.save(network.build(came), came, str(tmp_path / name), {"epochs": 7})
         source = spec.resolve(str(tmp_path / name))
-        fit_pca = came.dimension is None
-        begun = with_pca(source, config, 100) if fit_pca else source
-        worker = SimpleNamespace(rank=0, job=Job(config, None, begun, None, "float32", fit_pca, None, None, ()))
-        Worker.save_model(worker, trained=False)
+        begun = source if came.dimension else with_pca(source, config, 100)
+        worker = SimpleNamespace(rank=0, job=Job(config, None, begun, None, "float32", source, None, None, ()))
+        Worker.save_model(worker, None)
         returned = spec.resolve(str(tmp_path / "run/model"))
         assert (returned.spec, returned.fingerprint()) == (came, source.fingerprint())
+        assert returned.training == {"epochs": 7}
 
 
 def test_the_network_that_came_with_its_pca_is_not_one_that_the_run_made():
