@@ -130,6 +130,7 @@ def parse(config: type[C], description: str, arguments: Sequence[str]) -> tuple[
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     if path:
         values = configuration.read_yaml(path, config) | values
+    values = configuration.with_presets(values, config)
     hints = get_type_hints(config)
     for name, field in fields.items():
         if name not in values and field.default is dataclasses.MISSING:

@@ -34,9 +34,18 @@ def option(default: Any = dataclasses.MISSING, help: str = "", **extra: Any) -> 
     """Declares a field of a configuration, and `help`, its line in `--help`. Without a `default`, the flag is required.
 
     `extra` may have `positional=True`, which makes an argument without a flag; `group="…"`, the heading above the flag
-    in `--help`; and `metavar="…"`, the word that stands for the value there.
+    in `--help`; `metavar="…"`, the word that stands for the value there; and `presets`, which maps each value of the
+    flag to values of other fields (see `with_presets`).
     """
     return field(default=default, metadata={"help": help, **extra})
+
+
+def with_presets(values: dict[str, Any], config: Any) -> dict[str, Any]:
+    """Adds the values of the chosen presets to `values`, which has those that the user gave; these win."""
+    for known in dataclasses.fields(config):
+        if presets := known.metadata.get("presets"):
+            values = presets[values.get(known.name, known.default)] | values
+    return values
 
 
 def flag_name(name: str) -> str:

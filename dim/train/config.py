@@ -12,6 +12,7 @@ from dim.mine.config import Mining
 TrainLayers = Literal["pca", "block5", "all"]
 LossName = Literal["triplet", "contrastive", "ap", "multi-similarity"]
 FinalWhitening = Literal["none", "pca", "learned"]
+Preset = Literal["fast", "best"]
 _COUNTS = ("dimension", "epochs", "batch_size", "mine_every", "workers")
 _AT_LEAST = {**dict.fromkeys(_COUNTS, 1), "contrastive_margin": 0, "ap_bins": 2}
 # Flags that may change when a run is resumed: when it ends, what follows the last epoch, the places of files, and the
@@ -19,7 +20,12 @@ _AT_LEAST = {**dict.fromkeys(_COUNTS, 1), "contrastive_margin": 0, "ap_bins": 2}
 FREE = {"root", "epochs", "patience", "final_whitening", "out", "mlflow", "workers", "gpus_per_worker", "scratch"}
 FREE |= {"scratch_gigabytes"}
 # Default triplets per epoch: for each training photo, and in all.
-PER_PHOTO, MOST_TRIPLETS = 3, 1600
+PER_PHOTO, MOST_TRIPLETS = 2, 1600
+# What each preset sets. Those of "fast" are the defaults of the flags.
+PRESETS: dict[Preset, dict[str, Any]] = {
+    "fast": {},
+    "best": {"image_size": 448},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +140,14 @@ class TrainConfig(Mining, NetworkOptions, OptimizerOptions, AugmentationOptions)
         metavar="URI",
         group="input and output",
     )
+    preset: Preset = option(
+        "fast",
+        help="values of other flags, which win over it. fast: their defaults; best: "
+        + ", ".join(f"{flag_name(name)} {value}" for name, value in PRESETS["best"].items())
+        + ", for a better search after a longer training",
+        presets=PRESETS,
+        group="network",
+    )
     model: str = option(
         "vgg16-gem", help="model folder, or a name such as vgg16-gem@block5_conv3", metavar="X", group="network"
     )
@@ -162,7 +176,7 @@ class TrainConfig(Mining, NetworkOptions, OptimizerOptions, AugmentationOptions)
     )
     batch_size: int = option(32, help="triplets per step, over all workers", group="fitting")
     final_whitening: FinalWhitening = option(
-        "none",
+        "learned",
         help="whitening fitted to the trained descriptors after the last epoch, kept if it raises mAP on split val: "
         "pca, or learned from pairs of photos with the same label",
         group="fitting",

@@ -43,6 +43,15 @@ class Config:
             raise UserError("--image-size must be at least 1, not 0")
 
 
+@dataclass(frozen=True)
+class Cooking:
+    preset: Literal["plain", "rich"] = option(
+        "plain", help="how much", presets={"plain": {}, "rich": {"butter": 3, "eggs": 2}}
+    )
+    butter: int = option(1, help="spoons")
+    eggs: int = option(0, help="whole")
+
+
 def parsed(*arguments):
     return parse(Config, "What it does.", arguments)[0]
 
@@ -62,6 +71,18 @@ def test_flags_win_over_yaml_and_yaml_over_defaults(tmp_path):
     assert parsed("here", "--config", str(path), "--image-size", "200", "--no-retry") == Config(
         "here", "o", 200, resize="long-side"
     )
+
+
+def test_flags_and_yaml_win_over_a_preset(tmp_path):
+    (tmp_path / "rich.yaml").write_text("preset: rich\neggs: 4\n")
+    for arguments, expected in (
+        ([], Cooking()),
+        (["--preset", "rich"], Cooking("rich", 3, 2)),
+        (["--preset", "rich", "--butter", "1"], Cooking("rich", 1, 2)),
+        (["--config", str(tmp_path / "rich.yaml")], Cooking("rich", 3, 4)),
+        (["--config", str(tmp_path / "rich.yaml"), "--preset", "plain"], Cooking("plain", 1, 4)),
+    ):
+        assert parse(Cooking, "", arguments)[0] == expected
 
 
 @pytest.mark.parametrize(
