@@ -2,6 +2,7 @@
 and folders of descriptors made by hand.
 """
 
+import itertools
 import json
 import os
 import shutil
@@ -40,6 +41,8 @@ os.environ |= {
     "AWS_REGION": "us-east-1",
     "AWS_EC2_METADATA_DISABLED": "true",
 }
+
+NUMBERS = itertools.count()  # of the buckets, so that no two tests share one
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("DIM_SHARED", REPOSITORY.parent / "shared"))
@@ -109,7 +112,8 @@ class S3:
             return json.load(answer)
 
     def bucket(self, name):
-        """A new bucket; its URI."""
+        """A new bucket, whose name begins with `name`; its URI."""
+        name = f"{name}-{next(NUMBERS)}"
         request = urllib.request.Request(f"{os.environ['AWS_ENDPOINT_URL']}/{name}", method="PUT")
         urllib.request.urlopen(request, timeout=30).close()
         return f"s3://{name}"
@@ -157,7 +161,8 @@ class GS:
         self._process.wait()
 
     def bucket(self, name):
-        """A new bucket; its URI."""
+        """A new bucket, whose name begins with `name`; its URI."""
+        name = f"{name}-{next(NUMBERS)}"
         uri = f"{os.environ['CLOUD_STORAGE_EMULATOR_ENDPOINT']}/storage/v1/b?project=test"
         request = urllib.request.Request(uri, json.dumps({"name": name}).encode())
         request.add_header("Content-Type", "application/json")

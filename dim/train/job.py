@@ -158,7 +158,7 @@ def _require_same_flags(config: TrainConfig) -> None:
     fixed = config.lasting() | ({"epochs": config.epochs} if config.scheduled else {})
     # A flag that the run's version of dim did not have was at its default.
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
-    for name, now in fixed.items():
+    for name, now in sorted(fixed.items()):
         if (had := before.get(name, defaults[name])) != now:
             raise UserError(
                 f"{config.out!r} holds a run with {name} {had!r}, not {now!r}; "

@@ -154,6 +154,7 @@ print(json.dumps(children))
 """
 
 
+@pytest.mark.slow
 def test_a_ray_that_is_late_is_started_again_and_leaves_nothing_running(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     command = [sys.executable, "-c", _LATE_ONCE]

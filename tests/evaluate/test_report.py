@@ -162,6 +162,7 @@ def photographed(tmp_path, write_manifest, write_descriptors):
     return make
 
 
+@pytest.mark.slow
 def test_five_hundred_queries_make_less_than_five_megabytes(photographed):
     arguments = photographed(500)
     evaluate(EvaluateConfig(**arguments))

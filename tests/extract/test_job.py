@@ -356,6 +356,7 @@ def test_a_mistake_of_the_network_ends_in_one_line_and_no_trace(ten, run, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_shard_that_hides_what_made_it_is_made_again(ten, run, rows, tmp_path):
     run(ten)
     folder, before = str(tmp_path / "out"), rows()

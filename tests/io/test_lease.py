@@ -138,6 +138,7 @@ def test_of_many_that_come_at_once_never_two_write(bucket):
     assert set(most) <= {1} and not leases(bucket)
 
 
+@pytest.mark.slow
 def test_a_job_that_was_killed_is_taken_over_on_s3(s3, monkeypatch):
     folder = s3.bucket("lease")
     program = f"""

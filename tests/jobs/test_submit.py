@@ -102,6 +102,7 @@ def photos(tmp_path):
     return tmp_path / "photos"
 
 
+@pytest.mark.slow
 def test_a_job_submitted_as_a_file_finds_the_python_of_the_cluster(head, photos, tmp_path):
     status, said = head.submit("--", "jobs/split.py", photos, "--out", tmp_path / "photos.csv")
     assert status == 0, said
@@ -116,6 +117,7 @@ def test_the_literal_command_reaches_the_job(head):
     assert "exit code 2" in said
 
 
+@pytest.mark.slow
 def test_another_python_is_named(head, photos, tmp_path):
     status, said = head.submit("--", "python", "jobs/split.py", photos, "--out", tmp_path / "photos.csv")
     assert status != 0

@@ -85,6 +85,7 @@ def naive_rmac(maps: np.ndarray, fitted: whitening.Whitening) -> np.ndarray:
     return total / np.linalg.norm(total)
 
 
+@pytest.mark.slow
 def test_regions_are_whitened_as_in_a_loop_over_all_of_them(ray_session, photos, tmp_path):
     out = tmp_path / "model"
     result = whiten(config(photos, out, model="vgg16-rmac", resize="long-side", regions=True, power=0.5))

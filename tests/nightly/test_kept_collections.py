@@ -51,6 +51,7 @@ def test_collections_of_manifests_that_no_night_needs_go(night, photos, embedded
     assert [path.name for path in (tmp_path / "nightly" / "collections").iterdir()] == [left.parent.name]
 
 
+@pytest.mark.slow
 def test_a_network_that_was_half_deleted_is_kept_anew(night, embedded, tmp_path, monkeypatch, write_model):
     model, out = tmp_path / "model", tmp_path / "nightly"
     write_model(model, "gem", 1)

@@ -23,6 +23,8 @@ LOSSES = {"ap": partial(ap_loss, bins=20), "multi-similarity": multi_similarity_
 class Kept:
     """An optimizer that keeps the gradients in place of the weights."""
 
+    global_clipnorm = None
+
     def apply(self, gradients, variables):
         for variable, gradient in zip(variables, gradients, strict=True):
             variable.assign(gradient)

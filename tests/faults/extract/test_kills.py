@@ -16,14 +16,11 @@ MOMENTS = {
     "write": lambda job: job.shards() and list(job.out.glob("part-*.tmp")),
     "end": lambda job: len(job.shards()) == 6,
 }
-FAST = [("machine", "middle")]
-KILLS = [
-    pytest.param(kill, id="-".join(kill), marks=() if kill in FAST else pytest.mark.slow)
-    for kill in itertools.product(VICTIMS, MOMENTS)
-]
+KILLS = [pytest.param(kill, id="-".join(kill)) for kill in itertools.product(VICTIMS, MOMENTS)]
 ALL = {"images": 48, "ok": 48, "errors": 0}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize("kill", KILLS)
 def test_killed(extract, photos, assert_whole, out, kill):

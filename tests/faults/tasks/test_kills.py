@@ -24,11 +24,7 @@ JOBS = {
     "whiten": (*MANIFEST, *DESCRIPTORS, "--dimension", "4"),
 }
 VICTIMS = ("task", "driver")
-FAST = [("audit", "task")]
-KILLS = [
-    pytest.param(*kill, id="-".join(kill), marks=() if kill in FAST else pytest.mark.slow)
-    for kill in itertools.product(JOBS, VICTIMS)
-]
+KILLS = [pytest.param(*kill, id="-".join(kill)) for kill in itertools.product(JOBS, VICTIMS)]
 
 
 @pytest.fixture
@@ -52,6 +48,7 @@ def left(out):
     return {name: (out / name).read_bytes() for name in sorted(names)}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize(("name", "victim"), KILLS)
 def test_killed(start, flags, tmp_path, name, victim):
