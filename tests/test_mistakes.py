@@ -99,13 +99,16 @@ def write_photos_and_tables(place):
     (place / "set" / "a0.png").rename(place / "set" / "100000.jpg")
 
 
+TRAINED = {"manifest": "photos.csv", "weights": "random", "image_size": 32, "precision": "float32", "margin": 0.3}
+
+
 def write_outputs(place):
     write_descriptors(place / "descriptors")
     for name, record in (
         ("foreign", {"job": "elsewhere"}),
         ("broken-record", None),
         ("list-record", []),
-        ("trained", {"job": "train", "configuration": {"epochs": 1, "margin": 0.3}}),
+        ("trained", {"job": "train", "configuration": TRAINED}),
     ):
         (place / name).mkdir()
         (place / name / "run.json").write_text('{"job": "extr' if record is None else json.dumps(record))

@@ -27,7 +27,7 @@ class Recorder:
         )  # fmt: skip
         source = SimpleNamespace(saved=None)
         self.job = SimpleNamespace(
-            config=TrainConfig(**settings),
+            config=TrainConfig(**{"final_whitening": "none"} | settings),
             photos=photos,
             source=source,
             fit_pca=False,
