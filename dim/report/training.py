@@ -39,7 +39,7 @@ def write(config: TrainConfig, photos: TrainingPhotos, summary: dict[str, Any], 
         "Headline",
         element("ul", warnings, class_="note") if warnings else None,
         parts.figures(_figures(summary)),
-        parts.facts(_settings(config, summary)),
+        parts.facts(_settings(config, len(photos.mined()), summary)),
         note=summary["verdict"],
     )
     page.section("Curves", _curves(config, history, summary))
@@ -104,7 +104,7 @@ def _final_whitening(config: TrainConfig, summary: dict[str, Any]) -> str:
     return f"{config.final_whitening}, {kept}: mAP on split val with it is {parts.four_digits(summary['val_whitened'])}"
 
 
-def _settings(config: TrainConfig, summary: dict[str, Any]) -> dict[str, str]:
+def _settings(config: TrainConfig, mined_from: int, summary: dict[str, Any]) -> dict[str, str]:
     workers = "1 worker" if config.workers == 1 else f"up to {config.workers} workers"
     return {
         "Model": config.model,
@@ -113,7 +113,7 @@ def _settings(config: TrainConfig, summary: dict[str, Any]) -> dict[str, str]:
         "Loss": config.loss,
         "Margin": f"{config.margin:g}",
         "Learning rate": f"{config.learning_rate:g}, {config.schedule}, {config.optimizer}",
-        "Triplets": f"the {config.top:,} hardest" if config.top else "all active ones",
+        "Triplets": f"the {config.triplets(mined_from):,} hardest",
         "Batch": f"{config.batch_size} triplets on {workers}",
         "Whitening after training": _final_whitening(config, summary),
         "Seed": str(config.seed),

@@ -223,7 +223,11 @@ class TrainConfig(Mining, NetworkOptions, OptimizerOptions, AugmentationOptions)
 
     def planned_steps(self, photos: int) -> int:
         """The number of steps of the run if each mining from `photos` training photos finds as many as it may keep."""
-        return self.epochs * max(1, (self.mining(photos).top or 0) // self.batch_size)
+        return self.epochs * max(1, self.triplets(photos) // self.batch_size)
+
+    def triplets(self, photos: int) -> int:
+        """The most triplets of an epoch, mined from `photos` training photos."""
+        return self.top or min(PER_PHOTO * photos, MOST_TRIPLETS)
 
     def lasting(self) -> dict[str, Any]:
         """The flags that decide what a run learns, by name. A run is resumed only with the same values."""
@@ -231,4 +235,4 @@ class TrainConfig(Mining, NetworkOptions, OptimizerOptions, AugmentationOptions)
 
     def mining(self, photos: int) -> Mining:
         """The settings of an epoch's mining from `photos` training photos."""
-        return self if self.top else dataclasses.replace(self, top=min(PER_PHOTO * photos, MOST_TRIPLETS))
+        return dataclasses.replace(self, top=self.triplets(photos))

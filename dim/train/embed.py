@@ -5,7 +5,6 @@ store, so that no worker holds all descriptors. The mAP follows the protocol `la
 from these blocks.
 """
 
-import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from dim.train.features import Features, pass_size
 from dim.train.locality import Ownership
 from dim.train.step import TrainedNetwork
 from dim.train.training_set import Job
-from dim.whiten.fit import Moments, moments_of
+from dim.whiten.fit import Moments, merged, moments_of
 
 LISTED = 10  # number of photos kept per ranking
 BLOCK_BYTES = 2**26  # of the descriptors that each worker gets at a time
@@ -136,10 +135,10 @@ class Inference:
         own = self._ownership.rows(rows, self._rank)
         progress = Progress("summing", len(own), errors=True)
         found = (moments_of(self._trained.regions(batch)) for _, batch in self._batches(own, progress))
-        total = functools.reduce(Moments.merge, found, moments_of(np.zeros((0, self._channels))))
+        total = merged(found, self._channels)
         flat = np.concatenate([[total.count], total.mean, total.scatter.reshape(-1)])
         # Each worker has summed its own photos, so only the sums travel. They are added in the order of the ranks.
-        return functools.reduce(Moments.merge, map(self._moments, from_all(self._trained.strategy, flat[None])))
+        return merged(map(self._moments, from_all(self._trained.strategy, flat[None])), self._channels)
 
     def _moments(self, flat: np.ndarray) -> Moments:
         count, mean, scatter = np.split(flat, [1, 1 + self._channels])

@@ -4,7 +4,6 @@ The whitening after training replaces the trained PCA layer: both are linear map
 It is fitted to these vectors as the trained network computes them (Radenović et al., 1711.02512, section 3.3).
 """
 
-import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,8 +11,8 @@ import pyarrow as pa
 
 from dim.model.whitening import Whitening
 from dim.search.exact import Part
-from dim.whiten.distributed_sums import UNUSED, in_this_process, moments_of_pairs
-from dim.whiten.fit import Moments, fit_learned, fit_pca, moments_of
+from dim.whiten.distributed_sums import in_this_process, label_codes, moments_of_pairs
+from dim.whiten.fit import Moments, fit_learned, fit_pca, merged, moments_of
 
 # The shrinkages of a learned whitening that split val chooses from. None is that of the formula, which estimates the
 # covariance well, but often whitens more than new objects bear.
@@ -24,8 +23,7 @@ Dense = tuple[np.ndarray, np.ndarray]  # a kernel (K, D) and a bias (D,), float3
 
 def moments(parts: Sequence[Part], dimension: int) -> Moments:
     """The moments of the vectors of `parts`, (N, `dimension`)."""
-    none = moments_of(np.zeros((0, dimension)))
-    return functools.reduce(Moments.merge, (moments_of(part.load()) for part in parts), none)
+    return merged((moments_of(part.load()) for part in parts), dimension)
 
 
 def pca(of: Moments, width: int, power: float) -> Whitening:
@@ -41,7 +39,7 @@ def learned(parts: Sequence[Part], labels: np.ndarray, width: int, share: int) -
         width: The number of values to keep, if there are enough vectors.
         share: Bytes of memory for the sums of labels.
     """
-    codes = pa.array(labels, pa.string()).dictionary_encode().indices.fill_null(UNUSED).to_numpy()
+    codes = label_codes(pa.array(labels, pa.string()))
     queries, differences = moments_of_pairs(parts, codes, share, in_this_process)
     width = min(width, queries.count - 1)
     return [fit_learned(queries, differences, width, {}, shrinkage=shrinkage) for shrinkage in SHRINKAGES]

@@ -78,7 +78,10 @@ def use_averages(optimizer: keras.optimizers.Optimizer, variables: Sequence[kera
 
 @contextlib.contextmanager
 def averaged(optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable]) -> Iterator[None]:
-    """Within this context, `variables` hold their averages; see `use_averages`."""
+    """Within this context, `variables` hold their averages, if `optimizer` has any; see `use_averages`."""
+    if not optimizer.use_ema:
+        yield
+        return
     fitted = [variable.numpy() for variable in variables]
     use_averages(optimizer, variables)
     try:

@@ -61,14 +61,19 @@ def sum_pairs(folder: str, manifest: Manifest, share: int = 2**30) -> tuple[Mome
     Raises UserError if `folder` lacks a row of the manifest, or if no label has two descriptors.
     """
     rows = _read(folder, manifest)
-    labels = manifest.table["label"].take(pa.array(rows.rows)).combine_chunks().dictionary_encode()
-    codes = labels.indices.fill_null(UNUSED).to_numpy()
+    codes = label_codes(manifest.table["label"].take(pa.array(rows.rows)).combine_chunks())
     if np.bincount(codes[codes != UNUSED]).max(initial=0) < 2:
         raise UserError(
             f"no label in {manifest.uri!r} has two images among the {len(manifest)} rows asked for; "
             "learned whitening needs matching pairs, use --kind pca"
         )
     return moments_of_pairs(rows.parts, codes, share)
+
+
+def label_codes(labels: pa.Array) -> np.ndarray:
+    """The labels as numbers from 0, int (N,). UNUSED stands for no label."""
+    codes: np.ndarray = labels.dictionary_encode().indices.fill_null(UNUSED).to_numpy()
+    return codes
 
 
 def in_tasks(task: Callable[..., Any], parts: Sequence[Part], *shared: Any) -> Iterator[Any]:
@@ -91,8 +96,7 @@ def moments_of_pairs(
 
     Args:
         parts: Descriptors, (N, K).
-        codes: The label of each descriptor as a number from 0, int (N,). UNUSED stands for no label. At least one label
-            must have two descriptors.
+        codes: The label of each descriptor, as `label_codes` returns them. At least one label must have two.
         share: The number of bytes that the sums of a slice of labels may take.
         each: `in_tasks` or `in_this_process`.
     """
@@ -184,7 +188,7 @@ def sum_regions(manifest: Manifest, recipe: Recipe, machine: Resources) -> Momen
         Moments(row["count"], np.asarray(row["mean"]), np.reshape(row["scatter"], (channels, channels)))
         for row in dataset.iter_rows()
     )
-    total: Moments = functools.reduce(Moments.merge, blocks, fit.moments_of(np.zeros((0, channels))))
+    total = fit.merged(blocks, channels)
     log.info("learning from %d regions of %d photos", total.count, len(manifest))
     return total
 

@@ -4,6 +4,8 @@ A row is the vector of a photo or of a region. The fits need only the count, mea
 These moments are computed for one block of rows at a time, and then merged. So the rows never have to be in one place.
 """
 
+import functools
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +45,11 @@ def moments_of(rows: np.ndarray) -> Moments:
     mean = rows.sum(axis=0) / max(len(rows), 1)
     centred = rows - mean
     return Moments(len(rows), mean, centred.T @ centred)
+
+
+def merged(blocks: Iterable[Moments], dimension: int) -> Moments:
+    """Returns the moments of the rows (K,) of all `blocks` together, with K = `dimension`; those of no rows if none."""
+    return functools.reduce(Moments.merge, blocks, moments_of(np.zeros((0, dimension))))
 
 
 def fit_pca(

@@ -198,3 +198,8 @@ def test_the_driver_needs_no_tensorflow():
 
     code = "import sys, dim.report.training; sys.exit('tensorflow' in sys.modules or 'keras' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=Path(__file__).parents[2]).returncode == 0
+
+
+@pytest.mark.parametrize(("top", "said"), [(None, "the 300 hardest"), (1000, "the 1,000 hardest")])
+def test_the_settings_name_the_triplets_of_an_epoch_also_by_default(top, said):
+    assert training._settings(TrainConfig(top=top, final_whitening="none"), 150, SUMMARY)["Triplets"] == said
