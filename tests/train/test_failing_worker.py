@@ -25,11 +25,6 @@ TWO = {
 pytestmark = pytest.mark.timeout(300, method="thread")
 
 
-@pytest.fixture(scope="module")
-def scratch(tmp_path_factory):
-    return str(tmp_path_factory.mktemp("scratch"))
-
-
 @pytest.fixture
 def failed(ray_session, scratch, tmp_path):
     """Trains with two workers on half of the demo photos, each row of their table passed through `change`; the error,

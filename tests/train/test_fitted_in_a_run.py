@@ -2,46 +2,26 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
+from demo_set import map_of, photos_of
 
 import dim.model
-from dim.data import manifest
-from dim.data.decode import decode
 from dim.io import files
 from dim.model import network, spec
 from dim.model.pooling import region_vectors
-from dim.search.exact import Part
 from dim.train.config import TrainConfig
-from dim.train.embed import average_precisions
-from dim.train.job import DEMO, train
+from dim.train.job import train
 from dim.whiten.fit import fit_pca, moments_of
 
 SMALL = {"model": "vgg16-rmac", "image_size": 64, "precision": "float32", "dimension": 32}
 STEPS = {"epochs": 1, "top": 24, "batch_size": 8, "optimizer": "sgd", "learning_rate": 0.01}
 
 
-def photos_of(split):
-    chosen = manifest.read(str(DEMO)).select(split)
-    return chosen, np.stack([decode(Path(path).read_bytes(), 64, "squash").pixels for path in chosen.paths])
-
-
-def map_of(model, split):
-    chosen, images = photos_of(split)
-    vectors = np.concatenate([np.asarray(model(images[start : start + 16])) for start in range(0, len(images), 16)])
-    return np.nanmean(average_precisions([Part(0, len(vectors), lambda: vectors)], chosen.labels, chosen.image_ids))
-
-
 def checkpoint_of(run, name="beginning"):
     with np.load(run / f"checkpoints/{name}.npz") as arrays:
         return [arrays[f"weight/{number}"] for number in range(sum(key.startswith("weight/") for key in arrays))]
-
-
-@pytest.fixture(scope="module")
-def scratch(tmp_path_factory):
-    return str(tmp_path_factory.mktemp("scratch"))
 
 
 @pytest.fixture(scope="module")

@@ -3,29 +3,21 @@
 import dataclasses
 import re
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
+from demo_set import map_of
 
 import dim.model
 from dim.data import manifest
-from dim.data.decode import decode
 from dim.errors import JobFailed, UserError
 from dim.evaluate import metrics
 from dim.io import tables
-from dim.search.exact import Part
 from dim.train.config import TrainConfig
-from dim.train.embed import average_precisions
 from dim.train.job import DEMO, train
 
 # Random variants too must be the same when a run is resumed.
 SMALL = {"image_size": 64, "precision": "float32", "dimension": 64, "top": 64, "batch_size": 16, "rotation": 10.0}
-
-
-@pytest.fixture(scope="module")
-def scratch(tmp_path_factory):
-    return str(tmp_path_factory.mktemp("scratch"))
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +29,7 @@ def undisturbed(ray_session, tmp_path_factory, scratch):
 def test_model_folder_gives_the_map_that_was_reported(undisturbed):
     result, _ = undisturbed
     model = dim.model.load(result["model"])
-    photos = manifest.read(str(DEMO)).select("test")
-    images = [decode(Path(path).read_bytes(), 64, "squash").pixels for path in photos.paths]
-    vectors = np.asarray(model(np.stack(images)))
-    found = average_precisions([Part(0, len(vectors), lambda: vectors)], photos.labels, photos.image_ids)
-    assert found.mean() == pytest.approx(result["map_after"], abs=2e-3)
+    assert map_of(model, "test") == pytest.approx(result["map_after"], abs=2e-3)
 
 
 def test_the_report_shows_the_epochs_and_what_is_found_before_and_after(undisturbed):

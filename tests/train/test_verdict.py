@@ -166,11 +166,6 @@ def test_a_small_set_is_named_with_what_helps_unless_training_helped():
     assert line.startswith("split val has 40 queries of 4 objects, too little")
 
 
-@pytest.fixture(scope="module")
-def scratch(tmp_path_factory):
-    return str(tmp_path_factory.mktemp("scratch"))
-
-
 @pytest.fixture
 def run(ray_session, tmp_path, scratch, caplog):
     """Trains on those of the demo photos that are in one of `splits`; the result and what was said."""

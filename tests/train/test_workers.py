@@ -19,11 +19,6 @@ FIVE_STEPS = {
 SMALL = {"image_size": 64, "precision": "float32", "dimension": 32}
 
 
-@pytest.fixture(scope="module")
-def scratch(tmp_path_factory):
-    return str(tmp_path_factory.mktemp("scratch"))
-
-
 def weights(run):
     """The trained weights in the run's last checkpoint."""
     with np.load(sorted(run.glob("checkpoints/*.npz"))[-1]) as arrays:
