@@ -184,7 +184,8 @@ def run(ray_session, tmp_path, scratch, caplog):
 
 @pytest.mark.slow
 def test_a_run_whose_steps_destroy_the_network_returns_the_one_that_came(run, tmp_path):
-    result, text = run(("train", "val"), learning_rate=0.05)
+    options = {"learning_rate": 0.05, "final_whitening": "none"}
+    result, text = run(("train", "val"), **options)
     assert (result["best_epoch"], result["judged_on"]) == (None, "val")
     assert result["map_after"] == result["map_before"] == pytest.approx(result["val_after"])
     (epoch,) = tables.read(str(tmp_path / "run/history.csv")).to_pylist()
@@ -198,7 +199,7 @@ def test_a_run_whose_steps_destroy_the_network_returns_the_one_that_came(run, tm
         assert line in text and line in report
 
     # Another epoch does not change what came.
-    longer, _ = run(("train", "val"), learning_rate=0.05, epochs=2)
+    longer, _ = run(("train", "val"), epochs=2, **options)
     assert (longer["epochs"], longer["best_epoch"], longer["model"]) == (2, None, result["model"])
     assert longer["map_after"] == result["map_before"]
 
