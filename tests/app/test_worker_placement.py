@@ -28,6 +28,7 @@ def made_up(monkeypatch):
         monkeypatch.setattr(ray, "cluster_resources", lambda: total)
         listed = [{"Alive": True, "NodeID": f"{place:056x}", "Resources": node} for place, node in enumerate(nodes)]
         monkeypatch.setattr(ray, "nodes", lambda: listed)
+        monkeypatch.setattr(ray, "is_initialized", lambda: True)
 
     return of
 

@@ -167,9 +167,11 @@ def impatient(monkeypatch):
     storage._opened.cache_clear()
 
 
-def test_a_stuck_request_is_made_again(s3, bucket, impatient):
+def test_a_stuck_request_is_made_again(s3, bucket, impatient, monkeypatch):
+    monkeypatch.setattr(storage, "TRIES", 20)
+    monkeypatch.setattr(storage, "FIRST_WAIT", 1e-6)
     files.write_bytes(f"{bucket}/a", b"whole")
-    s3.faults(stuck=0.3, seed=3)
+    s3.faults(stuck=0.5, seed=3)
     for _ in range(4):
         assert files.read_bytes(f"{bucket}/a") == b"whole"
     assert s3.faults()["stuck"] > 0
