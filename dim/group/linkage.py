@@ -1,0 +1,65 @@
+"""Average linkage: merges the most similar groups until no two are similar enough.
+
+A chain of similar pairs may lead from one object to another, so connected photos are not yet a group. Average linkage
+(UPGMA; Sokal and Michener, "A statistical method for evaluating systematic relationships", 1958) looks at whole groups:
+the similarity of two groups is the mean cosine of a photo of the one and a photo of the other. This is the inner product
+of the mean descriptors of the groups, so no matrix of all pairs of photos is needed. In a round, all pairs of groups
+that are nearest to each other are merged, which gives the same groups as one merge at a time (Murtagh, "A survey of
+recent advances in hierarchical clustering algorithms", 1983).
+"""
+
+import numpy as np
+
+_CELLS = 2**22  # similarities that are computed at a time
+_DIGITS = 9  # similarities that round to the same number are equal, so that no rounding error decides
+
+
+def average_linkage(sums: np.ndarray, sizes: np.ndarray, threshold: float, apart: np.ndarray) -> np.ndarray:
+    """Merges the groups whose mean similarity is `threshold` or more, the most similar ones first.
+
+    Of equally similar groups, the first ones are merged first. A group that contains one group of a pair in `apart` never
+    gets the other (Davidson and Ravi, "Agglomerative hierarchical clustering with constraints", 2005).
+
+    Args:
+        sums: The sum of the descriptors of each group, float64 (m, D). They are on the grid of `exact_scores`, so that
+            no sum is rounded.
+        sizes: The photos of each group, int64 (m,).
+        threshold: The least similarity of two groups that are merged.
+        apart: Pairs of groups, int64 (P, 2).
+
+    Returns:
+        For each group the first group that it is merged with, or itself, int64 (m,).
+    """
+    merged_into = np.arange(len(sizes))
+    numbers = merged_into  # of the groups that are left
+    while len(sizes) > 1:
+        nearest, similarity = _nearest(sums / sizes[:, None], apart)
+        own = np.arange(len(sizes))
+        mutual = (nearest[nearest] == own) & (similarity >= threshold)
+        if not mutual.any():
+            break
+        into = np.where(mutual, np.minimum(own, nearest), own)
+        gone, kept = np.flatnonzero(into != own), np.flatnonzero(into == own)
+        sums, sizes = sums.copy(), sizes.copy()
+        sums[into[gone]] += sums[gone]
+        sizes[into[gone]] += sizes[gone]
+        sums, sizes = sums[kept], sizes[kept]
+        merged_into = numbers[into][np.searchsorted(numbers, merged_into)]
+        apart, numbers = np.searchsorted(kept, into)[apart], numbers[kept]
+    return merged_into
+
+
+def _nearest(means: np.ndarray, apart: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The most similar other group of each, int64 (m,), and the similarity, −inf if all others are `apart` from it."""
+    nearest, best = np.empty(len(means), np.int64), np.empty(len(means))
+    step = max(1, _CELLS // len(means))
+    both = np.concatenate([apart, apart[:, ::-1]])
+    for start in range(0, len(means), step):
+        block = np.round(means[start : start + step] @ means.T, _DIGITS)
+        rows = np.arange(len(block))
+        block[rows, start + rows] = -np.inf
+        here = both[(both[:, 0] >= start) & (both[:, 0] < start + step)]
+        block[here[:, 0] - start, here[:, 1]] = -np.inf
+        nearest[start : start + step] = found = block.argmax(axis=1)
+        best[start : start + step] = block[rows, found]
+    return nearest, best
