@@ -10,8 +10,8 @@ import dim
 DIM = Path(dim.__file__).parent
 # Lowest first. A job puts the parts of its package and its page together, so it stands above the pages.
 LAYERS = [
-    "errors", "io", "app", "data", "model", "extract", "search", "whiten", "mine", "evaluate", "train", "audit",
-    "nightly.config", "nightly.history", "report", "search.job", "evaluate.job", "train.job", "audit.job", "export",
+    "errors", "io", "app", "data", "model", "extract", "search", "whiten", "mine", "evaluate", "train", "audit", "group",
+    "nightly.config", "nightly.history", "report", "search.job", "evaluate.job", "train.job", "audit.job", "group.job", "export",
     "nightly", "jobs",
 ]  # fmt: skip
 
@@ -58,7 +58,7 @@ def test_no_module_needs_itself():
 def test_only_jobs_know_pages():
     knowing = {name for name, arrows in ARROWS.items() if any(to.startswith("report") for to in arrows)}
     assert {name for name in knowing if not name.startswith("report")} == {
-        "audit.job", "evaluate.job", "nightly.job", "search.job", "train.job",
+        "audit.job", "evaluate.job", "group.job", "nightly.job", "search.job", "train.job",
     }  # fmt: skip
 
 

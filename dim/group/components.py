@@ -105,7 +105,7 @@ class Grouper:
                 units.append((vectors[start : start + len(rows)], batch, begin.groups[rows]))
                 start += len(rows)
             shared = (threshold, self.corrections.apart)
-            for position, found in tasks.spread(_linked, units, shared, workers=self.database.workers):
+            for position, found in tasks.spread(_linked, units, shared, workers=self.database.workers, light=True):
                 rows = np.concatenate(units[position][1])
                 for name, values in vars(found).items():
                     vars(result)[name][rows] = values
@@ -162,9 +162,7 @@ def _batches(components: Sequence[np.ndarray], rows: int) -> Iterator[list[np.nd
         yield batch
 
 
-def _linked(
-    unit: tuple[np.ndarray, list[np.ndarray], np.ndarray], threshold: float, apart: np.ndarray
-) -> Grouping:
+def _linked(unit: tuple[np.ndarray, list[np.ndarray], np.ndarray], threshold: float, apart: np.ndarray) -> Grouping:
     """Links each component of a unit: the descriptors of its photos, their rows, and their groups at the beginning."""
     vectors, components, begun = unit
     found, start = [], 0

@@ -48,7 +48,9 @@ def read(uri: str, ids: pa.ChunkedArray) -> Corrections:
     roots = union.roots()[found.apart]
     if len(wrong := found.apart[roots[:, 0] == roots[:, 1]]):
         names = " and ".join(quoted(ids[int(row)].as_py()) for row in wrong[0])
-        raise UserError(f"{uri!r}: {names} are {APART}, but corrections of kind {SAME} connect them; remove one of these")
+        raise UserError(
+            f"{uri!r}: {names} are {APART}, but corrections of kind {SAME} connect them; remove one of these"
+        )
     return found
 
 

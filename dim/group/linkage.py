@@ -2,10 +2,10 @@
 
 A chain of similar pairs may lead from one object to another, so connected photos are not yet a group. Average linkage
 (UPGMA; Sokal and Michener, "A statistical method for evaluating systematic relationships", 1958) looks at whole groups:
-the similarity of two groups is the mean cosine of a photo of the one and a photo of the other. This is the inner product
-of the mean descriptors of the groups, so no matrix of all pairs of photos is needed. In a round, all pairs of groups
-that are nearest to each other are merged, which gives the same groups as one merge at a time (Murtagh, "A survey of
-recent advances in hierarchical clustering algorithms", 1983).
+the similarity of two groups is the mean cosine of a photo of the one and a photo of the other. This is the inner
+product of the mean descriptors of the groups, so no matrix of all pairs of photos is needed. In a round, all pairs of
+groups that are nearest to each other are merged, which gives the same groups as one merge at a time (Murtagh, "A survey
+of recent advances in hierarchical clustering algorithms", 1983).
 """
 
 import numpy as np
@@ -17,8 +17,8 @@ _DIGITS = 9  # similarities that round to the same number are equal, so that no 
 def average_linkage(sums: np.ndarray, sizes: np.ndarray, threshold: float, apart: np.ndarray) -> np.ndarray:
     """Merges the groups whose mean similarity is `threshold` or more, the most similar ones first.
 
-    Of equally similar groups, the first ones are merged first. A group that contains one group of a pair in `apart` never
-    gets the other (Davidson and Ravi, "Agglomerative hierarchical clustering with constraints", 2005).
+    Of equally similar groups, the first ones are merged first. A group that contains one group of a pair in `apart`
+    never gets the other (Davidson and Ravi, "Agglomerative hierarchical clustering with constraints", 2005).
 
     Args:
         sums: The sum of the descriptors of each group, float64 (m, D). They are on the grid of `exact_scores`, so that

@@ -1,8 +1,8 @@
 """Chooses the threshold without labels: the one whose groups are most distinct.
 
 How distinct the group of a photo is, is measured by the silhouette (Rousseeuw, "Silhouettes: a graphical aid to the
-interpretation and validation of cluster analysis", 1987), with distances 1 − cosine. For a photo with the mean similarity
-a to the others of its group, and the similarity b to the nearest photo outside, it is
+interpretation and validation of cluster analysis", 1987), with distances 1 − cosine. For a photo with the mean
+similarity a to the others of its group, and the similarity b to the nearest photo outside, it is
 
     s = (a − b) / max(1 − a, 1 − b),
 
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dim.app.progress import Progress
 from dim.group.components import LARGEST, Grouper, Grouping, alone, members
 from dim.group.neighbours import Neighbours
 from dim.search.exact_scores import on_grid
@@ -57,7 +58,9 @@ def curve(grouper: Grouper) -> Curve:
     union, groups = grouper.union(), alone(len(lists))
     groups.groups[:] = union.roots()
     rows, above = [], np.inf
-    for threshold in _thresholds(grouper):
+    thresholds = _thresholds(grouper)
+    progress = Progress("choosing the threshold", len(thresholds), "thresholds")
+    for threshold in thresholds:
         for edges in lists.edges(threshold - grouper.slack, above):
             union.join(*edges)
         above = threshold - grouper.slack
@@ -69,6 +72,7 @@ def curve(grouper: Grouper) -> Curve:
         groups = grouper.link(members(roots, tie_order, np.flatnonzero(inside)), threshold, groups)
         judged = seeds[inside[seeds]]
         rows.append((threshold, *_figures(groups, lists, judged)))
+        progress.add(1)
         best = max(row[-1] for row in rows)
         if not len(judged) or rows[-1][-1] < _ENOUGH * best:
             break

@@ -12,7 +12,7 @@ from dim.errors import UserError
 # In the order in which photos go through them.
 JOBS = [
     "import", "split", "extract", "whiten", "mine", "train",
-    "index", "search", "evaluate", "audit", "export", "nightly",
+    "index", "search", "evaluate", "audit", "group", "export", "nightly",
 ]  # fmt: skip
 
 
