@@ -137,12 +137,12 @@ class Grouper:
             return result
         order = np.argsort(np.argsort(self.database.tie_order[names]))
         groups, names = order[groups], names[np.argsort(self.database.tie_order[names])]
-        sums = 0.0
+        sums = np.zeros((len(names), 1))
         for start in range(0, len(giant), self.most_rows):
             rows = slice(start, start + self.most_rows)
             sums = sums + _sums(on_grid(self.database.take(giant[rows])), groups[rows], len(names))
         apart = groups[_within(giant, self.corrections.apart)]
-        into = average_linkage(np.asarray(sums), np.bincount(groups), threshold, apart)
+        into = average_linkage(sums, np.bincount(groups), threshold, apart)
         result.groups[giant] = names[into[groups]]
         changed = np.isin(result.groups[giant], names[np.unique(into[into != np.arange(len(into))])])
         return self.link(members(result.groups, self.database.tie_order, giant[changed]), threshold, result)
@@ -184,7 +184,7 @@ def _link(vectors: np.ndarray, rows: np.ndarray, begun: np.ndarray, threshold: f
     own = np.einsum("ij,ij->i", vectors, _sums(vectors, groups, len(sizes))[groups])
     with np.errstate(invalid="ignore"):  # 0 / 0 is the mean similarity of a photo that is alone
         within = np.where(sizes[groups] > 1, own - np.einsum("ij,ij->i", vectors, vectors), 0) / (sizes[groups] - 1)
-    best = np.lexsort((np.arange(len(rows)), -np.round(own, 9), groups))  # of each group the medoid comes first
+    best = np.lexsort((np.arange(len(rows)), -np.round(within, 9), groups))  # of each group the medoid comes first
     medoids = best[np.searchsorted(groups[best], np.arange(len(sizes)))][groups]
     similarity = np.einsum("ij,ij->i", vectors, vectors[medoids])
     return Grouping(rows[first[groups]], within, rows[medoids], similarity)
@@ -204,4 +204,5 @@ def _within(rows: np.ndarray, pairs: np.ndarray) -> np.ndarray:
     order = np.argsort(rows)
     place = np.minimum(np.searchsorted(rows, pairs, sorter=order), len(rows) - 1)
     both: np.ndarray = (rows[order[place]] == pairs).all(axis=1)
-    return order[place[both]]
+    places: np.ndarray = order[place[both]]
+    return places

@@ -59,7 +59,7 @@ def of_groups(chosen: Manifest, groups: Sequence[np.ndarray], workers: int | Non
     rows = list(paths)
     units = [[paths[row] for row in rows[start : start + _PHOTOS]] for start in range(0, len(rows), _PHOTOS)]
     facts: dict[int, FileFacts] = {}
-    for position, found in tasks.spread(_facts, units, workers=workers, stage="comparing copies", size=len):
+    for position, found in tasks.spread(_facts, units, workers=workers, stage="checking", size=len, unit="copies"):
         first = position * _PHOTOS
         facts |= {row: one for row, one in zip(rows[first : first + _PHOTOS], found, strict=True) if one}
     return [pair for group in groups for pair in _of_group(group.tolist(), paths, facts)]

@@ -60,7 +60,14 @@ def nothing(size: int, count: int) -> Neighbours:
 def fingerprints(database: Exact) -> np.ndarray:
     """A hash of each photo's descriptor, uint64 (N,), by which a later run sees whether the descriptor is the same."""
     parts = database.parts
-    found = tasks.spread(_hashes, parts, workers=database.workers, stage="reading descriptors", size=lambda p: p.size)
+    found = tasks.spread(
+        _hashes,
+        parts,
+        workers=database.workers,
+        stage="checking",
+        size=lambda part: part.size,
+        unit="images",
+    )
     return np.concatenate(list(tasks.in_order(found)))
 
 
@@ -131,8 +138,8 @@ def by_comparison(database: Exact, before: Kept) -> Neighbours:
         own = np.arange(start, min(start + _WINDOW, len(lists)))
         searched = own[~before.valid[own]]
         if len(searched):
-            found = database.nearest(database.take(searched), count + 1)
-            lists.rows[searched], lists.scores[searched] = without_own(searched, *found, count)
+            rows, scores = database.nearest(database.take(searched), count + 1)
+            lists.rows[searched], lists.scores[searched] = without_own(searched, rows, scores, count)
         extended = own[before.valid[own]]
         if len(extended) and len(new):
             found, scores = exact.nearest(
@@ -156,9 +163,9 @@ def by_index(database: Exact, target: SearchTarget, ids: pa.ChunkedArray, before
     progress = Progress("finding neighbours", len(new))
     for start in range(0, len(new), _WINDOW):
         own = new[start : start + _WINDOW]
-        found, scores = target.database.nearest(database.take(own), count + 1)
+        found, found_scores = target.database.nearest(database.take(own), count + 1)
         rows = np.where(found >= 0, row_of[found], -1)
-        rows, scores = without_own(own, rows, np.where(rows >= 0, scores, -np.inf), count)
+        rows, scores = without_own(own, rows, np.where(rows >= 0, found_scores, -np.inf), count)
         at, place = np.nonzero(rows >= 0)
         best.insert(own[at], rows[at, place], scores[at, place])
         one, other, score = rows[at, place], own[at], scores[at, place]

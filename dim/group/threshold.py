@@ -59,7 +59,7 @@ def curve(grouper: Grouper) -> Curve:
     groups.groups[:] = union.roots()
     rows, above = [], np.inf
     thresholds = _thresholds(grouper)
-    progress = Progress("choosing the threshold", len(thresholds), "thresholds")
+    progress = Progress("grouping", len(thresholds), "thresholds")
     for threshold in thresholds:
         for edges in lists.edges(threshold - grouper.slack, above):
             union.join(*edges)

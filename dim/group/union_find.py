@@ -35,7 +35,7 @@ class UnionFind:
         return self._found(np.arange(len(self._parents)))
 
     def _found(self, nodes: np.ndarray) -> np.ndarray:
-        roots = self._parents[nodes]
+        roots: np.ndarray = self._parents[nodes]
         while ((above := self._parents[roots]) != roots).any():
             roots = above
         self._parents[nodes] = roots  # shortens the way for the next search

@@ -23,8 +23,8 @@ SHOWN = 30  # largest groups, and most doubtful groups, that are shown, at most
 PHOTOS = 12  # photos of a group that are shown, at most
 IN_TABLE = 2000  # groups, and copies, in the tables, at most
 NOTE = (
-    "The group's medoid comes first, then its least similar photos. Below a photo is its similarity to the medoid. Mark "
-    "the photos that don't belong to the group, save the marks, and run the same command with --corrections FILE."
+    "The group's medoid comes first, then its least similar photos. Below a photo is its similarity to the medoid. "
+    "Mark the photos that don't belong to the group, save the marks, and run the same command with --corrections FILE."
 )
 GROUPS = [
     Column("group"), Column("photos", ",d"), Column("least similarity", ".3f", explanation="to the medoid"),
@@ -48,20 +48,19 @@ def write(uri: str, config: GroupConfig, chosen: Manifest, found: Found, result:
     by = "chosen: the groups are most distinct" if result["threshold_chosen"] else "given"
     page.section("Headline", parts.figures(figures), parts.facts(_facts(config, f"{result['threshold']:.3f}, {by}")))
     page.section("Threshold", _charts(curve), note=_note_on(curve, result))
-    doubtful, largest = groups.most_doubtful(), groups.largest()
-    if len(largest):
-        page.section("Corrections", _tools(config), note=NOTE)
-        for title, shown in (("Most doubtful groups", doubtful), ("Largest groups", largest)):
-            strips = [_strip(page, chosen, groups.table_of(number)) for number in shown]
-            page.section(
-                title, element("div", strips, class_="groups"), note=f"{len(shown)} of {len(groups):,} groups."
-            )
+    if len(groups):
+        strips: list[Html] = [_tools(config)]
+        for title, numbers in (("Most doubtful", groups.most_doubtful()), ("Largest", groups.largest())):
+            drawn = [_strip(page, chosen, groups.table_of(number)) for number in numbers]
+            few = f"{len(drawn)} of {len(groups):,} groups"
+            strips += [element("h3", title, element("small", few)), element("div", drawn, class_="groups")]
+        page.section("Groups", strips, note=NOTE)
         page.section(
             "All groups", parts.table(GROUPS, list(groups.rows()), "groups"), note=_more(len(groups), "groups.parquet")
         )
     if len(copies):
-        shown = [copies.slice(row, 1).to_pylist()[0] for row in range(min(IN_TABLE, len(copies)))]
-        rows = [Row([one["keep"], one["delete"], one["why"], one["similarity"]]) for one in shown]
+        listed = copies.slice(0, IN_TABLE).to_pylist()
+        rows = [Row([one["keep"], one["delete"], one["why"], one["similarity"]]) for one in listed]
         page.section("Copies", parts.table(COPIES, rows, "copies"), note=_more(len(copies), "duplicates.csv"))
     page.write(uri)
 
@@ -155,7 +154,7 @@ def _strip(page: Page, chosen: Manifest, table: pa.Table) -> Html:
         for row, path, box in zip(shown, few.paths, few.boxes, strict=True)
     ]
     more = f", of which {len(shown)} are shown" if len(table) > len(shown) else ""
-    heading = element("h3", user_text(shown[0]["group"]), element("small", f"{len(table):,} photos{more}"))
+    heading = element("h4", user_text(shown[0]["group"]), element("small", f"{len(table):,} photos{more}"))
     return element("article", heading, parts.strip(page.photos, cards[1:], first=cards[0]), class_="group")
 
 

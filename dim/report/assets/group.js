@@ -59,8 +59,8 @@ for (const article of articles) {
     button.addEventListener("click", () => {
       const on = !marked(item);
       // A group may be shown twice, as a large and as a doubtful one.
-      const name = article.querySelector("h3 bdi").textContent;
-      for (const twin of articles.filter((one) => one.querySelector("h3 bdi").textContent === name)) {
+      const name = article.querySelector("h4 bdi").textContent;
+      for (const twin of articles.filter((one) => one.querySelector("h4 bdi").textContent === name)) {
         for (const same of twin.querySelectorAll(".strip > li")) if (idOf(same) === idOf(item)) toggle(same, on);
       }
       tell();
@@ -73,7 +73,7 @@ if (corrections) {
   corrections.querySelector("input").addEventListener("input", (event) => {
     const words = event.target.value.toLowerCase().split(/\s+/).filter(Boolean);
     for (const article of articles) {
-      const text = [article.querySelector("h3").textContent, ...[...article.querySelectorAll(".id")].map((id) => id.textContent)];
+      const text = [article.querySelector("h4").textContent, ...[...article.querySelectorAll(".id")].map((id) => id.textContent)];
       article.hidden = !words.every((word) => text.join(" ").toLowerCase().includes(word));
     }
   });
