@@ -19,6 +19,8 @@ from dim.export.config import ExportConfig
 from dim.export.job import LAYOUTS, export
 from dim.extract import finished_shards, store
 from dim.extract.identity import of_folder
+from dim.group.config import GroupConfig
+from dim.group.job import group
 from dim.io import files
 from dim.mine.config import MineConfig
 from dim.mine.job import mine_folder
@@ -38,6 +40,7 @@ JOBS = {
         EvaluateConfig(manifest=manifest, descriptors=(folder,), out=out, report=False)
     ),
     "audit": lambda manifest, folder, out: audit(AuditConfig(manifest=manifest, descriptors=folder, out=out)),
+    "group": lambda manifest, folder, out: group(GroupConfig(manifest=manifest, descriptors=folder, out=out)),
     "mine": lambda manifest, folder, out: mine_folder(MineConfig(manifest=manifest, descriptors=folder, out=out)),
     "whiten": lambda manifest, folder, out: whiten(
         WhitenConfig(manifest=manifest, descriptors=folder, out=f"{out}/w.npz", dimension=2)

@@ -222,16 +222,17 @@ RIGHT = {
     "evaluate": "--manifest photos.csv --descriptors descriptors --out new",
     "export": "--descriptors descriptors --format npy --out new",
     "audit": "--manifest photos.csv --descriptors descriptors --out new",
+    "group": "--manifest photos.csv --descriptors descriptors --out new",
     "nightly": "--config nightly.yaml --out new",
 }
-TAKES_MANIFEST = ("extract", "whiten", "mine", "train", "evaluate", "audit")
-TAKES_SPLIT = ("extract", "whiten", "mine", "evaluate", "audit")
-TAKES_DESCRIPTORS = ("whiten", "mine", "index", "evaluate", "export", "audit")
+TAKES_MANIFEST = ("extract", "whiten", "mine", "train", "evaluate", "audit", "group")
+TAKES_SPLIT = ("extract", "whiten", "mine", "evaluate", "audit", "group")
+TAKES_DESCRIPTORS = ("whiten", "mine", "index", "evaluate", "export", "audit", "group")
 TAKES_MODEL = ("extract", "train")
-WRITES_FOLDER = ("import", "extract", "mine", "train", "index", "search", "evaluate", "export", "audit")
+WRITES_FOLDER = ("import", "extract", "mine", "train", "index", "search", "evaluate", "export", "audit", "group")
 
 DECODES = ("split", "import", "extract", "train", "search", "evaluate", "nightly")
-WHITENS = ("extract", "index", "search", "evaluate", "audit")
+WHITENS = ("extract", "index", "search", "evaluate", "audit", "group")
 
 OF_DECODING = {
     "--max-megapixels 0": "--max-megapixels must be above 0, not 0.0",
@@ -444,6 +445,19 @@ OF_ONE = {
         "--candidates Flat --candidate-parameters depth=2": "--candidate-parameters 'depth=2' can't be set on this",
         "--memory 1GB,2GB": "--memory '1GB,2GB' is not a size, such as 512MB or 8GB",
         "--workers 0": "--workers must be at least 1, not 0",
+        "--whitening other-whitening.npz": "different embeddings: layer 'block5_pool' ≠ 'block5_conv3'; pooling 'mac'",
+    },
+    "group": {
+        "--manifest more.csv": r"lacks 12 of the 12 images asked for, the first 'new 0'; run extract\.py",
+        "--threshold 0": "--threshold must be above 0 and at most 1, not 0.0",
+        "--copies 2": "--copies must be above 0 and at most 1, not 2.0",
+        "--neighbours 0": "--neighbours must be at least 1, not 0",
+        "--min-group 1": "--min-group must be at least 2, not 1",
+        "--parameters nprobe=2": "--parameters are for an index; give --index DIR, too",
+        "--index none": "--index 'none' holds neither an index nor descriptors",
+        "--corrections none.csv": "no file '.*none.csv'",
+        "--corrections photos.csv": "photos.csv' has no column 'other_id'",
+        "--root elsewhere": "elsewhere",
         "--whitening other-whitening.npz": "different embeddings: layer 'block5_pool' ≠ 'block5_conv3'; pooling 'mac'",
     },
     "nightly": {

@@ -24,6 +24,8 @@ from dim.extract.embedder import Recipe
 from dim.extract.embedding import IGNORED, NetworkEmbedding
 from dim.extract.identity import embedding_of
 from dim.extract.job import extract
+from dim.group.config import GroupConfig
+from dim.group.job import group
 from dim.io import files
 from dim.mine.config import MineConfig
 from dim.mine.job import mine_folder
@@ -101,6 +103,10 @@ JOBS = {
     "audit, whitened": lambda m: audit(
         AuditConfig(manifest=m.manifest, descriptors=m.one, whitening=m.whitening, out=m.out)
     ),
+    "group": lambda m: group(GroupConfig(manifest=m.manifest, descriptors=m.both, out=m.out)),
+    "group, whitened": lambda m: group(
+        GroupConfig(manifest=m.manifest, descriptors=m.one, whitening=m.whitening, out=m.out)
+    ),
     "mine": lambda m: mine_folder(MineConfig(manifest=m.manifest, descriptors=m.both, out=m.out)),
     "whiten, pca": lambda m: whiten(WhitenConfig(manifest=m.manifest, descriptors=m.both, out=m.out)),
     "whiten, learned": lambda m: whiten(
@@ -157,6 +163,7 @@ AMONG_THEIR_OWN = {
     "index": lambda m: build(IndexConfig(descriptors=m.one, whitening=whitened_first(m.one), out=m.out)),
     "search": lambda m: search(SearchConfig(index=m.one, queries=m.one, out=m.out)),
     "audit": lambda m: audit(AuditConfig(manifest=m.manifest, descriptors=m.one, out=m.out)),
+    "group": lambda m: group(GroupConfig(manifest=m.manifest, descriptors=m.one, out=m.out)),
     "mine": lambda m: mine_folder(MineConfig(manifest=m.manifest, descriptors=m.one, out=m.out, top=1)),
     "export": lambda m: export(ExportConfig(descriptors=m.one, out=m.out, format="npy")),
 }

@@ -175,8 +175,10 @@ def test_an_exhaustive_index_finds_the_same(place, tmp_path):
     build(IndexConfig(descriptors=place.descriptors, out=index, factory="HNSW32"))
     again = dataclasses.replace(place, out=str(tmp_path / "again"), index=index, parameters="efSearch=200")
     assert group(again) == result
-    assert files_of(again)["groups.parquet"].drop(columns="confidence").equals(
-        files_of(place)["groups.parquet"].drop(columns="confidence")
+    assert (
+        files_of(again)["groups.parquet"]
+        .drop(columns="confidence")
+        .equals(files_of(place)["groups.parquet"].drop(columns="confidence"))
     )
 
 

@@ -12,6 +12,8 @@ from dim.evaluate.config import EvaluateConfig
 from dim.evaluate.job import evaluate
 from dim.export.config import ExportConfig
 from dim.export.job import export
+from dim.group.config import GroupConfig
+from dim.group.job import group
 from dim.io.tables import require_each_once
 from dim.mine.config import MineConfig
 from dim.mine.job import mine_folder
@@ -46,6 +48,7 @@ IDS = [f"photo {number}" for number in range(6)]
 JOBS = {
     "evaluate": lambda made: evaluate(EvaluateConfig(manifest=made.manifest, descriptors=(made.twice,), out=made.out)),
     "audit": lambda made: audit(AuditConfig(manifest=made.manifest, descriptors=made.twice, out=made.out)),
+    "group": lambda made: group(GroupConfig(manifest=made.manifest, descriptors=made.twice, out=made.out)),
     "mine": lambda made: mine_folder(MineConfig(manifest=made.manifest, descriptors=made.twice, out=made.out)),
     "whiten": lambda made: whiten(WhitenConfig(manifest=made.manifest, descriptors=made.twice, out=made.out)),
     "index": lambda made: build(IndexConfig(descriptors=made.twice, out=made.out)),

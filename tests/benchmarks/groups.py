@@ -1,0 +1,150 @@
+"""How good groups without labels are, and what finding them costs.
+
+    python tests/benchmarks/groups.py quality --photos $DIM_BENCH --descriptors runs/descriptors --split test
+    python tests/benchmarks/groups.py kmeans --rows 20000
+    python tests/benchmarks/groups.py growth --rows 100000
+
+`quality` groups the photos of a manifest.csv, with its labels hidden, and prints pairwise precision, recall and F1 and
+the adjusted Rand index: at the threshold that is chosen, and at the best one by the labels.
+
+`kmeans` compares two ways to find pairs of similar photos, at equal numbers of products. NeMo Curator clusters by k-means
+and compares photos within a cluster; an inverted file compares a photo with the photos of several clusters. Prints the
+share that each finds of all pairs above the threshold.
+
+`growth` groups synthetic descriptors, ten photos an object, and prints seconds and the peak memory of this process.
+"""
+
+import argparse
+import json
+import os
+import resource
+import time
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pandas as pd
+from sklearn.cluster import KMeans
+from sklearn.metrics import adjusted_rand_score
+
+from dim.data import manifest as manifests
+from dim.group import components, corrections, neighbours, threshold
+from dim.group.components import Grouper
+from dim.search import descriptor_folder, exact
+from dim.search.database import Exact, from_array
+
+NEIGHBOURS = 10
+
+
+def grouper_of(database: Exact, size: int) -> Grouper:
+    """Exact neighbours of all photos, ready to be grouped."""
+    nothing = neighbours.Kept(neighbours.nothing(size, NEIGHBOURS), np.zeros(size, bool), np.zeros(size, bool))
+    found = neighbours.by_comparison(database, nothing)
+    return Grouper(database, found, 0.0, corrections.none(), 10**6)
+
+
+def figures(groups: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """Pairwise precision, recall and F1, and the adjusted Rand index."""
+    table = pd.DataFrame({"group": groups, "truth": truth})
+    pairs = {name: (lambda n: (n * (n - 1) / 2).sum())(table.groupby(columns).size())
+             for name, columns in (("both", ["group", "truth"]), ("group", "group"), ("truth", "truth"))}  # fmt: skip
+    precision, recall = pairs["both"] / max(1, pairs["group"]), pairs["both"] / pairs["truth"]
+    f1 = 2 * precision * recall / max(1e-9, precision + recall)
+    found = {"precision": precision, "recall": recall, "f1": f1, "ari": adjusted_rand_score(truth, groups)}
+    return {name: round(float(value), 4) for name, value in found.items()}
+
+
+def quality(arguments: argparse.Namespace) -> None:
+    chosen = manifests.read(str(Path(arguments.photos) / "manifest.csv")).select(arguments.split)
+    rows = descriptor_folder.read(arguments.descriptors, arguments.whitening, chosen)
+    truth = pd.factorize(np.array(chosen.table["label"].take(rows.rows).to_pylist(), object))[0]
+    grouper = grouper_of(Exact(rows.parts, exact.tie_order_of(rows.ids)), len(rows))
+    curve = threshold.curve(grouper)
+    measured = {float(one): figures(grouper.grouped(one).groups, truth) for one in curve.thresholds}
+    best = max(measured, key=lambda one: measured[one]["f1"])
+    print(json.dumps({"photos": len(rows), "threshold": curve.best, **measured[curve.best], "best_threshold": best,
+                      **{f"best_{name}": value for name, value in measured[best].items()}}))  # fmt: skip
+
+
+def synthetic(rows: int, dimension: int, each: int = 10) -> np.ndarray:
+    """Descriptors of `rows` / `each` objects, whose photos are similar by 0.7 in the mean, float32 (rows, dimension).
+
+    Objects lie around 100 centres, so that some are similar.
+    """
+    generator = np.random.default_rng(0)
+    kinds = generator.standard_normal((100, dimension), np.float32)
+    objects = kinds[generator.integers(0, 100, rows // each)]
+    objects = objects + 1.2 * generator.standard_normal(objects.shape, np.float32)
+    vectors = np.repeat(objects, each, axis=0)
+    for start in range(0, rows, 65536):
+        block = vectors[start : start + 65536]
+        block += generator.standard_normal(block.shape, np.float32)
+        block /= np.linalg.norm(block, axis=1, keepdims=True)
+    return vectors
+
+
+def kmeans(arguments: argparse.Namespace) -> None:
+    vectors = synthetic(arguments.rows, 64)
+    products = vectors @ vectors.T
+    np.fill_diagonal(products, -1)
+    pairs = products >= arguments.threshold
+    wanted = int(pairs.sum())
+    for clusters in (16, 64, 256):
+        labels = KMeans(clusters, n_init=1, max_iter=10, random_state=0).fit_predict(vectors)
+        sizes = np.bincount(labels)
+        budget = int((sizes.astype(np.int64) ** 2).sum()) + len(vectors) * clusters
+        within = int(pairs[labels[:, None] == labels[None]].sum())
+        lists = 8 * clusters
+        index = faiss.index_factory(vectors.shape[1], f"IVF{lists},Flat", faiss.METRIC_INNER_PRODUCT)
+        index.cp.min_points_per_centroid = 1
+        index.train(vectors)
+        index.add(vectors)
+        found, spent = 0, 0
+        for probes in range(1, lists):
+            faiss.cvar.indexIVF_stats.reset()
+            index.nprobe = probes
+            _, near = index.search(vectors, NEIGHBOURS + 1)
+            cost = faiss.cvar.indexIVF_stats.ndis + len(vectors) * lists
+            if cost > budget and spent:
+                break
+            own = np.arange(len(vectors))[:, None]
+            mutual = np.zeros_like(pairs)
+            mutual[np.broadcast_to(own, near.shape)[near >= 0], near[near >= 0]] = True
+            found, spent = int((pairs & (mutual | mutual.T)).sum()), cost
+        print(json.dumps({"clusters": clusters, "pairs": wanted // 2, "products_kmeans": budget, "products_index": spent,
+                          "found_kmeans": round(within / wanted, 4), "found_index": round(found / wanted, 4)}))  # fmt: skip
+
+
+def growth(arguments: argparse.Namespace) -> None:
+    vectors = synthetic(arguments.rows, 128)
+    database = from_array(vectors, np.arange(len(vectors)))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    times = [time.perf_counter()]
+    grouper = grouper_of(database, len(vectors))
+    times.append(time.perf_counter())
+    curve = threshold.curve(grouper)
+    times.append(time.perf_counter())
+    found = grouper.grouped(curve.best)
+    times.append(time.perf_counter())
+    truth = np.repeat(np.arange(len(vectors) // 10), 10)
+    seconds = dict(zip(("neighbours", "threshold", "groups"), np.round(np.diff(times), 1).tolist(), strict=True))
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    print(json.dumps({"rows": len(vectors), "threshold": curve.best, **figures(found.groups, truth), "seconds": seconds,
+                      "mib_of_descriptors": before, "mib": memory}))  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("quality", "kmeans", "growth"))
+    parser.add_argument("--photos", default=os.environ.get("DIM_BENCH", "."))
+    parser.add_argument("--descriptors", help="a folder that extract.py made of them")
+    parser.add_argument("--whitening")
+    parser.add_argument("--split")
+    parser.add_argument("--rows", type=int, default=20_000)
+    parser.add_argument("--threshold", type=float, default=0.5)
+    arguments = parser.parse_args()
+    {"quality": quality, "kmeans": kmeans, "growth": growth}[arguments.what](arguments)
+
+
+if __name__ == "__main__":
+    main()
