@@ -4,12 +4,12 @@
     python tests/benchmarks/groups.py kmeans --rows 20000
     python tests/benchmarks/groups.py growth --rows 100000
 
-`quality` groups the photos of a manifest.csv, with its labels hidden, and prints pairwise precision, recall and F1 and
-the adjusted Rand index: at the threshold that is chosen, and at the best one by the labels.
+`quality` groups the photos of a manifest.csv, with its labels hidden, and prints pairwise precision, recall and F1,
+and the adjusted Rand index: at the threshold that is chosen, and at the best one by the labels.
 
-`kmeans` compares two ways to find pairs of similar photos, at equal numbers of products. NeMo Curator clusters by k-means
-and compares photos within a cluster; an inverted file compares a photo with the photos of several clusters. Prints the
-share that each finds of all pairs above the threshold.
+`kmeans` compares two ways to find pairs of similar photos, at equal numbers of products. NeMo Curator clusters by
+k-means and compares photos within a cluster; an inverted file compares a photo with the photos of several clusters.
+Prints the share that each finds of all pairs above the threshold.
 
 `growth` groups synthetic descriptors, ten photos an object, and prints seconds and the peak memory of this process.
 """
@@ -28,7 +28,7 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
 from dim.data import manifest as manifests
-from dim.group import components, corrections, neighbours, threshold
+from dim.group import corrections, neighbours, threshold
 from dim.group.components import Grouper
 from dim.search import descriptor_folder, exact
 from dim.search.database import Exact, from_array
@@ -46,8 +46,10 @@ def grouper_of(database: Exact, size: int) -> Grouper:
 def figures(groups: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     """Pairwise precision, recall and F1, and the adjusted Rand index."""
     table = pd.DataFrame({"group": groups, "truth": truth})
-    pairs = {name: (lambda n: (n * (n - 1) / 2).sum())(table.groupby(columns).size())
-             for name, columns in (("both", ["group", "truth"]), ("group", "group"), ("truth", "truth"))}  # fmt: skip
+    pairs = {}
+    for name, columns in (("both", ["group", "truth"]), ("group", "group"), ("truth", "truth")):
+        sizes = table.groupby(columns).size()
+        pairs[name] = (sizes * (sizes - 1) / 2).sum()
     precision, recall = pairs["both"] / max(1, pairs["group"]), pairs["both"] / pairs["truth"]
     f1 = 2 * precision * recall / max(1e-9, precision + recall)
     found = {"precision": precision, "recall": recall, "f1": f1, "ari": adjusted_rand_score(truth, groups)}
@@ -111,8 +113,9 @@ def kmeans(arguments: argparse.Namespace) -> None:
             mutual = np.zeros_like(pairs)
             mutual[np.broadcast_to(own, near.shape)[near >= 0], near[near >= 0]] = True
             found, spent = int((pairs & (mutual | mutual.T)).sum()), cost
-        print(json.dumps({"clusters": clusters, "pairs": wanted // 2, "products_kmeans": budget, "products_index": spent,
-                          "found_kmeans": round(within / wanted, 4), "found_index": round(found / wanted, 4)}))  # fmt: skip
+        costs = {"products_kmeans": budget, "products_index": spent}
+        shares = {"found_kmeans": round(within / wanted, 4), "found_index": round(found / wanted, 4)}
+        print(json.dumps({"clusters": clusters, "pairs": wanted // 2, **costs, **shares}))
 
 
 def growth(arguments: argparse.Namespace) -> None:

@@ -39,7 +39,7 @@ def test_any_order_of_photos_and_any_blocks_give_the_same(pile, monkeypatch):
         monkeypatch.setattr("dim.search.database.PART_ROWS", rows)
         monkeypatch.setattr(neighbours, "_WINDOW", max(5, rows))
         order = np.random.default_rng(seed).permutation(len(vectors))
-        database, names = database_of(vectors[order], ids[order])
+        database, _ = database_of(vectors[order], ids[order])
         lists = neighbours.by_comparison(database, none_kept(len(vectors), 10))
         grouper = components.Grouper(database, lists, 0.0, corrections.none(), most)
         curve = threshold.curve(grouper)

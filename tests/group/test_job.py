@@ -1,7 +1,6 @@
-"""Runs of group.py: its files, later runs in the same folder, corrections, an index, and what other jobs make of them."""
+"""Runs of group.py: its files, later runs in the same folder, corrections, an index, and what mining makes of them."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pandas as pd
@@ -13,7 +12,6 @@ from PIL import Image
 from dim.app import tasks
 from dim.data import manifest as manifests
 from dim.errors import UserError
-from dim.group import neighbours
 from dim.group.config import GroupConfig
 from dim.group.job import group
 from dim.io import tables
@@ -100,8 +98,8 @@ def test_tasks_of_ray_find_what_threads_find(ray_session, place, tmp_path, monke
 
 
 @pytest.mark.parametrize("step", ["added", "removed", "changed"])
-def test_a_later_run_equals_one_on_all(pile, tmp_path, write_manifest, write_descriptors, step, monkeypatch):
-    vectors, _ = pile(7, noise=0.1)
+def test_a_later_run_equals_one_on_all(pile, tmp_path, write_manifest, write_descriptors, step):
+    vectors, _ = pile(7, noise=0.1, objects=12)
     ids = np.array([f"photo {number:03d}" for number in range(len(vectors))])
     generator = np.random.default_rng(0)
     before, after = np.arange(len(ids)), generator.permutation(len(ids))
@@ -120,7 +118,6 @@ def test_a_later_run_equals_one_on_all(pile, tmp_path, write_manifest, write_des
     whole = GroupConfig(manifest=new, descriptors=folder, out=str(tmp_path / "whole"))
     later = dataclasses.replace(whole, out=out)
     expected = group(whole)
-    monkeypatch.setattr(neighbours, "_WINDOW", 20)
     assert group(later) == expected
     assert same_files(later, whole)
     one, other = (pq.read_table(f"{folder}/neighbours.parquet") for folder in (out, whole.out))
@@ -155,8 +152,11 @@ def test_corrections_can_be_taken_back(place, tmp_path):
         ([("photo 00", "nobody", "must-link")], "1 corrections are on photos that are not grouped, the first 'nobody'"),
         ([("photo 00", "photo 01", "same")], "unknown kind 'same'; use must-link or cannot-link"),
         (
-            [("photo 00", "photo 01", "must-link"), ("photo 01", "photo 02", "must-link")]
-            + [("photo 02", "photo 00", "cannot-link")],
+            [
+                ("photo 00", "photo 01", "must-link"),
+                ("photo 01", "photo 02", "must-link"),
+                ("photo 02", "photo 00", "cannot-link"),
+            ],
             "'photo 02' and 'photo 00' are cannot-link, but corrections of kind must-link connect them",
         ),
     ],
