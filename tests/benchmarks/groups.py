@@ -105,7 +105,7 @@ def kmeans(arguments: argparse.Namespace) -> None:
 
 
 def by_index(vectors: np.ndarray, pairs: np.ndarray, lists: int, budget: int) -> tuple[int, int]:
-    """How many of `pairs` an inverted file finds with at most `budget` products, and the products, training included."""
+    """How many of `pairs` an inverted file finds with at most `budget` products, and these, training included."""
     index = faiss.index_factory(vectors.shape[1], f"IVF{lists},Flat", faiss.METRIC_INNER_PRODUCT)
     index.cp.max_points_per_centroid = 40
     index.train(vectors)
