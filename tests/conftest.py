@@ -5,6 +5,7 @@ and folders of descriptors made by hand.
 import itertools
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -201,38 +202,51 @@ def write_manifest(tmp_path):
     return write
 
 
+@pytest.fixture(scope="session")
+def _written(tmp_path_factory):
+    """A folder for what `write_descriptors` writes, and the folders in it by their content: many tests share one."""
+    return tmp_path_factory.mktemp("written"), {}
+
+
 @pytest.fixture
-def write_descriptors(tmp_path):
+def write_descriptors(tmp_path, _written):
     """Writes descriptors (N, D), L2-normalised unless `raw`, in shards of three; ids in `errors` become error rows. A
     store that is not `sealed` is as dim wrote it before there were seals, but for the number of images.
     """
+    kept, known = _written
 
     def write(ids, vectors, *, name="descriptors", errors=(), inputs=None, raw=False, sealed=False, **changes):
-        folder = str(tmp_path / name)
         vectors = np.asarray(vectors, dtype=np.float32)
         if not raw:
             vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-        with output_folder.opened(folder, "extract", _Config(), inputs or {}, embedding(**changes).as_json()) as out:
-            facts = {}
-            for start in range(0, len(ids), 3):
-                part = ids[start : start + 3]
-                rows = [
-                    {
-                        "image_id": image_id,
-                        "descriptor": None if image_id in errors else vector.tolist(),
-                        "status": store.ERROR if image_id in errors else store.OK,
-                    }
-                    for image_id, vector in zip(part, vectors[start : start + 3], strict=True)
-                ]
-                table = pa.Table.from_pylist(rows, schema=store.schema(vectors.shape[1]))
-                name = store.shard_name(pa.array(part, pa.string()), pa.array([""] * len(part)))
-                facts[name] = store.write_shard(folder, name, store.marked(table, embedding(**changes)))
-                if not sealed:
-                    files.write_json(f"{folder}/{name}.json", facts[name])
-            out.finish({}, finished_shards.sealed(facts) if sealed else None)
-        return folder
+        content = list(ids), vectors, list(errors), inputs or {}, sealed, changes
+        folder = known.setdefault(pickle.dumps(content), kept / str(len(known)))
+        if not folder.exists():
+            _write_descriptors(str(folder), *content)
+        return shutil.copytree(folder, str(tmp_path / name), dirs_exist_ok=True)
 
     return write
+
+
+def _write_descriptors(folder, ids, vectors, errors, inputs, sealed, changes):  # noqa: PLR0917
+    with output_folder.opened(folder, "extract", _Config(), inputs, embedding(**changes).as_json()) as out:
+        facts = {}
+        for start in range(0, len(ids), 3):
+            part = ids[start : start + 3]
+            rows = [
+                {
+                    "image_id": image_id,
+                    "descriptor": None if image_id in errors else vector.tolist(),
+                    "status": store.ERROR if image_id in errors else store.OK,
+                }
+                for image_id, vector in zip(part, vectors[start : start + 3], strict=True)
+            ]
+            table = pa.Table.from_pylist(rows, schema=store.schema(vectors.shape[1]))
+            name = store.shard_name(pa.array(part, pa.string()), pa.array([""] * len(part)))
+            facts[name] = store.write_shard(folder, name, store.marked(table, embedding(**changes)))
+            if not sealed:
+                files.write_json(f"{folder}/{name}.json", facts[name])
+        out.finish({}, finished_shards.sealed(facts) if sealed else None)
 
 
 @pytest.fixture

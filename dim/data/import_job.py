@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from dim.app.config import one_of
 from dim.app.output_folder import opened, record_of
-from dim.data import benchmarks, manifest, oxford_paris, photos
+from dim.data import benchmarks, grocery, manifest, oxford_paris, photos
 from dim.data.benchmarks import Benchmark
 from dim.data.config import EMBEDDINGS, ImportConfig
 from dim.data.ground_truth import COLUMNS
@@ -34,6 +34,8 @@ IMPORTERS: dict[str, Callable[[str], Benchmark]] = {
     "gldv2": benchmarks.gldv2,
     "sop": benchmarks.sop,
     "cub": benchmarks.cub,
+    "grocery": grocery.grocery,
+    "grocery-lists": grocery.grocery_lists,
     "ilias": ilias,
 }
 

@@ -172,7 +172,8 @@ def _finish(worker: Worker, state: State) -> dict[str, Any]:
     if made is None:
         folder = files.join(config.out, checkpoint.FOLDER)
         raise JobFailed(f"no checkpoint in {folder!r} is whole any more; run the same command again")
-    final = _whiten(worker, made) if config.final_whitening != "none" else None
+    whitens = config.final_whitening != "none" and len(photos.rows("val"))  # split val decides whether it is kept
+    final = _whiten(worker, made) if whitens else None
     judged = verdict.judge(made, photos.labels[photos.rows("val")], verdict.origin(job.source), final)
     if judged.kept is None:
         map_after = state.map_before

@@ -319,6 +319,7 @@ def test_ctrl_c_says_how_to_resume(terminal, split_of_many, tmp_path):
     assert not (tmp_path / "manifest.csv").exists()
 
 
+@pytest.mark.slow
 def test_a_machine_reads_json_on_a_terminal_and_after_ctrl_c(terminal, split_of_many):
     stream, screen = terminal
     environment = os.environ | {"DIM_LOG": "json"}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dim.data import ground_truth, manifest
+from dim.data import grocery, ground_truth, manifest
 from dim.data.benchmarks import photos_by_stem
 from dim.data.config import LAYOUTS, ImportConfig
 from dim.data.decode import decode
@@ -219,6 +219,35 @@ def test_cub(tree):
     assert imported.problems == []
 
 
+GROCERY = {
+    "train.txt": "train/Fruit/Apple/Golden-Delicious/A_1.jpg, 0, 0\ntrain/Fruit/Kiwi/K_2.jpg, 7, 3\n\n",
+    "val.txt": "val/Fruit/Kiwi/K_1.jpg, 7, 3\n",
+    "test.txt": "test/Packages/Milk, fresh/Zucchini/Z_1.jpg, 80, 42",
+    "train/Fruit/Apple/Golden-Delicious/A_1.jpg": None,
+    "train/Fruit/Kiwi/K_2.jpg": None,
+    "val/Fruit/Kiwi/K_1.jpg": None,
+    "test/Packages/Milk, fresh/Zucchini/Z_1.jpg": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("layout", "splits"),
+    [("grocery", ["train", "val", "val", "test"]), ("grocery-lists", ["train", "train", "val", "test"])],
+)
+def test_grocery(tree, layout, splits):
+    imported = Imported(layout, tree(GROCERY))
+    assert list(imported.column("label").values()) == ["Golden-Delicious", "Kiwi", "Kiwi", "Zucchini"]
+    assert list(imported.column("split").values()) == splits
+    assert imported.problems == []
+
+
+def test_the_demo_s_products_keep_their_splits_in_the_whole_set(demo):
+    rows = manifest.read(str(demo / "manifest.csv"))
+    for label, split in zip(rows.labels, rows.table["split"].to_pylist(), strict=True):
+        assert split == ("val" if label in grocery.VAL else "test" if label in grocery.TEST else "train")
+    assert (len(grocery.VAL), len(grocery.TEST)) == (12, 29)
+
+
 @pytest.mark.parametrize(
     ("layout", "contents", "message"),
     [
@@ -251,6 +280,9 @@ def test_cub(tree):
         ("cub", {"image_class_labels.txt/a.txt": ""}, "cannot read .*class_labels.txt"),
         ("sop", SOP | {"Ebay_test.txt": "\n1 2 " + "3" * 10**6}, "line 2: expected 4 words, got '1 2 33"),
         ("cub", CUB | {"images.txt": "1 a b\n"}, "images.txt', line 1: expected 2 words"),
+        ("grocery", GROCERY | {"val.txt": "\nval/Kiwi/K_1.jpg 7, 3"}, "val.txt', line 2: expected a path below val/"),
+        ("grocery", GROCERY | {"test.txt": "K_1.jpg, 7, 3"}, "test.txt', line 1: expected a path below test/"),
+        ("grocery-lists", {"train.txt": GROCERY["train.txt"]}, "no file .*val.txt"),
     ],
 )
 def test_a_malformed_set_is_one_clear_line_and_nothing_is_written(tree, layout, contents, message):

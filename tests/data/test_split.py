@@ -575,6 +575,7 @@ def test_photos_in_tars(shelf, tmp_path):
     assert [row["reason"] for row in unreadable][1:] == ["no such file"] * 2
 
 
+@pytest.mark.slow
 def test_large_photos_are_not_decoded_all_at_one_time(tmp_path):
     """Six that take 0.3 GB each, in a job that is watched with all processes that it starts."""
     pixels = np.zeros((4000, 4500, 4), np.uint8)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from marks import slow
 
 from dim.app import tasks
 from dim.data import ground_truth, manifest
@@ -111,7 +112,7 @@ def files_of(config):
     return [(Path(config.out) / name).read_bytes() for name in ("metrics.json", "per_query.parquet")]
 
 
-@pytest.mark.parametrize("queries", [1, 2, 3, 7])
+@pytest.mark.parametrize("queries", [3, *slow(1, 2, 7)])
 def test_queries_judged_in_chunks_give_the_same_files(config, monkeypatch, queries):
     evaluate(config)
     expected = files_of(config)

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from marks import slow
 from PIL import ExifTags, Image
 
 from dim.data import manifest as manifests
@@ -106,6 +107,7 @@ def test_only_errors_are_tried_again(ten, run, rows):
     assert len(rows()) == 12
 
 
+@pytest.mark.slow
 def test_a_photo_over_the_limit_is_tried_again_under_another(ten, run, rows):
     ten.add("large.png", encoded(size=(1100, 1000)))
     assert run(ten, max_megapixels=1.0).items() >= {"ok": 10, "errors": 1, "computed": 11}.items()
@@ -116,6 +118,7 @@ def test_a_photo_over_the_limit_is_tried_again_under_another(ten, run, rows):
     assert rows()["large"]["width"] == 1100
 
 
+@pytest.mark.slow
 def test_photos_of_several_frames_are_counted(ten, run):
     frames = [Image.new("L", (40, 40), shade) for shade in (0, 255)]
     for name, format in (("moving.gif", "GIF"), ("pages.tif", "TIFF")):
@@ -182,7 +185,7 @@ def test_what_is_damaged_is_found_and_made_again(ten, run, rows, tmp_path):
     assert rows() == before
 
 
-@pytest.mark.parametrize("log", [None, "", "[]", '{"part-0": 1'])
+@pytest.mark.parametrize("log", [None, '{"part-0": 1', *slow("", "[]")])
 def test_a_store_without_a_log_is_read_once(ten, run, rows, tmp_path, log):
     run(ten.add("bad.jpg", b"no photo"))
     before, result = rows(), json.loads((tmp_path / "out" / "result.json").read_text())

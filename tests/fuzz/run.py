@@ -193,6 +193,10 @@ TARGETS = {
         _layout("cub", ["images.txt", "image_class_labels.txt", "classes.txt"]),
         [BETWEEN.join([b"1 001.a/b.jpg\n2 150.c/d.jpg", b"1 1\n2 150", b"1 001.a\n150 150.c"])],
     ),
+    "grocery": (
+        _layout("grocery", ["train.txt", "val.txt", "test.txt"]),
+        [BETWEEN.join([b"train/a/b/c.jpg, 0, 0", b"val/a/b/c.jpg, 0, 0", b"test/a/d/e.jpg, 1, 0"])],
+    ),
 }
 
 

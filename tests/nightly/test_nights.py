@@ -110,6 +110,7 @@ def test_a_refused_date_stays_refused_until_a_person_accepts_it(night, embedded,
     assert night("2020-01-03", model=WORSE)["evaluations"]["shelf"]["baseline"] == "2020-01-02"
 
 
+@pytest.mark.slow
 def test_after_missed_nights_what_was_added_since_counts_once_and_the_gap_shows(night, photos, embedded, tmp_path):
     night("2020-01-01")
     embedded()
@@ -128,6 +129,7 @@ def test_after_missed_nights_what_was_added_since_counts_once_and_the_gap_shows(
     assert night("2020-01-05")["computed"] == 0
 
 
+@pytest.mark.slow
 def test_a_night_that_died_before_its_end_is_run_again_against_the_same_baseline(night, embedded, tmp_path):
     night("2020-01-01")
     once = night("2020-01-02")
@@ -216,6 +218,7 @@ def test_a_date_before_the_last_night_is_refused(night, embedded):
         night("2020-01-01")
 
 
+@pytest.mark.slow
 def test_a_model_that_changes_between_two_collections(night, photos, embedded, tmp_path, monkeypatch):
     other = tmp_path / "photos" / "more.csv"
     shutil.copy(photos.manifest, other)

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+from marks import slow
 
 from dim.errors import UserError
 from dim.extract import identity, store
@@ -75,7 +76,7 @@ def test_a_flat_index_is_written_as_faiss_writes_it(folder, tmp_path):
     assert (tmp_path / "out" / "knn.index").read_bytes() == (tmp_path / "faiss.index").read_bytes()
 
 
-@pytest.mark.parametrize("factory", ["IVF8,Flat", "IVF8,PQ4x4", "PQ4x4", "PCA8,IVF4,SQ8"])
+@pytest.mark.parametrize("factory", ["PCA8,IVF4,SQ8", *slow("IVF8,Flat", "IVF8,PQ4x4", "PQ4x4")])
 def test_training_draws_rows_by_the_seed_and_says_how_many(folder, tmp_path, factory, caplog):
     caplog.set_level(logging.INFO)
     content = []

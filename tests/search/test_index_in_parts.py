@@ -8,6 +8,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 import pytest
+from marks import slow
 
 from dim.app import cluster, tasks
 from dim.errors import UserError
@@ -72,7 +73,7 @@ def content(out):
     return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*.index"))}
 
 
-@pytest.mark.parametrize("factory", ["IVF8,Flat", "Flat", "HNSW8"])
+@pytest.mark.parametrize("factory", ["IVF8,Flat", *slow("Flat", "HNSW8")])
 def test_any_number_of_workers_builds_the_same_files(store, built, one_cpu, factory):
     folder = store()
     first, *others = (content(built(folder, str(n), factory=factory, workers=n)[0]) for n in (1, 2, 3, 7))
@@ -80,7 +81,7 @@ def test_any_number_of_workers_builds_the_same_files(store, built, one_cpu, fact
     assert all(other == first for other in others)
 
 
-@pytest.mark.parametrize("factory", [*MERGED, "Flat"])
+@pytest.mark.parametrize("factory", ["Flat", MERGED[0], *slow(*MERGED[1:])])
 def test_any_number_of_parts_gives_the_same_lists(store, built, factory):
     folder = store()
     expected = None
@@ -129,7 +130,7 @@ STEPS = [(write_parts.PartWriter, "_fill"), (write_parts.PartWriter, "_write_ids
 
 
 @pytest.mark.parametrize("step", STEPS, ids=[name for _, name in STEPS])
-@pytest.mark.parametrize("changes", [{"factory": "IVF8,Flat", "parts": 2}, {}])
+@pytest.mark.parametrize("changes", [{"factory": "IVF8,Flat", "parts": 2}, *slow({})])
 def test_a_build_that_is_killed_goes_on(store, built, monkeypatch, step, changes):
     rows = [*range(60), *range(90, ROWS)]
     for before in (None, range(100)):  # a new index, and one that gets and loses rows
@@ -191,7 +192,7 @@ def lists_of_one_index(empty, rows, count):
     return lists
 
 
-@pytest.mark.parametrize("factory", [*MERGED, "Flat", "HNSW16", "IVF4,PQ4x4,RFlat"])
+@pytest.mark.parametrize("factory", [MERGED[0], "Flat", "HNSW16", *slow(*MERGED[1:], "IVF4,PQ4x4,RFlat")])
 def test_rows_are_added_and_removed_and_the_rest_is_kept(store, built, factory):
     removable = factory not in {"HNSW16", "IVF4,PQ4x4,RFlat"}
     settings = {"factory": factory, "parts": 2}
@@ -266,7 +267,7 @@ def test_an_image_in_two_parts_is_refused(store, built):
         read_index.read(str(out), None, None)
 
 
-@pytest.mark.parametrize("changes", [{"factory": "SQ8"}, {"seed": 1}, {"train_rows": 30}, {"parts": 3}])
+@pytest.mark.parametrize("changes", [{"factory": "SQ8"}, {"parts": 3}, *slow({"seed": 1}, {"train_rows": 30})])
 def test_other_settings_build_the_index_anew(store, built, changes):
     out, _ = built(store(), factory="IVF4,Flat", parts=2)
     settings = {"factory": "IVF4,Flat", "parts": 2} | changes

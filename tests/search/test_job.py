@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from marks import slow
 
 from dim.errors import UserError
 from dim.extract import identity
@@ -140,7 +141,7 @@ def manifests(folder, labelled, write_manifest):
     return {"MANIFEST": labelled[0], "OTHER": write_manifest(name="other.csv", image_id=["other"])}
 
 
-@pytest.mark.parametrize("flags", [{}, {"label": ("a",)}, {"label": ("a", "c"), "in_split": "test"}])
+@pytest.mark.parametrize("flags", [{"label": ("a", "c"), "in_split": "test"}, *slow({}, {"label": ("a",)})])
 def test_a_filtered_search_ranks_the_chosen_photos_as_an_exhaustive_search(folder, asked, answered, labelled, flags):
     manifest, known = labelled
     chosen = {
@@ -174,7 +175,7 @@ def alone(labelled, write_descriptors):
     return write_descriptors(chosen, [VECTORS[IDS.index(image_id)] for image_id in chosen], name="alone")
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ["alpha-qe", "diffusion", *slow("aqe", "dba", "k-reciprocal")])
 def test_methods_after_a_filtered_search_know_only_the_chosen_photos(alone, manifests, asked, answered, name):
     folder, manifest = str(Path(alone).parent / "descriptors"), manifests["MANIFEST"]
     how = {"expansion": (name,), "neighbours": 5, "top": 60, "report": False}
@@ -234,7 +235,7 @@ def test_methods_after_a_search_of_a_flat_index(indexed, asked, answered, name):
     assert step["seconds"] > 0
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ["aqe", "k-reciprocal", *slow("alpha-qe", "dba", "diffusion")])
 def test_methods_after_a_search_of_another_index(write_descriptors, tmp_path, answered, name):
     folder = write_descriptors(IDS, np.random.default_rng(1).standard_normal((60, 6)))
     exact, _ = answered(folder, folder, expansion=(name,), neighbours=5)
