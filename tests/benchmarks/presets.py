@@ -11,6 +11,7 @@ set. Prints one JSON line: mAP of each network, the mean of each preset, and the
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -80,7 +81,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--presets", nargs="+", default=list(PRESETS), choices=PRESETS)
     parser.add_argument("--other", help="another set with a split test")
-    parser.add_argument("flags", nargs=argparse.REMAINDER, help="after --, further flags of train.py")
+    parser.add_argument("--train", default="", help="further flags of train.py, such as --train='--image-size 224'")
     arguments = parser.parse_args()
     out, result = arguments.out, {}
     found: dict[str, list[Queries]] = {"off the shelf": [], **{preset: [] for preset in arguments.presets}}
@@ -91,7 +92,15 @@ def main() -> None:
     for preset in arguments.presets:
         for seed in arguments.seeds:
             run = out / f"{preset}-{seed}"
-            flags = ["--manifest", arguments.manifest, "--preset", preset, "--seed", str(seed), *arguments.flags[1:]]
+            flags = [
+                "--manifest",
+                arguments.manifest,
+                "--preset",
+                preset,
+                "--seed",
+                str(seed),
+                *shlex.split(arguments.train),
+            ]
             result[run.name] = {key: job("train", run, *flags)[key] for key in ("map_fitted", "best_epoch", "seconds")}
             network = ("--model", str(run / "model"))
             found[preset].append(Queries(arguments.manifest, run / "test", *network))
