@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--other", help="another set with a split test")
     parser.add_argument("--train", default="", help="further flags of train.py, such as --train='--image-size 224'")
     arguments = parser.parse_args()
-    out, result = arguments.out, {}
+    out, result, further = arguments.out, {}, shlex.split(arguments.train)
     found: dict[str, list[Queries]] = {"off the shelf": [], **{preset: [] for preset in arguments.presets}}
     elsewhere: dict[str, list[Queries]] = {}
     found["off the shelf"].append(Queries(arguments.manifest, out / "plain", "--model", "vgg16-gem"))
