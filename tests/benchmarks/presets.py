@@ -92,15 +92,7 @@ def main() -> None:
     for preset in arguments.presets:
         for seed in arguments.seeds:
             run = out / f"{preset}-{seed}"
-            flags = [
-                "--manifest",
-                arguments.manifest,
-                "--preset",
-                preset,
-                "--seed",
-                str(seed),
-                *shlex.split(arguments.train),
-            ]
+            flags = ["--manifest", arguments.manifest, "--preset", preset, "--seed", str(seed), *further]
             result[run.name] = {key: job("train", run, *flags)[key] for key in ("map_fitted", "best_epoch", "seconds")}
             network = ("--model", str(run / "model"))
             found[preset].append(Queries(arguments.manifest, run / "test", *network))
