@@ -14,6 +14,7 @@ import json
 import shlex
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,13 @@ def job(name: str, out: Path, *flags: str) -> dict[str, Any]:
         command = [sys.executable, str(JOBS / f"{name}.py"), *flags, "--out", str(out)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return dict(json.loads(known.read_text()))
+
+
+def seconds(out: Path) -> dict[str, int]:
+    """How long the run `out` took."""
+    record = json.loads((out / "run.json").read_text())
+    began, ended = (datetime.fromisoformat(record[name]) for name in ("started", "finished"))
+    return {"seconds": round((ended - began).total_seconds())}
 
 
 class Queries:
@@ -93,7 +101,8 @@ def main() -> None:
         for seed in arguments.seeds:
             run = out / f"{preset}-{seed}"
             flags = ["--manifest", arguments.manifest, "--preset", preset, "--seed", str(seed), *further]
-            result[run.name] = {key: job("train", run, *flags)[key] for key in ("map_fitted", "best_epoch", "seconds")}
+            trained = job("train", run, *flags)
+            result[run.name] = {key: trained[key] for key in ("map_fitted", "val_after", "best_epoch")} | seconds(run)
             network = ("--model", str(run / "model"))
             found[preset].append(Queries(arguments.manifest, run / "test", *network))
             if arguments.other:
