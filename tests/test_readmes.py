@@ -29,7 +29,7 @@ JOBS = {path.name: path for path in sorted((REPOSITORY / "jobs").glob("*.py"))}
 README, CLUSTER, IN_JOBS, IN_TESTS = (REPOSITORY / folder / "README.md" for folder in (".", "cluster", "jobs", "tests"))
 LINES, BYTES = 200, 12 * 1024  # of the first README
 # Programs whose arguments are not checked here, and words of the shell.
-OTHERS = {"aws", "chmod", "curl", "docker", "find", "kubectl", "mypy", "openssl", "pdoc", "ruff", "sleep", "uv"}
+OTHERS = {"aws", "chmod", "curl", "docker", "find", "git", "kubectl", "mypy", "openssl", "pdoc", "ruff", "sleep", "uv"}
 SHELL = {".", "done", "echo", "export"}
 
 each = pytest.mark.parametrize("readme", READMES, ids=lambda path: str(path.relative_to(REPOSITORY)))
@@ -99,7 +99,8 @@ def check_python(words):
     elif words[0].startswith("jobs/"):
         parse(config(words[0].removeprefix("jobs/")), "", words[1:])
     else:
-        assert {word for word in words[1:] if word.startswith("--")} <= flags(REPOSITORY / words[0])
+        given = {word.partition("=")[0] for word in words[1:] if word.startswith("--")}
+        assert given <= flags(REPOSITORY / words[0])
 
 
 def check_pip(words):

@@ -52,8 +52,10 @@ class SplitConfig(DecodeOptions):
 
 
 # The names of all benchmarks. `import_job.IMPORTERS` has their importers, but importing those would slow down --help.
-LAYOUTS: tuple[str, ...] = ("oxford5k", "paris6k", "roxford5k", "rparis6k", "holidays", "ukbench", "gldv2", "sop", "cub")
-LAYOUTS += ("grocery", "grocery-lists", "ilias")
+LAYOUTS = (
+    "oxford5k", "paris6k", "roxford5k", "rparis6k", "holidays", "ukbench", "gldv2", "sop", "cub", "grocery",
+    "grocery-lists", "ilias",
+)  # fmt: skip
 EMBEDDINGS = "embeddings"  # the layout that is no benchmark but descriptors
 _EMBEDDINGS = "descriptors made elsewhere (embeddings)"
 

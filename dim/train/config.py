@@ -24,7 +24,15 @@ PER_PHOTO, MOST_TRIPLETS = 2, 1600
 # What each preset sets. Those of "fast" are the defaults of the flags.
 PRESETS: dict[Preset, dict[str, Any]] = {
     "fast": {},
-    "best": {"image_size": 448},
+    "best": {
+        "image_size": 448,
+        "resize": "long-side",
+        "loss": "ap",
+        "batch_size": 400,
+        "learning_rate": 1.5e-4,
+        "margin": 0.3,
+        "epochs": 7,
+    },
 }
 
 

@@ -11,8 +11,10 @@ set. Prints one JSON line: mAP of each network, the mean of each preset, and the
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,13 @@ def job(name: str, out: Path, *flags: str) -> dict[str, Any]:
         command = [sys.executable, str(JOBS / f"{name}.py"), *flags, "--out", str(out)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return dict(json.loads(known.read_text()))
+
+
+def seconds(out: Path) -> dict[str, int]:
+    """How long the run `out` took."""
+    record = json.loads((out / "run.json").read_text())
+    began, ended = (datetime.fromisoformat(record[name]) for name in ("started", "finished"))
+    return {"seconds": round((ended - began).total_seconds())}
 
 
 class Queries:
@@ -80,9 +89,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--presets", nargs="+", default=list(PRESETS), choices=PRESETS)
     parser.add_argument("--other", help="another set with a split test")
-    parser.add_argument("flags", nargs=argparse.REMAINDER, help="after --, further flags of train.py")
+    parser.add_argument("--train", default="", help="further flags of train.py, such as --train='--image-size 224'")
     arguments = parser.parse_args()
-    out, result = arguments.out, {}
+    out, result, further = arguments.out, {}, shlex.split(arguments.train)
     found: dict[str, list[Queries]] = {"off the shelf": [], **{preset: [] for preset in arguments.presets}}
     elsewhere: dict[str, list[Queries]] = {}
     found["off the shelf"].append(Queries(arguments.manifest, out / "plain", "--model", "vgg16-gem"))
@@ -91,8 +100,9 @@ def main() -> None:
     for preset in arguments.presets:
         for seed in arguments.seeds:
             run = out / f"{preset}-{seed}"
-            flags = ["--manifest", arguments.manifest, "--preset", preset, "--seed", str(seed), *arguments.flags[1:]]
-            result[run.name] = {key: job("train", run, *flags)[key] for key in ("map_fitted", "best_epoch", "seconds")}
+            flags = ["--manifest", arguments.manifest, "--preset", preset, "--seed", str(seed), *further]
+            trained = job("train", run, *flags)
+            result[run.name] = {key: trained[key] for key in ("map_fitted", "val_after", "best_epoch")} | seconds(run)
             network = ("--model", str(run / "model"))
             found[preset].append(Queries(arguments.manifest, run / "test", *network))
             if arguments.other:

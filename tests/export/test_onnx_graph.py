@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from marks import slow
 from networks import SIZES, images, trained
 
 from dim.errors import UserError
@@ -35,15 +36,17 @@ def both(monkeypatch):
     [
         Spec(pooling="gem", image_size=64, dimension=16),
         Spec(pooling="mac", image_size=64, layer="block5_pool", preprocessing="unit"),
-        Spec(pooling="spoc", image_size=64, layer="block4_conv3"),
-        Spec(pooling="spoc-prior", image_size=80),
-        Spec(pooling="crow", image_size=64),
         Spec(pooling="rmac", image_size=112, region_dimension=8, dimension=4),
-        Spec(pooling="rmac", image_size=64),
-        *(
-            Spec(backbone=name, layer=next(iter(BACKBONES[name].layers)), preprocessing=BACKBONES[name].preprocessing,
-                 image_size=64)
-            for name in ("vgg19", "resnet50", "efficientnetv2b0")
+        *slow(
+            Spec(pooling="spoc", image_size=64, layer="block4_conv3"),
+            Spec(pooling="spoc-prior", image_size=80),
+            Spec(pooling="crow", image_size=64),
+            Spec(pooling="rmac", image_size=64),
+            *(
+                Spec(backbone=name, layer=next(iter(BACKBONES[name].layers)),
+                     preprocessing=BACKBONES[name].preprocessing, image_size=64)
+                for name in ("vgg19", "resnet50", "efficientnetv2b0")
+            ),
         ),
     ],
     ids=lambda spec: f"{spec.backbone}-{spec.pooling}@{spec.layer}",
@@ -57,12 +60,10 @@ def test_descriptors_are_equal(both, spec):
     "options",
     [
         {"pooling": "gem"},
-        {"pooling": "mac"},
-        {"pooling": "spoc"},
-        {"pooling": "spoc-prior"},
-        {"pooling": "crow"},
-        {"pooling": "rmac"},
         {"pooling": "rmac", "region_dimension": 8},
+        *slow(
+            {"pooling": "mac"}, {"pooling": "spoc"}, {"pooling": "spoc-prior"}, {"pooling": "crow"}, {"pooling": "rmac"}
+        ),
     ],
     ids=lambda options: "-".join(map(str, options.values())),
 )

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 from keras.src.legacy.saving import legacy_h5_format
+from marks import slow
 
 from dim.model import network
 from dim.model.backbones import BACKBONES
@@ -48,7 +49,11 @@ def names(model: keras.Model) -> list[str]:
     return [layer.name for layer in model.layers]
 
 
-@pytest.fixture(scope="module", params=BACKBONES)
+# A network of each family; the others have the same kinds of layers.
+TRIED = ("vgg16", "resnet50", "convnexttiny")
+
+
+@pytest.fixture(scope="module", params=[*TRIED, *slow(*[name for name in BACKBONES if name not in TRIED])])
 def built(request) -> tuple[str, keras.Model]:
     """A backbone's name and its network up to the highest layer that may be pooled."""
     layer = "block5_pool" if request.param.startswith("vgg") else spec_of(request.param).layer
@@ -92,7 +97,10 @@ def test_names_and_random_weights_are_the_same_each_time():
 @pytest.mark.parametrize(
     ("backbone", "files"),
     # Some of ConvNeXt's arrays have no names, so that an .npz of them would not say which is which.
-    [("efficientnetv2b0", ["notop.h5", "saved.weights.h5", "arrays.npz"]), ("convnexttiny", ["notop.h5"])],
+    [
+        ("efficientnetv2b0", ["notop.h5", "saved.weights.h5", "arrays.npz"]),
+        pytest.param("convnexttiny", ["notop.h5"], marks=pytest.mark.slow),
+    ],
 )
 def test_weights_files_of_all_kinds(backbone, files, tmp_path):
     original = randomised(reference(backbone))

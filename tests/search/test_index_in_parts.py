@@ -39,11 +39,11 @@ def one_cpu(monkeypatch):
 
 
 @pytest.fixture
-def store(write_descriptors):
+def store(write_descriptors, tmp_path):
     """Writes the descriptors of some rows: the same rows give the same shards."""
 
     def write(rows=range(ROWS), name="descriptors"):
-        shutil.rmtree(Path(write_descriptors.__closure__[0].cell_contents) / name, ignore_errors=True)
+        shutil.rmtree(tmp_path / name, ignore_errors=True)
         return write_descriptors([IDS[row] for row in rows], VECTORS[list(rows)], name=name)
 
     return write
