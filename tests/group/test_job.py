@@ -7,6 +7,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from marks import slow
 from PIL import Image
 
 from dim.app import tasks
@@ -79,7 +80,7 @@ def test_copies_are_listed_and_nothing_is_deleted(place, tmp_path):
     assert (tmp_path / "zz identical.png").exists()
 
 
-@pytest.mark.parametrize("changes", [{"workers": 1}, {"workers": 3, "memory": "256MiB"}])
+@pytest.mark.parametrize("changes", [{"workers": 3, "memory": "256MiB"}, *slow({"workers": 1})])
 def test_workers_and_memory_make_no_difference(place, tmp_path, changes, monkeypatch):
     result = group(place)
     monkeypatch.setattr("dim.group.components.UNIT_ROWS", 5)
@@ -97,7 +98,7 @@ def test_tasks_of_ray_find_what_threads_find(ray_session, place, tmp_path, monke
     assert same_files(place, again)
 
 
-@pytest.mark.parametrize("step", ["added", "removed", "changed"])
+@pytest.mark.parametrize("step", ["added", *slow("removed", "changed")])
 def test_a_later_run_equals_one_on_all(pile, tmp_path, write_manifest, write_descriptors, step):
     vectors, _ = pile(7, noise=0.1, objects=12)
     ids = np.array([f"photo {number:03d}" for number in range(len(vectors))])
