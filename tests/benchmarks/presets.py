@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dim.evaluate.significance import paired_test
@@ -49,6 +50,7 @@ class Queries:
     def __init__(self, manifest: str, out: Path, *network: str) -> None:
         self.map = job("evaluate", out, "--manifest", manifest, "--split", "test", "--no-report", *network)["map"]
         table = pq.read_table(out / "per_query.parquet").sort_by("query_id")
+        table = table.filter(pc.greater(table["n_positives"], 0))  # the others have no AP
         self.ap, self.labels = table["ap"].to_numpy(), np.array(table["label"].to_pylist())
 
 
