@@ -1,16 +1,9 @@
 """Databases of piles of photos, made by hand."""
 
-import numpy as np
 import pyarrow as pa
 
-from dim.group import neighbours
 from dim.search import exact
 from dim.search.database import Exact, parts_of
-
-
-def none_kept(size, count):
-    """What is known where no run was before."""
-    return neighbours.Kept(neighbours.nothing(size, count), np.zeros(size, bool), np.zeros(size, bool))
 
 
 def database_of(vectors, ids):

@@ -5,7 +5,6 @@ the first image id. Sharpness is the variance of the Laplacian (Pech-Pacheco et 
 microscopy: a comparative study", 2000), at the same size for all photos.
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,6 +16,7 @@ from dim.data import isolated, photos
 from dim.data.limits import DecodeError
 from dim.data.manifest import Manifest
 from dim.errors import UserError
+from dim.io import seal
 
 SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("keep", "delete", "why")]
@@ -122,4 +122,4 @@ def _fact(path: str) -> FileFacts | None:
     grey = found.pixels.mean(axis=2)
     laplacian = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:] - 4 * grey[1:-1, 1:-1]
     sharpness = float(laplacian.var()) if laplacian.size else 0.0
-    return FileFacts(hashlib.sha256(content).hexdigest(), len(content), found.width, found.height, sharpness)
+    return FileFacts(seal.sha256(content), len(content), found.width, found.height, sharpness)

@@ -89,26 +89,30 @@ class Kept:
     valid: np.ndarray
 
 
+def unknown(size: int, count: int) -> Kept:
+    """What is known of `size` photos, with lists of `count`, if no run was before."""
+    return Kept(nothing(size, count), np.zeros(size, bool), np.zeros(size, bool))
+
+
 def kept(folder: str, embedding: str, ids: pa.ChunkedArray, hashes: np.ndarray, count: int) -> Kept:
     """Reads the lists that a run before left in `folder`, for the photos `ids` (N,) with the fingerprints `hashes`."""
-    size = len(ids)
-    lists, known, valid = nothing(size, count), np.zeros(size, bool), np.zeros(size, bool)
+    before = unknown(len(ids), count)
     uri = files.join(folder, FILE)
     if not files.exists(uri):
-        return Kept(lists, known, valid)
+        return before
     table = tables.read_parquet(uri)
     width = table.schema.field("rows").type.list_size
     if (table.schema.metadata or {}).get(_EMBEDDING) != embedding.encode() or width != count:
-        return Kept(lists, known, valid)
+        return before
     place = pc.fill_null(pc.index_in(table["image_id"], ids), -1).to_numpy().astype(np.int64)
     same = (place >= 0) & (hashes[place] == table["fingerprint"].to_numpy())
     new_row = np.append(np.where(same, place, -2), -1)  # of each old row; −2 is gone, and the last stands for no row
     rows, scores = (_matrix(table[name], width) for name in ("rows", "scores"))
     mapped = new_row[rows]
     whole = same & (mapped != -2).all(axis=1)
-    known[place[same]] = valid[place[whole]] = True
-    lists.rows[place[whole]], lists.scores[place[whole]] = mapped[whole], scores[whole]
-    return Kept(lists, known, valid)
+    before.known[place[same]] = before.valid[place[whole]] = True
+    before.lists.rows[place[whole]], before.lists.scores[place[whole]] = mapped[whole], scores[whole]
+    return before
 
 
 def write(uri: str, embedding: str, ids: pa.ChunkedArray, hashes: np.ndarray, lists: Neighbours) -> None:

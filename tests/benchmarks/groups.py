@@ -38,8 +38,7 @@ NEIGHBOURS = 10
 
 def grouper_of(database: Exact, size: int) -> Grouper:
     """Exact neighbours of all photos, ready to be grouped."""
-    nothing = neighbours.Kept(neighbours.nothing(size, NEIGHBOURS), np.zeros(size, bool), np.zeros(size, bool))
-    found = neighbours.by_comparison(database, nothing)
+    found = neighbours.by_comparison(database, neighbours.unknown(size, NEIGHBOURS))
     return Grouper(database, found, 0.0, corrections.none(), 10**6)
 
 

@@ -13,7 +13,6 @@ import sys
 import keras
 import numpy as np
 import pytest
-from marks import slow
 from networks import SIZES, images, trained
 
 from dim.export import keras_network
@@ -63,7 +62,8 @@ assert not foreign & {name.split(".")[0] for name in sys.modules}
 """
 
 
-@pytest.mark.parametrize("backend", slow("tensorflow", "torch", "jax"))
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["tensorflow", "torch", "jax"])
 def test_descriptors_are_equal_where_there_is_no_dim(exported, backend):
     python = sys.executable if backend == "tensorflow" else os.environ.get(f"DIM_{backend.upper()}")
     if python is None:

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from piles import none_kept
 
 from dim.group import components, corrections, neighbours
 from dim.search.database import from_array
@@ -28,7 +27,7 @@ def grouper():
 
     def make(vectors, count=10, corrected=None, most_rows=10**6):
         database = from_array(vectors, np.arange(len(vectors)))
-        found = neighbours.by_comparison(database, none_kept(len(vectors), min(count, len(vectors) - 1)))
+        found = neighbours.by_comparison(database, neighbours.unknown(len(vectors), min(count, len(vectors) - 1)))
         return components.Grouper(database, found, 0.0, corrected or corrections.none(), most_rows)
 
     return make

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from piles import database_of, none_kept
+from piles import database_of
 from scipy.cluster.hierarchy import fcluster, linkage
 
 from dim.group import components, corrections, neighbours, threshold
@@ -40,7 +40,7 @@ def test_any_order_of_photos_and_any_blocks_give_the_same(pile, monkeypatch):
         monkeypatch.setattr(neighbours, "_WINDOW", max(5, rows))
         order = np.random.default_rng(seed).permutation(len(vectors))
         database, _ = database_of(vectors[order], ids[order])
-        lists = neighbours.by_comparison(database, none_kept(len(vectors), 10))
+        lists = neighbours.by_comparison(database, neighbours.unknown(len(vectors), 10))
         grouper = components.Grouper(database, lists, 0.0, corrections.none(), most)
         curve = threshold.curve(grouper)
         result = grouper.grouped(curve.best)
