@@ -49,6 +49,18 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("DIM_SHARED", REPOSITORY.parent / "shared"))
 
 
+# Folders of files with few but long tests. They come first: at the end, other processes would have nothing to do.
+LONG = ("train", "jobs", "faults", "export", "nightly", "extract", "search")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        return LONG.index(folder) if folder in LONG else len(LONG)
+
+    items.sort(key=place)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Callable[[str], Path]:
     """The path of a file of the benchmarks' data, which is not distributed; skips where it is absent."""
