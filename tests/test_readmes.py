@@ -70,7 +70,7 @@ def test_ci_runs_the_command_that_is_marked():
     script = f'{line}; echo "$command"'
     told = subprocess.run(["bash", "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
     assert told in blocks(README, "bash")
-    assert told.endswith(".venv/bin/python -m pytest -n 3 --dist loadfile\n")
+    assert told.endswith(".venv/bin/python -m pytest -n 2 --dist loadfile\n")
 
 
 def check(words):

@@ -112,7 +112,7 @@ class Job:
             return True
         return "timed out during startup" not in self.said()
 
-    def until(self, condition, seconds=SECONDS):
+    def until(self, condition, seconds=SECONDS, pause=0.02):
         """Waits until the condition holds; False where the job ends before."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -120,7 +120,7 @@ class Job:
                 return True
             if self.process.poll() is not None:
                 return False
-            time.sleep(0.02)
+            time.sleep(pause)
         raise TimeoutError(self.said())
 
     def said(self):

@@ -16,7 +16,7 @@ from dim.mine.job import mine_folder
 from dim.train.config import TrainConfig
 from dim.train.job import train
 
-SIZE = {"image_size": 112, "precision": "float32"}
+SIZE = {"image_size": 64, "precision": "float32"}
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def trained(ray_session, folder, manifest):
     scratch = str(folder / "scratch")
     return train(
         TrainConfig(
-            manifest=manifest, out=str(folder / "run"), epochs=2, top=400, scratch=scratch, dimension=64, **SIZE
+            manifest=manifest, out=str(folder / "run"), epochs=1, top=320, scratch=scratch, dimension=64, **SIZE
         )
     )
 
@@ -64,9 +64,7 @@ def test_training_finds_unseen_objects_better(trained):
 def test_the_trained_model_is_measured_as_the_run_said(trained, ray_session, folder, manifest):
     out = str(folder / "metrics")
     models = (trained["model"], "vgg16-gem")
-    metrics = evaluate(
-        EvaluateConfig(manifest=manifest, model=models, split="test", out=out, precision="float32", image_size=112)
-    )
+    metrics = evaluate(EvaluateConfig(manifest=manifest, model=models, split="test", out=out, **SIZE))
     assert metrics["map"] == pytest.approx(trained["map_after"], abs=2e-3)
     assert metrics["compared"][1]["map"] == pytest.approx(trained["map_before"], abs=2e-3)
     assert json.loads((folder / "metrics" / "metrics.json").read_text())["map"] == metrics["map"]

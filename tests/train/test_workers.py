@@ -1,13 +1,20 @@
-"""Two workers train as one does: whole runs on the demo photos, on the session's Ray."""
+"""Whole runs on the demo photos, on the session's Ray: two workers train as one does, and what a run leaves."""
 
 import csv
 import json
 import logging.handlers
+import re
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from demo_set import map_of
 
+import dim.model
+from dim.errors import UserError
+from dim.evaluate import metrics
+from dim.io import tables
 from dim.train.config import TrainConfig
 from dim.train.job import train
 
@@ -19,10 +26,10 @@ FIVE_STEPS = {
 SMALL = {"image_size": 64, "precision": "float32", "dimension": 32}
 
 
-def weights(run):
-    """The trained weights in the run's last checkpoint."""
-    with np.load(sorted(run.glob("checkpoints/*.npz"))[-1]) as arrays:
-        return {name: arrays[name] for name in arrays.files}
+def weights(run, checkpoint):
+    """The trained weights in a checkpoint of the run."""
+    with np.load(run / "checkpoints" / checkpoint) as arrays:
+        return {name: arrays[name] for name in arrays.files if name.startswith("weight/")}
 
 
 @pytest.fixture(scope="module")
@@ -40,20 +47,12 @@ def runs(ray_session, tmp_path_factory, scratch):
     return found
 
 
-def started(scratch, ray_session, tmp_path_factory):
-    """The weights before the first step: those of a run whose steps change nothing."""
-    out = tmp_path_factory.mktemp("start")
-    train(TrainConfig(out=str(out), scratch=scratch, **(FIVE_STEPS | {"learning_rate": 0.0}), **SMALL))
-    return weights(out)
-
-
-def test_updates_of_two_workers_equal_those_of_one(runs, ray_session, tmp_path_factory, scratch):
-    before = started(scratch, ray_session, tmp_path_factory)
+def test_updates_of_two_workers_equal_those_of_one(runs):
+    before = weights(runs[1][1], "beginning.npz")
     # That both workers hold the same weights after the steps, the loop itself demands.
-    one, two = (weights(out) for _, out, _ in runs.values())
-    names = [name for name in before if name.startswith("weight/")]
-    assert names
-    for name in names:
+    one, two = (weights(out, "epoch-0001.npz") for _, out, _ in runs.values())
+    assert before
+    for name in before:
         update, other = one[name] - before[name], two[name] - before[name]
         # Each run fits the PCA layer anew, to descriptors that differ in their last digits.
         start = 5e-6 if before[name].shape[-1:] == (SMALL["dimension"],) else 1e-7
@@ -80,6 +79,32 @@ def test_a_run_leaves_what_it_promises(runs):
     assert 0 < float(epoch["active_share"]) <= 1
     assert list((out / "tensorboard").iterdir())
     assert {path.name for path in (out / "model").iterdir()} == {"model.json", "model.weights.h5"}
+
+
+def test_model_folder_gives_the_map_that_was_reported(runs):
+    result, *_ = runs[1]
+    model = dim.model.load(result["model"])
+    assert map_of(model, "test") == pytest.approx(result["map_after"], abs=2e-3)
+
+
+def test_the_report_shows_the_epochs_and_what_is_found_before_and_after(runs):
+    result, out, _ = runs[1]
+    text = (out / "report.html").read_text()
+    for figure in ("map_before", "map_fitted", "map_after"):
+        assert f"<strong>{result[figure]:.4f}</strong>" in text
+    assert [int(epoch) for epoch in re.findall(r"<h3>Epoch (\d+)</h3>", text)] == [1]
+    assert "Found better</h2>" in text
+    before, after = (tables.read(str(out / f"found_{moment}.parquet")) for moment in ("before", "after"))
+    assert metrics.mean(before["ap"].to_pylist()) == pytest.approx(result["map_before"])
+    assert metrics.mean(after["ap"].to_pylist()) == pytest.approx(result["map_after"])
+
+
+def test_another_setting_is_refused_for_the_same_folder(runs, tmp_path):
+    _, out, _ = runs[1]
+    copy = tmp_path / "run"
+    shutil.copytree(out, copy)
+    with pytest.raises(UserError, match=r"margin 0\.1, not 0\.2"):
+        train(TrainConfig(out=str(copy), **FIVE_STEPS, **SMALL, margin=0.2))
 
 
 def test_a_run_says_how_many_workers_train(runs):

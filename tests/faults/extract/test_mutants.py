@@ -104,7 +104,7 @@ def test_each_mutant_is_a_row(extract, mutated, out, capsys):
         peak = most_memory(job, peak)
         return False
 
-    job.until(ended, seconds=2500)
+    job.until(ended, seconds=2500, pause=0.5)  # to look at all processes takes long
     status, result = job.end()
     assert status == 0, job.said()
     rows = pa.concat_tables(pq.read_table(path) for path in out.glob("part-*.parquet")).to_pylist()
