@@ -64,7 +64,7 @@ def fitted(strategy, rank, workers, folder):
             optimizer = optimizer_of(job.config, PHOTOS, trained.variables)
         fitting = Fitting(job, trained, optimizer, features, rank=rank, ownership=owned)
         found[f"{name}/begun"] = flat(trained.variables)
-        losses = [fitting.fit(triplets, 0)["loss"]]
+        losses = [fitting.fit(triplets, job.photos.labels, 0)["loss"]]
         kept = str(folder / f"checkpoint-{name}-{rank}")
         checkpoint.write(
             kept, checkpoint.State(1, history=[{"epoch": 1, "val_map": 0.5}]), trained.variables, optimizer
@@ -72,7 +72,7 @@ def fitted(strategy, rank, workers, folder):
         for variable in [*trained.variables, *optimizer.variables]:
             variable.assign(np.ones_like(variable.numpy()))
         checkpoint.read(kept, 1, trained.variables, optimizer)
-        losses.append(fitting.fit(triplets, 1)["loss"])
+        losses.append(fitting.fit(triplets, job.photos.labels, 1)["loss"])
         ((rows, vectors),) = Inference(trained, features, job, rank, owned).blocks(np.arange(PHOTOS))
         found |= {f"{name}/losses": losses, f"{name}/ended": flat(trained.variables)}
         found |= {f"{name}/rows": rows, f"{name}/vectors": vectors}

@@ -30,7 +30,7 @@ if typing.TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"  # in the run's folder
-_ARRAYS = {"triplets", "ap_before", "ap"}  # fields of `State` that are stored as arrays
+_ARRAYS = {"triplets", "groups", "ap_before", "ap"}  # fields of `State` that are stored as arrays
 
 
 @dataclass
@@ -44,6 +44,8 @@ class State:
     unreadable: int = 0  # number of photos that could not be read
     history: list[dict[str, Any]] = field(default_factory=list)  # the figures of each epoch done
     triplets: np.ndarray = field(default_factory=lambda: np.zeros((0, 3), np.str_))  # image ids of the last mining
+    groups: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.str_))  # its image ids and pseudo-labels
+    most_similar: float | None = None  # the greatest cosine of its negatives, if there is a limit
     # The AP of each photo of split val, NaN if it has none: with the network as it came, and with that of `epoch`.
     ap_before: np.ndarray = field(default_factory=lambda: np.zeros(0))
     ap: np.ndarray = field(default_factory=lambda: np.zeros(0))
@@ -84,9 +86,12 @@ def write(
     named = {f"weight/{index}": variable.numpy() for index, variable in enumerate(variables)}
     named |= {f"optimizer/{index}": variable.numpy() for index, variable in enumerate(optimizer.variables)}
     named |= {"ap_before": state.ap_before, "ap": state.ap}
-    image_ids, places = np.unique(state.triplets.astype(np.str_), return_inverse=True)  # each id is stored once
+    # Each id is stored once. A label of a group is the id of one of its photos.
+    ids = np.concatenate([state.triplets.ravel(), state.groups.ravel()]).astype(np.str_)
+    image_ids, places = np.unique(ids, return_inverse=True)
+    triplets, groups = places[: state.triplets.size], places[state.triplets.size :]
     stream = io.BytesIO()
-    np.savez(stream, image_ids=image_ids, triplets=places.reshape(-1, 3), **named)
+    np.savez(stream, image_ids=image_ids, triplets=triplets.reshape(-1, 3), groups=groups.reshape(-1, 2), **named)
     content = stream.getvalue()
     files.make_folder(folder)
     files.write_bytes(_path(folder, state.epoch, "npz"), content)
@@ -102,8 +107,9 @@ def read(folder: str, epoch: int, variables: list["keras.Variable"], optimizer: 
 
 
 def _state(document: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> State:
-    triplets = arrays["image_ids"][arrays["triplets"]]
-    return State(**document["state"], triplets=triplets, ap_before=arrays["ap_before"], ap=arrays["ap"])
+    image_ids = arrays["image_ids"]
+    ids = {name: image_ids[arrays[name]] for name in ("triplets", "groups") if name in arrays}  # groups are newer
+    return State(**document["state"], **ids, ap_before=arrays["ap_before"], ap=arrays["ap"])
 
 
 def whole(folder: str, epochs: Iterable[int]) -> int | None:

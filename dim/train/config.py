@@ -12,6 +12,7 @@ from dim.mine.config import Mining
 TrainLayers = Literal["pca", "block5", "all"]
 LossName = Literal["triplet", "contrastive", "ap", "multi-similarity"]
 FinalWhitening = Literal["none", "pca", "learned"]
+Labels = Literal["manifest", "groups"]
 Preset = Literal["fast", "best"]
 _COUNTS = ("dimension", "epochs", "batch_size", "mine_every", "workers")
 _AT_LEAST = {**dict.fromkeys(_COUNTS, 1), "contrastive_margin": 0, "ap_bins": 2}
@@ -188,6 +189,12 @@ class TrainConfig(Mining, NetworkOptions, OptimizerOptions, AugmentationOptions)
         help="whitening fitted to the trained descriptors after the last epoch, kept if it raises mAP on split val: "
         "pca, or learned from pairs of photos with the same label",
         group="fitting",
+    )
+    labels: Labels = option(
+        "manifest",
+        help="labels of split train: the manifest's or, for photos without any, groups of similar photos, which each "
+        "mining finds anew with the current network",
+        group="mining",
     )
     top: int | None = option(
         None,

@@ -21,7 +21,7 @@ from dim.train.batches import ReplicaBatch
 from dim.train.config import TrainConfig
 from dim.train.features import Features, pass_size
 from dim.train.locality import Ownership
-from dim.train.loss import LOSSES
+from dim.train.loss import ANY, LOSSES
 from dim.train.step import Step, TrainedNetwork, local_replicas, packed
 from dim.train.training_set import Job
 from dim.train.two_pass import TwoPassStep
@@ -59,14 +59,17 @@ class Fitting:
         else:
             self._step = Step(trained, optimizer, function, one_shape=one_shape)
 
-    def fit(self, triplets: np.ndarray, epoch: int) -> dict[str, Any]:
+    def fit(
+        self, triplets: np.ndarray, labels: np.ndarray, epoch: int, most_similar: float | None = None
+    ) -> dict[str, Any]:
         """Takes all steps of `epoch` (from 0), and returns the figures of the epoch. All workers must call this method.
 
-        `triplets` (T, 3) has the rows of the anchor, the positive and the negative of each triplet.
+        `triplets` (T, 3) has the rows of the anchor, the positive and the negative of each triplet, and `labels` the
+        label of each row. A listwise loss leaves out negatives with a cosine above `most_similar`, if any.
         Raises JobFailed if the loss is not a number, or if a photo can no longer be read.
         """
         generator = np.random.default_rng([self._config.seed, epoch])
-        labels, size, machines, owners = self._photos.labels, self._config.batch_size, self._machines, self._owners
+        size, machines, owners = self._config.batch_size, self._machines, self._owners
         plan = list(batches.epoch(triplets, labels, size, machines=machines, owners=owners, generator=generator))
         rows = [self._rows(batch) for batch in plan]
         seen = sum(map(_size, plan))
@@ -75,7 +78,7 @@ class Fitting:
         own = [parts[self._own] for parts in rows]
         for number, (batch, parts, inputs) in enumerate(zip(plan, rows, self._inputs(own, epoch), strict=True)):
             images = [[self._readable(inputs, row) for row in part.tolist()] for part in parts[self._own]]
-            loss, hard = self._take_step(batch, parts, images)
+            loss, hard = self._take_step(batch, parts, images, (labels, ANY if most_similar is None else most_similar))
             if not math.isfinite(loss):
                 raise JobFailed(self._diverged(batch, epoch, number))
             losses.append(loss)
@@ -97,18 +100,23 @@ class Fitting:
         return [part.rows for part in batch]
 
     def _take_step(
-        self, batch: list[ReplicaBatch], rows: list[np.ndarray], images: list[list[np.ndarray]]
+        self,
+        batch: list[ReplicaBatch],
+        rows: list[np.ndarray],
+        images: list[list[np.ndarray]],
+        known: tuple[np.ndarray, float],
     ) -> tuple[float, int]:
         """Takes a step on `batch`. Returns its mean loss, and the number of triplets or photos with a loss.
 
-        `rows` are those of all replicas, and `images` the photos of this worker's replicas.
+        `rows` are those of all replicas, and `images` the photos of this worker's replicas. `known` are the labels of
+        all photos, and the greatest cosine of a negative.
         """
         if not isinstance(self._step, TwoPassStep):
             return self._step(list(map(packed, images)), [part.indices for part in batch[self._own]], _size(batch))
         whole = np.sort(np.concatenate(rows))
         places = [np.searchsorted(whole, part) for part in rows[self._own]]
-        labels = np.unique(self._photos.labels[whole].astype(np.str_), return_inverse=True)[1]
-        return self._step([packed(part, self._chunk) for part in images], places, labels)
+        labels = np.unique(known[0][whole].astype(np.str_), return_inverse=True)[1]
+        return self._step([packed(part, self._chunk) for part in images], places, labels, known[1])
 
     def _inputs(self, own: list[list[np.ndarray]], epoch: int) -> Iterator[dict[int, np.ndarray]]:
         """For each batch, yields row → features or pixels. `own` has the rows of this worker's parts of the batch."""

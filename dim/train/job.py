@@ -13,6 +13,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
@@ -113,12 +114,19 @@ def _network(config: TrainConfig) -> Source:
 
 def photos_of(manifest: Manifest, contents: Contents, source: Source, config: TrainConfig) -> TrainingPhotos:
     """The photos of `manifest` at the input size of `source`. Raises UserError if split train gives no triplets."""
-    train = manifest.select("train")
-    check_labels(train.labels, config, f"split train of {manifest.uri!r}")
+    grouped, splits = config.labels == "groups", manifest.table["split"].to_numpy()
+    labels, train = manifest.labels, splits == "train"
+    if grouped:
+        labels = labels.copy()
+        labels[train] = None
+        if np.count_nonzero(train) < 2:
+            raise UserError(f"split train of {manifest.uri!r} has {np.count_nonzero(train)} photos; groups need two")
+    else:
+        check_labels(manifest.labels[train], config, f"split train of {manifest.uri!r}")
     return TrainingPhotos(
         image_ids=manifest.image_ids,
-        labels=manifest.labels,
-        splits=manifest.table["split"].to_numpy(),
+        labels=labels,
+        splits=splits,
         paths=manifest.paths,
         boxes=manifest.boxes,
         keys=[
@@ -128,6 +136,7 @@ def photos_of(manifest: Manifest, contents: Contents, source: Source, config: Tr
         image_size=source.spec.image_size,
         resize=source.spec.resize,
         limits=config.limits,
+        grouped=grouped,
     )
 
 

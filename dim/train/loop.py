@@ -74,15 +74,21 @@ def do_train(worker: Worker) -> dict[str, Any]:
             embedded = worker.inference.embed(photos.mined())
             clock.lap("embed")
 
+            # Without labels, group the photos that are similar with the current weights.
+            state.most_similar = config.max_similarity
+            if config.labels == "groups":
+                state.groups, state.most_similar = worker.group(embedded)
+
             # Mine the triplets that are hardest for the current weights.
-            triplets = worker.mine(embedded, epoch)
+            triplets = worker.mine(embedded, photos.labelled(state.groups), epoch, state.most_similar)
             mined = triplets.summary()
             positions = np.stack([triplets.anchors, triplets.positives, triplets.negatives], axis=1)
             state.triplets = photos.image_ids[embedded.rows[positions]]
             clock.lap("mine")
 
         # Fit the network to the triplets, batch by batch.
-        fitted = worker.fitting.fit(photos.positions(state.triplets), epoch)
+        rows, labels = photos.positions(state.triplets), photos.labelled(state.groups)
+        fitted = worker.fitting.fit(rows, labels, epoch, state.most_similar)
         clock.lap("fit")
 
         # Validate: mAP on split val.
@@ -173,7 +179,7 @@ def _finish(worker: Worker, state: State) -> dict[str, Any]:
         folder = files.join(config.out, checkpoint.FOLDER)
         raise JobFailed(f"no checkpoint in {folder!r} is whole any more; run the same command again")
     whitens = config.final_whitening != "none" and len(photos.rows("val"))  # split val decides whether it is kept
-    final = _whiten(worker, made) if whitens else None
+    final = _whiten(worker, made, photos.labelled(state.groups)) if whitens else None
     judged = verdict.judge(made, photos.labels[photos.rows("val")], verdict.origin(job.source), final)
     if judged.kept is None:
         map_after = state.map_before
@@ -203,10 +209,13 @@ def _finish(worker: Worker, state: State) -> dict[str, Any]:
     }
 
 
-def _whiten(worker: Worker, made: State) -> Whitened:
-    """Sets the PCA layer of the network of the checkpoint `made` to --final-whitening, if it is better on split val."""
+def _whiten(worker: Worker, made: State, labels: np.ndarray) -> Whitened:
+    """Sets the PCA layer of the network of the checkpoint `made` to --final-whitening, if it is better on split val.
+
+    `labels` has the label of each photo.
+    """
     train, val = (worker.inference.embed(worker.job.photos.rows(split), pooled=True) for split in ("train", "val"))
-    layer, about, ap = worker.whitened(train, val)
+    layer, about, ap = worker.whitened(train, val, labels)
     found = Whitened(worker.job.config.final_whitening, about, ap, made.ap)
     if found.kept:
         worker.set_layer("pca", layer)

@@ -12,6 +12,7 @@ from typing import Any
 from dim.model.backend import ops
 from dim.train.config import TrainConfig
 
+ANY = 2.0  # no cosine is greater
 TINY = 1e-12  # squared distance below which two descriptors count as equal: the direction between them is unknown
 
 
@@ -54,7 +55,7 @@ def contrastive_loss(anchors: Any, positives: Any, negatives: Any, margin: float
     return (distance_ap + ops.square(ops.relu(margin - distance_an))) / 2
 
 
-def ap_loss(descriptors: Any, labels: Any, bins: int) -> Any:
+def ap_loss(descriptors: Any, labels: Any, most_similar: Any = ANY, *, bins: int) -> Any:
     """1 − AP of each photo as a query among the others of the batch, with the AP of quantised scores.
 
     Revaud et al. (Learning with Average Precision, arXiv:1906.07589, section 3.2); see `quantised_ap`.
@@ -62,12 +63,13 @@ def ap_loss(descriptors: Any, labels: Any, bins: int) -> Any:
     Args:
         descriptors: L2-normalised, (N, D). The scores are their inner products.
         labels: Whole numbers, (N,). The positives of a photo are the other photos with its label.
+        most_similar: The greatest cosine of a negative. A more similar photo with another label is left out.
         bins: M, the number of bins.
 
     Returns:
         The loss of each photo, (N,). It is 0 for a photo without a positive.
     """
-    scores, positives, negatives = _pairs(descriptors, labels)
+    scores, positives, negatives = _pairs(descriptors, labels, most_similar)
     precisions = quantised_ap(scores, positives, positives + negatives, bins)
     return ops.where(ops.any(positives > 0, axis=1), 1 - precisions, 0)
 
@@ -99,7 +101,14 @@ def quantised_ap(scores: Any, positives: Any, listed: Any, bins: int) -> Any:
 
 
 def multi_similarity_loss(
-    descriptors: Any, labels: Any, *, alpha: float = 2.0, beta: float = 40.0, base: float = 0.5, slack: float = 0.1
+    descriptors: Any,
+    labels: Any,
+    most_similar: Any = ANY,
+    *,
+    alpha: float = 2.0,
+    beta: float = 40.0,
+    base: float = 0.5,
+    slack: float = 0.1,
 ) -> Any:
     """The multi-similarity loss log(1 + Σ_p exp(−α(s_p − λ))) / α + log(1 + Σ_n exp(β(s_n − λ))) / β of each photo.
 
@@ -112,6 +121,7 @@ def multi_similarity_loss(
     Args:
         descriptors: L2-normalised, (N, D). The similarities s are their inner products.
         labels: Whole numbers, (N,). The positives of a photo are the other photos with its label.
+        most_similar: The greatest cosine of a negative. A more similar photo with another label is left out.
         alpha: α, how much the least similar positives outweigh the others.
         beta: β, how much the most similar negatives outweigh the others.
         base: λ, the similarity that separates positives from negatives.
@@ -120,7 +130,7 @@ def multi_similarity_loss(
     Returns:
         The loss of each photo, (N,). It is 0 for a photo without a hard pair, such as one without a positive.
     """
-    scores, positives, negatives = _pairs(descriptors, labels)
+    scores, positives, negatives = _pairs(descriptors, labels, most_similar)
     least = ops.min(ops.where(positives > 0, scores, 2.0), axis=1, keepdims=True)  # no score is above 1
     most = ops.max(ops.where(negatives > 0, scores, -2.0), axis=1, keepdims=True)
     hard_positives = positives * ops.cast(scores < most + slack, scores.dtype)
@@ -130,11 +140,12 @@ def multi_similarity_loss(
     return ops.log1p(of_positives) / alpha + ops.log1p(of_negatives) / beta
 
 
-def _pairs(descriptors: Any, labels: Any) -> tuple[Any, Any, Any]:
+def _pairs(descriptors: Any, labels: Any, most_similar: Any) -> tuple[Any, Any, Any]:
     """The scores of all pairs, and which pairs are positives and negatives: 1 or 0; each (N, N)."""
     scores = ops.matmul(descriptors, ops.transpose(descriptors))
     same = ops.cast(labels[:, None] == labels[None, :], scores.dtype)
-    return scores, same - ops.eye(ops.shape(labels)[0], dtype=scores.dtype), 1 - same
+    negatives = (1 - same) * ops.cast(scores <= most_similar, scores.dtype)
+    return scores, same - ops.eye(ops.shape(labels)[0], dtype=scores.dtype), negatives
 
 
 @dataclass(frozen=True)
@@ -142,8 +153,8 @@ class Loss:
     """A value of `--loss`.
 
     `function` makes the loss from the flags. If `listwise`, the loss takes the descriptors and labels of all photos of
-    a batch, (N, D) and (N,), and returns the loss of each photo. Otherwise, it takes the descriptors of the anchors,
-    positives and negatives, each (B, D), and returns the loss of each triplet.
+    a batch, (N, D) and (N,), and the greatest cosine of a negative, and returns the loss of each photo. Otherwise, it
+    takes the descriptors of the anchors, positives and negatives, each (B, D), and returns the loss of each triplet.
     """
 
     listwise: bool

@@ -49,6 +49,7 @@ class TrainingPhotos:
     image_size: int  # pixels per side; of both sides or of the longest side, as `resize` says
     resize: Resize
     limits: Limits = LIMITS
+    grouped: bool = False  # split train has no labels but those of groups, which the run finds
 
     def rows(self, split: str) -> np.ndarray:
         """The rows of `split`, ascending."""
@@ -59,8 +60,16 @@ class TrainingPhotos:
         return np.flatnonzero([split is not None for split in self.splits])
 
     def mined(self) -> np.ndarray:
-        """The rows of the labelled photos of split train, ascending. Triplets are mined from these photos."""
+        """The rows of split train that triplets are mined from, ascending: all that have a label, or may get one."""
+        if self.grouped:
+            return self.rows("train")
         return np.flatnonzero([label is not None for label in self.labels] & (self.splits == "train"))
+
+    def labelled(self, table: np.ndarray) -> np.ndarray:
+        """The label of each row, with those in `table` (n, 2): image ids and labels. See `PseudoLabels`."""
+        labels = self.labels.copy()
+        labels[self.positions(table[:, 0])] = table[:, 1]
+        return labels
 
     def positions(self, image_ids: np.ndarray) -> np.ndarray:
         """The row of each id in `image_ids`, an array of any shape. The result has the same shape."""

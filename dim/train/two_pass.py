@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from dim.model.backend import keras
+from dim.train.loss import ANY
 from dim.train.step import (
     Packed,
     TrainedNetwork,
@@ -33,11 +34,11 @@ class TwoPassStep:
     """A step of gradient descent on a listwise loss. All layers run as in inference, as in `dim.train.step.Step`.
 
     `optimizer` must be built for the variables of `trained`. `loss` takes the descriptors (N, D) and the labels (N,) of
-    the whole batch, and returns the loss of each photo, (N,).
+    the whole batch, and the greatest cosine of a negative. It returns the loss of each photo, (N,).
     """
 
     def __init__(
-        self, trained: TrainedNetwork, optimizer: keras.optimizers.Optimizer, loss: Callable[[Any, Any], Any]
+        self, trained: TrainedNetwork, optimizer: keras.optimizers.Optimizer, loss: Callable[..., Any]
     ) -> None:
         self._strategy, self._head, self._variables = trained.strategy, trained.step_model, trained.variables
         self._optimizer, self._loss = optimizer, loss
@@ -45,10 +46,13 @@ class TwoPassStep:
         places = tf.TensorSpec((None,), tf.int32)
         replica = (tf.TensorSpec((None,), self._dtype), tf.TensorSpec((None, 4), tf.int32), places)
         # All inputs share one trace, as in `Step`.
-        signature = ([replica] * local_replicas(self._strategy), places, tf.TensorSpec((), tf.float32))
+        number = tf.TensorSpec((), tf.float32)
+        signature = ([replica] * local_replicas(self._strategy), places, number, number)
         self._run = tf.function(self._on_all, input_signature=signature)
 
-    def __call__(self, images: list[Packed], places: list[np.ndarray], labels: np.ndarray) -> tuple[float, int]:
+    def __call__(
+        self, images: list[Packed], places: list[np.ndarray], labels: np.ndarray, most_similar: float = ANY
+    ) -> tuple[float, int]:
         """Takes the step. All workers must call it.
 
         Args:
@@ -56,6 +60,7 @@ class TwoPassStep:
             places: Per replica: the place of each photo among the photos of the whole batch, (U,). Each photo of the
                 batch is on one replica.
             labels: The label of each photo of the whole batch, whole numbers (N,).
+            most_similar: The greatest cosine of a negative.
 
         Returns:
             The mean loss over the photos that have a positive (NaN if a weight is not finite), and the number of photos
@@ -68,15 +73,16 @@ class TwoPassStep:
         counts = np.bincount(labels)
         queries = counts[counts > 1].sum()
         constants = [tuple(map(tf.constant, part)) for part in parts]
-        loss, active = self._run(constants, tf.constant(labels, tf.int32), tf.constant(float(queries)))
+        numbers = tf.constant(float(queries)), tf.constant(most_similar, tf.float32)
+        loss, active = self._run(constants, tf.constant(labels, tf.int32), *numbers)
         return float(loss), int(active)
 
-    def _on_all(self, parts: list[Any], labels: tf.Tensor, queries: tf.Tensor) -> Any:
-        results = self._strategy.run(self._on_replica, args=(parts, labels, queries))
+    def _on_all(self, parts: list[Any], labels: tf.Tensor, queries: tf.Tensor, most_similar: tf.Tensor) -> Any:
+        results = self._strategy.run(self._on_replica, args=(parts, labels, queries, most_similar))
         # All replicas compute the same loss.
         return tuple(self._strategy.experimental_local_results(result)[0] for result in results)
 
-    def _on_replica(self, parts: list[Any], labels: tf.Tensor, queries: tf.Tensor) -> Any:
+    def _on_replica(self, parts: list[Any], labels: tf.Tensor, queries: tf.Tensor, most_similar: tf.Tensor) -> Any:
         flat, groups, places = parts[local_replica(len(parts))]
         own = embed_each_group(self._head, flat, groups, parallel=1)
         # Each place is filled by one replica and zero on the others, so the sum is exact for any number of replicas.
@@ -84,7 +90,7 @@ class TwoPassStep:
         descriptors = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, own)
         with tf.GradientTape() as tape:
             tape.watch(descriptors)
-            losses = self._loss(descriptors, labels)
+            losses = self._loss(descriptors, labels, most_similar)
             loss = tf.reduce_sum(losses) / queries
         slopes = tf.gather(tape.gradient(loss, descriptors), places)
         gradients = self._backward(flat, groups, slopes)

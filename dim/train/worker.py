@@ -26,7 +26,7 @@ from dim.mine.remote import Remote
 from dim.mine.triplets import Triplets
 from dim.model import network
 from dim.model.backend import keras
-from dim.train import checkpoint, failures, fitted_layers, history, optimizer
+from dim.train import checkpoint, failures, fitted_layers, history, optimizer, pseudo_labels
 from dim.train.checkpoint import State, mean_of
 from dim.train.embed import Embedded, Inference, objects_from_all
 from dim.train.features import features_of
@@ -34,9 +34,12 @@ from dim.train.fitted_layers import Dense
 from dim.train.gradient_descent import Fitting, from_pixels
 from dim.train.history import EpochHistory
 from dim.train.locality import ownership
+from dim.train.pseudo_labels import PseudoLabels
 from dim.train.step import TrainedNetwork
 from dim.train.training_set import Job
 from dim.whiten.fit import Moments
+
+log = logging.getLogger(__name__)
 
 
 class Worker:
@@ -132,8 +135,10 @@ class Worker:
         self.set_layer(layer, broadcast_from_rank_zero(own))
 
     @progress.step("fitting the whitening after training")
-    def whitened(self, train: Embedded, val: Embedded) -> tuple[Dense, dict[str, Any], np.ndarray]:
+    def whitened(self, train: Embedded, val: Embedded, labels: np.ndarray) -> tuple[Dense, dict[str, Any], np.ndarray]:
         """Fits --final-whitening to `train`, and measures it on `val`; both are pooled descriptors.
+
+        `labels` has the label of each photo of the run.
 
         Returns:
             The weights of the PCA layer with this whitening, what model.json says of them, and the AP of each photo of
@@ -141,9 +146,9 @@ class Worker:
         """
         own, config = None, self.job.config
         if self.rank == 0:
-            width, labels = self.trained.dimension(pooled=False), self.job.photos.labels[train.rows]
+            width = self.trained.dimension(pooled=False)
             if config.final_whitening == "learned":
-                fitted = fitted_layers.learned(train.parts, labels, width, config.budget.share)
+                fitted = fitted_layers.learned(train.parts, labels[train.rows], width, config.budget.share)
             else:
                 moments = fitted_layers.moments(train.parts, self.trained.dimension(pooled=True))
                 fitted = [fitted_layers.pca(moments, width, config.power)]
@@ -158,18 +163,37 @@ class Worker:
         for variable, value in zip(self.trained.model.get_layer(name).weights, weights, strict=True):
             variable.assign(value)
 
-    def mine(self, embedded: Embedded, epoch: int) -> Triplets:
+    def group(self, embedded: Embedded) -> tuple[np.ndarray, float]:
+        """Groups the photos of `embedded`. Returns the table of pseudo-labels, and the greatest cosine of negatives.
+
+        See `PseudoLabels`. Rank 0 groups for all workers.
+        """
+        own = None
+        if self.rank == 0:
+            most_rows = self.job.config.budget.share // (12 * self.trained.dimension(pooled=False))
+            own = pseudo_labels.found_in(embedded, self.job.photos.image_ids[embedded.rows], max(1, most_rows))
+            _, sizes = np.unique(own.table[:, 1], return_counts=True)
+            log.info(
+                "%d groups of %d photos, with a mean cosine of at least %.3f; %d photos are alone, and %d in doubt",
+                np.count_nonzero(sizes > 1), sizes[sizes > 1].sum(), own.most_similar, np.count_nonzero(sizes == 1),
+                len(embedded.rows) - len(own.table),
+            )  # fmt: skip
+        found: PseudoLabels = broadcast_from_rank_zero(own)
+        most = self.job.config.max_similarity
+        return found.table, found.most_similar if most is None else min(most, found.most_similar)
+
+    def mine(self, embedded: Embedded, labels: np.ndarray, epoch: int, most_similar: float | None) -> Triplets:
         """The hardest triplets of the photos of `embedded`, as positions in its rows.
 
-        Rank 0 mines by Ray tasks. The tasks may use the CPUs of all workers, because the workers wait meanwhile.
+        `labels` has the label of each photo of the run. A negative has a cosine of at most `most_similar`, if any. Rank
+        0 mines by Ray tasks. The tasks may use the CPUs of all workers, because the workers wait meanwhile.
         """
         triplets = None
         if self.rank == 0:
             config, photos, rows = self.job.config, self.job.photos, embedded.rows
-            labels, image_ids = photos.labels[rows], photos.image_ids[rows]
-            remote, share = Remote(beside=True), config.budget.share
-            settings = config.mining(len(rows))
-            triplets = mine(embedded.parts, labels, image_ids, settings, remote=remote, share=share).whole()
+            image_ids, remote, share = photos.image_ids[rows], Remote(beside=True), config.budget.share
+            settings = dataclasses.replace(config.mining(len(rows)), max_similarity=most_similar)
+            triplets = mine(embedded.parts, labels[rows], image_ids, settings, remote=remote, share=share).whole()
             history.keep_hardest(self.job.config.out, epoch + 1, triplets, image_ids)
         found: Triplets = broadcast_from_rank_zero(triplets)
         return found

@@ -96,7 +96,7 @@ class Ours:
     def trace(self) -> None:
         """Traces what is traced once in a run."""
         self.inference.embed(self.rows[:BATCH])
-        self.fitting.fit(self.rows[: 3 * BATCH].reshape(3, BATCH).T, 0)
+        self.fitting.fit(self.rows[: 3 * BATCH].reshape(3, BATCH).T, self.photos.labels, 0)
 
     def weights(self) -> list[np.ndarray]:
         """The trained weights."""
@@ -120,12 +120,12 @@ class Ours:
     def losses(self, triplets: np.ndarray) -> list[float]:
         """The loss of each of the first steps, one after the other."""
         parts = (triplets[start : start + BATCH] for start in range(0, CURVE * BATCH, BATCH))
-        return [self.fitting.fit(part, 0)["loss"] for part in parts]
+        return [self.fitting.fit(part, self.photos.labels, 0)["loss"] for part in parts]
 
     def steps_seconds(self, triplets: np.ndarray) -> float:
         """The seconds of an epoch's steps, from those of a few."""
         started = time.perf_counter()
-        steps = self.fitting.fit(triplets[: PART * BATCH], 0)["steps"]
+        steps = self.fitting.fit(triplets[: PART * BATCH], self.photos.labels, 0)["steps"]
         return (time.perf_counter() - started) * (TRIPLETS // BATCH) / steps
 
 
@@ -136,7 +136,7 @@ def laps(ours: Ours) -> tuple[dict[str, float], np.ndarray]:
     clock.append(time.perf_counter())
     triplets = ours.mined(vectors)
     clock.append(time.perf_counter())
-    ours.fitting.fit(triplets, 0)
+    ours.fitting.fit(triplets, ours.photos.labels, 0)
     clock.append(time.perf_counter())
     seconds = dict(zip(("embed", "mine", "fit"), np.diff(clock).round(2).tolist(), strict=True))
     return seconds | {"total": round(clock[-1] - clock[0], 2)}, triplets

@@ -22,8 +22,9 @@ def trained(epoch):
         optimizer.apply([np.full(variable.shape, step + 1.0, np.float32) for variable in variables], variables)
     history = [{"epoch": number, "val_map": {1: 0.4, 2: 0.6}.get(number, 0.5)} for number in range(1, epoch + 1)]
     triplets = np.array([["é", "b/2", "c"], ["b/2", "é", str(epoch)]], dtype=object)
+    groups = np.array([["é", "é"], ["c", "é"], ["of no triplet", "of no triplet"]])
     aps = {"ap_before": np.array([0.25, np.nan]), "ap": np.array([0.5, epoch / 4])}
-    state = State(epoch=epoch, map_before=0.25, history=history, triplets=triplets, **aps)
+    state = State(epoch=epoch, map_before=0.25, history=history, triplets=triplets, groups=groups, **aps)
     return variables, optimizer, state
 
 
@@ -44,7 +45,7 @@ def test_what_is_read_is_what_was_written(folder):
     variables, optimizer, expected = trained(2)
     found, other, _ = trained(0)
     state = checkpoint.read(str(folder), 2, found, other)
-    for name in ("triplets", "ap_before", "ap"):
+    for name in ("triplets", "groups", "ap_before", "ap"):
         np.testing.assert_array_equal(getattr(state, name), getattr(expected, name))
     assert state.val_before == 0.25
     assert state.as_json() == expected.as_json()

@@ -23,7 +23,7 @@ class Recorder:
         self.calls, self._resumed = [], resumed
         photos = SimpleNamespace(
             mined=lambda: ROWS, rows=lambda _: ROWS, used=lambda: ROWS, write_unreadable=None, labels=LABELS,
-            image_ids=np.array([f"photo {row}" for row in ROWS]), positions=lambda ids: ids,
+            image_ids=np.array([f"photo {row}" for row in ROWS]), positions=lambda ids: ids, labelled=lambda _: LABELS,
         )  # fmt: skip
         source = SimpleNamespace(saved=None)
         self.job = SimpleNamespace(
@@ -55,7 +55,7 @@ class Recorder:
         one = {"anchors": np.array([0]), "positives": np.array([1]), "negatives": np.array([2])}
         return SimpleNamespace(**one, summary=lambda: dict.fromkeys(loop.MINING, 1))
 
-    def _fit(self, triplets, _):
+    def _fit(self, triplets, *_):
         self.calls.append("fit")
         assert triplets.tolist() == [["photo 0", "photo 1", "photo 2"]]
         return {"loss": 0.25, "active_share": 0.5, "steps": 1, "images_per_triplet": 3.0}

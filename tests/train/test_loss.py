@@ -42,10 +42,11 @@ def naive_contrastive(triplets: np.ndarray, margin: float) -> list[float]:
     return found
 
 
-def naive_ap(vectors: np.ndarray, bins: int) -> list[float]:
+def naive_ap(vectors: np.ndarray, bins: int, most: float = 2.0) -> list[float]:
     found, width = [], 2 / (bins - 1)
     for query, label in enumerate(LABELS):
         others = [row for row in range(len(LABELS)) if row != query]
+        others = [row for row in others if LABELS[row] == label or vectors[query] @ vectors[row] <= most]
         positives = [row for row in others if LABELS[row] == label]
         right = listed = ap = 0.0
         for number in range(bins):
@@ -60,12 +61,12 @@ def naive_ap(vectors: np.ndarray, bins: int) -> list[float]:
     return found
 
 
-def naive_multi_similarity(vectors: np.ndarray) -> list[float]:
+def naive_multi_similarity(vectors: np.ndarray, most: float = 2.0) -> list[float]:
     found = []
     for anchor, label in enumerate(LABELS):
         scores = [float(vectors[anchor] @ vector) for vector in vectors]
         positives = [scores[row] for row in range(len(LABELS)) if LABELS[row] == label and row != anchor]
-        negatives = [scores[row] for row in range(len(LABELS)) if LABELS[row] != label]
+        negatives = [scores[row] for row in range(len(LABELS)) if LABELS[row] != label and scores[row] <= most]
         hard_positives = [s for s in positives if s < max(negatives) + 0.1]
         hard_negatives = [s for s in negatives if positives and s > min(positives) - 0.1]
         pull = math.log(1 + sum(math.exp(-2 * (s - 0.5)) for s in hard_positives)) / 2
@@ -75,7 +76,7 @@ def naive_multi_similarity(vectors: np.ndarray) -> list[float]:
 
 
 def ap_of(bins):
-    return lambda vectors: ap_loss(vectors, LABELS, bins), partial(naive_ap, bins=bins)
+    return lambda vectors: ap_loss(vectors, LABELS, bins=bins), partial(naive_ap, bins=bins)
 
 
 def of_triplets(loss, naive, margin):
@@ -88,9 +89,19 @@ CASES = {
     "contrastive": (*of_triplets(contrastive_loss, naive_contrastive, 1.2), unit(3, 20, 5)),
     "ap": (*ap_of(20), unit(len(LABELS), 3)),
     "ap of three bins": (*ap_of(3), unit(len(LABELS), 3)),
+    "ap without the most similar negatives": (
+        lambda vectors: ap_loss(vectors, LABELS, 0.5, bins=20),
+        partial(naive_ap, bins=20, most=0.5),
+        unit(len(LABELS), 3),
+    ),
     "multi-similarity": (
         lambda vectors: multi_similarity_loss(vectors, LABELS),
         naive_multi_similarity,
+        unit(len(LABELS), 3),
+    ),
+    "multi-similarity without the most similar negatives": (
+        lambda vectors: multi_similarity_loss(vectors, LABELS, 0.5),
+        partial(naive_multi_similarity, most=0.5),
         unit(len(LABELS), 3),
     ),
 }
@@ -167,5 +178,5 @@ def test_ap_of_separated_scores_is_the_exact_one():
 
 def test_ap_of_a_perfect_batch_is_one():
     vectors = np.eye(5, dtype=np.float32)[LABELS]
-    np.testing.assert_allclose(ap_loss(tf.constant(vectors), LABELS, 20), 0, atol=1e-6)
+    np.testing.assert_allclose(ap_loss(tf.constant(vectors), LABELS, bins=20), 0, atol=1e-6)
     np.testing.assert_allclose(multi_similarity_loss(tf.constant(vectors), LABELS), 0, atol=1e-6)
