@@ -5,7 +5,8 @@ A chain of similar pairs may lead from one object to another, so connected photo
 the similarity of two groups is the mean cosine of a photo of the one and a photo of the other. This is the inner
 product of the mean descriptors of the groups, so no matrix of all pairs of photos is needed. In a round, all pairs of
 groups that are nearest to each other are merged, which gives the same groups as one merge at a time (Murtagh, "A survey
-of recent advances in hierarchical clustering algorithms", 1983).
+of recent advances in hierarchical clustering algorithms", 1983). A merged group is never nearer to another group than
+the nearer of its parts was, so the nearest group of a group stays the same unless it was merged.
 """
 
 import numpy as np
@@ -32,8 +33,8 @@ def average_linkage(sums: np.ndarray, sizes: np.ndarray, threshold: float, apart
     """
     merged_into = np.arange(len(sizes))
     numbers = merged_into  # of the groups that are left
+    nearest, similarity = _nearest(sums / sizes[:, None], apart, numbers)
     while len(sizes) > 1:
-        nearest, similarity = _nearest(sums / sizes[:, None], apart)
         own = np.arange(len(sizes))
         mutual = (nearest[nearest] == own) & (similarity >= threshold)
         if not mutual.any():
@@ -45,21 +46,30 @@ def average_linkage(sums: np.ndarray, sizes: np.ndarray, threshold: float, apart
         sizes[into[gone]] += sizes[gone]
         sums, sizes = sums[kept], sizes[kept]
         merged_into = numbers[into][np.searchsorted(numbers, merged_into)]
-        apart, numbers = np.searchsorted(kept, into)[apart], numbers[kept]
+        places = np.searchsorted(kept, into)  # of the groups among those that are left
+        apart, numbers = places[apart], numbers[kept]
+        nearest, similarity = places[nearest[kept]], similarity[kept]
+        merged = np.isin(np.arange(len(kept)), places[gone])
+        again = np.flatnonzero(merged | merged[nearest])
+        nearest[again], similarity[again] = _nearest(sums / sizes[:, None], apart, again)
     return merged_into
 
 
-def _nearest(means: np.ndarray, apart: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The most similar other group of each, int64 (m,), and the similarity, −inf if all others are `apart` from it."""
-    nearest, best = np.empty(len(means), np.int64), np.empty(len(means))
+def _nearest(means: np.ndarray, apart: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The most similar other group of each of the `groups` (n,), ascending, int64 (n,), and the similarity, (n,).
+
+    The similarity is −inf if all others are `apart` from a group.
+    """
+    nearest, best = np.empty(len(groups), np.int64), np.empty(len(groups))
     step = max(1, _CELLS // len(means))
     both = np.concatenate([apart, apart[:, ::-1]])
-    for start in range(0, len(means), step):
-        block = np.round(means[start : start + step] @ means.T, _DIGITS)
-        rows = np.arange(len(block))
-        block[rows, start + rows] = -np.inf
-        here = both[(both[:, 0] >= start) & (both[:, 0] < start + step)]
-        block[here[:, 0] - start, here[:, 1]] = -np.inf
+    for start in range(0, len(groups), step):
+        own = groups[start : start + step]
+        block = np.round(means[own] @ means.T, _DIGITS)
+        rows = np.arange(len(own))
+        block[rows, own] = -np.inf
+        here = both[np.isin(both[:, 0], own)]
+        block[np.searchsorted(own, here[:, 0]), here[:, 1]] = -np.inf
         nearest[start : start + step] = found = block.argmax(axis=1)
         best[start : start + step] = block[rows, found]
     return nearest, best

@@ -22,6 +22,7 @@ from dim.group.neighbours import Neighbours
 from dim.search.exact_scores import on_grid
 
 SAMPLE = 10_000  # photos whose groups are judged, at most
+MOST_LINKED = 2**16  # photos that are grouped at each threshold, to judge those of the sample
 _STEPS = 40
 _RANDOM = 2000  # photos whose pairs stand for random pairs
 _ABOVE_RANDOM = 2.0  # standard deviations of the similarity of random pairs from their mean to the lowest threshold
@@ -52,9 +53,7 @@ class Curve:
 def curve(grouper: Grouper) -> Curve:
     """Groups a sample of the photos, with all photos of their components, at falling thresholds."""
     lists, tie_order = grouper.lists, grouper.database.tie_order
-    seeds = evenly(tie_order, SAMPLE)
-    chosen = np.zeros(len(lists), bool)
-    chosen[seeds] = True
+    sample = np.random.default_rng(0).permutation(evenly(tie_order, SAMPLE))
     union, groups = grouper.union(), alone(len(lists))
     groups.groups[:] = union.roots()
     rows, above = [], np.inf
@@ -65,18 +64,29 @@ def curve(grouper: Grouper) -> Curve:
             union.join(*edges)
         above = threshold - grouper.slack
         roots = union.roots()
-        sizes = np.bincount(roots, minlength=len(roots))[roots]
-        touched = np.zeros(len(lists), bool)
-        touched[roots[seeds]] = True
-        inside = touched[roots] & (sizes <= LARGEST)
-        groups = grouper.link(members(roots, tie_order, np.flatnonzero(inside)), threshold, groups)
-        judged = seeds[inside[seeds]]
+        judged = _judged(roots, sample)
+        inside = np.zeros(len(lists), bool)
+        inside[roots[judged]] = True
+        groups = grouper.link(members(roots, tie_order, np.flatnonzero(inside[roots])), threshold, groups)
         rows.append((threshold, *_figures(groups, lists, judged)))
         progress.add(1)
         best = max(row[-1] for row in rows)
         if not len(judged) or rows[-1][-1] < _ENOUGH * best:
             break
     return Curve(*map(np.array, zip(*rows, strict=True)))
+
+
+def _judged(roots: np.ndarray, sample: np.ndarray) -> np.ndarray:
+    """The first photos of `sample` whose components, `roots` (N,), have at most `MOST_LINKED` photos together.
+
+    A photo of a component with more than `LARGEST` photos is left out.
+    """
+    sizes = np.bincount(roots, minlength=len(roots))
+    sample = sample[sizes[roots[sample]] <= LARGEST]
+    _, first = np.unique(roots[sample], return_index=True)
+    new = np.zeros(len(sample), np.int64)
+    new[first] = sizes[roots[sample[first]]]
+    return sample[np.cumsum(new) <= MOST_LINKED]
 
 
 def evenly(tie_order: np.ndarray, count: int) -> np.ndarray:
