@@ -233,6 +233,7 @@ def test_another_embedding_or_store_is_refused(ten, run, rows, tmp_path):
     assert (tmp_path / "out" / "run.json").read_text() == before
 
 
+@pytest.mark.slow
 def test_what_is_there_decides_on_the_precision_where_none_is_asked_for(ten, run, tmp_path, monkeypatch):
     monkeypatch.setattr(devices, "best_precision", lambda _: "bfloat16")
     run(ten, precision="float32")
@@ -254,7 +255,7 @@ def test_half_precision_on_disk(ten, run, rows):
     assert half["bad"]["descriptor"] is None
 
 
-@pytest.mark.parametrize("kind", ["float32", "float16"])
+@pytest.mark.parametrize("kind", ["float32", *slow("float16")])
 def test_plain_readers_read_the_files(ten, run, tmp_path, kind):
     duckdb = pytest.importorskip("duckdb")
     import pandas as pd

@@ -170,6 +170,7 @@ def test_wrong_corrections(place, tmp_path, rows, said):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_an_exhaustive_index_finds_the_same(place, tmp_path):
     result = group(place)
     index = str(tmp_path / "index")
@@ -197,6 +198,7 @@ def test_mining_takes_photos_alone_as_negatives_only(place, tmp_path, write_mani
     assert not alone & {*mined["anchor_id"], *mined["positive_id"]}
 
 
+@pytest.mark.slow
 def test_small_groups_have_no_label(place):
     group(dataclasses.replace(place, min_group=4))
     objects = files_of(place)["groups.parquet"].query("level == 'object'").set_index("image_id")

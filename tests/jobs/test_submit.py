@@ -126,6 +126,7 @@ def test_another_python_is_named(head, photos, tmp_path):
     assert not (tmp_path / "photos.csv").exists()
 
 
+@pytest.mark.slow
 def test_an_output_that_would_be_lost_is_refused(head, photos):
     status, said = head.submit("--", "jobs/split.py", photos, "--out", "photos.csv")
     assert status != 0

@@ -8,6 +8,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from marks import slow
 from PIL import Image
 
 import dim.model
@@ -53,7 +54,7 @@ def test_takes_uint8_of_any_size_and_gives_unit_vectors(pooling):
         np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+@pytest.mark.parametrize("precision", ["bfloat16", *slow("float16")])
 def test_less_precise_arithmetic_gives_almost_the_same(photos, precision):
     exact, fast = network.load(shipped()), network.load(shipped(), precision)
     assert keras.config.dtype_policy().name == "float32"

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import ops
+from marks import slow
 
 from dim.model import layers
 from dim.model.layers import L2Normalisation
@@ -54,7 +55,7 @@ def naive(model: keras.Model, image: np.ndarray, chosen: tuple[float, ...], mean
 
 
 @pytest.mark.parametrize("mean", ["mean", "gem"])
-@pytest.mark.parametrize("chosen", [(1.0,), (1, 1 / math.sqrt(2), 0.5), (0.5,), (0.2, 1.0), (1.5, 1.0)])
+@pytest.mark.parametrize("chosen", [(1, 1 / math.sqrt(2), 0.5), (0.2, 1.0), *slow((1.0,), (0.5,), (1.5, 1.0))])
 def test_equals_a_naive_loop(model, chosen, mean):
     expected = [naive(model, image, chosen, mean) for image in IMAGES]
     combine = tf.function(

@@ -27,6 +27,7 @@ def recorded(tmp_path):
     return tables.read(str(tmp_path / "nightly" / "history.csv")).to_pylist()
 
 
+@pytest.mark.slow
 def test_six_nights_that_grow_by_a_product_are_accepted(night, photos, embedded, tmp_path):
     night("2020-01-01", model=FAIR)
     for day in range(2, 8):
@@ -120,6 +121,7 @@ def test_too_few_objects_are_said_to_be_too_few(night, shot, embedded):
     assert done["evaluations"]["shelf"]["note"] == said
 
 
+@pytest.mark.slow
 def test_a_model_that_was_trained_anew_in_place_is_held_against_what_it_was(
     night, photos, embedded, tmp_path, write_model
 ):
@@ -136,6 +138,7 @@ def test_a_model_that_was_trained_anew_in_place_is_held_against_what_it_was(
     assert night("2020-01-03", model=str(model), weights=None)["computed"] == 0
 
 
+@pytest.mark.slow
 def test_a_model_that_a_killed_night_half_kept_is_kept_anew(night, photos, embedded, tmp_path, write_model):
     model = tmp_path / "model"
     write_model(model, "gem", 1)

@@ -41,6 +41,7 @@ def test_a_baseline_that_cannot_be_measured_is_kept_although_the_folder_has_move
     assert standing in collections(moved)
 
 
+@pytest.mark.slow
 def test_collections_of_manifests_that_no_night_needs_go(night, photos, embedded, tmp_path):
     for day in range(1, 5):
         dated = tmp_path / "photos" / f"of-{day}.csv"

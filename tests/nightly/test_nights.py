@@ -248,6 +248,7 @@ def test_an_index_that_lost_a_file_is_made_again(night, embedded, tmp_path):
     assert ids.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_what_a_killed_night_left_is_swept(night, embedded, tmp_path):
     folder = tmp_path / "nightly" / "nights" / "2020-01-01"
     folder.mkdir(parents=True)

@@ -14,9 +14,11 @@ from demo_set import map_of
 import dim.model
 from dim.errors import UserError
 from dim.evaluate import metrics
+from dim.evaluate.config import EvaluateConfig
+from dim.evaluate.job import evaluate
 from dim.io import tables
 from dim.train.config import TrainConfig
-from dim.train.job import train
+from dim.train.job import DEMO, train
 
 # Five steps of plain gradient descent, so that a difference in an update stays as it is.
 FIVE_STEPS = {
@@ -85,6 +87,18 @@ def test_model_folder_gives_the_map_that_was_reported(runs):
     result, *_ = runs[1]
     model = dim.model.load(result["model"])
     assert map_of(model, "test") == pytest.approx(result["map_after"], abs=2e-3)
+
+
+def test_unseen_objects_are_found_better_and_an_evaluation_says_the_same(runs, ray_session, tmp_path):
+    result, *_ = runs[1]
+    assert result["map_after"] > result["map_before"]
+    models, size = (result["model"], "vgg16-gem"), {name: SMALL[name] for name in ("image_size", "precision")}
+    found = evaluate(EvaluateConfig(manifest=str(DEMO), model=models, split="test", out=str(tmp_path), **size))
+    assert found["map"] == pytest.approx(result["map_after"], abs=2e-3)
+    assert found["compared"][1]["map"] == pytest.approx(result["map_before"], abs=2e-3)
+    assert json.loads((tmp_path / "metrics.json").read_text())["map"] == found["map"]
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert (run["job"], run["status"]) == ("evaluate", "done")
 
 
 def test_the_report_shows_the_epochs_and_what_is_found_before_and_after(runs):

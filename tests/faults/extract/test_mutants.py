@@ -1,6 +1,6 @@
 """Mutated photos, from a seed: an extraction gives each a row, dies of none, and stays within a limit of memory.
 
-60 of them, and 10,000 with -m slow.
+All tests here are slow.
 """
 
 import csv
@@ -68,7 +68,7 @@ def mutants(count, seed=0):
         yield kind, bytes(content)
 
 
-@pytest.fixture(params=[60, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.fixture(params=[60, 10_000])
 def mutated(request, tmp_path):
     """A manifest of mutants; the kind of each image_id."""
     kinds = {}
@@ -93,6 +93,7 @@ def most_memory(job, known):
     return known
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(3000)
 def test_each_mutant_is_a_row(extract, mutated, out, capsys):
     manifest, kinds = mutated
