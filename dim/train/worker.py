@@ -174,7 +174,7 @@ class Worker:
             own = pseudo_labels.found_in(embedded, self.job.photos.image_ids[embedded.rows], max(1, most_rows))
             _, sizes = np.unique(own.table[:, 1], return_counts=True)
             log.info(
-                "%d groups of %d photos, with a mean cosine of at least %.3f; %d photos are alone, and %d in doubt",
+                "%d groups of %d photos, whose cosine is %.3f in the median; %d photos are alone, and %d in doubt",
                 np.count_nonzero(sizes > 1), sizes[sizes > 1].sum(), own.most_similar, np.count_nonzero(sizes == 1),
                 len(embedded.rows) - len(own.table),
             )  # fmt: skip

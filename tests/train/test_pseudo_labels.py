@@ -47,7 +47,9 @@ def test_groups_are_the_objects_and_photos_that_are_alone_have_labels_of_their_o
         assert {label[image_id] for image_id in own} == {min(own)}
     similar = vectors @ vectors.T
     other = truth[:, None] != truth[None]
-    assert similar[other].max() < found.most_similar < similar[~other].min()
+    np.fill_diagonal(similar, np.nan)
+    within = np.nanmean(np.where(other, np.nan, similar)[truth < OBJECTS], axis=1)
+    assert found.most_similar == pytest.approx(np.median(within), abs=1e-5)
 
 
 def test_a_photo_that_is_nearer_to_another_group_is_in_doubt(photos, in_threads):
@@ -60,12 +62,6 @@ def test_a_photo_that_is_nearer_to_another_group_is_in_doubt(photos, in_threads)
     # Wherever the two are put, none of the others changes its group.
     assert {label[image_id] for image_id in ids[truth == 0]} != {label[image_id] for image_id in ids[truth == 1]}
     assert set(ids) <= label.keys()
-    assert found.most_similar < float(between[0] @ near[0])
-
-
-def test_photos_of_which_no_two_are_similar_are_refused(in_threads):
-    with pytest.raises(UserError, match="no two of the 30 photos of split train are similar enough"):
-        found_in(np.eye(30, dtype=np.float32), np.array([f"{row:02}" for row in range(30)], dtype=object))
 
 
 def test_labels_of_groups_take_the_place_of_those_of_split_train():
@@ -80,7 +76,8 @@ def test_labels_of_groups_take_the_place_of_those_of_split_train():
 
 def test_a_single_photo_makes_no_groups(tmp_path):
     path = tmp_path / "one.csv"
-    path.write_text(f"image_id,path,label,split\na,{DEMO.parent}/x.jpg,,train\n")
+    photo = next(DEMO.parent.glob("*/*.jpg"))
+    path.write_text(f"image_id,path,label,split\na,{photo},,train\n")
     with pytest.raises(UserError, match="has 1 photos; groups need two"):
         train(TrainConfig(manifest=str(path), out=str(tmp_path / "run"), labels="groups", image_size=64))
     assert not (tmp_path / "run").exists()
