@@ -35,7 +35,7 @@ class PseudoLabels:
 
 @step("grouping the photos")
 def found_in(embedded: Embedded, image_ids: np.ndarray, most_rows: int) -> PseudoLabels:
-    """Groups the photos of `embedded` with the ids `image_ids` (n,). A process holds at most `most_rows` descriptors."""
+    """Groups the photos of `embedded`, with the ids `image_ids` (n,). A process holds at most `most_rows` rows."""
     database = Exact(embedded.parts, exact.tie_order_of(image_ids))
     lists = neighbours.by_comparison(database, neighbours.unknown(len(image_ids), min(NEIGHBOURS, len(image_ids) - 1)))
     grouper = Grouper(database, lists, 0.0, corrections.none(), most_rows)
