@@ -92,10 +92,9 @@ def test_model_folder_gives_the_map_that_was_reported(runs):
 def test_unseen_objects_are_found_better_and_an_evaluation_says_the_same(runs, ray_session, tmp_path):
     result, *_ = runs[1]
     assert result["map_after"] > result["map_before"]
-    models, size = (result["model"], "vgg16-gem"), {name: SMALL[name] for name in ("image_size", "precision")}
+    models, size = (result["model"],), {name: SMALL[name] for name in ("image_size", "precision")}
     found = evaluate(EvaluateConfig(manifest=str(DEMO), model=models, split="test", out=str(tmp_path), **size))
     assert found["map"] == pytest.approx(result["map_after"], abs=2e-3)
-    assert found["compared"][1]["map"] == pytest.approx(result["map_before"], abs=2e-3)
     assert json.loads((tmp_path / "metrics.json").read_text())["map"] == found["map"]
     run = json.loads((tmp_path / "run.json").read_text())
     assert (run["job"], run["status"]) == ("evaluate", "done")
