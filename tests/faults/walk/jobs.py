@@ -31,6 +31,8 @@ from dim.extract import descriptors, own_process, store
 from dim.extract import job as extraction
 from dim.extract.config import ExtractConfig
 from dim.extract.import_embeddings import import_embeddings
+from dim.group.config import GroupConfig
+from dim.group.job import group
 from dim.io import files, tables
 from dim.mine.config import MineConfig
 from dim.mine.job import mine_folder
@@ -173,6 +175,9 @@ RUNS: dict[str, Callable[[Path, str], object]] = {
     ),
     "audit": lambda given, out: audit(
         AuditConfig(manifest=f"{given}/photos.csv", descriptors=f"{given}/descriptors", out=out)
+    ),
+    "group": lambda given, out: group(
+        GroupConfig(manifest=f"{given}/photos.csv", descriptors=f"{given}/descriptors", out=out)
     ),
     **{
         f"export {layout}": lambda given, out, layout=layout: export(
