@@ -58,8 +58,9 @@ def untrained(manifest: str, other: str, out: Path) -> Queries:
     """The network off the shelf, with the PCA of the set `manifest`, on the set `other`."""
     photos, whitening = out / "train", out / "whitening"
     job("extract", photos, "--manifest", manifest, "--model", "vgg16-gem", "--split", "train")
-    flags = ["--manifest", manifest, "--descriptors", str(photos), "--out", str(whitening / "pca.npz")]
-    subprocess.run([sys.executable, str(JOBS / "whiten.py"), *flags], check=True, stdout=subprocess.DEVNULL)
+    if not (whitening / "pca.npz").exists():
+        flags = ["--manifest", manifest, "--descriptors", str(photos), "--out", str(whitening / "pca.npz")]
+        subprocess.run([sys.executable, str(JOBS / "whiten.py"), *flags], check=True, stdout=subprocess.DEVNULL)
     return Queries(other, out / "pca", "--model", "vgg16-gem", "--whitening", str(whitening / "pca.npz"))
 
 
