@@ -2,7 +2,7 @@
 
     python tests/benchmarks/groups.py quality --photos $DIM_BENCH --descriptors runs/descriptors --split test
     python tests/benchmarks/groups.py kmeans --rows 20000
-    python tests/benchmarks/groups.py growth --rows 100000
+    python tests/benchmarks/groups.py growth --rows 1000000 --factory IVF4096,Flat --parameters nprobe=8 --out DIR
 
 `quality` groups the photos of a manifest.csv, with its labels hidden, and prints pairwise precision, recall and F1,
 and the adjusted Rand index: at the threshold that is chosen, and at the best one by the labels.
@@ -11,28 +11,35 @@ and the adjusted Rand index: at the threshold that is chosen, and at the best on
 k-means and compares photos within a cluster; an inverted file compares a photo with the photos of several clusters.
 Prints the share that each finds of all pairs above the threshold.
 
-`growth` groups synthetic descriptors, ten photos an object, and prints seconds and the peak memory of this process.
+`growth` runs group.py on synthetic descriptors, ten photos an object, with an index or without, and prints the seconds
+of the jobs and the largest memory of a process.
 """
 
 import argparse
 import json
 import os
 import resource
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import faiss
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
 from dim.data import manifest as manifests
 from dim.group import corrections, neighbours, threshold
 from dim.group.components import Grouper
+from dim.io import tables
 from dim.search import descriptor_folder, exact
-from dim.search.database import Exact, from_array
+from dim.search.database import Exact
 
+JOBS = Path(__file__).resolve().parents[2] / "jobs"
 NEIGHBOURS = 10
 
 
@@ -126,21 +133,37 @@ def by_index(vectors: np.ndarray, pairs: np.ndarray, lists: int, budget: int) ->
 
 
 def growth(arguments: argparse.Namespace) -> None:
-    vectors = synthetic(arguments.rows, 128)
-    database = from_array(vectors, np.arange(len(vectors)))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    times = [time.perf_counter()]
-    grouper = grouper_of(database, len(vectors))
-    times.append(time.perf_counter())
-    curve = threshold.curve(grouper)
-    times.append(time.perf_counter())
-    found = grouper.grouped(curve.best)
-    times.append(time.perf_counter())
-    truth = np.repeat(np.arange(len(vectors) // 10), 10)
-    seconds = dict(zip(("neighbours", "threshold", "groups"), np.round(np.diff(times), 1).tolist(), strict=True))
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    print(json.dumps({"rows": len(vectors), "threshold": curve.best, **figures(found.groups, truth), "seconds": seconds,
-                      "mib_of_descriptors": before, "mib": memory}))  # fmt: skip
+    folder = Path(arguments.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    ids = [f"{row:08}" for row in range(arguments.rows)]
+    np.save(folder / "vectors.npy", synthetic(arguments.rows, 128))
+    (folder / "ids.txt").write_text("\n".join(ids) + "\n")
+    tables.write(str(folder / "photos.parquet"), pa.table({"image_id": ids, "path": ids}))
+    descriptors, index, out = (str(folder / name) for name in ("descriptors", "index", "groups"))
+    job("import", "embeddings", str(folder / "vectors.npy"), "--ids", str(folder / "ids.txt"), "--name", "synthetic",
+        "--normalise", "--out", descriptors)  # fmt: skip
+    flags = ["--manifest", str(folder / "photos.parquet"), "--descriptors", descriptors, "--out", out]
+    seconds = {}
+    if arguments.factory:
+        seconds["index"] = job("index", "--descriptors", descriptors, "--factory", arguments.factory, "--out", index)
+        flags += ["--index", index]
+    if arguments.parameters:
+        flags += ["--parameters", arguments.parameters]
+    seconds["group"] = job("group", *flags)
+    memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024
+    groups = pq.read_table(f"{out}/groups.parquet", filters=[("level", "=", "object")], columns=["image_id", "group"])
+    names = pd.factorize(np.array(groups["group"].to_pylist(), object))[0]
+    truth = np.array(groups["image_id"].to_pylist()).astype(np.int64) // 10
+    threshold = json.loads((Path(out) / "result.json").read_text())["threshold"]
+    print(json.dumps({"rows": arguments.rows, "threshold": threshold, **figures(names, truth), "seconds": seconds,
+                      "mib": memory}))  # fmt: skip
+
+
+def job(name: str, *flags: str) -> int:
+    """Runs a job, and returns its seconds."""
+    started = time.perf_counter()
+    subprocess.run([sys.executable, JOBS / f"{name}.py", *flags], check=True, stdout=subprocess.DEVNULL)
+    return round(time.perf_counter() - started)
 
 
 def main() -> None:
@@ -152,6 +175,9 @@ def main() -> None:
     parser.add_argument("--split")
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--threshold", type=float, default=0.5)
+    parser.add_argument("--factory", help="search the neighbours in such an index")
+    parser.add_argument("--parameters", help="search parameters of the index")
+    parser.add_argument("--out", default="runs/groups-benchmark")
     arguments = parser.parse_args()
     {"quality": quality, "kmeans": kmeans, "growth": growth}[arguments.what](arguments)
 
