@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from dim.app import cluster, output_folder
 from dim.app.output_folder import Output
+from dim.app.progress import step
 from dim.data import manifest as manifests
 from dim.data.manifest import Manifest
 from dim.errors import UserError
@@ -94,7 +95,8 @@ def _written(
     curve = threshold.curve(grouper)
     least = curve.best if config.threshold is None else config.threshold
     log.info("threshold %.3f, %s", least, "given" if config.threshold else "of the most distinct groups")
-    found, copies = grouper.grouped(least), grouper.grouped(config.copies)
+    with step("grouping all photos"):
+        found, copies = grouper.grouped(least), grouper.grouped(config.copies)
     confidence, sure = (threshold.silhouettes(one, grouper.lists, np.arange(len(rows))) for one in (found, copies))
     tables_of = tables.Found(
         tables.groups(rows.ids, found, confidence, level=tables.OBJECT, least=config.min_group),
