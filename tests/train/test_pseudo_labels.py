@@ -91,10 +91,9 @@ def test_a_run_without_labels_gains_on_objects_with_labels_and_resumes(ray_sessi
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
-        for row in known.table.select(columns).to_pylist():
-            writer.writerow(
-                [row["image_id"], row["path"], "" if row["split"] == "train" else row["label"], row["split"]]
-            )
+        for row, place in zip(known.table.select(columns).to_pylist(), known.paths, strict=True):
+            label = "" if row["split"] == "train" else row["label"]
+            writer.writerow([row["image_id"], place, label, row["split"]])
     settings = {"image_size": 96, "precision": "float32", "dimension": 64, "top": 128, "batch_size": 32, "loss": loss}
     settings |= {"labels": "groups", "manifest": str(path), "scratch": scratch, "mine_every": 2}
     whole = train(TrainConfig(out=str(tmp_path / "whole"), epochs=2, **settings))
