@@ -54,6 +54,7 @@ def test_where_dim_itself_is_there_it_is_found(monkeypatch):
     assert str(code) in processes.import_path()["PYTHONPATH"].split(os.pathsep)
 
 
+@pytest.mark.slow
 def test_rays_workers_import_nothing_from_there(trapped):
     program = """
 import ray

@@ -177,6 +177,7 @@ def test_a_stuck_request_is_made_again(s3, bucket, impatient, monkeypatch):
     assert s3.faults()["stuck"] > 0
 
 
+@pytest.mark.slow
 def test_a_store_that_never_answers_is_given_up(s3, bucket, impatient):
     files.write_bytes(f"{bucket}/a", b"whole")
     s3.faults(stuck=1)

@@ -109,6 +109,7 @@ def test_a_job_submitted_as_a_file_finds_the_python_of_the_cluster(head, photos,
     assert len((tmp_path / "photos.csv").read_text().splitlines()) == 13
 
 
+@pytest.mark.slow
 def test_the_literal_command_reaches_the_job(head):
     # A flag would be taken for one of `ray job submit`'s: so only that the job runs, and misses what it needs.
     status, said = head.submit("jobs/split.py")

@@ -201,7 +201,11 @@ def test_h5_that_is_broken(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    ("place", "value", "how"), [(857, 255, r"killed the process \(SIGSEGV\)"), (2072, 0, "took longer than 5 s")]
+    ("place", "value", "how"),
+    [
+        (857, 255, r"killed the process \(SIGSEGV\)"),
+        pytest.param(2072, 0, "took longer than 5 s", marks=pytest.mark.slow),
+    ],
 )
 def test_h5_of_which_one_byte_makes_hdf5_crash_or_hang(tmp_path, place, value, how, monkeypatch):
     monkeypatch.setattr(hdf5_check, "SECONDS", 5.0)

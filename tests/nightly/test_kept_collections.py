@@ -20,6 +20,7 @@ def collections(folder):
     return sorted(path.relative_to(folder / "collections") for path in folder.glob("collections/*/*"))
 
 
+@pytest.mark.slow
 def test_the_baselines_network_is_found_where_the_folder_has_moved(night, embedded, tmp_path):
     night("2020-01-01", model=GOOD)
     moved = (tmp_path / "nightly").rename(tmp_path / "moved too")
@@ -136,6 +137,7 @@ def test_photos_that_only_one_network_has_are_said_to_be_a_difference(night, pho
     )
 
 
+@pytest.mark.slow
 def test_two_evaluations_of_one_manifest_ask_for_its_photos_once_a_network(night, photos, embedded, monkeypatch):
     pair = tuple(Measurement(name=name, manifest=photos.manifest, significance=0.0) for name in ("all", "again"))
     night("2020-01-01", model=GOOD, evaluations=pair)

@@ -140,6 +140,7 @@ def test_a_night_that_died_before_its_end_is_run_again_against_the_same_baseline
     assert statuses(tmp_path) == [("2020-01-01", "accepted"), ("2020-01-02", "accepted")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("gates", "said"),
     [
