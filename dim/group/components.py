@@ -42,6 +42,11 @@ class Grouping:
         return sizes
 
 
+def rows_within(share: int, dimension: int) -> int:
+    """The most descriptors of `dimension` values that a process may hold in `share` bytes: as float32 and float64."""
+    return max(1, share // (12 * dimension))
+
+
 def alone(size: int) -> Grouping:
     """A grouping in which each of `size` photos is alone."""
     return Grouping(np.arange(size), np.full(size, np.nan), np.arange(size), np.ones(size))

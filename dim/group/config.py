@@ -7,6 +7,8 @@ from dim.app.memory import TaskOptions
 from dim.errors import UserError
 from dim.extract.config import Split
 
+NEIGHBOURS = 10  # nearest other photos that a photo may be connected with, by default
+
 
 @dataclass(frozen=True, kw_only=True)
 class GroupConfig(TaskOptions):
@@ -34,7 +36,7 @@ class GroupConfig(TaskOptions):
         metavar="FILE",
         group="input and output",
     )
-    neighbours: int = option(10, help="nearest other photos that a photo may be connected with", group="groups")
+    neighbours: int = option(NEIGHBOURS, help="nearest other photos that a photo may be connected with", group="groups")
     index: str | None = option(
         None,
         help="index of the descriptors, made by index.py, in which neighbours are searched, for more than about a "

@@ -14,7 +14,7 @@ from dim.data.manifest import Manifest
 from dim.errors import UserError
 from dim.extract import identity
 from dim.group import corrections, duplicates, neighbours, tables, threshold
-from dim.group.components import Grouper, Grouping, members
+from dim.group.components import Grouper, Grouping, members, rows_within
 from dim.group.config import GroupConfig
 from dim.group.neighbours import Neighbours
 from dim.io import csv_files, strict_json
@@ -53,7 +53,7 @@ def group(config: GroupConfig) -> dict[str, Any]:
             database = Exact(rows.parts, exact.tie_order_of(rows.ids), workers=config.workers)
             lists = _neighbours(config, rows, database, target, out)
             slack = _SLACK if target and not isinstance(target.database, Exact) else 0.0
-            most_rows = max(1, config.budget.share // (12 * rows.dimension))
+            most_rows = rows_within(config.budget.share, rows.dimension)
             grouper = Grouper(database, lists, slack, corrected, most_rows)
             return _written(config, chosen, rows, grouper, out)
 

@@ -13,11 +13,10 @@ import numpy as np
 from dim.app.progress import step
 from dim.group import corrections, neighbours, threshold
 from dim.group.components import Grouper
+from dim.group.config import NEIGHBOURS
 from dim.search import exact
 from dim.search.database import Exact
 from dim.train.embed import Embedded
-
-NEIGHBOURS = 10  # nearest photos that a photo may be connected with, as in group.py
 
 
 @dataclass(frozen=True)

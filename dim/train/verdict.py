@@ -155,7 +155,8 @@ def _few(job: Job, judged: Judged) -> str | None:
     config, train = job.config, job.photos.labels[job.photos.mined()]
     found, helps = [], ["more photos of more objects"]
     if len(train) <= config.dimension:  # the covariance of so few photos cannot fill a PCA
-        found.append(f"split train has {len(train)} photos of {len(set(train))} objects")
+        objects = "" if config.labels == "groups" else f" of {len(set(train))} objects"
+        found.append(f"split train has {len(train)} photos{objects}")
     if judged.change is not None and 2 * significance.smallest_p(judged.change.objects) > 1 - significance.CONFIDENCE:
         found.append(f"split val has {judged.queries} queries of {judged.change.objects} objects")
         helps.append("a larger share of them in val (split.py --val-labels)")

@@ -20,6 +20,7 @@ from ray.train.collective import broadcast_from_rank_zero
 
 from dim.app import progress, worker_placement
 from dim.extract.embedder import set_up_tensorflow
+from dim.group.components import rows_within
 from dim.io import files
 from dim.mine.mining import mine
 from dim.mine.remote import Remote
@@ -170,8 +171,8 @@ class Worker:
         """
         own = None
         if self.rank == 0:
-            most_rows = self.job.config.budget.share // (12 * self.trained.dimension(pooled=False))
-            own = pseudo_labels.found_in(embedded, self.job.photos.image_ids[embedded.rows], max(1, most_rows))
+            most_rows = rows_within(self.job.config.budget.share, self.trained.dimension(pooled=False))
+            own = pseudo_labels.found_in(embedded, self.job.photos.image_ids[embedded.rows], most_rows)
             _, sizes = np.unique(own.table[:, 1], return_counts=True)
             log.info(
                 "%d groups of %d photos, whose cosine is %.3f in the median; %d photos are alone, and %d in doubt",

@@ -233,3 +233,9 @@ def test_without_splits_to_judge_on_nothing_is_called_nan(run, tmp_path):
     for name in ("run.json", "result.json", "checkpoints/epoch-0001.json"):
         json.loads((tmp_path / "run" / name).read_text(), parse_constant=pytest.fail)
     assert "nan" not in (tmp_path / "run/history.csv").read_text()
+
+
+def test_photos_without_labels_are_not_said_to_be_of_objects():
+    lines = said(judged(0.0), train=84, test=0, labels="groups")
+    (line,) = (line for line in lines if "split train has" in line)
+    assert line.startswith("split train has 84 photos") and "84 photos of" not in line
