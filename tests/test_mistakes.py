@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
+from terminal import messages
 
 from dim.extract import store
 from dim.extract.embedding import IGNORED, NetworkEmbedding
@@ -25,7 +26,6 @@ from dim.model import spec
 from dim.model.whitening import Whitening
 
 JOBS = Path(__file__).resolve().parents[1] / "jobs"
-TOLD = re.compile(r"\d\d:\d\d:\d\d ")  # at the head of a line of what the job does and how far it is
 IDS = [f"{label}{number}" for label in "abcd" for number in range(3)]
 SPLITS = ["train"] * 6 + ["test"] * 6
 EMBEDDING = NetworkEmbedding(
@@ -538,7 +538,7 @@ def fails(monkeypatch, capfd, place, ray_session):
             runpy.run_path(str(JOBS / f"{job}.py"), run_name="__main__")
         out, err = capfd.readouterr()
         assert end.value.code == 2, err
-        said = [line for line in err.splitlines() if not TOLD.match(line)]
+        said = messages(err)
         assert out == "" and len(said) == 1 and said[0].startswith("error: "), err
         assert tree(place) == before, "something was written"
         return said[0]
@@ -596,7 +596,7 @@ def test_mistake_of_a_process(place, job, flags, said):
     program = [sys.executable, str(JOBS / f"{job}.py"), *arguments(job, flags)]
     done = subprocess.run(program, cwd=place, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    (line,) = (line for line in done.stderr.splitlines() if not TOLD.match(line))
+    (line,) = messages(done.stderr)
     assert line.startswith("error: ") and line.endswith(said)
     assert tree(place) == before
 

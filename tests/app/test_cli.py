@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+from terminal import messages
 
 from dim.app.cli import main, parse
 from dim.app.config import option
@@ -358,7 +359,7 @@ def test_what_native_code_said_is_shown_if_a_signal_ends_the_job(tmp_path, endin
     command = [sys.executable, "job.py", "--manifest", "a.csv", "--model", "vgg16-gem", "--out", "out"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (-ending, "")
-    assert done.stderr.splitlines()[1:] == ["native code: Error: index out of range"]
+    assert messages(done.stderr) == ["native code: Error: index out of range"]
 
 
 def test_the_terminal_is_the_jobs_own(ended):

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from terminal import messages
 
 from dim.data import grocery, ground_truth, manifest
 from dim.data.benchmarks import photos_by_stem
@@ -411,7 +412,7 @@ def test_the_job(tree, tmp_path):
     assert "was published with 5063 photos; this copy has 4" in done.stderr
     failed = run("oxfrod5k", tmp_path, "--out", tmp_path / "out")
     assert failed.returncode == 2
-    assert failed.stderr.splitlines()[1:] == ["error: unknown layout 'oxfrod5k'; did you mean 'oxford5k'?"]
+    assert messages(failed.stderr) == ["error: unknown layout 'oxfrod5k'; did you mean 'oxford5k'?"]
 
 
 def test_an_import_that_was_killed_between_its_files_is_refused_and_a_corrected_manifest_is_not(tree, monkeypatch):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from terminal import messages
 
 JOB = Path(__file__).resolve().parents[2] / "jobs" / "evaluate.py"
 
@@ -50,7 +51,5 @@ def test_a_gate_that_is_not_met_ends_in_status_3_and_still_prints_the_metrics(ru
 def test_wrong_usage_ends_in_status_2_with_one_line(run, tmp_path):
     done = run("--protocol", "oxford")
     assert done.returncode == 2
-    assert done.stderr.splitlines()[1:] == [
-        "error: --protocol oxford needs --ground-truth FILE (query_id, image_id, grade)"
-    ]
+    assert messages(done.stderr) == ["error: --protocol oxford needs --ground-truth FILE (query_id, image_id, grade)"]
     assert not (tmp_path / "out").exists()

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from terminal import messages
 
 from dim.app import tasks
 from dim.data import manifest as manifests
@@ -215,7 +216,7 @@ def test_job_ends_with_2_and_one_line_on_wrong_input(photos):
     flags = ["--manifest", photos.manifest, "--descriptors", photos.descriptors, "--out", photos.out, "--split", "val"]
     job = subprocess.run([sys.executable, str(JOB), *flags], capture_output=True, text=True, check=False)
     assert (job.returncode, job.stdout) == (2, "")
-    assert job.stderr.splitlines()[1:] == [
+    assert messages(job.stderr) == [
         f"error: {photos.manifest!r} has no row with split 'val'; its splits are test, train"
     ]
 

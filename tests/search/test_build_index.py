@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 from marks import slow
+from terminal import messages
 
 from dim.errors import UserError
 from dim.extract import identity, store
@@ -267,7 +268,7 @@ def test_a_bad_factory_ends_the_job_in_status_2_with_one_line(folder, tmp_path):
     command = [sys.executable, JOB, "--descriptors", folder, "--out", str(tmp_path / "out"), "--factory", "Nonsense"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    (said,) = done.stderr.splitlines()[1:]
+    (said,) = messages(done.stderr)
     assert said.startswith("error: --factory 'Nonsense' is not an FAISS index for 16 values")
 
 
