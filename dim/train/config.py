@@ -31,7 +31,6 @@ PRESETS: dict[Preset, dict[str, Any]] = {
         "loss": "ap",
         "batch_size": 400,
         "learning_rate": 1.5e-4,
-        "margin": 0.3,
         "epochs": 7,
     },
 }
