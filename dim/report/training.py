@@ -14,7 +14,7 @@ from dim.report.charts import Line
 from dim.report.page import Html, Page, PagePhoto, PagePhotos, element, user_text
 from dim.report.parts import Card, Column, Row
 from dim.train import history as run_history
-from dim.train.config import TrainConfig
+from dim.train.config import Labels, TrainConfig
 from dim.train.history import HISTORY, MODEL
 from dim.train.training_set import TrainingPhotos
 
@@ -51,7 +51,9 @@ def write(config: TrainConfig, photos: TrainingPhotos, summary: dict[str, Any], 
             page.section(title, parts.legend("right", "wrong"), [cards.change(*pair) for pair in pairs], note=note)
     mined = _spread(list(run_history.hardest(config.out).items()), EPOCHS)
     strips = [(element("h3", f"Epoch {epoch}"), cards.triplets(triplets)) for epoch, triplets in mined]
-    page.section("Hardest triplets", strips, note=_NOTE)
+    page.section(
+        "Hardest triplets", strips, note=_NOTE.format(label="label" if config.labels == "manifest" else "group")
+    )
     page.write(out.path("report.html"))
     label_of = dict(zip(photos.image_ids, photos.labels, strict=True))
     for change, pairs in zip(("improved", "worsened"), changed.values(), strict=True):
@@ -77,10 +79,14 @@ def _in_words(change: str, before: dict[str, Any], after: dict[str, Any], label_
 
 
 _NOTE = (
-    "The triplets of the largest loss, one for each anchor. The photo of another label (✗) is nearer to the anchor "
-    "than the one of its own label (✓), or almost. d² is the squared distance to the anchor. Wrong labels show up here "
-    "first."
+    "The triplets of the largest loss, one for each anchor. The photo of another {label} (✗) is nearer to the anchor "
+    "than the one of its own {label} (✓), or almost. d² is the squared distance to the anchor. Wrong {label}s show up "
+    "here first."
 )
+_LABELS: dict[Labels, str] = {
+    "manifest": "the manifest's",
+    "groups": "groups of similar photos, which each mining found with the current network",
+}
 
 
 def _figures(summary: dict[str, Any]) -> dict[str, tuple[str, str]]:
@@ -109,6 +115,7 @@ def _settings(config: TrainConfig, mined_from: int, summary: dict[str, Any]) -> 
     return {
         "Model": config.model,
         "Trained layers": config.train_layers,
+        "Labels of split train": _LABELS[config.labels],
         "Strategy": config.strategy,
         "Loss": config.loss,
         "Margin": f"{config.margin:g}",
