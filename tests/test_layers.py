@@ -10,9 +10,9 @@ import dim
 DIM = Path(dim.__file__).parent
 # Lowest first. A job puts the parts of its package and its page together, so it stands above the pages.
 LAYERS = [
-    "errors", "io", "app", "data", "model", "extract", "search", "whiten", "mine", "group", "evaluate", "train",
-    "audit", "nightly.config", "nightly.history", "report", "search.job", "evaluate.job", "train.job", "audit.job",
-    "group.job", "export", "nightly", "jobs",
+    "errors", "io", "app", "data", "model", "extract", "localise", "search", "whiten", "mine", "group", "evaluate",
+    "train", "audit", "nightly.config", "nightly.history", "report", "search.job", "evaluate.job", "train.job",
+    "audit.job", "group.job", "export", "nightly", "jobs",
 ]  # fmt: skip
 
 

@@ -398,6 +398,8 @@ OF_ONE = {
         "--whitening broken.npz": "broken.npz' is not a whitening file",
     },
     "search": {
+        "--rerank localize": "--rerank must be localise or geometry, .* such as localise:200, not 'localize'",
+        "--rerank geometry:0": "--rerank geometry:0: the number of photos must be from 1 to 10000, not 0",
         "--queries photos --model mixed-model": r"model\.json and model\.weights\.h5 in 'mixed-model' were not written",
         "--index none": "--index 'none' holds neither an index nor descriptors; make it with index.py",
         "--index foreign": "--index 'foreign' holds neither an index nor descriptors",
@@ -415,6 +417,7 @@ OF_ONE = {
         "--expansion aqe --neighbours 99999999999999999999": "--neighbours must be from 1 to 100000, not 9+",
     },
     "evaluate": {
+        "--rerank geometry:": "--rerank must be localise or geometry, .* such as localise:200, not 'geometry:'",
         "--memory 8apples": "--memory '8apples' is not a size, such as 512MB or 8GB",
         "--memory 1MB": "--memory '1MB' is too small; give at least 256MiB",
         "--ranked ranked.parquet": r"--ranked 'ranked\.parquet' holds the results of a search; leave out --descriptors",

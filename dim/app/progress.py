@@ -23,8 +23,8 @@ from dim.app import logs
 # The list is fixed, because each value of a tag makes a time series of its own.
 Stage = Literal[
     "checking", "computing the frozen layers", "embedding", "evaluating", "exporting", "extracting",
-    "finding neighbours", "fitting", "grouping", "importing", "indexing", "mining", "reading photos for the page",
-    "searching", "summing",
+    "finding neighbours", "fitting", "grouping", "importing", "indexing", "matching", "mining",
+    "reading photos for the page", "searching", "summing",
 ]  # fmt: skip
 
 T = TypeVar("T")

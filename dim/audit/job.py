@@ -17,7 +17,7 @@ from dim.data import manifest as manifests
 from dim.data.manifest import Manifest
 from dim.io import csv_files, tables
 from dim.report import audit as audit_report
-from dim.report.page import PagePhoto
+from dim.report.page_photos import PagePhoto
 from dim.search import descriptor_folder
 from dim.search.descriptor_folder import DescriptorFolder
 

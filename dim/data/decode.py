@@ -172,9 +172,14 @@ def _laid_on_white(image: Image.Image, alpha: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
-def _cropped(photo: Image.Image, box: Box) -> Image.Image:
+def clipped(box: Box, width: int, height: int) -> tuple[int, int, int, int]:
+    """Returns the part of a photo of `width` × `height` pixels that `box` covers, as `decode` crops it."""
     x1, y1, x2, y2 = (round(value) for value in box)
-    left, top, right, bottom = max(x1, 0), max(y1, 0), min(x2, photo.width), min(y2, photo.height)
+    return max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)
+
+
+def _cropped(photo: Image.Image, box: Box) -> Image.Image:
+    left, top, right, bottom = clipped(box, *photo.size)
     if right <= left or bottom <= top:
         raise DecodeError(f"box {box} holds no pixel of the photo's {photo.width} × {photo.height}")
     return photo.crop((left, top, right, bottom))

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from sklearn.metrics import classification_report
 
+from dim.data.decode import Box
 from dim.evaluate.metrics import GROUP, Metric
 from dim.evaluate.protocols import Verdict, means, nested
 from dim.evaluate.task import RetrievalTask
@@ -25,12 +26,16 @@ NO_LABEL = "(no label)"
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One of the first photos of a query's list: its database column, label and score, and the verdict on it."""
+    """One of the first photos of a query's list: its database column, label and score, and the verdict on it.
+
+    `box` is where a re-ranking found the query, in pixels.
+    """
 
     column: int
     label: str | None
     score: float
     verdict: Verdict
+    box: Box | None = None
 
 
 @dataclass(frozen=True)

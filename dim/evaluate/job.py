@@ -4,15 +4,16 @@ Start at `evaluate`. The functions at the end, `revisited` and `oxford`, score r
 """
 
 import logging
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from dim.app import cluster, output_folder
 from dim.app.output_folder import Output
+from dim.data import manifest
 from dim.errors import GateNotMet
-from dim.evaluate import comparison, descriptor_sets, evaluation, judging, protocols, ranked_lists
+from dim.evaluate import comparison, descriptor_sets, evaluation, in_words, judging, protocols, ranked_lists
 from dim.evaluate.comparison import Baseline, Comparison
 from dim.evaluate.config import EvaluateConfig
 from dim.evaluate.descriptor_sets import DescriptorSet
@@ -20,15 +21,15 @@ from dim.evaluate.evaluation import QueryResult
 from dim.evaluate.protocols import NOT_LISTED, PROTOCOLS
 from dim.evaluate.task import RetrievalTask, read_task
 from dim.io import files, seal, tables
+from dim.localise import config as reranking_flag
+from dim.localise import sources
+from dim.localise.rerank import Reranker
 from dim.report import evaluation as evaluation_report
-from dim.report import parts
 from dim.report.evaluation import Measured
 from dim.search import expansion_methods
 from dim.search.expansion_methods import AppliedMethod
 
 log = logging.getLogger(__name__)
-
-_FIGURES: tuple[str, ...] = ("map", "map_at_r", "oracle", "ns_score", "top_k_accuracy")  # in the order of the log line
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
@@ -53,10 +54,13 @@ def measure(config: EvaluateConfig, baseline: Baseline | None = None) -> tuple[d
     if config.ranked:
         return _measure_lists(config, baseline)
     expansion_methods.check(config.expansion, config.neighbours)
+    if config.rerank:
+        reranking_flag.parsed(config.rerank)
     # If --model is given, the extraction reads the manifests again. Both readings must give the same rows.
     with seal.unchanged(config.manifest, config.ground_truth, config.distractors):
         task = read_task(config)
         sets = descriptor_sets.read(config, task)
+    rerankers = [_reranker(config, task, found) if config.rerank else None for found in sets]
     inputs = {name: getattr(config, name) for name in ("manifest", "ground_truth", "whitening", "distractors")}
     for number, found in enumerate(sets, start=1):
         inputs |= {f"descriptors_{number}": found.folder, f"distractor_descriptors_{number}": found.distractor_folder}
@@ -64,7 +68,7 @@ def measure(config: EvaluateConfig, baseline: Baseline | None = None) -> tuple[d
         cluster.joined(),
         output_folder.opened(config.out, "evaluate", config, inputs, sets[0].embedding.as_json()) as out,
     ):
-        measured = [_measure_set(config, task, found) for found in sets]
+        measured = [_measure_set(config, task, *one) for one in zip(sets, rerankers, strict=True)]
         metrics, against = _write(config, task, measured, baseline, out)
         out.finish(metrics)
     return metrics, against
@@ -80,7 +84,7 @@ def _measure_lists(config: EvaluateConfig, baseline: Baseline | None) -> tuple[d
     with output_folder.opened(config.out, "evaluate", config, inputs, lists.embedding) as out:
         results = list(ranked_lists.judge(task, lists))
         metrics = ranked_lists.metrics_of(config, task, lists, results)
-        for line in _figure_lines(metrics):
+        for line in in_words.figures(metrics):
             log.info("%s", line)
         per_query = evaluation.per_query(results)
         tables.write(out.path(comparison.PER_QUERY), per_query)
@@ -93,16 +97,28 @@ def _measure_lists(config: EvaluateConfig, baseline: Baseline | None) -> tuple[d
     return metrics, against
 
 
-def _measure_set(config: EvaluateConfig, task: RetrievalTask, source: DescriptorSet) -> Measured:
+def _measure_set(
+    config: EvaluateConfig, task: RetrievalTask, source: DescriptorSet, reranker: Reranker | None
+) -> Measured:
     search = judging.exact_search(task, source.queries, source.database)
     search, steps = expansion_methods.apply(search, config.expansion, config.neighbours)
-    judged = list(judging.judge(task, source.queries, source.database, search, config.budget.share // 2))
+    share = config.budget.share // 2
+    judged = list(judging.judge(task, source.queries, source.database, search, share=share, reranker=reranker))
     results = [judged[place] for place in np.argsort(source.queries.rows)]
     evaluation.require_queries(task, source.queries, results)
     metrics = _metrics(config, task, source, results, steps)
-    for line in (source.name, *_log_lines(source, metrics)):
+    for line in (source.name, *in_words.settings_and_figures(source, metrics)):
         log.info("%s", line)
     return Measured(source, results, metrics)
+
+
+def _reranker(config: EvaluateConfig, task: RetrievalTask, source: DescriptorSet) -> Reranker:
+    recipe = sources.recipe_of(source.folder, source.embedding, config, whitening=config.whitening)
+    searched = [(task.database, source.database.rows)]
+    if config.distractors and source.database.distractors:
+        searched.append((manifest.read(config.distractors), descriptor_sets.rows_of(source.database.distractors)))
+    queries, photos = sources.of_rows((task.queries, source.queries.rows)), sources.of_rows(*searched)
+    return Reranker(reranking_flag.parsed(str(config.rerank)), recipe, queries, photos, config)
 
 
 def _metrics(
@@ -126,6 +142,7 @@ def _metrics(
         "embedding": source.embedding.as_json(),
         "whitening": source.whitenings,
         "expansion": [step.as_json() for step in steps],
+        "rerank": config.rerank,
     }
 
 
@@ -164,40 +181,6 @@ def _write(
     if config.report:
         evaluation_report.write(config, task, measured, comparisons, out)
     return metrics, against
-
-
-def _log_lines(source: DescriptorSet, metrics: dict[str, Any]) -> list[str]:
-    """The contents of metrics.json in words."""
-    protocol = PROTOCOLS[metrics["protocol"]]
-    steps = [
-        f"{step['method']} with {step['neighbours']} neighbours, {step['seconds']:.1f} s"
-        for step in metrics["expansion"]
-    ]
-    omitted = [name for name in protocol.metrics if evaluation.covers_list(name, metrics["n_listed"])]
-    whitenings = [f"whitened by {step['by']}, learned on {step['learned_on']}" for step in metrics["whitening"]]
-    return [
-        *_figure_lines(metrics),
-        f"{metrics['n_queries']} queries in {metrics['n_database']} photos; not readable: "
-        f"{metrics['unreadable_queries']} queries, {metrics['unreadable_database']} of the database",
-        ", ".join(f"{name.lower()} {value}" for name, value in source.embedding.facts().items()),
-        "; ".join(whitenings) or "not whitened",
-        *(["after the search: " + "; ".join(steps)] if steps else []),
-        *([f"not measured, as lists have {metrics['n_listed']} photos: {', '.join(omitted)}"] if omitted else []),
-        f"query in the database: {'yes' if metrics['query_in_database'] else 'no'}",
-    ]
-
-
-def _figure_lines(metrics: dict[str, Any]) -> Iterator[str]:
-    yield f"{metrics['protocol']}: {_in_words(metrics)}"
-    for level in PROTOCOLS[metrics["protocol"]].levels:
-        yield f"{level}: {_in_words(protocols.value_of(level, metrics))}"
-
-
-def _in_words(values: dict[str, Any]) -> str:
-    found = {name: values[name] for name in _FIGURES if name in values}
-    for name in ("recall", "mp"):
-        found |= {f"{name}@{depth}": value for depth, value in values.get(name, {}).items()}
-    return ", ".join(f"{name} {parts.four_digits(value)}" for name, value in found.items())
 
 
 def revisited(ranks: Iterable[Sequence[int]], gnd: Iterable[Mapping[str, Sequence[int]]]) -> dict[str, dict[str, Any]]:

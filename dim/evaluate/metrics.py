@@ -111,3 +111,8 @@ def mean(values: Iterable[float | None]) -> float | None:
     """The mean of the values that are not None; None if there are none."""
     present = [value for value in values if value is not None]
     return float(np.mean(present)) if present else None
+
+
+def four_digits(value: float | None) -> str:
+    """The text by which pages and logs show a measure such as mAP."""
+    return "none" if value is None else f"{value:.4f}"

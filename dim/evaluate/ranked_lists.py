@@ -24,7 +24,7 @@ from dim.evaluate.task import Graded, RetrievalTask
 from dim.io import files, seal, tables
 
 COLUMNS = ("query_id", "rank", "image_id")
-_UNUSED = ("descriptors", "model", "distractors", "distractor_descriptors", "whitening", "expansion")
+_UNUSED = ("descriptors", "model", "distractors", "distractor_descriptors", "whitening", "expansion", "rerank")
 
 log = logging.getLogger(__name__)
 

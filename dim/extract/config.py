@@ -18,9 +18,13 @@ from dim.errors import UserError, quoted
 from dim.model.devices import Precision
 
 if typing.TYPE_CHECKING:
+    from dim.extract.embedding import NetworkEmbedding
     from dim.model.spec import Source
 
 _PART = re.compile(r"\d{1,6}/\d{1,6}", re.ASCII)
+
+# Settings of which descriptors know with which values they were made.
+_FOLLOWED = ("image_size", "resize", "scales", "scales_mean", "precision", "scaled_decode")
 
 Split = Literal["train", "val", "test"]
 
@@ -114,6 +118,14 @@ class Extraction(NetworkOptions):
     def extraction_settings(self) -> dict[str, Any]:
         """The values of the flags of `Extraction`. Flags that a subclass adds for its job are left out."""
         return {field.name: getattr(self, field.name) for field in fields(Extraction)}
+
+    def following(self, embedding: "NetworkEmbedding") -> dict[str, Any]:
+        """The same, but flags of `_FOLLOWED` that have their default values are taken from `embedding`."""
+        settings = self.extraction_settings()
+        for name in _FOLLOWED:
+            if settings[name] == getattr(Extraction(), name) and getattr(embedding, name) is not None:
+                settings[name] = getattr(embedding, name)
+        return settings
 
 
 @dataclass(frozen=True, kw_only=True)

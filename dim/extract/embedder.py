@@ -4,6 +4,7 @@ A `Recipe` says which network, precision, scales and whitening are used. `Embedd
 images of any shapes, runs several passes at once on a CPU, and makes smaller batches if memory runs short.
 """
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -33,14 +34,16 @@ def default_batch_size(image_size: int, gpu: bool) -> int:
 
 
 def set_up_tensorflow(threads: int, streams: int = 1, *, one_shape: bool = False) -> None:
-    """Gives TensorFlow the GPUs that Ray assigned, and `threads` threads, which `streams` passes at a time share. Call
-    it before TensorFlow computes anything. `one_shape`: nearly all batches have the same shape and number of images.
+    """Gives TensorFlow the GPUs that Ray assigned, and `threads` threads, which `streams` passes at a time share. If
+    TensorFlow has computed anything in this process, it keeps its threads. `one_shape`: nearly all batches have the
+    same shape and number of images.
     """
     set_environment(one_shape=one_shape)
     import tensorflow as tf  # noqa: PLC0415
 
-    tf.config.threading.set_intra_op_parallelism_threads(max(1, threads // streams))
-    tf.config.threading.set_inter_op_parallelism_threads(streams)
+    with contextlib.suppress(RuntimeError):
+        tf.config.threading.set_intra_op_parallelism_threads(max(1, threads // streams))
+        tf.config.threading.set_inter_op_parallelism_threads(streams)
     devices.use_assigned_gpus()
 
 

@@ -4,7 +4,6 @@ A local Ray and its network actor take 5 s to 40 s to start, and embed no faster
 CPUs. For many photos Ray is worth its start: it starts processes that die again, so that the job goes on.
 """
 
-import contextlib
 from collections.abc import Generator
 from functools import partial
 from pathlib import Path
@@ -28,7 +27,18 @@ def suffices(config: ExtractConfig, images: int) -> bool:
 
 
 def run(rows: pa.Table, recipe: Recipe, dtype: str, batch_size: int | None) -> Generator[pa.Table, None, None]:
-    """Does what `dim.extract.pipeline.run` does, and yields a single table.
+    """Does what `dim.extract.pipeline.run` does, and yields a single table."""
+    spec = recipe.source.spec
+    table = decoded(rows, recipe)
+    machine = of_own_process(batch_size, spec.image_size)
+    with progress.step("loading the network"):
+        set_up_tensorflow(machine.threads, machine.streams, one_shape=spec.resize == "squash")
+        embedder = Embedder(recipe, machine.batch_size, machine.streams)
+    yield photo_tables.embedded(table, embedder.embed(photo_tables.images(table)), dtype)
+
+
+def decoded(rows: pa.Table, recipe: Recipe) -> pa.Table:
+    """Decodes the photos `rows` (image_id, path, box, content, shard) for `recipe`: a table of `photo_tables.DECODED`.
 
     A photo that hangs or kills the process that decodes it becomes an error row.
     """
@@ -37,9 +47,4 @@ def run(rows: pa.Table, recipe: Recipe, dtype: str, batch_size: int | None) -> G
         isolated.decode, size=spec.image_size, resize=spec.resize, scaled=recipe.scaled_decode, limits=recipe.limits
     )
     (table,) = photo_tables.decode(rows, decoder, step=rows.num_rows)
-    machine = of_own_process(batch_size, spec.image_size)
-    with progress.step("loading the network"):
-        with contextlib.suppress(RuntimeError):  # TensorFlow has run in this process before, and keeps its threads
-            set_up_tensorflow(machine.threads, machine.streams, one_shape=spec.resize == "squash")
-        embedder = Embedder(recipe, machine.batch_size, machine.streams)
-    yield photo_tables.embedded(table, embedder.embed(photo_tables.images(table)), dtype)
+    return table

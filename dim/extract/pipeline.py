@@ -21,18 +21,16 @@ from dim.data import isolated
 from dim.data.config import Resize
 from dim.data.limits import Limits
 from dim.data.prefetch import ranges
-from dim.errors import JobFailed
 from dim.extract import photo_tables
 from dim.extract.embedder import Embedder, Recipe, set_up_tensorflow
 from dim.extract.photo_tables import Change
-from dim.extract.resources import Resources
+from dim.extract.resources import NETWORK_TRIES, Resources, require_a_try_left
 from dim.model.spec import Spec
 
 # CPUs that a decoding task reserves: less than one, because the task waits for storage part of the time. An actor must
 # reserve another number: Ray Data fuses stages that reserve the same number, and fused stages decode and embed in turn.
 DECODER_CPUS = 0.5
 UNGUARDED_TRIES = 2  # after dying so many times, a decoding task decodes in guarded worker processes
-NETWORK_TRIES = 5  # the most starts of an actor, and the most attempts to embed the same photos
 TASKS_PER_CPU = 8  # decoding tasks for each CPU, or more, so that all CPUs end at about the same time
 # A window is the photos that an actor takes at a time. If photos differ in shape, a large window has more photos of
 # each shape, which share passes. If the actor has a GPU, a large window keeps the GPU busy for longer.
@@ -134,11 +132,7 @@ class Network:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Makes the store's rows from a table of decoded photos. Raises JobFailed if its photos kill the actor."""
-        if cluster.earlier_attempts() >= NETWORK_TRIES:
-            raise JobFailed(
-                f"the network's process died {NETWORK_TRIES} times over the same photos, as it does if memory is "
-                "short; run the same command with a smaller --batch-size"
-            )
+        require_a_try_left()
         return photo_tables.embedded(table, self._embedder.result().embed(photo_tables.images(table)), self._dtype)
 
 

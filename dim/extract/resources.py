@@ -12,6 +12,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dim.app import cluster, worker_placement
+from dim.errors import JobFailed
 from dim.extract.embedder import default_batch_size
 from dim.model import devices as precisions
 
@@ -20,6 +21,18 @@ from dim.model import devices as precisions
 # assumed to embed 800 photos per second. Its start takes minutes if its node has to start first.
 CPU_LOADS, GPU_LOADS = 4, 64
 USED = 0.9  # the share of the cluster's CPUs that the chosen size of actors should use (see `_most`)
+
+
+NETWORK_TRIES = 5  # the most starts of an actor, and the most attempts to embed the same photos
+
+
+def require_a_try_left() -> None:
+    """Raises JobFailed if the actor that calls it has died `NETWORK_TRIES` times over the same photos."""
+    if ray.is_initialized() and cluster.earlier_attempts() >= NETWORK_TRIES:
+        raise JobFailed(
+            f"the network's process died {NETWORK_TRIES} times over the same photos, as it does if memory is "
+            "short; run the same command with a smaller --batch-size"
+        )
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ def multi_scale_descriptors(model: keras.Model, images: Any, scales: tuple[float
     """
     if scales == (1.0,):
         return model(images, training=False)
-    descriptors = ops.stack([model(_resized(images, scale), training=False) for scale in scales])
+    descriptors = ops.stack([model(resized(images, scale), training=False) for scale in scales])
     if mean == "gem":
         # A PCA layer makes some values negative. So the power is taken of the absolute value, and the sign is kept.
         cubes = ops.mean(ops.sign(descriptors) * ops.power(ops.abs(descriptors), GEM_P), axis=0)
@@ -105,8 +105,8 @@ def multi_scale_descriptors(model: keras.Model, images: Any, scales: tuple[float
     return l2_normalise(ops.mean(descriptors, axis=0))
 
 
-def _resized(images: Any, scale: float) -> Any:
-    """Returns the images, resized by the factor `scale` with antialiased bilinear interpolation."""
+def resized(images: Any, scale: float) -> Any:
+    """Returns uint8 `images` (N, H, W, 3), resized by the factor `scale` with antialiased bilinear interpolation."""
     if scale == 1:
         return images
     import tensorflow as tf  # noqa: PLC0415  (the layers above run on other backends, too)

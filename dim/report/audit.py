@@ -9,7 +9,9 @@ from dim.audit.config import AuditConfig
 from dim.audit.photos import AuditedPhotos
 from dim.audit.suspects import DUPLICATE, FAR, LABEL, Suspect
 from dim.report import parts
-from dim.report.page import Html, Page, PagePhoto
+from dim.report.markup import Html
+from dim.report.page import Page
+from dim.report.page_photos import PagePhoto
 from dim.report.parts import Card, Column, Row
 
 SHOWN = {LABEL: 40, DUPLICATE: 20, FAR: 20}  # suspects of each kind shown with photos, at most

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from dim.report.page import Html, element
+from dim.report.markup import Html, element
 
 WIDTH, HEIGHT = 360, 230
 LEFT, RIGHT, TOP, FLOOR = 60, 12, 8, HEIGHT - 40

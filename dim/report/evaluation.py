@@ -24,7 +24,8 @@ from dim.evaluate.task import RetrievalTask
 from dim.report import charts, gallery, parts
 from dim.report.charts import Axis, Bars, Line
 from dim.report.gallery import Gallery, figures, settings
-from dim.report.page import Html, Page, element, user_text
+from dim.report.markup import Html, element, user_text
+from dim.report.page import Page
 from dim.report.parts import Column, Row
 
 PICTURED = 60  # queries shown with photos, at most, including those of CHANGED and CONFUSED

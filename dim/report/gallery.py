@@ -13,11 +13,14 @@ from dim.data.manifest import Manifest
 from dim.evaluate.config import EvaluateConfig
 from dim.evaluate.descriptor_sets import DescriptorSet, rows_of
 from dim.evaluate.evaluation import Hit, QueryResult
+from dim.evaluate.metrics import four_digits
 from dim.evaluate.protocols import PROTOCOLS, value_of
 from dim.evaluate.task import RetrievalTask
 from dim.extract.embedding import Embedding
 from dim.report import parts, photo_map
-from dim.report.page import Html, Page, PagePhoto, PagePhotos
+from dim.report.markup import Html
+from dim.report.page import Page
+from dim.report.page_photos import PagePhoto, PagePhotos
 from dim.report.parts import Card
 from dim.search.database import Exact
 
@@ -71,7 +74,7 @@ class Gallery:
             card = _card(self._task.database, int(self._source.database.rows[hit.column]))
         else:
             card = self._distractor(hit.column - len(own))
-        return replace(card, note=f"{hit.score:.3f}", verdict=hit.verdict)
+        return replace(card, note=f"{hit.score:.3f}", verdict=hit.verdict, found_at=hit.box)
 
     def _distractor(self, number: int) -> Card:
         manifest, stored = self._distractors, self._source.database.distractors
@@ -113,7 +116,7 @@ def figures(metrics: dict[str, Any]) -> dict[str, tuple[str, str]]:
         for depth in _DEPTHS:
             if depth in metrics.get(key, {}):
                 found[name.format(depth)] = (metrics[key][depth], meaning.format(depth).removesuffix(" 1"))
-    shown = {name: (parts.four_digits(value), meaning) for name, (value, meaning) in found.items()}
+    shown = {name: (four_digits(value), meaning) for name, (value, meaning) in found.items()}
     return shown | {"Queries": (f"{metrics['n_queries']:,}", f"in {metrics['n_database']:,} photos")}
 
 

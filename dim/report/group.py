@@ -16,7 +16,9 @@ from dim.group.threshold import Curve
 from dim.io import tables
 from dim.report import charts, parts
 from dim.report.charts import Line
-from dim.report.page import Html, Page, PagePhoto, element, user_text
+from dim.report.markup import Html, element, user_text
+from dim.report.page import Page
+from dim.report.page_photos import PagePhoto
 from dim.report.parts import Card, Column, Row
 
 SHOWN = 30  # largest groups, and most doubtful groups, that are shown, at most

@@ -14,7 +14,8 @@ from dim.io import files
 from dim.nightly.history import ACCEPTED, MISSED, REFUSED, number
 from dim.report import charts, parts
 from dim.report.charts import FLOOR, TOP, Axis, Frame
-from dim.report.page import Html, Page, element, user_text
+from dim.report.markup import Html, element, user_text
+from dim.report.page import Page
 from dim.report.parts import Column
 
 FILE = "trend.html"

@@ -3,8 +3,10 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from dim.data.decode import Box
 from dim.evaluate.protocols import Verdict
-from dim.report.page import Child, Html, PagePhoto, PagePhotos, element, user_text
+from dim.report.markup import Child, Html, element, user_text
+from dim.report.page_photos import PagePhoto, PagePhotos
 
 _MARKS: dict[Verdict, str] = {"right": "✓", "wrong": "✗", "junk": "–"}
 
@@ -18,6 +20,7 @@ class Card:
     label: str | None = None
     note: str = ""  # such as the photo's score
     verdict: Verdict | None = None
+    found_at: Box | None = None  # where the photo shows the query, in its pixels
 
     def description(self) -> str:
         """The card in words, for screen readers."""
@@ -32,7 +35,7 @@ def strip(photos: PagePhotos, cards: Iterable[Card], first: Card | None = None) 
 
 
 def _figure(photos: PagePhotos, card: Card) -> Html:
-    picture = photos.picture(card.photo, card.description())
+    picture = photos.picture(card.photo, card.description(), card.found_at)
     mark = element("b", _MARKS[card.verdict], class_="mark") if card.verdict else None
     lines = (
         element("span", card.note, class_="score") if card.note else None,
@@ -69,11 +72,6 @@ def figures(values: Mapping[str, tuple[str, Child]]) -> Html:
         for figure, (value, explanation) in values.items()
     ]
     return element("dl", boxes, class_="figures")
-
-
-def four_digits(value: float | None) -> str:
-    """The text by which pages and logs show a measure such as mAP."""
-    return "none" if value is None else f"{value:.4f}"
 
 
 def facts(values: Mapping[str, Child]) -> Html:

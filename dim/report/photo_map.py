@@ -10,7 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from dim.report.page import Html, Page, PagePhotos, element, user_text
+from dim.report.markup import Html, element, user_text
+from dim.report.page import Page
+from dim.report.page_photos import PagePhotos
 from dim.report.parts import Card
 
 SHOWN = 400  # photos on a map, at most; of a larger set, a random sample

@@ -21,7 +21,9 @@ from dim.evaluate.protocols import Verdict
 from dim.extract import identity
 from dim.io import files, tables
 from dim.report import parts, photo_map
-from dim.report.page import Html, Page, PagePhoto, PagePhotos, element, user_text
+from dim.report.markup import Html, element, user_text
+from dim.report.page import Page
+from dim.report.page_photos import PagePhoto, PagePhotos
 from dim.report.parts import Card, Column, Row
 from dim.search.config import SearchConfig
 from dim.search.database import Exact
@@ -89,7 +91,7 @@ def _settings(config: SearchConfig, asked: Queries, found: SearchTarget) -> dict
         "Searched": f"{config.index}, {len(found.ids):,} photos",
         "Search": "exact" if isinstance(found.database, Exact) else f"approximate, {config.parameters or 'as built'}",
         **found.embedding.facts(),
-        "After the search": ", ".join(config.expansion) or "nothing",
+        "After the search": ", ".join([*config.expansion, *([config.rerank] if config.rerank else [])]) or "nothing",
     }
 
 
@@ -117,7 +119,8 @@ class _Lists:
             verdict: Verdict | None = None
             if label is not None and card.label is not None:
                 verdict = "right" if label == card.label else "wrong"
-            yield replace(card, verdict=verdict)
+            box = tuple(hit[side] for side in manifest.BOX) if hit.get("x1") is not None else None
+            yield replace(card, verdict=verdict, found_at=box)
 
 
 def _write_map(

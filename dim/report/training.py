@@ -7,11 +7,14 @@ from typing import Any, TypeAlias, TypeVar
 import pyarrow as pa
 
 from dim.app.output_folder import Output
+from dim.evaluate.metrics import four_digits
 from dim.evaluate.protocols import Verdict
 from dim.io import files, tables
 from dim.report import charts, parts
 from dim.report.charts import Line
-from dim.report.page import Html, Page, PagePhoto, PagePhotos, element, user_text
+from dim.report.markup import Html, element, user_text
+from dim.report.page import Page
+from dim.report.page_photos import PagePhoto, PagePhotos
 from dim.report.parts import Card, Column, Row
 from dim.train import history as run_history
 from dim.train.config import Labels, TrainConfig
@@ -92,9 +95,9 @@ _LABELS: dict[Labels, str] = {
 def _figures(summary: dict[str, Any]) -> dict[str, tuple[str, str]]:
     split = f"split {summary['judged_on']}" if summary["judged_on"] else "no split val or test"
     return {
-        "mAP before": (parts.four_digits(summary["map_before"]), f"{split}, by the network as it came"),
-        "mAP fitted": (parts.four_digits(summary["map_fitted"]), f"{split}, with the fitted PCA layer"),
-        "mAP after": (parts.four_digits(summary["map_after"]), f"{split}, by the network that is kept"),
+        "mAP before": (four_digits(summary["map_before"]), f"{split}, by the network as it came"),
+        "mAP fitted": (four_digits(summary["map_fitted"]), f"{split}, with the fitted PCA layer"),
+        "mAP after": (four_digits(summary["map_after"]), f"{split}, by the network that is kept"),
         "Best epoch": (_best(summary["best_epoch"]), f"of {summary['epochs']}, by split val"),
     }
 
@@ -107,7 +110,7 @@ def _final_whitening(config: TrainConfig, summary: dict[str, Any]) -> str:
     if config.final_whitening == "none":
         return "none"
     kept = "kept" if summary["final_whitening"] else "not kept"
-    return f"{config.final_whitening}, {kept}: mAP on split val with it is {parts.four_digits(summary['val_whitened'])}"
+    return f"{config.final_whitening}, {kept}: mAP on split val with it is {four_digits(summary['val_whitened'])}"
 
 
 def _settings(config: TrainConfig, mined_from: int, summary: dict[str, Any]) -> dict[str, str]:

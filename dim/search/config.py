@@ -39,6 +39,14 @@ class AfterSearch:
     neighbours: int | None = option(
         None, help="neighbours that a step uses (default: aqe 10, k-reciprocal 20, others 50)", group="after the search"
     )
+    rerank: str | None = option(
+        None,
+        help="look at the first N photos of each list (default: 100) and rank them again, last of all. localise: by "
+        "their region that is most similar to the query; geometry: by their points that match the query's under one "
+        "rotation, scale and shift. Both need the photos, and a pass of the network over them",
+        metavar="METHOD[:N]",
+        group="after the search",
+    )
 
 
 @dataclass(frozen=True)

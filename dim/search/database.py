@@ -3,7 +3,6 @@
 - A `Database` finds the best rows for queries, computes the scores of all rows, and returns the vectors of given rows.
   `Exact` searches exactly, in parts on disk or in memory. `read_index.Approximate` searches with an FAISS index.
 - `neighbours` finds the nearest other rows of each row. Re-ranking and database augmentation use the result.
-- A `Retrieval` has queries, a database and a function that changes scores. Each expansion method makes a changed copy.
 
 A row is identified by its number in the database. Image ids only decide the order of equal scores (see `tie_order`).
 """
@@ -12,7 +11,7 @@ import logging
 import mmap
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -193,57 +192,13 @@ def neighbour_blocks(database: Database, k: int) -> Iterator[tuple[np.ndarray, n
     for start in range(0, size, step):
         own = np.arange(start, min(start + step, size))
         vectors = database.take(own)
-        yield vectors, *_without_own(own, *database.nearest(vectors, k + 1))
+        yield vectors, *without_own(own, *database.nearest(vectors, k + 1))
         progress.add(len(own))
 
 
-def _without_own(own: np.ndarray, rows: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def without_own(own: np.ndarray, rows: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Shortens `rows` and `scores` from (n, k + 1) to (n, k). List i loses `own[i]` or, without it, the last row."""
     other = (rows != own[:, None]) | (rows < 0)
     other[other.all(axis=1), -1] = False  # a list lacks `own` if, for example, k + 1 others equal it
     kept = len(rows), rows.shape[1] - 1
     return rows[other].reshape(kept), scores[other].reshape(kept)
-
-
-@dataclass(frozen=True)
-class Retrieval:
-    """Queries, the database to search, and how to make the final list of each query.
-
-    Args:
-        queries: L2-normalised vectors, (Q, D).
-        database: The database to search.
-        rescore: Makes a query's final scores from the query's scores, both (N,); −inf leaves a row out of the list.
-        own: The database row that is left out of each query's list and neighbours, (Q,). −1 leaves no row out.
-    """
-
-    queries: np.ndarray
-    database: Database
-    rescore: Callable[[np.ndarray], np.ndarray] | None = None
-    own: np.ndarray | None = None
-
-    def scores(self) -> Iterator[np.ndarray]:
-        """Yields one array per query: the final scores of all rows, (N,). A row that is not in the list has −inf."""
-        own_rows = [-1] * len(self.queries) if self.own is None else self.own.tolist()
-        for own, row in zip(own_rows, self.database.scores(self.queries), strict=True):
-            left_out = slice(own, own + 1) if own >= 0 else slice(0)
-            row[left_out] = -np.inf
-            # The order of rows may change the last bits of a new score; rounding to float32 removes the difference.
-            found = self.rescore(row).astype(np.float32).astype(np.float64) if self.rescore else row
-            found[left_out] = -np.inf
-            yield found
-
-    def nearest(self, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Finds the `count` nearest rows of each query and their scores before `rescore`. See `Database.nearest`."""
-        if self.own is None:
-            return self.database.nearest(self.queries, count)
-        return _without_own(self.own, *self.database.nearest(self.queries, count + 1))
-
-    def best(self, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yields two arrays per query: the first rows of the query's list, at most `count`, and their final scores."""
-        if self.rescore:
-            for row in self.scores():
-                found = exact.best(row, count, self.database.tie_order)
-                yield found, row[found]
-        else:
-            for rows, scores in zip(*self.nearest(count), strict=True):
-                yield rows[rows >= 0], scores[rows >= 0]

@@ -9,8 +9,8 @@ from typing import ParamSpec, TypeVar
 from dim.app import progress
 from dim.errors import UserError
 from dim.search.config import Expansion
-from dim.search.database import Retrieval
 from dim.search.reranking import alpha_qe, aqe, dba, diffusion, k_reciprocal
+from dim.search.retrieval import Retrieval
 
 log = logging.getLogger(__name__)
 P = ParamSpec("P")

@@ -5,40 +5,37 @@
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dim.app import cluster, output_folder
 from dim.app.output_folder import Output
-from dim.app.progress import Progress
 from dim.data import manifest
 from dim.data.manifest import Manifest
 from dim.errors import UserError
 from dim.extract import identity
 from dim.io import files, local_copies, tables
+from dim.localise import config as reranking_flag
+from dim.localise import sources
+from dim.localise.rerank import Photos, Reranker
 from dim.report import search as search_report
 from dim.search import expansion_methods, queries, read_index
 from dim.search.config import SearchConfig
-from dim.search.database import Exact, Retrieval, release
-from dim.search.exact import QUERIES
+from dim.search.database import Exact
 from dim.search.queries import Queries
+from dim.search.ranked_lists import RankedLists
 from dim.search.read_index import SearchTarget
+from dim.search.retrieval import Retrieval
 
 log = logging.getLogger(__name__)
 LOGGED_QUERIES, LOGGED_HITS = 10, 3  # most queries in the log, and most hits per query
 RETURNED_ERRORS = 100  # most errors in the job's result
-_RANKED = pa.schema(
-    [("query_id", pa.string()), ("rank", pa.int64()), ("image_id", pa.string()), ("score", pa.float64())]
-)
-# Memory of a query that is searched: copies of its vector, and bytes of an entry in its list.
-_COPIES, _ENTRY = 8, 200
 
 
 def search(config: SearchConfig) -> dict[str, Any]:
@@ -49,17 +46,21 @@ def search(config: SearchConfig) -> dict[str, Any]:
     if config.top < 1:
         raise UserError(f"--top must be at least 1, not {config.top}")
     expansion_methods.check(config.expansion, config.neighbours)
+    if config.rerank:
+        reranking_flag.parsed(config.rerank)
     with cluster.joined():
         return _search(config)
 
 
 def _search(config: SearchConfig) -> dict[str, Any]:
     target = read_index.read(config.index, config.whitening, config.parameters, _chosen(config))
+    reranker_for = _reranker(config, target) if config.rerank else None
     if queries.are_descriptors(config.queries):
         asked = queries.read_descriptors(config.queries, config.whitening, target.embedding, config.index)
+        reranker = reranker_for and reranker_for(sources.of_folder(config.queries, asked.ids, config.root))
         with _open_output(config, target) as out:
             files.delete(out.path(queries.QUERIES_FILE))  # an earlier search with photos as queries may have left it
-            return _answer(config, asked, target, out)
+            return _answer(config, asked, target, out, reranker)
     photos = queries.list_photos(config.queries)
     listed = manifest.checked(config.queries, photos)
     if config.root:
@@ -74,7 +75,14 @@ def _search(config: SearchConfig) -> dict[str, Any]:
         asked = queries.read_descriptors(extraction.out, None, target.embedding, config.index)
         answered = pa.chunked_array([*asked.ids.chunks, pa.array(list(asked.errors), pa.string())])
         tables.require_each_once(photos["image_id"], answered, repr(config.queries))
-        return _answer(config, asked, target, out)
+        return _answer(config, asked, target, out, reranker_for and reranker_for(sources.of_ids(listed, asked.ids)))
+
+
+def _reranker(config: SearchConfig, target: SearchTarget) -> Callable[[Photos], Reranker]:
+    """Makes the re-ranking for the photos of the queries."""
+    recipe = sources.recipe_of(config.index, target.embedding, config, config.model, config.whitening)
+    photos = sources.of_folder(config.index, target.ids, config.root)
+    return lambda asked: Reranker(reranking_flag.parsed(str(config.rerank)), recipe, asked, photos, config)
 
 
 def _open_output(config: SearchConfig, target: SearchTarget) -> AbstractContextManager[Output]:
@@ -98,7 +106,9 @@ def _chosen(config: SearchConfig) -> Manifest | None:
     return replace(found, table=table)
 
 
-def _answer(config: SearchConfig, asked: Queries, target: SearchTarget, out: Output) -> dict[str, Any]:
+def _answer(
+    config: SearchConfig, asked: Queries, target: SearchTarget, out: Output, reranker: Reranker | None
+) -> dict[str, Any]:
     """Writes the lists, some queries at a time, and the pages of the first queries. Returns the job's result."""
     top = min(config.top, len(target.ids))
     if top < config.top:
@@ -109,9 +119,10 @@ def _answer(config: SearchConfig, asked: Queries, target: SearchTarget, out: Out
         database = replace(database, gpus=0.0)
     unchanged = Retrieval(asked.vectors, database)
     retrieval, steps = expansion_methods.apply(unchanged, config.expansion, config.neighbours)
-    complete, first = 0, _RANKED.empty_table()
-    with local_copies.path_to_write(out.path("ranked.parquet")) as path, pq.ParquetWriter(path, _RANKED) as file:
-        for ranked in _ranked_tables(asked, target, retrieval, top, config.budget.share):
+    lists = RankedLists(asked, target.ids, retrieval, top, reranker)
+    complete, first = 0, lists.schema.empty_table()
+    with local_copies.path_to_write(out.path("ranked.parquet")) as path, pq.ParquetWriter(path, lists.schema) as file:
+        for ranked in lists.tables(config.budget.share):
             file.write_table(ranked)
             complete += pc.sum(pc.equal(ranked["rank"], top)).as_py() or 0
             if first.num_rows < search_report.ROWS * search_report.HITS:
@@ -123,37 +134,8 @@ def _answer(config: SearchConfig, asked: Queries, target: SearchTarget, out: Out
     failed = dict(list(asked.errors.items())[:RETURNED_ERRORS])
     result = {"queries": len(asked.ids) + len(asked.errors), "errors": len(asked.errors), "failed": failed}
     result |= {"database": len(target.ids), "exact": isinstance(target.database, Exact), "top": top}
-    return out.finish(result | {"shorter": shorter, "expansion": [step.as_json() for step in steps]})
-
-
-def _ranked_tables(
-    asked: Queries, target: SearchTarget, retrieval: Retrieval, top: int, memory: int
-) -> Iterator[pa.Table]:
-    """Yields the rows of ranked.parquet, the lists of as many queries at a time as fit into `memory` bytes."""
-    size = len(asked.ids)
-    each = _COPIES * 4 * asked.vectors.shape[1] + _ENTRY * top
-    fitting = max(1, memory // each)
-    # FAISS's scores may depend in their last bits on which queries are searched together. So blocks of QUERIES stay
-    # together, unless lists are so long that a block doesn't fit.
-    step = fitting // QUERIES * QUERIES or fitting
-    progress = Progress("searching", size, "queries")
-    for start in range(0, size, step):
-        some = replace(retrieval, queries=np.array(retrieval.queries[start : start + step]))
-        release(asked.vectors)
-        rows, scores = zip(*some.best(top), strict=True)
-        yield _ranked_table(asked.ids.slice(start, step), target.ids, list(rows), list(scores))
-        progress.add(len(rows))
-
-
-def _ranked_table(
-    query_ids: pa.ChunkedArray, ids: pa.ChunkedArray, rows: list[np.ndarray], scores: list[np.ndarray]
-) -> pa.Table:
-    """Makes rows of ranked.parquet from the `rows` of `ids` found for each query, best first, and their `scores`."""
-    lengths = [len(found) for found in rows]
-    ranks = np.concatenate([np.arange(1, length + 1) for length in lengths])
-    found = ids.take(np.concatenate(rows))
-    columns = [query_ids.take(np.repeat(np.arange(len(rows)), lengths)), ranks, found, np.concatenate(scores)]
-    return pa.table(columns, _RANKED)
+    result |= {"shorter": shorter, "expansion": [step.as_json() for step in steps], "rerank": config.rerank}
+    return out.finish(result)
 
 
 def _log_answer(first: pa.Table, asked: Queries, shorter: int, top: int) -> None:

@@ -14,7 +14,7 @@ from dim.data import manifest, photos
 from dim.data.manifest import BOX
 from dim.errors import UserError
 from dim.extract import identity
-from dim.extract.config import ExtractConfig, Extraction
+from dim.extract.config import ExtractConfig
 from dim.extract.embedding import Embedding, NetworkEmbedding
 from dim.io import files, tables
 from dim.search import descriptor_folder, exact
@@ -23,8 +23,6 @@ from dim.search.database import release, require_room
 from dim.search.descriptor_folder import DescriptorFolder
 
 QUERIES_FILE = "queries.parquet"  # the manifest of the photos, a file in the output folder
-# Settings that are taken from the index if they have their default values.
-_FOLLOWED = ("image_size", "resize", "scales", "scales_mean", "precision", "scaled_decode")
 
 
 @dataclass(frozen=True)
@@ -69,8 +67,8 @@ def list_photos(path: str) -> pa.Table:
 def extract_config(config: SearchConfig, embedding: Embedding) -> ExtractConfig:
     """Makes the config that extracts the photos.
 
-    Settings of `_FOLLOWED` that have their default values are taken from `embedding`, which made the index. Raises
-    UserError if --model is missing, or if the model and the flags make another embedding than `embedding`.
+    Settings that have their default values are taken from `embedding`, which made the index. Raises UserError if
+    --model is missing, or if the model and the flags make another embedding than `embedding`.
     """
     from dim.extract.job import recipe_of  # noqa: PLC0415  (queries that are descriptors need no Ray)
 
@@ -81,10 +79,7 @@ def extract_config(config: SearchConfig, embedding: Embedding) -> ExtractConfig:
             f"--queries {config.queries!r} are photos, and {config.index!r} holds descriptors made elsewhere, by "
             f"{embedding.network!r}; give a folder of its descriptors, which import.py makes"
         )
-    settings = config.extraction_settings()
-    for name in _FOLLOWED:
-        if settings[name] == getattr(Extraction(), name) and getattr(embedding, name) is not None:
-            settings[name] = getattr(embedding, name)
+    settings = config.following(embedding)
     queries = files.join(config.out, QUERIES_FILE)
     out = files.join(config.out, "descriptors")
     found = ExtractConfig(manifest=queries, model=config.model, out=out, whitening=config.whitening, **settings)

@@ -12,7 +12,8 @@ from scipy import sparse
 from scipy.sparse.linalg import cg
 
 from dim.search import exact
-from dim.search.database import Database, Retrieval, from_array, neighbour_blocks, neighbours, temporary_file_of
+from dim.search.database import Database, from_array, neighbour_blocks, neighbours, temporary_file_of
+from dim.search.retrieval import Retrieval
 
 EXPANSION_ALPHA = 3.0  # α in `alpha_qe` and `dba`
 _VALUES = 2**25  # most values, of 4 bytes, of the neighbours' vectors that `_moved` holds in memory

@@ -209,6 +209,7 @@ def contents(folder):
     return {name: files.read_bytes(f"{folder}/{name}") for name in files.names(folder) if "lease" not in name}
 
 
+@pytest.mark.slow
 def test_a_writer_that_slept_while_another_took_over_writes_nothing_more(s3, monkeypatch, tmp_path):
     monkeypatch.setattr(lease, "SECONDS", 3.0)
     monkeypatch.setattr(lease, "RENEW_SECONDS", 0.5)

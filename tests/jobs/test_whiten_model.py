@@ -6,6 +6,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from marks import slow
 from PIL import Image
 
 import dim.model
@@ -61,7 +62,7 @@ def out(ray_session, photos, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kind", ["pca", "learned"])
+@pytest.mark.parametrize("kind", ["learned", *slow("pca")])
 def test_model_equals_extraction_and_whitening(out, photos, tmp_path, kind):
     if kind != "pca":  # takes the descriptors that the PCA was fitted to
         whiten(config(photos, out, model="vgg16-gem", kind=kind))

@@ -9,7 +9,7 @@ from dim.audit import photos
 from dim.audit.config import AuditConfig
 from dim.audit.suspects import DUPLICATE, FAR, LABEL, Suspect
 from dim.report import audit
-from dim.report.page import PagePhoto
+from dim.report.page_photos import PagePhoto
 from dim.search.database import parts_of
 
 EVIL = '<script>alert(1)</script> "quoted" مرحبا 😀'

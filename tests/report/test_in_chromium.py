@@ -4,7 +4,9 @@ import pytest
 from PIL import Image
 
 from dim.report import charts, parts
-from dim.report.page import Page, PagePhoto, element
+from dim.report.markup import element
+from dim.report.page import Page
+from dim.report.page_photos import PagePhoto
 from dim.report.parts import Card, Column, Row
 
 EVIL = "<img src=x onerror=alert(1)><script>alert(2)</script> مرحبا 😀"

@@ -11,7 +11,9 @@ import pytest
 from PIL import Image
 
 from dim.report import parts
-from dim.report.page import MAX_BYTES, SIZES, Page, PagePhoto, PagePhotos, element, fragment, user_text
+from dim.report.markup import element, fragment, user_text
+from dim.report.page import MAX_BYTES, Page
+from dim.report.page_photos import SIZES, PagePhoto, PagePhotos
 from dim.report.parts import Card, Column, Row
 
 NAMES = ("<script>alert(1)</script>", "\"a\" & 'b'", "</title></style>", "مرحبا\u202eabc", "😀 -->", "$title ${x}")

@@ -9,9 +9,10 @@ import pytest
 
 from dim.errors import UserError
 from dim.search import database, exact, reranking
-from dim.search.database import Exact, Retrieval, from_array
+from dim.search.database import Exact, from_array
 from dim.search.exact import Part
 from dim.search.expansion_methods import METHODS, apply, check
+from dim.search.retrieval import Retrieval
 
 
 def unit(vectors):
@@ -201,7 +202,7 @@ def test_a_query_whose_row_leaves_its_list_has_it_for_no_neighbour(name, k):
         if without is not None:
             expected[without] = -np.inf
         np.testing.assert_allclose(row, expected, atol=1e-5)
-    for own_row, (listed_rows, _) in zip(rows, found.best(60), strict=True):
+    for own_row, (listed_rows, *_) in zip(rows, found.best(60), strict=True):
         assert own_row not in listed_rows.tolist()
         assert len(listed_rows) == (60 if own_row is None else 59)
 
@@ -231,7 +232,7 @@ def test_blocks_from_disk_give_what_memory_gives_in_more_queries_than_one_pass_t
     _, scores = searched(name, queries, vectors, 10)
     cut, same = searched(name, queries, Exact(parts, np.arange(len(vectors))), 10)
     np.testing.assert_allclose(same, scores, atol=1e-6)
-    for (rows, _), row in zip(cut.best(20), same, strict=True):
+    for (rows, *_), row in zip(cut.best(20), same, strict=True):
         assert rows.tolist() == exact.best(row, 20, np.arange(len(vectors))).tolist()
 
 

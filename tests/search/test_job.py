@@ -17,12 +17,14 @@ from dim.extract.job import extract
 from dim.io import seal, tables
 from dim.model import whitening
 from dim.model.whitening import Whitening
-from dim.search import job, queries
+from dim.search import queries, ranked_lists
 from dim.search.build_index import build
 from dim.search.config import IndexConfig, SearchConfig
-from dim.search.database import Retrieval, from_array
+from dim.search.database import from_array
 from dim.search.expansion_methods import METHODS, apply
 from dim.search.job import search
+from dim.search.ranked_lists import RankedLists
+from dim.search.retrieval import Retrieval
 
 RANDOM = np.random.default_rng(0)
 IDS = [f"p{number:02d}" for number in RANDOM.permutation(60)]
@@ -66,7 +68,10 @@ def answered(tmp_path):
         config = SearchConfig(index=index, queries=asked, out=str(tmp_path / "out"), **changes)
         result = search(config)
         table = tables.read(str(tmp_path / "out" / "ranked.parquet"))
-        assert table.column_names == ["query_id", "rank", "image_id", "score"]
+        columns = ["query_id", "rank", "image_id", "score"]
+        if any(METHODS[name].replaces_scores for name in changes.get("expansion", ())):
+            columns.append("cosine")
+        assert table.column_names == columns
         lists: dict[str, list] = {}
         for row in table.to_pylist():
             found = lists.setdefault(row["query_id"], [])
@@ -108,18 +113,18 @@ def searched(indexed, asked, answered, tmp_path):
 def test_any_number_of_queries_at_a_time_gives_the_same_tables_and_pages(
     searched, monkeypatch, factory, expansion
 ):  # fmt: skip
-    found, sizes, table = [], [], job._ranked_table
+    found, sizes, table = [], [], RankedLists._table
     share = SearchConfig(index="", queries="", out="").budget.share
 
-    def counted(query_ids, ids, rows, scores):
-        sizes.append(len(rows))
-        return table(query_ids, ids, rows, scores)
+    def counted(lists, query_ids, heads):
+        sizes.append(len(heads))
+        return table(lists, query_ids, heads)
 
-    monkeypatch.setattr(job, "_ranked_table", counted)
-    monkeypatch.setattr(job, "_COPIES", 0)
+    monkeypatch.setattr(RankedLists, "_table", counted)
+    monkeypatch.setattr(ranked_lists, "_COPIES", 0)
     for fitting, block in [(1, 1024), (2, 1024), (7, 2), (7, 7)]:
-        monkeypatch.setattr(job, "QUERIES", block)
-        monkeypatch.setattr(job, "_ENTRY", share // (10 * fitting))
+        monkeypatch.setattr(ranked_lists, "QUERIES", block)
+        monkeypatch.setattr(ranked_lists, "_ENTRY", share // (10 * fitting))
         lists, result, page = searched(factory, expansion=expansion)
         found.append((lists, page, result["shorter"]))
     assert all(one == found[0] for one in found)
@@ -221,13 +226,18 @@ def test_an_index_that_finds_less_gives_shorter_lists(indexed, asked, answered):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_methods_after_a_search_of_a_flat_index(indexed, asked, answered, name):
+def test_methods_after_a_search_of_a_flat_index(indexed, asked, answered, tmp_path, name):
     lists, result = answered(indexed(), asked, top=60, expansion=(name,), neighbours=5)
     unit = [(v / np.linalg.norm(v, axis=1, keepdims=True)).astype(np.float32) for v in (QUERIES, VECTORS)]
     found, _ = apply(Retrieval(unit[0], from_array(unit[1], np.argsort(np.argsort(IDS)))), [name], 5)
-    for query, (rows, scores) in zip(QUERY_IDS, found.best(60), strict=True):
+    ranked = tables.read(str(tmp_path / "out" / "ranked.parquet")).to_pylist()
+    for query, (rows, scores, _) in zip(QUERY_IDS, found.best(60), strict=True):
         assert lists[query] == sorted(lists[query], key=lambda pair: (-pair[1], pair[0]))
         expected = dict(zip((IDS[row] for row in rows), scores, strict=True))
+        if METHODS[name].replaces_scores:
+            cosines = dict(zip(IDS, unit[1] @ unit[0][QUERY_IDS.index(query)], strict=True))
+            kept = {row["image_id"]: row["cosine"] for row in ranked if row["query_id"] == query}
+            assert kept == pytest.approx({image_id: cosines[image_id] for image_id in kept}, abs=1e-6)
         # Photo by photo: scores that tie but for the last bit stand in an order that differs between processors.
         assert dict(lists[query]) == pytest.approx(expected, rel=1e-6, abs=1e-6)
     (step,) = result["expansion"]

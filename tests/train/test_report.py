@@ -203,3 +203,13 @@ def test_the_driver_needs_no_tensorflow():
 @pytest.mark.parametrize(("top", "said"), [(None, "the 300 hardest"), (1000, "the 1,000 hardest")])
 def test_the_settings_name_the_triplets_of_an_epoch_also_by_default(top, said):
     assert training._settings(TrainConfig(top=top, final_whitening="none"), 150, SUMMARY)["Triplets"] == said
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"), [("manifest", "the manifest&#x27;s"), ("groups", "groups of similar photos")]
+)
+def test_the_page_says_where_the_labels_came_from(run, photos, labels, said):
+    training.write(TrainConfig(out=str(run.folder), labels=labels), photos, SUMMARY, run)
+    text = (run.folder / "report.html").read_text()
+    assert f"<dt>Labels of split train</dt><dd>{said}" in text
+    assert ("photo of another group" in text) == (labels == "groups")

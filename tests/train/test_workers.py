@@ -89,6 +89,7 @@ def test_model_folder_gives_the_map_that_was_reported(runs):
     assert map_of(model, "test") == pytest.approx(result["map_after"], abs=2e-3)
 
 
+@pytest.mark.slow
 def test_unseen_objects_are_found_better_and_an_evaluation_says_the_same(runs, ray_session, tmp_path):
     result, *_ = runs[1]
     assert result["map_after"] > result["map_before"]
