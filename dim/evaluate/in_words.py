@@ -7,6 +7,7 @@ from dim.evaluate import evaluation, protocols
 from dim.evaluate.descriptor_sets import DescriptorSet
 from dim.evaluate.metrics import four_digits
 from dim.evaluate.protocols import PROTOCOLS
+from dim.localise.config import parsed
 
 _FIGURES: tuple[str, ...] = ("map", "map_at_r", "oracle", "ns_score", "top_k_accuracy")  # in the order of the log line
 
@@ -18,6 +19,7 @@ def settings_and_figures(source: DescriptorSet, metrics: dict[str, Any]) -> list
         f"{step['method']} with {step['neighbours']} neighbours, {step['seconds']:.1f} s"
         for step in metrics["expansion"]
     ]
+    steps += [str(parsed(metrics["rerank"]))] if metrics["rerank"] else []
     omitted = [name for name in protocol.metrics if evaluation.covers_list(name, metrics["n_listed"])]
     whitenings = [f"whitened by {step['by']}, learned on {step['learned_on']}" for step in metrics["whitening"]]
     return [
@@ -27,7 +29,6 @@ def settings_and_figures(source: DescriptorSet, metrics: dict[str, Any]) -> list
         ", ".join(f"{name.lower()} {value}" for name, value in source.embedding.facts().items()),
         "; ".join(whitenings) or "not whitened",
         *(["after the search: " + "; ".join(steps)] if steps else []),
-        *([f"the first photos of each list ranked again by {metrics['rerank']}"] if metrics["rerank"] else []),
         *([f"not measured, as lists have {metrics['n_listed']} photos: {', '.join(omitted)}"] if omitted else []),
         f"query in the database: {'yes' if metrics['query_in_database'] else 'no'}",
     ]

@@ -19,6 +19,10 @@ class Rerank:
     method: Method
     first: int = FIRST
 
+    def __str__(self) -> str:
+        """In words, for pages and logs."""
+        return f"the first {self.first} ranked again by {self.method}; a frame shows where a photo has the query"
+
 
 def parsed(text: str) -> Rerank:
     """Reads the value of --rerank. Raises UserError if it has another form or names no method."""

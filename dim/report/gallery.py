@@ -17,6 +17,7 @@ from dim.evaluate.metrics import four_digits
 from dim.evaluate.protocols import PROTOCOLS, value_of
 from dim.evaluate.task import RetrievalTask
 from dim.extract.embedding import Embedding
+from dim.localise.config import parsed
 from dim.report import parts, photo_map
 from dim.report.markup import Html
 from dim.report.page import Page
@@ -123,6 +124,7 @@ def figures(metrics: dict[str, Any]) -> dict[str, tuple[str, str]]:
 def settings(config: EvaluateConfig, embedding: Embedding, metrics: dict[str, Any]) -> dict[str, str]:
     """The settings of metrics.json, which `embedding` is in, for `parts.facts`."""
     steps = [f"{step['method']} with {step['neighbours']} neighbours" for step in metrics["expansion"]]
+    steps += [str(parsed(metrics["rerank"]))] if metrics["rerank"] else []
     whitenings = [f"by {step['by']}, learned on {_learned_on(step['learned_on'])}" for step in metrics["whitening"]]
     distractors = f", {metrics['n_distractors']:,} distractors" if metrics["n_distractors"] else ""
     return {

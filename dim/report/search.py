@@ -20,6 +20,7 @@ from dim.errors import UserError
 from dim.evaluate.protocols import Verdict
 from dim.extract import identity
 from dim.io import files, tables
+from dim.localise.config import parsed
 from dim.report import parts, photo_map
 from dim.report.markup import Html, element, user_text
 from dim.report.page import Page
@@ -84,6 +85,7 @@ def _bound(shown: int, count: int) -> str:
 
 
 def _settings(config: SearchConfig, asked: Queries, found: SearchTarget) -> dict[str, str]:
+    steps = [*config.expansion, *([str(parsed(config.rerank))] if config.rerank else [])]
     return {
         "Queries": config.queries,
         "Not readable": ", ".join(f"{query}: {reason}" for query, reason in list(asked.errors.items())[:HITS])
@@ -91,7 +93,7 @@ def _settings(config: SearchConfig, asked: Queries, found: SearchTarget) -> dict
         "Searched": f"{config.index}, {len(found.ids):,} photos",
         "Search": "exact" if isinstance(found.database, Exact) else f"approximate, {config.parameters or 'as built'}",
         **found.embedding.facts(),
-        "After the search": ", ".join([*config.expansion, *([config.rerank] if config.rerank else [])]) or "nothing",
+        "After the search": "; ".join(steps) or "nothing",
     }
 
 

@@ -161,7 +161,8 @@ def test_search_and_evaluation_rank_again(extracted, tmp_path, monkeypatch):
     out = tmp_path / "geometry"
     found = evaluate(EvaluateConfig(manifest=manifest, descriptors=(folder,), out=str(out), rerank="geometry:11"))
     assert found["rerank"] == "geometry:11" and plain["rerank"] is None
-    assert "<rect" in (out / "report.html").read_text()
+    page = (out / "report.html").read_text()
+    assert "<rect" in page and "the first 11 ranked again by geometry" in page
 
     listed = tmp_path / "lists"
     result = search(SearchConfig(index=folder, queries=folder, out=str(listed), rerank="geometry:12", top=12))
