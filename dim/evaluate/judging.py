@@ -64,7 +64,7 @@ def judge(
     count = max(TOP, reranker.how.first) if reranker else TOP
     column_of = _columns(task, database)
     chosen = informative_metrics(task, shortest_list(task, queries, database))
-    for chunk in _chunks(task, queries, share):
+    for chunk in _chunks(task, queries, share, reranker.query_bytes if reranker else 0):
         graded = task.graded(queries.rows[chunk])
         own = None if search.own is None else search.own[chunk]
         part = replace(search, queries=np.asarray(search.queries[chunk]), own=own)
@@ -122,9 +122,9 @@ def shortest_list(task: RetrievalTask, queries: Descriptors, database: Evaluated
     return len(database) - bool((_excluded_columns(task, queries, database) != NOT_LISTED).any())
 
 
-def _chunks(task: RetrievalTask, queries: Descriptors, share: int) -> Iterator[slice]:
-    """Yields consecutive queries that take `share` bytes together."""
-    vector = 2 * queries.vectors.itemsize * queries.vectors.shape[1]
+def _chunks(task: RetrievalTask, queries: Descriptors, share: int, more: int) -> Iterator[slice]:
+    """Yields consecutive queries that take `share` bytes together; each takes `more` than its vector and its ranks."""
+    vector = 2 * queries.vectors.itemsize * queries.vectors.shape[1] + more
     taken = np.cumsum(vector + _PAIR * task.graded_counts[queries.rows]) // share
     starts = np.flatnonzero(np.diff(taken, prepend=-1))
     yield from map(slice, starts.tolist(), [*starts[1:].tolist(), len(taken)])

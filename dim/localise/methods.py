@@ -92,14 +92,18 @@ def match_points(photo: Seen, queries: Sequence[Description]) -> Matches:
 
 @dataclass(frozen=True)
 class Reranking:
-    """A method. Its scores are added to the cosines of the search if `added`, else they replace them."""
+    """A method. Its scores are added to the cosines of the search if `added`, else they replace them.
+
+    A description has at most `vectors` vectors.
+    """
 
     describe: Callable[[Seen], Description]
     match: Callable[[Seen, Sequence[Description]], Matches]
+    vectors: int
     added: bool = False
 
 
 METHODS: dict[config.Method, Reranking] = {
-    "localise": Reranking(describe_regions, match_regions),
-    "geometry": Reranking(describe_points, match_points, added=True),
+    "localise": Reranking(describe_regions, match_regions, len(SIZES)),
+    "geometry": Reranking(describe_points, match_points, len(SIZES) * geometry.MOST_POINTS, added=True),
 }

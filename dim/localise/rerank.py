@@ -25,6 +25,7 @@ from dim.localise.methods import METHODS
 from dim.localise.stages import Describe, Match, Shared
 
 Photos = Callable[[np.ndarray], pa.Table]  # the columns path and box (see `Manifest.box_lists`) of given rows
+_COPIES = 3  # of a description
 _VALUES = ("score", "inliers", "x1", "y1", "x2", "y2")  # of a pair, in the tables of `Match`
 
 
@@ -60,6 +61,11 @@ class Reranker:
     queries: Photos
     photos: Photos
     config: Extraction
+
+    @property
+    def query_bytes(self) -> int:
+        """The memory of a query that is ranked again, at most: its description, as it arrives and as it is sent on."""
+        return _COPIES * 4 * self.recipe.source.spec.channels * METHODS[self.how.method].vectors
 
     def __call__(self, asked: np.ndarray, heads: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[Reranked]:
         """Ranks the lists of the queries `asked` (Q,) again. `heads` has their first rows and cosines, best first.

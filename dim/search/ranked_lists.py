@@ -46,7 +46,9 @@ class RankedLists:
         """Yields the rows, the lists of as many queries at a time as fit into `memory` bytes."""
         asked, size = self.asked, len(self.asked.ids)
         deepest = max(self.top, min(self.reranker.how.first, len(self.ids))) if self.reranker else self.top
-        fitting = max(1, memory // (_COPIES * 4 * asked.vectors.shape[1] + _ENTRY * deepest))
+        each = _COPIES * 4 * asked.vectors.shape[1] + _ENTRY * deepest
+        each += self.reranker.query_bytes if self.reranker else 0
+        fitting = max(1, memory // each)
         # FAISS's scores may depend in their last bits on which queries are searched together. So blocks of QUERIES stay
         # together, unless lists are so long that a block doesn't fit.
         step = fitting // QUERIES * QUERIES or fitting

@@ -118,7 +118,7 @@ def test_queries_judged_in_chunks_give_the_same_files(config, monkeypatch, queri
     expected = files_of(config)
     chunks = []
 
-    def chunked(task, found, _):
+    def chunked(task, found, *_):
         chunks.append([slice(start, start + queries) for start in range(0, len(found.rows), queries)])
         return iter(chunks[-1])
 
@@ -131,14 +131,15 @@ def test_queries_judged_in_chunks_give_the_same_files(config, monkeypatch, queri
     assert len(chunks[0]) == -(-38 // queries)
 
 
-def test_chunks_take_their_share_and_hold_each_query_once(write_manifest):
+@pytest.mark.parametrize("more", [0, 90])
+def test_chunks_take_their_share_and_hold_each_query_once(write_manifest, more):
     class Found:
         rows, vectors = RNG.permutation(len(QUERIES)), np.zeros((len(QUERIES), 4), np.float32)
 
     task = task_of(write_manifest(image_id=IDS, label=LABELS), "labels")
-    taken = 2 * 4 * 4 + 64 * task.graded_counts[Found.rows]
+    taken = 2 * 4 * 4 + more + 64 * task.graded_counts[Found.rows]
     for share in (1, 100, 500, 10**6):
-        chunks = list(judging._chunks(task, Found, share))
+        chunks = list(judging._chunks(task, Found, share, more))
         assert np.concatenate([np.arange(len(QUERIES))[chunk] for chunk in chunks]).tolist() == [*range(len(QUERIES))]
         assert all(taken[chunk].sum() <= share + taken.max() for chunk in chunks)
         assert (len(chunks) == 1) == (share == 10**6)
