@@ -399,6 +399,7 @@ OF_ONE = {
     },
     "search": {
         "--rerank localize": "--rerank must be localise or geometry, .* such as localise:200, not 'localize'",
+        "--rerank localise --expansion diffusion": "--expansion diffusion replaces the scores, so .*, and without",
         "--rerank geometry:0": "--rerank geometry:0: the number of photos must be from 1 to 10000, not 0",
         "--queries photos --model mixed-model": r"model\.json and model\.weights\.h5 in 'mixed-model' were not written",
         "--index none": "--index 'none' holds neither an index nor descriptors; make it with index.py",

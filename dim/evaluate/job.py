@@ -21,8 +21,8 @@ from dim.evaluate.evaluation import QueryResult
 from dim.evaluate.protocols import NOT_LISTED, PROTOCOLS
 from dim.evaluate.task import RetrievalTask, read_task
 from dim.io import files, seal, tables
-from dim.localise import config as reranking_flag
 from dim.localise import sources
+from dim.localise.config import parsed
 from dim.localise.rerank import Reranker
 from dim.report import evaluation as evaluation_report
 from dim.report.evaluation import Measured
@@ -53,9 +53,7 @@ def measure(config: EvaluateConfig, baseline: Baseline | None = None) -> tuple[d
     """Evaluates without a gate. Returns the contents of metrics.json and the comparison with `baseline`, if any."""
     if config.ranked:
         return _measure_lists(config, baseline)
-    expansion_methods.check(config.expansion, config.neighbours)
-    if config.rerank:
-        reranking_flag.parsed(config.rerank)
+    expansion_methods.check(config.expansion, config.neighbours, config.rerank)
     # If --model is given, the extraction reads the manifests again. Both readings must give the same rows.
     with seal.unchanged(config.manifest, config.ground_truth, config.distractors):
         task = read_task(config)
@@ -118,7 +116,7 @@ def _reranker(config: EvaluateConfig, task: RetrievalTask, source: DescriptorSet
     if config.distractors and source.database.distractors:
         searched.append((manifest.read(config.distractors), descriptor_sets.rows_of(source.database.distractors)))
     queries, photos = sources.of_rows((task.queries, source.queries.rows)), sources.of_rows(*searched)
-    return Reranker(reranking_flag.parsed(str(config.rerank)), recipe, queries, photos, config)
+    return Reranker(parsed(str(config.rerank)), recipe, queries, photos, config)
 
 
 def _metrics(

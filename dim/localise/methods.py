@@ -66,7 +66,7 @@ def match_regions(photo: Seen, queries: Sequence[Description]) -> Matches:
 
 
 def describe_points(query: Seen) -> Description:
-    """The size of a query, and its points at several sizes. Those of size k are named "0 k", "1 k", …"""
+    """The size of a query, and its points at the sizes 0, 1, …: places as "places 0", vectors as "vectors 0"."""
     found = {"size": np.array([query.width, query.height])}
     for number, maps in enumerate(query.maps):
         points = geometry.points_of(maps, query.width, query.height)

@@ -16,7 +16,7 @@ import ray
 from dim.app import cluster
 from dim.app.progress import Progress
 from dim.data.decode import Box
-from dim.extract import own_process
+from dim.extract import own_process, photo_files
 from dim.extract.config import Extraction
 from dim.extract.embedder import Recipe
 from dim.extract.resources import of_own_process, resources
@@ -92,7 +92,7 @@ class Reranker:
                 described[row["query"]] = row["description"]
         order = np.argsort(places, kind="stable")
         starts = np.searchsorted(places[order], np.arange(len(rows) + 1))
-        lists = (pa.array(described, pa.binary()), starts, of[order])
+        lists = (pa.array(described, pa.large_binary()), starts, of[order])
         found = np.full((len(of), len(_VALUES)), np.nan)
         keys = of * len(rows) + places
         by_key = np.argsort(keys)
@@ -124,6 +124,7 @@ class Reranker:
     def _by_actors(self, rows: pa.Table, stage: type, shared: Shared) -> Iterator[pa.Table]:
         from dim.extract import pipeline  # noqa: PLC0415  (a few photos need no Ray Data)
 
+        cluster.require_shared(photo_files.one_of_each_folder(rows["path"]))
         config, size = self.config, self.recipe.source.spec.image_size
         machine = resources(config.workers, config.gpus_per_worker, config.batch_size, size, rows.num_rows)
         arguments = (self.how.method, self.recipe, machine, ray.put(shared))  # each node gets one copy

@@ -37,7 +37,7 @@ class Shared:
     """
 
     boxes: Mapping[int, Box]
-    encoded: pa.Array = field(default_factory=lambda: pa.nulls(0, pa.binary()))
+    encoded: pa.Array = field(default_factory=lambda: pa.nulls(0, pa.large_binary()))
     starts: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
     queries: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 

@@ -8,6 +8,7 @@ from typing import ParamSpec, TypeVar
 
 from dim.app import progress
 from dim.errors import UserError
+from dim.localise.config import parsed
 from dim.search.config import Expansion
 from dim.search.reranking import alpha_qe, aqe, dba, diffusion, k_reciprocal
 from dim.search.retrieval import Retrieval
@@ -37,11 +38,17 @@ METHODS: dict[Expansion, Method] = {
 }
 
 
-def check(names: Sequence[Expansion], neighbours: int | None) -> None:
-    """Raises UserError if `names` are in a wrong order, or if `neighbours` is out of range or given without names."""
-    for name in names[:-1]:
+def check(names: Sequence[Expansion], neighbours: int | None, rerank: str | None = None) -> None:
+    """Raises UserError if the flags after a search don't fit each other.
+
+    That is, if `names` are in a wrong order, if `neighbours` is out of range or given without names, or if `rerank` is
+    malformed or follows a method that replaces the scores.
+    """
+    if rerank:
+        parsed(rerank)
+    for name in names if rerank else names[:-1]:
         if METHODS[name].replaces_scores:
-            raise UserError(f"--expansion {name} replaces the scores, so it must be the last")
+            raise UserError(f"--expansion {name} replaces the scores, so it must be the last, and without --rerank")
     if neighbours is not None and not 1 <= neighbours <= MOST_NEIGHBOURS:
         raise UserError(f"--neighbours must be from 1 to {MOST_NEIGHBOURS}, not {neighbours}")
     if neighbours is not None and not names:

@@ -21,8 +21,8 @@ from dim.data.manifest import Manifest
 from dim.errors import UserError
 from dim.extract import identity
 from dim.io import files, local_copies, tables
-from dim.localise import config as reranking_flag
 from dim.localise import sources
+from dim.localise.config import parsed
 from dim.localise.rerank import Photos, Reranker
 from dim.report import search as search_report
 from dim.search import expansion_methods, queries, read_index
@@ -45,9 +45,7 @@ def search(config: SearchConfig) -> dict[str, Any]:
     """
     if config.top < 1:
         raise UserError(f"--top must be at least 1, not {config.top}")
-    expansion_methods.check(config.expansion, config.neighbours)
-    if config.rerank:
-        reranking_flag.parsed(config.rerank)
+    expansion_methods.check(config.expansion, config.neighbours, config.rerank)
     with cluster.joined():
         return _search(config)
 
@@ -82,7 +80,7 @@ def _reranker(config: SearchConfig, target: SearchTarget) -> Callable[[Photos], 
     """Makes the re-ranking for the photos of the queries."""
     recipe = sources.recipe_of(config.index, target.embedding, config, config.model, config.whitening)
     photos = sources.of_folder(config.index, target.ids, config.root)
-    return lambda asked: Reranker(reranking_flag.parsed(str(config.rerank)), recipe, asked, photos, config)
+    return lambda asked: Reranker(parsed(str(config.rerank)), recipe, asked, photos, config)
 
 
 def _open_output(config: SearchConfig, target: SearchTarget) -> AbstractContextManager[Output]:

@@ -296,6 +296,9 @@ def test_what_can_not_follow_is_refused():
     check(["dba", "aqe", "aqe", "diffusion"], 3)
     with pytest.raises(UserError, match="--expansion diffusion replaces the scores, so it must be the last"):
         check(["diffusion", "aqe"], None)
+    check(["dba", "aqe"], 3, "localise")
+    with pytest.raises(UserError, match="so it must be the last, and without --rerank"):
+        check(["dba", "diffusion"], 3, "localise")
     with pytest.raises(UserError, match="--neighbours must be from 1 to 100000, not 0"):
         check(["aqe"], 0)
     with pytest.raises(UserError, match="--neighbours must be from 1 to 100000, not 100001"):
