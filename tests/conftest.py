@@ -29,6 +29,11 @@ from dim.app import output_folder
 from dim.extract import finished_shards, store
 from dim.io import files, tables
 
+# Packages are installed without being compiled, and each is compiled by the first test that imports it. Where this
+# variable is set, each of the tests' many processes would compile them again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 # Object stores for whoever asks for them by the fixtures `s3` and `gs`. Their addresses stand in the environment before
 # any Ray starts, so that its workers know them too.
 S3_PORT, GS_PORT = free_ports(2)
