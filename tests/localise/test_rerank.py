@@ -38,6 +38,13 @@ def pasted(demo, tmp_path_factory):
     )
 
 
+@pytest.fixture
+def here(monkeypatch):
+    """The work is done in this process, even if there is a Ray."""
+    monkeypatch.setattr("dim.localise.rerank.ray.is_initialized", lambda: False)
+    monkeypatch.setattr("dim.localise.rerank.cluster.connected", nullcontext)
+
+
 def rows(paths, boxes=None):
     return pa.table({"path": paths, "box": pa.array(boxes or [None] * len(paths), pa.list_(pa.float64()))})
 
@@ -54,6 +61,7 @@ def heads_of(count, size):
     return [(order, np.linspace(0.11, 0.1, size)) for order in orders]
 
 
+@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("method", ["localise", "geometry"])
 def test_the_photo_that_has_the_query_comes_first(pasted, method):
     photos, collages, _ = pasted
@@ -67,6 +75,7 @@ def test_the_photo_that_has_the_query_comes_first(pasted, method):
         assert (found.inliers > 0).any() == (method == "geometry")
 
 
+@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("method", ["localise", "geometry"])
 def test_only_the_first_photos_move(pasted, method):
     photos, collages, _ = pasted
@@ -99,6 +108,7 @@ def test_actors_find_what_one_process_finds(ray_session, pasted, method, monkeyp
         assert found.inliers.tolist() == expected.inliers.tolist()
 
 
+@pytest.mark.usefixtures("here")
 def test_boxes_are_in_pixels_of_the_upright_photo(pasted, tmp_path):
     """Of a photo whose file is turned by EXIF, and of a photo that the manifest crops."""
     photos, collages, _ = pasted
@@ -120,6 +130,7 @@ def test_boxes_are_in_pixels_of_the_upright_photo(pasted, tmp_path):
     np.testing.assert_allclose(at[2] - [100, 50, 100, 50], at[0], atol=1e-3)
 
 
+@pytest.mark.usefixtures("here")
 def test_what_cannot_be_read_stays_where_it_is(pasted, tmp_path):
     photos, collages, _ = pasted
     (tmp_path / "broken.jpg").write_bytes(b"no photo")
@@ -140,7 +151,7 @@ def test_boxes_overlap_with_the_pasted_photos(ray_session, demo, tmp_path, metho
 
 
 @pytest.fixture
-def extracted(pasted, tmp_path):
+def extracted(here, pasted, tmp_path):
     """The manifest and the descriptors of the photos and the collages; each two have a label."""
     photos, collages, _ = pasted
     ids = [f"{kind}{number}" for kind in ("photo", "collage") for number in range(COUNT)]
@@ -152,8 +163,7 @@ def extracted(pasted, tmp_path):
     return manifest, out
 
 
-def test_search_and_evaluation_rank_again(extracted, tmp_path, monkeypatch):
-    monkeypatch.setattr("dim.localise.rerank.ray.is_initialized", lambda: False)
+def test_search_and_evaluation_rank_again(extracted, tmp_path):
     manifest, folder = extracted
     plain = evaluate(
         EvaluateConfig(manifest=manifest, descriptors=(folder,), out=str(tmp_path / "plain"), report=False)
