@@ -182,6 +182,7 @@ np.save(sys.argv[3], model(np.load(sys.argv[2])).numpy())
 """
 
 
+@pytest.mark.slow
 def test_a_network_loads_without_dim_and_gives_the_same_descriptors(tmp_path):
     import keras
 

@@ -40,6 +40,7 @@ def test_as_an_independent_implementation(shared):
     assert cosines.min() > 0.9999
 
 
+@pytest.mark.slow
 def test_photos_of_several_shapes_as_each_alone(ray_session, demo, tmp_path):
     from dim.extract.config import ExtractConfig
     from dim.extract.job import extract
@@ -107,6 +108,7 @@ def test_shapes_are_kept_apart_and_their_order_kept(batch_size):
     assert all(np.array_equal(seen[row], image) for row, image in enumerate(images))
 
 
+@pytest.mark.slow
 def test_weights_that_are_replaced_before_the_workers_load_them_end_the_job(ray_session, demo, tmp_path, monkeypatch):
     from dim.extract import pipeline
     from dim.extract.config import ExtractConfig

@@ -25,6 +25,7 @@ def manifest(folder, demo):
     return path
 
 
+@pytest.mark.slow
 def test_mined_triplets_are_those_of_the_labels(ray_session, folder, manifest):
     out = str(folder / "off-the-shelf")
     done = extract(ExtractConfig(manifest=manifest, model="vgg16-gem", split="train", out=out, **SIZE))

@@ -94,13 +94,11 @@ def test_names_and_random_weights_are_the_same_each_time():
             np.testing.assert_array_equal(mine, yours)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("backbone", "files"),
     # Some of ConvNeXt's arrays have no names, so that an .npz of them would not say which is which.
-    [
-        ("efficientnetv2b0", ["notop.h5", "saved.weights.h5", "arrays.npz"]),
-        pytest.param("convnexttiny", ["notop.h5"], marks=pytest.mark.slow),
-    ],
+    [("efficientnetv2b0", ["notop.h5", "saved.weights.h5", "arrays.npz"]), ("convnexttiny", ["notop.h5"])],
 )
 def test_weights_files_of_all_kinds(backbone, files, tmp_path):
     original = randomised(reference(backbone))
