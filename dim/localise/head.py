@@ -19,7 +19,7 @@ _EPSILON = 1e-6  # as in `dim.model.layers`
 
 
 @dataclass(frozen=True)
-class Head:
+class NetworkHead:
     """The pooling and the linear layers of a network.
 
     A region with the activations X has the descriptor f = L2((Σ_p X(p)^power)^(1/power)) and then, for each (kernel,
@@ -29,9 +29,12 @@ class Head:
     power: float
     layers: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
 
-    def descriptors(self, sums: np.ndarray) -> np.ndarray:
-        """Makes descriptors, float32 (N, D), of sums of powers, float32 (N, K)."""
-        found = normalised(np.power(sums, 1 / np.float32(self.power)))
+    def descriptors(self, sums: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        """Makes descriptors, float32 (N, D), of sums of powers, float32 (N, K).
+
+        The activations were divided by `scale` (K,) before, so that no power leaves the range of numbers.
+        """
+        found = normalised(np.power(sums, 1 / np.float32(self.power)) * scale)
         for kernel, bias in self.layers:
             found = normalised(found @ kernel + bias)
         return found
@@ -43,7 +46,7 @@ def normalised(vectors: np.ndarray) -> np.ndarray:
     return found
 
 
-def of_network(model: Any, spec: Spec, whitening: Whitening | None) -> Head:
+def of_network(model: Any, spec: Spec, whitening: Whitening | None) -> NetworkHead:
     """The head of the Keras `model` that `spec` describes, and of the `whitening` after it, if there is one."""
     pooling = model.get_layer("pooling")
     layers = [pooling.get_weights()] if spec.region_dimension else []
@@ -52,4 +55,4 @@ def of_network(model: Any, spec: Spec, whitening: Whitening | None) -> Head:
     power = {"mac": MAXIMUM, "rmac": MAXIMUM}.get(spec.pooling, 1.0)
     if spec.pooling == "gem":
         power = float(np.asarray(pooling.get_weights()[0]))
-    return Head(power, tuple((np.asarray(kernel), np.asarray(bias)) for kernel, bias in layers))
+    return NetworkHead(power, tuple((np.asarray(kernel), np.asarray(bias)) for kernel, bias in layers))

@@ -9,7 +9,7 @@ A box is (top, left, bottom, right) in cells of the activation map. The row `bot
 
 import numpy as np
 
-from dim.localise.head import Head
+from dim.localise.head import NetworkHead
 
 TICKS = 7  # intervals, at most, into which the coarse grid divides each side of the map
 ROUNDS = 8  # moves of a side, at most
@@ -19,7 +19,7 @@ _LEAST = 1e-6  # as in GeM
 class Regions:
     """The descriptors of the regions of one activation map (H, W, K); H and W are at least 1."""
 
-    def __init__(self, activations: np.ndarray, head: Head) -> None:
+    def __init__(self, activations: np.ndarray, head: NetworkHead) -> None:
         maps = np.maximum(activations, _LEAST).astype(np.float64)
         self.height, self.width, _ = maps.shape
         # Each channel is divided by its largest value, so that no power leaves the range of numbers.
@@ -39,7 +39,7 @@ class Regions:
         sums = self._integral[bottom, right] - self._integral[top, right]
         sums += self._integral[top, left] - self._integral[bottom, left]
         shares = np.maximum(sums, 0).astype(np.float32)
-        return self._head.descriptors(shares * self._largest ** np.float32(self._head.power))
+        return self._head.descriptors(shares, self._largest)
 
     def most_similar(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Finds the box that is most similar to each query.

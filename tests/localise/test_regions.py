@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dim.localise import regions
-from dim.localise.head import MAXIMUM, Head, of_network
+from dim.localise.head import MAXIMUM, NetworkHead, of_network
 from dim.localise.regions import Regions, boxes_between
 from dim.model import network, spec
 from dim.model.pooling import gem, mac, spoc
@@ -43,7 +43,7 @@ def every_box(height, width):
 def test_integral_images_give_what_pooling_gives(power, pool, tolerance):
     activations = maps(9, 7)
     boxes = every_box(9, 7)[::13]
-    found = Regions(activations, Head(power)).descriptors(boxes)
+    found = Regions(activations, NetworkHead(power)).descriptors(boxes)
     for descriptor, (top, left, bottom, right) in zip(found, boxes, strict=True):
         expected = unit(np.asarray(pool(activations[None, top:bottom, left:right])))[0]
         np.testing.assert_allclose(descriptor, expected, atol=tolerance)
@@ -52,7 +52,7 @@ def test_integral_images_give_what_pooling_gives(power, pool, tolerance):
 def test_a_large_power_is_near_the_maximum():
     activations = maps(9, 7)
     boxes = every_box(9, 7)[::13]
-    found = Regions(activations, Head(MAXIMUM)).descriptors(boxes)
+    found = Regions(activations, NetworkHead(MAXIMUM)).descriptors(boxes)
     exact = [unit(np.asarray(mac(activations[None, a:c, b:d])))[0] for a, b, c, d in boxes]
     assert np.einsum("bk,bk->b", found, np.array(exact)).min() > 0.98
 
@@ -79,7 +79,7 @@ def test_the_head_describes_a_whole_photo_as_the_network_does(model):
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 6), (5, 7), (7, 7)])
 def test_on_a_small_map_the_best_of_all_boxes_is_found(height, width):
     """The grid has a line between any two cells there."""
-    found = Regions(maps(height, width), Head(3.0))
+    found = Regions(maps(height, width), NetworkHead(3.0))
     queries = unit(RANDOM.random((5, 2, 24)).astype(np.float32))
     boxes, cosines = found.most_similar(queries)
     every = np.einsum("bd,qsd->qsb", found.descriptors(every_box(height, width)), queries).max(axis=1)
@@ -90,7 +90,7 @@ def test_on_a_small_map_the_best_of_all_boxes_is_found(height, width):
 
 def test_on_a_large_map_no_move_of_a_side_makes_the_box_better(monkeypatch):
     monkeypatch.setattr(regions, "ROUNDS", 100)
-    found = Regions(maps(23, 30), Head(3.0))
+    found = Regions(maps(23, 30), NetworkHead(3.0))
     queries = unit(RANDOM.random((6, 1, 24)).astype(np.float32))
     boxes, cosines = found.most_similar(queries)
     grid = boxes_between(regions._ticks(23), regions._ticks(30))
@@ -105,21 +105,21 @@ def test_on_a_large_map_no_move_of_a_side_makes_the_box_better(monkeypatch):
 def test_an_object_is_found_where_it_is():
     activations = maps(28, 28, seed=1)
     activations[9:17, 12:22] = maps(8, 10, seed=2)
-    query = Regions(maps(8, 10, seed=2), Head(3.0))
-    boxes, cosines = Regions(activations, Head(3.0)).most_similar(query.descriptors(query.whole)[None])
+    query = Regions(maps(8, 10, seed=2), NetworkHead(3.0))
+    boxes, cosines = Regions(activations, NetworkHead(3.0)).most_similar(query.descriptors(query.whole)[None])
     assert cosines[0] > 0.99
     assert np.abs(boxes[0] - [9, 12, 17, 22]).max() <= 1
 
 
 def test_a_query_that_fills_the_photo_is_the_whole_photo():
-    whole = Regions(maps(6, 5), Head(3.0))
+    whole = Regions(maps(6, 5), NetworkHead(3.0))
     boxes, cosines = whole.most_similar(whole.descriptors(whole.whole)[None])
     assert boxes.tolist() == [[0, 0, 6, 5]]
     assert cosines[0] == pytest.approx(1)
 
 
 def test_the_result_does_not_depend_on_the_other_queries():
-    found = Regions(maps(17, 14), Head(3.0))
+    found = Regions(maps(17, 14), NetworkHead(3.0))
     queries = unit(RANDOM.random((7, 3, 24)).astype(np.float32))
     boxes, cosines = found.most_similar(queries)
     for number in range(7):
@@ -128,7 +128,13 @@ def test_the_result_does_not_depend_on_the_other_queries():
         np.testing.assert_allclose(cosine[0], cosines[number], atol=1e-6)
 
 
+def test_large_activations_stay_within_the_range_of_numbers():
+    found, larger = (Regions(factor * maps(6, 5), NetworkHead(MAXIMUM)) for factor in (1, 1024))
+    boxes = every_box(6, 5)
+    np.testing.assert_allclose(larger.descriptors(boxes), found.descriptors(boxes), atol=1e-5)
+
+
 def test_a_map_without_any_activation_has_regions():
-    empty = Regions(np.zeros((4, 4, 8), np.float32), Head(3.0))
+    empty = Regions(np.zeros((4, 4, 8), np.float32), NetworkHead(3.0))
     boxes, cosines = empty.most_similar(unit(RANDOM.random((1, 1, 8)).astype(np.float32)))
     assert np.isfinite(cosines).all() and boxes.shape == (1, 4)
