@@ -68,6 +68,14 @@ def inputs_of(folder: str) -> dict[str, str | None]:
     return inputs
 
 
+def origins_of(folder: str) -> dict[str, str | None]:
+    """The same; for an index, also the files from which its descriptors were made."""
+    own = inputs_of(folder)
+    if not (descriptors := own.get("descriptors")):
+        return own
+    return inputs_of(descriptors) | {name: uri for name, uri in own.items() if uri is not None}
+
+
 def embedding_of(recipe: Recipe) -> NetworkEmbedding:
     """The identity of `recipe`'s descriptors. Raises UserError if its whitening was fitted on another embedding."""
     known = recipe.source.spec

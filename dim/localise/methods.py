@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dim.localise import config, geometry
-from dim.localise.head import Head
+from dim.localise.head import NetworkHead
 from dim.localise.regions import Regions
 
 Description = dict[str, np.ndarray]
@@ -33,7 +33,7 @@ class Seen:
     width: float
     height: float
     maps: tuple[np.ndarray, ...]
-    head: Head
+    head: NetworkHead
 
 
 @dataclass(frozen=True)

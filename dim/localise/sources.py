@@ -27,7 +27,7 @@ def recipe_of(
 
     if not isinstance(embedding, NetworkEmbedding):
         raise UserError(f"--rerank looks at photos with the network, but {folder!r} holds descriptors made elsewhere")
-    known = _inputs(folder)
+    known = identity.origins_of(folder)
     model, whitening = model or known.get("model"), whitening or known.get("whitening")
     if model is None:
         raise UserError(f"--rerank needs --model, the model that made {folder!r}")
@@ -38,15 +38,6 @@ def recipe_of(
     recipe = recipe_of(extraction, extraction.source(model))
     identity.require_equal(embedding, folder, identity.embedding_of(recipe), model)
     return recipe
-
-
-def _inputs(folder: str) -> dict[str, str | None]:
-    """The inputs of the descriptors, or of the index of them, in `folder`."""
-    own = identity.inputs_of(folder)
-    descriptors = own.get("descriptors")
-    if descriptors is None:
-        return own
-    return identity.inputs_of(descriptors) | {name: uri for name, uri in own.items() if uri is not None}
 
 
 def of_rows(*chosen: tuple[Manifest, np.ndarray]) -> Photos:
@@ -61,7 +52,7 @@ def of_folder(folder: str, ids: pa.ChunkedArray, root: str | None) -> Photos:
 
     Raises UserError if the manifest that they were made from is gone or lacks one of them, or one is outside `root`.
     """
-    uri = _inputs(folder).get("manifest")
+    uri = identity.origins_of(folder).get("manifest")
     if uri is None or not files.exists(uri):
         raise UserError(f"--rerank needs the photos, but the manifest of {folder!r} is gone: {uri!r}")
     return of_ids(manifests.read(uri), ids, root)

@@ -19,7 +19,7 @@ from dim.extract import photo_tables, store
 from dim.extract.embedder import Forward, Recipe, set_up_tensorflow
 from dim.extract.resources import Resources, require_a_try_left
 from dim.localise.config import Method
-from dim.localise.head import Head, of_network
+from dim.localise.head import NetworkHead, of_network
 from dim.localise.methods import METHODS, SIZES, Description, Seen
 
 MATCHED = pa.schema(
@@ -80,7 +80,7 @@ class _Maps:
             return Forward(function, machine.batch_size, machine.streams)
 
         self._forwards = [at(size) for size in sizes]
-        self.head: Head = of_network(model, spec, recipe.whitening)
+        self.head: NetworkHead = of_network(model, spec, recipe.whitening)
 
     def of(self, images: Sequence[np.ndarray]) -> list[tuple[np.ndarray, ...]]:
         """The maps (H, W, K) of each of `images`, uint8 (h, w, 3), one for each size."""

@@ -162,10 +162,7 @@ def of_folder(folder: str, ids: Collection[str], root: str | None = None) -> Kno
     The result is empty if the manifest is gone or can't be read, or if one of the photos is outside `root`.
     """
     try:
-        inputs = identity.inputs_of(folder)
-        if descriptors := inputs.get("descriptors"):  # `folder` is an index
-            inputs = identity.inputs_of(descriptors)
-        uri = inputs.get("manifest")
+        uri = identity.origins_of(folder).get("manifest")
         return of_manifest(uri, ids, root) if uri and files.exists(uri) else NOT_KNOWN
     except UserError as error:  # for example, another file replaced the manifest
         log.warning("photos of %s are not shown: %s", folder, error)

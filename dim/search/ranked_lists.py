@@ -12,7 +12,7 @@ from dim.localise.rerank import Reranked, Reranker
 from dim.search.database import release
 from dim.search.exact import QUERIES
 from dim.search.queries import Queries
-from dim.search.retrieval import Head, Retrieval
+from dim.search.retrieval import FirstRows, Retrieval
 
 _COLUMNS = [("query_id", pa.string()), ("rank", pa.int64()), ("image_id", pa.string()), ("score", pa.float64())]
 # Memory of a query that is searched: copies of its vector, and bytes of an entry in its list.
@@ -56,14 +56,14 @@ class RankedLists:
         for start in range(0, size, step):
             some = replace(self.retrieval, queries=np.array(self.retrieval.queries[start : start + step]))
             release(asked.vectors)
-            heads: Sequence[Head | Reranked] = list(some.best(deepest))
+            heads: Sequence[FirstRows | Reranked] = list(some.best(deepest))
             if self.reranker:
                 numbers = np.arange(start, start + len(heads))
                 heads = self.reranker(numbers, [(head.rows, head.scores) for head in heads])
             yield self._table(asked.ids.slice(start, step), heads)
             progress.add(len(heads))
 
-    def _table(self, query_ids: pa.ChunkedArray, heads: Sequence[Head | Reranked]) -> pa.Table:
+    def _table(self, query_ids: pa.ChunkedArray, heads: Sequence[FirstRows | Reranked]) -> pa.Table:
         """Makes the rows of the queries `query_ids` from the heads of their lists."""
         lengths = [min(self.top, len(head.rows)) for head in heads]
 

@@ -13,7 +13,7 @@ from dim.search import exact
 from dim.search.database import Database, without_own
 
 
-class Head(NamedTuple):
+class FirstRows(NamedTuple):
     """The first `rows` of a query's list, best first, with their final scores and their cosines, all (n,)."""
 
     rows: np.ndarray
@@ -59,12 +59,12 @@ class Retrieval:
             return self.database.nearest(self.queries, count)
         return without_own(self.own, *self.database.nearest(self.queries, count + 1))
 
-    def best(self, count: int) -> Iterator[Head]:
+    def best(self, count: int) -> Iterator[FirstRows]:
         """Yields the first rows of each query's list, at most `count`."""
         if self.rescore:
             for scores, cosines in self._rescored():
                 found = exact.best(scores, count, self.database.tie_order)
-                yield Head(found, scores[found], cosines[found])
+                yield FirstRows(found, scores[found], cosines[found])
         else:
             for rows, scores in zip(*self.nearest(count), strict=True):
-                yield Head(rows[rows >= 0], scores[rows >= 0], scores[rows >= 0])
+                yield FirstRows(rows[rows >= 0], scores[rows >= 0], scores[rows >= 0])

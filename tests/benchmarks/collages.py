@@ -5,13 +5,13 @@
 Draws `--count` photos of split val by --seed. Each is scaled to 40 to 70 % of another photo, rotated by up to 10
 degrees, and pasted into it. Prints one JSON line for each method: the mean intersection over union of the box that is
 found and the smallest box around the pasted photo (0 if no box is found), the share of boxes with at least 0.5, and
-the share of collages with a box.
+the share of boxes that overlap at all.
 """
 
 import argparse
 import json
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +28,9 @@ SCALES = (0.4, 0.7)
 TURN = 10.0  # degrees, at most
 
 
-def collage(photo: Image.Image, scene: Image.Image, scale: float, turn: float, generator: np.random.Generator) -> Any:
+def collage(
+    photo: Image.Image, scene: Image.Image, scale: float, turn: float, generator: np.random.Generator
+) -> tuple[Image.Image, np.ndarray]:
     """Pastes `photo` into `scene`, with `scale` times its size and turned by `turn` degrees.
 
     Returns the collage and the box (x1, y1, x2, y2) around the pasted photo.
